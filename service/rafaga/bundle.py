@@ -1,0 +1,261 @@
+"""The contract between export and service: one folder with a model, what is known of it, and the proof.
+
+    <repository>/<model>/<version>/
+      model.onnx  model.fp16.onnx  model.int8.onnx   whichever variants were published
+      bundle.json                                    `Bundle`, below
+      golden.npz                                     `input.<name>` and `output.<name>`, computed by PyTorch
+
+`publish` writes to a temporary folder beside the target and renames it: a reader sees a whole bundle or none.
+`load` checks the schema, `verify_files` the sha256 of every file. Running the golden inputs is the engine's part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from rafaga.errors import BundleError
+
+SCHEMA = 1
+MANIFEST = "bundle.json"
+GOLDEN = "golden.npz"
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+FILE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class Task(StrEnum):
+    CLASSIFICATION = "classification"
+    FEATURES = "features"
+    FORECASTING = "forecasting"
+
+
+class Precision(StrEnum):
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class TensorSpec(Frozen, frozen=True):
+    """One input or output of the graph. `shape`: None where the size is free; the first axis is always the batch."""
+
+    name: str
+    dtype: str  # numpy's name: "uint8", "int64", "float32"
+    shape: tuple[int | None, ...]
+
+
+class ImagePreparation(Frozen, frozen=True):
+    """How an encoded image becomes the model's uint8 [height, width, channels] input.
+
+    Resize so that the shorter side is `resize_shorter` (or to exactly height x width when None), then crop the centre.
+    `height` and `width` are None for models that take any size: the image is then only decoded. Bilinear with
+    antialiasing, as torchvision's transforms do it on PIL images.
+    """
+
+    height: int | None
+    width: int | None
+    channels: int  # 1 grey, 3 RGB
+    resize_shorter: int | None = None
+
+
+class FeatureSpec(Frozen, frozen=True):
+    """Which output carries which map; `stride` in input pixels per cell, 0 for an embedding."""
+
+    output: str
+    stride: int
+
+
+class ForecastSpec(Frozen, frozen=True):
+    """What a forecaster takes and gives.
+
+    Inputs `history` float32 [N, T] right-padded with zeros and `length` int64 [N]; output `quantiles` float32
+    [N, max_horizon, len(quantile_levels)].
+    """
+
+    min_history: int
+    max_history: int
+    max_horizon: int
+    quantile_levels: tuple[float, ...]
+    season: int  # steps in one period; 1 where there is none
+    step: str  # time between observations: "month", "hour", "trading day"
+    unit: str
+
+
+class Metric(Frozen, frozen=True):
+    """A figure measured on held-out data, e.g. top1 0.991 on "MNIST test" with 10000 samples."""
+
+    name: str
+    value: float
+    dataset: str
+    samples: int
+
+
+class Parity(Frozen, frozen=True):
+    """Largest differences from PyTorch over all outputs and all listed batch sizes.
+
+    `max_relative_error` is max|a - b| / max(1, max|b|) per output, b being PyTorch's.
+    """
+
+    max_absolute_error: float
+    max_relative_error: float
+    batch_sizes: tuple[int, ...]
+
+
+class Variant(Frozen, frozen=True):
+    """One ONNX file. A variant that lost more accuracy than allowed is kept but not `default_eligible`."""
+
+    precision: Precision
+    file: str
+    parity: Parity
+    metrics: tuple[Metric, ...] = ()
+    default_eligible: bool = True
+
+
+class Weights(Frozen, frozen=True):
+    """Where the parameters come from. `trained` False: random, for load tests only."""
+
+    trained: bool
+    source: str
+    license: str
+    sha256: str = ""
+
+
+class Provenance(Frozen, frozen=True):
+    created: str  # ISO 8601, UTC
+    rafaga: str
+    torch: str
+    onnx: str
+    opset: int
+
+
+class Bundle(Frozen, frozen=True):
+    """bundle.json."""
+
+    schema: int
+    name: str
+    version: int
+    task: Task
+    architecture: str
+    dataset: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    weights: Weights
+    variants: tuple[Variant, ...]
+    provenance: Provenance
+    files: dict[str, str]  # sha256 by file name
+    labels: tuple[str, ...] = ()
+    image: ImagePreparation | None = None
+    features: tuple[FeatureSpec, ...] = ()
+    forecast: ForecastSpec | None = None
+    parameters: int = 0  # how many numbers were trained
+    max_batch_size: int = 32
+
+    def variant(self, precision: Precision) -> Variant | None:
+        return next((v for v in self.variants if v.precision == precision), None)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the parts contradict each other (msgspec reports it with the file's other errors)."""
+        if self.schema != SCHEMA:
+            raise ValueError(f"schema {self.schema} is not supported; this version reads schema {SCHEMA}")
+        if not NAME_PATTERN.fullmatch(self.name):
+            raise ValueError(f"name {self.name!r} does not match {NAME_PATTERN.pattern}")
+        if self.version < 1 or self.max_batch_size < 1:
+            raise ValueError("version and max_batch_size start at 1")
+        if not self.variants or not self.inputs or not self.outputs:
+            raise ValueError("a bundle needs at least one variant, one input and one output")
+        for file in (*self.files, *(v.file for v in self.variants)):
+            if not FILE_PATTERN.fullmatch(file):
+                raise ValueError(f"file name {file!r} does not match {FILE_PATTERN.pattern}")
+        wanted = {
+            Task.CLASSIFICATION: self.image is not None and bool(self.labels),
+            Task.FEATURES: self.image is not None and bool(self.features),
+            Task.FORECASTING: self.forecast is not None,
+        }
+        if not wanted[self.task]:
+            raise ValueError(f"task {self.task} lacks its part: image and labels, image and features, or forecast")
+        if not {f.output for f in self.features} <= {o.name for o in self.outputs}:
+            raise ValueError("features names an output that the graph does not have")
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load(folder: Path) -> Bundle:
+    """Reads and checks bundle.json of `folder` (…/<name>/<version>). Raises BundleError."""
+    try:
+        bundle = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Bundle)
+    except FileNotFoundError:
+        raise BundleError(f"{folder}: no {MANIFEST}") from None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise BundleError(f"{folder / MANIFEST}: {error}") from None
+    if (bundle.name, str(bundle.version)) != (folder.parent.name, folder.name):
+        raise BundleError(
+            f"{folder}: {MANIFEST} says {bundle.name} version {bundle.version}, which is not where it lies"
+        )
+    # `publish` fills `files` last, so this is no part of __post_init__: there a bundle is still being made.
+    for file in (*(v.file for v in bundle.variants), GOLDEN):
+        if file not in bundle.files:
+            raise BundleError(f"{folder / MANIFEST}: {file} is not listed under files")
+    return bundle
+
+
+def verify_files(folder: Path, bundle: Bundle) -> None:
+    """Raises BundleError naming the first file that is missing or not what was published."""
+    for name, expected in bundle.files.items():
+        path = folder / name
+        if not path.is_file() or path.is_symlink():
+            raise BundleError(f"{path}: missing, or not a plain file")
+        found = sha256_of(path)
+        if found != expected:
+            raise BundleError(
+                f"{path}: sha256 is {found[:16]}…, expected {expected[:16]}…: the file changed after it was published"
+            )
+
+
+def publish(repository: Path, name: str, version: int | None, fill: Callable[[Path, int], Bundle]) -> Path:
+    """Publishes a bundle atomically and returns its folder.
+
+    `fill(folder, version)` writes the files into a temporary folder and returns the Bundle, with `files` empty or not:
+    the checksums are computed here. `version` None takes the next free number. Raises FileExistsError when that version
+    is there already: published bundles never change.
+    """
+    parent = repository / name
+    parent.mkdir(parents=True, exist_ok=True)
+    if version is None:
+        taken = [int(p.name) for p in parent.iterdir() if p.name.isdecimal()]
+        version = max(taken, default=0) + 1
+    target = parent / str(version)
+    if target.exists():
+        raise FileExistsError(f"{target} is published already; choose another version")
+    temporary = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=parent))
+    try:
+        bundle = fill(temporary, version)
+        files = {p.name: sha256_of(p) for p in sorted(temporary.iterdir())}
+        bundle = msgspec.structs.replace(bundle, files=files)
+        (temporary / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(bundle), indent=2) + b"\n")
+        temporary.chmod(0o755)  # mkdtemp makes it private; the server may run as another user
+        _sync(temporary)
+        os.rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return target
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
