@@ -1,0 +1,81 @@
+"""Encoded images to the uint8 arrays that models take. Runs in the decode threads: Pillow releases the GIL."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from rafaga.bundle import ImagePreparation
+from rafaga.errors import InvalidImage
+
+FORMATS = ("JPEG", "PNG")
+# Deeper than 8 bits per channel: Pillow's conversion would clip them to white.
+_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def prepare(data: bytes, preparation: ImagePreparation, max_pixels: int) -> NDArray[np.uint8]:
+    """Decodes a JPEG or PNG file and brings it to the model's size.
+
+    Returns uint8 [height, width, channels]. The steps are those of torchvision's evaluation transforms on PIL images
+    (Resize with antialiased bilinear interpolation, CenterCrop), so a served answer is the one training measured.
+    Raises InvalidImage.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise _too_large(width * height, max_pixels)
+            if image.mode in _DEEP_MODES:
+                raise InvalidImage(f"expected 8 bits per channel, got an image of mode {image.mode}: convert it first")
+            _shrink_while_decoding(image, preparation)
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            pixels = _resized(upright.convert("L" if preparation.channels == 1 else "RGB"), preparation)
+    except InvalidImage:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InvalidImage(f"the image has more than {max_pixels} pixels: send a smaller one") from None
+    except Exception:  # noqa: BLE001  Whatever the decoder trips over in a stranger's bytes, it is no image of ours.
+        raise InvalidImage(f"expected a whole JPEG or PNG file, got {len(data)} bytes that do not decode") from None
+    array = np.asarray(pixels, dtype=np.uint8)
+    return array[:, :, np.newaxis] if preparation.channels == 1 else array
+
+
+def _too_large(pixels: int, max_pixels: int) -> InvalidImage:
+    return InvalidImage(f"expected at most {max_pixels} pixels, got {pixels}: send a smaller image")
+
+
+def _shrink_while_decoding(image: Image.Image, preparation: ImagePreparation) -> None:
+    """Lets the JPEG decoder skip detail (a DCT scale of 1/2, 1/4, 1/8) that the resize would only throw away.
+
+    Twice the wanted size is kept, so that the antialiased resize still decides what the pixels look like.
+    """
+    wanted = preparation.resize_shorter or min(preparation.height or 0, preparation.width or 0)
+    shorter = min(image.size)
+    if wanted and shorter > 4 * wanted:
+        scale = 2 * wanted / shorter
+        image.draft(image.mode, (round(image.width * scale), round(image.height * scale)))
+
+
+def _resized(image: Image.Image, preparation: ImagePreparation) -> Image.Image:
+    height, width, shorter = preparation.height, preparation.width, preparation.resize_shorter
+    if shorter is not None:
+        scaled = _shorter_side(image.size, shorter)
+        if scaled != image.size:
+            image = image.resize(scaled, Image.Resampling.BILINEAR)
+    if height is None or width is None or image.size == (width, height):
+        return image
+    if shorter is None:
+        return image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _shorter_side(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    width, height = size
+    if width <= height:
+        return shorter, int(shorter * height / width)
+    return int(shorter * width / height), shorter

@@ -1,0 +1,45 @@
+"""Arrays and their bytes on the wire, with declared sizes checked before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rafaga.errors import InvalidTensor
+
+
+def from_wire(data: bytes, dtype: np.dtype[np.generic], shape: Sequence[int]) -> NDArray[np.generic]:
+    """A read-only view of `data` as little-endian row-major `dtype` [*shape]; nothing is copied.
+
+    Raises InvalidTensor when the bytes are not as many as the shape declares.
+    """
+    expected = math.prod(shape) * dtype.itemsize
+    if expected == 0:
+        raise InvalidTensor(f"expected at least one element, got shape {list(shape)}")
+    if len(data) != expected:
+        raise InvalidTensor(
+            f"expected {expected} bytes for {dtype.name} {list(shape)}, got {len(data)}: shape and data disagree"
+        )
+    return np.frombuffer(data, dtype=dtype.newbyteorder("<")).reshape(shape)
+
+
+def to_wire(array: NDArray[np.generic]) -> bytes:
+    """Little-endian row-major bytes of `array`."""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def check_shape(what: str, got: Sequence[int], expected: Sequence[int | None]) -> None:
+    """Raises InvalidTensor unless `got` has the sizes of `expected`, where None fits any."""
+    if len(got) != len(expected) or any(e is not None and g != e for g, e in zip(got, expected, strict=True)):
+        raise InvalidTensor(f"expected {what} of shape {describe(expected)}, got {describe(got)}")
+
+
+def describe(shape: Sequence[int | None]) -> str:
+    """A shape for people: [N, 28, 28, 1]; a free size reads "any", a free first axis "N"."""
+    words = ["any" if size is None else str(size) for size in shape]
+    if words and shape[0] is None:
+        words[0] = "N"
+    return "[" + ", ".join(words) + "]"
