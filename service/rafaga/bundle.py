@@ -21,6 +21,8 @@ from enum import StrEnum
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from rafaga.errors import BundleError
 
@@ -121,6 +123,14 @@ class Variant(Frozen, frozen=True):
     metrics: tuple[Metric, ...] = ()
     default_eligible: bool = True
 
+    @property
+    def golden_tolerance(self) -> float:
+        """Largest relative error, as in `Parity`, at which answers to the golden inputs count as right on any machine.
+
+        Wider than what export measured, because other processors add in another order and GPUs may round to TF32.
+        """
+        return max(1e-3, 2 * self.parity.max_relative_error)
+
 
 class Weights(Frozen, frozen=True):
     """Where the parameters come from. `trained` False: random, for load tests only."""
@@ -186,6 +196,14 @@ class Bundle(Frozen, frozen=True):
             raise ValueError(f"task {self.task} lacks its part: image and labels, image and features, or forecast")
         if not {f.output for f in self.features} <= {o.name for o in self.outputs}:
             raise ValueError("features names an output that the graph does not have")
+
+
+def relative_error(found: NDArray[np.generic], reference: NDArray[np.generic]) -> float:
+    """max|a - b| / max(1, max|b|), b being the reference; NaN where either holds one. Shapes must be equal."""
+    if found.shape != reference.shape:
+        raise ValueError(f"shapes differ: {found.shape} and {reference.shape}")
+    a, b = found.astype(np.float64), reference.astype(np.float64)
+    return float(np.max(np.abs(a - b), initial=0.0) / max(1.0, np.max(np.abs(b), initial=0.0)))
 
 
 def sha256_of(path: Path) -> str:
