@@ -1,0 +1,1 @@
+"""PyTorch to verified ONNX bundles: `python -m export`."""

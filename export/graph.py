@@ -1,0 +1,102 @@
+"""The serving graph: the module that is traced, with everything in it on which client and server could disagree.
+
+Images arrive as uint8 [N, height, width, channels], the layout and type of decoded pixels: a quarter of the bytes of
+floats on the wire. Layout change and normalisation are inside the graph, and so is the softmax of a classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export.arrays import Array, Arrays
+from models.zoo import Entry, ImageInput, SeriesInput, Task
+
+AxisNames = Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class ServingGraph:
+    """`module` takes the tensors of `inputs` in order and gives a tuple in the order of `outputs`.
+
+    `dynamic` names the free axes of every input.
+    """
+
+    module: nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    dynamic: Mapping[str, AxisNames]
+
+    def reference(self, inputs: Arrays) -> dict[str, Array]:
+        """PyTorch's own answers, in eager mode: what every file of the bundle is compared with."""
+        with torch.inference_mode():
+            outputs = self.module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self.inputs))
+        return {name: tensor.numpy() for name, tensor in zip(self.outputs, outputs, strict=True)}
+
+
+def serving_graph(entry: Entry, model: nn.Module) -> ServingGraph:
+    """Wraps `model`, which is put into evaluation mode."""
+    if isinstance(entry.input, SeriesInput):
+        return ServingGraph(
+            ForecastGraph(model).eval(),
+            inputs=("history", "length"),
+            outputs=("quantiles",),
+            dynamic={"history": {0: "batch", 1: "time"}, "length": {0: "batch"}},
+        )
+    any_size = {} if entry.input.height else {1: "height", 2: "width"}
+    classifies = entry.task is Task.CLASSIFICATION
+    outputs = ("probabilities",) if classifies else tuple(entry.strides)
+    return ServingGraph(
+        ImageGraph(model, entry.input, outputs, softmax=classifies).eval(),
+        inputs=("image",),
+        outputs=outputs,
+        dynamic={"image": {0: "batch", **any_size}},
+    )
+
+
+class ImageGraph(nn.Module):
+    """uint8 [N, height, width, channels] -> the model's maps, or probabilities float32 [N, classes]."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, image: ImageInput, outputs: Sequence[str], softmax: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.outputs = tuple(outputs)
+        self.softmax = softmax
+        mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (image.mean, image.std))
+        # (x / 255 - mean) / std as one multiplication and one addition; in double precision, so that nothing is lost.
+        self.register_buffer("scale", (1 / (255 * std)).float())
+        self.register_buffer("shift", (-mean / std).float())
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        # Contiguous: PyTorch would go on in channels-last, which ONNX cannot say and writes down as gathers.
+        x = image.permute(0, 3, 1, 2).contiguous().float()  # [N, channels, height, width]
+        maps = _in_order(self.model(x * self.scale + self.shift), self.outputs)
+        return tuple(map_.softmax(dim=1) for map_ in maps) if self.softmax else maps
+
+
+class ForecastGraph(nn.Module):
+    """history float32 [N, T], length int64 [N] -> quantiles float32 [N, horizon, levels]; scales by itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, history: Tensor, length: Tensor) -> tuple[Tensor, ...]:
+        return _in_order(self.model(history, length), ("quantiles",))
+
+
+def _in_order(result: Tensor | Sequence[Tensor] | Mapping[str, Tensor], names: Sequence[str]) -> tuple[Tensor, ...]:
+    if isinstance(result, Tensor):
+        result = (result,)
+    elif isinstance(result, Mapping):
+        result = tuple(result[name] for name in names) if set(names) <= set(result) else tuple(result.values())
+    if len(result) != len(names):
+        raise ValueError(f"the model gives {len(result)} outputs, the registry names {len(names)}: {', '.join(names)}")
+    return tuple(result)

@@ -1,0 +1,89 @@
+"""From the serving graph to one ONNX file, by torch.export: no external data, no trace of the exporting machine."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir
+import torch
+from onnxscript import optimizer
+
+from export.arrays import Arrays
+from export.graph import ServingGraph
+
+# Old enough for every current runtime (ONNX Runtime, TensorRT, OpenVINO) and its quantiser, and new enough that every
+# operator of the catalogue is written without a detour.
+OPSET = 20
+
+
+def to_onnx(graph: ServingGraph, example: Arrays, path: Path) -> None:
+    """Writes `graph` to `path`. `example`: inputs of any realistic size with at least two rows.
+
+    Two rows, because torch.export takes a size of one for a constant.
+    """
+    tensors = tuple(torch.from_numpy(example[name].copy()) for name in graph.inputs)
+    if any(len(tensor) < 2 for tensor in tensors):
+        raise ValueError("the example needs at least two rows, or the batch axis would be traced as a constant")
+    with _quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            graph.module,
+            tensors,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            dynamic_shapes=tuple(dict(graph.dynamic[name]) for name in graph.inputs),
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None  # None belongs to the old, TorchScript exporter
+    model = program.model
+    # The exporter folds small constants only. An LSTM's reordered weight matrices are worth folding too: the file gets
+    # smaller, and a session needs not do it at every start.
+    optimizer.optimize(model, input_size_limit=1 << 30, output_size_limit=1 << 30)
+    _forget_origin(model)
+    onnx_ir.save(model, path)
+
+
+def _forget_origin(model: onnx_ir.Model) -> None:
+    """Drops stack traces and scopes: they double the size of small files and name folders of this machine."""
+    model.metadata_props.clear()
+    model.doc_string = None
+    model.graph.metadata_props.clear()
+    model.graph.doc_string = None
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for output in node.outputs:
+            output.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silences what torch's exporter says about its own internals: nothing a reader could act on, hundreds of lines.
+
+    - FutureWarning about `_check_is_size`: from code that torch.export generates itself.
+    - `_flat_weights` "assigned during export": nn.LSTM rebuilds its own list of weights in every forward.
+    - "axis name ... will not be used": two inputs share the axis `batch`, which is what is meant.
+    - INFO lines of the loggers below: which decomposition was chosen for which operator.
+    """
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*_check_is_size", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights", category=UserWarning)
+        warnings.filterwarnings("ignore", message=r"# The axis name: .* will not be used", category=UserWarning)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,173 @@
+"""The proofs: that a file answers as PyTorch does, and that a published bundle still does. Needs no torch.
+
+A proof is a set of cases, inputs with PyTorch's answers. Errors are relative as `bundle.Parity` defines them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from rafaga import bundle as bundles
+from rafaga.bundle import GOLDEN, Bundle, Parity, TensorSpec, Variant
+from rafaga.errors import BundleError
+
+from export.arrays import Array, Arrays, alone, row_count
+
+# What float32 arithmetic in another order may cost; every fp32 file must stay within it.
+PARITY_GATE = 1e-4
+
+Measure = Callable[[Array, Array], float]
+
+_DTYPES = {"tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(float)": "float32"}
+
+
+class ProofFailed(Exception):
+    """A file does not do what PyTorch does."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One batch of inputs and PyTorch's answers."""
+
+    inputs: Arrays
+    outputs: Arrays
+
+
+def open_session(path: Path, threads: int = 0) -> ort.InferenceSession:
+    """A CPU session; `threads` 0 leaves the number to ONNX Runtime."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # its warnings speak of optimisations not taken
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run(session: ort.InferenceSession, inputs: Arrays) -> dict[str, Array]:
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+
+def tensor_specs(session: ort.InferenceSession) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs as the file itself declares them."""
+
+    def spec(value: ort.NodeArg) -> TensorSpec:
+        shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+        return TensorSpec(name=value.name, dtype=_DTYPES[value.type], shape=shape)
+
+    return tuple(map(spec, session.get_inputs())), tuple(map(spec, session.get_outputs()))
+
+
+def measure_parity(session: ort.InferenceSession, cases: Iterable[Case]) -> Parity:
+    """Runs every case. Raises ProofFailed where outputs are missing, misshapen or not finite."""
+    absolute, relative, batch_sizes = 0.0, 0.0, set()
+    for case in cases:
+        found = run(session, case.inputs)
+        absolute = max(absolute, _worst(found, case.outputs, _absolute_error))
+        relative = max(relative, _worst(found, case.outputs, bundles.relative_error))
+        batch_sizes.add(row_count(case.inputs))
+    return Parity(max_absolute_error=absolute, max_relative_error=relative, batch_sizes=tuple(sorted(batch_sizes)))
+
+
+def measure_batch_invariance(session: ort.InferenceSession, inputs: Arrays) -> float:
+    """Largest relative difference between a row's answer in company and its answer alone.
+
+    A sequence alone has no padding: for forecasters this also proves that padding is never read.
+    """
+    together = run(session, inputs)
+    worst = 0.0
+    for row in range(row_count(inputs)):
+        single = {name: array[row : row + 1] for name, array in together.items()}
+        worst = max(worst, _worst(run(session, alone(inputs, row)), single, bundles.relative_error))
+    return worst
+
+
+def require_within(gate: float, error: float, what: str) -> None:
+    """Raises ProofFailed. Written so that NaN fails."""
+    if not error <= gate:
+        raise ProofFailed(f"{what}: largest relative error {error:.2e}, allowed {gate:.0e}")
+
+
+def write_golden(path: Path, case: Case) -> None:
+    named = {f"input.{name}": array for name, array in case.inputs.items()}
+    named |= {f"output.{name}": array for name, array in case.outputs.items()}
+    np.savez_compressed(path, allow_pickle=False, **named)
+
+
+def read_golden(path: Path) -> Case:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    inputs = {name.removeprefix("input."): array for name, array in arrays.items() if name.startswith("input.")}
+    outputs = {name.removeprefix("output."): array for name, array in arrays.items() if name.startswith("output.")}
+    return Case(inputs, outputs)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one published variant; `fault` empty: it is what was published and answers as PyTorch did."""
+
+    folder: Path
+    variant: str
+    golden_error: float | None
+    tolerance: float | None
+    fault: str = ""
+
+
+def find_bundles(place: Path) -> list[Path]:
+    """Bundle folders in `place`: itself, the versions of one model, or a repository. Hidden ones are unfinished."""
+    for pattern in ("", "*/", "*/*/"):
+        found = sorted(p.parent for p in place.glob(pattern + bundles.MANIFEST) if not _hidden(p.relative_to(place)))
+        if found:
+            return found
+    return []
+
+
+def verify_bundle(folder: Path) -> Iterator[Verdict]:
+    """Proves one published bundle again: schema, checksums, and the golden answers of every variant on this machine."""
+    # Resolved: a bundle must lie in <name>/<version>, which a path like "." does not show.
+    folder = folder.resolve()
+    try:
+        bundle = bundles.load(folder)
+        bundles.verify_files(folder, bundle)
+        golden = read_golden(folder / GOLDEN)
+    except (BundleError, OSError, ValueError) as error:
+        yield Verdict(folder, "", None, None, str(error))
+        return
+    for variant in bundle.variants:
+        yield _verify_variant(folder, bundle, variant, golden)
+
+
+def _verify_variant(folder: Path, bundle: Bundle, variant: Variant, golden: Case) -> Verdict:
+    tolerance = variant.golden_tolerance
+    try:
+        session = open_session(folder / variant.file)
+        if tensor_specs(session) != (bundle.inputs, bundle.outputs):
+            raise ProofFailed(f"{variant.file} has other inputs or outputs than {bundles.MANIFEST} says")
+        found = measure_parity(session, [golden]).max_relative_error
+        require_within(tolerance, found, f"{variant.file} on the golden inputs")
+    except Exception as error:  # noqa: BLE001  onnxruntime's errors share no base class, and any of them is a verdict
+        return Verdict(folder, variant.precision, None, tolerance, str(error))
+    return Verdict(folder, variant.precision, found, tolerance)
+
+
+def _hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
+def _worst(found: Arrays, reference: Arrays, measure: Measure) -> float:
+    worst = 0.0
+    for name, expected in reference.items():
+        if name not in found:
+            raise ProofFailed(f"output {name} is missing; there are {', '.join(found)}")
+        if found[name].shape != expected.shape:
+            raise ProofFailed(f"output {name} has shape {found[name].shape}, PyTorch's has {expected.shape}")
+        if not np.isfinite(expected).all() or not np.isfinite(found[name]).all():
+            raise ProofFailed(f"output {name} is not finite")
+        worst = max(worst, measure(found[name], expected))
+    return worst
+
+
+def _absolute_error(found: Array, reference: Array) -> float:
+    return float(np.max(np.abs(found.astype(np.float64) - reference), initial=0.0))
