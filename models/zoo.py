@@ -1,92 +1,147 @@
 """The registry: every architecture that can be exported, with its data, its weights and what it must reach.
 
-`python -m export --list` prints this table. An entry builds an untrained module; weights are loaded by the caller, so
-building never reads a file or the network.
+`python -m export --list` prints this table. An entry builds an untrained module; `load_weights` then fills it.
+torchvision is imported when the catalogue is asked for, never before, and nothing is downloaded here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from torch import nn
 
-WEIGHTS = Path(__file__).parent / "weights"
+from models.entry import (
+    WEIGHTS,
+    Corpus,
+    Entry,
+    ImageInput,
+    SeriesInput,
+    Shipped,
+    Task,
+    Torchvision,
+)
+from models.loading import WeightsError, WeightsMismatch, WeightsUnavailable, load_weights
+
+__all__ = [
+    "WEIGHTS",
+    "Corpus",
+    "Entry",
+    "ImageInput",
+    "SeriesInput",
+    "Shipped",
+    "Task",
+    "Torchvision",
+    "WeightsError",
+    "WeightsMismatch",
+    "WeightsUnavailable",
+    "catalogue",
+    "load_weights",
+]
+
+DIGITS = tuple("0123456789")
+DIGIT_INPUT = ImageInput(height=28, width=28, channels=1, mean=(0.0,), std=(1.0,))  # zero is the background
+QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+CO2_INPUT = SeriesInput(
+    min_history=24, max_history=480, max_horizon=24, quantile_levels=QUANTILES, season=12, step="month", unit="ppm"
+)
 
 
-class Task(StrEnum):
-    CLASSIFICATION = "classification"
-    FEATURES = "features"
-    FORECASTING = "forecasting"
+def catalogue() -> Mapping[str, Entry]:
+    """Every model by name, in the order of the table that people see."""
+    return {entry.name: entry for entry in (*_digits(), *_forecasters(), *_imagenet_classifiers())}
 
 
-@dataclass(frozen=True)
-class ImageInput:
-    """What a vision module takes: float32 [N, channels, height, width], normalised as (x/255 - mean) / std.
+def _digits() -> Iterator[Entry]:
+    from models.cnn import DigitCNN
+    from models.lenet import LeNet5
 
-    `height` and `width` None: any size (backbones). `resize_shorter`: encoded images are resized so that the shorter
-    side has this many pixels before the centre crop; None resizes to exactly height x width.
-    """
-
-    height: int | None
-    width: int | None
-    channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    resize_shorter: int | None = None
-
-
-@dataclass(frozen=True)
-class SeriesInput:
-    """What a forecaster takes: `history` float32 [N, T] right-padded, `length` int64 [N].
-
-    It gives quantiles float32 [N, max_horizon, len(quantile_levels)] in the unit of the history; scaling is its own.
-    """
-
-    min_history: int
-    max_history: int
-    max_horizon: int
-    quantile_levels: tuple[float, ...]
-    season: int
-    step: str
-    unit: str
+    yield Entry(
+        name="lenet5-mnist",
+        architecture="LeNet-5 (LeCun et al. 1998)",
+        task=Task.CLASSIFICATION,
+        dataset="MNIST",
+        build=LeNet5,
+        input=DIGIT_INPUT,
+        weights=Shipped("lenet5-mnist.safetensors"),
+        labels=lambda: DIGITS,
+        corpus=Corpus.MNIST,
+        expected={"top1": 0.990},
+    )
+    yield Entry(
+        name="cnn-mnist",
+        architecture="CNN: two convolutions and two dense layers",
+        task=Task.CLASSIFICATION,
+        dataset="MNIST",
+        build=DigitCNN,
+        input=DIGIT_INPUT,
+        weights=Shipped("cnn-mnist.safetensors"),
+        labels=lambda: DIGITS,
+        corpus=Corpus.MNIST,
+        expected={"top1": 0.992},
+    )
 
 
-@dataclass(frozen=True)
-class Shipped:
-    """A safetensors file in models/weights, trained by `python -m models.training NAME`."""
+def _forecasters() -> Iterator[Entry]:
+    from models.forecasting import Cell, Forecaster, ForecasterConfig
 
-    file: str
-    license: str = "Apache-2.0"
+    for cell, name in ((Cell.LSTM, "lstm-co2"), (Cell.RNN, "rnn-co2")):
+        config = ForecasterConfig(
+            cell=cell,
+            hidden=32,
+            season=CO2_INPUT.season,
+            max_horizon=CO2_INPUT.max_horizon,
+            quantile_levels=QUANTILES,
+            drift=True,
+        )
+        yield Entry(
+            name=name,
+            architecture=_recurrent(cell),
+            task=Task.FORECASTING,
+            dataset="CO2 at Mauna Loa, monthly",
+            build=partial(Forecaster, config),
+            input=CO2_INPUT,
+            weights=Shipped(f"{name}.safetensors"),
+            corpus=Corpus.CO2,
+            expected={"mase": 1.0},
+        )
 
-    @property
-    def path(self) -> Path:
-        return WEIGHTS / self.file
+
+def _recurrent(cell: str) -> str:
+    return f"{cell.upper()} with a multi-horizon quantile head (after Wen et al. 2017)"
 
 
-@dataclass(frozen=True)
-class Torchvision:
-    """A member of one of torchvision's weight enums, e.g. "ResNet50_Weights.IMAGENET1K_V2"."""
+def _imagenet_classifiers() -> Iterator[Entry]:
+    from torchvision import models
 
-    member: str
-    license: str = "BSD-3-Clause (torchvision); trained on ImageNet-1k, whose terms apply"
+    yield _imagenet("resnet50", "ResNet-50 (He et al. 2016)", models.resnet50, "ResNet50_Weights.IMAGENET1K_V2")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One model of the catalogue."""
+def _imagenet(name: str, architecture: str, build: Callable[[], nn.Module], member: str) -> Entry:
+    """A classifier whose input, labels and accuracy are those of its published weights."""
+    from torchvision.models import get_weight
 
-    name: str
-    architecture: str  # with its source: "LeNet-5 (LeCun et al. 1998)"
-    task: Task
-    dataset: str
-    build: Callable[[], nn.Module]
-    input: ImageInput | SeriesInput
-    weights: Shipped | Torchvision | None = None
-    labels: Callable[[], tuple[str, ...]] = tuple
-    # Output names in the order the module gives them, with the stride of each map (0: an embedding); features only.
-    strides: Mapping[str, int] = field(default_factory=dict)
-    # Published or required figures by metric name, e.g. {"top1": 0.99}.
-    expected: Mapping[str, float] = field(default_factory=dict)
+    weights = get_weight(member)
+    published = weights.meta["_metrics"]["ImageNet-1K"]
+    return Entry(
+        name=name,
+        architecture=architecture,
+        task=Task.CLASSIFICATION,
+        dataset="ImageNet-1k",
+        build=build,
+        input=_image_input(member),
+        weights=Torchvision(member),
+        labels=lambda: tuple(weights.meta["categories"]),
+        expected={"top1": published["acc@1"] / 100, "top5": published["acc@5"] / 100},
+    )
+
+
+def _image_input(member: str) -> ImageInput:
+    """The preparation that the weights were measured with."""
+    from torchvision.models import get_weight
+
+    preset = get_weight(member).transforms()
+    (crop,), (resize,) = preset.crop_size, preset.resize_size
+    return ImageInput(
+        height=crop, width=crop, channels=3, mean=tuple(preset.mean), std=tuple(preset.std), resize_shorter=resize
+    )

@@ -1,0 +1,104 @@
+"""The contract of the registry: what is known of a model before it is built.
+
+An entry builds an untrained module; weights are loaded by `models.loading`, so building never reads a file or the
+network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from torch import nn
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class Task(StrEnum):
+    CLASSIFICATION = "classification"
+    FEATURES = "features"
+    FORECASTING = "forecasting"
+
+
+class Corpus(StrEnum):
+    """Data that `models.training.data` can load."""
+
+    MNIST = "mnist"
+    CIFAR10 = "cifar10"
+    CO2 = "co2"
+    ETTH1 = "etth1"
+    SP500 = "sp500"
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """What a vision module takes: float32 [N, channels, height, width], normalised as (x/255 - mean) / std.
+
+    `height` and `width` None: any size (backbones). `resize_shorter`: encoded images are resized so that the shorter
+    side has this many pixels before the centre crop; None resizes to exactly height x width.
+    """
+
+    height: int | None
+    width: int | None
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize_shorter: int | None = None
+
+
+@dataclass(frozen=True)
+class SeriesInput:
+    """What a forecaster takes: `history` float32 [N, T] right-padded, `length` int64 [N].
+
+    It gives quantiles float32 [N, max_horizon, len(quantile_levels)] in the unit of the history; scaling is its own.
+    """
+
+    min_history: int
+    max_history: int
+    max_horizon: int
+    quantile_levels: tuple[float, ...]
+    season: int
+    step: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A safetensors file in models/weights, trained by `python -m models.training NAME`."""
+
+    file: str
+    license: str = "Apache-2.0"
+
+    @property
+    def path(self) -> Path:
+        return WEIGHTS / self.file
+
+
+@dataclass(frozen=True)
+class Torchvision:
+    """A member of one of torchvision's weight enums, e.g. "ResNet50_Weights.IMAGENET1K_V2"."""
+
+    member: str
+    license: str = "BSD-3-Clause (torchvision); trained on ImageNet-1k, whose terms apply"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the catalogue."""
+
+    name: str
+    architecture: str  # with its source: "LeNet-5 (LeCun et al. 1998)"
+    task: Task
+    dataset: str
+    build: Callable[[], nn.Module]
+    input: ImageInput | SeriesInput
+    weights: Shipped | Torchvision | None = None
+    labels: Callable[[], tuple[str, ...]] = tuple
+    # What `models.training.data` has of it, to measure accuracy and to calibrate int8 with; None where it has nothing.
+    corpus: Corpus | None = None
+    # Output names in the order the module gives them, with the stride of each map (0: an embedding); features only.
+    strides: Mapping[str, int] = field(default_factory=dict)
+    # Published or required figures by metric name, e.g. {"top1": 0.99}.
+    expected: Mapping[str, float] = field(default_factory=dict)

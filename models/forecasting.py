@@ -1,0 +1,85 @@
+"""Recurrent forecasters with a multi-horizon quantile head, after MQ-RNN (Wen et al. 2017).
+
+The recurrent network reads the history once and says, for every step of the horizon and every quantile level, how far
+the future will lie from the seasonal-naive forecast. All scaling happens in here, masked by `length`: what lies behind
+the end of a history never reaches an answer, so histories of different lengths share a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Cell(StrEnum):
+    RNN = "rnn"  # Elman 1990
+    LSTM = "lstm"  # Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000
+
+
+@dataclass(frozen=True)
+class ForecasterConfig:
+    cell: Cell
+    hidden: int
+    season: int  # steps in one period; 1 where there is none
+    max_horizon: int
+    quantile_levels: tuple[float, ...]  # ascending, 0.5 among them
+    drift: bool  # repeat the mean change from season to season; off for series without a trend
+
+
+class Forecaster(nn.Module):
+    """history float32 [N, T] right-padded, length int64 [N] -> quantiles float32 [N, max_horizon, Q], same unit.
+
+    Every `length` must be at least two seasons (two steps where there is none) and at most T. Quantiles never cross.
+    """
+
+    spread: Tensor
+
+    def __init__(self, config: ForecasterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.median = config.quantile_levels.index(0.5)
+        network = nn.LSTM if config.cell is Cell.LSTM else nn.RNN
+        self.recurrent = network(3, config.hidden, batch_first=True)
+        self.head = nn.Linear(config.hidden, config.max_horizon * len(config.quantile_levels))
+        # Widens or narrows the quantiles around the median; fitted after training on data that training did not see.
+        self.register_buffer("spread", torch.ones(len(config.quantile_levels)))
+
+    def forward(self, history: Tensor, length: Tensor) -> Tensor:
+        season = self.config.season
+        last = length[:, None] - 1  # [N, 1]
+        step = torch.arange(history.size(1), device=history.device)[None, :]  # [1, T]
+        valid = step <= last  # [N, T]
+
+        # The change from season to season, its mean (the drift) and its mean size (the unit of everything below).
+        changes = valid & (step >= season)  # [N, T]
+        change = (history - F.pad(history, (season, 0))[:, : history.size(1)]) * changes  # [N, T]
+        count = length[:, None] - season  # [N, 1]
+        drift = change.sum(1, keepdim=True) / count  # [N, 1]
+        scale = ((change - drift) * changes).abs().sum(1, keepdim=True) / count + 1e-6  # [N, 1]
+
+        level = (history * valid).sum(1, keepdim=True) / length[:, None]  # [N, 1]
+        centred = (history - level) * valid  # [N, T]
+        local = F.avg_pool1d(F.pad(centred, (season - 1, 0)), season, stride=1)  # [N, T], mean of the season up to here
+        features = torch.stack([(change - drift) * changes, centred - local, centred], dim=2)  # [N, T, 3]
+        states, _ = self.recurrent(features / scale[:, :, None])  # [N, T, hidden]
+        # The network is causal, so the state at the last valid step knows nothing of the padding behind it.
+        state = states.gather(1, last[:, :, None].expand(-1, -1, states.size(2)))[:, 0]  # [N, hidden]
+
+        ahead = torch.arange(self.config.max_horizon, device=history.device)[None, :]  # [1, H]
+        naive = history.gather(1, length[:, None] - season + ahead % season)  # [N, H]
+        if self.config.drift:
+            naive = naive + drift * (1 + ahead // season)
+        residual = self.head(state).unflatten(1, (self.config.max_horizon, -1))  # [N, H, Q]
+        return naive[:, :, None] + scale[:, :, None] * self.ordered(residual)
+
+    def ordered(self, residual: Tensor) -> Tensor:
+        """[N, H, Q] free numbers -> ascending: the median as it is, the others by positive gaps outwards from it."""
+        middle = residual[:, :, self.median : self.median + 1]
+        gaps = F.softplus(residual)
+        above = gaps[:, :, self.median + 1 :].cumsum(2)
+        below = gaps[:, :, : self.median].flip(2).cumsum(2).flip(2)
+        return middle + self.spread * torch.cat([-below, torch.zeros_like(middle), above], dim=2)

@@ -1,0 +1,134 @@
+"""From an entry and a wish to a module with parameters, and an honest note of where they come from."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from rafaga.bundle import Weights, sha256_of
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from models.entry import Entry, Shipped, Torchvision
+
+AUTO, RANDOM = "auto", "random"
+
+# Nothing was trained, and the licence is the project's own.
+UNTRAINED = Weights(trained=False, source="random initialisation", license="Apache-2.0")
+
+
+class WeightsError(Exception):
+    """The parameters that were asked for cannot be had, or are not this model's."""
+
+
+class WeightsUnavailable(WeightsError):
+    """There is no file, or no way to download it; the message says what to do by hand."""
+
+
+class WeightsMismatch(WeightsError):
+    """The file's tensors are not the module's. `missing`, `unexpected` and `reshaped` name them."""
+
+    def __init__(self, source: str, missing: list[str], unexpected: list[str], reshaped: list[str]) -> None:
+        self.missing, self.unexpected, self.reshaped = missing, unexpected, reshaped
+        parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        what = "; ".join(f"{len(keys)} {label}: {_shortened(keys)}" for label, keys in parts if keys)
+        super().__init__(f"{source} does not fit this model. {what}")
+
+
+def load_weights(entry: Entry, module: nn.Module, choice: str | Path = AUTO) -> Weights:
+    """Fills `module` and says with what.
+
+    `choice`: "auto" takes the entry's own weights, "random" leaves the module as it was built, anything else is a file:
+    safetensors, or a torch state dict, which is read without unpickling code. Keys must match exactly. Floating-point
+    tensors stored in another precision are converted to the module's. Raises WeightsUnavailable and WeightsMismatch.
+    """
+    if choice == RANDOM:
+        return UNTRAINED
+    if choice != AUTO:
+        path = Path(choice)
+        _fill(module, read_state(path), path.name)
+        return Weights(trained=True, source=f"file {path.name}", license="unknown", sha256=sha256_of(path))
+    match entry.weights:
+        case Shipped() as shipped:
+            _fill(module, read_state(shipped.path), shipped.file)
+            return Weights(
+                trained=True,
+                source=f"models/weights/{shipped.file}, by python -m models.training {shipped.path.stem}",
+                license=shipped.license,
+                sha256=sha256_of(shipped.path),
+            )
+        case Torchvision() as published:
+            path = _download(published)
+            _fill(module, read_state(path), published.member)
+            return Weights(
+                trained=True,
+                source=f"torchvision {published.member}",
+                license=published.license,
+                sha256=sha256_of(path),
+            )
+        case None:
+            raise WeightsUnavailable(
+                f"{entry.name}: nobody has published weights for it; give your own with --weights FILE, "
+                f"or --weights random for load tests"
+            )
+
+
+def read_state(path: Path) -> Mapping[str, Tensor]:
+    """A state dict from safetensors or from torch.save, the latter restricted to tensors. Raises WeightsUnavailable."""
+    if not path.is_file():
+        raise WeightsUnavailable(f"{path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise WeightsUnavailable(
+            f"{path}: neither safetensors nor a torch state dict ({_first_line(error)})"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]  # checkpoints often keep the weights beside the optimiser
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsUnavailable(f"{path}: holds {type(state).__name__}, not a state dict of tensors")
+    return state
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    own = module.state_dict()
+    try:
+        # The module decides what it takes (a published file may carry parts that only training needs), and complains
+        # in one long text; the typed error is made of the same comparison.
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        missing = [key for key in own if key not in state]
+        unexpected = [key for key in state if key not in own]
+        reshaped = [key for key in own if key in state and state[key].shape != own[key].shape]
+        raise WeightsMismatch(source, missing, unexpected, reshaped) from error
+
+
+def _download(published: Torchvision) -> Path:
+    """The checkpoint in torch's cache folder, checked against the hash in its name; fetched there when it is absent."""
+    from torchvision.models import get_weight
+
+    weights = get_weight(published.member)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / str(weights.url).rpartition("/")[2]
+    if not path.is_file():
+        try:
+            weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        except (URLError, OSError, RuntimeError) as error:
+            raise WeightsUnavailable(
+                f"{published.member} could not be downloaded ({_first_line(error)}). By hand: fetch {weights.url} on a "
+                f"machine with access and pass it with --weights {path.name}, or put it into {path.parent}"
+            ) from error
+    return path
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _shortened(keys: list[str], most: int = 8) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

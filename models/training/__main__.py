@@ -1,0 +1,130 @@
+"""`python -m models.training NAME`: trains one model of the catalogue, measures it on held-out data and saves it.
+
+Writes models/weights/NAME.safetensors and NAME.json beside it: the figures, the command, seed, data and versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import torch
+from rafaga.bundle import Metric, sha256_of
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+
+from models.training.data import DataUnavailable
+from models.training.loop import fit
+from models.training.recipes import recipes
+from models.zoo import WEIGHTS, catalogue
+
+CHECKPOINTS = Path("runs") / "training"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """NAME.json: what was measured, and how to do it again."""
+
+    name: str
+    architecture: str
+    dataset: str
+    parameters: int
+    metrics: tuple[Metric, ...]
+    command: str
+    seed: int
+    epochs: int
+    training_seconds: float
+    created: str
+    torch: str
+    dtype: str
+    sha256: str
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    console = Console()
+    if options.list or options.name is None:
+        console.print(_table())
+        return 0
+    if options.name not in recipes():
+        console.print(f"no recipe for {options.name!r}; there are: {', '.join(recipes())}", style="red", markup=False)
+        return 2
+    try:
+        train(options, console)
+    except DataUnavailable as error:
+        console.print(str(error), style="red", markup=False)
+        return 1
+    return 0
+
+
+def train(options: argparse.Namespace, console: Console) -> None:
+    name: str = options.name
+    entry, recipe = catalogue()[name], recipes()[name]
+    epochs = options.epochs or recipe.schedule.epochs
+    output: Path = options.output or WEIGHTS / f"{name}.safetensors"
+    console.print(f"{name}: {entry.architecture}, {entry.dataset}, {epochs} epochs, seed {options.seed}")
+
+    torch.manual_seed(options.seed)
+    problem = recipe.problem(entry, options.data)
+    schedule = replace(recipe.schedule, epochs=epochs)
+    seconds = fit(problem, schedule, CHECKPOINTS / f"{name}.pt", options.resume, console)
+    problem.finish()
+    if recipe.half:  # measured as they are shipped: rounded
+        problem.module.half().float()
+    metrics = problem.evaluate()
+    for metric in metrics:
+        console.print(f"{metric.name:>24} {metric.value:.4f}  {metric.dataset}, {metric.samples} samples")
+
+    state = {key: value.contiguous() for key, value in problem.module.state_dict().items()}
+    if recipe.half:
+        state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, output)
+    record = Record(
+        name=name,
+        architecture=entry.architecture,
+        dataset=entry.dataset,
+        parameters=sum(p.numel() for p in problem.module.parameters()),
+        metrics=metrics,
+        command=f"python -m models.training {name} --epochs {epochs} --seed {options.seed}",
+        seed=options.seed,
+        epochs=epochs,
+        training_seconds=round(seconds, 1),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        torch=str(torch.__version__),
+        dtype="float16" if recipe.half else "float32",
+        sha256=sha256_of(output),
+    )
+    output.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    console.print(f"saved {output} ({output.stat().st_size:,} bytes)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m models.training", description=__doc__.splitlines()[0])
+    parser.add_argument("name", nargs="?", help="what to train; see --list")
+    parser.add_argument("--list", action="store_true", help="name the recipes and stop")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with a copy of the data; else downloaded")
+    parser.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's own")
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="instead of models/weights/NAME.safetensors")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last epoch's checkpoint in runs/training"
+    )
+    return parser
+
+
+def _table() -> Table:
+    table = Table("name", "architecture", "data", "epochs")
+    entries = catalogue()
+    for name, recipe in recipes().items():
+        entry = entries[name]
+        table.add_row(name, entry.architecture, entry.dataset, str(recipe.schedule.epochs))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Rolling-origin evaluation of forecasters on the last fifth of a series, which training never sees.
+
+Every origin in that fifth is forecast from the history before it, as a caller would: the whole horizon, again after
+every `stride` steps. The same origins are given to the seasonal-naive forecast and to Holt-Winters' exponential
+smoothing, the statistical baseline, so that a network is judged by what it adds.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from rafaga.bundle import Metric
+
+from models.entry import SeriesInput
+from models.training.data import Series
+
+TEST_FRACTION = 0.2
+
+# history float32 [N, T] right-padded with zeros, length int64 [N] -> quantiles float32 [N, max_horizon, Q]
+Forecast = Callable[[Series, npt.NDArray[np.int64]], Series]
+
+
+@dataclass(frozen=True)
+class Origins:
+    """What is forecast: rows of `history` end where the rows of `future` float32 [N, max_horizon] begin."""
+
+    history: Series
+    length: npt.NDArray[np.int64]
+    future: Series
+    scale: float  # mean absolute error of the seasonal-naive forecast inside the training part: the unit of MASE
+
+
+def training_size(series: Series) -> int:
+    """How many observations training may see."""
+    return len(series) - int(len(series) * TEST_FRACTION)
+
+
+def rolling_origins(series: Series, spec: SeriesInput, start: int, stop: int, stride: int = 1) -> Origins:
+    """Origins `start`, `start + stride`, ... whose whole horizon ends before `stop`."""
+    origins = range(max(start, spec.min_history), stop - spec.max_horizon + 1, stride)
+    history = np.zeros((len(origins), min(origins[-1], spec.max_history)), dtype=np.float32)
+    length = np.array([min(origin, spec.max_history) for origin in origins], dtype=np.int64)
+    for row, origin in enumerate(origins):
+        history[row, : length[row]] = series[origin - length[row] : origin]
+    future = np.stack([series[origin : origin + spec.max_horizon] for origin in origins])
+    seen = series[: training_size(series)]
+    return Origins(history, length, future, float(np.abs(seen[spec.season :] - seen[: -spec.season]).mean()))
+
+
+def held_out(series: Series, spec: SeriesInput) -> Origins:
+    """The origins of the last fifth; at most a few hundred of them, spread evenly."""
+    start = training_size(series)
+    stride = max(1, (len(series) - start) // 300)
+    return rolling_origins(series, spec, start, len(series), stride)
+
+
+def evaluate(origins: Origins, spec: SeriesInput, forecast: Forecast, dataset: str) -> tuple[Metric, ...]:
+    """`mase` of the median, `pinball` (mean over levels, in the unit of the series), `coverage_P` of each interval.
+
+    At level 0.5 the pinball loss is half the absolute error.
+    """
+    quantiles = np.concatenate(
+        [forecast(origins.history[rows], origins.length[rows]) for rows in _slices(len(origins.length))]
+    )
+    levels = np.array(spec.quantile_levels, dtype=np.float32)
+    error = origins.future[:, :, None] - quantiles  # [N, H, Q]
+    figures = {
+        "mase": float(np.abs(error[:, :, spec.quantile_levels.index(0.5)]).mean()) / origins.scale,
+        "pinball": float(np.maximum(levels * error, (levels - 1) * error).mean()),
+    }
+    for low, high in _intervals(spec.quantile_levels):
+        inside = (quantiles[:, :, low] <= origins.future) & (origins.future <= quantiles[:, :, high])
+        nominal = spec.quantile_levels[high] - spec.quantile_levels[low]
+        figures[f"coverage_{round(100 * nominal)}"] = float(inside.mean())
+    return _metrics(figures, dataset, len(origins.length))
+
+
+def baselines(origins: Origins, spec: SeriesInput, dataset: str) -> tuple[Metric, ...]:
+    """`mase_seasonal_naive` and `mase_holt_winters` on the same origins."""
+    figures = {
+        "mase_seasonal_naive": _mean_error(origins, seasonal_naive(origins, spec)) / origins.scale,
+        "mase_holt_winters": _mean_error(origins, holt_winters(origins, spec)) / origins.scale,
+    }
+    return _metrics(figures, dataset, len(origins.length))
+
+
+def seasonal_naive(origins: Origins, spec: SeriesInput) -> Series:
+    """The last season again and again. [N, max_horizon]"""
+    ahead = np.arange(spec.max_horizon) % spec.season
+    return np.take_along_axis(origins.history, origins.length[:, None] - spec.season + ahead, axis=1)
+
+
+def holt_winters(origins: Origins, spec: SeriesInput) -> Series:
+    """Additive exponential smoothing (statsmodels), damped trend, fitted anew at every origin. [N, max_horizon]"""
+    from statsmodels.tsa.holtwinters import ExponentialSmoothing
+
+    seasonal = "add" if spec.season > 1 else None
+    rows = []
+    for history, length in zip(origins.history, origins.length, strict=True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an optimiser that stops early still gives the baseline's best
+            model = ExponentialSmoothing(
+                history[:length].astype(np.float64),
+                trend="add",
+                damped_trend=True,
+                seasonal=seasonal,
+                seasonal_periods=spec.season if seasonal else None,
+            ).fit()
+        rows.append(model.forecast(spec.max_horizon))
+    return np.array(rows, dtype=np.float32)
+
+
+def _mean_error(origins: Origins, forecast: Series) -> float:
+    return float(np.abs(origins.future - forecast).mean())
+
+
+def _intervals(levels: tuple[float, ...]) -> Iterator[tuple[int, int]]:
+    """Pairs of levels that lie evenly around the median, widest first."""
+    return ((i, len(levels) - 1 - i) for i in range(len(levels) // 2))
+
+
+def _slices(n: int, size: int = 64) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, n, size))
+
+
+def _metrics(figures: Mapping[str, float], dataset: str, samples: int) -> tuple[Metric, ...]:
+    return tuple(Metric(name=n, value=float(v), dataset=dataset, samples=samples) for n, v in figures.items())

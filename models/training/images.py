@@ -1,0 +1,98 @@
+"""Classifiers of small images: MNIST digits and CIFAR-10 photos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from rafaga.bundle import Metric
+from torch import Tensor, nn
+
+from models.entry import ImageInput
+from models.training.data import Images, Labels
+from models.training.loop import Batch, Problem
+
+Augmentation = Callable[[Tensor], Tensor]
+
+
+class ImageClassification(Problem):
+    """`images` uint8 [N, H, W] or [N, H, W, 3]; the module takes what `prepare` makes of them."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        prepared_as: ImageInput,
+        training: tuple[Images, Labels],
+        held_out: tuple[Images, Labels],
+        held_out_name: str,
+        augment: Augmentation,
+        batch_size: int,
+    ) -> None:
+        self.module = module
+        self.prepared_as = prepared_as
+        self.images, self.labels = (torch.from_numpy(array.copy()) for array in training)
+        self.held_out_images, self.held_out_labels = (torch.from_numpy(array.copy()) for array in held_out)
+        self.held_out_name = held_out_name
+        self.augment = augment
+        self.batch_size = batch_size
+        self.batches_per_epoch = len(self.images) // batch_size
+
+    def batches(self) -> Iterator[Batch]:
+        order = torch.randperm(len(self.images))
+        for index in torch.split(order[: self.batches_per_epoch * self.batch_size], self.batch_size):
+            yield self.augment(prepare(self.images[index], self.prepared_as)), self.labels[index]
+
+    def loss(self, batch: Batch) -> Tensor:
+        images, labels = batch
+        return F.cross_entropy(self.module(images), labels)
+
+    def evaluate(self) -> tuple[Metric, ...]:
+        correct = 0
+        with torch.inference_mode():
+            for images, labels in zip(
+                torch.split(self.held_out_images, 500), torch.split(self.held_out_labels, 500), strict=True
+            ):
+                logits = self.module(prepare(images, self.prepared_as))
+                correct += int((logits.argmax(1) == labels).sum())
+        samples = len(self.held_out_labels)
+        return (Metric(name="top1", value=correct / samples, dataset=self.held_out_name, samples=samples),)
+
+
+def prepare(images: Tensor, prepared_as: ImageInput) -> Tensor:
+    """uint8 [N, H, W] or [N, H, W, C] -> float32 [N, C, H, W], (x / 255 - mean) / std."""
+    if images.ndim == 3:
+        images = images[..., None]
+    mean, std = torch.tensor(prepared_as.mean), torch.tensor(prepared_as.std)
+    return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+def jitter_digits(images: Tensor) -> Tensor:
+    """Small rotations (12 degrees), scalings (10 %), shears and shifts (2 pixels), as hands differ. [N, 1, 28, 28]"""
+    n = len(images)
+    angle, shear = (math.radians(12) * uniform(n) for _ in range(2))
+    scale_x, scale_y = (1 + 0.1 * uniform(n) for _ in range(2))
+    shift_x, shift_y = (2 / 14 * uniform(n) for _ in range(2))
+    rows = (
+        torch.stack([scale_x * angle.cos(), -scale_x * (angle + shear).sin(), shift_x], 1),
+        torch.stack([scale_y * angle.sin(), scale_y * (angle + shear).cos(), shift_y], 1),
+    )
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
+
+
+def crop_and_flip(images: Tensor) -> Tensor:
+    """Pads by 4, crops back at random, flips every other image (He et al. 2016, section 4.2). [N, 3, 32, 32]"""
+    n, _, height, width = images.shape
+    padded = F.pad(images, (4, 4, 4, 4), mode="reflect")
+    top, left = torch.randint(0, 9, (n, 1)), torch.randint(0, 9, (n, 1))
+    rows = top + torch.arange(height)  # [N, H]
+    columns = left + torch.arange(width)  # [N, W]
+    columns = torch.where(torch.rand(n, 1) < 0.5, columns.flip(1), columns)
+    return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def uniform(n: int) -> Tensor:
+    """[N] in -1..1"""
+    return torch.rand(n) * 2 - 1
