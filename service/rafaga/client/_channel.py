@@ -1,0 +1,144 @@
+"""How a client reaches its servers: addresses, balancing, TLS, token, keepalive and limits, as gRPC wants them told."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+# A server that restarts is found again within this time; gRPC's own default backs off up to two minutes.
+_RECONNECT_BACKOFF_MS = (100, 2000)
+
+
+@dataclass(frozen=True)
+class Tls:
+    """PEM contents. `root_certificates` None: the system's. Key and chain together: the client's own identity (mTLS).
+
+    `server_name`: the name to check the certificate against, where it differs from the address.
+    """
+
+    root_certificates: bytes | None = None
+    private_key: bytes | None = field(default=None, repr=False)
+    certificate_chain: bytes | None = None
+    server_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.private_key is None) != (self.certificate_chain is None):
+            raise ValueError("private_key and certificate_chain come together")
+
+    @classmethod
+    def from_files(
+        cls,
+        root_certificates: str | Path | None = None,
+        private_key: str | Path | None = None,
+        certificate_chain: str | Path | None = None,
+        server_name: str | None = None,
+    ) -> Tls:
+        """Reads PEM files. Raises OSError."""
+        roots, key, chain = (
+            None if path is None else Path(path).read_bytes()
+            for path in (root_certificates, private_key, certificate_chain)
+        )
+        return cls(roots, key, chain, server_name)
+
+
+@dataclass(frozen=True)
+class Keepalive:
+    """HTTP/2 pings that find a dead connection. Servers close connections that ping more often than they allow.
+
+    `while_idle`: also while no call is open; behind proxies that drop idle connections.
+    """
+
+    interval_s: float = 30.0
+    timeout_s: float = 10.0
+    while_idle: bool = False
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A channel in waiting."""
+
+    address: str  # as the user wrote it, for messages
+    target: str
+    options: tuple[tuple[str, str | int], ...]
+    credentials: grpc.ChannelCredentials | None
+    metadata: tuple[tuple[str, str], ...] = field(repr=False)
+
+
+def endpoint(
+    address: str,
+    *,
+    tls: Tls | None = None,
+    token: str | None = None,
+    keepalive: Keepalive | None = None,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+) -> Endpoint:
+    """Raises ValueError for an address that cannot be one, OSError where one of several names does not resolve."""
+    target, balanced = _target(address)
+    keepalive = keepalive or Keepalive()
+    options: list[tuple[str, str | int]] = [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        # One retry policy, ours: gRPC's transparent retries know neither our refusals nor our attempt count.
+        ("grpc.enable_retries", 0),
+        ("grpc.keepalive_time_ms", round(keepalive.interval_s * 1000)),
+        ("grpc.keepalive_timeout_ms", round(keepalive.timeout_s * 1000)),
+        ("grpc.keepalive_permit_without_calls", int(keepalive.while_idle)),
+        ("grpc.initial_reconnect_backoff_ms", _RECONNECT_BACKOFF_MS[0]),
+        ("grpc.min_reconnect_backoff_ms", _RECONNECT_BACKOFF_MS[0]),
+        ("grpc.max_reconnect_backoff_ms", _RECONNECT_BACKOFF_MS[1]),
+        # A client's connections are its own: closing one, or its backoff, never touches another client.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    if balanced:
+        options.append(("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})))
+    credentials = None
+    if tls is not None:
+        credentials = grpc.ssl_channel_credentials(tls.root_certificates, tls.private_key, tls.certificate_chain)
+        # A list of addresses has no name of its own that a certificate could be checked against.
+        name = tls.server_name or (_split(address.split(",")[0])[0] if target.startswith(("ipv4:", "ipv6:")) else None)
+        if name:
+            options.append(("grpc.ssl_target_name_override", name))
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    return Endpoint(address, target, tuple(options), credentials, metadata)
+
+
+def _target(address: str) -> tuple[str, bool]:
+    """gRPC's target, and whether to spread calls over what it resolves to."""
+    if not address.strip():
+        raise ValueError("the address is empty; expected HOST:PORT")
+    if "://" in address or address.startswith(("unix:", "ipv4:", "ipv6:", "dns:")):
+        return address, not address.startswith("unix:")
+    hosts = [_split(part) for part in address.split(",")]
+    if len(hosts) == 1:
+        return address.strip(), False
+    # gRPC takes lists of literal addresses only; names are looked up once, here. `dns:///name:port` follows changes.
+    resolved = [_literal(host, port) for host, port in hosts]
+    versions = {ip.version for ip, _ in resolved}
+    if len(versions) > 1:
+        raise ValueError(f"{address}: IPv4 and IPv6 addresses cannot share one client")
+    if versions == {6}:
+        return "ipv6:" + ",".join(f"[{ip}]:{port}" for ip, port in resolved), True
+    return "ipv4:" + ",".join(f"{ip}:{port}" for ip, port in resolved), True
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.strip().rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"{address.strip()!r} is no address; expected HOST:PORT, several of them with commas between")
+    return host.strip("[]"), int(port)
+
+
+def _literal(host: str, port: int) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]:
+    try:
+        return ipaddress.ip_address(host), port
+    except ValueError:
+        # IPv4 first: names of one machine often have both, and the parts of a list must agree.
+        found = sorted(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), key=lambda entry: entry[0])
+        return ipaddress.ip_address(found[0][4][0]), port

@@ -1,0 +1,319 @@
+"""What calls return: frozen values made from protobuf replies.
+
+Arrays are read-only views of the reply's bytes; copy one before changing it. Values that hold arrays compare by
+identity, since numpy has no single truth value for "equal".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from rafaga.errors import InternalError
+from rafaga.v1 import catalog_pb2, common_pb2, forecasting_pb2, vision_pb2
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Which model answered. `trained` False: its weights are random and its answers mean nothing."""
+
+    name: str
+    version: int
+    trained: bool
+    precision: str  # "fp32", "fp16" or "int8"
+
+    def __str__(self) -> str:
+        return f"{self.name} v{self.version} {self.precision}{'' if self.trained else ' UNTRAINED'}"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the server spent the time of one request, in microseconds, and how many rows shared its batch."""
+
+    queue_us: int
+    preprocess_us: int
+    inference_us: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One label and its probability."""
+
+    label: str
+    index: int
+    probability: float
+
+    def __repr__(self) -> str:
+        return f"Prediction({self.label!r}, index={self.index}, probability={self.probability:.4f})"
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The most probable labels of one image, best first."""
+
+    predictions: tuple[Prediction, ...]
+    model: ModelInfo
+    timing: Timing
+
+    @property
+    def top(self) -> Prediction:
+        """The most probable label."""
+        return self.predictions[0]
+
+    def __repr__(self) -> str:
+        labels = ", ".join(f"{p.label!r}: {p.probability:.4f}" for p in self.predictions)
+        return f"Classification({{{labels}}}, model={str(self.model)!r})"
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMap:
+    """One output of a backbone.
+
+    array: float32 [channels, height, width], or [dimensions] for an embedding; with a batch axis in front when the
+    call was given a batch. stride: input pixels per cell; 0 for an embedding.
+    """
+
+    name: str
+    stride: int
+    array: Float32Array
+
+    def __repr__(self) -> str:
+        return f"FeatureMap({self.name!r}, stride={self.stride}, shape={self.array.shape})"
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """All maps of a call, in the model's order: `features["c4"].array`."""
+
+    maps: tuple[FeatureMap, ...]
+    model: ModelInfo
+    timing: Timing
+
+    def __getitem__(self, name: str) -> FeatureMap:
+        for feature_map in self.maps:
+            if feature_map.name == name:
+                return feature_map
+        raise KeyError(f"no map {name!r}; the model gives {', '.join(m.name for m in self.maps)}")
+
+    def __iter__(self) -> Iterator[FeatureMap]:
+        return iter(self.maps)
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __repr__(self) -> str:
+        return f"Features({', '.join(map(repr, self.maps))}, model={str(self.model)!r})"
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """What comes next, in the unit of the history.
+
+    levels: rising quantile levels. values: float32 [len(levels), horizon].
+    """
+
+    levels: tuple[float, ...]
+    values: Float32Array
+    model: ModelInfo
+    timing: Timing
+
+    @property
+    def horizon(self) -> int:
+        """How many steps were forecast."""
+        return int(self.values.shape[1])
+
+    @property
+    def median(self) -> Float32Array:
+        """float32 [horizon]: as often too high as too low. ValueError where the model has no level 0.5."""
+        return self.quantile(0.5)
+
+    def quantile(self, level: float) -> Float32Array:
+        """float32 [horizon]: the values that the truth falls below with probability `level`.
+
+        ValueError for a level the model does not give; nothing is interpolated.
+        """
+        for row, known in enumerate(self.levels):
+            if math.isclose(known, level, abs_tol=1e-6):
+                quantile: Float32Array = self.values[row]
+                return quantile
+        raise ValueError(f"no quantile {level:g}; the model gives {', '.join(f'{known:g}' for known in self.levels)}")
+
+    def interval(self, coverage: float) -> tuple[Float32Array, Float32Array]:
+        """(lower, upper), float32 [horizon] each: the central interval that holds the truth with that probability.
+
+        `interval(0.8)` lies between the quantiles 0.1 and 0.9. ValueError as for `quantile`.
+        """
+        return self.quantile((1 - coverage) / 2), self.quantile((1 + coverage) / 2)
+
+    def __repr__(self) -> str:
+        return f"Forecast(horizon={self.horizon}, levels={self.levels}, model={str(self.model)!r})"
+
+
+class ModelState(StrEnum):
+    UNKNOWN = "unknown"  # a newer server's state that this client has no word for
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True)
+class TensorDescription:
+    """One input or output of a model. `shape`: None where any size goes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}[{','.join('?' if n is None else str(n) for n in self.shape)}]"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure measured on held-out data when the model was exported."""
+
+    name: str
+    value: float
+    dataset: str
+    samples: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.4g}"
+
+
+@dataclass(frozen=True)
+class ForecastDescription:
+    """What a forecaster takes and gives; lengths in observations."""
+
+    min_history: int
+    max_history: int
+    max_horizon: int
+    quantile_levels: tuple[float, ...]
+    step: str  # time between observations: "month"
+    unit: str
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A model as the server's catalogue tells of it. `labels` is filled by `Client.model` alone."""
+
+    name: str
+    version: int
+    state: ModelState
+    reason: str  # why it is not served; empty when it is
+    task: str
+    architecture: str
+    dataset: str
+    trained: bool
+    weights_source: str
+    weights_license: str
+    precision: str
+    inputs: tuple[TensorDescription, ...]
+    outputs: tuple[TensorDescription, ...]
+    metrics: tuple[Metric, ...]
+    max_batch_size: int
+    forecast: ForecastDescription | None
+    image_preparation: str
+    labels: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        parts = (self.state.value, self.task, self.precision, "" if self.trained else "UNTRAINED", self.reason)
+        return f"ModelDescription({self.name!r} v{self.version}: {', '.join(filter(None, parts))})"
+
+
+def classifications(reply: vision_pb2.ClassifyResponse, images: int) -> list[Classification]:
+    """One per image. InternalError where the reply does not answer what was asked."""
+    if len(reply.results) != images or not all(result.labels for result in reply.results):
+        raise InternalError(f"expected labels for {images} images, the reply has {len(reply.results)} results")
+    model, timing = _model_info(reply.model), _timing(reply.timing)
+    return [
+        Classification(tuple(Prediction(s.label, s.index, s.probability) for s in result.labels), model, timing)
+        for result in reply.results
+    ]
+
+
+def features(reply: vision_pb2.ExtractFeaturesResponse, *, batched: bool) -> Features:
+    """All maps; the batch axis is taken off where the caller gave a single image."""
+    maps = tuple(_feature_map(m, batched=batched) for m in reply.maps)
+    return Features(maps, _model_info(reply.model), _timing(reply.timing))
+
+
+def forecast(reply: forecasting_pb2.ForecastResponse) -> Forecast:
+    """InternalError where the quantiles are missing or differ in length."""
+    lengths = {len(q.values) for q in reply.quantiles}
+    if len(lengths) != 1:
+        raise InternalError(f"expected quantiles of one length, the reply has lengths {sorted(lengths)}")
+    values = np.array([q.values for q in reply.quantiles], dtype=np.float32)
+    values.flags.writeable = False
+    levels = _levels([q.level for q in reply.quantiles])
+    return Forecast(levels, values, _model_info(reply.model), _timing(reply.timing))
+
+
+def model_description(model: catalog_pb2.Model, labels: Sequence[str] = ()) -> ModelDescription:
+    info = model.forecast
+    return ModelDescription(
+        name=model.name,
+        version=model.version,
+        state=_STATES.get(model.state, ModelState.UNKNOWN),
+        reason=model.reason,
+        task=model.task,
+        architecture=model.architecture,
+        dataset=model.dataset,
+        trained=model.trained,
+        weights_source=model.weights_source,
+        weights_license=model.weights_license,
+        precision=model.precision,
+        inputs=tuple(map(_tensor, model.inputs)),
+        outputs=tuple(map(_tensor, model.outputs)),
+        metrics=tuple(Metric(m.name, m.value, m.dataset, m.samples) for m in model.metrics),
+        max_batch_size=model.max_batch_size,
+        forecast=ForecastDescription(
+            info.min_history, info.max_history, info.max_horizon, _levels(info.quantile_levels), info.step, info.unit
+        )
+        if model.HasField("forecast")
+        else None,
+        image_preparation=model.image_preparation,
+        labels=tuple(labels),
+    )
+
+
+_STATES = {
+    catalog_pb2.Model.LOADING: ModelState.LOADING,
+    catalog_pb2.Model.READY: ModelState.READY,
+    catalog_pb2.Model.FAILED: ModelState.FAILED,
+    catalog_pb2.Model.DRAINING: ModelState.DRAINING,
+}
+
+
+def _model_info(info: common_pb2.ModelInfo) -> ModelInfo:
+    return ModelInfo(info.name, info.version, info.trained, info.precision)
+
+
+def _timing(timing: common_pb2.Timing) -> Timing:
+    return Timing(timing.queue_us, timing.preprocess_us, timing.inference_us, timing.batch_size)
+
+
+def _tensor(tensor: catalog_pb2.Tensor) -> TensorDescription:
+    return TensorDescription(tensor.name, tensor.dtype, tuple(None if n < 0 else n for n in tensor.shape))
+
+
+def _levels(levels: Sequence[float]) -> tuple[float, ...]:
+    """The wire has float32: 0.1 arrives as 0.10000000149."""
+    return tuple(round(level, 6) for level in levels)
+
+
+def _feature_map(feature_map: vision_pb2.FeatureMap, *, batched: bool) -> FeatureMap:
+    shape = tuple(feature_map.shape)
+    if not shape or math.prod(shape) * 4 != len(feature_map.data) or (shape[0] != 1 and not batched):
+        raise InternalError(f"map {feature_map.name}: {len(feature_map.data)} bytes do not make float32 {list(shape)}")
+    array = np.frombuffer(feature_map.data, dtype="<f4").astype(np.float32, copy=False).reshape(shape)
+    return FeatureMap(feature_map.name, feature_map.stride, array if batched else array[0])

@@ -1,0 +1,91 @@
+"""When a failed call is tried again. Pure decisions: the clients sleep and send.
+
+Every call of the API reads and changes nothing, so a connection lost in the middle may be tried again as well as a
+request that was refused before any work. What would only fail again is not: an invalid request, a missing model, a
+deadline that has passed or that the server says cannot be met (a later try would have less time still).
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rafaga.errors import DeadlineUnreachable, RafagaError, Refused, ServerUnreachable
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often, and how long after. The deadline of a call spans all its tries.
+
+    The n-th pause is initial_backoff_s * multiplier**(n-1), at most max_backoff_s, spread by ±jitter (a fraction).
+    Where the server said when to come back, that is the pause instead, spread upwards only.
+    """
+
+    max_attempts: int = 3  # the first one included; 1 means no retries
+    initial_backoff_s: float = 0.1
+    max_backoff_s: float = 2.0
+    multiplier: float = 2.0
+    jitter: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts starts at 1, got {self.max_attempts}")
+        if self.initial_backoff_s < 0 or self.max_backoff_s < self.initial_backoff_s:
+            raise ValueError("expected 0 <= initial_backoff_s <= max_backoff_s")
+        if not 1 <= self.multiplier <= 10:
+            raise ValueError(f"multiplier goes from 1 to 10, got {self.multiplier}")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"jitter is a fraction from 0 to 1, got {self.jitter}")
+
+    def pause_s(self, error: RafagaError, attempt: int, remaining_s: float, chance: float) -> float | None:
+        """Seconds to wait after `attempt` (1, 2, …) failed with `error`; None: do not try again.
+
+        `remaining_s` is what is left of the deadline, `chance` a random number in [0, 1).
+        """
+        if attempt >= self.max_attempts or not is_retryable(error):
+            return None
+        if isinstance(error, Refused) and error.retry_after_s is not None:
+            pause_s = error.retry_after_s * (1 + self.jitter * chance)
+        else:
+            # The exponent is bounded because a long wait can reach thousands of tries, where a float overflows.
+            backoff_s = self.initial_backoff_s * self.multiplier ** min(attempt - 1, 64)
+            pause_s = min(backoff_s, self.max_backoff_s) * (1 + self.jitter * (2 * chance - 1))
+        return pause_s if pause_s < remaining_s else None
+
+
+# For waiting until a server is up: as often as the deadline allows.
+PATIENT = RetryPolicy(max_attempts=sys.maxsize, initial_backoff_s=0.05, max_backoff_s=0.5)
+
+
+def is_retryable(error: RafagaError) -> bool:
+    return isinstance(error, Refused | ServerUnreachable) and not isinstance(error, DeadlineUnreachable)
+
+
+class Attempts:
+    """The tries of one call against its deadline."""
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._chance = chance
+        self._deadline = clock() + timeout_s
+        self._failed = 0
+
+    @property
+    def remaining_s(self) -> float:
+        """What the next try may take; never negative, so that gRPC itself reports a deadline that has passed."""
+        return max(0.0, self._deadline - self._clock())
+
+    def pause_s(self, error: RafagaError) -> float | None:
+        """Seconds until the next try, after one failed with `error`; None when there is none."""
+        self._failed += 1
+        return self._policy.pause_s(error, self._failed, self.remaining_s, self._chance())

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from rafaga import Client, RetryPolicy
+from tests.unit.client.fake_server import Script, serving
+
+QUICK = RetryPolicy(initial_backoff_s=0.001, max_backoff_s=0.002)
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+@pytest.fixture
+def address(script: Script) -> Iterator[str]:
+    with serving(script) as port:
+        yield f"127.0.0.1:{port}"
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[Client]:
+    with Client(address, retry=QUICK) as client:
+        yield client

@@ -1,0 +1,179 @@
+"""A server of rafaga.v1 on a real socket that answers from the request alone, and fails as the test scripts it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+
+from rafaga.errors import ModelNotFound, RafagaError, Unsupported, to_status
+from rafaga.v1 import (
+    catalog_pb2,
+    catalog_pb2_grpc,
+    common_pb2,
+    forecasting_pb2,
+    forecasting_pb2_grpc,
+    vision_pb2,
+    vision_pb2_grpc,
+)
+
+LEVELS = (0.1, 0.5, 0.9)
+LABELS = tuple("0123456789")
+
+
+@dataclass
+class Script:
+    """What is served, what goes wrong next, and what arrived."""
+
+    failures: deque[RafagaError] = field(default_factory=deque)
+    delay_s: float = 0.0
+    states: dict[str, int] = field(
+        default_factory=lambda: {
+            "lenet5-mnist": catalog_pb2.Model.READY,
+            "lstm-co2": catalog_pb2.Model.READY,
+            "backbone": catalog_pb2.Model.READY,
+        }
+    )
+    requests: list[Any] = field(default_factory=list)
+    metadata: list[dict[str, str | bytes]] = field(default_factory=list)
+    remaining_s: list[float] = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def received(self, request: Any, context: grpc.ServicerContext) -> None:
+        self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+        self.remaining_s.append(context.time_remaining() or 0.0)
+        if self.delay_s:
+            self.released.wait(self.delay_s)
+        if self.failures:
+            fail(context, self.failures.popleft())
+
+
+def fail(context: grpc.ServicerContext, error: RafagaError) -> None:
+    status = to_status(error)
+    context.set_trailing_metadata(status.trailing_metadata)
+    context.abort(status.code, status.message)
+
+
+def info(name: str) -> common_pb2.ModelInfo:
+    return common_pb2.ModelInfo(name=name, version=1, trained=name != "backbone", precision="fp32")
+
+
+TIMING = common_pb2.Timing(queue_us=10, preprocess_us=20, inference_us=30, batch_size=4)
+
+
+class Vision(vision_pb2_grpc.VisionServicer):
+    """The best label is the image's first byte modulo 10."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    def Classify(self, request: vision_pb2.ClassifyRequest, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        self.script.received(request, context)
+        if request.model not in self.script.states:
+            fail(context, ModelNotFound(f"no model {request.model!r}"))
+        if request.model == "lstm-co2":
+            fail(context, Unsupported("lstm-co2 is a forecaster"))
+        response = vision_pb2.ClassifyResponse(model=info(request.model), timing=TIMING)
+        for content in _images(request):
+            best = content[0] % 10
+            labels = [
+                vision_pb2.ScoredLabel(label=LABELS[i % 10], index=i % 10, probability=p)
+                for i, p in zip(range(best, best + 10), (0.55, *([0.05] * 9)), strict=True)
+            ]
+            response.results.add(labels=labels[: request.top_k])
+        return response
+
+    def ExtractFeatures(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        self.script.received(request, context)
+        images = len(_images(request))
+        response = vision_pb2.ExtractFeaturesResponse(model=info(request.model), timing=TIMING)
+        for name, stride, shape in (("c4", 16, (images, 2, 3, 3)), ("embedding", 0, (images, 4))):
+            array = np.arange(np.prod(shape), dtype="<f4").reshape(shape)
+            response.maps.add(name=name, stride=stride, shape=shape, data=array.tobytes())
+        return response
+
+
+class Forecasting(forecasting_pb2_grpc.ForecastingServicer):
+    """Repeats the last value; the quantiles lie one unit below and above."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    def Forecast(self, request: forecasting_pb2.ForecastRequest, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        self.script.received(request, context)
+        response = forecasting_pb2.ForecastResponse(model=info(request.model), timing=TIMING)
+        for level, offset in zip(LEVELS, (-1.0, 0.0, 1.0), strict=True):
+            response.quantiles.add(level=level, values=[request.history[-1] + offset] * (request.horizon or 24))
+        return response
+
+
+class Catalog(catalog_pb2_grpc.CatalogServicer):
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    def ListModels(self, request: catalog_pb2.ListModelsRequest, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        self.script.received(request, context)
+        return catalog_pb2.ListModelsResponse(models=[self._model(name) for name in sorted(self.script.states)])
+
+    def GetModel(self, request: catalog_pb2.GetModelRequest, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        self.script.received(request, context)
+        if request.name not in self.script.states:
+            fail(context, ModelNotFound(f"no model {request.name!r}"))
+        return catalog_pb2.GetModelResponse(model=self._model(request.name), labels=LABELS)
+
+    def _model(self, name: str) -> catalog_pb2.Model:
+        state = self.script.states[name]
+        model = catalog_pb2.Model(
+            name=name,
+            version=1,
+            state=state,
+            reason="model.onnx changed after it was published" if state == catalog_pb2.Model.FAILED else "",
+            task="forecasting" if name == "lstm-co2" else "classification",
+            trained=name != "backbone",
+            precision="fp32",
+            inputs=[catalog_pb2.Tensor(name="image", dtype="uint8", shape=[-1, 28, 28, 1])],
+            metrics=[catalog_pb2.Metric(name="top1", value=0.991, dataset="MNIST test", samples=10000)],
+            max_batch_size=32,
+        )
+        if name == "lstm-co2":
+            model.forecast.CopyFrom(
+                catalog_pb2.ForecastInfo(
+                    min_history=24, max_history=240, max_horizon=24, quantile_levels=LEVELS, step="month", unit="ppm"
+                )
+            )
+        return model
+
+
+def _images(request: Any) -> list[bytes]:
+    if request.HasField("encoded"):
+        return list(request.encoded.images)
+    pixels = request.pixels
+    size = pixels.height * pixels.width * pixels.channels
+    assert len(pixels.data) == size * pixels.batch
+    return [pixels.data[i * size : (i + 1) * size] for i in range(pixels.batch)]
+
+
+@contextmanager
+def serving(
+    script: Script, address: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None
+) -> Iterator[int]:
+    """Serves until the block ends; gives the port."""
+    server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", 64 << 20)])
+    vision_pb2_grpc.add_VisionServicer_to_server(Vision(script), server)
+    forecasting_pb2_grpc.add_ForecastingServicer_to_server(Forecasting(script), server)
+    catalog_pb2_grpc.add_CatalogServicer_to_server(Catalog(script), server)
+    port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+    server.start()
+    try:
+        yield port
+    finally:
+        script.released.set()
+        server.stop(grace=None).wait()

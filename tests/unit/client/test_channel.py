@@ -1,0 +1,73 @@
+"""Addresses and options as gRPC wants them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rafaga import Keepalive, Tls
+from rafaga.client._channel import endpoint
+
+
+@pytest.mark.parametrize(
+    ("address", "target", "balanced"),
+    [
+        ("localhost:50051", "localhost:50051", False),
+        ("10.0.0.1:1,10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2", True),
+        ("10.0.0.1:1, 10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2", True),
+        ("[::1]:1,[::2]:2", "ipv6:[::1]:1,[::2]:2", True),
+        ("localhost:1,127.0.0.1:2", "ipv4:127.0.0.1:1,127.0.0.1:2", True),
+        ("dns:///rafaga.models.svc:50051", "dns:///rafaga.models.svc:50051", True),
+        ("unix:/run/rafaga.sock", "unix:/run/rafaga.sock", False),
+    ],
+)
+def test_addresses(address: str, target: str, balanced: bool) -> None:
+    made = endpoint(address)
+    assert made.target == target
+    config = dict(made.options).get("grpc.service_config")
+    assert (config is not None) is balanced
+    if config is not None:
+        assert json.loads(str(config)) == {"loadBalancingConfig": [{"round_robin": {}}]}
+
+
+@pytest.mark.parametrize(
+    "address", ["", "  ", "localhost", ":50051", "host:port", "host:0", "host:70000", "a:1,", "10.0.0.1:1,[::1]:2"]
+)
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(ValueError):
+        endpoint(address)
+
+
+def test_limits_keepalive_and_retries_are_always_told() -> None:
+    options = dict(endpoint("h:1", max_message_bytes=123, keepalive=Keepalive(5, 2.5, while_idle=True)).options)
+    assert options["grpc.max_send_message_length"] == options["grpc.max_receive_message_length"] == 123
+    assert options["grpc.enable_retries"] == 0
+    assert options["grpc.keepalive_time_ms"] == 5000
+    assert options["grpc.keepalive_timeout_ms"] == 2500
+    assert options["grpc.keepalive_permit_without_calls"] == 1
+    assert dict(endpoint("h:1").options)["grpc.max_send_message_length"] == 64 * 1024 * 1024
+
+
+def test_secrets_are_not_in_reprs() -> None:
+    made = endpoint("h:1", token="hunter2", tls=Tls(private_key=b"hunter2", certificate_chain=b"x"))
+    assert made.metadata == (("authorization", "Bearer hunter2"),)
+    assert "hunter2" not in repr(made)
+    assert "hunter2" not in repr(Tls(private_key=b"hunter2", certificate_chain=b"x"))
+
+
+def test_the_certificate_of_a_list_is_checked_against_its_first_name() -> None:
+    assert dict(endpoint("localhost:1,localhost:2", tls=Tls()).options)["grpc.ssl_target_name_override"] == "localhost"
+    assert "grpc.ssl_target_name_override" not in dict(endpoint("localhost:1", tls=Tls()).options)
+    override = dict(endpoint("10.0.0.1:1", tls=Tls(server_name="models")).options)["grpc.ssl_target_name_override"]
+    assert override == "models"
+
+
+def test_tls_files(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_bytes(b"ca")
+    assert Tls.from_files(tmp_path / "ca.pem") == Tls(root_certificates=b"ca")
+    with pytest.raises(OSError):
+        Tls.from_files(tmp_path / "absent.pem")
+    with pytest.raises(ValueError):
+        Tls(private_key=b"key without its chain")

@@ -1,0 +1,52 @@
+"""What `import rafaga` gives, and what it must not drag in."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import rafaga
+from rafaga import errors
+
+# What a base install has besides the standard library; grpc looks for its companions by itself.
+BASE = {"grpc", "google", "numpy", "rafaga", "typing_extensions", "grpc_tools", "grpc_health", "grpc_reflection"}
+
+
+def test_all_names_every_public_name_and_no_other() -> None:
+    bound = {name for name in vars(rafaga) if not name.startswith("_")}
+    submodules = {"client", "errors", "v1", "bundle", "cli", "server", "images", "tensors", "load"}
+    assert set(rafaga.__all__) == bound - submodules - {"annotations"}
+    assert sorted(rafaga.__all__) == list(rafaga.__all__)
+
+
+def test_every_error_of_a_request_is_public() -> None:
+    raised = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    assert raised - {"BundleError"} <= set(rafaga.__all__)
+
+
+def test_importing_rafaga_imports_the_base_install_only() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "import sys, rafaga, rafaga.cli; print(*{m.partition('.')[0] for m in sys.modules})"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    loaded = {name for name in found if name not in sys.stdlib_module_names and not name.startswith("_")}
+    assert not loaded & {"onnxruntime", "PIL", "torch", "msgspec", "rich", "prometheus_client"}
+    # Editable installs and site hooks load finders of their own; all else must be of the base.
+    assert {name for name in loaded if not name.endswith(("_finder", "_hack"))} - BASE <= {
+        "sitecustomize",
+        "cython_runtime",
+    }
+
+
+def test_client_and_cli_import_neither_server_nor_export() -> None:
+    root = Path(rafaga.__file__).parent
+    for path in [*root.glob("client/*.py"), *root.glob("cli/*.py")]:
+        for node in ast.parse(path.read_text()).body:  # module level; `rafaga serve` imports the server when it runs
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            forbidden = ("rafaga.server", "rafaga.bundle", "export", "models")
+            assert not [name for name in names if name.startswith(forbidden)], path

@@ -1,0 +1,93 @@
+"""When to try again: pure decisions against a clock of the test's own."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rafaga import errors
+from rafaga.client._retry import PATIENT, Attempts, RetryPolicy, is_retryable
+
+STEADY = RetryPolicy(max_attempts=4, initial_backoff_s=0.1, max_backoff_s=0.3, multiplier=2, jitter=0)
+
+
+def test_pauses_grow_up_to_their_bound_and_end_with_the_attempts() -> None:
+    error = errors.ServerUnreachable("gone")
+    assert [STEADY.pause_s(error, attempt, 10, 0.5) for attempt in (1, 2, 3, 4)] == [0.1, 0.2, 0.3, None]
+
+
+def test_the_servers_word_counts_more_than_the_backoff() -> None:
+    assert STEADY.pause_s(errors.QueueFull("full", retry_after_s=1.5), 1, 10, 0.5) == 1.5
+    assert STEADY.pause_s(errors.QueueFull("full", retry_after_s=0), 1, 10, 0.5) == 0
+
+
+def test_no_try_begins_past_the_deadline() -> None:
+    assert STEADY.pause_s(errors.QueueFull("full", retry_after_s=1.5), 1, 1.5, 0.5) is None
+    assert STEADY.pause_s(errors.ServerUnreachable("gone"), 1, 0.05, 0.5) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (errors.QueueFull("…"), True),
+        (errors.Draining("…"), True),
+        (errors.ModelNotReady("…"), True),
+        (errors.ServerUnreachable("…"), True),
+        (errors.DeadlineUnreachable("…", retry_after_s=0.1), False),
+        (errors.DeadlineExceeded("…"), False),
+        (errors.InvalidTensor("…"), False),
+        (errors.RequestTooLarge("…"), False),
+        (errors.ModelNotFound("…"), False),
+        (errors.Unauthenticated("…"), False),
+        (errors.EngineFailure("…"), False),
+        (errors.InternalError("…"), False),
+        (errors.Cancelled("…"), False),
+    ],
+)
+def test_only_what_is_safe_and_may_succeed_is_tried_again(error: errors.RafagaError, again: bool) -> None:
+    assert is_retryable(error) is again
+
+
+@given(
+    attempt=st.integers(1, 10**9),
+    remaining_s=st.floats(0, 100),
+    chance=st.floats(0, 1, exclude_max=True),
+    retry_after_s=st.none() | st.floats(0, 100),
+)
+def test_a_pause_is_never_negative_never_past_the_deadline_never_before_the_servers_time(
+    attempt: int, remaining_s: float, chance: float, retry_after_s: float | None
+) -> None:
+    pause_s = PATIENT.pause_s(errors.QueueFull("full", retry_after_s), attempt, remaining_s, chance)
+    if pause_s is not None:
+        assert 0 <= pause_s < remaining_s
+        assert pause_s >= (retry_after_s or 0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_attempts": 0},
+        {"initial_backoff_s": -1.0},
+        {"initial_backoff_s": 3.0},
+        {"multiplier": 0.5},
+        {"multiplier": 1e9},
+        {"jitter": 1.5},
+    ],
+)
+def test_policies_that_make_no_sense(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError):
+        RetryPolicy(**wrong)  # type: ignore[arg-type]
+
+
+def test_attempts_count_against_one_deadline() -> None:
+    now = 100.0
+    attempts = Attempts(STEADY, 1.0, clock=lambda: now, chance=lambda: 0.5)
+    assert attempts.remaining_s == 1.0
+    assert attempts.pause_s(errors.Draining("…")) == 0.1
+    now = 100.75
+    assert attempts.remaining_s == 0.25
+    assert attempts.pause_s(errors.Draining("…")) == 0.2
+    now = 101.5
+    assert attempts.remaining_s == 0
+    assert attempts.pause_s(errors.Draining("…")) is None
