@@ -1,0 +1,124 @@
+"""Builds the object graph and runs it: what depends on what is all here, and how the server lives is in `serve`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+from pythonjsonlogger.json import JsonFormatter
+
+from rafaga.server.batcher import BatchPolicy
+from rafaga.server.calls import Authenticator, Router, Transport
+from rafaga.server.config import Config, ConfigError, LogFormat, TransportKind
+from rafaga.server.engine import available_cores
+from rafaga.server.health import Health, add_reflection
+from rafaga.server.http import HttpServer
+from rafaga.server.lifecycle import Server, ShutdownSignals
+from rafaga.server.metrics import Metrics
+from rafaga.server.repository import Loader, Repository
+from rafaga.server.services.catalog import Catalog
+from rafaga.server.services.common import Workers
+from rafaga.server.services.forecasting import Forecasting
+from rafaga.server.services.vision import Vision, VisionLimits
+from rafaga.server.transport_grpcio import GrpcioTransport, Limits, Tls
+
+_LOG = logging.getLogger(__name__)
+
+
+def serve(config: Config) -> int:
+    """Serves until SIGTERM or SIGINT; gives the exit code. Raises ConfigError."""
+    configure_logging(config)
+    server = build(config)
+    signals = ShutdownSignals()
+    with signals:
+        server.start()
+        # Serving happens in other threads: this one only waits, so that a signal is always heard.
+        signals.wait()
+        _LOG.info("draining: finishing what was accepted, a second signal stops at once")
+        clean = server.drain_and_stop(hurry=signals.second)
+    return 0 if clean else 1
+
+
+def build(config: Config) -> Server:
+    """A server that is not started. Raises ConfigError."""
+    metrics, health = Metrics(), Health()
+    policy = BatchPolicy(
+        max_queue_delay_s=config.max_queue_delay_us / 1e6,
+        max_queue_wait_s=config.max_queue_wait_ms / 1e3,
+        max_queue_jobs=config.max_queue_requests,
+    )
+    loader = Loader(policy, config.max_batch_size, config.precision, config.threads, metrics)
+    repository = Repository(config.repository, loader, metrics, health.model)
+    workers = Workers(config.decode_threads or available_cores(), config.max_pending_decodes)
+    limits = VisionLimits(config.max_request_images, config.max_image_pixels, config.max_free_pixels)
+    services = (Vision(repository, workers, limits), Forecasting(repository), Catalog(repository))
+    handlers = {path: handler for service in services for path, handler in service.handlers().items()}
+    authenticator = Authenticator(config.bearer_token_sha256)
+    router = Router(handlers, authenticator, metrics, config.max_request_bytes)
+    metrics.watch_in_flight(lambda: router.in_flight.count)
+    return Server(
+        config,
+        repository=repository,
+        health=health,
+        router=router,
+        workers=workers,
+        transport=_transport(config, router, authenticator, health, metrics),
+        http=HttpServer(config.host, config.http_port, metrics.registry, lambda: repository.ready),
+    )
+
+
+def configure_logging(config: Config) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    if config.log_format is LogFormat.JSON:
+        fields = "{asctime}{levelname}{name}{message}"
+        names = {"asctime": "time", "levelname": "level", "name": "logger"}
+        handler.setFormatter(JsonFormatter(fields, style="{", rename_fields=names))
+    else:
+        handler.setFormatter(_TextFormatter("{asctime} {levelname:7} {message}", style="{"))
+    logging.basicConfig(level=config.log_level.upper(), handlers=[handler], force=True)
+
+
+def _transport(
+    config: Config, router: Router, authenticator: Authenticator, health: Health, metrics: Metrics
+) -> Transport:
+    address = f"{config.host}:{config.grpc_port}"
+    limits = Limits(config.max_request_bytes, config.max_concurrent_calls)
+    names = tuple(sorted({path.split("/")[1] for path in router.methods}))
+    services = (health.add_to, partial(add_reflection, services=names))
+    secured = authenticator.required or config.tls_client_ca is not None
+    if not config.loopback and not secured:
+        _LOG.warning("listening on %s without a bearer token or client certificates: anybody may call", config.host)
+    if config.transport is TransportKind.NATIVE:
+        try:
+            from rafaga.server.transport_native import NativeTransport
+        except ImportError:
+            raise ConfigError("the native transport is not installed: pip install 'rafaga[native]'") from None
+        return NativeTransport(address, router, authenticator, limits, services, metrics)
+    return GrpcioTransport(address, router, authenticator, limits, _tls(config), services)
+
+
+def _tls(config: Config) -> Tls | None:
+    if config.tls_key is None or config.tls_certificate is None:
+        return None
+    ca = config.tls_client_ca
+    return Tls(_read(config.tls_key), _read(config.tls_certificate), None if ca is None else _read(ca))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {os.strerror(error.errno or 0)}") from None
+
+
+class _TextFormatter(logging.Formatter):
+    """A line for people: the message, then the fields that JSON would carry."""
+
+    _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {k: v for k, v in vars(record).items() if k not in self._STANDARD}
+        return super().format(record) + "".join(f"  {k}={v}" for k, v in fields.items())

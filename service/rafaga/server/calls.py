@@ -1,0 +1,225 @@
+"""`Call`, the one thing a transport hands to the services, and the routing, accounting and guarding around it.
+
+    transport  →  Router.dispatch(call)  →  handler(call)  →  …  →  call.reply(bytes) | call.fail(error)
+
+A handler must not block: on the native transport it runs on the thread that receives everybody's calls. It answers
+later, from any thread. Of reply, fail and cancel the first one counts and the others do nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import math
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rafaga.errors import (
+    Cancelled,
+    Draining,
+    InternalError,
+    RafagaError,
+    RequestTooLarge,
+    Status,
+    Unauthenticated,
+    to_status,
+)
+from rafaga.server.metrics import MethodMetrics, Metrics
+
+_LOG = logging.getLogger(__name__)
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
+class Call(ABC):
+    """One unary call. `deadline`: monotonic seconds, infinity when the caller set none."""
+
+    def __init__(self, method: str, request: bytes, deadline: float = math.inf) -> None:
+        self.method = method
+        self.request = request
+        self.deadline = deadline
+        self.received = time.monotonic()
+        self._unfinished = threading.Lock()  # taken by the first to finish the call: an atomic test-and-set
+        self._on_cancel: Callable[[], None] | None = None
+        self._account: _Account | None = None
+
+    @property
+    @abstractmethod
+    def metadata(self) -> Metadata: ...
+
+    @property
+    @abstractmethod
+    def peer(self) -> str: ...
+
+    @property
+    def finished(self) -> bool:
+        return self._unfinished.locked()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """`callback` runs when the caller cancels, hangs up or its deadline passes; at once if that has happened."""
+        self._on_cancel = callback
+        if self.finished:
+            callback()
+
+    def reply(self, payload: bytes) -> None:
+        if self._unfinished.acquire(blocking=False):
+            self._send(payload)
+            self._settle(None)
+
+    def fail(self, error: RafagaError) -> None:
+        if self._unfinished.acquire(blocking=False):
+            self._send_failure(to_status(error))
+            self._settle(error)
+
+    def cancel(self) -> None:
+        """For transports: the caller went away. There is nobody left to answer."""
+        if self._unfinished.acquire(blocking=False):
+            self._settle(Cancelled("the caller went away"))
+            if self._on_cancel is not None:
+                self._on_cancel()
+            self._let_go()
+
+    def _let_go(self) -> None:  # noqa: B027  only a transport that parks something overrides it
+        """Releases what the transport holds for a call that nobody waits for any more."""
+
+    def open_account(self, account: _Account) -> None:
+        self._account = account
+        account.opened()
+
+    def _settle(self, error: RafagaError | None) -> None:
+        if self._account is not None:
+            self._account.settled(error, time.monotonic() - self.received)
+
+    @abstractmethod
+    def _send(self, payload: bytes) -> None: ...
+
+    @abstractmethod
+    def _send_failure(self, status: Status) -> None: ...
+
+
+Handler = Callable[[Call], None]
+
+
+class Transport(Protocol):
+    """Owns sockets and nothing else."""
+
+    @property
+    def port(self) -> int:
+        """The bound port, once started."""
+        ...
+
+    def start(self) -> None: ...
+
+    def close(self, grace_s: float) -> None:
+        """Takes no new calls, lets replies leave for `grace_s`, then closes every connection."""
+        ...
+
+
+class InFlight:
+    """How many calls were received and are not answered yet."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._changed = threading.Condition(threading.Lock())
+
+    def enter(self) -> None:
+        with self._changed:
+            self._count += 1
+
+    def leave(self) -> None:
+        with self._changed:
+            self._count -= 1
+            if not self._count:
+                self._changed.notify_all()
+
+    @property
+    def count(self) -> int:
+        return self._count
+
+    def wait_until_none(self, timeout_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._count, timeout_s)
+
+
+@dataclass(frozen=True)
+class _Account:
+    """What is booked for the calls of one method."""
+
+    metrics: MethodMetrics
+    in_flight: InFlight
+
+    def opened(self) -> None:
+        self.in_flight.enter()
+
+    def settled(self, error: RafagaError | None, seconds: float) -> None:
+        if error is None:
+            self.metrics.answered(seconds)
+        else:
+            self.metrics.failed(error.code, error.reason, seconds)
+        self.in_flight.leave()
+
+
+class Router:
+    """Checks a call, finds its handler, books it, and turns every exception into a status."""
+
+    def __init__(
+        self, handlers: Mapping[str, Handler], authenticator: Authenticator, metrics: Metrics, max_request_bytes: int
+    ) -> None:
+        self.methods = tuple(handlers)
+        self.in_flight = InFlight()
+        self._handlers = handlers
+        self._authenticator = authenticator
+        self._max_request_bytes = max_request_bytes
+        self._accounts = {method: _Account(metrics.method(method), self.in_flight) for method in handlers}
+        self._draining = False
+
+    def drain(self) -> None:
+        """Refuses every call from now on; those received before go on."""
+        self._draining = True
+
+    def dispatch(self, call: Call) -> None:
+        call.open_account(self._accounts[call.method])
+        try:
+            if self._draining:
+                raise Draining("the server is stopping: send the request to another replica")
+            if len(call.request) > self._max_request_bytes:
+                raise RequestTooLarge(
+                    f"expected a request of at most {self._max_request_bytes} bytes, got {len(call.request)}: split it"
+                )
+            if self._authenticator.required:
+                self._authenticator.check(call.metadata)
+            self._handlers[call.method](call)
+        except RafagaError as error:
+            call.fail(error)
+        except Exception:
+            # The caller gets no detail: an exception's text may hold addresses, paths or other callers' data.
+            _LOG.exception("a call failed on a defect", extra={"method": call.method})
+            call.fail(InternalError("the server failed on this request; its log has the cause"))
+
+
+class Authenticator:
+    """Bearer tokens, known only by their sha256. With none configured everybody may call."""
+
+    def __init__(self, token_sha256: Sequence[str]) -> None:
+        self._hashes = tuple(bytes.fromhex(h) for h in token_sha256)
+
+    @property
+    def required(self) -> bool:
+        return bool(self._hashes)
+
+    def check(self, metadata: Metadata) -> None:
+        """Raises Unauthenticated unless `metadata` carries "authorization: Bearer <token>" with a known token."""
+        if not self._hashes:
+            return
+        for key, value in metadata:
+            if key == "authorization" and isinstance(value, str) and value.startswith("Bearer "):
+                digest = hashlib.sha256(value.removeprefix("Bearer ").encode()).digest()
+                # In constant time, so that timing tells nothing about how much of a hash was right.
+                if any(hmac.compare_digest(digest, known) for known in self._hashes):
+                    return
+        raise Unauthenticated("expected metadata 'authorization: Bearer <token>' with a token that the server knows")

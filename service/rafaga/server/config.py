@@ -1,0 +1,168 @@
+"""Every setting of the server, once: defaults < TOML file < environment < flags. The only reader of the environment.
+
+A field `max_queue_wait_ms` is `--max-queue-wait-ms`, `RAFAGA_MAX_QUEUE_WAIT_MS`, and `max_queue_wait_ms = 500` in the
+file that `--config` names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import ipaddress
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rafaga.bundle import Precision
+
+PREFIX = "RAFAGA_"
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used; the message names it and says what was expected."""
+
+
+class TransportKind(StrEnum):
+    GRPCIO = "grpcio"
+    NATIVE = "native"
+
+
+class LogFormat(StrEnum):
+    JSON = "json"
+    TEXT = "text"
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Config:
+    repository: Path = _setting(Path("repository"), "folder of published bundles")
+    host: str = _setting("127.0.0.1", "address to listen on, for gRPC and HTTP")
+    grpc_port: int = _setting(50051, "gRPC port; 0 takes a free one")
+    http_port: int = _setting(8080, "port of /metrics, /healthz and /readyz; 0 takes a free one")
+    transport: TransportKind = _setting(TransportKind.GRPCIO, "native is for trusted clients only: docs/transports.md")
+
+    precision: Precision = _setting(Precision.FP32, "variant to serve")
+    threads: int | None = _setting(None, "ONNX Runtime threads per model; default: chosen per model by a timed run")
+    max_batch_size: int = _setting(32, "rows per batch, where the bundle allows as many")
+    max_queue_delay_us: int = _setting(0, "how long an idle engine waits for company")
+    max_queue_wait_ms: int = _setting(1000, "requests predicted to wait longer are refused")
+    max_queue_requests: int = _setting(4096, "queued requests per model, whatever is predicted")
+
+    max_concurrent_calls: int = _setting(256, "calls in flight; more are refused")
+    max_request_bytes: int = _setting(16 * 2**20, "size of one request")
+    max_request_images: int = _setting(1024, "images in one request")
+    max_image_pixels: int = _setting(50_000_000, "pixels of an encoded image")
+    max_free_pixels: int = _setting(2048 * 2048, "pixels of an image for models that take any size")
+    decode_threads: int | None = _setting(None, "image decoders; default: one per core")
+    max_pending_decodes: int = _setting(256, "requests waiting for a decoder; more are refused")
+
+    bearer_token_sha256: tuple[str, ...] = _setting((), "sha256 in hex of tokens that may call, comma-separated")
+    tls_key: Path | None = _setting(None, "PEM file of the server's private key")
+    tls_certificate: Path | None = _setting(None, "PEM file of the server's certificate chain")
+    tls_client_ca: Path | None = _setting(None, "PEM file; clients must show a certificate signed by it")
+
+    drain_delay_s: float = _setting(0.0, "on SIGTERM, how long to go on serving as NOT_SERVING: time for balancers")
+    drain_timeout_s: float = _setting(30.0, "on SIGTERM, how long accepted requests may take to finish")
+    log_format: LogFormat = _setting(LogFormat.JSON, "text is for people")
+    log_level: str = _setting("info", "debug, info, warning or error")
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_batch_size",
+            "max_queue_requests",
+            "max_concurrent_calls",
+            "max_request_bytes",
+            "max_request_images",
+            "max_image_pixels",
+            "max_free_pixels",
+            "max_pending_decodes",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("max_queue_delay_us", "max_queue_wait_ms", "drain_delay_s", "drain_timeout_s"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: expected zero or more, got {getattr(self, name)}")
+        for name in ("threads", "decode_threads"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("grpc_port", "http_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise ConfigError(f"{name}: expected 0 to 65535, got {getattr(self, name)}")
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise ConfigError(f"log_level: expected debug, info, warning or error, got {self.log_level!r}")
+        for digest in self.bearer_token_sha256:
+            if len(digest) != 64 or not all(c in "0123456789abcdef" for c in digest):
+                raise ConfigError("bearer_token_sha256: expected 64 lower-case hex digits (sha256 of the token) each")
+        if (self.tls_key is None) != (self.tls_certificate is None):
+            raise ConfigError("tls_key and tls_certificate go together")
+        if self.tls_client_ca is not None and self.tls_key is None:
+            raise ConfigError("tls_client_ca needs tls_key and tls_certificate")
+        if self.transport is TransportKind.NATIVE and self.tls_key is not None:
+            raise ConfigError("the native transport has no TLS: use --transport grpcio")
+
+    @property
+    def loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+_FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One flag per setting, and --config."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings")
+    for name, setting in _FIELDS.items():
+        default = setting.default
+        shown = "" if default in (None, ()) else f" (default: {default})"
+        # No default and no type here: a flag that was not given must not hide the file or the environment.
+        parser.add_argument(_flag(name), dest=name, default=None, metavar="X", help=setting.metadata["help"] + shown)
+
+
+def from_arguments(namespace: argparse.Namespace, environ: Mapping[str, str]) -> Config:
+    """Raises ConfigError."""
+    settings: dict[str, Any] = {}
+    if namespace.config is not None:
+        settings |= _from_file(namespace.config)
+    for name in _FIELDS:
+        if (value := environ.get(PREFIX + name.upper())) is not None:
+            settings[name] = _split(name, value)
+        if (value := getattr(namespace, name)) is not None:
+            settings[name] = _split(name, value)
+    try:
+        # Not strict: what comes from the environment or a flag is text.
+        return msgspec.convert(settings, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        settings = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if unknown := sorted(settings.keys() - _FIELDS.keys()):
+        raise ConfigError(f"{path}: unknown settings: {', '.join(unknown)}")
+    return settings
+
+
+def _split(name: str, value: str) -> str | list[str]:
+    if _FIELDS[name].default == ():
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,155 @@
+"""One ONNX Runtime session on one device, and the way of rows into and out of its batches."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from rafaga.bundle import Bundle, relative_error
+from rafaga.errors import BundleError
+from rafaga.server.batcher import Arrays, Part
+from rafaga.server.latency import LatencyTable, buckets_up_to
+
+# Below this a second thread costs more in waking up than it computes.
+_SINGLE_THREAD_S = 1e-3
+# Warm-up: at least this many timed runs per bucket, more for quick models, until the budget is spent.
+_MIN_RUNS = 2
+_MAX_RUNS = 20
+_BUCKET_BUDGET_S = 0.05
+
+
+class Session(Protocol):
+    """The part of onnxruntime.InferenceSession that is used here; tests bring their own."""
+
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: dict[str, NDArray[np.generic]]
+    ) -> Sequence[NDArray[np.generic]]: ...
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity, or the cgroup's CPU limit where that is lower (containers)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass  # no cgroup v2 here
+    return cores
+
+
+def create_session(model: bytes, threads: int) -> ort.InferenceSession:
+    """A CPU session. The model comes as bytes: what was hashed is what runs, and external data cannot be reached."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # plans memory per batch size, and sizes vary
+    # Spinning threads burn the cores that the transport and the decoders need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class Engine:
+    """Runs batches of one model. Not thread-safe: one thread owns it."""
+
+    def __init__(self, bundle: Bundle, session: Session) -> None:
+        self._input_names = tuple(i.name for i in bundle.inputs)
+        self._output_names = tuple(o.name for o in bundle.outputs)
+        self._session = session
+
+    @classmethod
+    def load(cls, bundle: Bundle, model: bytes, golden: Golden, threads: int | None) -> Engine:
+        """`threads` None: all cores for models that use them, one for small ones, decided by a timed run.
+
+        Raises BundleError when ONNX Runtime refuses the model.
+        """
+        try:
+            engine = cls(bundle, create_session(model, threads or available_cores()))
+            if threads is None and available_cores() > 1 and engine._timed(golden.tiled(1)) < _SINGLE_THREAD_S:
+                engine = cls(bundle, create_session(model, 1))
+        except Exception as error:  # onnxruntime raises bare exceptions of many kinds
+            raise BundleError(f"{bundle.name}: ONNX Runtime does not run the model: {error}") from None
+        return engine
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """`inputs` in the bundle's order, each [rows, ...]; gives the outputs likewise."""
+        feed = dict(zip(self._input_names, inputs, strict=True))
+        return tuple(self._session.run(self._output_names, feed))
+
+    def warm_up(self, golden: Golden, max_batch_size: int) -> LatencyTable:
+        """Runs every bucket until it is warm, and measures it."""
+        buckets = buckets_up_to(max_batch_size)
+        seconds = [self._timed(golden.tiled(rows)) for rows in buckets]
+        return LatencyTable(buckets, seconds)
+
+    def _timed(self, inputs: Arrays) -> float:
+        self.run(inputs)
+        runs: list[float] = []
+        while len(runs) < _MIN_RUNS or (sum(runs) < _BUCKET_BUDGET_S and len(runs) < _MAX_RUNS):
+            start = time.perf_counter()
+            self.run(inputs)
+            runs.append(time.perf_counter() - start)
+        return min(runs)
+
+
+class Golden:
+    """golden.npz: inputs, and the outputs that PyTorch gave for them."""
+
+    def __init__(self, bundle: Bundle, arrays: dict[str, NDArray[np.generic]]) -> None:
+        try:
+            self.inputs = tuple(arrays[f"input.{spec.name}"] for spec in bundle.inputs)
+            self.outputs = tuple(arrays[f"output.{spec.name}"] for spec in bundle.outputs)
+        except KeyError as missing:
+            raise BundleError(f"{bundle.name}: golden.npz lacks {missing}") from None
+
+    @classmethod
+    def load(cls, bundle: Bundle, path: Path) -> Golden:
+        with np.load(path, allow_pickle=False) as file:
+            return cls(bundle, dict(file))
+
+    def tiled(self, rows: int) -> Arrays:
+        """The inputs repeated up to `rows` rows."""
+        return tuple(np.resize(a, (rows, *a.shape[1:])) for a in self.inputs)
+
+    def check(self, outputs: Arrays, tolerance: float) -> None:
+        """Raises BundleError when an output's relative error passes `tolerance` (see bundle.relative_error)."""
+        for expected, got in zip(self.outputs, outputs, strict=True):
+            if got.shape != expected.shape:
+                raise BundleError(f"expected golden outputs of shape {expected.shape}, got {got.shape}")
+            error = relative_error(got, expected)
+            if not error <= tolerance:  # so that NaN fails too
+                raise BundleError(f"golden outputs differ by {error:.2e} relative, allowed are {tolerance:.2e}")
+
+
+def assemble(parts: Sequence[Part]) -> Arrays:
+    """The rows of all parts, one array per input: one copy, or none for a lone part.
+
+    Rows of different lengths (ragged series) are padded with zeros on the right up to the longest.
+    """
+    if len(parts) == 1:
+        job, start, stop = parts[0]
+        return job.inputs if stop - start == job.rows else tuple(a[start:stop] for a in job.inputs)
+    return tuple(
+        _joined([part.job.inputs[i][part.start : part.stop] for part in parts]) for i in range(len(parts[0].job.inputs))
+    )
+
+
+def _joined(blocks: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+    tail = blocks[0].shape[1:]
+    if all(b.shape[1:] == tail for b in blocks):
+        return np.concatenate(blocks)
+    longest = tuple(max(sizes) for sizes in zip(*(b.shape[1:] for b in blocks), strict=True))
+    joined = np.zeros((sum(len(b) for b in blocks), *longest), blocks[0].dtype)
+    at = 0
+    for block in blocks:
+        joined[(slice(at, at + len(block)), *(slice(0, size) for size in block.shape[1:]))] = block
+        at += len(block)
+    return joined

@@ -1,0 +1,67 @@
+"""The HTTP side: /metrics for Prometheus, /healthz (the process lives) and /readyz (every model is served)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+class HttpServer:
+    def __init__(self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
+        self._address = (host, port)
+        self._application = _application(registry, ready)
+        self._server: WSGIServer | None = None
+
+    @property
+    def port(self) -> int:
+        return 0 if self._server is None else self._server.server_port
+
+    def start(self) -> None:
+        """Raises OSError when the address cannot be bound."""
+        self._server = make_server(*self._address, self._application, _Server, _Handler)
+        threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = 10  # a scraper that sends nothing must not hold its thread for ever
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class named it
+        """Scrapes and probes are not worth a line each."""
+
+
+def _application(registry: CollectorRegistry, ready: Callable[[], bool]) -> WSGIApplication:
+    metrics: WSGIApplication = make_wsgi_app(registry)
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        def answer(status: str, text: str) -> Iterable[bytes]:
+            start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+            return [text.encode()]
+
+        match environ["PATH_INFO"]:
+            case "/metrics":
+                return metrics(environ, start_response)
+            case "/healthz":
+                return answer("200 OK", "alive\n")
+            case "/readyz":
+                return answer("200 OK", "ready\n") if ready() else answer("503 Service Unavailable", "not ready\n")
+            case _:
+                return answer("404 Not Found", "there are /metrics, /healthz and /readyz\n")
+
+    return application

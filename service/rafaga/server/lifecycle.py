@@ -1,0 +1,136 @@
+"""The life of a server: loading → serving → draining → stopped, and the signals that end it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+from rafaga.server.calls import Router, Transport
+from rafaga.server.config import Config
+from rafaga.server.health import Health
+from rafaga.server.http import HttpServer
+from rafaga.server.repository import Repository
+from rafaga.server.services.common import Workers
+
+_LOG = logging.getLogger(__name__)
+
+# How long replies that were handed to the transport may take to leave.
+_REPLY_GRACE_S = 5.0
+
+
+class Server:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        repository: Repository,
+        health: Health,
+        router: Router,
+        workers: Workers,
+        transport: Transport,
+        http: HttpServer,
+    ) -> None:
+        self._config = config
+        self.repository = repository
+        self._health = health
+        self._router = router
+        self._workers = workers
+        self._transport = transport
+        self._http = http
+
+    @property
+    def grpc_port(self) -> int:
+        return self._transport.port
+
+    @property
+    def http_port(self) -> int:
+        return self._http.port
+
+    def start(self) -> None:
+        """Loads and warms every model, then opens the gRPC port.
+
+        HTTP comes first, so that a liveness probe is answered while models load. Raises FileNotFoundError without a
+        repository, OSError or RuntimeError when a port is taken.
+        """
+        self._http.start()
+        try:
+            self.repository.load()
+            self._transport.start()
+        except BaseException:
+            self.repository.close()
+            self._workers.close()
+            self._http.close()
+            raise
+        self._health.server(ready=self.repository.ready)
+        _LOG.info(
+            "serving",
+            extra={
+                "host": self._config.host,
+                "grpc_port": self.grpc_port,
+                "http_port": self.http_port,
+                "transport": self._config.transport.value,
+                "ready": self.repository.ready,
+            },
+        )
+
+    def drain_and_stop(self, hurry: threading.Event | None = None) -> bool:
+        """Answers what was accepted, refuses what comes, and stops. True when everything was answered in time.
+
+        `hurry`, once set, ends the waiting.
+        """
+        hurry = hurry or threading.Event()
+        # Balancers that watch health go elsewhere; those that do not, find the port open for drain_delay_s.
+        self._health.drain()
+        hurry.wait(self._config.drain_delay_s)
+        self._router.drain()
+        clean = self._wait_for_calls(hurry)
+        # Only now may the queues refuse: a call accepted before may still have been on its way to one.
+        self.repository.drain()
+        self._transport.close(0.0 if hurry.is_set() else _REPLY_GRACE_S)
+        self.repository.close()
+        self._workers.close()
+        self._http.close()
+        _LOG.info("stopped", extra={"clean": clean})
+        return clean
+
+    def _wait_for_calls(self, hurry: threading.Event) -> bool:
+        end = time.monotonic() + self._config.drain_timeout_s
+        while not hurry.is_set() and time.monotonic() < end:
+            if self._router.in_flight.wait_until_none(min(0.1, max(0.0, end - time.monotonic()))):
+                return True
+        left = self._router.in_flight.count
+        if left:
+            _LOG.error("stopping with calls unanswered", extra={"calls": left})
+        return not left
+
+
+class ShutdownSignals:
+    """Catches SIGTERM and SIGINT while entered, and gives the old handlers back."""
+
+    def __init__(self) -> None:
+        self._first = threading.Event()
+        self.second = threading.Event()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> ShutdownSignals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._caught)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def wait(self) -> None:
+        self._first.wait()
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        if self._first.is_set():
+            self.second.set()
+        self._first.set()

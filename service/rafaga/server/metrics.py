@@ -1,0 +1,169 @@
+"""Every metric of the server, in one place. Callers use the methods; no metric is named anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import grpc
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+OK = grpc.StatusCode.OK.name
+
+
+class Metrics:
+    """Owns a registry of its own, so that several servers can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self._requests = Counter(
+            "rafaga_requests", "Calls answered, by method and gRPC status.", ["method", "code"], registry=self.registry
+        )
+        self._refusals = Counter(
+            "rafaga_refusals",
+            "Calls refused or failed, by the reason that travels with the status.",
+            ["method", "reason"],
+            registry=self.registry,
+        )
+        self._request_seconds = self._histogram(
+            "rafaga_request_seconds", "From receiving a call to handing over its reply.", ["method"], _SECONDS
+        )
+        self._in_flight = Gauge("rafaga_requests_in_flight", "Calls received, not answered.", registry=self.registry)
+        self._dropped = Counter(
+            "rafaga_dropped", "Jobs dropped from the queue, uncomputed.", ["model", "cause"], registry=self.registry
+        )
+        self._failures = Counter(
+            "rafaga_engine_failures", "Jobs that made the engine fail.", ["model"], registry=self.registry
+        )
+        self._batch_size = self._histogram("rafaga_batch_size", "Rows per run of an engine.", ["model"], _ROWS)
+        self._queue_seconds = self._histogram(
+            "rafaga_queue_seconds", "From entering the queue to being taken into a batch.", ["model"], _SECONDS
+        )
+        self._inference_seconds = self._histogram(
+            "rafaga_inference_seconds", "One run of an engine over a batch.", ["model"], _SECONDS
+        )
+        self._preprocess_seconds = self._histogram(
+            "rafaga_preprocess_seconds", "Decoding and resizing the images of one call.", ["model"], _SECONDS
+        )
+        self._ready = Gauge(
+            "rafaga_model_ready", "1 while the model is served.", ["model", "version"], registry=self.registry
+        )
+        self._load_seconds = Gauge(
+            "rafaga_model_load_seconds",
+            "Reading, verifying and warming up a model.",
+            ["model", "version"],
+            registry=self.registry,
+        )
+        self._queues = _Queues()
+        self.registry.register(self._queues)
+
+    def _histogram(self, name: str, text: str, labels: list[str], buckets: Sequence[float]) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    def method(self, name: str) -> MethodMetrics:
+        return MethodMetrics(name, self._requests, self._refusals, self._request_seconds)
+
+    def model(self, name: str) -> ModelMetrics:
+        return ModelMetrics(
+            name,
+            batch_size=self._batch_size.labels(name),
+            queue_seconds=self._queue_seconds.labels(name),
+            inference_seconds=self._inference_seconds.labels(name),
+            preprocess_seconds=self._preprocess_seconds.labels(name),
+            failures=self._failures.labels(name),
+            dropped=self._dropped,
+            queues=self._queues,
+        )
+
+    def watch_in_flight(self, count: Callable[[], int]) -> None:
+        """`count` is asked at every scrape."""
+        self._in_flight.set_function(count)
+
+    def model_ready(self, name: str, version: int, ready: bool) -> None:
+        self._ready.labels(name, str(version)).set(ready)
+
+    def model_loaded(self, name: str, version: int, seconds: float) -> None:
+        self._load_seconds.labels(name, str(version)).set(seconds)
+
+
+class MethodMetrics:
+    """The calls of one gRPC method; label children are looked up once, not per call."""
+
+    def __init__(self, name: str, requests: Counter, refusals: Counter, request_seconds: Histogram) -> None:
+        self._name = name
+        self._requests = requests
+        self._refusals = refusals
+        self._ok = requests.labels(name, OK)
+        self._seconds = request_seconds.labels(name)
+
+    def answered(self, seconds: float) -> None:
+        self._ok.inc()
+        self._seconds.observe(seconds)
+
+    def failed(self, code: grpc.StatusCode, reason: str, seconds: float) -> None:
+        self._requests.labels(self._name, code.name).inc()
+        self._refusals.labels(self._name, reason).inc()
+        self._seconds.observe(seconds)
+
+
+class ModelMetrics:
+    """What happens inside one model."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        batch_size: Histogram,
+        queue_seconds: Histogram,
+        inference_seconds: Histogram,
+        preprocess_seconds: Histogram,
+        failures: Counter,
+        dropped: Counter,
+        queues: _Queues,
+    ) -> None:
+        self._name = name
+        self._batch_size = batch_size
+        self._queue_seconds = queue_seconds
+        self._inference_seconds = inference_seconds
+        self._preprocess_seconds = preprocess_seconds
+        self._failures = failures
+        self._dropped = dropped
+        self._queues = queues
+
+    def watch_queue(self, depth: Callable[[], int]) -> None:
+        """`depth` is asked at every scrape."""
+        self._queues.depths[self._name] = depth
+
+    def batch_done(self, rows: int, inference_s: float, queue_s: Sequence[float]) -> None:
+        self._batch_size.observe(rows)
+        self._inference_seconds.observe(inference_s)
+        for seconds in queue_s:
+            self._queue_seconds.observe(seconds)
+
+    def preprocessed(self, seconds: float) -> None:
+        self._preprocess_seconds.observe(seconds)
+
+    def engine_failed(self) -> None:
+        self._failures.inc()
+
+    def dropped(self, cause: str, jobs: int) -> None:
+        """cause: "deadline" or "cancelled"."""
+        self._dropped.labels(self._name, cause).inc(jobs)
+
+
+class _Queues(Collector):
+    """Queue depths, read when scraped instead of written at every change."""
+
+    def __init__(self) -> None:
+        self.depths: dict[str, Callable[[], int]] = {}
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        family = GaugeMetricFamily("rafaga_queue_rows", "Rows waiting in the queue.", labels=["model"])
+        for name, depth in list(self.depths.items()):
+            family.add_metric([name], depth())
+        return [family]

@@ -1,0 +1,165 @@
+"""A served model: a bundle, its engine, its queue, and the thread that feeds one from the other."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from rafaga.bundle import Bundle, Variant
+from rafaga.errors import DeadlineExceeded, Draining, EngineFailure, InternalError
+from rafaga.server.batcher import Arrays, Batch, Batcher, BatchPolicy, Job, Part
+from rafaga.server.engine import Engine, Golden, assemble
+from rafaga.server.latency import LatencyTable
+from rafaga.server.metrics import ModelMetrics
+
+_LOG = logging.getLogger(__name__)
+
+
+class ServedModel:
+    """`submit` from any thread; the engine's thread calls the jobs' callbacks.
+
+    Whoever is queued or running when the model closes gets an answer or an error: the engine's thread owes it.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: Variant,
+        engine: Engine,
+        latency: LatencyTable,
+        policy: BatchPolicy,
+        metrics: ModelMetrics,
+        golden: Golden,
+    ) -> None:
+        self.bundle = bundle
+        self.variant = variant
+        self.max_batch_size = latency.buckets[-1]
+        self.metrics = metrics
+        # What the latency table was measured on; costs of other sizes are relative to it.
+        self.reference_size = golden.inputs[0][0].size
+        self._engine = engine
+        self._batcher = Batcher(policy, latency)
+        self._changed = threading.Condition(threading.Lock())
+        self._stopping = False
+        self._thread = threading.Thread(target=self._serve, name=f"engine-{bundle.name}", daemon=True)
+
+    def start(self) -> None:
+        self.metrics.watch_queue(lambda: self._batcher.queued_rows)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queues `job`, or raises a Refused error and leaves its callbacks uncalled."""
+        with self._changed:
+            self._batcher.submit(job, time.monotonic())
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """The caller of `job` went away: it leaves the queue, and no batch is formed with it any more."""
+        with self._changed:
+            if not job.finished:
+                job.abandon()
+                self._batcher.remove(job)
+                self.metrics.dropped("cancelled", 1)
+
+    def drain(self) -> None:
+        """New jobs are refused; the queued ones run."""
+        with self._changed:
+            self._batcher.drain()
+            self._changed.notify_all()
+
+    @property
+    def idle(self) -> bool:
+        with self._changed:
+            return self._batcher.idle
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Stops after the running batch; what is still queued is refused."""
+        with self._changed:
+            self._stopping = True
+            self._batcher.drain()
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+
+    def _serve(self) -> None:
+        while (batch := self._next()) is not None:
+            try:
+                self._run(batch)
+            except Exception:
+                _LOG.exception("a batch was lost to a defect", extra={"model": self.bundle.name})
+                for part in batch.parts:
+                    part.job.fail(InternalError("the server failed on this batch; its log has the cause"))
+        with self._changed:
+            left = self._batcher.remove_all()
+        for job in left:
+            job.fail(Draining("the model stopped before the request ran: send it again"))
+
+    def _next(self) -> Batch | None:
+        """Waits for a batch; None when the model is closing."""
+        while True:
+            with self._changed:
+                if self._stopping:
+                    return None
+                decision = self._batcher.take(time.monotonic())
+                if decision.batch is None and not decision.dropped:
+                    timeout = None if decision.wake_at is None else max(0.0, decision.wake_at - time.monotonic())
+                    self._changed.wait(timeout)
+                    continue
+            if decision.dropped:
+                self._drop(decision.dropped)
+            if decision.batch is not None:
+                return decision.batch
+
+    def _drop(self, jobs: Sequence[Job]) -> None:
+        self.metrics.dropped("deadline", len(jobs))
+        for job in jobs:
+            job.fail(DeadlineExceeded("the answer would have come after the deadline: nothing was computed"))
+
+    def _run(self, batch: Batch) -> None:
+        start = time.perf_counter()
+        seconds: float | None = None
+        try:
+            outputs = self._engine.run(assemble(batch.parts))
+            seconds = time.perf_counter() - start
+        except Exception:
+            # What failed is found by halves below; the text of the cause may hold other callers' data, so only the
+            # log gets it.
+            _LOG.exception("a batch failed", extra={"model": self.bundle.name, "rows": batch.rows})
+        finally:
+            with self._changed:
+                self._batcher.finished(batch, seconds)
+        if seconds is None:
+            self._run_in_halves(batch.parts)
+        else:
+            self.metrics.batch_done(batch.rows, seconds, [p.job.queue_s for p in batch.parts])
+            self._deliver(batch.parts, outputs, seconds, batch.rows)
+
+    def _run_in_halves(self, parts: Sequence[Part]) -> None:
+        """Isolates the part that makes the engine fail: it fails alone, the others are answered."""
+        if len(parts) == 1:
+            self.metrics.engine_failed()
+            parts[0].job.fail(EngineFailure("the model failed on this input; other requests are not affected"))
+            return
+        middle = len(parts) // 2
+        for half in (parts[:middle], parts[middle:]):
+            rows = sum(p.stop - p.start for p in half)
+            start = time.perf_counter()
+            try:
+                outputs = self._engine.run(assemble(half))
+            except Exception:  # logged once for the whole batch
+                self._run_in_halves(half)
+            else:
+                self._deliver(half, outputs, time.perf_counter() - start, rows)
+
+    def _deliver(self, parts: Sequence[Part], outputs: Arrays, seconds: float, rows: int) -> None:
+        at = 0
+        for job, start, stop in parts:
+            end = at + stop - start
+            try:
+                job.answer(start, tuple(o[at:end] for o in outputs), seconds, rows)
+            except Exception:
+                # A defect in building one reply must not take the others' answers with it.
+                _LOG.exception("an answer could not be delivered", extra={"model": self.bundle.name})
+                job.on_failure(InternalError("the answer could not be built"))
+            at = end

@@ -1,0 +1,1 @@
+"""One file per gRPC service: parse, validate, submit to the model's queue, build the reply."""

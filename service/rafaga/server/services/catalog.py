@@ -1,0 +1,89 @@
+"""rafaga.v1.Catalog: what is served, and what is known of it."""
+
+from __future__ import annotations
+
+from rafaga.bundle import Bundle, ImagePreparation, TensorSpec
+from rafaga.server.calls import Call, Handler
+from rafaga.server.model import ServedModel
+from rafaga.server.repository import Repository, Slot, State
+from rafaga.server.services.common import parse
+from rafaga.v1 import catalog_pb2 as pb
+
+_STATES = {
+    State.LOADING: pb.Model.LOADING,
+    State.READY: pb.Model.READY,
+    State.FAILED: pb.Model.FAILED,
+    State.DRAINING: pb.Model.DRAINING,
+}
+
+
+class Catalog:
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    def handlers(self) -> dict[str, Handler]:
+        return {"/rafaga.v1.Catalog/ListModels": self.list_models, "/rafaga.v1.Catalog/GetModel": self.get_model}
+
+    def list_models(self, call: Call) -> None:
+        parse(pb.ListModelsRequest, call)
+        call.reply(pb.ListModelsResponse(models=map(_message, self._repository.slots)).SerializeToString())
+
+    def get_model(self, call: Call) -> None:
+        request = parse(pb.GetModelRequest, call)
+        slot = self._repository.slot(request.name, request.version)
+        labels = slot.bundle.labels if slot.bundle else ()
+        call.reply(pb.GetModelResponse(model=_message(slot), labels=labels).SerializeToString())
+
+
+def _message(slot: Slot) -> pb.Model:
+    message = pb.Model(name=slot.name, version=slot.version, state=_STATES[slot.state], reason=slot.reason)
+    if slot.bundle is not None:
+        _describe_bundle(message, slot.bundle)
+    if slot.model is not None:
+        _describe_service(message, slot.model)
+    return message
+
+
+def _describe_bundle(message: pb.Model, bundle: Bundle) -> None:
+    message.task = bundle.task
+    message.architecture = bundle.architecture
+    message.dataset = bundle.dataset
+    message.trained = bundle.weights.trained
+    message.weights_source = bundle.weights.source
+    message.weights_license = bundle.weights.license
+    message.inputs.extend(map(_tensor, bundle.inputs))
+    message.outputs.extend(map(_tensor, bundle.outputs))
+    if bundle.image is not None:
+        message.image_preparation = _in_words(bundle.image)
+    if (spec := bundle.forecast) is not None:
+        message.forecast.CopyFrom(
+            pb.ForecastInfo(
+                min_history=spec.min_history,
+                max_history=spec.max_history,
+                max_horizon=spec.max_horizon,
+                quantile_levels=spec.quantile_levels,
+                step=spec.step,
+                unit=spec.unit,
+            )
+        )
+
+
+def _describe_service(message: pb.Model, model: ServedModel) -> None:
+    message.precision = model.variant.precision
+    message.max_batch_size = model.max_batch_size
+    for metric in model.variant.metrics:
+        message.metrics.add(name=metric.name, value=metric.value, dataset=metric.dataset, samples=metric.samples)
+
+
+def _tensor(spec: TensorSpec) -> pb.Tensor:
+    return pb.Tensor(name=spec.name, dtype=spec.dtype, shape=[-1 if size is None else size for size in spec.shape])
+
+
+def _in_words(image: ImagePreparation) -> str:
+    colour = "grey" if image.channels == 1 else "RGB"
+    if image.height is None:
+        return f"decoded to {colour}, any size"
+    if image.resize_shorter is None:
+        return f"decoded to {colour}, resized to {image.width}x{image.height}"
+    crop = f"centre {image.width}x{image.height} cropped"
+    return f"decoded to {colour}, shorter side resized to {image.resize_shorter}, {crop}"

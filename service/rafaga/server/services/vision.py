@@ -1,0 +1,159 @@
+"""rafaga.v1.Vision: classification and feature extraction."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rafaga.bundle import ImagePreparation, Task
+from rafaga.errors import InvalidImage, InvalidRequest, InvalidTensor
+from rafaga.images import prepare
+from rafaga.server.batcher import Arrays, JobTiming
+from rafaga.server.calls import Call, Handler
+from rafaga.server.model import ServedModel
+from rafaga.server.repository import Repository
+from rafaga.server.services.common import Workers, model_info, parse, submit, timing_message
+from rafaga.tensors import check_shape, from_wire, to_wire
+from rafaga.v1 import vision_pb2 as pb
+
+_DEFAULT_TOP_K = 5
+_UINT8 = np.dtype(np.uint8)
+
+Request = pb.ClassifyRequest | pb.ExtractFeaturesRequest
+
+
+@dataclass(frozen=True)
+class VisionLimits:
+    """max_rows: images in one request. max_pixels: of an encoded image, before decoding. max_free_pixels: of an image
+    for models that take any size, where the pixels decide how much is computed."""
+
+    max_rows: int
+    max_pixels: int
+    max_free_pixels: int
+
+
+class Vision:
+    def __init__(self, repository: Repository, workers: Workers, limits: VisionLimits) -> None:
+        self._repository = repository
+        self._workers = workers
+        self._limits = limits
+
+    def handlers(self) -> dict[str, Handler]:
+        return {
+            "/rafaga.v1.Vision/Classify": self.classify,
+            "/rafaga.v1.Vision/ExtractFeatures": self.extract_features,
+        }
+
+    def classify(self, call: Call) -> None:
+        request = parse(pb.ClassifyRequest, call)
+        model = self._repository.model(request.model, request.version, Task.CLASSIFICATION)
+        self._serve(call, request, model)
+
+    def extract_features(self, call: Call) -> None:
+        request = parse(pb.ExtractFeaturesRequest, call)
+        model = self._repository.model(request.model, request.version, Task.FEATURES)
+        self._serve(call, request, model)
+
+    def _serve(self, call: Call, request: Request, model: ServedModel) -> None:
+        """Tensors go straight to the queue; encoded images take the way over the decode threads."""
+        given = request.WhichOneof("input")
+        if given == "pixels":
+            self._submit(call, request, model, self._pixels(request.pixels, _preparation(model)), 0.0)
+        elif given == "encoded":
+            self._workers.run(call, lambda: self._decode(call, request, model))
+        else:
+            raise InvalidRequest("expected either `encoded` or `pixels`, got neither")
+
+    def _pixels(self, tensor: pb.ImageTensor, preparation: ImagePreparation) -> NDArray[np.uint8]:
+        shape = (tensor.batch, tensor.height, tensor.width, tensor.channels)
+        check_shape("uint8 pixels", shape, (None, preparation.height, preparation.width, preparation.channels))
+        self._check_rows(tensor.batch)
+        if preparation.height is None:
+            self._check_free_size(tensor.height, tensor.width)
+        return from_wire(tensor.data, _UINT8, shape).view(np.uint8)
+
+    def _decode(self, call: Call, request: Request, model: ServedModel) -> None:
+        start = time.perf_counter()
+        preparation, images = _preparation(model), request.encoded.images
+        self._check_rows(len(images))
+        decoded: list[NDArray[np.uint8]] = []
+        for index, data in enumerate(images):
+            if call.finished:
+                return
+            try:
+                decoded.append(prepare(data, preparation, self._limits.max_pixels))
+            except InvalidImage as error:
+                raise InvalidImage(f"image {index}: {error.message}") if len(images) > 1 else error from None
+        if preparation.height is None:
+            for image in decoded:
+                self._check_free_size(*image.shape[:2])
+                if image.shape != decoded[0].shape:
+                    raise InvalidImage(
+                        f"expected images of one size in a request, got {decoded[0].shape[:2]} and {image.shape[:2]}: "
+                        "send them in requests of their own"
+                    )
+        rows = decoded[0][np.newaxis] if len(decoded) == 1 else np.stack(decoded)
+        seconds = time.perf_counter() - start
+        model.metrics.preprocessed(seconds)
+        self._submit(call, request, model, rows, seconds)
+
+    def _submit(
+        self, call: Call, request: Request, model: ServedModel, rows: NDArray[np.uint8], preprocess_s: float
+    ) -> None:
+        size = rows.shape[1:3]
+        cost = rows[0].size / model.reference_size
+        if isinstance(request, pb.ClassifyRequest):
+            top_k = request.top_k or _DEFAULT_TOP_K
+            submit(
+                call,
+                model,
+                (rows,),
+                lambda out, timing: _classified(model, out, timing, preprocess_s, top_k),
+                size,
+                cost,
+            )
+        else:
+            submit(call, model, (rows,), lambda out, timing: _featured(model, out, timing, preprocess_s), size, cost)
+
+    def _check_rows(self, rows: int) -> None:
+        if not 1 <= rows <= self._limits.max_rows:
+            raise InvalidTensor(f"expected 1 to {self._limits.max_rows} images in a request, got {rows}")
+
+    def _check_free_size(self, height: int, width: int) -> None:
+        if height * width > self._limits.max_free_pixels:
+            raise InvalidImage(
+                f"expected at most {self._limits.max_free_pixels} pixels, got {height}x{width}: send a smaller image"
+            )
+
+
+def _preparation(model: ServedModel) -> ImagePreparation:
+    assert model.bundle.image is not None  # Bundle checks it for both tasks
+    return model.bundle.image
+
+
+def _classified(
+    model: ServedModel, outputs: Arrays, timing: JobTiming, preprocess_s: float, top_k: int
+) -> pb.ClassifyResponse:
+    probabilities, labels = outputs[0].astype(np.float32, copy=False), model.bundle.labels
+    # Stable, so that equal probabilities come in the order of their index.
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    response = pb.ClassifyResponse(model=model_info(model), timing=timing_message(timing, preprocess_s))
+    for indices, values in zip(best.tolist(), np.take_along_axis(probabilities, best, 1).tolist(), strict=True):
+        add = response.results.add().labels.add
+        for index, value in zip(indices, values, strict=True):
+            add(label=labels[index], index=index, probability=value)
+    return response
+
+
+def _featured(
+    model: ServedModel, outputs: Arrays, timing: JobTiming, preprocess_s: float
+) -> pb.ExtractFeaturesResponse:
+    response = pb.ExtractFeaturesResponse(model=model_info(model), timing=timing_message(timing, preprocess_s))
+    arrays = dict(zip((o.name for o in model.bundle.outputs), outputs, strict=True))
+    for spec in model.bundle.features:
+        array = arrays[spec.output]
+        response.maps.add(name=spec.output, stride=spec.stride, shape=array.shape, data=to_wire(array))
+    return response

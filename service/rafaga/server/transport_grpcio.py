@@ -1,0 +1,208 @@
+"""The default transport: grpcio's server. TLS, limits enforced before a message is buffered, every platform.
+
+A call holds one handler thread from its arrival to its reply. There are as many threads as calls may be in flight, so
+none ever waits for a thread: what comes beyond is refused at once.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+
+from rafaga.errors import RafagaError, Status, to_status
+from rafaga.server.calls import Authenticator, Call, Metadata, Router
+
+# Probes of orchestrators carry no token, and health tells nothing but up or down.
+_OPEN_SERVICE = "/grpc.health.v1.Health/"
+
+
+@dataclass(frozen=True)
+class Tls:
+    """PEM files' contents. `client_ca` asks for client certificates signed by it (mTLS)."""
+
+    private_key: bytes
+    certificate_chain: bytes
+    client_ca: bytes | None = None
+
+    def credentials(self) -> grpc.ServerCredentials:
+        return grpc.ssl_server_credentials(
+            [(self.private_key, self.certificate_chain)],
+            root_certificates=self.client_ca,
+            require_client_auth=self.client_ca is not None,
+        )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server takes. Both transports honour these; how strictly is in docs/transports.md."""
+
+    max_request_bytes: int
+    max_concurrent_calls: int
+    max_concurrent_streams: int = 1024  # of one connection
+
+
+class GrpcioTransport:
+    """`address` is "host:port" or "unix:/path". `services` add what grpcio serves itself: health and reflection."""
+
+    def __init__(
+        self,
+        address: str,
+        router: Router,
+        authenticator: Authenticator,
+        limits: Limits,
+        tls: Tls | None = None,
+        services: Sequence[Callable[[grpc.Server], None]] = (),
+    ) -> None:
+        self._address = address
+        self._router = router
+        self._authenticator = authenticator
+        self._limits = limits
+        self._tls = tls
+        self._services = services
+        self._server: grpc.Server | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._port = 0
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    def start(self) -> None:
+        """Raises RuntimeError when the address cannot be bound."""
+        calls = self._limits.max_concurrent_calls
+        self._pool = ThreadPoolExecutor(calls, thread_name_prefix="call")
+        self._server = server = grpc.server(
+            self._pool,
+            interceptors=[_Gate(self._authenticator)] if self._authenticator.required else [],
+            options=self._options(),
+            maximum_concurrent_rpcs=calls,
+        )
+        for service, methods in _by_service(self._router.methods).items():
+            handlers = {name: self._method(path) for name, path in methods}
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        for add_to in self._services:
+            add_to(server)
+        if self._tls is None:
+            self._port = server.add_insecure_port(self._address)
+        else:
+            self._port = server.add_secure_port(self._address, self._tls.credentials())
+        server.start()
+
+    def close(self, grace_s: float) -> None:
+        if self._server is not None and self._pool is not None:
+            self._server.stop(grace_s).wait()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _options(self) -> list[tuple[str, Any]]:
+        return [
+            ("grpc.max_receive_message_length", self._limits.max_request_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", self._limits.max_concurrent_streams),
+            # A second server on the same port would take half of the calls without anybody noticing.
+            ("grpc.so_reuseport", 0),
+            # Identity only: a compressed message can inflate a thousandfold.
+            ("grpc.compression_enabled_algorithms_bitset", 1),
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+
+    def _method(self, path: str) -> grpc.RpcMethodHandler[bytes, bytes]:
+        router = self._router
+
+        def serve(request: bytes, context: grpc.ServicerContext) -> bytes:
+            call = _GrpcioCall(path, request, context)
+            # grpcio runs the callback at the end of every call; after a reply or a failure, cancel does nothing.
+            if not context.add_callback(call.cancel):
+                call.cancel()
+            router.dispatch(call)
+            return call.wait()
+
+        return grpc.unary_unary_rpc_method_handler(serve)
+
+
+class _GrpcioCall(Call):
+    def __init__(self, method: str, request: bytes, context: grpc.ServicerContext) -> None:
+        remaining = context.time_remaining()
+        super().__init__(method, request, math.inf if remaining is None else time.monotonic() + remaining)
+        self._context = context
+        self._payload = b""
+        self._status: Status | None = None
+        self._answered = threading.Lock()
+        self._answered.acquire()
+
+    @property
+    def metadata(self) -> Metadata:
+        return tuple((key, value) for key, value in self._context.invocation_metadata())
+
+    @property
+    def peer(self) -> str:
+        return str(self._context.peer())
+
+    def wait(self) -> bytes:
+        """Parks the handler thread until the call is finished; gives the reply or ends the call with its status."""
+        self._answered.acquire()
+        if self._status is not None:
+            _abort(self._context, self._status)
+        return self._payload
+
+    def _send(self, payload: bytes) -> None:
+        self._payload = payload
+        self._answered.release()
+
+    def _send_failure(self, status: Status) -> None:
+        self._status = status
+        self._answered.release()
+
+    def _let_go(self) -> None:
+        self._answered.release()
+
+
+class _Gate(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Asks for the token on what grpcio serves itself; the router asks for its own methods."""
+
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+
+    def intercept_service(self, continuation: Any, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        if not handler_call_details.method.startswith(_OPEN_SERVICE):
+            try:
+                self._authenticator.check(
+                    tuple((key, value) for key, value in handler_call_details.invocation_metadata)
+                )
+            except RafagaError as error:
+                return _refusing(continuation(handler_call_details), error)
+        return continuation(handler_call_details)
+
+
+def _refusing(handler: grpc.RpcMethodHandler[Any, Any] | None, error: RafagaError) -> Any:
+    """A handler of the same kind that only fails."""
+
+    def refuse(_: object, context: grpc.ServicerContext) -> NoReturn:
+        _abort(context, to_status(error))
+
+    if handler is not None and handler.request_streaming:
+        return grpc.stream_stream_rpc_method_handler(refuse)
+    return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+def _abort(context: grpc.ServicerContext, status: Status) -> NoReturn:
+    context.set_trailing_metadata(status.trailing_metadata)
+    context.abort(status.code, status.message)
+
+
+def _by_service(methods: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """{"rafaga.v1.Vision": [("Classify", "/rafaga.v1.Vision/Classify"), …]}"""
+    services: dict[str, list[tuple[str, str]]] = {}
+    for path in methods:
+        _, service, name = path.split("/")
+        services.setdefault(service, []).append((name, path))
+    return services

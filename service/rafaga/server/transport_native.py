@@ -1,0 +1,153 @@
+"""The opt-in transport for trusted clients: HTTP/2 and gRPC framing in Rust, outside the GIL (pygrpc-native).
+
+Calls reach Python in batches. One thread drains them; it never runs inference. What the front does not bound or
+serve itself is closed here or named in docs/transports.md: sizes are checked on receipt, admission is bounded, and
+health and reflection are served by grpcio on a private Unix socket behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import grpc
+from pygrpc_native import EVENT_CALL, NativeGrpcFront
+
+from rafaga.errors import QueueFull, Status
+from rafaga.server.calls import Authenticator, Call, Metadata, Router
+from rafaga.server.metrics import Metrics
+from rafaga.server.transport_grpcio import GrpcioTransport, Limits
+
+_LOG = logging.getLogger(__name__)
+
+_MAX_EVENTS = 256
+_IO_THREADS = 1
+_PAUSE_BEFORE_CLOSE_S = 0.2
+_BEHIND_CALLS = 64
+
+
+class NativeTransport:
+    """`address` is "host:port"."""
+
+    def __init__(
+        self,
+        address: str,
+        router: Router,
+        authenticator: Authenticator,
+        limits: Limits,
+        services: Sequence[Callable[[grpc.Server], None]],
+        metrics: Metrics,
+    ) -> None:
+        self._address = address
+        self._router = router
+        self._authenticator = authenticator
+        self._limits = limits
+        self._services = services
+        self._metrics = metrics
+        self._calls: dict[int, _NativeCall] = {}
+        self._folder = ""
+        self._front: NativeGrpcFront | None = None
+        self._behind: GrpcioTransport | None = None
+        self._thread = threading.Thread(target=self._receive, name="native-receive", daemon=True)
+
+    @property
+    def port(self) -> int:
+        return 0 if self._front is None else self._front.bound_port
+
+    def start(self) -> None:
+        """Raises OSError or RuntimeError when the address cannot be bound."""
+        self._folder = tempfile.mkdtemp(prefix="rafaga-")  # private to this user
+        socket = f"{self._folder}/behind.sock"
+        self._behind = GrpcioTransport(
+            f"unix:{socket}",
+            Router({}, self._authenticator, self._metrics, self._limits.max_request_bytes),
+            self._authenticator,
+            Limits(self._limits.max_request_bytes, _BEHIND_CALLS),
+            services=self._services,
+        )
+        self._behind.start()
+        self._front = front = NativeGrpcFront(
+            self._address,
+            [(method, False) for method in self._router.methods],
+            io_threads=_IO_THREADS,
+            call_details=True,
+            keepalive_time_ms=60_000,
+            keepalive_timeout_ms=20_000,
+            max_concurrent_streams=self._limits.max_concurrent_streams,
+        )
+        front.set_fallback(socket)
+        front.start()
+        self._thread.start()
+
+    def close(self, grace_s: float) -> None:
+        if self._front is None or self._behind is None:
+            return
+        # Replies that are handed over but not written yet would be lost at close.
+        time.sleep(min(_PAUSE_BEFORE_CLOSE_S, grace_s))
+        self._front.close()
+        self._thread.join(5)
+        self._behind.close(0)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _receive(self) -> None:
+        front, methods = self._front, self._router.methods
+        assert front is not None
+        while (events := front.recv_batch_details(_MAX_EVENTS)) is not None:
+            for kind, call_id, method, payload, _, details in events:
+                try:
+                    if kind == EVENT_CALL and payload is not None and details is not None:
+                        self._dispatch(_NativeCall(front, self._calls, call_id, methods[method], payload, details))
+                    elif (call := self._calls.get(call_id)) is not None:
+                        call.cancel()
+                except Exception:
+                    # This thread serves everybody: nothing that one call does may end it.
+                    _LOG.exception("a call could not be dispatched")
+                    front.fail(call_id, grpc.StatusCode.INTERNAL.value[0], "the server failed on this request")
+
+    def _dispatch(self, call: _NativeCall) -> None:
+        if len(self._calls) >= self._limits.max_concurrent_calls:
+            call.fail(QueueFull("too many calls are in flight: retry later", 0.1))
+            return
+        self._calls[call.call_id] = call
+        self._router.dispatch(call)
+
+
+class _NativeCall(Call):
+    def __init__(
+        self,
+        front: NativeGrpcFront,
+        calls: dict[int, _NativeCall],
+        call_id: int,
+        method: str,
+        payload: bytes,
+        details: tuple[Metadata, str, float | None],
+    ) -> None:
+        self._metadata, self._peer, remaining = details
+        super().__init__(method, payload, math.inf if remaining is None else time.monotonic() + remaining)
+        self.call_id = call_id
+        self._front = front
+        self._calls = calls
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._metadata
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    def _send(self, payload: bytes) -> None:
+        self._calls.pop(self.call_id, None)
+        self._front.respond(self.call_id, payload)
+
+    def _send_failure(self, status: Status) -> None:
+        self._calls.pop(self.call_id, None)
+        self._front.fail(self.call_id, status.code.value[0], status.message, status.trailing_metadata)
+
+    def _let_go(self) -> None:
+        self._calls.pop(self.call_id, None)
