@@ -38,7 +38,7 @@ def prepare(data: bytes, preparation: ImagePreparation, max_pixels: int) -> NDAr
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InvalidImage(f"the image has more than {max_pixels} pixels: send a smaller one") from None
-    except Exception:  # noqa: BLE001  Whatever the decoder trips over in a stranger's bytes, it is no image of ours.
+    except Exception:  # Whatever the decoder trips over in a stranger's bytes, it is no image of ours.
         raise InvalidImage(f"expected a whole JPEG or PNG file, got {len(data)} bytes that do not decode") from None
     array = np.asarray(pixels, dtype=np.uint8)
     return array[:, :, np.newaxis] if preparation.channels == 1 else array
