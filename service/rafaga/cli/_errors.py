@@ -1,0 +1,60 @@
+"""Exit codes, and the one line that says what went wrong."""
+
+from __future__ import annotations
+
+import sys
+from enum import IntEnum
+
+from rafaga.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    RafagaError,
+    Refused,
+    RequestTooLarge,
+    ServerUnreachable,
+    Unauthenticated,
+    Unsupported,
+)
+
+
+class ExitCode(IntEnum):
+    """What scripts can rely on."""
+
+    OK = 0
+    OTHER = 1  # a defect of the server, a failed engine, a missing extra
+    USAGE = 2  # the command line, or a file it names
+    UNAVAILABLE = 3  # refused, unreachable or too late: the same command may succeed later
+    INVALID = 4  # the request is wrong and will stay so
+
+
+class UsageError(Exception):
+    """The command line, or a file it names, is not what it should be."""
+
+
+_UNAVAILABLE = (Refused, ServerUnreachable, DeadlineExceeded)
+_INVALID = (InvalidRequest, RequestTooLarge, ModelNotFound, Unsupported, Unauthenticated)
+
+
+def exit_code(error: Exception) -> ExitCode:
+    """The exit code that stands for an expected error."""
+    if isinstance(error, UsageError | OSError):
+        return ExitCode.USAGE
+    if isinstance(error, _UNAVAILABLE):
+        return ExitCode.UNAVAILABLE
+    return ExitCode.INVALID if isinstance(error, _INVALID) else ExitCode.OTHER
+
+
+def sentence(error: Exception) -> str:
+    """The error on one line, whatever it carries."""
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, RafagaError):
+        text = error.message or error.reason
+    else:
+        text = str(error)
+    return " ".join(text.split())
+
+
+def complain(text: str) -> None:
+    print(f"rafaga: {text}", file=sys.stderr)

@@ -1,0 +1,140 @@
+"""Parses the command line, runs one command, turns expected errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from rafaga import Client, RafagaError, Tls
+from rafaga.cli import _commands, _serve
+from rafaga.cli._errors import ExitCode, UsageError, complain, exit_code, sentence
+
+_EPILOG = f"""exit codes:
+  {ExitCode.OK}  success
+  {ExitCode.OTHER}  the server failed, or something is not installed
+  {ExitCode.USAGE}  the command line, or a file it names, is wrong
+  {ExitCode.UNAVAILABLE}  refused, unreachable or too late: try again later
+  {ExitCode.INVALID}  the request is invalid: an unknown model, not an image, …
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `rafaga`; returns the exit code. Wrong usage ends in SystemExit(2), as argparse does it."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    try:
+        if arguments[:1] == ["serve"]:
+            return _serve.run(_serve_parser(), arguments[1:], os.environ)
+        args = _parser(os.environ).parse_args(arguments)
+        with _client(args) as client:
+            command: Callable[[Namespace, Client], int] = args.command
+            return command(args, client)
+    except BrokenPipeError:
+        # The reader of a pipe has gone, `rafaga models | head -1`; stdout is closed at exit and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OTHER
+    except (RafagaError, UsageError, OSError) as error:
+        complain(sentence(error))
+        return exit_code(error)
+    except KeyboardInterrupt:
+        return 130  # as a shell reports SIGINT
+
+
+def _parser(environ: Mapping[str, str]) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="rafaga",
+        description="Verified ONNX models over gRPC: ask a server, or be one.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"rafaga {metadata.version('rafaga')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    # Only listed here: its options come with the server extra, and `main` takes that way before it parses.
+    commands.add_parser("serve", help="serve a model repository", add_help=False)
+    connection = _connection(environ)
+
+    models = commands.add_parser("models", parents=[connection], help="what the server has")
+    models.set_defaults(command=_commands.models)
+
+    classify = commands.add_parser("classify", parents=[connection, _model()], help="label images")
+    classify.add_argument("files", nargs="+", metavar="FILE", help="a JPEG or PNG file")
+    classify.add_argument("--top-k", type=_positive_int, default=5, metavar="K", help="labels per image (%(default)s)")
+    classify.set_defaults(command=_commands.classify)
+
+    features = commands.add_parser("features", parents=[connection, _model()], help="feature maps of an image")
+    features.add_argument("file", metavar="FILE", help="a JPEG or PNG file")
+    features.add_argument("--output", metavar="FILE.npz", help="write the maps there, under their names")
+    features.set_defaults(command=_commands.features)
+
+    forecast = commands.add_parser("forecast", parents=[connection, _model()], help="what comes next in a series")
+    forecast.add_argument("file", nargs="?", default="-", metavar="FILE", help="CSV or one number per line; - is stdin")
+    forecast.add_argument("--horizon", type=_positive_int, metavar="STEPS", help="steps ahead (as many as possible)")
+    forecast.add_argument("--column", metavar="NAME", help="column of the CSV file, by name or number from 1")
+    forecast.set_defaults(command=_commands.forecast)
+    return parser
+
+
+def _serve_parser() -> ArgumentParser:
+    return ArgumentParser(prog="rafaga serve", description="Serves every model of a repository until SIGTERM.")
+
+
+def _connection(environ: Mapping[str, str]) -> ArgumentParser:
+    parser = ArgumentParser(add_help=False)
+    group = parser.add_argument_group("connection")
+    group.add_argument(
+        "--server",
+        default=environ.get("RAFAGA_SERVER") or "localhost:50051",
+        metavar="HOST:PORT",
+        help="several with commas between share the calls (environment RAFAGA_SERVER; now %(default)s)",
+    )
+    group.add_argument(
+        "--timeout", type=_positive_s, default=10.0, metavar="SECONDS", help="deadline of a request (%(default)s)"
+    )
+    group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the bearer token")
+    group.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS, trusting these root certificates (PEM)")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    return parser
+
+
+def _model() -> ArgumentParser:
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument("--model", required=True, metavar="NAME", help="as `rafaga models` lists it")
+    parser.add_argument(
+        "--model-version",
+        dest="version_of_model",
+        type=_positive_int,
+        default=0,
+        metavar="N",
+        help="which of its versions (the newest)",
+    )
+    return parser
+
+
+def _client(args: Namespace) -> Client:
+    token = args.token_file.read_text(encoding="utf-8").strip() if args.token_file else None
+    tls = Tls.from_files(args.tls_ca) if args.tls_ca else None
+    try:
+        return Client(args.server, timeout_s=args.timeout, token=token, tls=tls)
+    except ValueError as error:
+        raise UsageError(f"--server: {error}") from None
+
+
+def _positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return int(text)
+
+
+def _positive_s(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of seconds")
+    return value

@@ -1,0 +1,32 @@
+"""Tables line up; JSON is whole."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from rafaga import ModelInfo
+from rafaga.cli._output import as_json, table
+
+
+def test_numbers_stand_to_the_right_and_text_to_the_left() -> None:
+    assert table(("NAME", "N", "VALUE"), [("a", 1, 0.5), ("long name", 10, 371.123456), ("", 100, 2.0)]) == (
+        "NAME         N    VALUE\n"
+        "a            1      0.5\n"
+        "long name   10  371.123\n"
+        "           100        2"
+    )  # fmt: skip
+
+
+def test_an_empty_table_is_its_headings() -> None:
+    assert table(("A", "B"), []) == "A  B"
+
+
+def test_json_of_results() -> None:
+    value = {"model": ModelInfo("año", 1, True, "fp32"), "array": np.ones((1, 2), np.float32), "shape": (1, 2)}
+    assert json.loads(as_json(value)) == {
+        "model": {"name": "año", "version": 1, "trained": True, "precision": "fp32"},
+        "array": [[1.0, 1.0]],
+        "shape": [1, 2],
+    }
