@@ -57,7 +57,7 @@ def build(config: Config) -> Server:
     services = (Vision(repository, workers, limits), Forecasting(repository), Catalog(repository))
     handlers = {path: handler for service in services for path, handler in service.handlers().items()}
     authenticator = Authenticator(config.bearer_token_sha256)
-    router = Router(handlers, authenticator, metrics, config.max_request_bytes)
+    router = Router(handlers, authenticator, metrics, config.max_request_bytes, config.max_concurrent_calls)
     metrics.watch_in_flight(lambda: router.in_flight.count)
     return Server(
         config,

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import logging
 import math
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -21,8 +22,10 @@ from typing import Protocol
 
 from rafaga.errors import (
     Cancelled,
+    DeadlineExceeded,
     Draining,
     InternalError,
+    QueueFull,
     RafagaError,
     RequestTooLarge,
     Status,
@@ -34,6 +37,9 @@ from rafaga.server.metrics import MethodMetrics, Metrics
 _LOG = logging.getLogger(__name__)
 
 Metadata = Sequence[tuple[str, str | bytes]]
+
+# There is no telling when the calls in flight end; this is about a few batches of a small model.
+_RETRY_AFTER_S = 0.1
 
 
 class Call(ABC):
@@ -77,9 +83,10 @@ class Call(ABC):
             self._settle(error)
 
     def cancel(self) -> None:
-        """For transports: the caller went away. There is nobody left to answer."""
+        """For transports: the caller went away or its time ran out. There is nobody left to answer."""
         if self._unfinished.acquire(blocking=False):
-            self._settle(Cancelled("the caller went away"))
+            late = time.monotonic() >= self.deadline
+            self._settle(DeadlineExceeded("the deadline passed") if late else Cancelled("the caller went away"))
             if self._on_cancel is not None:
                 self._on_cancel()
             self._let_go()
@@ -165,16 +172,26 @@ class _Account:
 
 
 class Router:
-    """Checks a call, finds its handler, books it, and turns every exception into a status."""
+    """Checks a call, finds its handler, books it, and turns every exception into a status.
+
+    `max_in_flight`: calls received and not answered; what comes beyond is refused. It is counted here, not in the
+    transports, so that a refusal is typed, tells when to come back, and shows in the metrics.
+    """
 
     def __init__(
-        self, handlers: Mapping[str, Handler], authenticator: Authenticator, metrics: Metrics, max_request_bytes: int
+        self,
+        handlers: Mapping[str, Handler],
+        authenticator: Authenticator,
+        metrics: Metrics,
+        max_request_bytes: int,
+        max_in_flight: int = sys.maxsize,
     ) -> None:
         self.methods = tuple(handlers)
         self.in_flight = InFlight()
         self._handlers = handlers
         self._authenticator = authenticator
         self._max_request_bytes = max_request_bytes
+        self._max_in_flight = max_in_flight
         self._accounts = {method: _Account(metrics.method(method), self.in_flight) for method in handlers}
         self._draining = False
 
@@ -187,6 +204,8 @@ class Router:
         try:
             if self._draining:
                 raise Draining("the server is stopping: send the request to another replica")
+            if self.in_flight.count > self._max_in_flight:  # this call is among them
+                raise QueueFull("too many calls are in flight: retry later", _RETRY_AFTER_S)
             if len(call.request) > self._max_request_bytes:
                 raise RequestTooLarge(
                     f"expected a request of at most {self._max_request_bytes} bytes, got {len(call.request)}: split it"

@@ -61,7 +61,9 @@ class ServedModel:
             if not job.finished:
                 job.abandon()
                 self._batcher.remove(job)
-                self.metrics.dropped("cancelled", 1)
+                if not job.taken:  # otherwise it is being computed: too late to save the work
+                    late = time.monotonic() >= job.deadline
+                    self.metrics.dropped("deadline" if late else "cancelled", 1)
 
     def drain(self) -> None:
         """New jobs are refused; the queued ones run."""

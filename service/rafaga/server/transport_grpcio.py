@@ -1,7 +1,8 @@
 """The default transport: grpcio's server. TLS, limits enforced before a message is buffered, every platform.
 
-A call holds one handler thread from its arrival to its reply. There are as many threads as calls may be in flight, so
-none ever waits for a thread: what comes beyond is refused at once.
+A call holds one handler thread from its arrival to its reply. There are more threads than the Router lets calls be in
+flight, so none ever waits for a thread: the Router refuses what comes beyond with a reason, and health probes are
+answered while it does. grpcio itself refuses, without a reason, only what comes beyond the spare threads too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import grpc
 
 from rafaga.errors import RafagaError, Status, to_status
 from rafaga.server.calls import Authenticator, Call, Metadata, Router
+
+# For health, reflection, and calls that the Router is about to refuse.
+_SPARE_THREADS = 64
 
 # Probes of orchestrators carry no token, and health tells nothing but up or down.
 _OPEN_SERVICE = "/grpc.health.v1.Health/"
@@ -76,13 +80,13 @@ class GrpcioTransport:
 
     def start(self) -> None:
         """Raises RuntimeError when the address cannot be bound."""
-        calls = self._limits.max_concurrent_calls
-        self._pool = ThreadPoolExecutor(calls, thread_name_prefix="call")
+        threads = self._limits.max_concurrent_calls + _SPARE_THREADS
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="call")
         self._server = server = grpc.server(
             self._pool,
             interceptors=[_Gate(self._authenticator)] if self._authenticator.required else [],
             options=self._options(),
-            maximum_concurrent_rpcs=calls,
+            maximum_concurrent_rpcs=threads,
         )
         for service, methods in _by_service(self._router.methods).items():
             handlers = {name: self._method(path) for name, path in methods}

@@ -1,7 +1,7 @@
 """The opt-in transport for trusted clients: HTTP/2 and gRPC framing in Rust, outside the GIL (pygrpc-native).
 
 Calls reach Python in batches. One thread drains them; it never runs inference. What the front does not bound or
-serve itself is closed here or named in docs/transports.md: sizes are checked on receipt, admission is bounded, and
+serve itself is closed in Python or named in docs/transports.md: the Router checks size and admission on receipt, and
 health and reflection are served by grpcio on a private Unix socket behind it.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import grpc
 from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
-from rafaga.errors import QueueFull, Status
+from rafaga.errors import Status
 from rafaga.server.calls import Authenticator, Call, Metadata, Router
 from rafaga.server.metrics import Metrics
 from rafaga.server.transport_grpcio import GrpcioTransport, Limits
@@ -110,9 +110,6 @@ class NativeTransport:
                     front.fail(call_id, grpc.StatusCode.INTERNAL.value[0], "the server failed on this request")
 
     def _dispatch(self, call: _NativeCall) -> None:
-        if len(self._calls) >= self._limits.max_concurrent_calls:
-            call.fail(QueueFull("too many calls are in flight: retry later", 0.1))
-            return
         self._calls[call.call_id] = call
         self._router.dispatch(call)
 
