@@ -1,0 +1,73 @@
+# Everything starts here: `make demo` shows the service at work, `make test` proves it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+PROTOS := .venv-protos
+
+REPOSITORY ?= repository
+MODELS     ?= lenet5-mnist lstm-co2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test nightly lint format bench protos protos-check clean
+
+help:  ## This list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## A virtual environment with everything in it (PyTorch alone is about 5 GB)
+
+$(READY): pyproject.toml requirements/constraints.txt requirements/native.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, {v[0]}.{v[1]} found: make PYTHON=python3.11 ...")'
+	@echo "Setting up $(VENV): a few minutes, most of them PyTorch's download."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/native.txt
+	@touch $@
+
+demo: setup  ## Export the trained models, serve them, ask them, show the answers
+	@$(BIN)/python -m demo
+
+serve: setup  ## Export MODELS into REPOSITORY where they are missing, and serve it
+	@for model in $(MODELS); do \
+	  test -d $(REPOSITORY)/$$model || $(BIN)/python -m export $$model --output $(REPOSITORY) || exit 1; \
+	done
+	$(BIN)/rafaga serve --repository $(REPOSITORY) --log-format text
+
+test: setup  ## All tests but the nightly and the GPU ones
+	$(BIN)/python -m pytest -m "not nightly and not gpu"
+
+nightly: setup  ## The long tests too
+	$(BIN)/python -m pytest -m "not gpu" --timeout 3600
+
+lint: setup protos-check  ## Style, types, and that the stubs are those of the protos
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: setup  ## Measure on this machine and write docs/benchmarks.md
+	@$(BIN)/python -m bench
+
+PROTO_FILES := $(wildcard protos/rafaga/v1/*.proto)
+PROTOC = PATH="$(PROTOS)/bin:$$PATH" $(PROTOS)/bin/python -m grpc_tools.protoc -Iprotos \
+	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTO_FILES)
+
+$(PROTOS): requirements/protos.txt
+	@$(PYTHON) -m venv $(PROTOS)
+	@$(PROTOS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+protos: $(PROTOS)  ## Generate the stubs in service/rafaga/v1 anew
+	@$(call PROTOC,service)
+
+protos-check: $(PROTOS)
+	@rm -rf build/protos && mkdir -p build/protos
+	@$(call PROTOC,build/protos)
+	@diff -r -x __init__.py -x __pycache__ build/protos/rafaga/v1 service/rafaga/v1 \
+	  || { echo "the stubs are not those of the protos: run 'make protos'"; exit 1; }
+
+clean:
+	rm -rf $(VENV) $(PROTOS) build demo-output
