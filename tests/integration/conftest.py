@@ -1,0 +1,61 @@
+"""Every behaviour test runs over both transports; the native one is skipped by name where it is not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rafaga.server import engine
+from tests import bundles
+from tests.integration import graphs
+from tests.integration.serving import Served, serving
+from tests.integration.valve import Valve
+
+
+@pytest.fixture(scope="session", params=["grpcio", "native"])
+def transport(request: pytest.FixtureRequest) -> str:
+    if request.param == "native":
+        pytest.importorskip("pygrpc_native", reason="the native transport (pygrpc-native) is not installed")
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """digits (28x28x1), backbone (any size), series (2 to 64 observations), fragile (see graphs)."""
+    root = tmp_path_factory.mktemp("repository")
+    bundles.publish_classifier(root)
+    bundles.publish_backbone(root)
+    bundles.publish_forecaster(root)
+    graphs.publish_fragile(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path, transport: str) -> Iterator[Served]:
+    """One server for all tests that change nothing about it. It owes nobody an answer when it stops."""
+    with serving(repository, transport) as served:
+        yield served
+        assert served.in_flight == 0
+
+
+@pytest.fixture
+def serve(repository: Path, transport: str) -> Iterator[Callable[..., Served]]:
+    """Starts servers with settings of the test's own."""
+    with ExitStack() as stack:
+        yield lambda root=repository, **settings: stack.enter_context(serving(root, transport, **settings))
+
+
+@pytest.fixture
+def valve(monkeypatch: pytest.MonkeyPatch) -> Valve:
+    """Stands before the engines of servers that the test starts after asking for it."""
+    valve, create = Valve(), engine.create_session
+
+    def create_valved(*args: Any) -> Any:
+        return valve.before(create(*args))
+
+    monkeypatch.setattr(engine, "create_session", create_valved)
+    return valve

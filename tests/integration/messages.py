@@ -1,0 +1,96 @@
+"""Requests from arrays, and arrays from replies."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rafaga.v1 import forecasting_pb2, vision_pb2
+
+
+def tensor(images: np.ndarray) -> vision_pb2.ImageTensor:
+    batch, height, width, channels = images.shape
+    return vision_pb2.ImageTensor(data=images.tobytes(), batch=batch, height=height, width=width, channels=channels)
+
+
+def classify(images: np.ndarray, model: str = "digits", **fields: Any) -> vision_pb2.ClassifyRequest:
+    """uint8 [N, H, W, C]; asks for every label unless told otherwise."""
+    return vision_pb2.ClassifyRequest(**{"model": model, "pixels": tensor(images), "top_k": 1000} | fields)
+
+
+def classify_files(*files: bytes, model: str = "digits") -> vision_pb2.ClassifyRequest:
+    encoded = vision_pb2.EncodedImages(images=files)
+    return vision_pb2.ClassifyRequest(model=model, encoded=encoded, top_k=1000)
+
+
+def features(images: np.ndarray, model: str = "backbone") -> vision_pb2.ExtractFeaturesRequest:
+    return vision_pb2.ExtractFeaturesRequest(model=model, pixels=tensor(images))
+
+
+def features_files(*files: bytes, model: str = "backbone") -> vision_pb2.ExtractFeaturesRequest:
+    return vision_pb2.ExtractFeaturesRequest(model=model, encoded=vision_pb2.EncodedImages(images=files))
+
+
+def forecast(
+    history: Sequence[float] | np.ndarray, horizon: int = 0, model: str = "series"
+) -> forecasting_pb2.ForecastRequest:
+    return forecasting_pb2.ForecastRequest(model=model, history=history, horizon=horizon)
+
+
+def probabilities(response: vision_pb2.ClassifyResponse) -> np.ndarray:
+    """[N, classes], by index. Needs a reply with every label."""
+    rows = [sorted(result.labels, key=lambda label: label.index) for result in response.results]
+    return np.array([[label.probability for label in row] for row in rows], np.float32)
+
+
+def maps(response: vision_pb2.ExtractFeaturesResponse) -> list[np.ndarray]:
+    return [np.frombuffer(m.data, "<f4").reshape(m.shape) for m in response.maps]
+
+
+def quantiles(response: forecasting_pb2.ForecastResponse) -> np.ndarray:
+    """[horizon, levels]."""
+    return np.array([q.values for q in response.quantiles], np.float32).T
+
+
+def png(image: np.ndarray) -> bytes:
+    """uint8 [H, W] or [H, W, 3] as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def black_png(width: int, height: int) -> bytes:
+    """A whole black-and-white PNG file of any size, a thousandth of its pixels long."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row = bytes(1 + (width + 7) // 8)
+    compressor = zlib.compressobj(1)
+    data = b"".join(compressor.compress(row) for _ in range(height)) + compressor.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def random_digits(seed: int, rows: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (rows, 28, 28, 1), dtype=np.uint8)
+
+
+def random_photo(seed: int, height: int, width: int, rows: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (rows, height, width, 3), dtype=np.uint8)
+
+
+def random_history(seed: int, length: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=length).astype(np.float32)

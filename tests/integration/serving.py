@@ -1,0 +1,169 @@
+"""A real server inside this process, on free ports, over either transport, and what tests ask of it."""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from rafaga.errors import DOMAIN, STATUS_DETAILS_KEY, RafagaError, from_status
+from rafaga.server.app import build
+from rafaga.server.config import Config, TransportKind
+from rafaga.server.latency import LatencyTable
+from rafaga.server.lifecycle import Server
+from rafaga.v1 import catalog_pb2_grpc, forecasting_pb2_grpc, vision_pb2_grpc
+
+PATIENCE_S = 60.0
+"""How long a test waits for what must happen; long, because other work may hold the cores."""
+
+
+class Stubs:
+    """The generated stubs over one channel."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.channel = channel
+        self.vision = vision_pb2_grpc.VisionStub(channel)
+        self.forecasting = forecasting_pb2_grpc.ForecastingStub(channel)
+        self.catalog = catalog_pb2_grpc.CatalogStub(channel)
+        self.health = health_pb2_grpc.HealthStub(channel)
+
+
+class Served(Stubs):
+    """A running server, with stubs that are connected to it."""
+
+    def __init__(self, server: Server, channel: grpc.Channel, transport: str) -> None:
+        super().__init__(channel)
+        self.server = server
+        self.transport = transport
+
+    @property
+    def port(self) -> int:
+        return self.server.grpc_port
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @contextmanager
+    def another_connection(self) -> Iterator[Stubs]:
+        with connected(self.address) as channel:
+            yield Stubs(channel)
+
+    def get(self, path: str) -> tuple[int, str]:
+        """GET over HTTP: status and body."""
+        url = f"http://127.0.0.1:{self.server.http_port}{path}"
+        try:
+            with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of all samples of `name` whose labels include `labels`."""
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(self.get("/metrics")[1])
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    @property
+    def in_flight(self) -> int:
+        return int(self.metric("rafaga_requests_in_flight"))
+
+    def predict(self, model: str, seconds: float) -> None:
+        """Makes the server believe that one run of `model` takes `seconds`, so that refusals need no slow model."""
+        served = self.server.repository.slot(model, 0).model
+        assert served is not None
+        served._batcher.latency = LatencyTable((1, served.max_batch_size), (seconds, seconds))
+
+
+@contextmanager
+def serving(repository: Path, transport: str, **settings: Any) -> Iterator[Served]:
+    config = Config(
+        **{
+            "repository": repository,
+            "transport": TransportKind(transport),
+            "threads": 1,
+            "grpc_port": 0,
+            "http_port": 0,
+        }
+        | settings
+    )
+    server = build(config)
+    server.start()
+    try:
+        with connected(f"127.0.0.1:{server.grpc_port}") as channel:
+            yield Served(server, channel, transport)
+    finally:
+        server.drain_and_stop()
+
+
+@contextmanager
+def connected(address: str) -> Iterator[grpc.Channel]:
+    """A connection of its own: channels of equal arguments would otherwise share one."""
+    options = [
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_retries", 0),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+    ]
+    with grpc.insecure_channel(address, options) as channel:
+        yield channel
+
+
+class Refusal(NamedTuple):
+    """How a call failed. `reason` is None when the status carries no google.rpc.ErrorInfo of ours."""
+
+    code: grpc.StatusCode
+    reason: str | None
+    error: RafagaError
+
+    @property
+    def message(self) -> str:
+        return self.error.message
+
+
+def refusal(call: Callable[[], Any]) -> Refusal:
+    """How `call` is refused; fails the test when it is not."""
+    try:
+        answer = call()
+    except grpc.RpcError as error:
+        return refusal_of(error)
+    raise AssertionError(f"expected a refusal, got {answer!r:.200}")
+
+
+def refusal_of(error: Any) -> Refusal:
+    trailing = tuple((key, value) for key, value in error.trailing_metadata() or ())
+    reason = None
+    for key, value in trailing:
+        if key == STATUS_DETAILS_KEY:
+            for detail in status_pb2.Status.FromString(value).details:
+                info = error_details_pb2.ErrorInfo()
+                if detail.Unpack(info) and info.domain == DOMAIN:
+                    reason = info.reason
+    return Refusal(error.code(), reason, from_status(error.code(), error.details() or "", trailing))
+
+
+def eventually(condition: Callable[[], object], what: str) -> None:
+    """Waits until `condition` holds."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError(f"never happened: {what}")
+        time.sleep(0.01)
+
+
+def wait_for_queue(served: Served, model: str, rows: int) -> None:
+    """Waits until so many rows of `model` stand in line."""
+    eventually(lambda: served.metric("rafaga_queue_rows", model=model) == rows, f"{rows} rows queued")

@@ -1,0 +1,194 @@
+"""Answers are numpy's, alone and in company: batches, their splitting and their padding never show in an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+
+from rafaga.v1 import vision_pb2
+from tests import bundles
+from tests.integration import messages
+from tests.integration.serving import PATIENCE_S, Served, refusal_of, wait_for_queue
+from tests.integration.valve import Valve
+
+CALLERS = 32
+
+
+@pytest.mark.parametrize("rows", [1, 3, 32])
+def test_classify_answers_what_numpy_answers(server: Served, rows: int) -> None:
+    images = messages.random_digits(rows, rows)
+    response = server.vision.Classify(messages.classify(images))
+    assert messages.probabilities(response) == pytest.approx(bundles.classify(images), abs=1e-5)
+    assert (response.model.name, response.model.version) == ("digits", 1)
+    assert response.model.trained
+    assert response.model.precision == "fp32"
+    assert response.timing.batch_size == rows
+    assert response.timing.inference_us > 0
+    assert response.timing.preprocess_us == 0
+
+
+def test_labels_come_best_first_with_their_names(server: Served) -> None:
+    images = messages.random_digits(7, 4)
+    response = server.vision.Classify(messages.classify(images, top_k=3))
+    for result, expected in zip(response.results, bundles.classify(images), strict=True):
+        best = np.argsort(-expected, kind="stable")[:3]
+        assert [label.index for label in result.labels] == best.tolist()
+        assert [label.label for label in result.labels] == [f"digit {i}" for i in best]
+
+
+def test_equal_probabilities_come_in_the_order_of_their_index(server: Served) -> None:
+    """fragile answers one-hot: nine classes of equal probability."""
+    response = server.vision.Classify(messages.classify(np.full((1, 1, 1, 1), 4, np.uint8), model="fragile"))
+    assert [label.index for label in response.results[0].labels] == [4, 0, 1, 2, 3, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(("asked", "given"), [(0, 5), (1, 1), (10, 10), (11, 10), (2**32 - 1, 10)])
+def test_top_k_zero_means_five_and_too_many_means_all(server: Served, asked: int, given: int) -> None:
+    response = server.vision.Classify(messages.classify(messages.random_digits(1), top_k=asked))
+    assert len(response.results[0].labels) == given
+
+
+def test_a_png_answers_like_its_pixels(server: Served) -> None:
+    images = messages.random_digits(3, 2)
+    files = [messages.png(image[:, :, 0]) for image in images]
+    response = server.vision.Classify(messages.classify_files(*files))
+    assert messages.probabilities(response) == pytest.approx(bundles.classify(images), abs=1e-5)
+    assert response.timing.preprocess_us > 0
+
+
+@pytest.mark.parametrize(("height", "width", "rows"), [(1, 1, 1), (32, 48, 2), (33, 17, 1)])
+def test_features_of_any_size_are_what_numpy_answers(server: Served, height: int, width: int, rows: int) -> None:
+    images = messages.random_photo(0, height, width, rows)
+    response = server.vision.ExtractFeatures(messages.features(images))
+    (found,) = messages.maps(response)
+    assert (response.maps[0].name, response.maps[0].stride) == ("map", 2)
+    np.testing.assert_allclose(found, bundles.features(images), atol=1e-6)
+
+
+def test_features_of_encoded_images(server: Served) -> None:
+    images = messages.random_photo(1, 20, 30, 2)
+    response = server.vision.ExtractFeatures(messages.features_files(*map(messages.png, images)))
+    np.testing.assert_allclose(messages.maps(response)[0], bundles.features(images), atol=1e-6)
+
+
+@pytest.mark.parametrize(("length", "horizon"), [(2, 0), (6, 1), (64, 4), (100, 3)])
+def test_forecast_answers_what_numpy_answers(server: Served, length: int, horizon: int) -> None:
+    """Zero asks for the whole horizon; of a longer history the newest 64 observations count."""
+    history = messages.random_history(length, length)
+    response = server.forecasting.Forecast(messages.forecast(history, horizon))
+    expected = bundles.forecast(history[-64:])[: horizon or bundles.HORIZON]
+    assert messages.quantiles(response) == pytest.approx(expected, abs=1e-4)
+    assert [q.level for q in response.quantiles] == pytest.approx(bundles.LEVELS)
+
+
+def test_a_version_can_be_named(server: Served) -> None:
+    response = server.vision.Classify(messages.classify(messages.random_digits(1), version=1))
+    assert response.model.version == 1
+
+
+def test_good_answers_stay_right_while_others_fail(server: Served) -> None:
+    """32 callers at once; every third request is bad, in one of several ways, and fails alone."""
+    bad: list[tuple[vision_pb2.ClassifyRequest, grpc.StatusCode]] = [
+        (messages.classify(messages.random_digits(0), model="nobody"), grpc.StatusCode.NOT_FOUND),
+        (messages.classify(np.zeros((1, 27, 28, 1), np.uint8)), grpc.StatusCode.INVALID_ARGUMENT),
+        (messages.classify_files(b"no image"), grpc.StatusCode.INVALID_ARGUMENT),
+        (messages.classify(np.full((1, 1, 1, 1), 200, np.uint8), model="fragile"), grpc.StatusCode.INTERNAL),
+    ]
+
+    def ask(number: int) -> None:
+        if number % 3 == 2:
+            request, code = bad[number // 3 % len(bad)]
+            with pytest.raises(grpc.RpcError) as failed:
+                server.vision.Classify(request, timeout=PATIENCE_S)
+            assert refusal_of(failed.value).code is code
+            assert refusal_of(failed.value).reason
+        elif number % 3:
+            history = messages.random_history(number, 2 + number % 60)
+            forecast = server.forecasting.Forecast(messages.forecast(history), timeout=PATIENCE_S)
+            assert messages.quantiles(forecast) == pytest.approx(bundles.forecast(history), abs=1e-4)
+        else:
+            images = messages.random_digits(number, 1 + number % 4)
+            response = server.vision.Classify(messages.classify(images), timeout=PATIENCE_S)
+            assert messages.probabilities(response) == pytest.approx(bundles.classify(images), abs=1e-5)
+
+    with ThreadPoolExecutor(CALLERS) as callers:
+        assert len(list(callers.map(ask, range(10 * CALLERS)))) == 10 * CALLERS
+
+
+def test_callers_that_come_while_the_engine_runs_share_a_batch(serve: Callable[..., Served], valve: Valve) -> None:
+    served = serve()
+    images = messages.random_digits(5, 9)
+    with valve.closed():
+        first = served.vision.Classify.future(messages.classify(images[:1]))
+        valve.wait_for_engine()
+        others = [served.vision.Classify.future(messages.classify(images[i : i + 1])) for i in range(1, 9)]
+        wait_for_queue(served, "digits", 8)
+    answers = np.concatenate([messages.probabilities(f.result(PATIENCE_S)) for f in (first, *others)])
+    assert valve.runs == [1, 8]
+    assert {f.result().timing.batch_size for f in others} == {8}
+    assert answers == pytest.approx(bundles.classify(images), abs=1e-5)
+
+
+def test_a_request_larger_than_a_batch_is_split_and_comes_back_in_order(
+    serve: Callable[..., Served], valve: Valve
+) -> None:
+    served = serve()
+    images = messages.random_digits(6, 100)
+    valve.runs.clear()
+    response = served.vision.Classify(messages.classify(images))
+    assert messages.probabilities(response) == pytest.approx(bundles.classify(images), abs=1e-5)
+    assert sum(valve.runs) == 100
+    assert len(valve.runs) >= 4
+    assert max(valve.runs) <= 32
+    assert response.timing.batch_size == max(valve.runs)
+
+
+def test_ragged_series_share_a_batch_and_answer_as_if_alone(serve: Callable[..., Served], valve: Valve) -> None:
+    served = serve()
+    histories = [messages.random_history(n, n) for n in (2, 64, 5, 17, 33)]
+    alone = [messages.quantiles(served.forecasting.Forecast(messages.forecast(h))) for h in histories]
+    with valve.closed():
+        first = served.forecasting.Forecast.future(messages.forecast(histories[0]))
+        valve.wait_for_engine()
+        futures = [served.forecasting.Forecast.future(messages.forecast(h)) for h in histories]
+        wait_for_queue(served, "series", len(histories))
+    assert first.result(PATIENCE_S)
+    for future, lone, history in zip(futures, alone, histories, strict=True):
+        together = messages.quantiles(future.result(PATIENCE_S))
+        assert together == pytest.approx(lone, abs=1e-5)
+        assert together == pytest.approx(bundles.forecast(history), abs=1e-4)
+        assert future.result().timing.batch_size == len(histories)
+
+
+def test_company_does_not_change_an_answer(serve: Callable[..., Served], valve: Valve) -> None:
+    served = serve()
+    mine = messages.classify(messages.random_digits(8))
+    alone = messages.probabilities(served.vision.Classify(mine))
+    for company in (1, 7, 31):
+        with valve.closed():
+            first = served.vision.Classify.future(mine)
+            valve.wait_for_engine()
+            others = served.vision.Classify.future(messages.classify(messages.random_digits(9, company)))
+            last = served.vision.Classify.future(mine)
+            wait_for_queue(served, "digits", company + 1)
+        assert messages.probabilities(first.result(PATIENCE_S)) == pytest.approx(alone, abs=1e-6)
+        assert messages.probabilities(last.result(PATIENCE_S)) == pytest.approx(alone, abs=1e-6)
+        assert len(others.result(PATIENCE_S).results) == company
+
+
+def test_images_of_different_sizes_do_not_share_a_batch(serve: Callable[..., Served], valve: Valve) -> None:
+    served = serve()
+    photos = [messages.random_photo(i, 8 + 8 * (i % 2), 8) for i in range(6)]
+    with valve.closed():
+        first = served.vision.ExtractFeatures.future(messages.features(photos[0]))
+        valve.wait_for_engine()
+        futures = [served.vision.ExtractFeatures.future(messages.features(photo)) for photo in photos]
+        wait_for_queue(served, "backbone", len(photos))
+    assert first.result(PATIENCE_S)
+    for future, photo in zip(futures, photos, strict=True):
+        np.testing.assert_allclose(messages.maps(future.result(PATIENCE_S))[0], bundles.features(photo), atol=1e-6)
+    assert valve.runs == [1, 3, 3]
