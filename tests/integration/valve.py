@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
-
 from rafaga.server.engine import Session
+
 from tests.integration.serving import PATIENCE_S
 
 
