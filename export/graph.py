@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from export.arrays import Array, Arrays
-from models.zoo import Entry, ImageInput, SeriesInput, Task
+from models.entry import Entry, ImageInput, SeriesInput, Task
 
 AxisNames = Mapping[int, str]
 
@@ -58,6 +58,21 @@ def serving_graph(entry: Entry, model: nn.Module) -> ServingGraph:
     )
 
 
+def settle_batch_norm(graph: ServingGraph, inputs: Arrays) -> None:
+    """Gives batch normalisation the statistics of `inputs`, as one pass of training would.
+
+    For random weights: with the initial mean 0 and variance 1 nothing is normalised, activations grow from layer to
+    layer, and a deep network answers every image with the same class at probability 1.
+    """
+    norms = [module for module in graph.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over what it sees
+        norm.train()
+    graph.reference(inputs)
+    graph.module.eval()
+
+
 class ImageGraph(nn.Module):
     """uint8 [N, height, width, channels] -> the model's maps, or probabilities float32 [N, classes]."""
 
@@ -75,10 +90,14 @@ class ImageGraph(nn.Module):
         self.register_buffer("shift", (-mean / std).float())
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        maps = self.maps(image)
+        return tuple(logits.softmax(dim=1) for logits in maps) if self.softmax else maps
+
+    def maps(self, image: Tensor) -> tuple[Tensor, ...]:
+        """What the model itself gives for these pixels."""
         # Contiguous: PyTorch would go on in channels-last, which ONNX cannot say and writes down as gathers.
         x = image.permute(0, 3, 1, 2).contiguous().float()  # [N, channels, height, width]
-        maps = _in_order(self.model(x * self.scale + self.shift), self.outputs)
-        return tuple(map_.softmax(dim=1) for map_ in maps) if self.softmax else maps
+        return _in_order(self.model(x * self.scale + self.shift), self.outputs)
 
 
 class ForecastGraph(nn.Module):

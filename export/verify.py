@@ -147,7 +147,7 @@ def _verify_variant(folder: Path, bundle: Bundle, variant: Variant, golden: Case
             raise ProofFailed(f"{variant.file} has other inputs or outputs than {bundles.MANIFEST} says")
         found = measure_parity(session, [golden]).max_relative_error
         require_within(tolerance, found, f"{variant.file} on the golden inputs")
-    except Exception as error:  # noqa: BLE001  onnxruntime's errors share no base class, and any of them is a verdict
+    except Exception as error:  # onnxruntime's errors share no base class, and any of them is a verdict
         return Verdict(folder, variant.precision, None, tolerance, str(error))
     return Verdict(folder, variant.precision, found, tolerance)
 

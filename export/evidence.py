@@ -1,0 +1,153 @@
+"""What one model is proved and measured with: inputs of its own kind, and held-out data where it can be had."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from rafaga.bundle import Metric
+
+from export import accuracy, samples
+from export.accuracy import Advance
+from export.arrays import Array, Arrays, rows
+from export.labels import Labels, read_labels
+from export.samples import ImageData
+from models.entry import Corpus, Entry, ImageInput, SeriesInput, Task
+from models.training.data import ENVIRONMENT, DataUnavailable
+
+PARITY_BATCHES = (1, 2, 5, 8)
+# Backbones take any size: one that divides by every stride, and one that divides by none.
+PARITY_SIZES = ((64, 96), (97, 131))
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where data comes from, as the command line says it.
+
+    `data` None: the environment, the cache, or a download. `samples` limits what accuracy is measured on.
+    """
+
+    data: Path | None = None
+    eval_images: Path | None = None
+    calibration_images: Path | None = None
+    labels: Labels | None = None
+    samples: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ImageEvidence:
+    """Of a vision model. `note` says why accuracy cannot be measured; empty where it can."""
+
+    entry: Entry
+    image: ImageInput
+    data: ImageData
+    sources: Sources
+    note: str = ""
+
+    def example(self) -> Arrays:
+        return {"image": self._take(2, 0)}
+
+    def batches(self) -> Iterator[Arrays]:
+        """Inputs of the parity proof: every batch size, and every image size where that is free."""
+        for number in range(1 if self.image.height else len(PARITY_SIZES)):
+            images = {"image": self._take(max(PARITY_BATCHES), number)}
+            yield from (rows(images, slice(size)) for size in PARITY_BATCHES)
+
+    def golden(self) -> Arrays:
+        return {"image": self._take(3 if self.image.height else 2, 0, seed=1)}
+
+    def calibration(self, count: int) -> list[Array]:
+        """Single images, uint8 [1, H, W, C], from data that accuracy is never measured on."""
+        source, seed = self.data.calibration, self.sources.seed + 2
+        if source is not None:
+            chosen = accuracy.spread(len(source), count)
+            return [source.read([row]) for row in chosen]
+        size = (self.image.height or 224, self.image.width or 224)
+        return list(
+            samples.noise_images(min(count, 32), size, self.image.channels, np.random.default_rng(seed))[:, None]
+        )
+
+    def measure(self, session: ort.InferenceSession, advance: Advance) -> tuple[Metric, ...]:
+        if self.data.held_out is None or self.entry.task is not Task.CLASSIFICATION:
+            return ()
+        return accuracy.classify(session, self.data.held_out, self.sources.samples, advance)
+
+    def _take(self, count: int, number: int, seed: int = 0) -> Array:
+        size = None if self.image.height else PARITY_SIZES[number]
+        return samples.take_images(self.data.held_out, self.image, count, size, self.sources.seed + seed)
+
+
+@dataclass(frozen=True)
+class SeriesEvidence:
+    """Of a forecaster."""
+
+    entry: Entry
+    shape: SeriesInput
+    series: Array | None
+    sources: Sources
+    note: str = ""
+
+    def example(self) -> Arrays:
+        return self._take(2, 0)
+
+    def batches(self) -> Iterator[Arrays]:
+        return (self._take(size, size) for size in PARITY_BATCHES)
+
+    def golden(self) -> Arrays:
+        return self._take(4, 1)
+
+    def measure(self, session: ort.InferenceSession, advance: Advance) -> tuple[Metric, ...]:
+        if self.series is None:
+            return ()
+        return accuracy.forecast(session, self.series, self.shape, f"{self.entry.dataset}, last fifth")
+
+    def _take(self, count: int, seed: int) -> Arrays:
+        return samples.take_histories(self.series, self.shape, count, self.sources.seed + seed)
+
+
+Evidence = ImageEvidence | SeriesEvidence
+
+
+def find_evidence(entry: Entry, sources: Sources) -> Evidence:
+    """Reads what can be had; what cannot becomes the `note`, and noise takes its place in the proofs."""
+    if isinstance(entry.input, SeriesInput):
+        series, note = samples.load_series(entry.corpus, sources.data)
+        return SeriesEvidence(entry, entry.input, series, sources, note)
+    try:
+        return ImageEvidence(entry, entry.input, _image_data(entry, entry.input, sources), sources)
+    except DataUnavailable as error:
+        return ImageEvidence(entry, entry.input, ImageData(None, None), sources, str(error))
+
+
+def _image_data(entry: Entry, image: ImageInput, sources: Sources) -> ImageData:
+    if sources.eval_images is None and entry.corpus in (Corpus.MNIST, Corpus.CIFAR10):
+        return samples.corpus_images(entry.corpus, sources.data)
+    folder = sources.eval_images or _sample_photos(sources.data)
+    if folder is None:
+        raise DataUnavailable(f"no held-out data for {entry.dataset}: give labelled photos with --eval-images DIR")
+    classes = None
+    if entry.task is Task.CLASSIFICATION:
+        classes = sources.labels or _labels_beside(folder) or Labels(entry.labels())
+    prepared_as = samples.measured_preparation(image)
+    held_out = samples.photos(folder, classes, prepared_as)
+    if sources.calibration_images is None:
+        return samples.split_photos(held_out)
+    return ImageData(held_out, samples.photos(sources.calibration_images, None, prepared_as))
+
+
+def _sample_photos(root: Path | None) -> Path | None:
+    """`imagenet_samples/images` in the data folder: one photo or more per class, named `<wnid>_<label>.JPEG`."""
+    root = root or (Path(os.environ[ENVIRONMENT]) if os.environ.get(ENVIRONMENT) else None)
+    folder = root / "imagenet_samples" / "images" if root else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _labels_beside(folder: Path) -> Labels | None:
+    """Keras' class index beside the photos tells the two cranes apart, which labels alone cannot."""
+    path = folder.parent / "labels" / "imagenet_class_index.json"
+    return read_labels(path) if path.is_file() else None

@@ -1,0 +1,81 @@
+"""Class names of a model, and the class of a labelled photo.
+
+    labels.txt      one class a line, in the order of the outputs; "n01440764 tench" gives the identifier first
+    labels.json     {"0": ["n01440764", "tench"], ...} as Keras and others publish ImageNet's classes, or ["tench", ...]
+
+A photo's class is the name of its folder (`<class>/photo.jpg`) or the beginning of its own name (`<class>_photo.jpg`),
+where a class is written as its identifier or, where that is unambiguous, as its label or number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+_IDENTIFIER = re.compile(r"(n\d{8})\s+(.+)")
+
+
+class LabelsInvalid(Exception):
+    """A labels file, or a photo's class, that cannot be understood."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """`names[i]` is what output i stands for; `identifiers` is empty or as long."""
+
+    names: tuple[str, ...]
+    identifiers: tuple[str, ...] = ()
+
+    def index(self) -> dict[str, int]:
+        """Everything that a folder or file may call a class. What would mean two classes is left out."""
+        spellings = [{str(i), _spelling(name)} for i, name in enumerate(self.names)]
+        for spelling, identifier in zip(spellings, self.identifiers, strict=False):
+            spelling.add(_spelling(identifier))
+        uses = Counter(word for spelling in spellings for word in spelling)
+        return {word: i for i, spelling in enumerate(spellings) for word in spelling if uses[word] == 1}
+
+
+def read_labels(path: Path) -> Labels:
+    """Raises LabelsInvalid, or OSError where there is no such file."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        return _from_json(text, path)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise LabelsInvalid(f"{path} is empty: expected one class a line")
+    pairs = [_IDENTIFIER.fullmatch(line) for line in lines]
+    if all(pairs):
+        return Labels(tuple(p[2] for p in pairs if p), tuple(p[1] for p in pairs if p))
+    return Labels(tuple(lines))
+
+
+def class_of(photo: Path, folder: Path, index: dict[str, int]) -> int | None:
+    """The class of `photo`, which lies in `folder` or below; None where neither name says it."""
+    if photo.parent != folder and (by_folder := index.get(_spelling(photo.parent.name))) is not None:
+        return by_folder
+    words = _spelling(photo.stem).split()
+    for count in range(len(words), 0, -1):  # the longest beginning first: "great white shark 7" before "great"
+        if (by_name := index.get(" ".join(words[:count]))) is not None:
+            return by_name
+    return None
+
+
+def _spelling(name: str) -> str:
+    return " ".join(name.replace("_", " ").split()).lower()
+
+
+def _from_json(text: str, path: Path) -> Labels:
+    try:
+        if text.lstrip().startswith("["):
+            return Labels(msgspec.json.decode(text, type=tuple[str, ...]))
+        pairs = msgspec.json.decode(text, type=dict[str, tuple[str, str]])
+        ordered = [pairs[str(i)] for i in range(len(pairs))]
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise LabelsInvalid(
+            f"{path}: expected a list of names, or identifier and name by class number ({error})"
+        ) from None
+    return Labels(tuple(name for _, name in ordered), tuple(identifier for identifier, _ in ordered))

@@ -1,0 +1,69 @@
+"""What a person sees while models are exported: a spinner with the step at hand, a bar where the amount is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+
+class Steps(Protocol):
+    """Told by the work how it goes."""
+
+    def step(self, what: str) -> None:
+        """The next step begins; how much there is to do is not known yet."""
+
+    def advance(self, done: int, total: int) -> None:
+        """`done` of `total` parts of this step are finished."""
+
+
+class Silent:
+    """For tests and for callers that show nothing."""
+
+    def step(self, what: str) -> None:
+        pass
+
+    def advance(self, done: int, total: int) -> None:
+        pass
+
+
+class SpinnerSteps:
+    """One line on the screen. Where there is no screen, each step is one plain line."""
+
+    def __init__(self, progress: Progress, title: str) -> None:
+        self._progress = progress
+        self._title = title
+        self._task = progress.add_task(title, total=None)
+
+    def step(self, what: str) -> None:
+        if self._progress.console.is_terminal:
+            self._progress.reset(self._task, start=True, total=None, description=f"{self._title}: {what}")
+        else:
+            self._progress.console.print(f"{self._title}: {what}", highlight=False)
+
+    def advance(self, done: int, total: int) -> None:
+        self._progress.update(self._task, completed=done, total=total)
+
+    def close(self) -> None:
+        self._progress.remove_task(self._task)
+
+
+@contextmanager
+def shown(console: Console, title: str) -> Iterator[Steps]:
+    """Shows the steps of one model until the block ends."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        steps = SpinnerSteps(progress, title)
+        try:
+            yield steps
+        finally:
+            steps.close()

@@ -1,0 +1,183 @@
+"""The whole way of one model: build, load, trace, prove, measure, publish.
+
+    entry + weights  →  serving graph  →  model.onnx  →  parity, batch invariance, golden  →  accuracy  →  bundle
+
+Every step either succeeds or stops the model with a reason; a bundle that exists has passed all of them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from rafaga import bundle as bundles
+from rafaga.bundle import (
+    GOLDEN,
+    SCHEMA,
+    Bundle,
+    FeatureSpec,
+    ForecastSpec,
+    Precision,
+    Provenance,
+    Variant,
+    Weights,
+)
+from torch import nn
+
+from export import samples, verify
+from export.arrays import Arrays, row_count
+from export.evidence import Evidence, Sources, find_evidence
+from export.graph import ImageGraph, ServingGraph, serving_graph, settle_batch_norm
+from export.onnx import OPSET, to_onnx
+from export.progress import Steps
+from export.verify import PARITY_GATE, Case, ProofFailed, open_session
+from models.entry import Entry, ImageInput, SeriesInput, Task
+from models.loading import load_weights
+
+_SMALL_INPUT_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be published, as the command line says it. `version` None: the next free number."""
+
+    output: Path
+    weights: str | Path = "auto"
+    version: int | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    folder: Path
+    bundle: Bundle
+    note: str  # why accuracy was not measured; empty where it was, or where nothing was trained
+
+
+def publish(entry: Entry, wanted: Wanted, sources: Sources, steps: Steps) -> Published:
+    """Publishes `entry` as a verified bundle.
+
+    Raises WeightsError, ProofFailed where a file does not do what PyTorch does, FileExistsError for a taken version.
+    """
+    steps.step("building, loading weights")
+    torch.manual_seed(sources.seed)
+    model = entry.build()
+    weights = load_weights(entry, model, wanted.weights)
+    steps.step("reading data")
+    evidence = find_evidence(entry, sources)
+    graph = serving_graph(entry, model)
+    if not weights.trained:
+        settle_batch_norm(graph, list(evidence.batches())[-1])
+
+    def fill(folder: Path, version: int) -> Bundle:
+        return _fill(folder, version, entry, model, graph, weights, evidence, steps)
+
+    folder = bundles.publish(wanted.output, entry.name, wanted.version, fill)
+    return Published(folder, bundles.load(folder), evidence.note if weights.trained else "")
+
+
+def _fill(
+    folder: Path,
+    version: int,
+    entry: Entry,
+    model: nn.Module,
+    graph: ServingGraph,
+    weights: Weights,
+    evidence: Evidence,
+    steps: Steps,
+) -> Bundle:
+    path = folder / "model.onnx"
+    steps.step("tracing")
+    to_onnx(graph, evidence.example(), path)
+    steps.step("proving against PyTorch")
+    cases = [Case(inputs, graph.reference(inputs)) for inputs in (*evidence.batches(), evidence.golden())]
+    require_answers(entry, cases)
+    if isinstance(graph.module, ImageGraph) and graph.module.softmax:
+        require_logits(graph.module, cases[0].inputs)
+    session = open_session(path)
+    parity = verify.measure_parity(session, cases)
+    verify.require_within(PARITY_GATE, parity.max_relative_error, "parity with PyTorch")
+    largest = max((case.inputs for case in cases), key=row_count)
+    verify.require_within(PARITY_GATE, verify.measure_batch_invariance(session, largest), "alone and in a batch")
+    verify.write_golden(folder / GOLDEN, cases[-1])
+    steps.step("measuring accuracy")
+    metrics = evidence.measure(session, steps.advance) if weights.trained else ()
+    inputs, outputs = verify.tensor_specs(session)
+    image = entry.input if isinstance(entry.input, ImageInput) else None
+    return Bundle(
+        schema=SCHEMA,
+        name=entry.name,
+        version=version,
+        task=bundles.Task(entry.task),
+        architecture=entry.architecture,
+        dataset=entry.dataset,
+        inputs=inputs,
+        outputs=outputs,
+        weights=weights,
+        variants=(Variant(precision=Precision.FP32, file=path.name, parity=parity, metrics=metrics),),
+        provenance=_provenance(),
+        files={},
+        labels=entry.labels(),
+        image=samples.preparation(image) if image else None,
+        features=tuple(FeatureSpec(output=name, stride=stride) for name, stride in entry.strides.items()),
+        forecast=_forecast_spec(entry.input) if isinstance(entry.input, SeriesInput) else None,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        max_batch_size=_max_batch_size(entry.input),
+    )
+
+
+def require_answers(entry: Entry, cases: list[Case]) -> None:
+    """PyTorch's own answers must make sense before anything is compared with them. Raises ProofFailed."""
+    for case in cases:
+        for name, output in case.outputs.items():
+            if not np.isfinite(output).all():
+                raise ProofFailed(f"PyTorch's output {name} is not finite")
+            if len(output) > 1 and (output[1:] == output[0]).all():
+                raise ProofFailed(f"PyTorch's output {name} is the same for different inputs")
+    if entry.task is Task.CLASSIFICATION:
+        probabilities = cases[0].outputs["probabilities"]
+        if probabilities.ndim != 2 or probabilities.shape[1] != len(entry.labels()):
+            raise ProofFailed(f"{len(entry.labels())} labels, but the model's output has shape {probabilities.shape}")
+
+
+def require_logits(module: ImageGraph, inputs: Arrays) -> None:
+    """A model that ends in its own softmax would get a second one, which flattens every answer. Raises ProofFailed."""
+    with torch.inference_mode():
+        (logits,) = module.maps(torch.from_numpy(inputs["image"]))
+    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-4):
+        raise ProofFailed("the model gives probabilities; expected logits, the softmax is added by export")
+
+
+def _provenance() -> Provenance:
+    return Provenance(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        rafaga=importlib.metadata.version("rafaga"),
+        torch=str(torch.__version__),
+        onnx=onnx.__version__,
+        opset=OPSET,
+    )
+
+
+def _forecast_spec(shape: SeriesInput) -> ForecastSpec:
+    return ForecastSpec(
+        min_history=shape.min_history,
+        max_history=shape.max_history,
+        max_horizon=shape.max_horizon,
+        quantile_levels=shape.quantile_levels,
+        season=shape.season,
+        step=shape.step,
+        unit=shape.unit,
+    )
+
+
+def _max_batch_size(taken: ImageInput | SeriesInput) -> int:
+    """Where throughput stops growing: small models need many rows per call, maps of any size need much memory."""
+    if isinstance(taken, SeriesInput):
+        return 256
+    if taken.height is None or taken.width is None:
+        return 8
+    return 256 if taken.height * taken.width * taken.channels <= _SMALL_INPUT_BYTES else 32

@@ -1,0 +1,174 @@
+"""Realistic inputs: held-out data to measure with, training data to calibrate with, seeded noise where there is none.
+
+Never zeros: a graph that ignores its input passes every test on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rafaga import images
+from rafaga.bundle import ImagePreparation
+
+from export.arrays import Array, pad_time
+from export.labels import Labels, LabelsInvalid, class_of
+from models.entry import Corpus, ImageInput, SeriesInput
+from models.training import data
+from models.training.data import DataUnavailable
+
+# Photos of a person's own disk, not of a stranger: the limit only catches accidents.
+MAX_PIXELS = 100_000_000
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images: `read(rows)` gives uint8 [len(rows), height, width, channels]; `labels` int64 [N]."""
+
+    name: str
+    labels: NDArray[np.int64]
+    read: Callable[[Sequence[int]], Array]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, rows: Sequence[int], name: str) -> ImageSet:
+        chosen = np.asarray(rows, dtype=np.int64)
+        return ImageSet(name, self.labels[chosen], lambda wanted: self.read([int(chosen[i]) for i in wanted]))
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """`held_out` is never calibrated with; either is None where it cannot be had."""
+
+    held_out: ImageSet | None
+    calibration: ImageSet | None
+
+
+def preparation(image: ImageInput) -> ImagePreparation:
+    """The same facts as the service reads them."""
+    return ImagePreparation(
+        height=image.height, width=image.width, channels=image.channels, resize_shorter=image.resize_shorter
+    )
+
+
+def measured_preparation(image: ImageInput) -> ImagePreparation:
+    """Like `preparation`; models that take any size are measured at one, so that photos form batches."""
+    if image.height is None:
+        return ImagePreparation(height=224, width=224, channels=image.channels, resize_shorter=256)
+    return preparation(image)
+
+
+def corpus_images(corpus: Corpus, root: Path | None) -> ImageData:
+    """MNIST or CIFAR-10. Raises DataUnavailable."""
+    load, name = {
+        Corpus.MNIST: (data.load_mnist, "MNIST"),
+        Corpus.CIFAR10: (data.load_cifar10, "CIFAR-10"),
+    }[corpus]
+
+    def split(train: bool) -> ImageSet:
+        pixels, labels = load(root, train)
+        pixels = pixels if pixels.ndim == 4 else pixels[..., np.newaxis]
+        return ImageSet(f"{name} {'training' if train else 'test'}", labels, lambda rows: pixels[np.asarray(rows)])
+
+    return ImageData(held_out=split(train=False), calibration=split(train=True))
+
+
+def photos(folder: Path, labels: Labels | None, prepared_as: ImagePreparation) -> ImageSet:
+    """The photos in `folder` and below, prepared exactly as the service prepares what clients send.
+
+    `labels` None: their classes do not matter and are -1. Raises DataUnavailable where there are no photos,
+    LabelsInvalid naming the first one whose class is unknown.
+    """
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)
+    if not files:
+        raise DataUnavailable(f"no photos in {folder}: expected {', '.join(PHOTO_SUFFIXES)} files")
+    classes = [-1] * len(files) if labels is None else list(_classes(files, folder, labels))
+
+    def read(rows: Sequence[int]) -> Array:
+        return np.stack([images.prepare(files[row].read_bytes(), prepared_as, MAX_PIXELS) for row in rows])
+
+    return ImageSet(folder.name, np.array(classes, dtype=np.int64), read)
+
+
+def _classes(files: Sequence[Path], folder: Path, labels: Labels) -> Iterator[int]:
+    index = labels.index()
+    for file in files:
+        found = class_of(file, folder, index)
+        if found is None:
+            raise LabelsInvalid(f"{file}: neither its folder nor its name begins with one of the model's classes")
+        yield found
+
+
+def split_photos(everything: ImageSet, calibration_every: int = 8) -> ImageData:
+    """Sets every eighth photo apart for calibration; the rest is held out."""
+    rows = range(len(everything))
+    held_out = [row for row in rows if row % calibration_every]
+    return ImageData(
+        held_out=everything.subset(held_out, f"{everything.name}, {len(held_out)} of {len(everything)}"),
+        calibration=everything.subset(rows[::calibration_every], f"{everything.name}, the others"),
+    )
+
+
+def noise_images(count: int, size: tuple[int, int], channels: int, rng: np.random.Generator) -> Array:
+    """Seeded images with structure at all scales, as photos have it: uint8 [count, *size, channels].
+
+    White noise would not do: averaged over any receptive field it is the same grey, so all answers would be alike.
+    """
+    height, width = size
+    total = np.zeros((count, height, width, channels))
+    for cells in (2, 4, 8, 16):
+        coarse = rng.normal(size=(count, cells, cells, channels))
+        rows, columns = (np.arange(length) * cells // length for length in size)
+        total += coarse[:, rows][:, :, columns] / np.sqrt(cells)
+    total += 0.1 * rng.normal(size=total.shape)
+    return np.clip(128 + 60 * total, 0, 255).astype(np.uint8)
+
+
+def take_images(
+    source: ImageSet | None, image: ImageInput, count: int, size: tuple[int, int] | None, seed: int
+) -> Array:
+    """`count` images for proofs and golden inputs: real where there are any, spread over the set; noise otherwise.
+
+    `size` is asked of models that take any size; the others have their own.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = size or (image.height or 0, image.width or 0)
+    if source is None or len(source) < count:
+        return noise_images(count, (height, width), image.channels, rng)
+    pixels = source.read(sorted(rng.choice(len(source), count, replace=False).tolist()))
+    return pixels if size is None else np.ascontiguousarray(pixels[:, :height, :width])
+
+
+def load_series(corpus: Corpus | None, root: Path | None) -> tuple[Array | None, str]:
+    """float32 [T] and "", or None and why it cannot be had."""
+    loaders: dict[Corpus, Callable[[], Array]] = {
+        Corpus.CO2: data.load_co2,
+        Corpus.ETTH1: lambda: data.load_etth1(root),
+        Corpus.SP500: lambda: data.load_sp500(root),
+    }
+    if corpus not in loaders:
+        return None, "no series to measure with"
+    try:
+        return loaders[corpus](), ""
+    except DataUnavailable as error:
+        return None, str(error)
+
+
+def take_histories(series: Array | None, shape: SeriesInput, count: int, seed: int) -> dict[str, Array]:
+    """Ragged inputs of a forecaster: `count` stretches of all lengths it takes, ending anywhere in the series."""
+    rng = np.random.default_rng(seed)
+    longest = min(shape.max_history, 1000)
+    if series is None or len(series) < shape.min_history:
+        time = np.arange(4 * longest)
+        period = max(shape.season, 2)
+        series = 100 + 0.01 * time + 5 * np.sin(2 * np.pi * time / period) + rng.normal(size=len(time))
+    lengths = rng.integers(shape.min_history, min(longest, len(series)), size=count, endpoint=True)
+    # The extremes are where an index goes wrong by one.
+    lengths[: min(2, count)] = [shape.min_history, min(longest, len(series))][:count]
+    ends = [int(rng.integers(length, len(series), endpoint=True)) for length in lengths]
+    return pad_time([series[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)])

@@ -1,0 +1,105 @@
+"""The tables that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rafaga.bundle import Metric
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from export.verify import Verdict
+
+if TYPE_CHECKING:  # `verify` prints its table where torch is not installed
+    from export.publish import Published
+    from models.entry import Entry
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one model: published, or a failure."""
+
+    name: str
+    published: Published | None
+    failure: str
+    seconds: float
+
+
+def new_console() -> Console:
+    """As wide as the terminal; wide enough for the tables where the output goes to a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def catalogue_table(entries: Iterable[Entry]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("name", no_wrap=True)
+    for column in ("architecture", "task", "data", "weights", "expected"):
+        table.add_column(column)
+    for entry in entries:
+        expected = ", ".join(f"{name} {value:g}" for name, value in entry.expected.items())
+        table.add_row(entry.name, entry.architecture, entry.task, entry.dataset, weights_origin(entry), expected)
+    return table
+
+
+def weights_origin(entry: Entry) -> str:
+    from models.entry import Shipped, Torchvision
+
+    match entry.weights:
+        case Shipped():
+            return "shipped" if entry.weights.path.is_file() else "to be trained"
+        case Torchvision():
+            return "torchvision"
+        case None:
+            return "none published"
+
+
+def outcome_table(outcomes: Iterable[Outcome]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("name", no_wrap=True)
+    table.add_column("version", justify="right")
+    table.add_column("precision")
+    for column in ("MB", "parity", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("accuracy", "trained"):
+        table.add_column(column)
+    for outcome in outcomes:
+        if outcome.published is None:
+            table.add_row(outcome.name, "–", "–", "–", "–", f"{outcome.seconds:.1f}", outcome.failure, style="red")
+            continue
+        bundle, folder = outcome.published.bundle, outcome.published.folder
+        for variant in bundle.variants:
+            table.add_row(
+                outcome.name,
+                str(bundle.version),
+                variant.precision,
+                f"{(folder / variant.file).stat().st_size / 1e6:.1f}",
+                f"{variant.parity.max_relative_error:.1e}",
+                f"{outcome.seconds:.1f}",
+                _figures(variant.metrics) or outcome.published.note or "–",
+                "yes" if bundle.weights.trained else "[yellow]no, random[/yellow]",
+            )
+    return table
+
+
+def show_verdicts(verdicts: Iterable[Verdict]) -> None:
+    table = Table("bundle", "precision", "golden error", "allowed", "verdict", box=SIMPLE_HEAD)
+    for verdict in verdicts:
+        table.add_row(
+            f"{verdict.folder.parent.name}/{verdict.folder.name}",
+            verdict.variant or "–",
+            "–" if verdict.golden_error is None else f"{verdict.golden_error:.1e}",
+            "–" if verdict.tolerance is None else f"{verdict.tolerance:.0e}",
+            f"[red]{verdict.fault}[/red]" if verdict.fault else "[green]right[/green]",
+        )
+    new_console().print(table)
+
+
+def _figures(metrics: Iterable[Metric]) -> str:
+    """The figures that a model is judged by; the others are in bundle.json."""
+    percent = [f"{m.name} {100 * m.value:.2f} % of {m.samples}" for m in metrics if m.name in ("top1", "top5")]
+    plain = [f"{m.name} {m.value:.3f}" for m in metrics if m.name in ("mase", "mase_seasonal_naive")]
+    return ", ".join(percent + plain)
