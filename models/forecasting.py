@@ -15,6 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+# How far back drift, level and scale look: far enough to be steady, near enough to follow a growth that itself grows.
+RECENT_SEASONS = 10
+
+
 class Cell(StrEnum):
     RNN = "rnn"  # Elman 1990
     LSTM = "lstm"  # Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000
@@ -30,6 +34,39 @@ class ForecasterConfig:
     drift: bool  # repeat the mean change from season to season; off for series without a trend
 
 
+class ElmanRNN(nn.RNN):
+    """nn.RNN, one layer, batch first, that is exported as ONNX's own RNN operator.
+
+    torch.export would unroll it for the length of the example, where an LSTM stays one operator of any length.
+    """
+
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
+    bias_ih_l0: Tensor
+    bias_hh_l0: Tensor
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(inputs, hidden, batch_first=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # always from a state of zeros
+        if not torch.onnx.is_in_onnx_export():
+            return super().forward(x)
+        n, t, _ = x.shape
+        states, final = torch.onnx.ops.symbolic_multi_out(
+            "::RNN",
+            (
+                x.transpose(0, 1),  # [T, N, inputs]
+                self.weight_ih_l0[None],
+                self.weight_hh_l0[None],
+                torch.cat([self.bias_ih_l0, self.bias_hh_l0])[None],
+            ),
+            {"hidden_size": self.hidden_size},
+            dtypes=(x.dtype, x.dtype),
+            shapes=((t, 1, n, self.hidden_size), (1, n, self.hidden_size)),
+        )
+        return states[:, 0].transpose(0, 1), final  # [N, T, hidden], [1, N, hidden]
+
+
 class Forecaster(nn.Module):
     """history float32 [N, T] right-padded, length int64 [N] -> quantiles float32 [N, max_horizon, Q], same unit.
 
@@ -42,8 +79,10 @@ class Forecaster(nn.Module):
         super().__init__()
         self.config = config
         self.median = config.quantile_levels.index(0.5)
-        network = nn.LSTM if config.cell is Cell.LSTM else nn.RNN
-        self.recurrent = network(3, config.hidden, batch_first=True)
+        if config.cell is Cell.LSTM:
+            self.recurrent: nn.Module = nn.LSTM(3, config.hidden, batch_first=True)
+        else:
+            self.recurrent = ElmanRNN(3, config.hidden)
         self.head = nn.Linear(config.hidden, config.max_horizon * len(config.quantile_levels))
         # Widens or narrows the quantiles around the median; fitted after training on data that training did not see.
         self.register_buffer("spread", torch.ones(len(config.quantile_levels)))
@@ -54,17 +93,17 @@ class Forecaster(nn.Module):
         step = torch.arange(history.size(1), device=history.device)[None, :]  # [1, T]
         valid = step <= last  # [N, T]
 
-        # The change from season to season, its mean (the drift) and its mean size (the unit of everything below).
-        changes = valid & (step >= season)  # [N, T]
-        change = (history - F.pad(history, (season, 0))[:, : history.size(1)]) * changes  # [N, T]
-        count = length[:, None] - season  # [N, 1]
-        drift = change.sum(1, keepdim=True) / count  # [N, 1]
-        scale = ((change - drift) * changes).abs().sum(1, keepdim=True) / count + 1e-6  # [N, 1]
+        recent = valid & (step > last - RECENT_SEASONS * season)  # [N, T]
 
-        level = (history * valid).sum(1, keepdim=True) / length[:, None]  # [N, 1]
+        # The change from season to season, its mean (the drift) and its mean size (the unit of everything below).
+        change = (history - F.pad(history, (season, 0))[:, : history.size(1)]) * valid * (step >= season)  # [N, T]
+        drift = mean_where(change, recent & (step >= season))  # [N, 1]
+        scale = mean_where((change - drift).abs(), recent & (step >= season)) + 1e-6  # [N, 1]
+
+        level = mean_where(history, recent)  # [N, 1]
         centred = (history - level) * valid  # [N, T]
         local = F.avg_pool1d(F.pad(centred, (season - 1, 0)), season, stride=1)  # [N, T], mean of the season up to here
-        features = torch.stack([(change - drift) * changes, centred - local, centred], dim=2)  # [N, T, 3]
+        features = torch.stack([(change - drift) * valid * (step >= season), centred - local, centred], dim=2)  # [N, T, 3]
         states, _ = self.recurrent(features / scale[:, :, None])  # [N, T, hidden]
         # The network is causal, so the state at the last valid step knows nothing of the padding behind it.
         state = states.gather(1, last[:, :, None].expand(-1, -1, states.size(2)))[:, 0]  # [N, hidden]
@@ -83,3 +122,8 @@ class Forecaster(nn.Module):
         above = gaps[:, :, self.median + 1 :].cumsum(2)
         below = gaps[:, :, : self.median].flip(2).cumsum(2).flip(2)
         return middle + self.spread * torch.cat([-below, torch.zeros_like(middle), above], dim=2)
+
+
+def mean_where(x: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of `x` [N, T] over the steps that are chosen. [N, 1]"""
+    return (x * chosen).sum(1, keepdim=True) / chosen.sum(1, keepdim=True)
