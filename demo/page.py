@@ -46,7 +46,7 @@ def drawings(images: npt.NDArray[np.uint8], captions: Sequence[str], gap: int = 
     """uint8 [N, H, W] side by side in characters, a caption over each. Two rows become one: characters are tall."""
     n, height, width = images.shape
     halved = images[:, : height // 2 * 2].reshape(n, height // 2, 2, width).max(axis=2)
-    shades = np.array(list(_SHADES))[np.ceil(halved / 255 * (len(_SHADES) - 1)).astype(int)]
+    shades = np.array(list(_SHADES))[np.rint(halved / 255 * (len(_SHADES) - 1)).astype(int)]
     wide = max(width, *(len(caption) for caption in captions))
     lines = [[caption.ljust(wide) for caption in captions]]
     lines += [["".join(shades[i, row]).ljust(wide) for i in range(n)] for row in range(height // 2)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from rafaga.cli._errors import UsageError
 from rafaga.cli._series import read_series
 

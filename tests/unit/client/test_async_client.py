@@ -8,7 +8,6 @@ import inspect
 import numpy as np
 import pytest
 from PIL import Image
-
 from rafaga import (
     AsyncClient,
     Client,
@@ -20,6 +19,7 @@ from rafaga import (
     QueueFull,
     ServerUnreachable,
 )
+
 from tests.unit.client.conftest import QUICK
 from tests.unit.client.fake_server import Script
 

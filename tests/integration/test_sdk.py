@@ -1,0 +1,119 @@
+"""The SDK against the real server: every call and every kind of input, over both transports, by both clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rafaga import (
+    AsyncClient,
+    Client,
+    InvalidImage,
+    InvalidRequest,
+    InvalidTensor,
+    ModelNotFound,
+    ModelState,
+    RafagaError,
+)
+
+from tests import bundles
+from tests.integration import messages
+from tests.integration.serving import PATIENCE_S, Served
+
+
+@pytest.fixture
+def client(server: Served) -> Iterator[Client]:
+    with Client(server.address, timeout_s=PATIENCE_S) as client:
+        yield client
+
+
+def test_an_image_gets_the_same_answer_in_every_form(client: Client, tmp_path: Path) -> None:
+    pixels = messages.random_digits(1)[0, :, :, 0]
+    path = tmp_path / "digit.png"
+    path.write_bytes(messages.png(pixels))
+    expected = bundles.classify(pixels[np.newaxis, :, :, np.newaxis])[0]
+    for image in (pixels, pixels[..., np.newaxis], path, str(path), path.read_bytes(), Image.fromarray(pixels)):
+        answer = client.classify(image, model="digits", top_k=10)
+        found = {p.index: p.probability for p in answer.predictions}
+        np.testing.assert_allclose([found[i] for i in range(10)], expected, atol=1e-5)
+        assert answer.top.label == f"digit {expected.argmax()}"
+        assert (answer.model.name, answer.model.version, answer.model.trained) == ("digits", 1, True)
+        assert answer.timing.batch_size >= 1
+
+
+def test_many_images_keep_their_order(client: Client) -> None:
+    pixels = messages.random_digits(2, rows=50)
+    expected = bundles.classify(pixels).argmax(1).tolist()
+    assert [a.top.index for a in client.classify_many(pixels, model="digits")] == expected
+    files = [messages.png(row[:, :, 0]) for row in pixels]
+    assert [a.top.index for a in client.classify_many(files, model="digits")] == expected
+    with ThreadPoolExecutor(16) as callers:
+        single = callers.map(lambda row: client.classify(row, model="digits").top.index, pixels)
+        assert list(single) == expected
+
+
+def test_features_and_forecast(client: Client) -> None:
+    photo = messages.random_photo(3, 20, 30, rows=2)
+    maps = client.features(photo, model="backbone")
+    np.testing.assert_allclose(maps["map"].array, bundles.features(photo), atol=1e-6)
+    np.testing.assert_allclose(
+        client.features(photo[1], model="backbone")["map"].array, bundles.features(photo)[1], atol=1e-6
+    )
+    history = messages.random_history(4, 12)
+    forecast = client.forecast(history, model="series", horizon=3)
+    np.testing.assert_allclose(forecast.values.T, bundles.forecast(history)[:3], rtol=1e-5)
+    assert forecast.levels == bundles.LEVELS
+
+
+def test_the_catalogue(client: Client) -> None:
+    client.wait_until_ready(PATIENCE_S)
+    described = {m.name: m for m in client.models()}
+    assert {"digits", "backbone", "series"} <= set(described)
+    assert all(m.state is ModelState.READY for m in described.values())
+    digits = client.model("digits")
+    assert digits.labels == tuple(f"digit {i}" for i in range(10))
+    assert str(digits.inputs[0]) == "image uint8[?,28,28,1]"
+    limits = described["series"].forecast
+    assert limits is not None
+    assert (limits.min_history, limits.max_history, limits.max_horizon) == (2, 64, bundles.HORIZON)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda c: c.classify(messages.random_digits(0)[0], model="nobody"), ModelNotFound),
+        (lambda c: c.classify(np.zeros((27, 28), np.uint8), model="digits"), InvalidTensor),
+        (lambda c: c.classify(b"GIF89a", model="digits"), InvalidImage),
+        (lambda c: c.classify(messages.jpeg(messages.random_photo(0, 99, 99)[0])[:2000], model="digits"), InvalidImage),
+        (lambda c: c.forecast([1.0], model="series"), InvalidRequest),
+        (lambda c: c.forecast([1.0, 2.0], model="digits"), InvalidRequest),
+        (lambda c: c.model("nobody"), ModelNotFound),
+    ],
+)
+def test_what_the_server_refuses_arrives_typed(
+    client: Client, call: Callable[[Client], Any], error: type[RafagaError]
+) -> None:
+    with pytest.raises(error) as raised:
+        call(client)
+    assert raised.value.message
+    assert client.classify(messages.random_digits(0)[0], model="digits").predictions
+
+
+def test_the_asyncio_client_gets_the_same_answers(server: Served) -> None:
+    pixels = messages.random_digits(5, rows=50)
+
+    async def run() -> list[int]:
+        async with AsyncClient(server.address, timeout_s=PATIENCE_S) as client:
+            await client.wait_until_ready(PATIENCE_S, model="digits")
+            with pytest.raises(ModelNotFound):
+                await client.classify(pixels[0], model="nobody")
+            answers = await asyncio.gather(*(client.classify(row, model="digits") for row in pixels))
+            return [answer.top.index for answer in answers]
+
+    assert asyncio.run(run()) == bundles.classify(pixels).argmax(1).tolist()

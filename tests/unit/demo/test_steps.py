@@ -1,0 +1,51 @@
+"""Which bundles are exported again, and what a server that does not start leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from demo import bundles
+from demo.server import ServerFailed, ServerProcess
+from tests.bundles import publish_classifier
+
+
+def test_a_bundle_that_verifies_is_not_exported_again(tmp_path: Path) -> None:
+    assert bundles.published(tmp_path, "digits") is None
+    publish_classifier(tmp_path)
+    newest = publish_classifier(tmp_path)
+    found = bundles.published(tmp_path, "digits")
+    assert found is not None
+    assert found.version == 2
+    model = newest / "model.onnx"
+    content = bytearray(model.read_bytes())
+    content[-1] ^= 1
+    model.write_bytes(content)
+    assert bundles.published(tmp_path, "digits") is None
+
+
+def test_a_failed_export_says_which_command_failed(tmp_path: Path) -> None:
+    with pytest.raises(bundles.ExportFailed, match="python -m export no-such-model"):
+        bundles.export(tmp_path, ["no-such-model"])
+
+
+def test_a_server_that_does_not_start(tmp_path: Path) -> None:
+    server = ServerProcess(tmp_path / "absent", tmp_path / "log")
+    assert server.last_log_lines() == ""
+    with pytest.raises(ServerFailed, match="exit code"):
+        server.start()
+    assert server.last_log_lines()
+    server.kill()
+
+
+def test_a_server_starts_tells_its_ports_and_stops(tmp_path: Path) -> None:
+    publish_classifier(tmp_path / "repository")
+    server = ServerProcess(tmp_path / "repository", tmp_path / "log")
+    try:
+        server.start()
+        assert server.grpc_port
+        assert server.metrics_url.startswith("http://127.0.0.1:")
+        assert server.stop() == 0
+    finally:
+        server.kill()
