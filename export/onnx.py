@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,18 +71,9 @@ def _quiet_exporter() -> Iterator[None]:
     - FutureWarning about `_check_is_size`: from code that torch.export generates itself.
     - `_flat_weights` "assigned during export": nn.LSTM rebuilds its own list of weights in every forward.
     - "axis name ... will not be used": two inputs share the axis `batch`, which is what is meant.
-    - INFO lines of the loggers below: which decomposition was chosen for which operator.
     """
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*_check_is_size", category=FutureWarning)
         warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights", category=UserWarning)
         warnings.filterwarnings("ignore", message=r"# The axis name: .* will not be used", category=UserWarning)
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield

@@ -1,0 +1,105 @@
+"""Small models of every kind that export knows: traced in a second each."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from models.entry import Entry, ImageInput, SeriesInput, Task
+
+CLASSES = ("alpha", "beta", "gamma")
+
+
+class SmallClassifier(nn.Module):
+    """float32 [N, 3, H, W] -> logits [N, 3]."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.output = nn.Linear(width, len(CLASSES))
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.norm(self.conv1(image)).relu()
+        x = (x + self.conv2(x)).relu()
+        return self.output(x.mean(dim=(2, 3)))
+
+
+class SmallBackbone(nn.Module):
+    """Two maps, strides 2 and 8; the second needs odd sizes rounded up, as convolutions with padding do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(4, 6, 3, stride=4, padding=1)
+
+    def forward(self, image: Tensor) -> OrderedDict[str, Tensor]:
+        fine = self.conv1(image).relu()
+        return OrderedDict(fine=fine, coarse=self.conv2(fine))
+
+
+class SmallForecaster(nn.Module):
+    """history [N, T], length [N] -> quantiles [N, 4, 3]: an LSTM read at the last observation of each row."""
+
+    def __init__(self, reads_padding: bool = False) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(1, 8, batch_first=True)
+        self.head = nn.Linear(8, 12)
+        self.reads_padding = reads_padding
+
+    def forward(self, history: Tensor, length: Tensor) -> Tensor:
+        states, _ = self.lstm(history[..., None] / 100)
+        last = states[:, -1] if self.reads_padding else states[torch.arange(len(length)), length - 1]
+        if self.reads_padding:
+            last = last + 0 * length[:, None]
+        return self.head(last).reshape(-1, 4, 3) + history[:, :1, None]
+
+
+def small_image_input(size: int | None = 16) -> ImageInput:
+    return ImageInput(height=size, width=size, channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
+
+
+def classifier(name: str = "small-classifier") -> Entry:
+    return Entry(
+        name=name,
+        architecture="two convolutions",
+        task=Task.CLASSIFICATION,
+        dataset="none",
+        build=SmallClassifier,
+        input=small_image_input(),
+        labels=lambda: CLASSES,
+    )
+
+
+def backbone() -> Entry:
+    return Entry(
+        name="small-backbone",
+        architecture="two convolutions",
+        task=Task.FEATURES,
+        dataset="none",
+        build=SmallBackbone,
+        input=small_image_input(None),
+        strides={"fine": 2, "coarse": 8},
+    )
+
+
+def forecaster() -> Entry:
+    return Entry(
+        name="small-forecaster",
+        architecture="LSTM",
+        task=Task.FORECASTING,
+        dataset="none",
+        build=SmallForecaster,
+        input=SeriesInput(
+            min_history=5,
+            max_history=40,
+            max_horizon=4,
+            quantile_levels=(0.1, 0.5, 0.9),
+            season=12,
+            step="month",
+            unit="ppm",
+        ),
+    )

@@ -1,0 +1,190 @@
+"""The bundle contract: what is refused, what is found, and that publishing is all or nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from rafaga import bundle as bundles
+from rafaga.bundle import (
+    SCHEMA,
+    Bundle,
+    ForecastSpec,
+    ImagePreparation,
+    Parity,
+    Precision,
+    Provenance,
+    Task,
+    TensorSpec,
+    Variant,
+    Weights,
+    load,
+    publish,
+    relative_error,
+    verify_files,
+)
+from rafaga.errors import BundleError
+
+
+def variant(precision: Precision = Precision.FP32, relative: float = 1e-6) -> Variant:
+    parity = Parity(max_absolute_error=relative, max_relative_error=relative, batch_sizes=(1, 2))
+    return Variant(precision=precision, file=f"model.{precision}.onnx", parity=parity)
+
+
+def digits(version: int = 1, **changes: object) -> Bundle:
+    parts: dict[str, object] = {
+        "schema": SCHEMA,
+        "name": "digits",
+        "version": version,
+        "task": Task.CLASSIFICATION,
+        "architecture": "LeNet-5",
+        "dataset": "MNIST",
+        "inputs": (TensorSpec(name="image", dtype="uint8", shape=(None, 28, 28, 1)),),
+        "outputs": (TensorSpec(name="probabilities", dtype="float32", shape=(None, 10)),),
+        "weights": Weights(trained=True, source="here", license="Apache-2.0"),
+        "variants": (variant(),),
+        "provenance": Provenance(created="2026-01-01T00:00:00+00:00", rafaga="0", torch="0", onnx="0", opset=20),
+        "files": {},
+        "labels": tuple("0123456789"),
+        "image": ImagePreparation(height=28, width=28, channels=1),
+    }
+    return Bundle(**(parts | changes))  # type: ignore[arg-type]
+
+
+def fill(folder: Path, version: int) -> Bundle:
+    (folder / "model.fp32.onnx").write_bytes(b"graph")
+    (folder / "golden.npz").write_bytes(b"answers")
+    return digits(version)
+
+
+def test_what_is_published_is_what_is_loaded(tmp_path: Path) -> None:
+    folder = publish(tmp_path, "digits", None, fill)
+    assert folder == tmp_path / "digits" / "1"
+    bundle = load(folder)
+    verify_files(folder, bundle)
+    assert set(bundle.files) == {"model.fp32.onnx", "golden.npz"}
+    assert msgspec.structs.replace(bundle, files={}) == digits()
+
+
+def test_versions_count_up_and_never_change(tmp_path: Path) -> None:
+    assert publish(tmp_path, "digits", 7, fill).name == "7"
+    assert publish(tmp_path, "digits", None, fill).name == "8"
+    with pytest.raises(FileExistsError, match="published already"):
+        publish(tmp_path, "digits", 7, fill)
+
+
+def test_a_failed_publication_leaves_nothing(tmp_path: Path) -> None:
+    def fail(folder: Path, version: int) -> Bundle:
+        (folder / "model.onnx").write_bytes(b"half a graph")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        publish(tmp_path, "digits", None, fail)
+    assert list((tmp_path / "digits").iterdir()) == []
+
+
+def test_a_reader_never_sees_half_a_bundle(tmp_path: Path) -> None:
+    def look(folder: Path, version: int) -> Bundle:
+        assert [p.name for p in (tmp_path / "digits").iterdir() if not p.name.startswith(".")] == []
+        return fill(folder, version)
+
+    publish(tmp_path, "digits", None, look)
+
+
+def test_changed_and_missing_files_are_named(tmp_path: Path) -> None:
+    folder = publish(tmp_path, "digits", None, fill)
+    bundle = load(folder)
+    (folder / "model.fp32.onnx").write_bytes(b"grapH")
+    with pytest.raises(BundleError, match=r"model\.fp32\.onnx: sha256 is .* changed after it was published"):
+        verify_files(folder, bundle)
+    (folder / "model.fp32.onnx").unlink()
+    with pytest.raises(BundleError, match=r"model\.fp32\.onnx: missing"):
+        verify_files(folder, bundle)
+    (folder / "model.fp32.onnx").symlink_to(folder / "golden.npz")
+    with pytest.raises(BundleError, match="not a plain file"):
+        verify_files(folder, bundle)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": 99}, "schema 99 is not supported"),
+        ({"name": "../etc"}, "does not match"),
+        ({"version": 0}, "start at 1"),
+        ({"labels": []}, "lacks its part"),
+        ({"image": None}, "lacks its part"),
+        ({"task": "forecasting"}, "lacks its part"),
+        ({"task": "telepathy"}, "Invalid enum value"),
+        ({"variants": []}, "at least one variant"),
+        ({"files": {"../../passwd": "0"}}, "does not match"),
+        ({"files": {}}, "not listed under files"),
+        ({"features": [{"output": "c5", "stride": 32}]}, "an output that the graph does not have"),
+        ({"surprise": 1}, "unknown field"),
+        ({"inputs": "image"}, "Expected `array`"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    folder = publish(tmp_path, "digits", None, fill)
+    manifest = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps(manifest | changes))
+    with pytest.raises(BundleError, match=message):
+        load(folder)
+
+
+def test_a_bundle_lies_where_it_says(tmp_path: Path) -> None:
+    folder = publish(tmp_path, "digits", None, fill)
+    moved = folder.rename(tmp_path / "digits" / "2")
+    with pytest.raises(BundleError, match="says digits version 1, which is not where it lies"):
+        load(moved)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null"])
+def test_what_is_no_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
+    folder = publish(tmp_path, "digits", None, fill)
+    (folder / "bundle.json").write_bytes(content)
+    with pytest.raises(BundleError, match=r"bundle\.json"):
+        load(folder)
+    (folder / "bundle.json").unlink()
+    with pytest.raises(BundleError, match=r"no bundle\.json"):
+        load(folder)
+
+
+def test_forecasters_say_what_they_take() -> None:
+    forecast = ForecastSpec(
+        min_history=2, max_history=9, max_horizon=3, quantile_levels=(0.5,), season=1, step="hour", unit="°C"
+    )
+    assert digits(task=Task.FORECASTING, forecast=forecast, labels=(), image=None).forecast == forecast
+
+
+def test_variants_are_found_by_precision() -> None:
+    bundle = digits(variants=(variant(), variant(Precision.INT8)))
+    found = bundle.variant(Precision.INT8)
+    assert found is not None
+    assert found.file == "model.int8.onnx"
+    assert bundle.variant(Precision.FP16) is None
+
+
+def test_tolerance_follows_the_measured_parity() -> None:
+    assert variant(relative=1e-6).golden_tolerance == 1e-3
+    assert variant(relative=0.04).golden_tolerance == pytest.approx(0.08)
+
+
+def test_relative_error_is_relative_to_the_largest_value_from_one_up() -> None:
+    reference = np.array([[0.0, -200.0], [3.0, 4.0]], dtype=np.float32)
+    assert relative_error(reference + np.float32(2), reference) == pytest.approx(0.01)
+    small = np.array([0.25, 0.5])
+    assert relative_error(small + 0.1, small) == pytest.approx(0.1)
+    assert np.isnan(relative_error(np.array([np.nan, 0.0]), np.zeros(2)))
+    with pytest.raises(ValueError, match="shapes differ"):
+        relative_error(np.zeros(2), np.zeros(3))
+
+
+def test_checksums_are_sha256(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    assert bundles.sha256_of(tmp_path / "empty").startswith("e3b0c44298fc1c14")
