@@ -21,6 +21,8 @@ class Tls:
     """PEM contents. `root_certificates` None: the system's. Key and chain together: the client's own identity (mTLS).
 
     `server_name`: the name to check the certificate against, where it differs from the address.
+
+    >>> client = Client("models.example:443", tls=Tls.from_files("ca.pem"), token=token)  # doctest: +SKIP
     """
 
     root_certificates: bytes | None = None

@@ -22,6 +22,8 @@ class RetryPolicy:
 
     The n-th pause is initial_backoff_s * multiplier**(n-1), at most max_backoff_s, spread by ±jitter (a fraction).
     Where the server said when to come back, that is the pause instead, spread upwards only.
+
+    >>> client = Client("localhost:50051", retry=RetryPolicy(max_attempts=5, max_backoff_s=1.0))  # doctest: +SKIP
     """
 
     max_attempts: int = 3  # the first one included; 1 means no retries
