@@ -51,7 +51,7 @@ format: setup
 bench: setup  ## Measure on this machine and write docs/benchmarks.md
 	@$(BIN)/python -m bench
 
-PROTO_FILES := $(wildcard protos/rafaga/v1/*.proto)
+PROTO_FILES := $(wildcard protos/rafaga/*/*.proto)
 PROTOC = PATH="$(PROTOS)/bin:$$PATH" $(PROTOS)/bin/python -m grpc_tools.protoc -Iprotos \
 	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTO_FILES)
 
@@ -60,14 +60,15 @@ $(PROTOS): requirements/protos.txt
 	@$(PROTOS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-protos: $(PROTOS)  ## Generate the stubs in service/rafaga/v1 anew
+protos: $(PROTOS)  ## Generate the stubs in service/rafaga anew
 	@$(call PROTOC,service)
 
 protos-check: $(PROTOS)
 	@rm -rf build/protos && mkdir -p build/protos
 	@$(call PROTOC,build/protos)
-	@diff -r -x __init__.py -x __pycache__ build/protos/rafaga/v1 service/rafaga/v1 \
-	  || { echo "the stubs are not those of the protos: run 'make protos'"; exit 1; }
+	@same=yes; for package in $(notdir $(wildcard protos/rafaga/*)); do \
+	  diff -r -x __init__.py -x __pycache__ build/protos/rafaga/$$package service/rafaga/$$package || same=no; \
+	done; test $$same = yes || { echo "the stubs are not those of the protos: run 'make protos'"; exit 1; }
 
 clean:
 	rm -rf $(VENV) $(PROTOS) build demo-output

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 from pythonjsonlogger.json import JsonFormatter
@@ -20,9 +21,10 @@ from rafaga.server.lifecycle import Server, ShutdownSignals
 from rafaga.server.metrics import Metrics
 from rafaga.server.repository import Loader, Repository
 from rafaga.server.services.catalog import Catalog
-from rafaga.server.services.common import Workers
+from rafaga.server.services.common import RequestLimits, Workers
 from rafaga.server.services.forecasting import Forecasting
-from rafaga.server.services.vision import Vision, VisionLimits
+from rafaga.server.services.open_inference import OpenInference
+from rafaga.server.services.vision import Vision
 from rafaga.server.transport_grpcio import GrpcioTransport, Limits, Tls
 
 _LOG = logging.getLogger(__name__)
@@ -53,8 +55,9 @@ def build(config: Config) -> Server:
     loader = Loader(policy, config.max_batch_size, config.precision, config.threads, metrics)
     repository = Repository(config.repository, loader, metrics, health.model)
     workers = Workers(config.decode_threads or available_cores(), config.max_pending_decodes)
-    limits = VisionLimits(config.max_request_images, config.max_image_pixels, config.max_free_pixels)
-    services = (Vision(repository, workers, limits), Forecasting(repository), Catalog(repository))
+    limits = RequestLimits(config.max_request_rows, config.max_image_pixels, config.max_free_pixels)
+    open_inference = OpenInference(repository, workers, limits, version("rafaga"))
+    services = (Vision(repository, workers, limits), Forecasting(repository), Catalog(repository), open_inference)
     handlers = {path: handler for service in services for path, handler in service.handlers().items()}
     authenticator = Authenticator(config.bearer_token_sha256)
     router = Router(handlers, authenticator, metrics, config.max_request_bytes, config.max_concurrent_calls)
@@ -65,7 +68,7 @@ def build(config: Config) -> Server:
         health=health,
         router=router,
         workers=workers,
-        transport=_transport(config, router, authenticator, health, metrics),
+        transport=_transport(config, router, authenticator, health, open_inference, metrics),
         http=HttpServer(config.host, config.http_port, metrics.registry, lambda: repository.ready),
     )
 
@@ -82,12 +85,21 @@ def configure_logging(config: Config) -> None:
 
 
 def _transport(
-    config: Config, router: Router, authenticator: Authenticator, health: Health, metrics: Metrics
+    config: Config,
+    router: Router,
+    authenticator: Authenticator,
+    health: Health,
+    open_inference: OpenInference,
+    metrics: Metrics,
 ) -> Transport:
     address = f"{config.host}:{config.grpc_port}"
     limits = Limits(config.max_request_bytes, config.max_concurrent_calls)
     names = tuple(sorted({path.split("/")[1] for path in router.methods}))
-    services = (health.add_to, partial(add_reflection, services=names))
+    services = (
+        health.add_to,
+        partial(open_inference.add_stream_to, router),
+        partial(add_reflection, services=names),
+    )
     secured = authenticator.required or config.tls_client_ca is not None
     if not config.loopback and not secured:
         _LOG.warning("listening on %s without a bearer token or client certificates: anybody may call", config.host)

@@ -58,7 +58,7 @@ class Config:
 
     max_concurrent_calls: int = _setting(256, "calls in flight; more are refused")
     max_request_bytes: int = _setting(16 * 2**20, "size of one request")
-    max_request_images: int = _setting(1024, "images in one request")
+    max_request_rows: int = _setting(1024, "images, or rows of tensors, in one request")
     max_image_pixels: int = _setting(50_000_000, "pixels of an encoded image")
     max_free_pixels: int = _setting(2048 * 2048, "pixels of an image for models that take any size")
     decode_threads: int | None = _setting(None, "image decoders; default: one per core")
@@ -80,7 +80,7 @@ class Config:
             "max_queue_requests",
             "max_concurrent_calls",
             "max_request_bytes",
-            "max_request_images",
+            "max_request_rows",
             "max_image_pixels",
             "max_free_pixels",
             "max_pending_decodes",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
@@ -111,6 +113,22 @@ class MethodMetrics:
         self._seconds.observe(seconds)
 
 
+@dataclass
+class Statistics:
+    """Running totals of one model, in the terms of Triton's statistics extension. Written by the engine's thread.
+
+    requests, queue_s and inference_s count every request once; executions, by the rows of the batch, count runs.
+    """
+
+    requests: int = 0
+    failed: int = 0
+    rows: int = 0
+    queue_s: float = 0.0
+    inference_s: float = 0.0
+    last_unix_s: float = 0.0
+    executions: dict[int, tuple[int, float]] = field(default_factory=dict)  # rows: (runs, seconds)
+
+
 class ModelMetrics:
     """What happens inside one model."""
 
@@ -134,21 +152,32 @@ class ModelMetrics:
         self._failures = failures
         self._dropped = dropped
         self._queues = queues
+        self.statistics = Statistics()
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """`depth` is asked at every scrape."""
         self._queues.depths[self._name] = depth
 
     def batch_done(self, rows: int, inference_s: float, queue_s: Sequence[float]) -> None:
+        """`queue_s`: of every request whose first rows were in the batch."""
+        totals = self.statistics
+        totals.requests += len(queue_s)
+        totals.rows += rows
+        totals.queue_s += sum(queue_s)
+        totals.inference_s += inference_s * len(queue_s)
+        totals.last_unix_s = time.time()
+        runs, seconds = totals.executions.get(rows, (0, 0.0))
+        totals.executions[rows] = (runs + 1, seconds + inference_s)
         self._batch_size.observe(rows)
         self._inference_seconds.observe(inference_s)
-        for seconds in queue_s:
-            self._queue_seconds.observe(seconds)
+        for waited in queue_s:
+            self._queue_seconds.observe(waited)
 
     def preprocessed(self, seconds: float) -> None:
         self._preprocess_seconds.observe(seconds)
 
     def engine_failed(self) -> None:
+        self.statistics.failed += 1
         self._failures.inc()
 
     def dropped(self, cause: str, jobs: int) -> None:

@@ -134,7 +134,7 @@ class ServedModel:
         if seconds is None:
             self._run_in_halves(batch.parts)
         else:
-            self.metrics.batch_done(batch.rows, seconds, [p.job.queue_s for p in batch.parts])
+            self.metrics.batch_done(batch.rows, seconds, [p.job.queue_s for p in batch.parts if not p.start])
             self._deliver(batch.parts, outputs, seconds, batch.rows)
 
     def _run_in_halves(self, parts: Sequence[Part]) -> None:

@@ -96,7 +96,7 @@ class Repository:
             self._on_state(name, False)
             self._load(slot)
 
-    def model(self, name: str, version: int, task: Task) -> ServedModel:
+    def model(self, name: str, version: int, task: Task | None = None) -> ServedModel:
         """The served model for a request. `version` 0: the newest.
 
         Raises ModelNotFound, ModelNotReady, or InvalidRequest when the model is for another task.
@@ -104,7 +104,7 @@ class Repository:
         slot = self.slot(name, version)
         if slot.model is None:
             raise ModelNotReady(f"model {name!r} version {slot.version} is {slot.state.value}: ask another replica")
-        if slot.model.bundle.task is not task:
+        if task is not None and slot.model.bundle.task is not task:
             raise InvalidRequest(f"model {name!r} is for {slot.model.bundle.task}, this method for {task}")
         return slot.model
 

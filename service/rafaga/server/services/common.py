@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from rafaga.errors import InternalError, InvalidRequest, QueueFull, RafagaError
+from rafaga.bundle import ImagePreparation
+from rafaga.errors import InternalError, InvalidImage, InvalidRequest, InvalidTensor, QueueFull, RafagaError
 from rafaga.server.batcher import Arrays, Job, JobTiming
 from rafaga.server.calls import Call
 from rafaga.server.model import ServedModel
@@ -60,6 +62,28 @@ def timing_message(timing: JobTiming, preprocess_s: float = 0.0) -> common_pb2.T
         inference_us=round(timing.inference_s * 1e6),
         batch_size=timing.batch_size,
     )
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """max_rows: images or rows in one request. max_pixels: of an encoded image, before decoding. max_free_pixels: of an
+    image for models that take any size, where the pixels decide how much is computed."""
+
+    max_rows: int
+    max_pixels: int
+    max_free_pixels: int
+
+    def check_rows(self, rows: int) -> None:
+        """Raises InvalidTensor."""
+        if not 1 <= rows <= self.max_rows:
+            raise InvalidTensor(f"expected 1 to {self.max_rows} rows in a request, got {rows}: split it")
+
+    def check_free_size(self, preparation: ImagePreparation, height: int, width: int) -> None:
+        """Raises InvalidImage when a model of free size is given more pixels than allowed."""
+        if preparation.height is None and height * width > self.max_free_pixels:
+            raise InvalidImage(
+                f"expected at most {self.max_free_pixels} pixels, got {height}x{width}: send a smaller image"
+            )
 
 
 class Workers:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rafaga.bundle import ImagePreparation, Task
-from rafaga.errors import InvalidImage, InvalidRequest, InvalidTensor
+from rafaga.errors import InvalidImage, InvalidRequest
 from rafaga.images import prepare
 from rafaga.server.batcher import Arrays, JobTiming
 from rafaga.server.calls import Call, Handler
 from rafaga.server.model import ServedModel
 from rafaga.server.repository import Repository
-from rafaga.server.services.common import Workers, model_info, parse, submit, timing_message
+from rafaga.server.services.common import RequestLimits, Workers, model_info, parse, submit, timing_message
 from rafaga.tensors import check_shape, from_wire, to_wire
 from rafaga.v1 import vision_pb2 as pb
 
@@ -25,18 +24,8 @@ _UINT8 = np.dtype(np.uint8)
 Request = pb.ClassifyRequest | pb.ExtractFeaturesRequest
 
 
-@dataclass(frozen=True)
-class VisionLimits:
-    """max_rows: images in one request. max_pixels: of an encoded image, before decoding. max_free_pixels: of an image
-    for models that take any size, where the pixels decide how much is computed."""
-
-    max_rows: int
-    max_pixels: int
-    max_free_pixels: int
-
-
 class Vision:
-    def __init__(self, repository: Repository, workers: Workers, limits: VisionLimits) -> None:
+    def __init__(self, repository: Repository, workers: Workers, limits: RequestLimits) -> None:
         self._repository = repository
         self._workers = workers
         self._limits = limits
@@ -70,15 +59,14 @@ class Vision:
     def _pixels(self, tensor: pb.ImageTensor, preparation: ImagePreparation) -> NDArray[np.uint8]:
         shape = (tensor.batch, tensor.height, tensor.width, tensor.channels)
         check_shape("uint8 pixels", shape, (None, preparation.height, preparation.width, preparation.channels))
-        self._check_rows(tensor.batch)
-        if preparation.height is None:
-            self._check_free_size(tensor.height, tensor.width)
+        self._limits.check_rows(tensor.batch)
+        self._limits.check_free_size(preparation, tensor.height, tensor.width)
         return from_wire(tensor.data, _UINT8, shape).view(np.uint8)
 
     def _decode(self, call: Call, request: Request, model: ServedModel) -> None:
         start = time.perf_counter()
         preparation, images = _preparation(model), request.encoded.images
-        self._check_rows(len(images))
+        self._limits.check_rows(len(images))
         decoded: list[NDArray[np.uint8]] = []
         for index, data in enumerate(images):
             if call.finished:
@@ -87,14 +75,13 @@ class Vision:
                 decoded.append(prepare(data, preparation, self._limits.max_pixels))
             except InvalidImage as error:
                 raise InvalidImage(f"image {index}: {error.message}") if len(images) > 1 else error from None
-        if preparation.height is None:
-            for image in decoded:
-                self._check_free_size(*image.shape[:2])
-                if image.shape != decoded[0].shape:
-                    raise InvalidImage(
-                        f"expected images of one size in a request, got {decoded[0].shape[:2]} and {image.shape[:2]}: "
-                        "send them in requests of their own"
-                    )
+        for image in decoded:
+            self._limits.check_free_size(preparation, *image.shape[:2])
+            if image.shape != decoded[0].shape:
+                raise InvalidImage(
+                    f"expected images of one size in a request, got {decoded[0].shape[:2]} and {image.shape[:2]}: "
+                    "send them in requests of their own"
+                )
         rows = decoded[0][np.newaxis] if len(decoded) == 1 else np.stack(decoded)
         seconds = time.perf_counter() - start
         model.metrics.preprocessed(seconds)
@@ -117,16 +104,6 @@ class Vision:
             )
         else:
             submit(call, model, (rows,), lambda out, timing: _featured(model, out, timing, preprocess_s), size, cost)
-
-    def _check_rows(self, rows: int) -> None:
-        if not 1 <= rows <= self._limits.max_rows:
-            raise InvalidTensor(f"expected 1 to {self._limits.max_rows} images in a request, got {rows}")
-
-    def _check_free_size(self, height: int, width: int) -> None:
-        if height * width > self._limits.max_free_pixels:
-            raise InvalidImage(
-                f"expected at most {self._limits.max_free_pixels} pixels, got {height}x{width}: send a smaller image"
-            )
 
 
 def _preparation(model: ServedModel) -> ImagePreparation:

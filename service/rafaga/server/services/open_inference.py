@@ -1,0 +1,253 @@
+"""inference.GRPCInferenceService: the Open Inference Protocol (KServe v2), for clients that speak it already.
+
+Every bundle is served over it. What arrives as raw tensors goes straight to the queue; an image model also takes
+encoded JPEG or PNG files as a BYTES tensor. Shared memory, trace and log settings are not part of the contract, so
+clients get UNIMPLEMENTED for them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+import grpc
+import numpy as np
+from google.protobuf.message import Message
+
+from rafaga.bundle import TensorSpec
+from rafaga.errors import InvalidImage, InvalidRequest, ModelNotFound, Unsupported
+from rafaga.images import prepare
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.server.batcher import Arrays, JobTiming
+from rafaga.server.calls import Call, Handler, Router
+from rafaga.server.metrics import Statistics
+from rafaga.server.model import ServedModel
+from rafaga.server.repository import Repository, State
+from rafaga.server.services.common import RequestLimits, Workers, parse, submit
+from rafaga.server.services.open_inference_stream import Stream
+from rafaga.server.services.open_inference_tensors import (
+    WantedOutput,
+    bytes_input,
+    datatype,
+    inputs,
+    integer,
+    response,
+    shape,
+    wanted_outputs,
+)
+
+SERVICE = "inference.GRPCInferenceService"
+INFER = f"/{SERVICE}/ModelInfer"
+_STREAM = "ModelStreamInfer"
+_EXTENSIONS = ("classification", "model_configuration", "model_repository(index)", "statistics", "binary_tensor_data")
+
+_INDEX_STATES = {
+    State.LOADING: "LOADING",
+    State.READY: "READY",
+    State.FAILED: "UNAVAILABLE",
+    State.DRAINING: "UNLOADING",
+}
+
+
+class OpenInference:
+    def __init__(self, repository: Repository, workers: Workers, limits: RequestLimits, server_version: str) -> None:
+        self._repository = repository
+        self._workers = workers
+        self._limits = limits
+        self._server_version = server_version
+
+    def handlers(self) -> dict[str, Handler]:
+        return {
+            f"/{SERVICE}/ServerLive": lambda call: _reply(call, pb.ServerLiveResponse(live=True)),
+            f"/{SERVICE}/ServerReady": lambda call: _reply(call, pb.ServerReadyResponse(ready=self._repository.ready)),
+            f"/{SERVICE}/ServerMetadata": self.server_metadata,
+            f"/{SERVICE}/ModelReady": self.model_ready,
+            f"/{SERVICE}/ModelMetadata": self.model_metadata,
+            f"/{SERVICE}/ModelConfig": self.model_config,
+            f"/{SERVICE}/ModelStatistics": self.model_statistics,
+            f"/{SERVICE}/RepositoryIndex": self.repository_index,
+            INFER: self.infer,
+        }
+
+    def server_metadata(self, call: Call) -> None:
+        _reply(call, pb.ServerMetadataResponse(name="rafaga", version=self._server_version, extensions=_EXTENSIONS))
+
+    def model_ready(self, call: Call) -> None:
+        request = parse(pb.ModelReadyRequest, call)
+        slot = self._repository.slot(request.name, _version(request.version))
+        _reply(call, pb.ModelReadyResponse(ready=slot.state is State.READY))
+
+    def model_metadata(self, call: Call) -> None:
+        request = parse(pb.ModelMetadataRequest, call)
+        bundle = self._repository.model(request.name, _version(request.version)).bundle
+        tensor = pb.ModelMetadataResponse.TensorMetadata
+
+        def described(specs: Sequence[TensorSpec]) -> list[pb.ModelMetadataResponse.TensorMetadata]:
+            return [tensor(name=s.name, datatype=datatype(s), shape=shape(s)) for s in specs]
+
+        _reply(
+            call,
+            pb.ModelMetadataResponse(
+                name=bundle.name,
+                versions=[str(bundle.version)],
+                platform="onnxruntime_onnx",
+                inputs=described(bundle.inputs),
+                outputs=described(bundle.outputs),
+            ),
+        )
+
+    def model_config(self, call: Call) -> None:
+        request = parse(pb.ModelConfigRequest, call)
+        model = self._repository.model(request.name, _version(request.version))
+        config = pb.ModelConfig(
+            name=model.bundle.name,
+            platform="onnxruntime_onnx",
+            backend="onnxruntime",
+            max_batch_size=model.max_batch_size,
+            input=[pb.ModelInput(name=s.name, data_type=_data_type(s), dims=shape(s)[1:]) for s in model.bundle.inputs],
+            output=[
+                pb.ModelOutput(name=s.name, data_type=_data_type(s), dims=shape(s)[1:]) for s in model.bundle.outputs
+            ],
+            dynamic_batching=pb.ModelDynamicBatching(),
+        )
+        _reply(call, pb.ModelConfigResponse(config=config))
+
+    def model_statistics(self, call: Call) -> None:
+        request = parse(pb.ModelStatisticsRequest, call)
+        if request.name:
+            models = [self._repository.model(request.name, _version(request.version))]
+        else:
+            models = [slot.model for slot in self._repository.slots if slot.model is not None]
+        _reply(call, pb.ModelStatisticsResponse(model_stats=map(_statistics, models)))
+
+    def repository_index(self, call: Call) -> None:
+        request = parse(pb.RepositoryIndexRequest, call)
+        index = pb.RepositoryIndexResponse()
+        for slot in self._repository.slots:
+            if slot.state is State.READY or not request.ready:
+                index.models.add(
+                    name=slot.name, version=str(slot.version), state=_INDEX_STATES[slot.state], reason=slot.reason
+                )
+        _reply(call, index)
+
+    def infer(self, call: Call) -> None:
+        request = parse(pb.ModelInferRequest, call)
+        _refuse_sequences(request)
+        call.deadline = min(call.deadline, _timeout(request, call.received))
+        model = self._repository.model(request.model_name, _version(request.model_version))
+        wanted = wanted_outputs(request, model)
+        if model.bundle.image is not None and [i.datatype for i in request.inputs] == ["BYTES"]:
+            files = bytes_input(request, model)
+            self._limits.check_rows(len(files))
+            self._workers.run(call, lambda: self._decode(call, request, model, wanted, files))
+        else:
+            self._submit(call, request, model, wanted, inputs(request, model, self._limits))
+
+    def add_stream_to(self, router: Router, server: grpc.Server) -> None:
+        """ModelStreamInfer, served by grpcio on both transports: every message is dispatched as a call of its own."""
+
+        def stream(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            return Stream(INFER, router, context).run(requests)
+
+        handlers = {_STREAM: grpc.stream_stream_rpc_method_handler(stream)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+    def _decode(
+        self,
+        call: Call,
+        request: pb.ModelInferRequest,
+        model: ServedModel,
+        wanted: Sequence[WantedOutput],
+        files: Sequence[bytes],
+    ) -> None:
+        start = time.perf_counter()
+        assert model.bundle.image is not None
+        images = [prepare(data, model.bundle.image, self._limits.max_pixels) for data in files]
+        if any(image.shape != images[0].shape for image in images):
+            raise InvalidImage("expected images of one size in a request: send them in requests of their own")
+        rows = np.stack(images)
+        self._limits.check_free_size(model.bundle.image, *rows.shape[1:3])
+        model.metrics.preprocessed(time.perf_counter() - start)
+        self._submit(call, request, model, wanted, (rows,))
+
+    def _submit(
+        self,
+        call: Call,
+        request: pb.ModelInferRequest,
+        model: ServedModel,
+        wanted: Sequence[WantedOutput],
+        rows: Arrays,
+    ) -> None:
+        identity = request.id
+        # Series of any length share a batch; images only with their like.
+        key = None if model.bundle.forecast is not None else tuple(a.shape[1:] for a in rows)
+        cost = rows[0][0].size / model.reference_size
+
+        def reply(outputs: Arrays, timing: JobTiming) -> pb.ModelInferResponse:
+            return response(model, identity, wanted, outputs)
+
+        submit(call, model, rows, reply, key, cost)
+
+
+def _reply(call: Call, message: Message) -> None:
+    call.reply(message.SerializeToString())
+
+
+def _version(text: str) -> int:
+    """Raises ModelNotFound: the protocol's versions are text, ours are numbers."""
+    if not text:
+        return 0
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise ModelNotFound(f"no version {text[:20]!r}: versions are whole numbers from 1 on")
+    return int(text)
+
+
+def _timeout(request: pb.ModelInferRequest, received: float) -> float:
+    if "timeout" not in request.parameters:
+        return math.inf
+    microseconds = integer("timeout", request.parameters["timeout"])
+    if microseconds < 0:
+        raise InvalidRequest(f"timeout: expected microseconds, got {microseconds}")
+    return received + microseconds / 1e6 if microseconds else math.inf
+
+
+def _refuse_sequences(request: pb.ModelInferRequest) -> None:
+    if "sequence_id" not in request.parameters:
+        return
+    parameter = request.parameters["sequence_id"]
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind is not None and getattr(parameter, kind):
+        raise Unsupported("no model here keeps state between requests: send the whole history, without sequence_id")
+
+
+def _data_type(spec: TensorSpec) -> pb.DataType.ValueType:
+    return pb.DataType.Value(f"TYPE_{datatype(spec)}")
+
+
+def _statistics(model: ServedModel) -> pb.ModelStatistics:
+    totals: Statistics = model.metrics.statistics
+
+    def duration(count: int, seconds: float) -> pb.StatisticDuration:
+        return pb.StatisticDuration(count=count, ns=round(seconds * 1e9))
+
+    executions = dict(totals.executions)
+    return pb.ModelStatistics(
+        name=model.bundle.name,
+        version=str(model.bundle.version),
+        last_inference=round(totals.last_unix_s * 1e3),
+        inference_count=totals.rows,
+        execution_count=sum(runs for runs, _ in executions.values()),
+        inference_stats=pb.InferStatistics(
+            success=duration(totals.requests, totals.queue_s + totals.inference_s),
+            fail=duration(totals.failed, 0.0),
+            queue=duration(totals.requests, totals.queue_s),
+            compute_input=duration(totals.requests, 0.0),
+            compute_infer=duration(totals.requests, totals.inference_s),
+            compute_output=duration(totals.requests, 0.0),
+        ),
+        batch_stats=[
+            pb.InferBatchStatistics(batch_size=rows, compute_infer=duration(runs, seconds))
+            for rows, (runs, seconds) in sorted(executions.items())
+        ],
+    )

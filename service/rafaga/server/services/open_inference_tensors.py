@@ -1,0 +1,215 @@
+"""Tensors of the Open Inference Protocol: a request's inputs, checked against the model, and a reply's outputs."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rafaga.bundle import ForecastSpec, TensorSpec
+from rafaga.errors import InvalidRequest, InvalidTensor
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.server.batcher import Arrays
+from rafaga.server.model import ServedModel
+from rafaga.server.services.common import RequestLimits
+from rafaga.tensors import check_shape, from_wire, to_wire
+
+# The protocol's name of each dtype, numpy's name, and the field of typed contents (None: raw contents only).
+_TYPES: tuple[tuple[str, str, str | None], ...] = (
+    ("BOOL", "bool", "bool_contents"),
+    ("UINT8", "uint8", "uint_contents"),
+    ("UINT16", "uint16", "uint_contents"),
+    ("UINT32", "uint32", "uint_contents"),
+    ("UINT64", "uint64", "uint64_contents"),
+    ("INT8", "int8", "int_contents"),
+    ("INT16", "int16", "int_contents"),
+    ("INT32", "int32", "int_contents"),
+    ("INT64", "int64", "int64_contents"),
+    ("FP16", "float16", None),
+    ("FP32", "float32", "fp32_contents"),
+    ("FP64", "float64", "fp64_contents"),
+)
+_DATATYPE = {numpy_name: name for name, numpy_name, _ in _TYPES}
+_FIELD = {name: field for name, _, field in _TYPES}
+
+
+def datatype(spec: TensorSpec) -> str:
+    """The protocol's name: "FP32" for float32."""
+    return _DATATYPE[spec.dtype]
+
+
+def shape(spec: TensorSpec) -> list[int]:
+    """With the batch dimension. One number per row is shown as [-1, 1]: Triton's clients expect a size per row."""
+    sizes = [-1 if size is None else size for size in spec.shape]
+    return sizes if len(sizes) > 1 else [*sizes, 1]
+
+
+class WantedOutput:
+    """A requested output: its place among the model's, and how many classes to name instead of the tensor (0: none)."""
+
+    __slots__ = ("classes", "index", "spec")
+
+    def __init__(self, index: int, spec: TensorSpec, classes: int = 0) -> None:
+        self.index = index
+        self.spec = spec
+        self.classes = classes
+
+
+def integer(name: str, parameter: pb.InferParameter) -> int:
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind not in ("int64_param", "uint64_param"):
+        raise InvalidRequest(f"parameter {name}: expected an integer")
+    return int(getattr(parameter, kind))
+
+
+def wanted_outputs(request: pb.ModelInferRequest, model: ServedModel) -> list[WantedOutput]:
+    specs = model.bundle.outputs
+    if not request.outputs:
+        return [WantedOutput(i, spec) for i, spec in enumerate(specs)]
+    index = {spec.name: i for i, spec in enumerate(specs)}
+    wanted = []
+    for output in request.outputs:
+        at = index.get(output.name)
+        if at is None:
+            raise InvalidRequest(f"no output {output.name[:63]!r}; there are: {', '.join(index)}")
+        classes = 0
+        if "classification" in output.parameters:
+            classes = integer("classification", output.parameters["classification"])
+            if classes < 1 or len(specs[at].shape) != 2:
+                raise InvalidRequest(
+                    "classification: expected a count of at least 1, on an output of shape [N, classes]"
+                )
+        wanted.append(WantedOutput(at, specs[at], classes))
+    return wanted
+
+
+def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLimits) -> Arrays:
+    """The input arrays in the model's order, checked against its bundle. Raises InvalidTensor."""
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidTensor(f"expected {len(request.inputs)} raw_input_contents, one per input, got {len(raw)}")
+    given = {tensor.name: (i, tensor) for i, tensor in enumerate(request.inputs)}
+    specs, series = model.bundle.inputs, model.bundle.forecast
+    names = {spec.name for spec in specs}
+    optional = {specs[1].name} if series is not None else set()
+    if len(given) != len(request.inputs) or not names - optional <= given.keys() <= names:
+        expected, got = ", ".join(s.name for s in specs), ", ".join(t.name[:63] for t in request.inputs)
+        raise InvalidTensor(f"expected the inputs {expected}; got {got or 'none'}")
+    arrays: list[NDArray[np.generic]] = []
+    for spec in specs:
+        if spec.name in given:
+            i, tensor = given[spec.name]
+            arrays.append(_array(tensor, raw[i] if raw else None, spec))
+        else:  # no lengths: every series is as long as the array
+            arrays.append(np.full(len(arrays[0]), arrays[0].shape[1], dtype=spec.dtype))
+    rows = len(arrays[0])
+    if any(len(array) != rows for array in arrays):
+        raise InvalidTensor(f"expected equally many rows in every input, got {[len(a) for a in arrays]}")
+    limits.check_rows(rows)
+    if model.bundle.image is not None:
+        limits.check_free_size(model.bundle.image, *arrays[0].shape[1:3])
+    if series is not None:
+        _check_series(arrays, series)
+    return tuple(arrays)
+
+
+def _array(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, spec: TensorSpec) -> NDArray[np.generic]:
+    expected = datatype(spec)
+    if tensor.datatype != expected:
+        raise InvalidTensor(f"input {spec.name}: expected datatype {expected}, got {tensor.datatype[:16]!r}")
+    sizes = tuple(tensor.shape)
+    if any(size < 0 for size in sizes):
+        raise InvalidTensor(f"input {spec.name}: expected sizes of zero or more, got {list(sizes)}")
+    if len(spec.shape) == 1 and len(sizes) == 2 and sizes[1] == 1:
+        sizes = sizes[:1]  # see `shape`
+    check_shape(f"input {spec.name}", sizes, spec.shape)
+    dtype = np.dtype(spec.dtype)
+    if raw is not None:
+        return from_wire(raw, dtype, sizes)
+    field = _FIELD[expected]
+    if field is None:
+        raise InvalidTensor(f"input {spec.name}: {expected} comes as raw_input_contents only")
+    values = getattr(tensor.contents, field)
+    if len(values) != math.prod(sizes) or not values:
+        raise InvalidTensor(
+            f"input {spec.name}: expected {math.prod(sizes)} elements in {field} for shape {list(sizes)}, "
+            f"got {len(values)}"
+        )
+    wide = np.array(values)
+    array = wide.astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(array, wide):
+        raise InvalidTensor(f"input {spec.name}: a value does not fit {expected}")
+    return array.reshape(sizes)
+
+
+def _check_series(arrays: Sequence[NDArray[np.generic]], spec: ForecastSpec) -> None:
+    history, length = arrays
+    if history.shape[1] > spec.max_history:
+        raise InvalidTensor(f"expected at most {spec.max_history} observations, got {history.shape[1]}")
+    low, high = int(length.min()), int(length.max())
+    if low < spec.min_history or high > history.shape[1]:
+        raise InvalidTensor(
+            f"expected lengths from {spec.min_history} to {history.shape[1]}, as many as were given; got {low} to {high}"
+        )
+    if not np.isfinite(history).all():
+        raise InvalidTensor("expected finite numbers in the history: fill the gaps first")
+
+
+def bytes_input(request: pb.ModelInferRequest, model: ServedModel) -> list[bytes]:
+    """The elements of the one BYTES input, of shape [N] or [N, 1]."""
+    tensor, name = request.inputs[0], model.bundle.inputs[0].name
+    if tensor.name != name:
+        raise InvalidTensor(f"expected the input {name}, got {tensor.name[:63]!r}")
+    if len(tensor.shape) not in (1, 2) or (len(tensor.shape) == 2 and tensor.shape[1] != 1):
+        raise InvalidTensor(f"input {name}: expected encoded images of shape [N, 1], got {list(tensor.shape)}")
+    if request.raw_input_contents:
+        elements = list(_length_prefixed(request.raw_input_contents[0]))
+    else:
+        elements = list(tensor.contents.bytes_contents)
+    if len(elements) != tensor.shape[0]:
+        raise InvalidTensor(f"input {name}: expected {tensor.shape[0]} elements, got {len(elements)}")
+    return elements
+
+
+def _length_prefixed(raw: bytes) -> Iterator[bytes]:
+    """BYTES on the wire: before each element its length, four bytes, little-endian."""
+    at = 0
+    while at < len(raw):
+        if len(raw) - at < 4:
+            raise InvalidTensor("BYTES: expected four bytes of length before each element")
+        (length,) = struct.unpack_from("<I", raw, at)
+        at += 4
+        if length > len(raw) - at:
+            raise InvalidTensor(f"BYTES: an element of {length} bytes is announced, {len(raw) - at} bytes are left")
+        yield raw[at : at + length]
+        at += length
+
+
+def response(
+    model: ServedModel, identity: str, wanted: Sequence[WantedOutput], outputs: Arrays
+) -> pb.ModelInferResponse:
+    reply = pb.ModelInferResponse(model_name=model.bundle.name, model_version=str(model.bundle.version), id=identity)
+    for output in wanted:
+        array = outputs[output.index]
+        if output.classes:
+            text = _classes(array, output.classes, model.bundle.labels)
+            reply.outputs.add(name=output.spec.name, datatype="BYTES", shape=(len(array), len(text) // len(array)))
+            reply.raw_output_contents.append(b"".join(struct.pack("<I", len(t)) + t for t in text))
+        else:
+            reply.outputs.add(name=output.spec.name, datatype=_DATATYPE[array.dtype.name], shape=array.shape)
+            reply.raw_output_contents.append(to_wire(array))
+    return reply
+
+
+def _classes(scores: NDArray[np.generic], count: int, labels: Sequence[str]) -> list[bytes]:
+    """ "score:index:label" for the best of each row, row after row."""
+    values = scores.astype(np.float32, copy=False)
+    best = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    return [
+        f"{values[row, i]:f}:{i}{f':{labels[i]}' if labels else ''}".encode()
+        for row, indices in enumerate(best.tolist())
+        for i in indices
+    ]
