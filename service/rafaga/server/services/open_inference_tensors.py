@@ -152,7 +152,7 @@ def _check_series(arrays: Sequence[NDArray[np.generic]], spec: ForecastSpec) -> 
     low, high = int(length.min()), int(length.max())
     if low < spec.min_history or high > history.shape[1]:
         raise InvalidTensor(
-            f"expected lengths from {spec.min_history} to {history.shape[1]}, as many as were given; got {low} to {high}"
+            f"expected lengths from {spec.min_history} to {history.shape[1]}, as many as given; got {low} to {high}"
         )
     if not np.isfinite(history).all():
         raise InvalidTensor("expected finite numbers in the history: fill the gaps first")
