@@ -8,6 +8,11 @@ PROTOS := .venv-protos
 REPOSITORY ?= repository
 MODELS     ?= lenet5-mnist lstm-co2
 
+# Data that lies beside the checkout is used; otherwise what is public is downloaded.
+ifneq ($(wildcard ../shared/data),)
+export RAFAGA_DATA ?= $(abspath ../shared/data)
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test nightly lint format bench protos protos-check clean
 
