@@ -33,6 +33,7 @@ from typing import ClassVar, NamedTuple
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "rafaga"
@@ -165,7 +166,7 @@ _BY_REASON: dict[str, type[RafagaError]] = {cls.reason: cls for cls in _subclass
 # What a status means that carries no reason of ours: it came from gRPC itself or from something between.
 _BY_CODE: dict[grpc.StatusCode, type[RafagaError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: RequestTooLarge,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: QueueFull,
     grpc.StatusCode.NOT_FOUND: ModelNotFound,
     grpc.StatusCode.UNIMPLEMENTED: Unsupported,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
@@ -201,6 +202,8 @@ def from_status(
             reason, retry_after_s = _read_details(value)
     cls = _BY_REASON.get(reason) if reason else None
     cls = cls or _BY_CODE.get(code, RafagaError)
+    if reason is None and code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
+        cls = RequestTooLarge  # gRPC's own limit: trying again would not help
     if issubclass(cls, Refused):
         return cls(message, retry_after_s)
     return cls(message)
@@ -215,13 +218,12 @@ def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) 
 def _read_details(raw: bytes) -> tuple[str | None, float | None]:
     reason, retry_after_s = None, None
     try:
-        status = status_pb2.Status.FromString(raw)
-    except ValueError:  # protobuf's DecodeError: something between rewrote the trailer
+        for detail in status_pb2.Status.FromString(raw).details:
+            info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+            if detail.Unpack(info) and info.domain == DOMAIN:
+                reason = info.reason
+            elif detail.Unpack(retry):
+                retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+    except DecodeError:  # something between rewrote the trailer; the status itself still tells what went wrong
         return None, None
-    for detail in status.details:
-        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-        if detail.Unpack(info) and info.domain == DOMAIN:
-            reason = info.reason
-        elif detail.Unpack(retry):
-            retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
     return reason, retry_after_s

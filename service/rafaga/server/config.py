@@ -143,9 +143,16 @@ def from_arguments(namespace: argparse.Namespace, environ: Mapping[str, str]) ->
             settings[name] = _split(name, value)
     try:
         # Not strict: what comes from the environment or a flag is text.
-        return msgspec.convert(settings, Config, strict=False)
+        return msgspec.convert(settings, Config, strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:
         raise ConfigError(str(error)) from None
+
+
+def _path(kind: type, value: object) -> Path:
+    """The one type of a setting that msgspec does not know."""
+    if kind is not Path or not isinstance(value, str):
+        raise NotImplementedError(f"no setting is a {kind}")
+    return Path(value)
 
 
 def _from_file(path: Path) -> dict[str, Any]:

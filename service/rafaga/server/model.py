@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -100,6 +101,7 @@ class ServedModel:
     def _next(self) -> Batch | None:
         """Waits for a batch; None when the model is closing."""
         while True:
+            self._let_in()
             with self._changed:
                 if self._stopping:
                     return None
@@ -112,6 +114,18 @@ class ServedModel:
                 self._drop(decision.dropped)
             if decision.batch is not None:
                 return decision.batch
+
+    def _let_in(self) -> None:
+        """Lets the threads that already hold requests queue them, before a batch is formed.
+
+        They only want the interpreter for a moment, and the engine's thread often gets it first. While giving way
+        makes the queue grow, more had arrived than was queued; a lone request finds nobody to give way to.
+        """
+        queued, before = self._batcher.queued_rows, 0
+        while before < queued:
+            before = queued
+            os.sched_yield()
+            queued = self._batcher.queued_rows
 
     def _drop(self, jobs: Sequence[Job]) -> None:
         self.metrics.dropped("deadline", len(jobs))
