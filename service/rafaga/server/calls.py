@@ -199,6 +199,11 @@ class Router:
         """Refuses every call from now on; those received before go on."""
         self._draining = True
 
+    def book_refusal(self, method: str, error: RafagaError) -> None:
+        """Counts a call that its transport refused before there was a `Call`."""
+        if method in self._accounts:
+            self._accounts[method].metrics.failed(error.code, error.reason, 0.0)
+
     def dispatch(self, call: Call) -> None:
         call.open_account(self._accounts[call.method])
         try:

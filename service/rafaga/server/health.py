@@ -1,6 +1,14 @@
-"""grpc.health.v1: "" for the server, the name of a model for that model. Served by grpcio's own servicer."""
+"""grpc.health.v1: "" for the server, the name of a model for that model.
+
+grpcio brings a servicer of its own, which sends to its watchers while it holds its lock: a watcher that hangs up or
+does not read at that moment blocks the drain, and every other call, for ever. Here a watcher blocks only itself.
+"""
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -8,14 +16,18 @@ from grpc_reflection.v1alpha import reflection
 
 _SERVER = ""
 
+MAX_WATCHES = 64
+"""Watches at once; each holds a thread. More are refused: there is Check."""
+
 
 class Health:
     """Starts as NOT_SERVING, for the server and for every model."""
 
     def __init__(self) -> None:
-        # Non-blocking: a Watch holds no thread.
-        self._servicer = health.HealthServicer(experimental_non_blocking=True)
-        self.server(ready=False)
+        self._ready: dict[str, bool] = {_SERVER: False}
+        self._changed = threading.Condition()
+        self._draining = False
+        self._closed = False
 
     def server(self, *, ready: bool) -> None:
         self._set(_SERVER, ready)
@@ -25,14 +37,82 @@ class Health:
 
     def drain(self) -> None:
         """Everything is NOT_SERVING from now on, whatever is set later."""
-        self._servicer.enter_graceful_shutdown()
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Ends every Watch: a transport that closes would wait for them."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
     def add_to(self, server: grpc.Server) -> None:
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(_Servicer(self), server)
+
+    def status(self, service: str) -> int | None:
+        """A HealthCheckResponse.ServingStatus, or None for a service that nobody told about."""
+        ready = self._ready.get(service)
+        if ready is None:
+            return None
+        status = health_pb2.HealthCheckResponse
+        return int(status.SERVING if ready and not self._draining else status.NOT_SERVING)
+
+    def changes(self, service: str, context: grpc.ServicerContext) -> Iterator[int]:
+        """The status at once, and whenever it changes, until `context` ends."""
+        told: int | None = None
+
+        def current() -> int:
+            status = self.status(service)
+            return int(health_pb2.HealthCheckResponse.SERVICE_UNKNOWN) if status is None else status
+
+        def over() -> bool:
+            return self._closed or not context.is_active()
+
+        def news() -> bool:
+            return current() != told or over()
+
+        if not context.add_callback(self._wake):
+            return
+        while True:
+            with self._changed:
+                self._changed.wait_for(news)
+                status = current()
+            if status != told:
+                told = status
+                yield status
+            elif over():
+                return
 
     def _set(self, service: str, ready: bool) -> None:
-        status = health_pb2.HealthCheckResponse
-        self._servicer.set(service, status.SERVING if ready else status.NOT_SERVING)
+        with self._changed:
+            self._ready[service] = ready
+            self._changed.notify_all()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+class _Servicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated, untyped
+    def __init__(self, health: Health) -> None:
+        self._health = health
+        self._watches = threading.Semaphore(MAX_WATCHES)
+
+    def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        status = self._health.status(request.service)
+        if status is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    def Watch(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
+        if not self._watches.acquire(blocking=False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MAX_WATCHES} watches are open already: use Check")
+        try:
+            for status in self._health.changes(request.service, context):
+                yield health_pb2.HealthCheckResponse(status=status)
+        finally:
+            self._watches.release()
 
 
 def add_reflection(server: grpc.Server, services: tuple[str, ...]) -> None:

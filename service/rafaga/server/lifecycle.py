@@ -90,6 +90,7 @@ class Server:
         clean = self._wait_for_calls(hurry)
         # Only now may the queues refuse: a call accepted before may still have been on its way to one.
         self.repository.drain()
+        self._health.close()
         self._transport.close(0.0 if hurry.is_set() else _REPLY_GRACE_S)
         self.repository.close()
         self._workers.close()

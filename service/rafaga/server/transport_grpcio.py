@@ -19,9 +19,10 @@ import grpc
 
 from rafaga.errors import RafagaError, Status, to_status
 from rafaga.server.calls import Authenticator, Call, Metadata, Router
+from rafaga.server.health import MAX_WATCHES
 
 # For health, reflection, and calls that the Router is about to refuse.
-_SPARE_THREADS = 64
+_SPARE_THREADS = MAX_WATCHES + 64
 
 # Probes of orchestrators carry no token, and health tells nothing but up or down.
 _OPEN_SERVICE = "/grpc.health.v1.Health/"
@@ -84,7 +85,7 @@ class GrpcioTransport:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="call")
         self._server = server = grpc.server(
             self._pool,
-            interceptors=[_Gate(self._authenticator)] if self._authenticator.required else [],
+            interceptors=[_Gate(self._authenticator, self._router)] if self._authenticator.required else [],
             options=self._options(),
             maximum_concurrent_rpcs=threads,
         )
@@ -171,31 +172,32 @@ class _GrpcioCall(Call):
 
 
 class _Gate(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Asks for the token on what grpcio serves itself; the router asks for its own methods."""
+    """Asks for the token before the request is read: a stranger cannot make the server buffer or wait."""
 
-    def __init__(self, authenticator: Authenticator) -> None:
+    def __init__(self, authenticator: Authenticator, router: Router) -> None:
         self._authenticator = authenticator
+        self._router = router
 
     def intercept_service(self, continuation: Any, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        if not handler_call_details.method.startswith(_OPEN_SERVICE):
+        method = handler_call_details.method
+        if not method.startswith(_OPEN_SERVICE):
             try:
                 self._authenticator.check(
                     tuple((key, value) for key, value in handler_call_details.invocation_metadata)
                 )
             except RafagaError as error:
-                return _refusing(continuation(handler_call_details), error)
+                self._router.book_refusal(method, error)
+                return _refusing(error)
         return continuation(handler_call_details)
 
 
-def _refusing(handler: grpc.RpcMethodHandler[Any, Any] | None, error: RafagaError) -> Any:
-    """A handler of the same kind that only fails."""
+def _refusing(error: RafagaError) -> Any:
+    """A handler that only fails. Streaming, whatever the method is: grpcio reads a unary request before it calls."""
 
     def refuse(_: object, context: grpc.ServicerContext) -> NoReturn:
         _abort(context, to_status(error))
 
-    if handler is not None and handler.request_streaming:
-        return grpc.stream_stream_rpc_method_handler(refuse)
-    return grpc.unary_unary_rpc_method_handler(refuse)
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _abort(context: grpc.ServicerContext, status: Status) -> NoReturn:

@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 _MAX_EVENTS = 256
 _IO_THREADS = 1
 _PAUSE_BEFORE_CLOSE_S = 0.2
-_BEHIND_CALLS = 64
+_BEHIND_CALLS = 64  # beside the spare threads
 
 
 class NativeTransport:

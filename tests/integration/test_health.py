@@ -1,0 +1,178 @@
+"""What orchestrators and people see of a server: health, readiness, metrics, reflection, the catalogue."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from rafaga.server.health import MAX_WATCHES
+from rafaga.v1 import catalog_pb2
+
+from tests import bundles
+from tests.integration import messages
+from tests.integration.serving import PATIENCE_S, Served, connected, refusal
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+def check(served: Served, service: str = "") -> int:
+    return int(served.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_S).status)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """A repository with a whole model and one that changed after it was published."""
+    bundles.publish_classifier(tmp_path)
+    model = bundles.publish_forecaster(tmp_path) / "model.onnx"
+    content = bytearray(model.read_bytes())
+    content[len(content) // 2] ^= 1
+    model.write_bytes(content)
+    return tmp_path
+
+
+@pytest.mark.parametrize("service", ["", "digits", "backbone", "series"])
+def test_a_server_and_its_models_are_serving(server: Served, service: str) -> None:
+    assert check(server, service) == SERVING
+
+
+def test_health_of_an_unknown_model_is_not_found(server: Served) -> None:
+    assert refusal(lambda: check(server, "nobody")).code is grpc.StatusCode.NOT_FOUND
+
+
+def test_watch_tells_at_once_and_again_when_the_server_drains(serve: Callable[..., Served]) -> None:
+    """1. Watch says SERVING. 2. The server drains. 3. Watch says NOT_SERVING, for server and model."""
+    served = serve()
+    watches = [served.health.Watch(health_pb2.HealthCheckRequest(service=service)) for service in ("", "digits")]
+    assert [next(watch).status for watch in watches] == [SERVING, SERVING]
+    draining = threading.Thread(target=served.server.drain_and_stop)
+    draining.start()
+    assert [next(watch).status for watch in watches] == [NOT_SERVING, NOT_SERVING]
+    for watch in watches:
+        watch.cancel()
+    draining.join(PATIENCE_S)
+    assert not draining.is_alive()
+
+
+def test_watch_of_an_unknown_model_says_so_and_stays(server: Served) -> None:
+    watch = server.health.Watch(health_pb2.HealthCheckRequest(service="nobody"), timeout=PATIENCE_S)
+    assert next(watch).status == SERVICE_UNKNOWN
+    watch.cancel()
+
+
+def test_watches_are_bounded_and_leave_room_for_calls(serve: Callable[..., Served]) -> None:
+    served = serve(max_concurrent_calls=2)
+    watches = [served.health.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S) for _ in range(MAX_WATCHES)]
+    assert [next(watch).status for watch in watches] == [SERVING] * MAX_WATCHES
+    one_more = served.health.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+    assert refusal(lambda: next(one_more)).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert check(served) == SERVING
+    image = messages.random_digits(0)
+    answer = served.vision.Classify(messages.classify(image))
+    assert messages.probabilities(answer) == pytest.approx(bundles.classify(image), abs=1e-5)
+    for watch in watches:
+        watch.cancel()
+
+
+def test_watchers_that_hang_up_while_the_server_drains_do_not_stop_it(serve: Callable[..., Served]) -> None:
+    served = serve()
+    watches = [served.health.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S) for _ in range(MAX_WATCHES)]
+    assert [next(watch).status for watch in watches] == [SERVING] * MAX_WATCHES
+    draining = threading.Thread(target=served.server.drain_and_stop)
+    draining.start()
+    for watch in watches:
+        watch.cancel()
+    draining.join(PATIENCE_S)
+    assert not draining.is_alive()
+
+
+def test_a_drain_ends_the_watches_that_nobody_ends(serve: Callable[..., Served]) -> None:
+    served = serve()
+    watch = served.health.Watch(health_pb2.HealthCheckRequest())
+    assert next(watch).status == SERVING
+    served.server.drain_and_stop()
+    assert [response.status for response in watch] == [NOT_SERVING]
+
+
+def test_a_model_that_fails_to_load_is_not_serving_and_the_others_are(
+    serve: Callable[..., Served], damaged: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = serve(damaged)
+    assert (check(served, "digits"), check(served, "series"), check(served)) == (SERVING, NOT_SERVING, NOT_SERVING)
+    assert served.get("/readyz") == (503, "not ready\n")
+    assert "model.onnx: sha256 is" in caplog.text
+
+    image = messages.random_digits(0)
+    answer = served.vision.Classify(messages.classify(image))
+    assert messages.probabilities(answer) == pytest.approx(bundles.classify(image), abs=1e-5)
+    refused = refusal(lambda: served.forecasting.Forecast(messages.forecast([1, 2])))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
+
+    models = {m.name: m for m in served.catalog.ListModels(catalog_pb2.ListModelsRequest()).models}
+    assert models["digits"].state == catalog_pb2.Model.READY
+    assert models["series"].state == catalog_pb2.Model.FAILED
+    assert "log has the cause" in models["series"].reason
+    assert str(damaged) not in models["series"].reason
+    assert served.metric("rafaga_model_ready", model="digits") == 1
+    assert served.metric("rafaga_model_ready", model="series") == 0
+
+
+def test_reflection_lists_the_services_and_describes_them(server: Served) -> None:
+    with connected(server.address) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        services = set(database.get_services())
+        assert services >= {
+            "rafaga.v1.Vision",
+            "rafaga.v1.Forecasting",
+            "rafaga.v1.Catalog",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1alpha.ServerReflection",
+        }
+        assert database.FindFileContainingSymbol("rafaga.v1.Vision").package == "rafaga.v1"
+
+
+def test_the_catalogue_tells_what_is_served(server: Served) -> None:
+    models = {m.name: m for m in server.catalog.ListModels(catalog_pb2.ListModelsRequest()).models}
+    assert list(models) == ["backbone", "digits", "fragile", "series"]
+    digits = models["digits"]
+    assert (digits.state, digits.task, digits.version) == (catalog_pb2.Model.READY, "classification", 1)
+    assert (digits.trained, digits.precision, digits.max_batch_size) == (True, "fp32", 32)
+    assert [(t.name, t.dtype, list(t.shape)) for t in digits.inputs] == [("image", "uint8", [-1, 28, 28, 1])]
+    assert digits.image_preparation == "decoded to grey, resized to 28x28"
+    info = models["series"].forecast
+    assert (info.min_history, info.max_history, info.max_horizon, info.unit) == (2, 64, 4, "°C")
+
+
+def test_one_model_comes_with_its_labels(server: Served) -> None:
+    response = server.catalog.GetModel(catalog_pb2.GetModelRequest(name="digits"))
+    assert list(response.labels) == [f"digit {i}" for i in range(10)]
+    assert response.model.name == "digits"
+
+
+def test_http_answers_probes(server: Served) -> None:
+    assert server.get("/healthz") == (200, "alive\n")
+    assert server.get("/readyz") == (200, "ready\n")
+    assert server.get("/other")[0] == 404
+
+
+def test_metrics_tell_of_requests_and_batches(serve: Callable[..., Served]) -> None:
+    served = serve()
+    for rows in (1, 2, 3):
+        served.vision.Classify(messages.classify(messages.random_digits(0, rows)))
+    served.vision.Classify(messages.classify_files(messages.png(messages.random_digits(0)[0, :, :, 0])))
+    assert served.metric("rafaga_requests_total", method="/rafaga.v1.Vision/Classify", code="OK") == 4
+    assert served.metric("rafaga_request_seconds_count", method="/rafaga.v1.Vision/Classify") == 4
+    assert served.metric("rafaga_batch_size_sum", model="digits") == 7
+    assert served.metric("rafaga_batch_size_count", model="digits") == 4
+    assert served.metric("rafaga_inference_seconds_count", model="digits") == 4
+    assert served.metric("rafaga_queue_seconds_count", model="digits") == 4
+    assert served.metric("rafaga_preprocess_seconds_count", model="digits") == 1
+    assert served.metric("rafaga_model_ready", model="digits", version="1") == 1
+    assert served.metric("rafaga_requests_in_flight") == 0
+    assert served.metric("process_resident_memory_bytes") > 0

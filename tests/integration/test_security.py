@@ -1,0 +1,184 @@
+"""Who may call: bearer tokens on both transports, TLS and client certificates on grpcio."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from rafaga.server.config import Config, ConfigError, TransportKind
+from rafaga.v1 import vision_pb2_grpc
+
+from tests.integration import messages
+from tests.integration.serving import PATIENCE_S, Served, connected, refusal, serving
+
+TOKEN = "correct horse battery staple"
+IMAGE = messages.random_digits(0)
+
+
+@pytest.fixture(scope="module")
+def guarded(repository: Path, transport: str) -> Iterator[Served]:
+    """A server that knows two tokens."""
+    hashes = tuple(hashlib.sha256(token.encode()).hexdigest() for token in ("another", TOKEN))
+    with serving(repository, transport, bearer_token_sha256=hashes) as served:
+        yield served
+
+
+def classify(served: Served, *authorization: str) -> Any:
+    metadata = tuple(("authorization", value) for value in authorization)
+    return served.vision.Classify(messages.classify(IMAGE), metadata=metadata, timeout=PATIENCE_S)
+
+
+def test_a_known_token_is_let_in(guarded: Served) -> None:
+    assert classify(guarded, f"Bearer {TOKEN}").results
+    assert classify(guarded, "Bearer another").results
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [(), ("",), ("Bearer",), ("Bearer ",), ("Bearer wrong",), (TOKEN,), (f"Basic {TOKEN}",), (f"bearer{TOKEN}",)],
+    ids=str,
+)
+def test_anything_else_is_not(guarded: Served, authorization: tuple[str, ...]) -> None:
+    refused = refusal(lambda: classify(guarded, *authorization))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
+    assert TOKEN not in refused.message
+
+
+def test_refused_callers_are_counted_and_learn_nothing_of_the_models(guarded: Served) -> None:
+    before = guarded.metric("rafaga_refusals_total", reason="UNAUTHENTICATED")
+    refused = refusal(lambda: guarded.vision.Classify(messages.classify(IMAGE, "nobody"), timeout=PATIENCE_S))
+    assert refused.code is grpc.StatusCode.UNAUTHENTICATED
+    assert "digits" not in refused.message
+    assert guarded.metric("rafaga_refusals_total", reason="UNAUTHENTICATED") == before + 1
+
+
+def test_health_needs_no_token(guarded: Served) -> None:
+    response = guarded.health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+    assert response.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_reflection_needs_a_token(guarded: Served) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(guarded.channel)
+
+    def services(*metadata: tuple[str, str]) -> set[str]:
+        asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        answer = next(stub.ServerReflectionInfo(asked, metadata=metadata, timeout=PATIENCE_S))
+        return {service.name for service in answer.list_services_response.service}
+
+    assert refusal(services).code is grpc.StatusCode.UNAUTHENTICATED
+    assert "rafaga.v1.Vision" in services(("authorization", f"Bearer {TOKEN}"))
+
+
+def test_a_method_that_is_not_there_does_not_tell_without_a_token(guarded: Served) -> None:
+    refused = refusal(lambda: guarded.channel.unary_unary("/rafaga.v1.Vision/Nothing")(b"", timeout=PATIENCE_S))
+    assert refused.code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED)
+
+
+# --- TLS, on grpcio alone ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """PEM files: an authority, and a server's and a client's key and certificate signed by it."""
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def read(self, name: str) -> bytes:
+        return self.path(name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl command, which makes the certificates, is not installed")
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    def new(name: str, *extra: str) -> None:
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key")
+        openssl("req", "-x509", *key, "-out", f"{name}.pem", "-days", "2", "-subj", f"/CN={name}", *extra)
+
+    constraints = ("-addext", "basicConstraints=critical,CA:FALSE")
+    new("authority")
+    new("stranger")
+    signed = ("-CA", "authority.pem", "-CAkey", "authority.key")
+    new("server", *signed, *constraints, "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
+    new("client", *signed, *constraints)
+    return Certificates(folder)
+
+
+@contextmanager
+def secure_channel(port: int, roots: bytes, key: bytes | None = None, chain: bytes | None = None) -> Iterator[Any]:
+    credentials = grpc.ssl_channel_credentials(roots, key, chain)
+    with grpc.secure_channel(
+        f"localhost:{port}", credentials, [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+    ) as channel:
+        yield channel
+
+
+def ask(channel: grpc.Channel) -> Any:
+    return vision_pb2_grpc.VisionStub(channel).Classify(messages.classify(IMAGE), timeout=PATIENCE_S)
+
+
+@pytest.fixture
+def tls(repository: Path, certificates: Certificates) -> Iterator[Callable[..., int]]:
+    """Starts a server with TLS; gives its port."""
+    with ExitStack() as stack:
+
+        def start(**settings: Any) -> int:
+            key, certificate = certificates.path("server.key"), certificates.path("server.pem")
+            served = serving(repository, "grpcio", tls_key=key, tls_certificate=certificate, **settings)
+            return stack.enter_context(served).port
+
+        yield start
+
+
+def test_tls_serves_those_who_trust_its_authority(tls: Callable[..., int], certificates: Certificates) -> None:
+    port = tls()
+    with secure_channel(port, certificates.read("authority.pem")) as channel:
+        assert ask(channel).results
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_tls_has_no_plaintext_beside_it(tls: Callable[..., int], certificates: Certificates) -> None:
+    port = tls()
+    with connected(f"127.0.0.1:{port}") as channel:
+        assert refusal(lambda: ask(channel)).code is grpc.StatusCode.UNAVAILABLE
+    with secure_channel(port, certificates.read("stranger.pem")) as channel:
+        assert refusal(lambda: ask(channel)).code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_mtls_lets_in_signed_clients_alone(tls: Callable[..., int], certificates: Certificates) -> None:
+    port = tls(tls_client_ca=certificates.path("authority.pem"))
+    roots = certificates.read("authority.pem")
+    with secure_channel(port, roots, certificates.read("client.key"), certificates.read("client.pem")) as channel:
+        assert ask(channel).results
+    with secure_channel(port, roots) as channel:
+        assert refusal(lambda: ask(channel)).code is grpc.StatusCode.UNAVAILABLE
+    with secure_channel(port, roots, certificates.read("stranger.key"), certificates.read("stranger.pem")) as channel:
+        assert refusal(lambda: ask(channel)).code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_native_refuses_to_pretend_that_it_has_tls(certificates: Certificates) -> None:
+    with pytest.raises(ConfigError, match="no TLS"):
+        Config(
+            transport=TransportKind.NATIVE,
+            tls_key=certificates.path("server.key"),
+            tls_certificate=certificates.path("server.pem"),
+        )
