@@ -33,7 +33,7 @@ from typing import ClassVar, NamedTuple
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import DecodeError
+from google.protobuf import message as protobuf_message
 from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "rafaga"
@@ -224,6 +224,8 @@ def _read_details(raw: bytes) -> tuple[str | None, float | None]:
                 reason = info.reason
             elif detail.Unpack(retry):
                 retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
-    except DecodeError:  # something between rewrote the trailer; the status itself still tells what went wrong
+    except (
+        protobuf_message.DecodeError
+    ):  # something between rewrote the trailer; the status itself still tells what went wrong
         return None, None
     return reason, retry_after_s

@@ -68,13 +68,18 @@ def test_a_refusal_may_leave_that_open() -> None:
     [
         (grpc.StatusCode.UNAVAILABLE, errors.ServerUnreachable),
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.RequestTooLarge),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.QueueFull),
         (grpc.StatusCode.INTERNAL, errors.InternalError),
         (grpc.StatusCode.ALREADY_EXISTS, RafagaError),
     ],
 )
 def test_a_status_of_grpc_itself_is_read_by_its_code(code: grpc.StatusCode, cls: type[RafagaError]) -> None:
     assert type(from_status(code, "from below")) is cls
+
+
+def test_a_message_over_the_limit_is_not_taken_for_overload() -> None:
+    back = from_status(grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER: Received message larger than max (9 vs. 8)")
+    assert type(back) is errors.RequestTooLarge
 
 
 def test_details_of_others_are_ignored() -> None:
