@@ -226,6 +226,6 @@ def _read_details(raw: bytes) -> tuple[str | None, float | None]:
                 retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
     except (
         protobuf_message.DecodeError
-    ):  # something between rewrote the trailer; the status itself still tells what went wrong
+    ):  # rewritten on the way; the status itself still tells
         return None, None
     return reason, retry_after_s
