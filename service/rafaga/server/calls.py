@@ -74,13 +74,17 @@ class Call(ABC):
 
     def reply(self, payload: bytes) -> None:
         if self._unfinished.acquire(blocking=False):
-            self._send(payload)
-            self._settle(None)
+            try:
+                self._send(payload)
+            finally:  # a call that could not be answered must not be waited for
+                self._settle(None)
 
     def fail(self, error: RafagaError) -> None:
         if self._unfinished.acquire(blocking=False):
-            self._send_failure(to_status(error))
-            self._settle(error)
+            try:
+                self._send_failure(to_status(error))
+            finally:
+                self._settle(error)
 
     def cancel(self) -> None:
         """For transports: the caller went away or its time ran out. There is nobody left to answer."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import grpc
 from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
-from rafaga.errors import Status
+from rafaga.errors import PUSHBACK_KEY, Status
 from rafaga.server.calls import Authenticator, Call, Metadata, Router
 from rafaga.server.metrics import Metrics
 from rafaga.server.transport_grpcio import GrpcioTransport, Limits
@@ -144,7 +144,9 @@ class _NativeCall(Call):
 
     def _send_failure(self, status: Status) -> None:
         self._calls.pop(self.call_id, None)
-        self._front.fail(self.call_id, status.code.value[0], status.message, status.trailing_metadata)
+        # The front keeps this key for itself; RetryInfo in the status details says the same.
+        trailing = [(key, value) for key, value in status.trailing_metadata if key != PUSHBACK_KEY]
+        self._front.fail(self.call_id, status.code.value[0], status.message, trailing)
 
     def _let_go(self) -> None:
         self._calls.pop(self.call_id, None)
