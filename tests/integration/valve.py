@@ -1,4 +1,4 @@
-"""Sessions that run when the test lets them, and that count what they ran."""
+"""Engines and image decoders that go on when the test lets them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+from rafaga.bundle import ImagePreparation
 from rafaga.server.engine import Session
+from rafaga.server.services import vision
 
 from tests.integration.serving import PATIENCE_S
 
@@ -57,3 +60,23 @@ class _Valved:
     ) -> Sequence[NDArray[np.generic]]:
         self._valve.pass_through(len(next(iter(input_feed.values()))))
         return self._session.run(output_names, input_feed)
+
+
+class Decoder:
+    """Takes the place of the image decoder and gives black images, once it is let go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._open = threading.Event()
+        self._waiting = threading.Semaphore(0)
+        monkeypatch.setattr(vision, "prepare", self._prepare)
+
+    def wait_for_image(self) -> None:
+        assert self._waiting.acquire(timeout=PATIENCE_S), "nobody decodes"
+
+    def go_on(self) -> None:
+        self._open.set()
+
+    def _prepare(self, data: bytes, preparation: ImagePreparation, max_pixels: int) -> NDArray[np.uint8]:
+        self._waiting.release()
+        self._open.wait(PATIENCE_S)
+        return np.zeros((preparation.height or 8, preparation.width or 8, preparation.channels), np.uint8)

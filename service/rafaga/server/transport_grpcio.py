@@ -125,10 +125,11 @@ class GrpcioTransport:
 
         def serve(request: bytes, context: grpc.ServicerContext) -> bytes:
             call = _GrpcioCall(path, request, context)
-            # grpcio runs the callback at the end of every call; after a reply or a failure, cancel does nothing.
+            router.dispatch(call)
+            # grpcio runs the callback at the end of every call; after a reply or a failure, cancel does nothing. Only
+            # now, because a call must be booked before it can be cancelled.
             if not context.add_callback(call.cancel):
                 call.cancel()
-            router.dispatch(call)
             return call.wait()
 
         return grpc.unary_unary_rpc_method_handler(serve)

@@ -1,0 +1,153 @@
+"""HTTP/2 frames by hand (RFC 9113), for clients that no library lets one write: rude, slow, half-finished.
+
+Headers go out as literals without compression (RFC 7541, 6.2.2); those that come back are not decoded.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+from google.protobuf.message import Message
+
+from tests.integration.serving import PATIENCE_S
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+END_STREAM, ACK, END_HEADERS = 0x1, 0x1, 0x4
+INITIAL_WINDOW_SIZE = 4
+CANCEL = 8
+
+
+class Frame(NamedTuple):
+    kind: int
+    flags: int
+    stream: int
+    payload: bytes
+
+    @property
+    def ends_stream(self) -> bool:
+        return self.kind == RST_STREAM or (self.kind in (DATA, HEADERS) and bool(self.flags & END_STREAM))
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def headers(stream: int, method: str, *more: tuple[str, str], end_stream: bool = False) -> bytes:
+    """The HEADERS frame that opens a gRPC call."""
+    fields = (
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", method),
+        (":authority", "test"),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+        *more,
+    )
+    block = b"".join(b"\0" + _text(name) + _text(value) for name, value in fields)
+    return frame(HEADERS, END_HEADERS | (END_STREAM if end_stream else 0), stream, block)
+
+
+def data(stream: int, payload: bytes, *, end_stream: bool = True) -> bytes:
+    return frame(DATA, END_STREAM if end_stream else 0, stream, payload)
+
+
+def reset(stream: int) -> bytes:
+    return frame(RST_STREAM, 0, stream, struct.pack(">I", CANCEL))
+
+
+def grpc_message(message: Message | bytes) -> bytes:
+    """The 5-byte prefix and the message."""
+    content = message if isinstance(message, bytes) else message.SerializeToString()
+    return struct.pack(">BI", 0, len(content)) + content
+
+
+def call(stream: int, method: str, message: Message, *more: tuple[str, str]) -> bytes:
+    """A whole unary call."""
+    return headers(stream, method, *more) + data(stream, grpc_message(message))
+
+
+class RawConnection:
+    def __init__(self, port: int, window: int = 1 << 20) -> None:
+        """`window`: how many bytes of each reply the server may send before it is allowed more."""
+        self._socket = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
+        self._received = b""
+        self.send(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, window)))
+
+    def send(self, content: bytes) -> None:
+        self._socket.sendall(content)
+
+    def frames(self) -> Iterator[Frame]:
+        """What the server sends, until it closes the connection. SETTINGS and PING are answered on the way."""
+        while True:
+            while len(self._received) < 9 or len(self._received) < 9 + self._length():
+                try:
+                    more = self._socket.recv(1 << 16)
+                except ConnectionError:
+                    return
+                if not more:
+                    return
+                self._received += more
+            end = 9 + self._length()
+            kind, flags, stream = struct.unpack(">BBI", self._received[3:9])
+            received = Frame(kind, flags, stream, self._received[9:end])
+            self._received = self._received[end:]
+            if kind in (SETTINGS, PING) and not flags & ACK:
+                self._try_to_send(frame(kind, ACK, 0, received.payload if kind == PING else b""))
+            yield received
+
+    def until_stream_ends(self, stream: int) -> list[Frame]:
+        """The frames of `stream`; the last one ends it, unless the connection ended first."""
+        found: list[Frame] = []
+        for received in self.frames():
+            if received.stream == stream:
+                found.append(received)
+                if received.ends_stream:
+                    break
+        return found
+
+    def until_pong(self) -> list[Frame]:
+        """What came until the server answered a ping, and so has read all that was sent before it."""
+        self._try_to_send(frame(PING, 0, 0, b"are you?"))
+        found: list[Frame] = []
+        for received in self.frames():
+            found.append(received)
+            if received.kind == PING and received.flags & ACK:
+                break
+        return found
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _length(self) -> int:
+        return int.from_bytes(self._received[:3], "big")
+
+    def _try_to_send(self, content: bytes) -> None:
+        with suppress(ConnectionError):  # `frames` will see the end
+            self.send(content)
+
+
+@contextmanager
+def raw_connection(port: int, window: int = 1 << 20) -> Iterator[RawConnection]:
+    connection = RawConnection(port, window)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _text(value: str) -> bytes:
+    """A string literal, not Huffman-coded (RFC 7541, 5.1 and 5.2)."""
+    content = value.encode()
+    length = len(content)
+    if length < 127:
+        return bytes([length]) + content
+    prefix, length = b"\x7f", length - 127
+    while length >= 128:
+        prefix += bytes([length % 128 + 128])
+        length //= 128
+    return prefix + bytes([length]) + content

@@ -1,0 +1,151 @@
+"""A caller that goes away, at any stage: its work is dropped where it can be, its state is freed, others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import grpc
+import pytest
+
+from tests import bundles
+from tests.integration import http2, messages
+from tests.integration.serving import PATIENCE_S, Served, connected, eventually, wait_for_queue
+from tests.integration.valve import Decoder, Valve
+
+CLASSIFY = "/rafaga.v1.Vision/Classify"
+IMAGE = messages.random_digits(0)
+
+
+@pytest.fixture
+def served(serve: Callable[..., Served], valve: Valve) -> Served:
+    return serve()
+
+
+def assert_serves(served: Served) -> None:
+    eventually(lambda: served.in_flight == 0, "every call ended")
+    answer = served.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S)
+    assert messages.probabilities(answer) == pytest.approx(bundles.classify(IMAGE), abs=1e-5)
+
+
+def cancelled(served: Served) -> float:
+    return served.metric("rafaga_dropped_total", model="digits", cause="cancelled")
+
+
+def test_before_the_request_is_whole(served: Served, valve: Valve) -> None:
+    """Headers, half a message, reset."""
+    with http2.raw_connection(served.port) as connection:
+        half = http2.grpc_message(messages.classify(IMAGE))[:300]
+        connection.send(http2.headers(1, CLASSIFY) + http2.data(1, half, end_stream=False))
+        connection.until_pong()
+        connection.send(http2.reset(1))
+        connection.send(http2.call(3, CLASSIFY, messages.classify(IMAGE)))
+        assert connection.until_stream_ends(3)[-1].kind == http2.HEADERS
+    assert_serves(served)
+
+
+def test_while_an_image_is_decoded(served: Served, valve: Valve, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(monkeypatch)
+    call = served.vision.Classify.future(messages.classify_files(b"one", b"two"))
+    decoder.wait_for_image()
+    valve.runs.clear()
+    call.cancel()
+    eventually(lambda: served.in_flight == 0, "the call ended")
+    decoder.go_on()
+    assert_serves(served)
+    assert valve.runs == [1]
+
+
+def test_in_the_queue(served: Served, valve: Valve) -> None:
+    """1. The engine is busy. 2. Two calls queue; one is cancelled. 3. The engine runs the other alone."""
+    with valve.closed():
+        first = served.vision.Classify.future(messages.classify(IMAGE))
+        valve.wait_for_engine()
+        cancel = served.vision.Classify.future(messages.classify(messages.random_digits(1, 7)))
+        keep = served.vision.Classify.future(messages.classify(messages.random_digits(2, 2)))
+        wait_for_queue(served, "digits", 9)
+        cancel.cancel()
+        wait_for_queue(served, "digits", 2)
+        eventually(lambda: served.in_flight == 2, "the cancelled call ended")
+    assert first.result(PATIENCE_S)
+    assert len(keep.result(PATIENCE_S).results) == 2
+    assert_serves(served)
+    assert valve.runs == [1, 2, 1]
+    assert cancelled(served) == 1
+    assert served.metric("rafaga_requests_total", code="CANCELLED") == 1
+
+
+def test_while_the_engine_computes(served: Served, valve: Valve) -> None:
+    with valve.closed():
+        call = served.vision.Classify.future(messages.classify(IMAGE))
+        valve.wait_for_engine()
+        call.cancel()
+        eventually(lambda: served.in_flight == 0, "the call ended")
+    assert_serves(served)
+    assert cancelled(served) == 0  # it was computed, for nobody
+
+
+def test_between_the_parts_of_a_split_request(served: Served, valve: Valve) -> None:
+    """The parts that are not in a batch yet are never run."""
+    with valve.closed():
+        call = served.vision.Classify.future(messages.classify(messages.random_digits(1, 100)))
+        valve.wait_for_engine()
+        call.cancel()
+        eventually(lambda: served.in_flight == 0, "the call ended")
+        wait_for_queue(served, "digits", 0)
+    assert_serves(served)
+    assert len(valve.runs) == 2
+    assert valve.runs[0] <= 32
+
+
+def test_after_the_reply(served: Served) -> None:
+    call = served.vision.Classify.future(messages.classify(IMAGE))
+    assert call.result(PATIENCE_S)
+    call.cancel()
+    assert_serves(served)
+    assert served.metric("rafaga_requests_total", code="CANCELLED") == 0
+
+
+def test_by_closing_the_connection(served: Served, valve: Valve) -> None:
+    """Forty callers vanish with their connection, queued and computing; a neighbour's calls go on."""
+    with valve.closed():
+        with connected(served.address) as channel:
+            gone = [
+                channel.unary_unary(CLASSIFY).future(messages.classify(IMAGE).SerializeToString()) for _ in range(40)
+            ]
+            valve.wait_for_engine()
+            eventually(lambda: served.in_flight == 40, "all are there")
+            neighbour = served.vision.Classify.future(messages.classify(IMAGE))
+            eventually(lambda: served.in_flight == 41, "the neighbour too")
+        eventually(lambda: served.in_flight == 1, "they are gone")
+    assert all(future.code() is grpc.StatusCode.CANCELLED for future in gone)
+    assert neighbour.result(PATIENCE_S)
+    assert_serves(served)
+
+
+def test_by_cutting_the_connection(served: Served, valve: Valve) -> None:
+    """No goodbye: the socket is closed with calls on it."""
+    with valve.closed():
+        with http2.raw_connection(served.port) as connection:
+            connection.send(http2.call(1, CLASSIFY, messages.classify(IMAGE)))
+            valve.wait_for_engine()
+            connection.send(http2.call(3, CLASSIFY, messages.classify(IMAGE)) + http2.headers(5, CLASSIFY))
+            eventually(lambda: served.in_flight == 2, "both are there")
+        eventually(lambda: served.in_flight == 0, "they are gone")
+    assert_serves(served)
+
+
+def test_many_callers_who_come_and_go(served: Served) -> None:
+    """A thousand calls, half of them cancelled at once: the others are answered rightly."""
+    images = [messages.random_digits(i) for i in range(8)]
+    calls = []
+    for number in range(1000):
+        calls.append(served.vision.Classify.future(messages.classify(images[number % 8])))
+        if number % 2:
+            calls[-1].cancel()
+        if number % 20 == 0:  # stay below the limit of calls in flight
+            assert calls[-1].result(PATIENCE_S)
+    for number, call in enumerate(calls):
+        if number % 2 == 0:
+            found = messages.probabilities(call.result(PATIENCE_S))
+            assert found == pytest.approx(bundles.classify(images[number % 8]), abs=1e-5)
+    assert_serves(served)

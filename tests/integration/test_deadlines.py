@@ -1,0 +1,131 @@
+"""The caller's deadline: refused where it cannot be met, dropped where it was missed, and nothing is left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import grpc
+import pytest
+
+from tests import bundles
+from tests.integration import http2, messages
+from tests.integration.serving import PATIENCE_S, Served, eventually, refusal, wait_for_queue
+from tests.integration.valve import Decoder, Valve
+
+DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED
+SOON_S = 0.3
+CLASSIFY = "/rafaga.v1.Vision/Classify"
+IMAGE = messages.random_digits(0)
+
+
+def assert_serves(served: Served) -> None:
+    """A good request is answered rightly, and nobody else is in flight."""
+    eventually(lambda: served.in_flight == 0, "every call ended")
+    answer = served.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S)
+    assert messages.probabilities(answer) == pytest.approx(bundles.classify(IMAGE), abs=1e-5)
+
+
+def dropped(served: Served) -> float:
+    return served.metric("rafaga_dropped_total", model="digits")
+
+
+def test_a_call_that_arrives_late_is_not_computed(serve: Callable[..., Served], valve: Valve) -> None:
+    served = serve()
+    with valve.closed(), http2.raw_connection(served.port) as connection:
+        first = served.vision.Classify.future(messages.classify(IMAGE))
+        valve.wait_for_engine()
+        connection.send(
+            http2.call(1, CLASSIFY, messages.classify(messages.random_digits(1, 7)), ("grpc-timeout", "1n"))
+        )
+        assert connection.until_stream_ends(1)
+        eventually(lambda: served.in_flight == 1, "only the first is in flight")
+    assert first.result(PATIENCE_S)
+    assert_serves(served)
+    assert 7 not in valve.runs
+
+
+def test_a_deadline_that_passes_in_the_queue_is_kept_and_the_work_is_dropped(
+    serve: Callable[..., Served], valve: Valve
+) -> None:
+    """1. The engine is busy. 2. A call with a deadline queues; it passes. 3. The engine goes on and never sees it."""
+    served = serve()
+    with valve.closed():
+        first = served.vision.Classify.future(messages.classify(IMAGE))
+        valve.wait_for_engine()
+        late = served.vision.Classify.future(messages.classify(messages.random_digits(1, 7)), timeout=SOON_S)
+        assert refusal(lambda: late.result(PATIENCE_S)).code is DEADLINE_EXCEEDED
+        eventually(lambda: served.in_flight == 1, "only the first is in flight")
+        eventually(lambda: served.metric("rafaga_queue_rows", model="digits") == 0, "its rows left the queue")
+    assert first.result(PATIENCE_S)
+    assert_serves(served)
+    assert valve.runs == [1, 1]
+    assert dropped(served) == 1
+
+
+def test_a_deadline_that_passes_while_computing_ends_the_call_at_once(
+    serve: Callable[..., Served], valve: Valve
+) -> None:
+    served = serve()
+    with valve.closed():
+        late = served.vision.Classify.future(messages.classify(IMAGE), timeout=SOON_S)
+        valve.wait_for_engine()
+        assert refusal(lambda: late.result(PATIENCE_S)).code is DEADLINE_EXCEEDED
+        eventually(lambda: served.in_flight == 0, "the call ended")
+    assert_serves(served)
+    assert dropped(served) == 0  # it was computed, for nobody
+    assert served.metric("rafaga_requests_total", code="DEADLINE_EXCEEDED") == 1
+
+
+def test_an_unreachable_deadline_is_refused_at_arrival(serve: Callable[..., Served], valve: Valve) -> None:
+    served = serve(max_queue_wait_ms=10 * 60_000)
+    served.predict("digits", seconds=100.0)
+    with valve.closed():
+        first = served.vision.Classify.future(messages.classify(IMAGE))
+        valve.wait_for_engine()
+        refused = refusal(lambda: served.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S))
+        assert (refused.code, refused.reason) == (DEADLINE_EXCEEDED, "DEADLINE_UNREACHABLE")
+    assert first.result(PATIENCE_S)
+    assert served.metric("rafaga_refusals_total", reason="DEADLINE_UNREACHABLE") == 1
+    assert served.in_flight == 0
+
+
+def test_a_full_queue_refuses_and_tells_when_to_come_back(serve: Callable[..., Served], valve: Valve) -> None:
+    served = serve(max_queue_wait_ms=1000)
+    served.predict("digits", seconds=100.0)
+    with valve.closed():
+        first = served.vision.Classify.future(messages.classify(IMAGE))
+        valve.wait_for_engine()
+        refused = refusal(lambda: served.vision.Classify(messages.classify(IMAGE)))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        assert getattr(refused.error, "retry_after_s", 0) > 0
+    assert first.result(PATIENCE_S)
+
+
+def test_a_queue_of_n_refuses_exactly_what_is_beyond(serve: Callable[..., Served], valve: Valve) -> None:
+    served = serve(max_queue_requests=3)
+    with valve.closed():
+        first = served.vision.Classify.future(messages.classify(IMAGE))
+        valve.wait_for_engine()
+        queued = []
+        for place in range(1, 4):
+            queued.append(served.vision.Classify.future(messages.classify(IMAGE)))
+            wait_for_queue(served, "digits", place)
+        for _ in range(2):
+            assert refusal(lambda: served.vision.Classify(messages.classify(IMAGE))).reason == "QUEUE_FULL"
+    assert all(future.result(PATIENCE_S).results for future in (first, *queued))
+    assert served.metric("rafaga_refusals_total") == 2
+    assert served.metric("rafaga_requests_total", code="OK") == 4
+
+
+def test_a_deadline_that_passes_while_decoding_costs_no_inference(
+    serve: Callable[..., Served], valve: Valve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, decoder = serve(), Decoder(monkeypatch)
+    late = served.vision.Classify.future(messages.classify_files(b"not looked at"), timeout=SOON_S)
+    decoder.wait_for_image()
+    valve.runs.clear()
+    assert refusal(lambda: late.result(PATIENCE_S)).code is DEADLINE_EXCEEDED
+    eventually(lambda: served.in_flight == 0, "the call ended")
+    decoder.go_on()
+    assert_serves(served)
+    assert valve.runs == [1]
