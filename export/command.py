@@ -7,9 +7,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rafaga.bundle import Precision
 from rich.console import Console
 
 from export.evidence import Sources
+from export.precisions import MAX_ACCURACY_DROP
 from export.progress import shown
 from export.publish import Published, Wanted, publish
 from export.show import Outcome, catalogue_table, new_console, outcome_table
@@ -38,7 +40,9 @@ def run(arguments: Sequence[str]) -> int:
     chosen = list(entries.values()) if options.all else [entries[name] for name in options.names]
     if len(chosen) > 1 and options.weights not in ("auto", "random"):
         parser.error("--weights FILE is for one model")
-    wanted = Wanted(options.output, options.weights, options.version)
+    wanted = Wanted(
+        options.output, options.weights, options.version, options.precisions, options.max_accuracy_drop / 100
+    )
     sources = Sources(data=options.data, samples=options.samples, seed=options.seed)
     outcomes = [export_one(entry, wanted, sources, console) for entry in chosen]
     console.print(outcome_table(outcomes))
@@ -89,8 +93,29 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples", type=_positive, metavar="N", help="how many held-out samples to measure accuracy on; default: all"
     )
+    parser.add_argument(
+        "--precisions",
+        type=_precisions,
+        default=tuple(Precision),
+        metavar="fp32,fp16,int8",
+        help="which files to publish; default: all, and fp32 alone for recurrent models",
+    )
+    parser.add_argument(
+        "--max-accuracy-drop",
+        type=float,
+        default=100 * MAX_ACCURACY_DROP,
+        metavar="POINTS",
+        help="top-1 that a variant may lose and still be chosen by the server; default: 0.5",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of random weights and of the inputs chosen for the proofs")
     return parser
+
+
+def _precisions(text: str) -> tuple[Precision, ...]:
+    try:
+        return tuple(Precision(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected some of {','.join(Precision)}, got {text}") from None
 
 
 def _positive(text: str) -> int:

@@ -22,6 +22,8 @@ from models.training.data import ENVIRONMENT, DataUnavailable
 PARITY_BATCHES = (1, 2, 5, 8)
 # Backbones take any size: one that divides by every stride, and one that divides by none.
 PARITY_SIZES = ((64, 96), (97, 131))
+CALIBRATION_IMAGES = 128
+CALIBRATION_BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,17 @@ class ImageEvidence:
     def golden(self) -> Arrays:
         return {"image": self._take(3 if self.image.height else 2, 0, seed=1)}
 
-    def calibration(self, count: int) -> list[Array]:
-        """Single images, uint8 [1, H, W, C], from data that accuracy is never measured on."""
-        source, seed = self.data.calibration, self.sources.seed + 2
+    def calibration(self) -> list[Array]:
+        """Batches of images, uint8 [n, H, W, C], from data that accuracy is never measured on."""
+        source = self.data.calibration
         if source is not None:
-            chosen = accuracy.spread(len(source), count)
-            return [source.read([row]) for row in chosen]
-        size = (self.image.height or 224, self.image.width or 224)
-        return list(
-            samples.noise_images(min(count, 32), size, self.image.channels, np.random.default_rng(seed))[:, None]
-        )
+            chosen = accuracy.spread(len(source), CALIBRATION_IMAGES)
+            images = source.read(chosen)
+        else:
+            size = (self.image.height or 224, self.image.width or 224)
+            rng = np.random.default_rng(self.sources.seed + 2)
+            images = samples.noise_images(CALIBRATION_IMAGES // 4, size, self.image.channels, rng)
+        return [images[start : start + CALIBRATION_BATCH] for start in range(0, len(images), CALIBRATION_BATCH)]
 
     def measure(self, session: ort.InferenceSession, advance: Advance) -> tuple[Metric, ...]:
         if self.data.held_out is None or self.entry.task is not Task.CLASSIFICATION:
@@ -113,11 +116,16 @@ class SeriesEvidence:
 Evidence = ImageEvidence | SeriesEvidence
 
 
-def find_evidence(entry: Entry, sources: Sources) -> Evidence:
-    """Reads what can be had; what cannot becomes the `note`, and noise takes its place in the proofs."""
+def find_evidence(entry: Entry, sources: Sources, trained: bool) -> Evidence:
+    """Reads what can be had; what cannot becomes the `note`, and noise takes its place in the proofs.
+
+    An untrained network sees nothing in a photo: it is proved with noise and its accuracy is not measured.
+    """
     if isinstance(entry.input, SeriesInput):
         series, note = samples.load_series(entry.corpus, sources.data)
         return SeriesEvidence(entry, entry.input, series, sources, note)
+    if not trained:
+        return ImageEvidence(entry, entry.input, ImageData(None, None), sources)
     try:
         return ImageEvidence(entry, entry.input, _image_data(entry, entry.input, sources), sources)
     except DataUnavailable as error:

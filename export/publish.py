@@ -31,9 +31,10 @@ from torch import nn
 
 from export import samples, verify
 from export.arrays import Arrays, row_count
-from export.evidence import Evidence, Sources, find_evidence
+from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
 from export.graph import ImageGraph, ServingGraph, serving_graph, settle_batch_norm
 from export.onnx import OPSET, to_onnx
+from export.precisions import MAX_ACCURACY_DROP, Judge
 from export.progress import Steps
 from export.verify import PARITY_GATE, Case, ProofFailed, open_session
 from models.entry import Entry, ImageInput, SeriesInput, Task
@@ -44,11 +45,17 @@ _SMALL_INPUT_BYTES = 4096
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be published, as the command line says it. `version` None: the next free number."""
+    """What is to be published, as the command line says it. `version` None: the next free number.
+
+    fp32 is always published. Recurrent models have no other variant: their states are summed over hundreds of steps,
+    which half precision does not survive at the scale of the series, and int8 kernels exist for convolutions alone.
+    """
 
     output: Path
     weights: str | Path = "auto"
     version: int | None = None
+    precisions: tuple[Precision, ...] = tuple(Precision)
+    max_accuracy_drop: float = MAX_ACCURACY_DROP
 
 
 @dataclass(frozen=True)
@@ -68,13 +75,13 @@ def publish(entry: Entry, wanted: Wanted, sources: Sources, steps: Steps) -> Pub
     model = entry.build()
     weights = load_weights(entry, model, wanted.weights)
     steps.step("reading data")
-    evidence = find_evidence(entry, sources)
+    evidence = find_evidence(entry, sources, weights.trained)
     graph = serving_graph(entry, model)
     if not weights.trained:
         settle_batch_norm(graph, list(evidence.batches())[-1])
 
     def fill(folder: Path, version: int) -> Bundle:
-        return _fill(folder, version, entry, model, graph, weights, evidence, steps)
+        return _fill(folder, version, entry, model, graph, weights, evidence, wanted, steps)
 
     folder = bundles.publish(wanted.output, entry.name, wanted.version, fill)
     return Published(folder, bundles.load(folder), evidence.note if weights.trained else "")
@@ -88,6 +95,7 @@ def _fill(
     graph: ServingGraph,
     weights: Weights,
     evidence: Evidence,
+    wanted: Wanted,
     steps: Steps,
 ) -> Bundle:
     path = folder / "model.onnx"
@@ -106,6 +114,10 @@ def _fill(
     verify.write_golden(folder / GOLDEN, cases[-1])
     steps.step("measuring accuracy")
     metrics = evidence.measure(session, steps.advance) if weights.trained else ()
+    variants = [Variant(precision=Precision.FP32, file=path.name, parity=parity, metrics=metrics)]
+    if isinstance(evidence, ImageEvidence):
+        judge = Judge(path, metrics, cases, evidence, weights.trained, wanted.max_accuracy_drop, steps)
+        variants += judge.variants(wanted.precisions)
     inputs, outputs = verify.tensor_specs(session)
     image = entry.input if isinstance(entry.input, ImageInput) else None
     return Bundle(
@@ -118,7 +130,7 @@ def _fill(
         inputs=inputs,
         outputs=outputs,
         weights=weights,
-        variants=(Variant(precision=Precision.FP32, file=path.name, parity=parity, metrics=metrics),),
+        variants=tuple(variants),
         provenance=_provenance(),
         files={},
         labels=entry.labels(),

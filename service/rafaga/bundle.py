@@ -115,13 +115,18 @@ class Parity(Frozen, frozen=True):
 
 
 class Variant(Frozen, frozen=True):
-    """One ONNX file. A variant that lost more accuracy than allowed is kept but not `default_eligible`."""
+    """One ONNX file.
+
+    A variant that lost more accuracy than allowed, or whose loss is unknown, is kept but not `default_eligible`.
+    `float_layers` names the nodes of an int8 file that stay in float because quantising them costs too much.
+    """
 
     precision: Precision
     file: str
     parity: Parity
     metrics: tuple[Metric, ...] = ()
     default_eligible: bool = True
+    float_layers: tuple[str, ...] = ()
 
     @property
     def golden_tolerance(self) -> float:

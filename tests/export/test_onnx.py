@@ -23,7 +23,7 @@ ENTRIES = (small.classifier(), small.backbone(), small.forecaster())
 
 def traced(entry: Entry, path: Path) -> tuple[ServingGraph, Arrays]:
     graph = serving_graph(entry, entry.build())
-    example = find_evidence(entry, Sources()).example()
+    example = find_evidence(entry, Sources(), trained=False).example()
     to_onnx(graph, example, path)
     return graph, example
 

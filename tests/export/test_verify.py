@@ -52,7 +52,7 @@ def test_padding_that_is_read_is_found(tmp_path: Path) -> None:
     """A forecaster that reads the last column instead of the last observation answers by the company it is in."""
     entry = replace(small.forecaster(), build=lambda: small.SmallForecaster(reads_padding=True))
     graph = serving_graph(entry, entry.build())
-    evidence = find_evidence(entry, Sources())
+    evidence = find_evidence(entry, Sources(), trained=False)
     to_onnx(graph, evidence.example(), tmp_path / "model.onnx")
     session = open_session(tmp_path / "model.onnx")
     cases = [Case(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
