@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -26,6 +27,9 @@ from rafaga.server.services.forecasting import Forecasting
 from rafaga.server.services.open_inference import OpenInference
 from rafaga.server.services.vision import Vision
 from rafaga.server.transport_grpcio import GrpcioTransport, Limits, Tls
+
+if TYPE_CHECKING:  # an extra of its own
+    from rafaga.server.tracing import Tracer
 
 _LOG = logging.getLogger(__name__)
 
@@ -60,7 +64,15 @@ def build(config: Config) -> Server:
     services = (Vision(repository, workers, limits), Forecasting(repository), Catalog(repository), open_inference)
     handlers = {path: handler for service in services for path, handler in service.handlers().items()}
     authenticator = Authenticator(config.bearer_token_sha256)
-    router = Router(handlers, authenticator, metrics, config.max_request_bytes, config.max_concurrent_calls)
+    tracer = _tracer(config)
+    router = Router(
+        handlers,
+        authenticator,
+        metrics,
+        config.max_request_bytes,
+        config.max_concurrent_calls,
+        tracer.record if tracer else None,
+    )
     metrics.watch_in_flight(lambda: router.in_flight.count)
     return Server(
         config,
@@ -70,6 +82,7 @@ def build(config: Config) -> Server:
         workers=workers,
         transport=_transport(config, router, authenticator, health, open_inference, metrics),
         http=HttpServer(config.host, config.http_port, metrics.registry, lambda: repository.ready),
+        tracer=tracer,
     )
 
 
@@ -110,6 +123,16 @@ def _transport(
             raise ConfigError("the native transport is not installed: pip install 'rafaga[native]'") from None
         return NativeTransport(address, router, authenticator, limits, services, metrics)
     return GrpcioTransport(address, router, authenticator, limits, _tls(config), services)
+
+
+def _tracer(config: Config) -> Tracer | None:
+    if not config.tracing_endpoint:
+        return None
+    try:
+        from rafaga.server.tracing import Tracer
+    except ImportError:
+        raise ConfigError("tracing_endpoint: tracing is not installed: pip install 'rafaga[tracing]'") from None
+    return Tracer.to(config.tracing_endpoint, config.tracing_sample_ratio, version("rafaga"))
 
 
 def _tls(config: Config) -> Tls | None:

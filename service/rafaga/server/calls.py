@@ -32,6 +32,7 @@ from rafaga.errors import (
     Unauthenticated,
     to_status,
 )
+from rafaga.server.batcher import JobTiming
 from rafaga.server.metrics import MethodMetrics, Metrics
 
 _LOG = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Call(ABC):
         self._unfinished = threading.Lock()  # taken by the first to finish the call: an atomic test-and-set
         self._on_cancel: Callable[[], None] | None = None
         self._account: _Account | None = None
+        self.served: tuple[str, JobTiming] | None = None  # by which model, once a model has answered
 
     @property
     @abstractmethod
@@ -104,7 +106,7 @@ class Call(ABC):
 
     def _settle(self, error: RafagaError | None) -> None:
         if self._account is not None:
-            self._account.settled(error, time.monotonic() - self.received)
+            self._account.settled(self, error, time.monotonic() - self.received)
 
     @abstractmethod
     def _send(self, payload: bytes) -> None: ...
@@ -114,6 +116,8 @@ class Call(ABC):
 
 
 Handler = Callable[[Call], None]
+# A settled call, why it failed (None: it did not), and the seconds from receiving to settling it.
+Trace = Callable[[Call, RafagaError | None, float], None]
 
 
 class Transport(Protocol):
@@ -163,23 +167,27 @@ class _Account:
 
     metrics: MethodMetrics
     in_flight: InFlight
+    trace: Trace | None
 
     def opened(self) -> None:
         self.in_flight.enter()
 
-    def settled(self, error: RafagaError | None, seconds: float) -> None:
+    def settled(self, call: Call, error: RafagaError | None, seconds: float) -> None:
         if error is None:
             self.metrics.answered(seconds)
         else:
             self.metrics.failed(error.code, error.reason, seconds)
         self.in_flight.leave()
+        if self.trace is not None:
+            self.trace(call, error, seconds)
 
 
 class Router:
     """Checks a call, finds its handler, books it, and turns every exception into a status.
 
     `max_in_flight`: calls received and not answered; what comes beyond is refused. It is counted here, not in the
-    transports, so that a refusal is typed, tells when to come back, and shows in the metrics.
+    transports, so that a refusal is typed, tells when to come back, and shows in the metrics. `trace` is told of every
+    call that is settled.
     """
 
     def __init__(
@@ -189,6 +197,7 @@ class Router:
         metrics: Metrics,
         max_request_bytes: int,
         max_in_flight: int = sys.maxsize,
+        trace: Trace | None = None,
     ) -> None:
         self.methods = tuple(handlers)
         self.in_flight = InFlight()
@@ -196,7 +205,7 @@ class Router:
         self._authenticator = authenticator
         self._max_request_bytes = max_request_bytes
         self._max_in_flight = max_in_flight
-        self._accounts = {method: _Account(metrics.method(method), self.in_flight) for method in handlers}
+        self._accounts = {method: _Account(metrics.method(method), self.in_flight, trace) for method in handlers}
         self._draining = False
 
     def drain(self) -> None:

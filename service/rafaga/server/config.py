@@ -71,6 +71,8 @@ class Config:
 
     drain_delay_s: float = _setting(0.0, "on SIGTERM, how long to go on serving as NOT_SERVING: time for balancers")
     drain_timeout_s: float = _setting(30.0, "on SIGTERM, how long accepted requests may take to finish")
+    tracing_endpoint: str = _setting("", "host:port of an OpenTelemetry collector (OTLP/gRPC); empty: no tracing")
+    tracing_sample_ratio: float = _setting(0.01, "share of traces begun here; callers' own decisions are followed")
     log_format: LogFormat = _setting(LogFormat.JSON, "text is for people")
     log_level: str = _setting("info", "debug, info, warning or error")
 
@@ -90,6 +92,8 @@ class Config:
         for name in ("max_queue_delay_us", "max_queue_wait_ms", "drain_delay_s", "drain_timeout_s"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: expected zero or more, got {getattr(self, name)}")
+        if not 0 <= self.tracing_sample_ratio <= 1:
+            raise ConfigError(f"tracing_sample_ratio: expected 0 to 1, got {self.tracing_sample_ratio}")
         for name in ("threads", "decode_threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")

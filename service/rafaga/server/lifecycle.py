@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rafaga.server.calls import Router, Transport
 from rafaga.server.config import Config
@@ -15,6 +15,9 @@ from rafaga.server.health import Health
 from rafaga.server.http import HttpServer
 from rafaga.server.repository import Repository
 from rafaga.server.services.common import Workers
+
+if TYPE_CHECKING:  # an extra of its own
+    from rafaga.server.tracing import Tracer
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ class Server:
         workers: Workers,
         transport: Transport,
         http: HttpServer,
+        tracer: Tracer | None = None,
     ) -> None:
         self._config = config
         self.repository = repository
@@ -41,6 +45,7 @@ class Server:
         self._workers = workers
         self._transport = transport
         self._http = http
+        self._tracer = tracer
 
     @property
     def grpc_port(self) -> int:
@@ -95,6 +100,8 @@ class Server:
         self.repository.close()
         self._workers.close()
         self._http.close()
+        if self._tracer is not None:
+            self._tracer.close()
         _LOG.info("stopped", extra={"clean": clean})
         return clean
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 from google.protobuf.message import DecodeError, Message
+from numpy.typing import NDArray
 
 from rafaga.bundle import ImagePreparation
-from rafaga.errors import InternalError, InvalidImage, InvalidRequest, InvalidTensor, QueueFull, RafagaError
+from rafaga.errors import Cancelled, InternalError, InvalidImage, InvalidRequest, InvalidTensor, QueueFull, RafagaError
+from rafaga.images import prepare
 from rafaga.server.batcher import Arrays, Job, JobTiming
 from rafaga.server.calls import Call
 from rafaga.server.model import ServedModel
@@ -39,6 +42,7 @@ def submit(
     """Queues `inputs` and answers `call` with what `reply` makes of the outputs. Raises Refused errors."""
 
     def succeed(outputs: Arrays, timing: JobTiming) -> None:
+        call.served = (model.bundle.name, timing)
         call.reply(reply(outputs, timing).SerializeToString())
 
     job = Job(inputs, succeed, call.fail, call.deadline, key, cost)
@@ -84,6 +88,35 @@ class RequestLimits:
             raise InvalidImage(
                 f"expected at most {self.max_free_pixels} pixels, got {height}x{width}: send a smaller image"
             )
+
+
+def decode(
+    call: Call, files: Sequence[bytes], preparation: ImagePreparation, limits: RequestLimits
+) -> NDArray[np.uint8]:
+    """JPEG or PNG files as uint8 [len(files), height, width, channels].
+
+    Raises InvalidImage, InvalidTensor when they are too many, or Cancelled when `call` was finished meanwhile.
+    """
+    limits.check_rows(len(files))
+    decoded: list[NDArray[np.uint8]] = []
+    for index, data in enumerate(files):
+        if call.finished:
+            raise Cancelled("the caller went away")
+        try:
+            image = prepare(data, preparation, limits.max_pixels)
+        except InvalidImage as error:
+            raise InvalidImage(f"image {index}: {error.message}") if len(files) > 1 else error from None
+        limits.check_free_size(preparation, *image.shape[:2])
+        decoded.append(image)
+        if image.shape != decoded[0].shape:
+            raise InvalidImage(
+                f"expected images of one size in a request, got {decoded[0].shape[:2]} and {image.shape[:2]}: "
+                "send them in requests of their own"
+            )
+        # Small files can hold large images: what they decode to is bounded too, and known after the first.
+        if preparation.height is None and len(files) * image.shape[0] * image.shape[1] > limits.max_pixels:
+            raise InvalidImage(f"expected at most {limits.max_pixels} pixels in a request, got more: split it")
+    return decoded[0][np.newaxis] if len(decoded) == 1 else np.stack(decoded)
 
 
 class Workers:
