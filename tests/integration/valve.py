@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from rafaga.bundle import ImagePreparation
 from rafaga.server.engine import Session
-from rafaga.server.services import vision
+from rafaga.server.services import common
 
 from tests.integration.serving import PATIENCE_S
 
@@ -68,7 +68,7 @@ class Decoder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._open = threading.Event()
         self._waiting = threading.Semaphore(0)
-        monkeypatch.setattr(vision, "prepare", self._prepare)
+        monkeypatch.setattr(common, "prepare", self._prepare)
 
     def wait_for_image(self) -> None:
         assert self._waiting.acquire(timeout=PATIENCE_S), "nobody decodes"

@@ -649,11 +649,32 @@ Global___ModelConfigResponse: typing_extensions.TypeAlias = ModelConfigResponse
 class ModelInput(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    class _Format:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _FormatEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[ModelInput._Format.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        FORMAT_NONE: ModelInput._Format.ValueType  # 0
+        FORMAT_NHWC: ModelInput._Format.ValueType  # 1
+        FORMAT_NCHW: ModelInput._Format.ValueType  # 2
+
+    class Format(_Format, metaclass=_FormatEnumTypeWrapper): ...
+    FORMAT_NONE: ModelInput.Format.ValueType  # 0
+    FORMAT_NHWC: ModelInput.Format.ValueType  # 1
+    FORMAT_NCHW: ModelInput.Format.ValueType  # 2
+
     NAME_FIELD_NUMBER: builtins.int
     DATA_TYPE_FIELD_NUMBER: builtins.int
+    FORMAT_FIELD_NUMBER: builtins.int
     DIMS_FIELD_NUMBER: builtins.int
+    ALLOW_RAGGED_BATCH_FIELD_NUMBER: builtins.int
+    OPTIONAL_FIELD_NUMBER: builtins.int
     name: builtins.str
     data_type: Global___DataType.ValueType
+    format: Global___ModelInput.Format.ValueType
+    allow_ragged_batch: builtins.bool
+    optional: builtins.bool
     @property
     def dims(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
@@ -661,9 +682,12 @@ class ModelInput(google.protobuf.message.Message):
         *,
         name: builtins.str = ...,
         data_type: Global___DataType.ValueType = ...,
+        format: Global___ModelInput.Format.ValueType = ...,
         dims: collections.abc.Iterable[builtins.int] | None = ...,
+        allow_ragged_batch: builtins.bool = ...,
+        optional: builtins.bool = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["data_type", b"data_type", "dims", b"dims", "name", b"name"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["allow_ragged_batch", b"allow_ragged_batch", "data_type", b"data_type", "dims", b"dims", "format", b"format", "name", b"name", "optional", b"optional"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ModelInput: typing_extensions.TypeAlias = ModelInput

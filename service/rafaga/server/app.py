@@ -25,6 +25,7 @@ from rafaga.server.services.catalog import Catalog
 from rafaga.server.services.common import RequestLimits, Workers
 from rafaga.server.services.forecasting import Forecasting
 from rafaga.server.services.open_inference import OpenInference
+from rafaga.server.services.open_inference_stream import Streams
 from rafaga.server.services.vision import Vision
 from rafaga.server.transport_grpcio import GrpcioTransport, Limits, Tls
 
@@ -60,8 +61,12 @@ def build(config: Config) -> Server:
     repository = Repository(config.repository, loader, metrics, health.model)
     workers = Workers(config.decode_threads or available_cores(), config.max_pending_decodes)
     limits = RequestLimits(config.max_request_rows, config.max_image_pixels, config.max_free_pixels)
-    open_inference = OpenInference(repository, workers, limits, version("rafaga"))
-    services = (Vision(repository, workers, limits), Forecasting(repository), Catalog(repository), open_inference)
+    services = (
+        Vision(repository, workers, limits),
+        Forecasting(repository),
+        Catalog(repository),
+        OpenInference(repository, workers, limits, version("rafaga")),
+    )
     handlers = {path: handler for service in services for path, handler in service.handlers().items()}
     authenticator = Authenticator(config.bearer_token_sha256)
     tracer = _tracer(config)
@@ -73,6 +78,7 @@ def build(config: Config) -> Server:
         config.max_concurrent_calls,
         tracer.record if tracer else None,
     )
+    streams = Streams(router)
     metrics.watch_in_flight(lambda: router.in_flight.count)
     return Server(
         config,
@@ -80,7 +86,8 @@ def build(config: Config) -> Server:
         health=health,
         router=router,
         workers=workers,
-        transport=_transport(config, router, authenticator, health, open_inference, metrics),
+        streams=streams,
+        transport=_transport(config, router, authenticator, health, streams, metrics),
         http=HttpServer(config.host, config.http_port, metrics.registry, lambda: repository.ready),
         tracer=tracer,
     )
@@ -102,7 +109,7 @@ def _transport(
     router: Router,
     authenticator: Authenticator,
     health: Health,
-    open_inference: OpenInference,
+    streams: Streams,
     metrics: Metrics,
 ) -> Transport:
     address = f"{config.host}:{config.grpc_port}"
@@ -110,7 +117,7 @@ def _transport(
     names = tuple(sorted({path.split("/")[1] for path in router.methods}))
     services = (
         health.add_to,
-        partial(open_inference.add_stream_to, router),
+        streams.add_to,
         partial(add_reflection, services=names),
     )
     secured = authenticator.required or config.tls_client_ca is not None

@@ -15,6 +15,7 @@ from rafaga.server.health import Health
 from rafaga.server.http import HttpServer
 from rafaga.server.repository import Repository
 from rafaga.server.services.common import Workers
+from rafaga.server.services.open_inference_stream import Streams
 
 if TYPE_CHECKING:  # an extra of its own
     from rafaga.server.tracing import Tracer
@@ -34,6 +35,7 @@ class Server:
         health: Health,
         router: Router,
         workers: Workers,
+        streams: Streams,
         transport: Transport,
         http: HttpServer,
         tracer: Tracer | None = None,
@@ -43,6 +45,7 @@ class Server:
         self._health = health
         self._router = router
         self._workers = workers
+        self._streams = streams
         self._transport = transport
         self._http = http
         self._tracer = tracer
@@ -96,6 +99,7 @@ class Server:
         # Only now may the queues refuse: a call accepted before may still have been on its way to one.
         self.repository.drain()
         self._health.close()
+        self._streams.close()
         self._transport.close(0.0 if hurry.is_set() else _REPLY_GRACE_S)
         self.repository.close()
         self._workers.close()

@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import grpc
-import numpy as np
 from google.protobuf.message import Message
 
-from rafaga.bundle import TensorSpec
-from rafaga.errors import InvalidImage, InvalidRequest, ModelNotFound, Unsupported
-from rafaga.images import prepare
+from rafaga.bundle import Bundle, TensorSpec
+from rafaga.errors import InvalidRequest, ModelNotFound, Unsupported
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.server.batcher import Arrays, JobTiming
-from rafaga.server.calls import Call, Handler, Router
+from rafaga.server.calls import Call, Handler
 from rafaga.server.metrics import Statistics
 from rafaga.server.model import ServedModel
 from rafaga.server.repository import Repository, State
-from rafaga.server.services.common import RequestLimits, Workers, parse, submit
-from rafaga.server.services.open_inference_stream import Stream
+from rafaga.server.services.common import RequestLimits, Workers, decode, parse, submit
+from rafaga.server.services.open_inference_stream import INFER, SERVICE
 from rafaga.server.services.open_inference_tensors import (
     WantedOutput,
     bytes_input,
@@ -37,10 +34,8 @@ from rafaga.server.services.open_inference_tensors import (
     wanted_outputs,
 )
 
-SERVICE = "inference.GRPCInferenceService"
-INFER = f"/{SERVICE}/ModelInfer"
-_STREAM = "ModelStreamInfer"
 _EXTENSIONS = ("classification", "model_configuration", "model_repository(index)", "statistics", "binary_tensor_data")
+_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 
 _INDEX_STATES = {
     State.LOADING: "LOADING",
@@ -105,7 +100,7 @@ class OpenInference:
             platform="onnxruntime_onnx",
             backend="onnxruntime",
             max_batch_size=model.max_batch_size,
-            input=[pb.ModelInput(name=s.name, data_type=_data_type(s), dims=shape(s)[1:]) for s in model.bundle.inputs],
+            input=_config_inputs(model.bundle),
             output=[
                 pb.ModelOutput(name=s.name, data_type=_data_type(s), dims=shape(s)[1:]) for s in model.bundle.outputs
             ],
@@ -139,19 +134,9 @@ class OpenInference:
         wanted = wanted_outputs(request, model)
         if model.bundle.image is not None and [i.datatype for i in request.inputs] == ["BYTES"]:
             files = bytes_input(request, model)
-            self._limits.check_rows(len(files))
             self._workers.run(call, lambda: self._decode(call, request, model, wanted, files))
         else:
             self._submit(call, request, model, wanted, inputs(request, model, self._limits))
-
-    def add_stream_to(self, router: Router, server: grpc.Server) -> None:
-        """ModelStreamInfer, served by grpcio on both transports: every message is dispatched as a call of its own."""
-
-        def stream(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            return Stream(INFER, router, context).run(requests)
-
-        handlers = {_STREAM: grpc.stream_stream_rpc_method_handler(stream)}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
     def _decode(
         self,
@@ -163,11 +148,7 @@ class OpenInference:
     ) -> None:
         start = time.perf_counter()
         assert model.bundle.image is not None
-        images = [prepare(data, model.bundle.image, self._limits.max_pixels) for data in files]
-        if any(image.shape != images[0].shape for image in images):
-            raise InvalidImage("expected images of one size in a request: send them in requests of their own")
-        rows = np.stack(images)
-        self._limits.check_free_size(model.bundle.image, *rows.shape[1:3])
+        rows = decode(call, files, model.bundle.image, self._limits)
         model.metrics.preprocessed(time.perf_counter() - start)
         self._submit(call, request, model, wanted, (rows,))
 
@@ -198,7 +179,7 @@ def _version(text: str) -> int:
     """Raises ModelNotFound: the protocol's versions are text, ours are numbers."""
     if not text:
         return 0
-    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9 or int(text) < 1:
         raise ModelNotFound(f"no version {text[:20]!r}: versions are whole numbers from 1 on")
     return int(text)
 
@@ -213,16 +194,26 @@ def _timeout(request: pb.ModelInferRequest, received: float) -> float:
 
 
 def _refuse_sequences(request: pb.ModelInferRequest) -> None:
-    if "sequence_id" not in request.parameters:
-        return
-    parameter = request.parameters["sequence_id"]
-    kind = parameter.WhichOneof("parameter_choice")
-    if kind is not None and getattr(parameter, kind):
-        raise Unsupported("no model here keeps state between requests: send the whole history, without sequence_id")
+    for name in _SEQUENCE:
+        if name in request.parameters:
+            parameter = request.parameters[name]
+            kind = parameter.WhichOneof("parameter_choice")
+            if kind is not None and getattr(parameter, kind):
+                raise Unsupported(f"no model here keeps state between requests: send all of it at once, without {name}")
 
 
 def _data_type(spec: TensorSpec) -> pb.DataType.ValueType:
     return pb.DataType.Value(f"TYPE_{datatype(spec)}")
+
+
+def _config_inputs(bundle: Bundle) -> list[pb.ModelInput]:
+    inputs = [pb.ModelInput(name=s.name, data_type=_data_type(s), dims=shape(s)[1:]) for s in bundle.inputs]
+    if bundle.image is not None:
+        inputs[0].format = pb.ModelInput.FORMAT_NHWC
+    if bundle.forecast is not None:
+        history, length = inputs
+        history.allow_ragged_batch = length.optional = True
+    return inputs
 
 
 def _statistics(model: ServedModel) -> pb.ModelStatistics:

@@ -4,36 +4,37 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rafaga.bundle import ForecastSpec, TensorSpec
-from rafaga.errors import InvalidRequest, InvalidTensor
+from rafaga.errors import InvalidRequest, InvalidTensor, Unsupported
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.server.batcher import Arrays
 from rafaga.server.model import ServedModel
 from rafaga.server.services.common import RequestLimits
 from rafaga.tensors import check_shape, from_wire, to_wire
 
-# The protocol's name of each dtype, numpy's name, and the field of typed contents (None: raw contents only).
-_TYPES: tuple[tuple[str, str, str | None], ...] = (
-    ("BOOL", "bool", "bool_contents"),
-    ("UINT8", "uint8", "uint_contents"),
-    ("UINT16", "uint16", "uint_contents"),
-    ("UINT32", "uint32", "uint_contents"),
-    ("UINT64", "uint64", "uint64_contents"),
-    ("INT8", "int8", "int_contents"),
-    ("INT16", "int16", "int_contents"),
-    ("INT32", "int32", "int_contents"),
-    ("INT64", "int64", "int64_contents"),
+# The protocol's name of each dtype, numpy's name, and the field of typed contents with the dtype of its elements (None:
+# raw contents only).
+_TYPES: tuple[tuple[str, str, tuple[str, str] | None], ...] = (
+    ("BOOL", "bool", ("bool_contents", "bool")),
+    ("UINT8", "uint8", ("uint_contents", "uint32")),
+    ("UINT16", "uint16", ("uint_contents", "uint32")),
+    ("UINT32", "uint32", ("uint_contents", "uint32")),
+    ("UINT64", "uint64", ("uint64_contents", "uint64")),
+    ("INT8", "int8", ("int_contents", "int32")),
+    ("INT16", "int16", ("int_contents", "int32")),
+    ("INT32", "int32", ("int_contents", "int32")),
+    ("INT64", "int64", ("int64_contents", "int64")),
     ("FP16", "float16", None),
-    ("FP32", "float32", "fp32_contents"),
-    ("FP64", "float64", "fp64_contents"),
+    ("FP32", "float32", ("fp32_contents", "float32")),
+    ("FP64", "float64", ("fp64_contents", "float64")),
 )
 _DATATYPE = {numpy_name: name for name, numpy_name, _ in _TYPES}
-_FIELD = {name: field for name, _, field in _TYPES}
+_CONTENTS = {name: contents for name, _, contents in _TYPES}
 
 
 def datatype(spec: TensorSpec) -> str:
@@ -67,11 +68,14 @@ def integer(name: str, parameter: pb.InferParameter) -> int:
 
 def wanted_outputs(request: pb.ModelInferRequest, model: ServedModel) -> list[WantedOutput]:
     specs = model.bundle.outputs
+    if len({output.name for output in request.outputs}) < len(request.outputs):
+        raise InvalidRequest("expected every output to be requested once")
     if not request.outputs:
         return [WantedOutput(i, spec) for i, spec in enumerate(specs)]
     index = {spec.name: i for i, spec in enumerate(specs)}
     wanted = []
     for output in request.outputs:
+        _refuse_shared_memory(output.parameters)
         at = index.get(output.name)
         if at is None:
             raise InvalidRequest(f"no output {output.name[:63]!r}; there are: {', '.join(index)}")
@@ -88,9 +92,7 @@ def wanted_outputs(request: pb.ModelInferRequest, model: ServedModel) -> list[Wa
 
 def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLimits) -> Arrays:
     """The input arrays in the model's order, checked against its bundle. Raises InvalidTensor."""
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        raise InvalidTensor(f"expected {len(request.inputs)} raw_input_contents, one per input, got {len(raw)}")
+    raw = _raw_contents(request)
     given = {tensor.name: (i, tensor) for i, tensor in enumerate(request.inputs)}
     specs, series = model.bundle.inputs, model.bundle.forecast
     names = {spec.name for spec in specs}
@@ -116,6 +118,23 @@ def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLim
     return tuple(arrays)
 
 
+def _raw_contents(request: pb.ModelInferRequest) -> Sequence[bytes]:
+    """One per input, or none: the inputs then carry their contents."""
+    for tensor in request.inputs:
+        _refuse_shared_memory(tensor.parameters)
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidTensor(f"expected {len(request.inputs)} raw_input_contents, one per input, got {len(raw)}")
+    if raw and any(tensor.HasField("contents") for tensor in request.inputs):
+        raise InvalidTensor("expected either raw_input_contents or contents, got both")
+    return raw
+
+
+def _refuse_shared_memory(parameters: Mapping[str, pb.InferParameter]) -> None:
+    if "shared_memory_region" in parameters:
+        raise Unsupported("tensors travel in the request and in its answer: shared memory is not served")
+
+
 def _array(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, spec: TensorSpec) -> NDArray[np.generic]:
     expected = datatype(spec)
     if tensor.datatype != expected:
@@ -129,18 +148,19 @@ def _array(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, spe
     dtype = np.dtype(spec.dtype)
     if raw is not None:
         return from_wire(raw, dtype, sizes)
-    field = _FIELD[expected]
-    if field is None:
+    contents = _CONTENTS[expected]
+    if contents is None:
         raise InvalidTensor(f"input {spec.name}: {expected} comes as raw_input_contents only")
+    field, element = contents
     values = getattr(tensor.contents, field)
     if len(values) != math.prod(sizes) or not values:
         raise InvalidTensor(
             f"input {spec.name}: expected {math.prod(sizes)} elements in {field} for shape {list(sizes)}, "
             f"got {len(values)}"
         )
-    wide = np.array(values)
-    array = wide.astype(dtype)
-    if dtype.kind in "iu" and not np.array_equal(array, wide):
+    wide = np.array(values, dtype=element)
+    array = wide.astype(dtype, copy=False)
+    if dtype != wide.dtype and not np.array_equal(array, wide):
         raise InvalidTensor(f"input {spec.name}: a value does not fit {expected}")
     return array.reshape(sizes)
 
@@ -165,8 +185,8 @@ def bytes_input(request: pb.ModelInferRequest, model: ServedModel) -> list[bytes
         raise InvalidTensor(f"expected the input {name}, got {tensor.name[:63]!r}")
     if len(tensor.shape) not in (1, 2) or (len(tensor.shape) == 2 and tensor.shape[1] != 1):
         raise InvalidTensor(f"input {name}: expected encoded images of shape [N, 1], got {list(tensor.shape)}")
-    if request.raw_input_contents:
-        elements = list(_length_prefixed(request.raw_input_contents[0]))
+    if raw := _raw_contents(request):
+        elements = list(_length_prefixed(raw[0]))
     else:
         elements = list(tensor.contents.bytes_contents)
     if len(elements) != tensor.shape[0]:
@@ -199,7 +219,8 @@ def response(
             reply.outputs.add(name=output.spec.name, datatype="BYTES", shape=(len(array), len(text) // len(array)))
             reply.raw_output_contents.append(b"".join(struct.pack("<I", len(t)) + t for t in text))
         else:
-            reply.outputs.add(name=output.spec.name, datatype=_DATATYPE[array.dtype.name], shape=array.shape)
+            sizes = array.shape if array.ndim > 1 else (*array.shape, 1)  # see `shape`
+            reply.outputs.add(name=output.spec.name, datatype=_DATATYPE[array.dtype.name], shape=sizes)
             reply.raw_output_contents.append(to_wire(array))
     return reply
 

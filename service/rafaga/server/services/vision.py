@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rafaga.bundle import ImagePreparation, Task
-from rafaga.errors import InvalidImage, InvalidRequest
-from rafaga.images import prepare
+from rafaga.errors import InvalidRequest
 from rafaga.server.batcher import Arrays, JobTiming
 from rafaga.server.calls import Call, Handler
 from rafaga.server.model import ServedModel
 from rafaga.server.repository import Repository
-from rafaga.server.services.common import RequestLimits, Workers, model_info, parse, submit, timing_message
+from rafaga.server.services.common import RequestLimits, Workers, decode, model_info, parse, submit, timing_message
 from rafaga.tensors import check_shape, from_wire, to_wire
 from rafaga.v1 import vision_pb2 as pb
 
@@ -65,24 +64,7 @@ class Vision:
 
     def _decode(self, call: Call, request: Request, model: ServedModel) -> None:
         start = time.perf_counter()
-        preparation, images = _preparation(model), request.encoded.images
-        self._limits.check_rows(len(images))
-        decoded: list[NDArray[np.uint8]] = []
-        for index, data in enumerate(images):
-            if call.finished:
-                return
-            try:
-                decoded.append(prepare(data, preparation, self._limits.max_pixels))
-            except InvalidImage as error:
-                raise InvalidImage(f"image {index}: {error.message}") if len(images) > 1 else error from None
-        for image in decoded:
-            self._limits.check_free_size(preparation, *image.shape[:2])
-            if image.shape != decoded[0].shape:
-                raise InvalidImage(
-                    f"expected images of one size in a request, got {decoded[0].shape[:2]} and {image.shape[:2]}: "
-                    "send them in requests of their own"
-                )
-        rows = decoded[0][np.newaxis] if len(decoded) == 1 else np.stack(decoded)
+        rows = decode(call, request.encoded.images, _preparation(model), self._limits)
         seconds = time.perf_counter() - start
         model.metrics.preprocessed(seconds)
         self._submit(call, request, model, rows, seconds)
