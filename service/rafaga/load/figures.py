@@ -1,0 +1,141 @@
+"""What people and CI read off a tally. Nothing here is stored that could not be computed again from the raw counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rafaga.errors import Refused
+from rafaga.load.histogram import Distribution
+from rafaga.load.log import OK
+from rafaga.load.steps import Step
+from rafaga.load.tally import Tally
+
+# A process busier than this has no slack left to send in time.
+MAX_CORES_PER_PROCESS = 0.7
+# Lateness is part of the latency that is reported. Past both bounds it is a good part of it.
+MAX_LATENESS_MS = 1.0
+MAX_LATENESS_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds."""
+
+    count: int
+    mean_ms: float
+    p50_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    p99_9_ms: float
+    max_ms: float
+
+    @classmethod
+    def of(cls, distribution: Distribution) -> Latency:
+        p50, p90, p95, p99, p99_9 = (us / 1e3 for us in distribution.percentiles_us((50, 90, 95, 99, 99.9)))
+        return cls(distribution.count, distribution.mean_us / 1e3, p50, p90, p95, p99, p99_9, distribution.max_us / 1e3)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """99 of 100 requests that were due are answered within p99_ms. A refusal is no answer, however quick."""
+
+    p99_ms: float
+
+    def within(self, latency: Distribution) -> int:
+        return latency.at_most(self.p99_ms * 1e3)
+
+
+@dataclass(frozen=True)
+class GeneratorUse:
+    """One process of the generator during the window. cores: its CPU seconds per second."""
+
+    cores: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Rates are requests per second of the window.
+
+    goodput: answers within the objective, or all answers when there is none. met: None without an objective.
+    """
+
+    offered: float
+    answered: float
+    goodput: float
+    met: bool | None
+    latency: Latency
+    from_send: Latency
+    unanswered: Latency
+    lateness: Latency
+    queue: Latency
+    preprocess: Latency
+    inference: Latency
+    mean_batch_size: float
+    refused: int
+    failed: int
+    checked: int
+    wrong: int
+    generator_cores: float  # of the busiest process
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def of(cls, step: Step, tally: Tally, generators: tuple[GeneratorUse, ...], objective: Objective | None) -> Figures:
+        within = tally.ok if objective is None else objective.within(tally.latency)
+        refused = sum(n for reason, n in tally.outcomes.items() if reason in REFUSALS)
+        answers = sum(tally.batch_sizes.values())
+        rows = sum(size * n for size, n in tally.batch_sizes.items())
+        latency, lateness = Latency.of(tally.latency), Latency.of(tally.lateness)
+        cores = max((use.cores for use in generators), default=0.0)
+        return cls(
+            offered=tally.sent / step.duration_s,
+            answered=tally.ok / step.duration_s,
+            goodput=within / step.duration_s,
+            # Not the p99 of the answers alone: those who got none would not count.
+            met=None if objective is None else tally.sent > 0 and within >= 0.99 * tally.sent,
+            latency=latency,
+            from_send=Latency.of(tally.from_send),
+            unanswered=Latency.of(tally.unanswered),
+            lateness=lateness,
+            queue=Latency.of(tally.queue),
+            preprocess=Latency.of(tally.preprocess),
+            inference=Latency.of(tally.inference),
+            mean_batch_size=rows / answers if answers else 0.0,
+            refused=refused,
+            failed=tally.sent - tally.ok - refused,
+            checked=tally.checked,
+            wrong=tally.wrong,
+            generator_cores=cores,
+            warnings=tuple(_bottleneck(step, cores, latency, lateness)),
+        )
+
+
+def _bottleneck(step: Step, cores: float, latency: Latency, lateness: Latency) -> Iterator[str]:
+    """Why the generator, and not the server, may be what was measured."""
+    if cores > MAX_CORES_PER_PROCESS:
+        yield (
+            f"a generator process used {cores:.0%} of a core: it may be the bottleneck, "
+            "use more --processes or more machines (--part)"
+        )
+    if step.open and lateness.p99_ms > max(MAX_LATENESS_MS, MAX_LATENESS_SHARE * latency.p99_ms):
+        yield (
+            f"requests were sent late (p99 {lateness.p99_ms:.1f} ms after they were due): the latencies are partly the "
+            "generator's, give it more --processes, or cores of its own"
+        )
+
+
+def _reasons(cls: type[Refused]) -> Iterator[str]:
+    yield cls.reason
+    for sub in cls.__subclasses__():
+        yield from _reasons(sub)
+
+
+REFUSALS = frozenset(_reasons(Refused))
+"""Reasons of requests that the server turned away before any work was done."""
+
+
+def describe_outcomes(outcomes: dict[str, int]) -> str:
+    """Everything but OK, the most frequent first: "QUEUE_FULL 12, DEADLINE_EXCEEDED 3"."""
+    bad = sorted(((n, reason) for reason, n in outcomes.items() if reason != OK), reverse=True)
+    return ", ".join(f"{reason} {n}" for n, reason in bad)

@@ -1,0 +1,76 @@
+"""Schedules are pure functions of a seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rafaga.load import schedule
+from rafaga.load.schedule import Part, Pattern
+from rafaga.load.steps import Step
+
+
+def test_poisson_arrivals_have_the_rate_and_the_spread_of_a_poisson_process() -> None:
+    times = schedule.poisson(1000, -1, 60, np.random.default_rng(1))
+    assert (np.diff(times) >= 0).all()
+    assert times[0] >= -1
+    assert times[-1] < 60
+    gaps = np.diff(times)
+    # Exponential gaps: mean and standard deviation are both 1/rate.
+    assert gaps.mean() == pytest.approx(1e-3, rel=0.02)
+    assert gaps.std() == pytest.approx(1e-3, rel=0.02)
+    per_second = np.histogram(times, np.arange(-1, 61))[0]
+    assert per_second.var() == pytest.approx(per_second.mean(), rel=0.5)
+
+
+def test_constant_arrivals_are_evenly_spaced() -> None:
+    np.testing.assert_allclose(schedule.constant(4, -0.5, 1), [-0.5, -0.25, 0, 0.25, 0.5, 0.75])
+
+
+def test_a_trace_begins_at_zero_whatever_clock_wrote_it() -> None:
+    np.testing.assert_allclose(schedule.replay([1700000001.5, 1700000000.0, 1700000000.25]), [0, 0.25, 1.5])
+    assert schedule.replay([]).size == 0
+
+
+def test_a_ramp_goes_from_the_first_rate_to_the_last() -> None:
+    assert schedule.ramp(100, 500, 5) == (100, 200, 300, 400, 500)
+    assert schedule.ramp(500, 100, 2) == (500, 100)
+
+
+def test_a_mix_draws_by_weight() -> None:
+    drawn = schedule.mix([3, 0, 1], 100_000, np.random.default_rng(2))
+    counts = np.bincount(drawn, minlength=3)
+    assert counts[1] == 0
+    assert counts[0] / counts[2] == pytest.approx(3, rel=0.05)
+
+
+def test_a_schedule_is_a_function_of_its_seed() -> None:
+    step = Step(Pattern.POISSON, rate=100, warm_up_s=1, duration_s=5, seed=3)
+    first, again = step.schedule([1, 1]), step.schedule([1, 1])
+    np.testing.assert_array_equal(first.due_s, again.due_s)
+    np.testing.assert_array_equal(first.request, again.request)
+    other = Step(Pattern.POISSON, rate=100, warm_up_s=1, duration_s=5, seed=4).schedule([1, 1])
+    assert not np.array_equal(first.due_s[:50], other.due_s[:50])
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 200))
+def test_shares_of_machines_and_processes_are_the_schedule_each_request_once(
+    machines: int, processes: int, count: int
+) -> None:
+    whole = schedule.Schedule(np.arange(count, dtype=np.float64), np.arange(count))
+    parts = [Part(m, machines).split(p, processes) for m in range(machines) for p in range(processes)]
+    shares = [whole.share(part) for part in parts]
+    assert sorted(np.concatenate([s.request for s in shares]).tolist()) == list(range(count))
+    assert sum(part.take(count) for part in parts) == count
+    assert max(len(s.due_s) for s in shares) - min(len(s.due_s) for s in shares) <= 1
+
+
+def test_a_part_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="from 1 to 2, got 3"):
+        Part(2, 2)
+
+
+def test_callers_have_no_schedule() -> None:
+    with pytest.raises(ValueError, match="no schedule"):
+        Step(Pattern.CLOSED, callers=3).schedule([1])
