@@ -82,12 +82,15 @@ class RawConnection:
         self._socket.sendall(content)
 
     def frames(self) -> Iterator[Frame]:
-        """What the server sends, until it closes the connection. SETTINGS and PING are answered on the way."""
+        """What the server sends, until it closes the connection or is silent for the socket's timeout.
+
+        SETTINGS and PING are answered on the way.
+        """
         while True:
             while len(self._received) < 9 or len(self._received) < 9 + self._length():
                 try:
                     more = self._socket.recv(1 << 16)
-                except ConnectionError:
+                except (ConnectionError, TimeoutError):
                     return
                 if not more:
                     return
@@ -100,8 +103,9 @@ class RawConnection:
                 self._try_to_send(frame(kind, ACK, 0, received.payload if kind == PING else b""))
             yield received
 
-    def until_stream_ends(self, stream: int) -> list[Frame]:
-        """The frames of `stream`; the last one ends it, unless the connection ended first."""
+    def until_stream_ends(self, stream: int, silence_s: float = PATIENCE_S) -> list[Frame]:
+        """The frames of `stream`; the last one ends it, unless the connection ended or was silent first."""
+        self._socket.settimeout(silence_s)
         found: list[Frame] = []
         for received in self.frames():
             if received.stream == stream:
@@ -111,7 +115,10 @@ class RawConnection:
         return found
 
     def until_pong(self) -> list[Frame]:
-        """What came until the server answered a ping, and so has read all that was sent before it."""
+        """What came until the server answered a ping, and so has read all that was sent before it.
+
+        Not to be done all the time: servers close on clients that ping too much.
+        """
         self._try_to_send(frame(PING, 0, 0, b"are you?"))
         found: list[Frame] = []
         for received in self.frames():

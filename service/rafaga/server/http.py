@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -12,6 +13,9 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+_POLL_S = 0.1  # closing waits as long
 
 
 class HttpServer:
@@ -27,7 +31,8 @@ class HttpServer:
     def start(self) -> None:
         """Raises OSError when the address cannot be bound."""
         self._server = make_server(*self._address, self._application, _Server, _Handler)
-        threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
+        serve = partial(self._server.serve_forever, _POLL_S)
+        threading.Thread(target=serve, name="http", daemon=True).start()
 
     def close(self) -> None:
         if self._server is not None:

@@ -24,6 +24,9 @@ from rafaga.server.health import MAX_WATCHES
 # For health, reflection, and calls that the Router is about to refuse.
 _SPARE_THREADS = MAX_WATCHES + 64
 
+# Calls whose headers have arrived and that Python has not looked at yet: a few kilobytes each.
+_MAX_PENDING_CALLS = 8192
+
 # Probes of orchestrators carry no token, and health tells nothing but up or down.
 _OPEN_SERVICE = "/grpc.health.v1.Health/"
 
@@ -110,6 +113,10 @@ class GrpcioTransport:
             ("grpc.max_receive_message_length", self._limits.max_request_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_concurrent_streams", self._limits.max_concurrent_streams),
+            # Beyond the first number grpcio's core cancels waiting calls at random, beyond the second all. Its defaults
+            # are one and three connections' worth. A caller should rather be told that it is refused.
+            ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
+            ("grpc.server.max_pending_requests_hard_limit", 2 * _MAX_PENDING_CALLS),
             # A second server on the same port would take half of the calls without anybody noticing.
             ("grpc.so_reuseport", 0),
             # Identity only: a compressed message can inflate a thousandfold.

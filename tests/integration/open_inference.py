@@ -1,0 +1,133 @@
+"""Open Inference requests from arrays, and arrays from replies."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.inference import open_inference_pb2_grpc
+
+from tests.integration.serving import Stubs
+
+DATATYPES = {
+    "bool": "BOOL",
+    "uint8": "UINT8",
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+}
+_NUMPY = {datatype: dtype for dtype, datatype in DATATYPES.items()}
+
+CONTENTS = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+}
+
+
+def stub(stubs: Stubs) -> open_inference_pb2_grpc.GRPCInferenceServiceStub:
+    return open_inference_pb2_grpc.GRPCInferenceServiceStub(stubs.channel)
+
+
+def parameter(value: bool | int | float | str) -> pb.InferParameter:
+    kinds = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
+    return pb.InferParameter(**{kinds[type(value)]: value})
+
+
+def parameters(values: Mapping[str, Any]) -> dict[str, pb.InferParameter]:
+    return {n: v if isinstance(v, pb.InferParameter) else parameter(v) for n, v in values.items()}
+
+
+def tensor(name: str, array: np.ndarray) -> pb.ModelInferRequest.InferInputTensor:
+    return pb.ModelInferRequest.InferInputTensor(name=name, datatype=DATATYPES[array.dtype.name], shape=array.shape)
+
+
+def request(model: str, *, typed: bool = False, given: Mapping[str, Any] | None = None, **arrays: np.ndarray) -> Any:
+    """One input per array, raw or typed. `given` are the request's parameters."""
+    message = pb.ModelInferRequest(model_name=model, parameters=parameters(given or {}))
+    for name, array in arrays.items():
+        added = tensor(name, array)
+        if typed:
+            getattr(added.contents, CONTENTS[added.datatype]).extend(array.ravel().tolist())
+        else:
+            message.raw_input_contents.append(array.tobytes())
+        message.inputs.append(added)
+    return message
+
+
+def images(array: np.ndarray, model: str = "digits", **options: Any) -> pb.ModelInferRequest:
+    return request(model, image=array, **options)
+
+
+def length_prefixed(*elements: bytes) -> bytes:
+    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
+
+
+def files(*encoded: bytes, model: str = "digits", raw: bool = True, column: bool = True) -> pb.ModelInferRequest:
+    """Encoded images as a BYTES tensor of shape [N, 1], or [N]."""
+    message = pb.ModelInferRequest(model_name=model)
+    shape = (len(encoded), 1) if column else (len(encoded),)
+    image = message.inputs.add(name="image", datatype="BYTES", shape=shape)
+    if raw:
+        message.raw_input_contents.append(length_prefixed(*encoded))
+    else:
+        image.contents.bytes_contents.extend(encoded)
+    return message
+
+
+def asking_for(message: pb.ModelInferRequest, *outputs: str, **given: Any) -> pb.ModelInferRequest:
+    """`message` with these requested outputs, each with the parameters `given`."""
+    for name in outputs:
+        message.outputs.add(name=name, parameters=parameters(given))
+    return message
+
+
+def arrays(response: pb.ModelInferResponse) -> dict[str, np.ndarray]:
+    """Every output; those of BYTES as an object array of bytes."""
+    assert len(response.raw_output_contents) == len(response.outputs)
+    return {
+        output.name: _array(output, raw)
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+    }
+
+
+def _array(output: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> np.ndarray:
+    if output.datatype != "BYTES":
+        return np.frombuffer(raw, np.dtype(_NUMPY[output.datatype]).newbyteorder("<")).reshape(output.shape)
+    elements = []
+    while raw:
+        (length,) = struct.unpack_from("<I", raw)
+        elements.append(raw[4 : 4 + length])
+        assert len(elements[-1]) == length
+        raw = raw[4 + length :]
+    found = np.empty(len(elements), object)
+    found[:] = elements
+    return found.reshape(output.shape)
+
+
+def shapes(tensors: Sequence[Any]) -> dict[str, list[int]]:
+    return {t.name: list(t.shape) for t in tensors}
+
+
+UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+NOT_FOUND = grpc.StatusCode.NOT_FOUND
