@@ -11,39 +11,46 @@ from rafaga.bundle import Precision
 from rich.console import Console
 
 from export.evidence import Sources
+from export.labels import Labels, LabelsInvalid, read_labels
+from export.own import OwnModel, OwnModelInvalid, numbers_of, own_entry, size_of, strides_of
 from export.precisions import MAX_ACCURACY_DROP
 from export.progress import shown
 from export.publish import Published, Wanted, publish
 from export.show import Outcome, catalogue_table, new_console, outcome_table
 from export.verify import ProofFailed
-from models.entry import Entry
-from models.loading import WeightsError
+from models.entry import Entry, Task
+from models.loading import AUTO, RANDOM, WeightsError
 from models.zoo import catalogue
 
 # What may be wrong with one model while the others are fine.
-FAILURES = (WeightsError, ProofFailed, FileExistsError)
+FAILURES = (WeightsError, ProofFailed, FileExistsError, LabelsInvalid, OwnModelInvalid)
 
 
 def run(arguments: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     console = new_console()
-    entries = catalogue()
     if options.list:
-        console.print(catalogue_table(entries.values()))
+        console.print(catalogue_table(catalogue().values()))
         return 0
-    unknown = [name for name in options.names if name not in entries]
-    if unknown:
-        parser.error(f"unknown model {', '.join(unknown)}; there are {', '.join(entries)}")
-    if bool(options.names) == options.all:
-        parser.error("name the models to export, or give --all; --list shows them")
-    chosen = list(entries.values()) if options.all else [entries[name] for name in options.names]
-    if len(chosen) > 1 and options.weights not in ("auto", "random"):
+    try:
+        labels = read_labels(options.labels) if options.labels else None
+        chosen = [own_entry(_own(options, labels))] if options.factory else _chosen(options)
+    except (OwnModelInvalid, LabelsInvalid, OSError, ValueError) as error:
+        parser.error(str(error))
+    if len(chosen) > 1 and options.weights not in (AUTO, RANDOM):
         parser.error("--weights FILE is for one model")
     wanted = Wanted(
         options.output, options.weights, options.version, options.precisions, options.max_accuracy_drop / 100
     )
-    sources = Sources(data=options.data, samples=options.samples, seed=options.seed)
+    sources = Sources(
+        data=options.data,
+        eval_images=options.eval_images,
+        calibration_images=options.calibration_images,
+        labels=labels,
+        samples=options.samples,
+        seed=options.seed,
+    )
     outcomes = [export_one(entry, wanted, sources, console) for entry in chosen]
     console.print(outcome_table(outcomes))
     failed = [outcome.name for outcome in outcomes if outcome.failure]
@@ -70,6 +77,35 @@ def export_one(entry: Entry, wanted: Wanted, sources: Sources, console: Console)
     return Outcome(entry.name, published, failure, seconds)
 
 
+def _chosen(options: argparse.Namespace) -> list[Entry]:
+    """Models of the catalogue. Raises ValueError."""
+    entries = catalogue()
+    unknown = [name for name in options.names if name not in entries]
+    if unknown:
+        raise ValueError(f"unknown model {', '.join(unknown)}; there are {', '.join(entries)}")
+    if bool(options.names) == options.all:
+        raise ValueError("name the models to export, or give --all, or --factory; --list shows the catalogue")
+    return list(entries.values()) if options.all else [entries[name] for name in options.names]
+
+
+def _own(options: argparse.Namespace, labels: Labels | None) -> OwnModel:
+    if options.names or options.all or not options.name:
+        raise OwnModelInvalid("--factory needs --name, and no model of the catalogue beside it")
+    return OwnModel(
+        factory=options.factory,
+        name=options.name,
+        task=Task(options.task),
+        size=options.input_size,
+        channels=options.channels,
+        mean=options.mean,
+        std=options.std,
+        resize_shorter=options.resize_shorter,
+        labels=labels,
+        strides=options.maps,
+        dataset=options.dataset,
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m export",
@@ -81,34 +117,70 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="print the catalogue and stop")
     parser.add_argument(
         "--weights",
-        default="auto",
+        default=AUTO,
         metavar="auto|random|FILE",
         help="auto: the model's own; random: untrained, for load tests; or a safetensors or torch state dict",
     )
     parser.add_argument("--output", type=Path, default=Path("repository"), metavar="DIR", help="default: repository")
     parser.add_argument("--version", type=_positive, metavar="N", help="default: the next free number")
-    parser.add_argument(
+    parser.add_argument("--seed", type=int, default=0, help="of random weights and of the inputs chosen for the proofs")
+    _add_measuring(parser.add_argument_group("measuring and variants"))
+    _add_own(parser.add_argument_group("your own model"))
+    return parser
+
+
+def _add_measuring(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--data", type=Path, metavar="DIR", help="a copy of the data sets; default: RAFAGA_DATA, the cache, a download"
     )
-    parser.add_argument(
+    group.add_argument(
+        "--eval-images",
+        type=Path,
+        metavar="DIR",
+        help="labelled photos, <class>/photo.jpg or <class>_photo.jpg, to measure accuracy on",
+    )
+    group.add_argument(
+        "--calibration-images",
+        type=Path,
+        metavar="DIR",
+        help="photos to calibrate int8 with, never measured on; default: every eighth of --eval-images",
+    )
+    group.add_argument(
         "--samples", type=_positive, metavar="N", help="how many held-out samples to measure accuracy on; default: all"
     )
-    parser.add_argument(
+    group.add_argument(
         "--precisions",
         type=_precisions,
         default=tuple(Precision),
         metavar="fp32,fp16,int8",
         help="which files to publish; default: all, and fp32 alone for recurrent models",
     )
-    parser.add_argument(
+    group.add_argument(
         "--max-accuracy-drop",
         type=float,
         default=100 * MAX_ACCURACY_DROP,
         metavar="POINTS",
         help="top-1 that a variant may lose and still be chosen by the server; default: 0.5",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of random weights and of the inputs chosen for the proofs")
-    return parser
+
+
+def _add_own(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--factory", metavar="MODULE:FUNCTION", help="called without arguments, returns an nn.Module")
+    group.add_argument("--name", help="of the published model")
+    group.add_argument("--task", choices=(Task.CLASSIFICATION, Task.FEATURES), default=Task.CLASSIFICATION)
+    group.add_argument("--input-size", type=size_of, metavar="N|HxW|any", help="any: backbones alone", default=None)
+    group.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 grey, 3 RGB; default: 3")
+    group.add_argument("--mean", type=numbers_of, metavar="R,G,B", help="of pixels in 0..1; default: ImageNet's")
+    group.add_argument("--std", type=numbers_of, metavar="R,G,B", help="of pixels in 0..1; default: ImageNet's")
+    group.add_argument(
+        "--resize-shorter",
+        type=_positive,
+        metavar="N",
+        help="resize the shorter side to N, then crop the centre; default: resize to --input-size as it is",
+    )
+    group.add_argument("--labels", type=Path, metavar="FILE", help="one class a line in the order of the outputs")
+    group.add_argument("--maps", type=strides_of, metavar="NAME:STRIDE,...", help="outputs of a backbone, in order")
+    group.add_argument("--dataset", default="unknown", help="what it was trained on, for the record")
 
 
 def _precisions(text: str) -> tuple[Precision, ...]:
