@@ -42,10 +42,10 @@ BAD: dict[str, Bad] = {
         classify_pixels(DIGIT.astype(np.float32).tobytes(), 1, 28, 28, 1), INVALID, "INVALID_TENSOR", "got 3136"
     ),
     "too few bytes": Bad(classify_pixels(bytes(783), 1, 28, 28, 1), INVALID, "INVALID_TENSOR", "expected 784 bytes"),
-    "no images": Bad(classify_pixels(b"", 0, 28, 28, 1), INVALID, "INVALID_TENSOR", "1 to 1024 images"),
+    "no images": Bad(classify_pixels(b"", 0, 28, 28, 1), INVALID, "INVALID_TENSOR", "expected 1 to 1024"),
     "huge declared batch": Bad(classify_pixels(b"", 2**32 - 1, 28, 28, 1), INVALID, "INVALID_TENSOR", "got 4294967295"),
     "too many images": Bad(classify_pixels(bytes(1025 * 784), 1025, 28, 28, 1), INVALID, "INVALID_TENSOR", "got 1025"),
-    "no encoded images": Bad(messages.classify_files(), INVALID, "INVALID_TENSOR", "1 to 1024 images"),
+    "no encoded images": Bad(messages.classify_files(), INVALID, "INVALID_TENSOR", "expected 1 to 1024"),
     "too many encoded images": Bad(messages.classify_files(*[b"x"] * 1025), INVALID, "INVALID_TENSOR", "got 1025"),
     "neither pixels nor encoded": Bad(
         vision_pb2.ClassifyRequest(model="digits"), INVALID, "INVALID_REQUEST", "either `encoded` or `pixels`"
