@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from export.arrays import Array, Arrays
 from export.samples import ImageSet
 from export.verify import run
 from models.entry import SeriesInput
-from models.training.forecast_eval import baselines, evaluate, held_out
+from models.training.forecast_eval import evaluate, held_out, seasonal_naive
 
 Advance = Callable[[int, int], None]  # how many of how many are done
 
@@ -57,13 +59,36 @@ def feature_similarity(session: ort.InferenceSession, inputs: Arrays, reference:
 
 
 def forecast(session: ort.InferenceSession, series: Array, shape: SeriesInput, dataset: str) -> tuple[Metric, ...]:
-    """MASE, pinball loss and interval coverage by rolling origin, with the baselines on the same origins."""
+    """MASE, pinball loss and interval coverage by rolling origin, and the seasonal-naive MASE on the same origins."""
 
     def quantiles(history: Array, length: NDArray[np.int64]) -> Array:
         return run(session, {"history": history, "length": length})["quantiles"]
 
     origins = held_out(series, shape)
-    return (*evaluate(origins, shape, quantiles, dataset), *baselines(origins, shape, dataset))
+    naive = float(np.abs(origins.future - seasonal_naive(origins, shape)).mean()) / origins.scale
+    return (
+        *evaluate(origins, shape, quantiles, dataset),
+        Metric(name="mase_seasonal_naive", value=naive, dataset=dataset, samples=len(origins.length)),
+    )
+
+
+def recorded_baseline(weights: Path, measured: tuple[Metric, ...]) -> tuple[Metric, ...]:
+    """`mase_holt_winters` as training noted it beside the weights, where it was taken on the same origins.
+
+    Fitting that model anew at every origin takes a minute, and its outcome does not depend on the network.
+    """
+    record = weights.with_suffix(".json")
+    if not record.is_file():
+        return ()
+    noted = msgspec.json.decode(record.read_bytes(), type=_Record).metrics
+    same = {(metric.dataset, metric.samples) for metric in measured}
+    return tuple(m for m in noted if m.name == "mase_holt_winters" and (m.dataset, m.samples) in same)
+
+
+class _Record(msgspec.Struct):
+    """The part of a training record that is read here."""
+
+    metrics: tuple[Metric, ...]
 
 
 def top1(metrics: tuple[Metric, ...]) -> float | None:

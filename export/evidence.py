@@ -16,7 +16,7 @@ from export.accuracy import Advance
 from export.arrays import Array, Arrays, rows
 from export.labels import Labels, read_labels
 from export.samples import ImageData
-from models.entry import Corpus, Entry, ImageInput, SeriesInput, Task
+from models.entry import Corpus, Entry, ImageInput, SeriesInput, Shipped, Task
 from models.training.data import ENVIRONMENT, DataUnavailable
 
 PARITY_BATCHES = (1, 2, 5, 8)
@@ -107,7 +107,10 @@ class SeriesEvidence:
     def measure(self, session: ort.InferenceSession, advance: Advance) -> tuple[Metric, ...]:
         if self.series is None:
             return ()
-        return accuracy.forecast(session, self.series, self.shape, f"{self.entry.dataset}, last fifth")
+        measured = accuracy.forecast(session, self.series, self.shape, f"{self.entry.dataset}, last fifth")
+        weights = self.entry.weights
+        baseline = accuracy.recorded_baseline(weights.path, measured) if isinstance(weights, Shipped) else ()
+        return (*measured, *baseline)
 
     def _take(self, count: int, seed: int) -> Arrays:
         return samples.take_histories(self.series, self.shape, count, self.sources.seed + seed)

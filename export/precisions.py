@@ -19,6 +19,7 @@ from export import verify
 from export.accuracy import top1
 from export.evidence import ImageEvidence
 from export.progress import Steps
+from export.speed import speedup
 from export.variants import Calibrated, calibrated, to_fp16
 from export.verify import Case, open_session
 
@@ -103,6 +104,7 @@ class Judge:
             # NaN, a loss that nobody measured, is not within any limit.
             default_eligible=trial.drop_from(self.baseline) <= self.max_accuracy_drop,
             float_layers=trial.float_layers,
+            cpu_speedup=round(speedup(self.fp32, trial.path, self.cases[-1].inputs), 2),
         )
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rafaga.bundle import Metric
+from rafaga.bundle import Metric, Variant
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from export.verify import Verdict
@@ -62,13 +63,14 @@ def outcome_table(outcomes: Iterable[Outcome]) -> Table:
     table.add_column("name", no_wrap=True)
     table.add_column("version", justify="right")
     table.add_column("precision")
-    for column in ("MB", "parity", "seconds"):
+    for column in ("MB", "parity", "CPU speed", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
     for column in ("accuracy", "trained"):
         table.add_column(column)
     for outcome in outcomes:
         if outcome.published is None:
-            table.add_row(outcome.name, "–", "–", "–", "–", f"{outcome.seconds:.1f}", outcome.failure, style="red")
+            failed = ("–",) * 5
+            table.add_row(outcome.name, *failed, f"{outcome.seconds:.1f}", escape(outcome.failure), style="red")
             continue
         bundle, folder = outcome.published.bundle, outcome.published.folder
         for variant in bundle.variants:
@@ -78,8 +80,9 @@ def outcome_table(outcomes: Iterable[Outcome]) -> Table:
                 variant.precision,
                 f"{(folder / variant.file).stat().st_size / 1e6:.1f}",
                 f"{variant.parity.max_relative_error:.1e}",
+                f"{variant.cpu_speedup:.2f}×" if variant.cpu_speedup else "1",
                 f"{outcome.seconds:.1f}",
-                _figures(variant.metrics) or outcome.published.note or "–",
+                _accuracy(outcome.published, variant),
                 "yes" if bundle.weights.trained else "[yellow]no, random[/yellow]",
             )
     return table
@@ -93,13 +96,23 @@ def show_verdicts(verdicts: Iterable[Verdict]) -> None:
             verdict.variant or "–",
             "–" if verdict.golden_error is None else f"{verdict.golden_error:.1e}",
             "–" if verdict.tolerance is None else f"{verdict.tolerance:.0e}",
-            f"[red]{verdict.fault}[/red]" if verdict.fault else "[green]right[/green]",
+            f"[red]{escape(verdict.fault)}[/red]" if verdict.fault else "[green]right[/green]",
         )
     new_console().print(table)
 
 
+def _accuracy(published: Published, variant: Variant) -> str:
+    """Measured figures, or why there are none, and what keeps the server from choosing this variant by itself."""
+    figures = _figures(variant.metrics)
+    if not figures:
+        return f"[yellow]not measured: {escape(published.note)}[/yellow]" if published.note else "–"
+    if variant.float_layers:
+        figures += f", {len(variant.float_layers)} layers in float"
+    return figures if variant.default_eligible else f"{figures} [yellow](only on request: loses too much)[/yellow]"
+
+
 def _figures(metrics: Iterable[Metric]) -> str:
     """The figures that a model is judged by; the others are in bundle.json."""
-    percent = [f"{m.name} {100 * m.value:.2f} % of {m.samples}" for m in metrics if m.name in ("top1", "top5")]
+    percent = [f"{m.name} {100 * m.value:.2f} % of {m.samples}" for m in metrics if m.name == "top1"]
     plain = [f"{m.name} {m.value:.3f}" for m in metrics if m.name in ("mase", "mase_seasonal_naive")]
     return ", ".join(percent + plain)

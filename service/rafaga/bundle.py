@@ -119,6 +119,7 @@ class Variant(Frozen, frozen=True):
 
     A variant that lost more accuracy than allowed, or whose loss is unknown, is kept but not `default_eligible`.
     `float_layers` names the nodes of an int8 file that stay in float because quantising them costs too much.
+    `cpu_speedup` is its throughput over the fp32 file's on one thread of the processor that exported it; 0 unmeasured.
     """
 
     precision: Precision
@@ -127,6 +128,7 @@ class Variant(Frozen, frozen=True):
     metrics: tuple[Metric, ...] = ()
     default_eligible: bool = True
     float_layers: tuple[str, ...] = ()
+    cpu_speedup: float = 0.0
 
     @property
     def golden_tolerance(self) -> float:
