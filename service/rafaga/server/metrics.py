@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -115,9 +116,11 @@ class MethodMetrics:
 
 @dataclass
 class Statistics:
-    """Running totals of one model, in the terms of Triton's statistics extension. Written by the engine's thread.
+    """Running totals of one model, in the terms of Triton's statistics extension. The engine's thread writes all but
+    `failed`.
 
-    requests, queue_s and inference_s count every request once; executions, by the rows of the batch, count runs.
+    requests, queue_s and inference_s count every answered request once, failed those that the engine failed on or that
+    were too late; executions, by the rows of the batch, count runs.
     """
 
     requests: int = 0
@@ -153,18 +156,20 @@ class ModelMetrics:
         self._dropped = dropped
         self._queues = queues
         self.statistics = Statistics()
+        self._lock = threading.Lock()
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """`depth` is asked at every scrape."""
         self._queues.depths[self._name] = depth
 
-    def batch_done(self, rows: int, inference_s: float, queue_s: Sequence[float]) -> None:
-        """`queue_s`: of every request whose first rows were in the batch."""
+    def batch_done(self, rows: int, inference_s: float, queue_s: Sequence[float], earlier_s: float = 0.0) -> None:
+        """`queue_s`: of every request that this batch completes. `earlier_s`: what their other parts took in earlier
+        batches, all together."""
         totals = self.statistics
         totals.requests += len(queue_s)
         totals.rows += rows
         totals.queue_s += sum(queue_s)
-        totals.inference_s += inference_s * len(queue_s)
+        totals.inference_s += inference_s * len(queue_s) + earlier_s
         totals.last_unix_s = time.time()
         runs, seconds = totals.executions.get(rows, (0, 0.0))
         totals.executions[rows] = (runs + 1, seconds + inference_s)
@@ -177,12 +182,18 @@ class ModelMetrics:
         self._preprocess_seconds.observe(seconds)
 
     def engine_failed(self) -> None:
-        self.statistics.failed += 1
+        self._failed(1)
         self._failures.inc()
 
     def dropped(self, cause: str, jobs: int) -> None:
         """cause: "deadline" or "cancelled"."""
+        if cause == "deadline":
+            self._failed(jobs)
         self._dropped.labels(self._name, cause).inc(jobs)
+
+    def _failed(self, jobs: int) -> None:
+        with self._lock:  # callers that are late cancel in threads of their own
+            self.statistics.failed += jobs
 
 
 class _Queues(Collector):

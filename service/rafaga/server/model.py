@@ -148,13 +148,13 @@ class ServedModel:
         if seconds is None:
             self._run_in_halves(batch.parts)
         else:
-            self.metrics.batch_done(batch.rows, seconds, [p.job.queue_s for p in batch.parts if not p.start])
             self._deliver(batch.parts, outputs, seconds, batch.rows)
 
     def _run_in_halves(self, parts: Sequence[Part]) -> None:
         """Isolates the part that makes the engine fail: it fails alone, the others are answered."""
         if len(parts) == 1:
-            self.metrics.engine_failed()
+            if not parts[0].job.finished:
+                self.metrics.engine_failed()
             parts[0].job.fail(EngineFailure("the model failed on this input; other requests are not affected"))
             return
         middle = len(parts) // 2
@@ -169,6 +169,9 @@ class ServedModel:
                 self._deliver(half, outputs, time.perf_counter() - start, rows)
 
     def _deliver(self, parts: Sequence[Part], outputs: Arrays, seconds: float, rows: int) -> None:
+        # Booked first: whoever has an answer finds it in the statistics.
+        done = [p.job for p in parts if p.stop == p.job.rows and not p.job.finished]
+        self.metrics.batch_done(rows, seconds, [j.queue_s for j in done], sum(j.inference_s for j in done))
         at = 0
         for job, start, stop in parts:
             end = at + stop - start

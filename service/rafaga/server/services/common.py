@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -36,10 +36,11 @@ def submit(
     model: ServedModel,
     inputs: Arrays,
     reply: Callable[[Arrays, JobTiming], Message],
-    key: Hashable = None,
-    cost: float = 1.0,
 ) -> None:
     """Queues `inputs` and answers `call` with what `reply` makes of the outputs. Raises Refused errors."""
+    # Series of any length share a batch, everything else only with its like: whichever service it came through.
+    key = None if model.bundle.forecast is not None else tuple(a.shape[1:] for a in inputs)
+    cost = inputs[0][0].size / model.reference_size
 
     def succeed(outputs: Arrays, timing: JobTiming) -> None:
         call.served = (model.bundle.name, timing)

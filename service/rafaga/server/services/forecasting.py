@@ -37,8 +37,7 @@ class Forecasting:
         # The model looks no further back than max_history.
         history = history[-spec.max_history :]
         inputs = (history[np.newaxis], np.array([len(history)], dtype=np.int64))
-        cost = len(history) / model.reference_size
-        submit(call, model, inputs, lambda out, timing: _reply(model, spec, out, timing, horizon), None, cost)
+        submit(call, model, inputs, lambda out, timing: _reply(model, spec, out, timing, horizon))
 
 
 def _reply(

@@ -161,14 +161,11 @@ class OpenInference:
         rows: Arrays,
     ) -> None:
         identity = request.id
-        # Series of any length share a batch; images only with their like.
-        key = None if model.bundle.forecast is not None else tuple(a.shape[1:] for a in rows)
-        cost = rows[0][0].size / model.reference_size
 
         def reply(outputs: Arrays, timing: JobTiming) -> pb.ModelInferResponse:
             return response(model, identity, wanted, outputs)
 
-        submit(call, model, rows, reply, key, cost)
+        submit(call, model, rows, reply)
 
 
 def _reply(call: Call, message: Message) -> None:

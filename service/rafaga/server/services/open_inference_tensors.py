@@ -113,9 +113,7 @@ def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLim
     limits.check_rows(rows)
     if model.bundle.image is not None:
         limits.check_free_size(model.bundle.image, *arrays[0].shape[1:3])
-    if series is not None:
-        _check_series(arrays, series)
-    return tuple(arrays)
+    return tuple(arrays) if series is None else _series(arrays, series)
 
 
 def _raw_contents(request: pb.ModelInferRequest) -> Sequence[bytes]:
@@ -165,7 +163,8 @@ def _array(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, spe
     return array.reshape(sizes)
 
 
-def _check_series(arrays: Sequence[NDArray[np.generic]], spec: ForecastSpec) -> None:
+def _series(arrays: Sequence[NDArray[np.generic]], spec: ForecastSpec) -> Arrays:
+    """Whatever stands behind a series' end is replaced by the zeros that the model was made for."""
     history, length = arrays
     if history.shape[1] > spec.max_history:
         raise InvalidTensor(f"expected at most {spec.max_history} observations, got {history.shape[1]}")
@@ -174,8 +173,12 @@ def _check_series(arrays: Sequence[NDArray[np.generic]], spec: ForecastSpec) -> 
         raise InvalidTensor(
             f"expected lengths from {spec.min_history} to {history.shape[1]}, as many as given; got {low} to {high}"
         )
+    if low < history.shape[1]:
+        padding = np.less_equal.outer(length, np.arange(history.shape[1]))
+        history = np.where(padding, history.dtype.type(0), history)
     if not np.isfinite(history).all():
         raise InvalidTensor("expected finite numbers in the history: fill the gaps first")
+    return history, length
 
 
 def bytes_input(request: pb.ModelInferRequest, model: ServedModel) -> list[bytes]:

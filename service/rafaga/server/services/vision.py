@@ -72,20 +72,11 @@ class Vision:
     def _submit(
         self, call: Call, request: Request, model: ServedModel, rows: NDArray[np.uint8], preprocess_s: float
     ) -> None:
-        size = rows.shape[1:3]
-        cost = rows[0].size / model.reference_size
         if isinstance(request, pb.ClassifyRequest):
             top_k = request.top_k or _DEFAULT_TOP_K
-            submit(
-                call,
-                model,
-                (rows,),
-                lambda out, timing: _classified(model, out, timing, preprocess_s, top_k),
-                size,
-                cost,
-            )
+            submit(call, model, (rows,), lambda out, timing: _classified(model, out, timing, preprocess_s, top_k))
         else:
-            submit(call, model, (rows,), lambda out, timing: _featured(model, out, timing, preprocess_s), size, cost)
+            submit(call, model, (rows,), lambda out, timing: _featured(model, out, timing, preprocess_s))
 
 
 def _preparation(model: ServedModel) -> ImagePreparation:

@@ -1,0 +1,368 @@
+"""ModelStreamInfer: every message a call of its own, on one stream."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.server.services.open_inference_stream import MAX_STREAMS, WINDOW
+
+from tests import bundles
+from tests.integration import messages
+from tests.integration import open_inference as oip
+from tests.integration.serving import PATIENCE_S, Served, Stubs, eventually, refusal_of, wait_for_queue
+from tests.integration.valve import Valve
+
+DIGIT = messages.random_digits(0)
+GRPC_ERRORS = (("triton_grpc_error", "true"),)
+UNHURRIED = {"max_queue_wait_ms": 600_000}
+
+
+class Conversation:
+    """A stream that a test writes to and reads from."""
+
+    def __init__(self, stubs: Stubs, **options: Any) -> None:
+        self._requests: queue.SimpleQueue[pb.ModelInferRequest | None] = queue.SimpleQueue()
+        options = {"timeout": PATIENCE_S} | options
+        self.call = oip.stub(stubs).ModelStreamInfer(iter(self._requests.get, None), **options)
+
+    def send(self, request: pb.ModelInferRequest, identity: str = "") -> None:
+        request.id = identity
+        self._requests.put(request)
+
+    def half_close(self) -> None:
+        self._requests.put(None)
+
+    def __next__(self) -> pb.ModelStreamInferResponse:
+        return next(self.call)
+
+    def rest(self) -> list[pb.ModelStreamInferResponse]:
+        """Closes the sending side and takes what is left to be answered."""
+        self.half_close()
+        return list(self.call)
+
+
+@pytest.fixture
+def talk() -> Iterator[Callable[..., Conversation]]:
+    conversations: list[Conversation] = []
+
+    def begin(*arguments: Any, **options: Any) -> Conversation:
+        conversations.append(Conversation(*arguments, **options))
+        return conversations[-1]
+
+    yield begin
+    for conversation in conversations:
+        conversation.call.cancel()
+        conversation.half_close()
+
+
+def digits(number: int) -> np.ndarray:
+    return messages.random_digits(number, 1 + number % 3)
+
+
+def assert_answers(number: int, response: pb.ModelStreamInferResponse) -> None:
+    assert response.error_message == ""
+    found = oip.arrays(response.infer_response)["probabilities"]
+    np.testing.assert_allclose(found, bundles.classify(digits(number)), atol=1e-5)
+
+
+def test_many_messages_are_answered_each_under_its_id(server: Served, talk: Callable[..., Conversation]) -> None:
+    stream = talk(server)
+    for number in range(600):
+        stream.send(oip.images(digits(number)), str(number))
+    stream.half_close()
+    answered = set()
+    for response in stream.call:
+        answered.add(int(response.infer_response.id))
+        assert response.infer_response.parameters["triton_final_response"].bool_param
+        assert_answers(int(response.infer_response.id), response)
+    assert answered == set(range(600))
+
+
+def test_a_message_is_answered_while_the_stream_stays_open(server: Served, talk: Callable[..., Conversation]) -> None:
+    stream = talk(server)
+    for number in range(3):
+        stream.send(oip.images(digits(number)), str(number))
+        assert_answers(number, next(stream))
+    history = messages.random_history(0, 12)[np.newaxis]
+    stream.send(oip.request("series", history=history), "another model")
+    response = next(stream).infer_response
+    assert (response.id, response.model_name) == ("another model", "series")
+    assert stream.rest() == []
+
+
+def test_encoded_images_and_chosen_outputs_work_as_in_a_call_of_their_own(
+    server: Served, talk: Callable[..., Conversation]
+) -> None:
+    stream = talk(server)
+    stream.send(oip.files(*[messages.png(image[:, :, 0]) for image in digits(2)]))
+    assert_answers(2, next(stream))
+    stream.send(oip.asking_for(oip.images(digits(2)), "probabilities", classification=1))
+    found = oip.arrays(next(stream).infer_response)["probabilities"]
+    assert [element.split(b":")[1] for element in found[:, 0]] == [
+        str(best).encode() for best in bundles.classify(digits(2)).argmax(1)
+    ]
+    request = oip.images(digits(1), given={"triton_enable_empty_final_response": True})
+    stream.send(request)
+    assert_answers(1, next(stream))
+    assert stream.rest() == []  # no empty final response: there is exactly one answer to each request
+
+
+def test_an_error_is_a_message_with_the_id_of_its_request(server: Served, talk: Callable[..., Conversation]) -> None:
+    bad = {
+        "unknown": (oip.images(DIGIT, "nobody"), "no model 'nobody'"),
+        "shape": (oip.images(DIGIT[:, 1:]), "got [1, 27, 28, 1]"),
+        "image": (oip.files(b"what"), "JPEG or PNG"),
+        "sequence": (oip.images(DIGIT, given={"sequence_id": 1}), "without sequence_id"),
+        "engine": (oip.images(np.full((1, 1, 1, 1), 200, np.uint8), "fragile"), "the model failed on this input"),
+    }
+    stream = talk(server)
+    for identity, (request, _) in bad.items():
+        stream.send(request, identity)
+        stream.send(oip.images(digits(1)), f"after {identity}")
+    responses = {response.infer_response.id: response for response in stream.rest()}
+    assert len(responses) == 2 * len(bad)
+    for identity, (_, says) in bad.items():
+        assert says in responses[identity].error_message
+        assert not responses[identity].infer_response.outputs
+        assert_answers(1, responses[f"after {identity}"])
+    assert stream.call.code() is grpc.StatusCode.OK
+
+
+def test_bytes_that_are_no_protobuf_are_an_error_like_others(server: Served) -> None:
+    method = server.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    requests = (b"\xff" * 20, oip.images(digits(1)).SerializeToString())
+    responses = [pb.ModelStreamInferResponse.FromString(r) for r in method(iter(requests), timeout=PATIENCE_S)]
+    responses.sort(key=lambda response: response.error_message)
+    assert_answers(1, responses[0])
+    assert "expected a serialised inference.ModelInferRequest" in responses[1].error_message
+
+
+def test_a_client_may_ask_for_errors_as_status(server: Served, talk: Callable[..., Conversation]) -> None:
+    stream = talk(server, metadata=GRPC_ERRORS)
+    stream.send(oip.images(digits(1)))
+    assert_answers(1, next(stream))
+    stream.send(oip.images(DIGIT, "nobody"), "x")
+    with pytest.raises(grpc.RpcError) as failed:
+        next(stream)
+    refused = refusal_of(failed.value)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+    assert "no model 'nobody'" in refused.message
+
+
+def test_an_error_as_status_drops_what_else_was_asked(
+    serve: Callable[..., Served], valve: Valve, talk: Callable[..., Conversation]
+) -> None:
+    served = serve(**UNHURRIED)
+    with valve.closed():
+        stream = talk(served, metadata=GRPC_ERRORS)
+        stream.send(oip.images(DIGIT))
+        valve.wait_for_engine()
+        stream.send(oip.images(messages.random_digits(1, 7)))
+        wait_for_queue(served, "digits", 7)
+        stream.send(oip.images(DIGIT, "nobody"))
+        with pytest.raises(grpc.RpcError):
+            next(stream)
+        eventually(lambda: served.in_flight == 0, "the stream's calls ended")
+    assert_serves(served)
+    assert 7 not in valve.runs
+
+
+def assert_serves(served: Served) -> None:
+    response = oip.stub(served).ModelInfer(oip.images(DIGIT), timeout=PATIENCE_S)
+    np.testing.assert_allclose(oip.arrays(response)["probabilities"], bundles.classify(DIGIT), atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["cancel", "close"])
+def test_a_client_that_goes_away_leaves_nothing_behind(serve: Callable[..., Served], valve: Valve, way: str) -> None:
+    """1. One message runs, others are queued. 2. The client cancels or hangs up. 3. What was queued is not computed."""
+    served = serve(**UNHURRIED)
+    with valve.closed():
+        with served.another_connection() as connection:
+            stream = Conversation(connection)
+            stream.send(oip.images(DIGIT))
+            valve.wait_for_engine()
+            for number in range(20):
+                stream.send(oip.images(messages.random_digits(number, 7)))
+            wait_for_queue(served, "digits", 140)
+            if way == "cancel":
+                stream.call.cancel()
+                eventually(lambda: served.in_flight == 0, "the stream's calls ended")
+        stream.half_close()
+        eventually(lambda: served.in_flight == 0, "the stream's calls ended")
+        wait_for_queue(served, "digits", 0)
+    assert_serves(served)
+    assert set(valve.runs) == {1}
+    eventually(lambda: not stream_threads(), "the reader ended")
+
+
+def stream_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "stream"]
+
+
+def test_clients_that_come_and_go_leave_nothing_behind(serve: Callable[..., Served]) -> None:
+    served = serve()
+
+    def come_and_go(number: int) -> None:
+        stream = Conversation(served)
+        for n in range(number % 7):
+            stream.send(oip.images(digits(n)))
+        if number % 2:
+            time.sleep(0.001 * (number % 5))
+        stream.call.cancel()
+        stream.half_close()
+
+    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    eventually(lambda: served.in_flight == 0, "every call ended")
+    eventually(lambda: not stream_threads(), "every reader ended")
+    assert_serves(served)
+
+
+def test_the_deadline_of_a_stream_is_that_of_its_messages(
+    serve: Callable[..., Served], valve: Valve, talk: Callable[..., Conversation]
+) -> None:
+    served = serve(**UNHURRIED)
+    with valve.closed():
+        stream = talk(served, timeout=2.0)
+        stream.send(oip.images(DIGIT))
+        valve.wait_for_engine()
+        stream.send(oip.images(messages.random_digits(1, 7)))
+        with pytest.raises(grpc.RpcError) as failed:
+            next(stream)
+        assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        eventually(lambda: served.in_flight == 0, "the stream's calls ended")
+    assert_serves(served)
+    assert 7 not in valve.runs
+
+
+def test_a_client_that_only_sends_is_held_back(
+    serve: Callable[..., Served], valve: Valve, talk: Callable[..., Conversation]
+) -> None:
+    """1. The engine is busy. 2. Of 400 messages a window's worth is let in, none is refused. 3. All are answered."""
+    served = serve(**UNHURRIED)
+    with valve.closed():
+        stream = talk(served)
+        for number in range(400):
+            stream.send(oip.images(digits(number)), str(number))
+        eventually(lambda: served.in_flight == WINDOW, "the window is full")
+        assert served.in_flight == WINDOW
+    responses = stream.rest()
+    assert len(responses) == 400
+    for response in responses:
+        assert_answers(int(response.infer_response.id), response)
+
+
+def test_a_client_that_takes_no_answers_is_held_back(
+    serve: Callable[..., Served], talk: Callable[..., Conversation]
+) -> None:
+    """Answers of 768 KiB: what the client does not take fills the window, and the server computes no more."""
+    served = serve()
+    photos = messages.random_photo(0, 512, 512)
+    stream = talk(served)
+    for number in range(WINDOW + 100):
+        stream.send(oip.images(photos, "backbone"), str(number))
+    infer = {"method": "/inference.GRPCInferenceService/ModelInfer"}
+    eventually(lambda: served.metric("rafaga_requests_total", **infer) >= WINDOW, "a window's worth was computed")
+    before = -1.0
+    while (now := served.metric("rafaga_requests_total", **infer)) > before:
+        before = now
+        time.sleep(0.3)
+    assert now < WINDOW + 40  # the window, and what fits into the buffers of the connection
+    responses = stream.rest()
+    assert {int(r.infer_response.id) for r in responses} == set(range(WINDOW + 100))
+
+
+def test_an_oversize_message_ends_its_stream_alone(
+    serve: Callable[..., Served], talk: Callable[..., Conversation]
+) -> None:
+    served = serve(max_request_bytes=10_000)
+    good, bad = talk(served), talk(served)
+    bad.send(oip.images(messages.random_digits(0, 20)))
+    with pytest.raises(grpc.RpcError) as failed:
+        next(bad)
+    assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    good.send(oip.images(digits(2)))
+    assert_answers(2, next(good))
+
+
+def test_streams_beyond_the_limit_are_refused(serve: Callable[..., Served], talk: Callable[..., Conversation]) -> None:
+    served = serve()
+    streams = [talk(served) for _ in range(MAX_STREAMS)]
+    for stream in streams:
+        stream.send(oip.images(digits(1)))
+        assert_answers(1, next(stream))
+    with pytest.raises(grpc.RpcError) as failed:
+        next(talk(served))
+    refused = refusal_of(failed.value)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    assert_serves(served)
+    assert streams[0].rest() == []
+    eventually(lambda: _takes_a_stream(served), "there is room again")
+
+
+def _takes_a_stream(served: Served) -> bool:
+    try:
+        (response,) = oip.stub(served).ModelStreamInfer(iter([oip.images(digits(1))]), timeout=PATIENCE_S)
+    except grpc.RpcError:
+        return False
+    assert_answers(1, response)
+    return True
+
+
+def test_an_idle_stream_does_not_hold_up_the_drain(
+    serve: Callable[..., Served], talk: Callable[..., Conversation]
+) -> None:
+    served = serve()
+    stream = talk(served)
+    stream.send(oip.images(digits(1)))
+    assert_answers(1, next(stream))
+    assert served.server.drain_and_stop()
+    with pytest.raises(grpc.RpcError) as failed:
+        next(stream)
+    refused = refusal_of(failed.value)
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+
+
+def test_what_a_stream_asked_before_the_drain_is_answered(
+    serve: Callable[..., Served], valve: Valve, talk: Callable[..., Conversation]
+) -> None:
+    """1. Messages run and queue. 2. The server drains; a new message is refused. 3. The earlier ones are answered."""
+    served = serve(**UNHURRIED)
+    draining = threading.Thread(target=served.server.drain_and_stop)
+    stream = talk(served)
+    with valve.closed():
+        stream.send(oip.images(digits(0)), "0")
+        valve.wait_for_engine()
+        stream.send(oip.images(digits(2)), "2")
+        wait_for_queue(served, "digits", 3)
+        draining.start()
+        eventually(lambda: served.server._router._draining, "the server drains")
+        stream.send(oip.images(digits(1)), "1")
+        refused = next(stream)
+        assert (refused.infer_response.id, "stopping" in refused.error_message) == ("1", True)
+    assert_answers(0, next(stream))
+    assert_answers(2, next(stream))
+    draining.join(PATIENCE_S)
+    assert not draining.is_alive()
+
+
+def test_a_stream_needs_a_token_where_calls_do(serve: Callable[..., Served], talk: Callable[..., Conversation]) -> None:
+    served = serve(bearer_token_sha256=(hashlib.sha256(b"secret").hexdigest(),))
+    with pytest.raises(grpc.RpcError) as failed:
+        next(talk(served))
+    assert refusal_of(failed.value).code is grpc.StatusCode.UNAUTHENTICATED
+    stream = talk(served, metadata=(("authorization", "Bearer secret"),))
+    stream.send(oip.images(digits(1)))
+    assert_answers(1, next(stream))
