@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from rafaga import Client, RafagaError, Tls
-from rafaga.cli import _commands, _serve
+from rafaga.cli import _commands, _load, _serve
 from rafaga.cli._errors import ExitCode, UsageError, complain, exit_code, sentence
 
 _EPILOG = f"""exit codes:
@@ -30,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["serve"]:
             return _serve.run(_serve_parser(), arguments[1:], os.environ)
+        if arguments[:1] == ["load"]:
+            return _load.run(arguments[1:], os.environ)
         args = _parser(os.environ).parse_args(arguments)
         with _client(args) as client:
             command: Callable[[Namespace, Client], int] = args.command
@@ -54,8 +56,9 @@ def _parser(environ: Mapping[str, str]) -> ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rafaga {metadata.version('rafaga')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    # Only listed here: its options come with the server extra, and `main` takes that way before it parses.
+    # Only listed here: their options come with extras, and `main` takes that way before it parses.
     commands.add_parser("serve", help="serve a model repository", add_help=False)
+    commands.add_parser("load", help="load-test a server", add_help=False)
     connection = _connection(environ)
 
     models = commands.add_parser("models", parents=[connection], help="what the server has")

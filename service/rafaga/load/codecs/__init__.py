@@ -1,0 +1,82 @@
+"""What each protocol says: requests as bytes, and what is in the bytes of a reply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rafaga.load.log import Answer
+
+
+class Wire(StrEnum):
+    """The protocols of `--protocol`."""
+
+    RAFAGA = "rafaga"
+    OPEN_INFERENCE = "open-inference"
+
+
+class Replies(StrEnum):
+    """Kinds of replies, by the message. A name and no object, so that it travels to other processes."""
+
+    CLASSIFY = "classify"
+    FEATURES = "features"
+    FORECAST = "forecast"
+    INFER = "infer"
+
+
+class Reader(Protocol):
+    """Reads one kind of reply."""
+
+    def timing(self, reply: bytes) -> Answer:
+        """Where the server spent its time, as far as the reply tells."""
+
+    def same(self, reply: bytes, reference: bytes) -> bool:
+        """Whether both give the same answer, up to what the order of floating-point sums may change."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One model of a mix: which requests go to which method, how often, and what is expected back.
+
+    references: the reply to each request, taken before the load began.
+    """
+
+    model: str
+    weight: float
+    method: str
+    requests: tuple[bytes, ...]
+    replies: Replies
+    references: tuple[bytes, ...] = ()
+
+
+def reader(replies: Replies) -> Reader:
+    """Imports the protocol that is asked for and no other: a process can hold one definition of `inference` only."""
+    if replies is Replies.INFER:
+        from rafaga.load.codecs.open_inference import InferReader
+
+        return InferReader()
+    from rafaga.load.codecs import rafaga_v1
+
+    return rafaga_v1.READERS[replies]()
+
+
+def close(values: Sequence[NDArray[np.generic]], expected: Sequence[NDArray[np.generic]]) -> bool:
+    """Whether all arrays agree to a thousandth of the largest number expected in each: fp16 has not much more."""
+    return len(values) == len(expected) and all(map(_close, values, expected))
+
+
+def tolerance(expected: NDArray[np.generic]) -> float:
+    return 1e-3 * float(np.abs(expected).max(initial=0.0))
+
+
+def _close(value: NDArray[np.generic], expected: NDArray[np.generic]) -> bool:
+    if value.shape != expected.shape or value.dtype != expected.dtype:
+        return False
+    if value.dtype.kind != "f":
+        return bool((value == expected).all())
+    return bool(np.allclose(value, expected, rtol=0.0, atol=tolerance(expected), equal_nan=True))

@@ -1,0 +1,121 @@
+"""The Open Inference Protocol (KServe v2), of this server and of others: tensors made from the model's own metadata."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rafaga.errors import InvalidRequest, Unsupported
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.load.codecs import Replies, Target, close
+from rafaga.load.connection import Ask
+from rafaga.load.log import Answer
+from rafaga.load.payloads import RANDOM_PAYLOADS, Payloads
+
+_SERVICE = "/inference.GRPCInferenceService"
+_INFER = f"{_SERVICE}/ModelInfer"
+
+_DTYPES = {
+    "BOOL": "bool",
+    "UINT8": "uint8",
+    "UINT16": "uint16",
+    "UINT32": "uint32",
+    "UINT64": "uint64",
+    "INT8": "int8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+}
+
+# The length of a random series, where the metadata leaves it free and tells no limits.
+_SERIES_LENGTH = 64
+
+Tensor = pb.ModelMetadataResponse.TensorMetadata
+Input = tuple[str, str, Sequence[int], bytes]
+"""Name, datatype, shape, contents."""
+
+
+def target(ask: Ask, model: str, weight: float, payloads: Payloads) -> Target:
+    """What is sent to `model`, from its metadata. Raises RafagaError."""
+    reply = ask(f"{_SERVICE}/ModelMetadata", pb.ModelMetadataRequest(name=model).SerializeToString())
+    metadata = pb.ModelMetadataResponse.FromString(reply)
+    requests = tuple(_request(model, inputs) for inputs in _mixed(metadata.inputs, payloads))
+    return Target(model, weight, _INFER, requests, Replies.INFER)
+
+
+def _mixed(tensors: Sequence[Tensor], payloads: Payloads) -> list[list[Input]]:
+    """The inputs of each request of the mix."""
+    first = tensors[0]
+    if payloads.images and len(tensors) == 1 and len(first.shape) == 4:
+        return [[(first.name, "BYTES", [1, 1], struct.pack("<I", len(i)) + i)] for i in payloads.images]
+    if first.datatype == "FP32" and list(first.shape) == [-1, -1]:
+        return [_series(tensors, np.asarray(history, np.float32)) for history in _histories(payloads)]
+    rng = np.random.default_rng(payloads.seed)
+    return [[_random(tensor, payloads, rng) for tensor in tensors] for _ in range(RANDOM_PAYLOADS)]
+
+
+def _histories(payloads: Payloads) -> Sequence[Sequence[float] | NDArray[np.float32]]:
+    return payloads.series or payloads.histories(_SERIES_LENGTH)
+
+
+def _series(tensors: Sequence[Tensor], history: NDArray[np.float32]) -> list[Input]:
+    """One series, and how long it is where the model wants to be told: a forecaster's inputs."""
+    inputs: list[Input] = [(tensors[0].name, "FP32", [1, len(history)], history.tobytes())]
+    for tensor in tensors[1:]:
+        if not tensor.datatype.startswith("INT") or list(tensor.shape) not in ([-1], [-1, 1]):
+            raise Unsupported(f"input {tensor.name}: expected the length of the series beside {tensors[0].name}")
+        length = np.full([1] * len(tensor.shape), len(history), _DTYPES[tensor.datatype])
+        inputs.append((tensor.name, tensor.datatype, length.shape, length.tobytes()))
+    return inputs
+
+
+def _random(tensor: Tensor, payloads: Payloads, rng: np.random.Generator) -> Input:
+    if tensor.datatype not in _DTYPES:
+        raise Unsupported(f"input {tensor.name}: nothing random to send as {tensor.datatype}; give files with --input")
+    dtype = np.dtype(_DTYPES[tensor.datatype])
+    shape = list(tensor.shape)
+    if shape and shape[0] < 0:
+        shape[0] = payloads.rows
+    for axis, size in ((1, payloads.height), (2, payloads.width)) if len(shape) == 4 else ():
+        shape[axis] = size if shape[axis] < 0 else shape[axis]
+    if min(shape, default=1) < 0:
+        raise InvalidRequest(f"input {tensor.name}: {list(tensor.shape)} leaves sizes open that nothing says")
+    if dtype.kind == "f":
+        array = rng.normal(size=shape).astype(dtype)
+    elif dtype == np.uint8:
+        array = rng.integers(0, 256, shape, dtype)
+    else:
+        array = rng.integers(0, 2, shape).astype(dtype)  # whatever it indexes, it has a zeroth and most have a first
+    return tensor.name, tensor.datatype, shape, array.tobytes()
+
+
+def _request(model: str, inputs: Sequence[Input]) -> bytes:
+    request = pb.ModelInferRequest(model_name=model)
+    for name, datatype, shape, contents in inputs:
+        request.inputs.add(name=name, datatype=datatype, shape=shape)
+        request.raw_input_contents.append(contents)
+    return request.SerializeToString()
+
+
+class InferReader:
+    """The protocol's replies say nothing of timing: `--metrics` does."""
+
+    def timing(self, reply: bytes) -> Answer:
+        return Answer()
+
+    def same(self, reply: bytes, reference: bytes) -> bool:
+        return close(self._outputs(reply), self._outputs(reference))
+
+    @staticmethod
+    def _outputs(reply: bytes) -> list[NDArray[np.generic]]:
+        response = pb.ModelInferResponse.FromString(reply)
+        return [
+            np.frombuffer(raw, _DTYPES.get(output.datatype, "uint8"))
+            for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+        ]

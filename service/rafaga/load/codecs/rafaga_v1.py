@@ -1,0 +1,124 @@
+"""rafaga.v1: requests made by the SDK, replies that tell where the time went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rafaga.client import ModelDescription, ModelState, _calls
+from rafaga.errors import ModelNotReady, Unsupported
+from rafaga.load.codecs import Reader, Replies, Target, close, tolerance
+from rafaga.load.connection import Ask
+from rafaga.load.log import Answer
+from rafaga.load.payloads import Payloads
+from rafaga.v1 import common_pb2, forecasting_pb2, vision_pb2
+
+_TOP_K = 5
+
+
+def target(ask: Ask, model: str, weight: float, payloads: Payloads) -> Target:
+    """What is sent to `model`, from what the server says of it. Raises RafagaError."""
+    call = _calls.model(model, version=0)
+    description = _calls.read(call, ask(call.method, call.request))
+    if description.state is not ModelState.READY:
+        raise ModelNotReady(f"{model} is {description.state}: {description.reason or 'try again later'}")
+    try:
+        calls, replies = _CALLS[description.task](description, payloads)
+    except KeyError:
+        raise Unsupported(f"{model}: no load for models of task {description.task!r}") from None
+    return Target(model, weight, calls[0].method, tuple(call.request for call in calls), replies)
+
+
+Calls = tuple[Sequence[_calls.Call[Any]], Replies]
+
+
+def _classify(model: ModelDescription, payloads: Payloads) -> Calls:
+    options = {"model": model.name, "version": 0, "top_k": _TOP_K}
+    if payloads.images:
+        return [_calls.classify(image, **options) for image in payloads.images], Replies.CLASSIFY  # type: ignore[arg-type]
+    pixels = payloads.pixels(model.inputs[0].shape)
+    return [_calls.classify_many(batch, **options) for batch in pixels], Replies.CLASSIFY  # type: ignore[arg-type]
+
+
+def _features(model: ModelDescription, payloads: Payloads) -> Calls:
+    images = payloads.images or payloads.pixels(model.inputs[0].shape)
+    return [_calls.features(image, model=model.name, version=0) for image in images], Replies.FEATURES
+
+
+def _forecast(model: ModelDescription, payloads: Payloads) -> Calls:
+    assert model.forecast is not None
+    # As much as the model can use: what a caller who has a long history sends.
+    histories = payloads.series or payloads.histories(model.forecast.max_history)
+    calls = [_calls.forecast(history, model=model.name, version=0, horizon=None) for history in histories]
+    return calls, Replies.FORECAST
+
+
+_CALLS: dict[str, Callable[[ModelDescription, Payloads], Calls]] = {
+    "classification": _classify,
+    "features": _features,
+    "forecasting": _forecast,
+}
+
+
+class ClassifyReader:
+    def timing(self, reply: bytes) -> Answer:
+        return _timing(vision_pb2.ClassifyResponse.FromString(reply).timing)
+
+    def same(self, reply: bytes, reference: bytes) -> bool:
+        """Equal probabilities by rank, and equal labels wherever no neighbour in rank is as probable."""
+        probabilities, labels = self._ranked(reply)
+        expected, expected_labels = self._ranked(reference)
+        if not close([probabilities], [expected]):
+            return False
+        steps = np.abs(np.diff(expected, axis=1)) > 2 * tolerance(expected)
+        edge = np.ones((len(expected), 1), bool)
+        # Who comes after the last rank is not known: it may be as probable as the last.
+        clear = np.hstack([edge, steps]) & np.hstack([steps, edge if expected.shape[1] == 1 else ~edge])
+        return bool((labels == expected_labels)[clear].all())
+
+    @staticmethod
+    def _ranked(reply: bytes) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """[images, ranks] each."""
+        rows = [result.labels for result in vision_pb2.ClassifyResponse.FromString(reply).results]
+        probabilities = np.array([[label.probability for label in row] for row in rows], np.float32, ndmin=2)
+        return probabilities, np.array([[label.index for label in row] for row in rows], np.int64, ndmin=2)
+
+
+class FeaturesReader:
+    def timing(self, reply: bytes) -> Answer:
+        return _timing(vision_pb2.ExtractFeaturesResponse.FromString(reply).timing)
+
+    def same(self, reply: bytes, reference: bytes) -> bool:
+        return close(self._maps(reply), self._maps(reference))
+
+    @staticmethod
+    def _maps(reply: bytes) -> list[NDArray[np.generic]]:
+        maps = vision_pb2.ExtractFeaturesResponse.FromString(reply).maps
+        return [np.frombuffer(each.data, "<f4").reshape(each.shape) for each in maps]
+
+
+class ForecastReader:
+    def timing(self, reply: bytes) -> Answer:
+        return _timing(forecasting_pb2.ForecastResponse.FromString(reply).timing)
+
+    def same(self, reply: bytes, reference: bytes) -> bool:
+        return close(self._quantiles(reply), self._quantiles(reference))
+
+    @staticmethod
+    def _quantiles(reply: bytes) -> list[NDArray[np.generic]]:
+        quantiles = forecasting_pb2.ForecastResponse.FromString(reply).quantiles
+        return [np.array([quantile.values for quantile in quantiles], np.float32)]
+
+
+READERS: dict[Replies, type[Reader]] = {
+    Replies.CLASSIFY: ClassifyReader,
+    Replies.FEATURES: FeaturesReader,
+    Replies.FORECAST: ForecastReader,
+}
+
+
+def _timing(timing: common_pb2.Timing) -> Answer:
+    return Answer(timing.queue_us, timing.preprocess_us, timing.inference_us, timing.batch_size)

@@ -1,0 +1,161 @@
+"""`rafaga load`: from the command line to an exit code."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from enum import IntEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+
+from rafaga.load import document, server_metrics, targets, text
+from rafaga.load.document import SCHEMA, DocumentError, Run, StepResult
+from rafaga.load.fleet import Fleet, FleetError
+from rafaga.load.options import LoadOptions, OptionsError, Outputs, parse_load, parse_merge
+from rafaga.load.payloads import PayloadError
+from rafaga.load.schedule import Pattern
+from rafaga.load.search import search
+from rafaga.load.server_metrics import MetricsError
+from rafaga.load.session import Session
+from rafaga.load.steps import Step
+from rafaga.load.view import View, view
+from rafaga.load.worker import Setup
+
+# References are asked for one by one before the load, of models that may be cold.
+_REFERENCE_TIMEOUT_S = 60.0
+# Enough callers to keep a batch waiting while one runs.
+_PROBE = Step(Pattern.CLOSED, callers=16, warm_up_s=0.5, duration_s=2.0)
+# Of a table that is written to a file: as wide as it likes.
+_PLAIN_WIDTH = 200
+
+
+class LoadExit(IntEnum):
+    """What scripts can rely on. An invalid request and an unreachable server end as with every other command."""
+
+    OK = 0
+    MISSED = 1
+    USAGE = 2
+    NOTHING_ANSWERED = 3
+
+
+class LoadError(Exception):
+    """An expected failure; the message says what to change. `usage`: whether the command line is to blame."""
+
+    def __init__(self, message: str, *, usage: bool) -> None:
+        super().__init__(message)
+        self.usage = usage
+
+
+def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Runs `rafaga load` or `rafaga load merge`. Raises LoadError, RafagaError, OSError."""
+    try:
+        if arguments[:1] == ["merge"]:
+            return _merge(arguments[1:])
+        return _load(parse_load(arguments, environ), sys.stderr)
+    except (OptionsError, PayloadError, DocumentError, MetricsError) as error:
+        raise LoadError(str(error), usage=True) from None
+    except FleetError as error:
+        raise LoadError(str(error), usage=False) from None
+
+
+def _merge(arguments: Sequence[str]) -> int:
+    options = parse_merge(arguments)
+    merged = document.merge([document.read(path) for path in options.files])
+    if options.objective is not None:
+        merged = document.judged(merged, options.objective.p99_ms)
+    return _finish(merged, options.outputs)
+
+
+def _load(options: LoadOptions, stderr: TextIO) -> int:
+    conditions = options.conditions
+    prepared = targets.prepare(
+        options.connection, conditions.protocol, conditions.models, options.payloads, _REFERENCE_TIMEOUT_S
+    )
+    if options.metrics_url is not None:
+        server_metrics.scrape(options.metrics_url)  # an address that is wrong is told before the load begins
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    setup = Setup(
+        options.connection,
+        prepared,
+        deadline_s=conditions.deadline_ms / 1e3,
+        channels=options.channels,
+        check_every=options.check_every,
+    )
+    with Fleet(setup, options.processes) as fleet, view(stderr) as shown:
+        session = Session(
+            fleet, targets.models(prepared), conditions.objective, shown, options.part, options.metrics_url
+        )
+        max_rate = None
+        if options.find_max:
+            max_rate, steps = _find_max(session, options, shown)
+        else:
+            steps = tuple(_run_all(session, options))
+    result = Run(
+        SCHEMA,
+        version("rafaga"),
+        started,
+        options.connection.address,
+        conditions,
+        options.part,
+        steps,
+        max_rate,
+    )
+    return _finish(result, options.outputs)
+
+
+def _run_all(session: Session, options: LoadOptions) -> Iterator[StepResult]:
+    """One step after the other; with a common start, at times that every machine knows beforehand."""
+    begin_at_s = None
+    if options.start_at is not None:
+        begin_at_s = time.monotonic() + options.start_at.timestamp() - time.time()
+    for step in options.steps:
+        if begin_at_s is None:
+            yield session.measure(step, options.trace)
+            continue
+        begin_at_s += step.warm_up_s
+        if begin_at_s < time.monotonic():
+            raise OptionsError(f"--start-at: {options.start_at} is over, or too soon to be ready by then")
+        yield session.measure(step, options.trace, begin_at_s)
+        # By then the last request of the step has its answer or none.
+        begin_at_s += step.duration_s + options.conditions.deadline_ms / 1e3 + 1.0
+
+
+def _find_max(session: Session, options: LoadOptions, shown: View) -> tuple[float, tuple[StepResult, ...]]:
+    """The highest rate that meets the objective, and every step on the way, by rate."""
+    first = options.steps[0]
+    if not first.rate:
+        shown.note("looking for a rate to begin with")
+        probed = session.measure(replace(_PROBE, seed=first.seed))
+        if not probed.tally.ok:
+            return 0.0, (probed,)
+        # Half of what callers that wait get out of the server: a search that begins near its end is short.
+        first = replace(first, rate=probed.figures.answered / 2)
+    found: list[StepResult] = []
+    searching = search(first.rate, options.precision)
+    rate = next(searching)
+    while True:
+        found.append(session.measure(replace(first, rate=rate, seed=first.seed + len(found))))
+        figures = found[-1].figures
+        try:
+            rate = searching.send(bool(figures.met) and not figures.wrong)
+        except StopIteration as done:
+            return float(done.value), tuple(sorted(found, key=lambda result: result.step.rate))
+
+
+def _finish(result: Run, outputs: Outputs) -> int:
+    """Writes what was asked for, and judges."""
+    if outputs.json == "-":
+        sys.stdout.write(document.encode(result).decode() + "\n")
+    else:
+        text.show(result, Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH))
+        if outputs.json is not None:
+            Path(outputs.json).write_bytes(document.encode(result) + b"\n")
+    if not result.answered:
+        return LoadExit.NOTHING_ANSWERED
+    return LoadExit.MISSED if result.met is False or result.wrong else LoadExit.OK

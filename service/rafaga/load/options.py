@@ -1,0 +1,360 @@
+"""The command line of `rafaga load` as values, each checked once."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from rafaga import Tls
+from rafaga.load import schedule
+from rafaga.load.codecs import Wire
+from rafaga.load.connection import Connection
+from rafaga.load.document import Conditions
+from rafaga.load.figures import Objective
+from rafaga.load.payloads import Payloads, read
+from rafaga.load.schedule import Part, Pattern, Times
+from rafaga.load.steps import Step
+
+EPILOG = """\
+exit codes:
+  0  the run is complete, and met the objective where one was given
+  1  the objective was missed, an answer was wrong, or the generator itself failed
+  2  the command line, or a file it names, is wrong
+  3  the server is unreachable, or answered nothing
+  4  the request is invalid: an unknown model, not an image, …
+
+examples:
+  rafaga load --model lenet5-mnist --rate 500 --slo-p99-ms 20
+  rafaga load --model lenet5-mnist --ramp 100:2000:10 --report ramp.html
+  rafaga load --model lenet5-mnist --find-max --slo-p99-ms 20
+  rafaga load --model resnet50=3 --model lstm-co2=1 --input photos/ --rate 40 --metrics http://localhost:8080/metrics
+  rafaga load merge first.json second.json --report both.html
+"""
+
+DEFAULT_DURATION_S = 10.0
+
+
+class OptionsError(Exception):
+    """Options that do not go together, or a value that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """json: "-" is standard output."""
+
+    json: str | None = None
+    report: Path | None = None
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """steps: what to run, in order; of a search one, with the rate to begin with or 0. trace: arrivals to replay."""
+
+    connection: Connection
+    conditions: Conditions
+    payloads: Payloads
+    steps: tuple[Step, ...]
+    trace: Times | None
+    find_max: bool
+    precision: float
+    processes: int
+    channels: int
+    part: Part
+    start_at: datetime | None
+    check_every: int
+    metrics_url: str | None
+    outputs: Outputs
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    files: tuple[Path, ...]
+    objective: Objective | None
+    outputs: Outputs
+
+
+def parse_load(arguments: Sequence[str], environ: Mapping[str, str]) -> LoadOptions:
+    """Raises OptionsError, PayloadError or OSError; SystemExit as argparse does it."""
+    args = _load_parser(environ).parse_args(arguments)
+    try:
+        payloads = read(args.input, rows=args.rows, height=args.size[0], width=args.size[1], seed=args.seed)
+    except UnicodeDecodeError as error:
+        raise OptionsError(f"--input: not text: {error}") from None
+    trace = None if args.trace is None else _trace(args.trace)
+    models: dict[str, float] = {}
+    for name, weight in args.model:
+        if name in models:
+            raise OptionsError(f"--model {name} is given twice")
+        models[name] = weight
+    if args.find_max and args.slo_p99_ms is None:
+        raise OptionsError("--find-max needs an objective: --slo-p99-ms")
+    if args.find_max and args.part.of > 1:
+        raise OptionsError("--find-max chooses its next step from the last: it cannot be shared with --part")
+    return LoadOptions(
+        connection=_connection(args),
+        conditions=Conditions(
+            protocol=args.protocol,
+            models=models,
+            payload=_payload(payloads),
+            deadline_ms=args.deadline_ms,
+            seed=args.seed,
+            slo_p99_ms=args.slo_p99_ms,
+        ),
+        payloads=payloads,
+        steps=_steps(args, trace),
+        trace=trace,
+        find_max=args.find_max,
+        precision=args.precision / 100,
+        processes=args.processes,
+        channels=args.channels,
+        part=args.part,
+        start_at=args.start_at,
+        check_every=args.check_every,
+        metrics_url=args.metrics,
+        outputs=Outputs(args.json, args.report),
+    )
+
+
+def parse_merge(arguments: Sequence[str]) -> MergeOptions:
+    parser = ArgumentParser(
+        prog="rafaga load merge",
+        description="Merges the parts of one run, exactly; with a single file, judges or reports it again.",
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what --json wrote")
+    parser.add_argument("--slo-p99-ms", type=_positive, metavar="MS", help="judge by this objective instead")
+    _add_outputs(parser)
+    args = parser.parse_args(arguments)
+    objective = None if args.slo_p99_ms is None else Objective(args.slo_p99_ms)
+    return MergeOptions(tuple(args.files), objective, Outputs(args.json, args.report))
+
+
+def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="rafaga load",
+        description="Load-tests a server. Latency counts from when a request was due, so that no stall can hide.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    load = parser.add_argument_group("load, one of")
+    which = load.add_mutually_exclusive_group()
+    which.add_argument("--rate", type=_positive, metavar="R", help="requests per second, whatever the server does")
+    which.add_argument("--concurrency", type=_whole, metavar="C", help="callers that each wait for their answer")
+    which.add_argument("--trace", type=Path, metavar="FILE", help="recorded arrivals: a time in seconds per line")
+    which.add_argument("--ramp", type=_ramp, metavar="FROM:TO:STEPS", help="rates, one step after the other")
+    load.add_argument("--find-max", action="store_true", help="the highest rate that meets --slo-p99-ms")
+    load.add_argument(
+        "--arrivals",
+        type=Pattern,
+        choices=[Pattern.POISSON, Pattern.CONSTANT],
+        default=Pattern.POISSON,
+        help="independent callers, or a metronome (%(default)s)",
+    )
+    time = parser.add_argument_group("time")
+    time.add_argument(
+        "--duration", type=_positive, metavar="S", help=f"measured seconds of each step ({DEFAULT_DURATION_S:g})"
+    )
+    time.add_argument("--warm-up", type=_not_negative, default=2.0, metavar="S", help="before each step (%(default)s)")
+    time.add_argument(
+        "--deadline-ms", type=_positive, default=10_000.0, metavar="MS", help="a request's, from when it is due (10000)"
+    )
+    time.add_argument("--slo-p99-ms", type=_positive, metavar="MS", help="99 of 100 requests answered within; else 1")
+    time.add_argument("--precision", type=_positive, default=5.0, metavar="PERCENT", help="of --find-max (%(default)s)")
+
+    mix = parser.add_argument_group("requests")
+    mix.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        type=_weighted,
+        metavar="NAME[=WEIGHT]",
+        help="several share the requests by weight",
+    )
+    mix.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE|DIR",
+        help="images (.jpg, .png) or series (.csv, .txt) to send; random ones otherwise",
+    )
+    mix.add_argument("--rows", type=_whole, default=1, metavar="N", help="random images per request (%(default)s)")
+    mix.add_argument(
+        "--size",
+        type=_size,
+        default=(224, 224),
+        metavar="HxW",
+        help="of random images where the model takes any (224x224)",
+    )
+    mix.add_argument("--seed", type=_index, default=0, metavar="N", help="of arrivals, mix and inputs (%(default)s)")
+    mix.add_argument(
+        "--check-every",
+        type=_index,
+        default=10,
+        metavar="N",
+        help="compare one answer in N with the one given before the load; 0 compares none (%(default)s)",
+    )
+
+    connection = parser.add_argument_group("connection")
+    connection.add_argument(
+        "--server",
+        default=environ.get("RAFAGA_SERVER") or "localhost:50051",
+        metavar="HOST:PORT",
+        help="several with commas between share the calls (environment RAFAGA_SERVER; now %(default)s)",
+    )
+    connection.add_argument("--protocol", type=Wire, choices=list(Wire), default=Wire.RAFAGA, help="(%(default)s)")
+    connection.add_argument("--token-file", type=Path, metavar="FILE", help="file with the bearer token")
+    connection.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS, trusting these certificates (PEM)")
+    connection.add_argument("--metrics", metavar="URL", help="the server's /metrics, for its own view of each step")
+
+    generator = parser.add_argument_group("generator")
+    generator.add_argument("--processes", type=_whole, default=1, metavar="N", help="on this machine (%(default)s)")
+    generator.add_argument("--channels", type=_whole, default=8, metavar="N", help="per process (%(default)s)")
+    generator.add_argument(
+        "--part", type=_part, default=Part(), metavar="K/N", help="this machine's share of a run that N machines share"
+    )
+    generator.add_argument(
+        "--start-at", type=_moment, metavar="TIME", help="common start of all parts, ISO 8601: 2026-01-31T12:00:00Z"
+    )
+    _add_outputs(parser)
+    return parser
+
+
+def _add_outputs(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("results")
+    group.add_argument("--json", metavar="FILE", help="raw counts and figures; - is standard output")
+    group.add_argument("--report", type=Path, metavar="FILE.html", help="one page with plots")
+
+
+def _connection(args: Namespace) -> Connection:
+    token = args.token_file.read_text(encoding="utf-8").strip() if args.token_file else None
+    tls = Tls.from_files(args.tls_ca) if args.tls_ca else None
+    connection = Connection(args.server, token, tls)
+    try:
+        connection.endpoint()
+    except ValueError as error:
+        raise OptionsError(f"--server: {error}") from None
+    return connection
+
+
+def _steps(args: Namespace, trace: Times | None) -> tuple[Step, ...]:
+    timed = {"warm_up_s": args.warm_up, "duration_s": args.duration or DEFAULT_DURATION_S}
+    if trace is not None:
+        return (_trace_step(args, trace),)
+    if args.concurrency is not None:
+        if args.find_max:
+            raise OptionsError("--find-max looks for a rate: callers that wait have none")
+        return (Step(Pattern.CLOSED, callers=args.concurrency, seed=args.seed, **timed),)
+    rates: Sequence[float]
+    if args.ramp is not None:
+        if args.find_max:
+            raise OptionsError("--find-max chooses its own rates: leave out --ramp")
+        rates = args.ramp
+    elif args.rate is not None:
+        rates = (args.rate,)
+    elif args.find_max:
+        rates = (0.0,)
+    else:
+        raise OptionsError("which load? one of --rate, --concurrency, --trace, --ramp, --find-max or --mlperf")
+    return tuple(Step(args.arrivals, rate=rate, seed=args.seed + i, **timed) for i, rate in enumerate(rates))
+
+
+def _trace_step(args: Namespace, trace: Times) -> Step:
+    """The trace's own beginning warms up; its end is the window's, unless --duration cuts it short."""
+    if args.find_max:
+        raise OptionsError("--find-max looks for a rate: a trace has its own")
+    length_s = float(trace[-1]) - args.warm_up
+    if length_s <= 0:
+        raise OptionsError(f"--trace: nothing is left of {trace[-1]:g} s after --warm-up {args.warm_up:g}")
+    # The last arrival itself is inside.
+    duration_s = min(args.duration or math.inf, math.nextafter(length_s, math.inf))
+    counted = trace[(trace >= args.warm_up) & (trace < args.warm_up + duration_s)]
+    return Step(Pattern.TRACE, len(counted) / duration_s, 0, args.warm_up, duration_s, args.seed)
+
+
+def _trace(path: Path) -> Times:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        times = schedule.replay(float(line) for line in lines if line and not line.startswith("#"))
+    except ValueError as error:
+        raise OptionsError(f"--trace {path}: expected a time in seconds per line: {error}") from None
+    if times.size < 2 or not math.isfinite(times[-1]):
+        raise OptionsError(f"--trace {path}: expected at least two times, all of them finite")
+    return times
+
+
+def _payload(payloads: Payloads) -> str:
+    given = [
+        f"{len(items)} {name}" for name, items in (("images", payloads.images), ("series", payloads.series)) if items
+    ]
+    made = f"random, {payloads.rows} per request, {payloads.height}x{payloads.width} where free"
+    return ", ".join([*given, *([] if given else [made])])
+
+
+def _number(allowed: Callable[[float], bool], expected: str) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and allowed(value)):
+            raise ArgumentTypeError(f"{text!r} is no {expected}")
+        return value
+
+    return convert
+
+
+_positive = _number(lambda value: value > 0, "positive number")
+_not_negative = _number(lambda value: value >= 0, "number from zero up")
+
+
+def _index(text: str) -> int:
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r} is no whole number from 0 up")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return int(text)
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    name, _, weight = text.partition("=")
+    if not name:
+        raise ArgumentTypeError(f"{text!r} names no model")
+    return name, _positive(weight) if weight else 1.0
+
+
+def _ramp(text: str) -> tuple[float, ...]:
+    parts = text.split(":")
+    if len(parts) != 3:
+        raise ArgumentTypeError(f"{text!r} is not FROM:TO:STEPS, 100:1000:10 for instance")
+    return schedule.ramp(_positive(parts[0]), _positive(parts[1]), _whole(parts[2]))
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    return _whole(height), _whole(width)
+
+
+def _part(text: str) -> Part:
+    index, _, of = text.partition("/")
+    try:
+        return Part(_whole(index) - 1, _whole(of))
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r}: {error}") from None
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no ISO 8601 time") from None
+    return moment.astimezone()  # without a zone it is the machine's own

@@ -1,0 +1,110 @@
+"""The result of a run for people who read terminals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rafaga.load.document import Run, StepResult
+from rafaga.load.figures import Figures, describe_outcomes
+from rafaga.load.view import describe
+
+
+def show(run: Run, console: Console) -> None:
+    conditions = run.conditions
+    models = ", ".join(
+        name if len(conditions.models) == 1 else f"{name} ({weight:g})" for name, weight in conditions.models.items()
+    )
+    console.print(f"{models} at {run.server} over {conditions.protocol}, {conditions.payload}", highlight=False)
+    console.print(_table(run))
+    for result in run.steps:
+        for line in _details(result, several=len(run.steps) > 1):
+            console.print(line, highlight=False)
+    for warning in warnings(run):
+        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    if verdict := _verdict(run):
+        console.print(verdict, highlight=False)
+
+
+def warnings(run: Run) -> list[str]:
+    """Of all steps, each once."""
+    found = [(describe(r.step), warning) for r in run.steps for warning in r.figures.warnings]
+    prefix = len(run.steps) > 1
+    return [f"{step}: {warning}" if prefix else warning for step, warning in found]
+
+
+def _table(run: Run) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    goal = run.conditions.slo_p99_ms is not None
+    headings = ["load", "offered/s", "answers/s", *(["goodput/s"] if goal else [])]
+    headings += ["p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "refused", "failed"]
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "load" else "right", no_wrap=True)
+    for result in run.steps:
+        figures = result.figures
+        latency = figures.latency
+        rates = [figures.offered, figures.answered, *([figures.goodput] if goal else [])]
+        times = [latency.p50_ms, latency.p90_ms, latency.p99_ms, latency.p99_9_ms, latency.max_ms]
+        table.add_row(
+            describe(result.step) + _mark(figures),
+            *(f"{rate:,.1f}" for rate in rates),
+            *(f"{ms:,.2f}" if latency.count else "-" for ms in times),
+            f"{figures.refused:,}",
+            f"{figures.failed:,}",
+        )
+    return table
+
+
+def _mark(figures: Figures) -> str:
+    return {None: "", True: " [green]met[/]", False: " [red]missed[/]"}[figures.met]
+
+
+def _details(result: StepResult, several: bool) -> Iterator[str]:
+    figures, tally, server = result.figures, result.tally, result.server
+    indent = "    " if several else "  "
+    if several:
+        yield f"  {describe(result.step)}"
+    if len(tally.models) > 1:
+        for name, model in sorted(tally.models.items()):
+            p50_us, p99_us = model.latency.percentiles_us((50, 99))
+            bad = describe_outcomes(model.outcomes)
+            yield (
+                f"{indent}{name}: {model.latency.count / result.step.duration_s:,.1f} answers/s, "
+                f"p50 {p50_us / 1e3:.2f} ms, p99 {p99_us / 1e3:.2f} ms" + (f"; {bad}" if bad else "")
+            )
+    elif bad := describe_outcomes(tally.outcomes):
+        yield f"{indent}not answered: {bad}"
+    if figures.queue.count:
+        yield (
+            f"{indent}server, mean: queue {figures.queue.mean_ms:.2f} ms, preprocessing "
+            f"{figures.preprocess.mean_ms:.2f} ms, inference {figures.inference.mean_ms:.2f} ms "
+            f"in batches of {figures.mean_batch_size:.1f} as a request sees them"
+        )
+    if server is not None:
+        yield (
+            f"{indent}/metrics: {server.cpu_s / server.seconds:.2f} cores, {sum(b.runs for b in server.batches):,} "
+            f"runs of {server.mean_batch_size:.1f} rows, inference {server.mean_inference_us / 1e3:.2f} ms a run"
+        )
+    if figures.checked:
+        wrong = f"[red]{figures.wrong:,} WRONG[/]" if figures.wrong else "all as expected"
+        yield f"{indent}{figures.checked:,} answers checked, {wrong}"
+    yield (
+        f"{indent}generator: {figures.generator_cores:.2f} of a core in the busiest process, sent "
+        f"{figures.lateness.p50_ms:.2f} ms late at the median, {figures.lateness.p99_ms:.2f} ms at p99"
+    )
+
+
+def _verdict(run: Run) -> str:
+    goal = run.conditions.slo_p99_ms
+    if goal is None:
+        return ""
+    if run.max_rate is not None:
+        if run.max_rate:
+            return f"[bold]{run.max_rate:,.1f} requests/s[/] is the highest rate found with p99 within {goal:g} ms"
+        return f"no rate was found with p99 within {goal:g} ms"
+    if run.met:
+        return f"[green]objective met:[/] p99 within {goal:g} ms"
+    return f"[red]objective missed:[/] p99 within {goal:g} ms, refused and failed requests counted as too late"
