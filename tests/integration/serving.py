@@ -57,24 +57,15 @@ class Served(Stubs):
         with connected(self.address) as channel:
             yield Stubs(channel)
 
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.server.http_port}"
+
     def get(self, path: str) -> tuple[int, str]:
-        """GET over HTTP: status and body."""
-        url = f"http://127.0.0.1:{self.server.http_port}{path}"
-        try:
-            with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
+        return get(self.http + path)
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of all samples of `name` whose labels include `labels`."""
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(self.get("/metrics")[1])
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        return metric_of(self.http, name, **labels)
 
     @property
     def in_flight(self) -> int:
@@ -119,6 +110,26 @@ def connected(address: str) -> Iterator[grpc.Channel]:
     ]
     with grpc.insecure_channel(address, options) as channel:
         yield channel
+
+
+def get(url: str) -> tuple[int, str]:
+    """GET over HTTP: status and body."""
+    try:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def metric_of(http: str, name: str, **labels: str) -> float:
+    """The sum of all samples of `name` whose labels include `labels`."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(get(f"{http}/metrics")[1])
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
 
 
 class Refusal(NamedTuple):

@@ -30,7 +30,11 @@ class HttpServer:
 
     def start(self) -> None:
         """Raises OSError when the address cannot be bound."""
-        self._server = make_server(*self._address, self._application, _Server, _Handler)
+        try:
+            self._server = make_server(*self._address, self._application, _Server, _Handler)
+        except OSError as error:
+            host, port = self._address
+            raise OSError(error.errno, error.strerror, f"{host}:{port}") from None
         serve = partial(self._server.serve_forever, _POLL_S)
         threading.Thread(target=serve, name="http", daemon=True).start()
 

@@ -62,7 +62,7 @@ class Server:
         """Loads and warms every model, then opens the gRPC port.
 
         HTTP comes first, so that a liveness probe is answered while models load. Raises FileNotFoundError without a
-        repository, OSError or RuntimeError when a port is taken.
+        repository, OSError when a port is taken.
         """
         self._http.start()
         try:

@@ -7,7 +7,10 @@ answered while it does. grpcio itself refuses, without a reason, only what comes
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +26,8 @@ from rafaga.server.health import MAX_WATCHES
 
 # For health, reflection, and calls that the Router is about to refuse.
 _SPARE_THREADS = MAX_WATCHES + 64
+
+PAUSE_BEFORE_CLOSE_S = 0.2
 
 # Calls whose headers have arrived and that Python has not looked at yet: a few kilobytes each.
 _MAX_PENDING_CALLS = 8192
@@ -83,7 +88,7 @@ class GrpcioTransport:
         return self._port
 
     def start(self) -> None:
-        """Raises RuntimeError when the address cannot be bound."""
+        """Raises OSError when the address cannot be bound."""
         threads = self._limits.max_concurrent_calls + _SPARE_THREADS
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="call")
         self._server = server = grpc.server(
@@ -97,14 +102,20 @@ class GrpcioTransport:
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         for add_to in self._services:
             add_to(server)
-        if self._tls is None:
-            self._port = server.add_insecure_port(self._address)
-        else:
-            self._port = server.add_secure_port(self._address, self._tls.credentials())
+        try:
+            if self._tls is None:
+                self._port = server.add_insecure_port(self._address)
+            else:
+                self._port = server.add_secure_port(self._address, self._tls.credentials())
+        except RuntimeError:
+            raise _cannot_bind(self._address) from None
         server.start()
 
     def close(self, grace_s: float) -> None:
         if self._server is not None and self._pool is not None:
+            # Calls that are on their way while grpcio closes end as CANCELLED. Until their callers have heard that the
+            # server is draining, the port stays open.
+            time.sleep(min(PAUSE_BEFORE_CLOSE_S, grace_s))
             self._server.stop(grace_s).wait()
             self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -211,6 +222,21 @@ def _refusing(error: RafagaError) -> Any:
 def _abort(context: grpc.ServicerContext, status: Status) -> NoReturn:
     context.set_trailing_metadata(status.trailing_metadata)
     context.abort(status.code, status.message)
+
+
+def _cannot_bind(address: str) -> OSError:
+    """Why not: grpcio tells no more than that it failed, so the plain way is tried."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, int(port)), family=family).close()
+    except OSError as error:
+        code = error.errno or 0
+        return OSError(code, os.strerror(code) if code > 0 else "no such host", address)
+    except ValueError:
+        pass  # no port in it: a Unix socket
+    return OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL), address)
 
 
 def _by_service(methods: Sequence[str]) -> dict[str, list[tuple[str, str]]]:

@@ -21,13 +21,12 @@ from pygrpc_native import EVENT_CALL, NativeGrpcFront
 from rafaga.errors import PUSHBACK_KEY, Status
 from rafaga.server.calls import Authenticator, Call, Metadata, Router
 from rafaga.server.metrics import Metrics
-from rafaga.server.transport_grpcio import GrpcioTransport, Limits
+from rafaga.server.transport_grpcio import PAUSE_BEFORE_CLOSE_S, GrpcioTransport, Limits
 
 _LOG = logging.getLogger(__name__)
 
 _MAX_EVENTS = 256
 _IO_THREADS = 1
-_PAUSE_BEFORE_CLOSE_S = 0.2
 _BEHIND_CALLS = 64  # beside the spare threads
 
 
@@ -60,7 +59,16 @@ class NativeTransport:
         return 0 if self._front is None else self._front.bound_port
 
     def start(self) -> None:
-        """Raises OSError or RuntimeError when the address cannot be bound."""
+        """Raises OSError when the address cannot be bound."""
+        self._front = front = NativeGrpcFront(
+            self._address,
+            [(method, False) for method in self._router.methods],
+            io_threads=_IO_THREADS,
+            call_details=True,
+            keepalive_time_ms=60_000,
+            keepalive_timeout_ms=20_000,
+            max_concurrent_streams=self._limits.max_concurrent_streams,
+        )
         self._folder = tempfile.mkdtemp(prefix="rafaga-")  # private to this user
         socket = f"{self._folder}/behind.sock"
         self._behind = GrpcioTransport(
@@ -71,15 +79,6 @@ class NativeTransport:
             services=self._services,
         )
         self._behind.start()
-        self._front = front = NativeGrpcFront(
-            self._address,
-            [(method, False) for method in self._router.methods],
-            io_threads=_IO_THREADS,
-            call_details=True,
-            keepalive_time_ms=60_000,
-            keepalive_timeout_ms=20_000,
-            max_concurrent_streams=self._limits.max_concurrent_streams,
-        )
         front.set_fallback(socket)
         front.start()
         self._thread.start()
@@ -88,7 +87,7 @@ class NativeTransport:
         if self._front is None or self._behind is None:
             return
         # Replies that are handed over but not written yet would be lost at close.
-        time.sleep(min(_PAUSE_BEFORE_CLOSE_S, grace_s))
+        time.sleep(min(PAUSE_BEFORE_CLOSE_S, grace_s))
         self._front.close()
         self._thread.join(5)
         self._behind.close(0)

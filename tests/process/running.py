@@ -1,0 +1,101 @@
+"""`rafaga serve` as a process of its own: started, asked, signalled, and its log read line by line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually, metric_of
+
+
+class Line(NamedTuple):
+    """One line of the log; `fields` is empty where it is not JSON."""
+
+    text: str
+    fields: dict[str, Any]
+
+
+class Process:
+    def __init__(self, *arguments: str) -> None:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("RAFAGA_")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "rafaga.cli", "serve", *arguments], stderr=subprocess.PIPE, text=True, env=environ
+        )
+        self.log: list[Line] = []
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def wait_for(self, message: str) -> dict[str, Any]:
+        """The fields of the first line with this message; fails when the process ends without it."""
+        eventually(lambda: self.line(message) or not self._reader.is_alive(), f"{message!r} in the log")
+        line = self.line(message)
+        assert line is not None, f"ended without {message!r}:\n" + "\n".join(line.text for line in self.log)
+        return line.fields
+
+    def line(self, message: str) -> Line | None:
+        return next((line for line in self.log if line.fields.get("message") == message), None)
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def exit_code(self) -> int:
+        """Waits for the end."""
+        code = self._process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
+        return code
+
+    def end(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self.exit_code()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for text in self._process.stderr:
+            try:
+                fields = json.loads(text)
+            except json.JSONDecodeError:
+                fields = {}
+            self.log.append(Line(text.rstrip("\n"), fields))
+
+
+class Running(Stubs):
+    """A process that serves, and stubs that are connected to it."""
+
+    def __init__(self, process: Process, channel: Any, ports: dict[str, Any]) -> None:
+        super().__init__(channel)
+        self.process = process
+        self.address = f"127.0.0.1:{ports['grpc_port']}"
+        self.http = f"http://127.0.0.1:{ports['http_port']}"
+
+    def metric(self, name: str, **labels: str) -> float:
+        return metric_of(self.http, name, **labels)
+
+
+@contextmanager
+def process(*arguments: str) -> Iterator[Process]:
+    started = Process(*arguments)
+    try:
+        yield started
+    finally:
+        started.end()
+
+
+@contextmanager
+def running(repository: Path, *arguments: str) -> Iterator[Running]:
+    """`rafaga serve` on free ports, once it serves."""
+    ports = ("--grpc-port", "0", "--http-port", "0")
+    with process("--repository", str(repository), *ports, "--threads", "1", *arguments) as started:
+        fields = started.wait_for("serving")
+        with connected(f"127.0.0.1:{fields['grpc_port']}") as channel:
+            yield Running(started, channel, fields)
