@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m export",
         description="Trace models to ONNX, prove them against PyTorch, and publish them as bundles for `rafaga serve`.",
-        epilog="Also: python -m export verify DIR... (prove published bundles again)",
+        epilog="Also: python -m export verify DIR... (prove published bundles again), python -m export report DIR...",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="models of the catalogue")
     parser.add_argument("--all", action="store_true", help="every model of the catalogue")

@@ -78,7 +78,7 @@ def outcome_table(outcomes: Iterable[Outcome]) -> Table:
                 outcome.name,
                 str(bundle.version),
                 variant.precision,
-                f"{(folder / variant.file).stat().st_size / 1e6:.1f}",
+                f"{(folder / variant.file).stat().st_size / 1e6:.2f}",
                 f"{variant.parity.max_relative_error:.1e}",
                 f"{variant.cpu_speedup:.2f}×" if variant.cpu_speedup else "1",
                 f"{outcome.seconds:.1f}",
