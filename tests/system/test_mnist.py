@@ -1,0 +1,83 @@
+"""The whole way at once: the shipped LeNet-5, exported, served in a process of its own, and asked by 32 callers.
+
+1. `python -m export` publishes the bundle. 2. `rafaga serve` serves it. 3. 32 threads share one client and send all
+10,000 test digits of MNIST, one per request. 4. The answers are compared with the labels and with PyTorch's.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rafaga import Classification, Client
+
+from demo.server import ServerProcess
+from models.training.data import load_mnist
+from models.loading import load_weights
+from models.zoo import catalogue
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "lenet5-mnist"
+CALLERS = 32
+
+
+@pytest.fixture(scope="module")
+def data() -> Path:
+    folder = Path(os.environ.get("RAFAGA_DATA") or ROOT.parent / "shared" / "data")
+    if not (folder / "mnist").is_dir():
+        pytest.skip(f"no MNIST in {folder}: set RAFAGA_DATA to a folder with mnist/")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def repository(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("repository")
+    command = [sys.executable, "-m", "export", MODEL, "--output", str(folder), "--data", str(data)]
+    subprocess.run([*command, "--precisions", "fp32"], check=True, cwd=ROOT)
+    return folder
+
+
+@pytest.fixture(params=["grpcio", "native"])
+def server(request: pytest.FixtureRequest, repository: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    if request.param == "native":
+        pytest.importorskip("pygrpc_native", reason="the native transport (pygrpc-native) is not installed")
+    server = ServerProcess(repository, tmp_path / "server.log", ["--transport", request.param])
+    server.start()
+    yield server
+    assert server.stop() == 0
+
+
+def test_all_test_digits_from_concurrent_callers(server: ServerProcess, data: Path) -> None:
+    images, labels = load_mnist(data, train=False)
+    entry = catalogue()[MODEL]
+    module = entry.build()
+    load_weights(entry, module, "auto")
+    with torch.no_grad():
+        scaled = torch.from_numpy(images.copy())[:, None].float() / 255
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (entry.input.mean, entry.input.std))
+        expected = module.eval()((scaled - mean) / std).softmax(1).numpy()
+
+    with Client(server.address) as client, ThreadPoolExecutor(CALLERS) as callers:
+
+        def ask(image: np.ndarray) -> Classification:
+            return client.classify(image, model=MODEL, top_k=10, timeout_s=60)
+
+        answers = list(callers.map(ask, images))
+
+    got = np.zeros_like(expected)
+    for row, answer in zip(got, answers, strict=True):
+        for prediction in answer.predictions:
+            row[prediction.index] = prediction.probability
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+    assert np.mean([a.top.index == label for a, label in zip(answers, labels, strict=True)]) >= 0.99
+    # Every answer of a batch of n counts one n-th of that batch.
+    batches = sum(1 / answer.timing.batch_size for answer in answers)
+    print(f"mean batch size {len(answers) / batches:.2f}")
+    assert len(answers) / batches > 4
