@@ -156,6 +156,10 @@ def _finish(result: Run, outputs: Outputs) -> int:
         text.show(result, Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH))
         if outputs.json is not None:
             Path(outputs.json).write_bytes(document.encode(result) + b"\n")
+    if outputs.report is not None:
+        from rafaga.load.report import page  # the plots' library takes a second to import
+
+        outputs.report.write_text(page.render(result), encoding="utf-8")
     if not result.answered:
         return LoadExit.NOTHING_ANSWERED
     return LoadExit.MISSED if result.met is False or result.wrong else LoadExit.OK

@@ -114,15 +114,13 @@ class Figures:
 def _bottleneck(step: Step, cores: float, latency: Latency, lateness: Latency) -> Iterator[str]:
     """Why the generator, and not the server, may be what was measured."""
     if cores > MAX_CORES_PER_PROCESS:
-        yield (
-            f"a generator process used {cores:.0%} of a core: it may be the bottleneck, "
-            "use more --processes or more machines (--part)"
-        )
+        yield f"a generator process used {cores:.0%} of a core"
     if step.open and lateness.p99_ms > max(MAX_LATENESS_MS, MAX_LATENESS_SHARE * latency.p99_ms):
-        yield (
-            f"requests were sent late (p99 {lateness.p99_ms:.1f} ms after they were due): the latencies are partly the "
-            "generator's, give it more --processes, or cores of its own"
-        )
+        yield f"requests were sent {lateness.p99_ms:.1f} ms late at p99"
+
+
+REMEDY = "the generator may be what was measured, not the server: give it more --processes, or machines (--part)"
+"""What to do about any of the warnings."""
 
 
 def _reasons(cls: type[Refused]) -> Iterator[str]:

@@ -37,6 +37,7 @@ examples:
 """
 
 DEFAULT_DURATION_S = 10.0
+DEFAULT_SIZE = (224, 224)
 
 
 class OptionsError(Exception):
@@ -292,7 +293,9 @@ def _payload(payloads: Payloads) -> str:
     given = [
         f"{len(items)} {name}" for name, items in (("images", payloads.images), ("series", payloads.series)) if items
     ]
-    made = f"random, {payloads.rows} per request, {payloads.height}x{payloads.width} where free"
+    made = f"random inputs, {payloads.rows} to a request"
+    if (payloads.height, payloads.width) != DEFAULT_SIZE:
+        made += f", {payloads.height}x{payloads.width} where the model takes any size"
     return ", ".join([*given, *([] if given else [made])])
 
 

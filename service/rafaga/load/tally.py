@@ -139,11 +139,14 @@ class Tally:
 
 
 def interval_s(duration_s: float) -> float:
-    """A round number of seconds that cuts the window into 120 slices at most."""
-    for candidate in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0):
-        if duration_s / candidate <= 120:
+    """A round number of seconds that cuts the window into 60 slices at most: many enough for a curve, few enough for
+    each to hold the requests that its p99 needs."""
+    if duration_s < 2.5:
+        return 0.1
+    for candidate in (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0):
+        if duration_s / candidate <= 60:
             return candidate
-    return duration_s / 120
+    return duration_s / 60
 
 
 def _merge_counts(into: dict[Any, int], counts: dict[Any, int]) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rafaga.load.document import Run, StepResult
-from rafaga.load.figures import Figures, describe_outcomes
+from rafaga.load.figures import REMEDY, Figures, describe_outcomes
 from rafaga.load.view import describe
 
 
@@ -23,14 +23,16 @@ def show(run: Run, console: Console) -> None:
     for result in run.steps:
         for line in _details(result, several=len(run.steps) > 1):
             console.print(line, highlight=False)
-    for warning in warnings(run):
-        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    if found := warnings(run):
+        console.print(f"[yellow]warning:[/] {REMEDY}", highlight=False)
+        for warning in found:
+            console.print(f"  {warning}", highlight=False)
     if verdict := _verdict(run):
         console.print(verdict, highlight=False)
 
 
 def warnings(run: Run) -> list[str]:
-    """Of all steps, each once."""
+    """Why the generator may have been the bottleneck, step by step."""
     found = [(describe(r.step), warning) for r in run.steps for warning in r.figures.warnings]
     prefix = len(run.steps) > 1
     return [f"{step}: {warning}" if prefix else warning for step, warning in found]
