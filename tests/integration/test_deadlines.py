@@ -78,6 +78,17 @@ def test_a_deadline_that_passes_while_computing_ends_the_call_at_once(
     assert sum(served.metric("rafaga_requests_total", code=code) for code in codes) == 1
 
 
+def test_the_server_keeps_a_deadline_whose_caller_does_not(serve: Callable[..., Served], valve: Valve) -> None:
+    """The client neither cancels nor leaves; its call ends all the same, while the engine is still at it."""
+    served = serve()
+    with valve.closed(), http2.raw_connection(served.port) as connection:
+        connection.send(http2.call(1, CLASSIFY, messages.classify(IMAGE), ("grpc-timeout", "300m")))
+        valve.wait_for_engine()
+        assert connection.until_stream_ends(1)
+        eventually(lambda: served.in_flight == 0, "the call ended")
+    assert_serves(served)
+
+
 def test_an_unreachable_deadline_is_refused_at_arrival(serve: Callable[..., Served], valve: Valve) -> None:
     served = serve(max_queue_wait_ms=10 * 60_000)
     served.predict("digits", seconds=100.0)
