@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PROTOS := .venv-protos
+TRITON := .venv-triton
 
 REPOSITORY ?= repository
 MODELS     ?= lenet5-mnist lstm-co2
@@ -38,11 +39,17 @@ serve: setup  ## Export MODELS into REPOSITORY where they are missing, and serve
 	done
 	$(BIN)/rafaga serve --repository $(REPOSITORY) --log-format text
 
-test: setup  ## All tests but the nightly and the GPU ones
+test: setup $(TRITON)  ## All tests but the nightly and the GPU ones
 	$(BIN)/python -m pytest -m "not nightly and not gpu"
 
-nightly: setup  ## The long tests too
+nightly: setup $(TRITON)  ## The long tests too
 	$(BIN)/python -m pytest -m "not gpu" --timeout 3600
+
+# Triton's client, which the tests ask the server with. Where it cannot be had, they are skipped and the rest runs.
+$(TRITON): requirements/tritonclient.txt
+	@$(PYTHON) -m venv $(TRITON)
+	@$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ || \
+	  { rm -rf $(TRITON); echo "Triton's client could not be installed: its tests will be skipped"; }
 
 lint: setup protos-check  ## Style, types, and that the stubs are those of the protos
 	$(BIN)/ruff check
@@ -76,4 +83,4 @@ protos-check: $(PROTOS)
 	done; test $$same = yes || { echo "the stubs are not those of the protos: run 'make protos'"; exit 1; }
 
 clean:
-	rm -rf $(VENV) $(PROTOS) build demo-output
+	rm -rf $(VENV) $(PROTOS) $(TRITON) build demo-output

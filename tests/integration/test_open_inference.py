@@ -228,6 +228,41 @@ def test_encoded_images_of_a_model_that_takes_any_size(server: Served) -> None:
     np.testing.assert_allclose(found, bundles.features(photos), atol=1e-6)
 
 
+@pytest.mark.parametrize("model", ["digits", "backbone"])
+def test_clients_that_go_by_the_metadata_find_image_files_declared(server: Served, model: str) -> None:
+    stub, name = oip.stub(server), f"{model}.encoded"
+    assert stub.ModelReady(pb.ModelReadyRequest(name=name)).ready
+    told, plain = (stub.ModelMetadata(pb.ModelMetadataRequest(name=n)) for n in (name, model))
+    (image,) = told.inputs
+    assert (told.name, image.name, image.datatype, list(image.shape)) == (name, "image", "BYTES", [-1, 1])
+    assert told.outputs == plain.outputs
+    config = stub.ModelConfig(pb.ModelConfigRequest(name=name)).config
+    (image,) = config.input
+    assert (config.name, config.max_batch_size) == (name, 32)
+    assert (image.name, image.data_type, list(image.dims)) == ("image", pb.TYPE_STRING, [1])
+    assert statistics(server, name).name == name
+
+
+def test_image_files_go_to_the_model_that_declares_them(server: Served) -> None:
+    images = messages.random_digits(3, 2)
+    encoded = [messages.png(image[:, :, 0]) for image in images]
+    response = infer(server, oip.files(*encoded, model="digits.encoded"))
+    assert (response.model_name, response.model_version) == ("digits.encoded", "1")
+    np.testing.assert_allclose(oip.arrays(response)["probabilities"], bundles.classify(images), atol=1e-5)
+    refused = refusal(lambda: infer(server, oip.images(images, "digits.encoded")))
+    assert "one input, of datatype BYTES and shape [N, 1]" in refused.message
+    for name in ("series.encoded", "nobody.encoded", "digits.encoded.encoded", ".encoded"):
+        refused = refusal(lambda name=name: infer(server, oip.files(*encoded, model=name)))
+        assert refused.reason == "MODEL_NOT_FOUND"
+
+
+def test_a_model_of_that_name_goes_before(serve: Callable[..., Served], tmp_path: Path) -> None:
+    bundles.publish_classifier(tmp_path, "digits")
+    bundles.publish_classifier(tmp_path, "digits.encoded")
+    response = infer(serve(tmp_path), oip.images(DIGIT, "digits.encoded"))
+    np.testing.assert_allclose(oip.arrays(response)["probabilities"], bundles.classify(DIGIT), atol=1e-5)
+
+
 def test_statistics_are_exact(serve: Callable[..., Served], valve: Valve) -> None:
     """1. One request runs alone. 2. Three queue and share a batch. 3. One is too large for a batch. 4. Some are bad."""
     served = serve(max_batch_size=8)

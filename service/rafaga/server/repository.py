@@ -84,6 +84,9 @@ class Repository:
     def slots(self) -> list[Slot]:
         return sorted(self._slots.values(), key=lambda s: s.name)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._slots
+
     @property
     def ready(self) -> bool:
         """Every model that is there is served: one that failed keeps the whole server from being ready."""

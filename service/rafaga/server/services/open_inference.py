@@ -1,8 +1,9 @@
 """inference.GRPCInferenceService: the Open Inference Protocol (KServe v2), for clients that speak it already.
 
 Every bundle is served over it. What arrives as raw tensors goes straight to the queue; an image model also takes
-encoded JPEG or PNG files as a BYTES tensor. Shared memory, trace and log settings are not part of the contract, so
-clients get UNIMPLEMENTED for them.
+encoded JPEG or PNG files as a BYTES tensor. Clients that go by the metadata, where a tensor has one type, find it
+declared so for the model NAME.encoded. Shared memory, trace and log settings are not part of the contract, so clients
+get UNIMPLEMENTED for them.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from google.protobuf.message import Message
 
-from rafaga.bundle import Bundle, TensorSpec
-from rafaga.errors import InvalidRequest, ModelNotFound, Unsupported
+from rafaga.bundle import TensorSpec
+from rafaga.errors import InvalidRequest, InvalidTensor, ModelNotFound, Unsupported
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.server.batcher import Arrays, JobTiming
 from rafaga.server.calls import Call, Handler
@@ -35,6 +37,7 @@ from rafaga.server.services.open_inference_tensors import (
 )
 
 _EXTENSIONS = ("classification", "model_configuration", "model_repository(index)", "statistics", "binary_tensor_data")
+_ENCODED = ".encoded"
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 
 _INDEX_STATES = {
@@ -43,6 +46,20 @@ _INDEX_STATES = {
     State.FAILED: "UNAVAILABLE",
     State.DRAINING: "UNLOADING",
 }
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A model, and the name it was asked for: its own, or NAME.encoded (`files`), whose input is image files."""
+
+    name: str
+    model: ServedModel
+    files: bool
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        specs = self.model.bundle.inputs
+        return (TensorSpec(name=specs[0].name, dtype="object", shape=(None, 1)),) if self.files else specs
 
 
 class OpenInference:
@@ -70,12 +87,13 @@ class OpenInference:
 
     def model_ready(self, call: Call) -> None:
         request = parse(pb.ModelReadyRequest, call)
-        slot = self._repository.slot(request.name, _version(request.version))
+        slot = self._repository.slot(self._own_name(request.name), _version(request.version))
         _reply(call, pb.ModelReadyResponse(ready=slot.state is State.READY))
 
     def model_metadata(self, call: Call) -> None:
         request = parse(pb.ModelMetadataRequest, call)
-        bundle = self._repository.model(request.name, _version(request.version)).bundle
+        asked = self._find(request.name, request.version)
+        bundle = asked.model.bundle
         tensor = pb.ModelMetadataResponse.TensorMetadata
 
         def described(specs: Sequence[TensorSpec]) -> list[pb.ModelMetadataResponse.TensorMetadata]:
@@ -84,23 +102,24 @@ class OpenInference:
         _reply(
             call,
             pb.ModelMetadataResponse(
-                name=bundle.name,
+                name=asked.name,
                 versions=[str(bundle.version)],
                 platform="onnxruntime_onnx",
-                inputs=described(bundle.inputs),
+                inputs=described(asked.inputs),
                 outputs=described(bundle.outputs),
             ),
         )
 
     def model_config(self, call: Call) -> None:
         request = parse(pb.ModelConfigRequest, call)
-        model = self._repository.model(request.name, _version(request.version))
+        asked = self._find(request.name, request.version)
+        model = asked.model
         config = pb.ModelConfig(
-            name=model.bundle.name,
+            name=asked.name,
             platform="onnxruntime_onnx",
             backend="onnxruntime",
             max_batch_size=model.max_batch_size,
-            input=_config_inputs(model.bundle),
+            input=_config_inputs(asked),
             output=[
                 pb.ModelOutput(name=s.name, data_type=_data_type(s), dims=shape(s)[1:]) for s in model.bundle.outputs
             ],
@@ -111,10 +130,11 @@ class OpenInference:
     def model_statistics(self, call: Call) -> None:
         request = parse(pb.ModelStatisticsRequest, call)
         if request.name:
-            models = [self._repository.model(request.name, _version(request.version))]
+            asked = [self._find(request.name, request.version)]
         else:
             models = [slot.model for slot in self._repository.slots if slot.model is not None]
-        _reply(call, pb.ModelStatisticsResponse(model_stats=map(_statistics, models)))
+            asked = [_Asked(model.bundle.name, model, False) for model in models]
+        _reply(call, pb.ModelStatisticsResponse(model_stats=[_statistics(a.name, a.model) for a in asked]))
 
     def repository_index(self, call: Call) -> None:
         request = parse(pb.RepositoryIndexRequest, call)
@@ -130,11 +150,14 @@ class OpenInference:
         request = parse(pb.ModelInferRequest, call)
         _refuse_sequences(request)
         call.deadline = min(call.deadline, _timeout(request, call.received))
-        model = self._repository.model(request.model_name, _version(request.model_version))
+        asked = self._find(request.model_name, request.model_version)
+        model = asked.model
         wanted = wanted_outputs(request, model)
         if model.bundle.image is not None and [i.datatype for i in request.inputs] == ["BYTES"]:
             files = bytes_input(request, model)
             self._workers.run(call, lambda: self._decode(call, request, model, wanted, files))
+        elif asked.files:
+            raise InvalidTensor(f"model {asked.name!r} takes one input, of datatype BYTES and shape [N, 1]")
         else:
             self._submit(call, request, model, wanted, inputs(request, model, self._limits))
 
@@ -160,12 +183,24 @@ class OpenInference:
         wanted: Sequence[WantedOutput],
         rows: Arrays,
     ) -> None:
-        identity = request.id
+        name, identity = request.model_name, request.id
 
         def reply(outputs: Arrays, timing: JobTiming) -> pb.ModelInferResponse:
-            return response(model, identity, wanted, outputs)
+            return response(name, identity, model, wanted, outputs)
 
         submit(call, model, rows, reply)
+
+    def _own_name(self, name: str) -> str:
+        return name if name in self._repository else name.removesuffix(_ENCODED)
+
+    def _find(self, name: str, version: str) -> _Asked:
+        """Raises ModelNotFound or ModelNotReady."""
+        own_name = self._own_name(name)
+        model = self._repository.model(own_name, _version(version))
+        files = name != own_name
+        if files and model.bundle.image is None:
+            raise ModelNotFound(f"model {own_name!r} takes no images, so there is no {name!r}")
+        return _Asked(name, model, files)
 
 
 def _reply(call: Call, message: Message) -> None:
@@ -200,12 +235,14 @@ def _refuse_sequences(request: pb.ModelInferRequest) -> None:
 
 
 def _data_type(spec: TensorSpec) -> pb.DataType.ValueType:
-    return pb.DataType.Value(f"TYPE_{datatype(spec)}")
+    name = datatype(spec)
+    return pb.DataType.Value("TYPE_STRING" if name == "BYTES" else f"TYPE_{name}")
 
 
-def _config_inputs(bundle: Bundle) -> list[pb.ModelInput]:
-    inputs = [pb.ModelInput(name=s.name, data_type=_data_type(s), dims=shape(s)[1:]) for s in bundle.inputs]
-    if bundle.image is not None:
+def _config_inputs(asked: _Asked) -> list[pb.ModelInput]:
+    inputs = [pb.ModelInput(name=s.name, data_type=_data_type(s), dims=shape(s)[1:]) for s in asked.inputs]
+    bundle = asked.model.bundle
+    if bundle.image is not None and not asked.files:
         inputs[0].format = pb.ModelInput.FORMAT_NHWC
     if bundle.forecast is not None:
         history, length = inputs
@@ -213,7 +250,7 @@ def _config_inputs(bundle: Bundle) -> list[pb.ModelInput]:
     return inputs
 
 
-def _statistics(model: ServedModel) -> pb.ModelStatistics:
+def _statistics(name: str, model: ServedModel) -> pb.ModelStatistics:
     totals: Statistics = model.metrics.statistics
 
     def duration(count: int, seconds: float) -> pb.StatisticDuration:
@@ -221,7 +258,7 @@ def _statistics(model: ServedModel) -> pb.ModelStatistics:
 
     executions = dict(totals.executions)
     return pb.ModelStatistics(
-        name=model.bundle.name,
+        name=name,
         version=str(model.bundle.version),
         last_inference=round(totals.last_unix_s * 1e3),
         inference_count=totals.rows,

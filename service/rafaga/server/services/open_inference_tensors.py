@@ -32,6 +32,7 @@ _TYPES: tuple[tuple[str, str, tuple[str, str] | None], ...] = (
     ("FP16", "float16", None),
     ("FP32", "float32", ("fp32_contents", "float32")),
     ("FP64", "float64", ("fp64_contents", "float64")),
+    ("BYTES", "object", ("bytes_contents", "object")),
 )
 _DATATYPE = {numpy_name: name for name, numpy_name, _ in _TYPES}
 _CONTENTS = {name: contents for name, _, contents in _TYPES}
@@ -212,9 +213,9 @@ def _length_prefixed(raw: bytes) -> Iterator[bytes]:
 
 
 def response(
-    model: ServedModel, identity: str, wanted: Sequence[WantedOutput], outputs: Arrays
+    name: str, identity: str, model: ServedModel, wanted: Sequence[WantedOutput], outputs: Arrays
 ) -> pb.ModelInferResponse:
-    reply = pb.ModelInferResponse(model_name=model.bundle.name, model_version=str(model.bundle.version), id=identity)
+    reply = pb.ModelInferResponse(model_name=name, model_version=str(model.bundle.version), id=identity)
     for output in wanted:
         array = outputs[output.index]
         if output.classes:

@@ -1,0 +1,182 @@
+"""Clients that others made, unchanged: Triton's Python client, and its load generator where there is one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+from base64 import b64encode
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import bundles
+from tests.integration import messages
+from tests.integration import open_inference as oip
+from tests.integration.serving import Served, eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+TRITON = ROOT / ".venv-triton/bin/python"
+PERF_ANALYZER = ROOT.parent / "shared/bench/perf_analyzer.sh"
+IMAGES = messages.random_digits(0, 40)
+FILES = messages.random_digits(1, 3)
+HISTORY = messages.random_history(0, 12)[np.newaxis]
+
+
+def ask(way: str, served: Served, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    if not TRITON.exists():
+        pytest.skip("no .venv-triton: `make .venv-triton` installs Triton's client")
+    files = {f"file{i}": np.frombuffer(messages.png(image[:, :, 0]), np.uint8) for i, image in enumerate(FILES)}
+    np.savez(folder / "inputs.npz", images=IMAGES, history=HISTORY, **files)
+    script = Path(__file__).with_name("triton_client.py")
+    command = [TRITON, "-W", "error", script, way, served.address, folder]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    with np.load(folder / "outputs.npz") as arrays:
+        return dict(arrays), json.loads((folder / "facts.json").read_text())
+
+
+def test_tritonclient(serve: Callable[..., Served], tmp_path: Path) -> None:
+    outputs, facts = ask("sync", serve(), tmp_path)
+    np.testing.assert_allclose(outputs["plain"], bundles.classify(IMAGES), atol=1e-5)
+    np.testing.assert_allclose(outputs["later"], bundles.classify(IMAGES), atol=1e-5)
+    np.testing.assert_allclose(outputs["files"], bundles.classify(FILES), atol=1e-5)
+    np.testing.assert_allclose(outputs["series"][0], bundles.forecast(HISTORY[0]), atol=1e-4)
+    assert [facts["live"], facts["ready"], facts["model ready"]] == [True] * 3
+    assert facts["server"]["name"] == "rafaga"
+    assert facts["metadata"]["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": ["-1", "28", "28", "1"]}]
+    assert facts["config"]["config"]["max_batch_size"] == 32
+    assert {m["name"] for m in facts["index"]["models"]} == {"backbone", "digits", "fragile", "series"}
+    assert facts["id"] == "seven"
+    best = bundles.classify(IMAGES).argsort(1)[:, ::-1][:, :3]
+    assert [[int(c.split(":")[1]) for c in row] for row in facts["classes"]] == best.tolist()
+    (statistics,) = facts["statistics"]["model_stats"]
+    assert statistics["inference_stats"]["success"]["count"] == "4"
+    assert statistics["inference_count"] == str(3 * len(IMAGES) + len(FILES))
+    for what, status, says in (
+        ("unknown model", "NOT_FOUND", "no model 'nobody'"),
+        ("unknown version", "NOT_FOUND", "version 1 is served"),
+        ("shape", "INVALID_ARGUMENT", "got [40, 27, 28, 1]"),
+        ("sequence", "UNIMPLEMENTED", "without sequence_id"),
+        ("shared memory", "UNIMPLEMENTED", ""),
+        ("trace", "UNIMPLEMENTED", ""),
+        ("log", "UNIMPLEMENTED", ""),
+        ("load", "UNIMPLEMENTED", ""),
+        ("unload", "UNIMPLEMENTED", ""),
+    ):
+        assert facts[what][0] == f"StatusCode.{status}"
+        assert says in facts[what][1]
+
+
+def test_tritonclient_with_asyncio(server: Served, tmp_path: Path) -> None:
+    outputs, facts = ask("aio", server, tmp_path)
+    np.testing.assert_allclose(outputs["plain"], bundles.classify(IMAGES), atol=1e-5)
+    np.testing.assert_allclose(outputs["streamed"], bundles.classify(IMAGES), atol=1e-5)
+    assert [facts["live"], facts["ready"]] == [True] * 2
+    assert facts["unknown model"][0] == "StatusCode.NOT_FOUND"
+
+
+def test_tritonclient_over_a_stream(server: Served, tmp_path: Path) -> None:
+    outputs, facts = ask("stream", server, tmp_path)
+    np.testing.assert_allclose(outputs["streamed"], bundles.classify(IMAGES), atol=1e-5)
+    assert "no model 'nobody'" in facts["unknown model"]
+    assert facts["after the error"] == "0"
+    assert facts["as status"] == "StatusCode.NOT_FOUND"
+    eventually(lambda: server.in_flight == 0, "the stream's calls ended")
+
+
+@pytest.fixture(scope="module")
+def perf_analyzer() -> Path:
+    """The script installs Triton's load generator at its first run, where that is possible."""
+    if not PERF_ANALYZER.exists():
+        pytest.skip("perf_analyzer is not here")
+    found = subprocess.run([PERF_ANALYZER, "--version"], capture_output=True, text=True, timeout=150, check=False)
+    if found.returncode:
+        pytest.skip(f"perf_analyzer does not run here: {found.stderr[-200:]}")
+    return PERF_ANALYZER
+
+
+@pytest.fixture
+def load(perf_analyzer: Path, server: Served, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs perf_analyzer for about a second, with these options."""
+    (tmp_path / "files.json").write_text(json.dumps({"data": [{"image": _element(image)} for image in FILES]}))
+    series = {"content": HISTORY[0].tolist(), "shape": list(HISTORY[0].shape)}
+    (tmp_path / "series.json").write_text(json.dumps({"data": [{"history": series}]}))
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        brief = ("--measurement-interval", "250", "--stability-percentage", "999", "--max-trials", "3")
+        where = ("-u", server.address, "-i", "grpc", "-f", "report.csv")
+        command = [perf_analyzer, *where, *brief, *options]
+        return subprocess.run(command, capture_output=True, text=True, timeout=90, cwd=tmp_path, check=False)
+
+    return run
+
+
+def _element(image: np.ndarray) -> dict[str, Any]:
+    """The tool sends decoded base64 as it is, so the length comes along."""
+    return {"content": {"b64": b64encode(oip.length_prefixed(messages.png(image[:, :, 0]))).decode()}, "shape": [1]}
+
+
+def throughput(tmp_path: Path) -> float:
+    with (tmp_path / "report.csv").open() as file:
+        return min(float(row["Inferences/Second"]) for row in csv.DictReader(file))
+
+
+def assert_measures(done: subprocess.CompletedProcess[str], tmp_path: Path) -> None:
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert throughput(tmp_path) > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param("-m digits --concurrency-range 4", id="concurrency"),
+        pytest.param("-m digits --concurrency-range 1:3 -b 8 --async", id="range", marks=pytest.mark.nightly),
+        pytest.param("-m digits --concurrency-range 4 --streaming", id="streaming", marks=pytest.mark.nightly),
+        pytest.param(
+            "-m digits --request-rate-range 50:100:50 --request-distribution poisson",
+            id="poisson",
+            marks=pytest.mark.nightly,
+        ),
+        pytest.param(
+            "-m digits.encoded --input-data files.json --concurrency-range 2", id="files", marks=pytest.mark.nightly
+        ),
+        pytest.param(
+            "-m series --input-data series.json --concurrency-range 2 -b 2", id="series", marks=pytest.mark.nightly
+        ),
+        pytest.param("-m backbone --shape image:8,8,3 --streaming", id="free size", marks=pytest.mark.nightly),
+        pytest.param(
+            "-m digits --concurrency-range 2 --input-tensor-format json", id="typed", marks=pytest.mark.nightly
+        ),
+        # No model keeps state and none says so: the tool then sends requests of their own.
+        pytest.param(
+            "-m digits --sequence-length 5 --sequence-id-range 1:100", id="sequences", marks=pytest.mark.nightly
+        ),
+    ],
+)
+def test_perf_analyzer(
+    load: Callable[..., subprocess.CompletedProcess[str]], server: Served, tmp_path: Path, options: str
+) -> None:
+    assert_measures(load(*options.split()), tmp_path)
+    eventually(lambda: server.in_flight == 0, "every call ended")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("-m nobody", "no model 'nobody'"),
+        ("-m digits -x 7", "version 1 is served"),
+        ("-m digits --shared-memory system", "Method not found"),
+        ("-m series --shape history:500", "at most 64 observations"),
+    ],
+)
+def test_perf_analyzer_is_told_what_is_wrong(
+    load: Callable[..., subprocess.CompletedProcess[str]], options: str, says: str
+) -> None:
+    done = load(*options.split())
+    assert done.returncode
+    assert says in done.stdout + done.stderr
