@@ -1,4 +1,4 @@
-"""grpc.health.v1: "" for the server, the name of a model for that model.
+"""grpc.health.v1: "" for the server, the name of a model for that model, and "rafaga.v1.Catalog" for liveness probes.
 
 grpcio brings a servicer of its own, which sends to its watchers while it holds its lock: a watcher that hangs up or
 does not read at that moment blocks the drain, and every other call, for ever. Here a watcher blocks only itself.
@@ -14,17 +14,22 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from rafaga.v1 import catalog_pb2
+
 _SERVER = ""
+# Needs no model, so it serves from when the port opens: whoever restarts what is not alive must not restart a server
+# for a bundle that it refused.
+_CATALOG = catalog_pb2.DESCRIPTOR.services_by_name["Catalog"].full_name
 
 MAX_WATCHES = 64
 """Watches at once; each holds a thread. More are refused: there is Check."""
 
 
 class Health:
-    """Starts as NOT_SERVING, for the server and for every model."""
+    """Starts as NOT_SERVING, for the server and for every model. The catalogue serves as long as anybody can ask."""
 
     def __init__(self) -> None:
-        self._ready: dict[str, bool] = {_SERVER: False}
+        self._ready: dict[str, bool] = {_SERVER: False, _CATALOG: True}
         self._changed = threading.Condition()
         self._draining = False
         self._closed = False

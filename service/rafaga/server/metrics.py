@@ -1,10 +1,11 @@
-"""Every metric of the server, in one place. Callers use the methods; no metric is named anywhere else."""
+"""Every metric of the server, in one place: `families` lists them, here they are counted. Callers use the methods; no
+metric is named anywhere else."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -12,8 +13,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Plat
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+from rafaga.server import families
+from rafaga.server.families import Family
+
 OK = grpc.StatusCode.OK.name
 
 
@@ -24,49 +26,29 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self._requests = Counter(
-            "rafaga_requests", "Calls answered, by method and gRPC status.", ["method", "code"], registry=self.registry
-        )
-        self._refusals = Counter(
-            "rafaga_refusals",
-            "Calls refused or failed, by the reason that travels with the status.",
-            ["method", "reason"],
-            registry=self.registry,
-        )
-        self._request_seconds = self._histogram(
-            "rafaga_request_seconds", "From receiving a call to handing over its reply.", ["method"], _SECONDS
-        )
-        self._in_flight = Gauge("rafaga_requests_in_flight", "Calls received, not answered.", registry=self.registry)
-        self._dropped = Counter(
-            "rafaga_dropped", "Jobs dropped from the queue, uncomputed.", ["model", "cause"], registry=self.registry
-        )
-        self._failures = Counter(
-            "rafaga_engine_failures", "Jobs that made the engine fail.", ["model"], registry=self.registry
-        )
-        self._batch_size = self._histogram("rafaga_batch_size", "Rows per run of an engine.", ["model"], _ROWS)
-        self._queue_seconds = self._histogram(
-            "rafaga_queue_seconds", "From entering the queue to being taken into a batch.", ["model"], _SECONDS
-        )
-        self._inference_seconds = self._histogram(
-            "rafaga_inference_seconds", "One run of an engine over a batch.", ["model"], _SECONDS
-        )
-        self._preprocess_seconds = self._histogram(
-            "rafaga_preprocess_seconds", "Decoding and resizing the images of one call.", ["model"], _SECONDS
-        )
-        self._ready = Gauge(
-            "rafaga_model_ready", "1 while the model is served.", ["model", "version"], registry=self.registry
-        )
-        self._load_seconds = Gauge(
-            "rafaga_model_load_seconds",
-            "Reading, verifying and warming up a model.",
-            ["model", "version"],
-            registry=self.registry,
-        )
+        self._requests = self._counter(families.REQUESTS)
+        self._refusals = self._counter(families.REFUSALS)
+        self._request_seconds = self._histogram(families.REQUEST_SECONDS)
+        self._in_flight = self._gauge(families.IN_FLIGHT)
+        self._dropped = self._counter(families.DROPPED)
+        self._failures = self._counter(families.FAILURES)
+        self._batch_size = self._histogram(families.BATCH_SIZE)
+        self._queue_seconds = self._histogram(families.QUEUE_SECONDS)
+        self._inference_seconds = self._histogram(families.INFERENCE_SECONDS)
+        self._preprocess_seconds = self._histogram(families.PREPROCESS_SECONDS)
+        self._ready = self._gauge(families.READY)
+        self._load_seconds = self._gauge(families.LOAD_SECONDS)
         self._queues = _Queues()
         self.registry.register(self._queues)
 
-    def _histogram(self, name: str, text: str, labels: list[str], buckets: Sequence[float]) -> Histogram:
-        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+    def _counter(self, family: Family) -> Counter:
+        return Counter(family.name, family.text, family.labels, registry=self.registry)
+
+    def _gauge(self, family: Family) -> Gauge:
+        return Gauge(family.name, family.text, family.labels, registry=self.registry)
+
+    def _histogram(self, family: Family) -> Histogram:
+        return Histogram(family.name, family.text, family.labels, buckets=family.buckets, registry=self.registry)
 
     def method(self, name: str) -> MethodMetrics:
         return MethodMetrics(name, self._requests, self._refusals, self._request_seconds)
@@ -159,8 +141,13 @@ class ModelMetrics:
         self._lock = threading.Lock()
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
-        """`depth` is asked at every scrape."""
-        self._queues.depths[self._name] = depth
+        """`depth`, in rows, is asked at every scrape."""
+        self._queues.watch(families.QUEUE_ROWS, self._name, depth)
+
+    def watch_load(self, predicted_wait_s: Callable[[], float], capacity_rows_per_s: Callable[[], float]) -> None:
+        """Both are asked at every scrape."""
+        self._queues.watch(families.PREDICTED_WAIT, self._name, predicted_wait_s)
+        self._queues.watch(families.CAPACITY, self._name, capacity_rows_per_s)
 
     def batch_done(self, rows: int, inference_s: float, queue_s: Sequence[float], earlier_s: float = 0.0) -> None:
         """`queue_s`: of every request that this batch completes. `earlier_s`: what their other parts took in earlier
@@ -197,13 +184,19 @@ class ModelMetrics:
 
 
 class _Queues(Collector):
-    """Queue depths, read when scraped instead of written at every change."""
+    """What is read when scraped instead of written at every change."""
 
     def __init__(self) -> None:
-        self.depths: dict[str, Callable[[], int]] = {}
+        self._watched: dict[Family, dict[str, Callable[[], float]]] = {
+            family: {} for family in (families.QUEUE_ROWS, families.PREDICTED_WAIT, families.CAPACITY)
+        }
 
-    def collect(self) -> list[GaugeMetricFamily]:
-        family = GaugeMetricFamily("rafaga_queue_rows", "Rows waiting in the queue.", labels=["model"])
-        for name, depth in list(self.depths.items()):
-            family.add_metric([name], depth())
-        return [family]
+    def watch(self, family: Family, model: str, value: Callable[[], float]) -> None:
+        self._watched[family][model] = value
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        for family, values in self._watched.items():
+            gauge = GaugeMetricFamily(family.name, family.text, labels=family.labels)
+            for model, value in list(values.items()):
+                gauge.add_metric([model], value())
+            yield gauge

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Sequence
 
+import numpy as np
+
 from rafaga.bundle import Bundle, Variant
 from rafaga.errors import DeadlineExceeded, Draining, EngineFailure, InternalError
 from rafaga.server.batcher import Arrays, Batch, Batcher, BatchPolicy, Job, Part
@@ -48,6 +50,7 @@ class ServedModel:
 
     def start(self) -> None:
         self.metrics.watch_queue(lambda: self._batcher.queued_rows)
+        self.metrics.watch_load(self.predicted_wait_s, self.capacity_rows_per_s)
         self._thread.start()
 
     def submit(self, job: Job) -> None:
@@ -76,6 +79,20 @@ class ServedModel:
     def idle(self) -> bool:
         with self._changed:
             return self._batcher.idle
+
+    def predicted_wait_s(self) -> float:
+        """How long a request of one row and no deadline would wait that came now."""
+        now = time.monotonic()
+        visitor = Job((np.zeros(1),), lambda *_: None, lambda _: None)
+        visitor.arrival = now
+        with self._changed:
+            return self._batcher.predicted_wait(visitor, now)
+
+    def capacity_rows_per_s(self) -> float:
+        """What the engine would get through in batches of the efficient size."""
+        with self._changed:
+            latency = self._batcher.latency
+            return latency.efficient_rows / latency.predict(latency.efficient_rows)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Stops after the running batch; what is still queued is refused."""

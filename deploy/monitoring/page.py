@@ -1,0 +1,65 @@
+"""docs/metrics.md: every metric with its labels, the recorded series, the alerts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from rafaga.server.families import FAMILIES, LABELS, Family, Kind
+
+from deploy.monitoring.rules import GUIDE
+from deploy.monitoring.signals import Pace, alerts, recordings
+
+
+def page(pace: Pace) -> str:
+    return "\n".join(_lines(pace)) + "\n"
+
+
+def _lines(pace: Pace) -> Iterator[str]:
+    yield "# Metrics"
+    yield ""
+    yield "Made by `python -m deploy.monitoring`; do not edit."
+    yield ""
+    yield "`GET /metrics` on the HTTP port (8080) answers in Prometheus' text format. Times are in seconds, rows are"
+    yield "images or series. Histograms are of calls, requests or batches that ended, never of those under way."
+    yield ""
+    yield from _table(("metric", "kind", "labels", "what"), map(_row, FAMILIES))
+    yield ""
+    yield "Counters are stored as `…_total`, histograms as `…_bucket`, `…_sum` and `…_count`. Beside these there are"
+    yield "`process_*` (CPU, memory, open files, start time) and `python_info` of the process. Figures of GPUs come"
+    yield "from NVIDIA's DCGM exporter, which knows all of a node's."
+    yield ""
+    yield "## Labels"
+    yield ""
+    yield from _table(("label", "what"), ((f"`{name}`", text) for name, text in LABELS.items()))
+    yield ""
+    yield "Models are as many as the repository holds; nothing that a caller sends becomes a label."
+    yield ""
+    yield "## Buckets"
+    yield ""
+    for family in FAMILIES:
+        if family.kind is Kind.HISTOGRAM:
+            yield f"- `{family.name}`: {', '.join(f'{bound:g}' for bound in family.buckets)}"
+    yield ""
+    yield "## Recorded series"
+    yield ""
+    yield "`deploy/prometheus/rules.yaml` records what autoscalers ask for:"
+    yield ""
+    yield from _table(("series", "expression"), ((f"`{r.name}`", f"`{r.expression}`") for r in recordings(pace)))
+    yield ""
+    yield "## Alerts"
+    yield ""
+    yield f"What to do on each: [{GUIDE}](operating.md#alerts)."
+    yield ""
+    rows = ((f"[{a.name}](operating.md#{a.name.lower()})", a.severity.value, f"`{a.expression}`") for a in alerts(pace))
+    yield from _table(("alert", "severity", "condition"), rows)
+
+
+def _row(family: Family) -> tuple[str, ...]:
+    return f"`{family.name}`", family.kind.value, ", ".join(f"`{label}`" for label in family.labels), family.text
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield "|---" * len(head) + "|"
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"

@@ -1,0 +1,171 @@
+"""What people look at: the rows of the dashboard and the queries behind them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Query:
+    """`expression` may use the dashboard's $job and Grafana's $__rate_interval."""
+
+    expression: str
+    legend: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """`unit`: one of Grafana's names."""
+
+    title: str
+    text: str
+    unit: str
+    queries: tuple[Query, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    title: str
+    panels: tuple[Panel, ...]
+
+
+def rows() -> tuple[Row, ...]:
+    return (_traffic(), _batching(), _models(), _processes())
+
+
+def _traffic() -> Row:
+    return Row(
+        "Traffic",
+        (
+            Panel("Calls", "Answered per second, by gRPC status.", "reqps", _rate("rafaga_requests_total", "code")),
+            Panel("Refusals", "Refused or failed per second, why.", "reqps", _rate("rafaga_refusals_total", "reason")),
+            Panel(
+                "Latency",
+                "From receiving a call to handing over its reply.",
+                "s",
+                _quantile(0.5, "rafaga_request_seconds", "method")
+                + _quantile(0.99, "rafaga_request_seconds", "method"),
+            ),
+            Panel(
+                "Calls in flight", "Received, not answered.", "short", _of("sum", "rafaga_requests_in_flight", "job")
+            ),
+        ),
+    )
+
+
+def _batching() -> Row:
+    return Row(
+        "Queue and batches",
+        (
+            Panel(
+                "Predicted wait",
+                "How long a request that comes now would wait. The autoscaler adds pods from 0.1 s.",
+                "s",
+                _each("rafaga:predicted_wait_seconds"),
+            ),
+            Panel(
+                "Utilisation",
+                "Of what the engines get through in batches of the efficient size. The autoscaler adds pods from 0.7.",
+                "percentunit",
+                _each("rafaga:utilisation_ratio"),
+            ),
+            Panel(
+                "Rows per batch",
+                "Mean. It grows with the load: batches form while the engine runs.",
+                "short",
+                _mean("rafaga_batch_size", "model"),
+            ),
+            Panel("Rows queued", "All servers together.", "short", _of("sum", "rafaga_queue_rows", "model")),
+            Panel(
+                "Time in the queue",
+                "From entering the queue to being taken into a batch.",
+                "s",
+                _quantile(0.99, "rafaga_queue_seconds", "model"),
+            ),
+            Panel(
+                "Time in the engine",
+                "One run over a batch.",
+                "s",
+                _quantile(0.99, "rafaga_inference_seconds", "model"),
+            ),
+            Panel(
+                "Time decoding images",
+                "Decoding and resizing the images of one call.",
+                "s",
+                _quantile(0.99, "rafaga_preprocess_seconds", "model"),
+            ),
+            Panel(
+                "Dropped from the queue",
+                "Per second, late or cancelled; nothing was computed for them.",
+                "ops",
+                _rate("rafaga_dropped_total", "model", "cause"),
+            ),
+        ),
+    )
+
+
+def _models() -> Row:
+    return Row(
+        "Models",
+        (
+            Panel("Served by", "Servers that serve it.", "short", _of("sum", "rafaga_model_ready", "model", "version")),
+            Panel(
+                "Load time",
+                "Reading, verifying and warming up.",
+                "s",
+                _of("max", "rafaga_model_load_seconds", "model", "version"),
+            ),
+            Panel(
+                "Capacity",
+                "Rows per second and server, as the engine's runs so far predict.",
+                "short",
+                _of("avg", "rafaga_model_capacity_rows_per_second", "model"),
+            ),
+            Panel(
+                "Engine failures",
+                "Inputs per second that made the engine fail.",
+                "ops",
+                _rate("rafaga_engine_failures_total", "model"),
+            ),
+        ),
+    )
+
+
+def _processes() -> Row:
+    return Row(
+        "Processes",
+        (
+            Panel("Cores in use", "CPU seconds per second.", "short", _rate("process_cpu_seconds_total", "instance")),
+            Panel("Memory", "Resident.", "bytes", _each("process_resident_memory_bytes")),
+            Panel("Open files", "Sockets among them: about one per connection.", "short", _each("process_open_fds")),
+        ),
+    )
+
+
+_JOB = '{job=~"$job"}'
+
+
+def _each(series: str) -> tuple[Query, ...]:
+    return (Query(series + _JOB, "{{instance}}"),)
+
+
+def _of(operator: str, series: str, *by: str) -> tuple[Query, ...]:
+    return (Query(f"{operator} by ({', '.join(by)}) ({series}{_JOB})", _legend(by)),)
+
+
+def _rate(counter: str, *by: str) -> tuple[Query, ...]:
+    return (Query(f"sum by ({', '.join(by)}) (rate({counter}{_JOB}[$__rate_interval]))", _legend(by)),)
+
+
+def _mean(histogram: str, by: str) -> tuple[Query, ...]:
+    (total,), (count,) = _rate(f"{histogram}_sum", by), _rate(f"{histogram}_count", by)
+    return (Query(f"{total.expression} / {count.expression}", total.legend),)
+
+
+def _quantile(q: float, histogram: str, by: str) -> tuple[Query, ...]:
+    (buckets,) = _rate(f"{histogram}_bucket", "le", by)
+    return (Query(f"histogram_quantile({q:g}, {buckets.expression})", f"p{100 * q:g} {_legend((by,))}"),)
+
+
+def _legend(labels: tuple[str, ...]) -> str:
+    return " ".join(f"{{{{{label}}}}}" for label in labels)

@@ -1,0 +1,72 @@
+"""Manifests as the cluster would get them."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rafaga.server.config import Config, add_arguments, from_arguments
+
+ROOT = Path(__file__).parents[2]
+KUBERNETES = ROOT / "deploy/kubernetes"
+OVERLAYS = ("dev", "cpu", "gpu")
+
+Object = dict[str, Any]
+
+
+@cache
+def kustomize() -> tuple[str, ...]:
+    """The command that renders. Skips the test where there is none."""
+    if path := shutil.which("kustomize"):
+        return (path, "build")
+    if path := shutil.which("kubectl"):
+        return (path, "kustomize")
+    pytest.skip("neither kubectl (Debian: kubernetes-client) nor kustomize is installed")
+
+
+@cache
+def render(folder: Path) -> tuple[Object, ...]:
+    done = subprocess.run([*kustomize(), str(folder)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return tuple(yaml.safe_load_all(done.stdout))
+
+
+def overlay(name: str) -> tuple[Object, ...]:
+    return render(KUBERNETES / "overlays" / name)
+
+
+def one(objects: tuple[Object, ...], kind: str, name: str | None = None) -> Object:
+    (found,) = (o for o in objects if o["kind"] == kind and name in (None, o["metadata"]["name"]))
+    return found
+
+
+def pod(objects: tuple[Object, ...]) -> Object:
+    """The specification of the server's pods."""
+    spec: Object = one(objects, "Deployment")["spec"]["template"]["spec"]
+    return spec
+
+
+def container(objects: tuple[Object, ...]) -> Object:
+    (only,) = pod(objects)["containers"]
+    return dict(only)
+
+
+def settings(container: Object, config_map: Object | None, folder: Path) -> Config:
+    """What the server makes of a container's arguments, environment and mounted file. `folder` is for that file."""
+    command, *arguments = container["args"]
+    assert command == "serve"
+    if config_map is not None:
+        ((name, text),) = config_map["data"].items()
+        (folder / name).write_text(text)
+        mounted = next(m["mountPath"] for m in container["volumeMounts"] if m["name"] == "config")
+        arguments = [a.replace(f"{mounted}/{name}", str(folder / name)) for a in arguments]
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    environment = {e["name"]: e["value"] for e in container.get("env", ()) if "value" in e}
+    return from_arguments(parser.parse_args(arguments), environment)

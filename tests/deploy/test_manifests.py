@@ -1,0 +1,237 @@
+"""Kubernetes manifests: rendered, valid against Kubernetes' own schemas, and in step with what the server does."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+from rafaga.server import lifecycle
+from rafaga.server.config import PREFIX, Config, TransportKind
+from rafaga.server.model import ServedModel
+
+from tests.deploy.rendering import KUBERNETES, OVERLAYS, ROOT, Object, container, one, overlay, pod, render, settings
+
+kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+
+# The oldest that has what is used (preStop.sleep, unhealthyPodEvictionPolicy), and one of the newest.
+RELEASES = ("1.30", "1.37")
+CORE = ("v1", "apps/v1", "batch/v1", "policy/v1", "autoscaling/v2", "networking.k8s.io/v1")
+KUSTOMIZATIONS = (*(f"overlays/{name}" for name in OVERLAYS), "export", "kserve")
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+@pytest.fixture(params=OVERLAYS)
+def objects(request: pytest.FixtureRequest) -> tuple[Object, ...]:
+    return overlay(request.param)
+
+
+@pytest.fixture
+def config(objects: tuple[Object, ...], tmp_path: Path) -> Config:
+    return settings(container(objects), one(objects, "ConfigMap"), tmp_path)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("folder", KUSTOMIZATIONS)
+def test_objects_are_valid(folder: str, release: str) -> None:
+    core = [o for o in render(KUBERNETES / folder) if o["apiVersion"] in CORE]
+    assert core or folder == "kserve"
+    for thing in core:
+        kubernetes_validate.validate(thing, release, strict=True)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_container_of_kserves_runtime_is_valid(release: str) -> None:
+    """KServe puts it into a pod as it is."""
+    spec = one(render(KUBERNETES / "kserve"), "ClusterServingRuntime")["spec"]
+    a_pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {"containers": spec["containers"]}}
+    kubernetes_validate.validate(a_pod, release, strict=True)
+
+
+def test_an_unknown_field_would_be_noticed() -> None:
+    service = one(overlay("cpu"), "Service", "rafaga")
+    broken = service | {"spec": service["spec"] | {"clusterIp": "None"}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(broken, RELEASES[-1], strict=True)
+
+
+def test_ports_are_those_the_server_listens_on(objects: tuple[Object, ...], config: Config) -> None:
+    ports = {p["name"]: p["containerPort"] for p in container(objects)["ports"]}
+    assert ports == {"grpc": config.grpc_port, "http": config.http_port}
+    assert ports == {"grpc": Config().grpc_port, "http": Config().http_port}, "defaults that people know"
+    assert not config.loopback
+    assert config.transport is TransportKind.GRPCIO
+    for name in ("rafaga", "rafaga-headless"):
+        for port in one(objects, "Service", name)["spec"]["ports"]:
+            assert ports[port["targetPort"]] == port["port"]
+    for rule in one(objects, "NetworkPolicy")["spec"]["ingress"]:
+        assert {p["port"] for p in rule["ports"]} <= ports.keys()
+
+
+def test_every_variable_is_a_setting(objects: tuple[Object, ...]) -> None:
+    known = {PREFIX + f.name.upper() for f in dataclasses.fields(Config)}
+    assert {e["name"] for e in container(objects)["env"]} <= known
+
+
+def test_models_and_settings_are_mounted_where_the_server_looks(objects: tuple[Object, ...], config: Config) -> None:
+    mounts = {m["name"]: m for m in container(objects)["volumeMounts"]}
+    assert mounts["models"]["mountPath"] == str(config.repository)
+    assert all(m["readOnly"] for m in mounts.values())
+    (claim,) = (v["persistentVolumeClaim"]["claimName"] for v in pod(objects)["volumes"] if v["name"] == "models")
+    assert claim == one(render(KUBERNETES / "export"), "PersistentVolumeClaim")["metadata"]["name"]
+
+
+def test_the_grace_period_covers_the_drain(objects: tuple[Object, ...], config: Config) -> None:
+    stop_s = container(objects)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    drain_s = config.drain_delay_s + config.drain_timeout_s + lifecycle._REPLY_GRACE_S
+    engines_s = ServedModel.close.__defaults__[0]
+    assert pod(objects)["terminationGracePeriodSeconds"] > stop_s + drain_s + engines_s
+
+
+def test_readiness_is_lost_within_the_drain_delay_and_prestop(objects: tuple[Object, ...], config: Config) -> None:
+    """Balancers that go by readiness alone hear of the drain while calls are still answered."""
+    probe = container(objects)["readinessProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] <= config.drain_delay_s
+
+
+def test_an_update_never_has_fewer_pods_than_before(objects: tuple[Object, ...]) -> None:
+    spec = one(objects, "Deployment")["spec"]
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert "replicas" not in spec, "applying again would undo what the autoscaler did"
+    start = container(objects)["startupProbe"]
+    assert spec["progressDeadlineSeconds"] > start["periodSeconds"] * start["failureThreshold"]
+
+
+def test_pods_meet_the_restricted_security_standard(objects: tuple[Object, ...]) -> None:
+    check_restricted(pod(objects))
+
+
+def test_the_jobs_pods_meet_it_too() -> None:
+    check_restricted(one(render(KUBERNETES / "export"), "Job")["spec"]["template"]["spec"])
+
+
+def check_restricted(spec: Object) -> None:
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert not any(spec.get(name) for name in ("hostNetwork", "hostPID", "hostIPC"))
+    assert not any("hostPath" in volume for volume in spec["volumes"])
+    for each in spec["containers"]:
+        context = each["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert each["resources"]["limits"].keys() >= {"cpu", "memory"}, "cores are counted by the limit"
+
+
+def test_the_account_has_no_token(objects: tuple[Object, ...]) -> None:
+    account = one(objects, "ServiceAccount")
+    assert account["automountServiceAccountToken"] is False
+    assert pod(objects)["serviceAccountName"] == account["metadata"]["name"]
+
+
+def test_every_selector_finds_the_servers_pods_and_not_the_jobs(objects: tuple[Object, ...]) -> None:
+    deployment = one(objects, "Deployment")["spec"]
+    labels = deployment["template"]["metadata"]["labels"].items()
+    job = one(render(KUBERNETES / "export"), "Job")["spec"]["template"]["metadata"]["labels"].items()
+    selectors = [
+        deployment["selector"]["matchLabels"],
+        one(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
+        one(objects, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        *(c["labelSelector"]["matchLabels"] for c in pod(objects)["topologySpreadConstraints"]),
+        *(o["spec"]["selector"] for o in objects if o["kind"] == "Service"),
+    ]
+    for selector in selectors:
+        assert selector.items() <= labels
+        assert not selector.items() <= job
+
+
+def test_clients_need_the_label_and_nothing_more(objects: tuple[Object, ...]) -> None:
+    """A selector that also asked for the server's own labels would let nobody in."""
+    rules = one(objects, "NetworkPolicy")["spec"]["ingress"]
+    peers = next(r["from"] for r in rules if r["ports"] == [{"port": "grpc"}])
+    labels = [next(iter(peer.values()))["matchLabels"] for peer in peers]
+    assert labels == [{"rafaga/client": "true"}] * 2
+    assert one(objects, "NetworkPolicy")["spec"]["egress"] == []
+
+
+def test_one_service_is_for_clients_that_balance_themselves(objects: tuple[Object, ...]) -> None:
+    assert one(objects, "Service", "rafaga-headless")["spec"]["clusterIP"] == "None"
+    assert "clusterIP" not in one(objects, "Service", "rafaga")["spec"]
+
+
+def test_a_changed_setting_rolls_the_pods(objects: tuple[Object, ...]) -> None:
+    (name,) = (v["configMap"]["name"] for v in pod(objects)["volumes"] if "configMap" in v)
+    assert name == one(objects, "ConfigMap")["metadata"]["name"]
+    assert name.startswith("rafaga-config-"), "named after its content"
+
+
+@pytest.mark.parametrize(("name", "tag"), [("dev", VERSION), ("cpu", VERSION), ("gpu", f"{VERSION}-gpu")])
+def test_images_are_those_of_this_version(name: str, tag: str) -> None:
+    assert container(overlay(name))["image"] == f"rafaga-server:{tag}"
+
+
+def test_the_exports_image_is_of_this_version_too() -> None:
+    (only,) = one(render(KUBERNETES / "export"), "Job")["spec"]["template"]["spec"]["containers"]
+    assert only["image"] == f"rafaga-export:{VERSION}"
+
+
+def test_the_job_exports_models_of_the_catalogue() -> None:
+    from models import zoo
+
+    (only,) = one(render(KUBERNETES / "export"), "Job")["spec"]["template"]["spec"]["containers"]
+    *names, output = only["args"]
+    assert set(names) <= set(zoo.catalogue())
+    mounts = {m["name"]: m["mountPath"] for m in only["volumeMounts"]}
+    assert output == f"--output={mounts['models']}"
+
+
+def test_only_the_gpu_overlay_asks_for_a_gpu() -> None:
+    gpus = {name: container(overlay(name))["resources"]["limits"].get("nvidia.com/gpu") for name in OVERLAYS}
+    assert gpus == {"dev": None, "cpu": None, "gpu": "1"}
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_the_autoscaler_scales_the_deployment(name: str) -> None:
+    autoscaler = one(overlay(name), "HorizontalPodAutoscaler")["spec"]
+    deployment = one(overlay(name), "Deployment")
+    assert autoscaler["scaleTargetRef"] == {
+        "apiVersion": deployment["apiVersion"],
+        "kind": "Deployment",
+        "name": deployment["metadata"]["name"],
+    }
+    assert autoscaler["minReplicas"] >= 2, "one may go away at any time"
+
+
+def test_dev_needs_nothing_but_kubernetes() -> None:
+    assert {o["apiVersion"] for o in overlay("dev")} <= set(CORE)
+
+
+def test_tls_turns_the_probes_to_http(tmp_path: Path) -> None:
+    """Kubernetes' gRPC probes know no TLS."""
+    only = container(component("tls", tmp_path))
+    config = settings(only, one(component("tls", tmp_path), "ConfigMap"), tmp_path)
+    mounts = {m["name"]: m["mountPath"] for m in only["volumeMounts"]}
+    assert [str(config.tls_key), str(config.tls_certificate)] == [
+        f"{mounts['tls']}/tls.key",
+        f"{mounts['tls']}/tls.crt",
+    ]
+    for probe, path in (("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
+        assert only[probe]["httpGet"] == {"path": path, "port": "http"}
+        assert "grpc" not in only[probe]
+    kubernetes_validate.validate(one(component("tls", tmp_path), "Deployment"), RELEASES[-1], strict=True)
+
+
+def component(name: str, folder: Path) -> tuple[Object, ...]:
+    """Base with one component."""
+    folder = folder / name
+    folder.mkdir(exist_ok=True)
+    base, chosen = (
+        Path("../" * len(folder.parts[1:])) / p.relative_to("/")
+        for p in (KUBERNETES / "base", KUBERNETES / "components" / name)
+    )
+    (folder / "kustomization.yaml").write_text(f"resources: [{base}]\ncomponents: [{chosen}]\n")
+    return render(folder)

@@ -1,0 +1,56 @@
+"""The manifests' probes, asked of a real server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from grpc_health.v1 import health_pb2
+
+from tests import bundles
+from tests.deploy.rendering import KUBERNETES, Object, container, one, overlay, render
+from tests.integration.conftest import repository, serve, server, transport  # noqa: F401  fixtures
+from tests.integration.serving import PATIENCE_S, Served
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def runtime() -> Object:
+    (only,) = one(render(KUBERNETES / "kserve"), "ClusterServingRuntime")["spec"]["containers"]
+    return dict(only)
+
+
+def ask(served: Served, probe: Object) -> int:
+    """What Kubernetes would be answered."""
+    service = probe["grpc"].get("service", "")
+    return int(served.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_S).status)
+
+
+@pytest.mark.parametrize("of", [lambda: container(overlay("cpu")), runtime], ids=["deployment", "kserve"])
+@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
+def test_a_good_server_passes(server: Served, of: Callable[[], Object], probe: str) -> None:  # noqa: F811
+    assert of()[probe]["grpc"]["port"] == 50051
+    assert ask(server, of()[probe]) == SERVING
+
+
+def test_a_refused_bundle_stops_the_update_and_restarts_nothing(
+    serve: Callable[..., Served],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    bundles.publish_classifier(tmp_path)
+    (bundles.publish_forecaster(tmp_path) / "model.onnx").write_bytes(b"damaged")
+    served, only = serve(tmp_path), container(overlay("cpu"))
+    assert ask(served, only["startupProbe"]) == SERVING
+    assert ask(served, only["livenessProbe"]) == SERVING
+    assert ask(served, only["readinessProbe"]) == NOT_SERVING
+
+
+def test_probes_need_no_token(serve: Callable[..., Served]) -> None:  # noqa: F811
+    served = serve(bearer_token_sha256=("0" * 64,))
+    assert ask(served, container(overlay("cpu"))["readinessProbe"]) == SERVING
+
+
+def test_the_paths_of_the_http_probes_answer(server: Served) -> None:  # noqa: F811
+    assert [server.get(path)[0] for path in ("/healthz", "/readyz")] == [200, 200]
