@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 # How far back drift, level and scale look: far enough to be steady, near enough to follow a growth that itself grows.
 RECENT_SEASONS = 10
 
@@ -84,8 +83,8 @@ class Forecaster(nn.Module):
         else:
             self.recurrent = ElmanRNN(3, config.hidden)
         self.head = nn.Linear(config.hidden, config.max_horizon * len(config.quantile_levels))
-        # Widens or narrows the quantiles around the median; fitted after training on data that training did not see.
-        self.register_buffer("spread", torch.ones(len(config.quantile_levels)))
+        # Widens or narrows the quantiles around the median; fitted after training, to data that training did not see.
+        self.register_buffer("spread", torch.ones(()))
 
     def forward(self, history: Tensor, length: Tensor) -> Tensor:
         season = self.config.season
@@ -96,14 +95,16 @@ class Forecaster(nn.Module):
         recent = valid & (step > last - RECENT_SEASONS * season)  # [N, T]
 
         # The change from season to season, its mean (the drift) and its mean size (the unit of everything below).
-        change = (history - F.pad(history, (season, 0))[:, : history.size(1)]) * valid * (step >= season)  # [N, T]
-        drift = mean_where(change, recent & (step >= season))  # [N, 1]
-        scale = mean_where((change - drift).abs(), recent & (step >= season)) + 1e-6  # [N, 1]
+        seasoned = step >= season  # [1, T]
+        change = (history - F.pad(history, (season, 0))[:, : history.size(1)]) * valid * seasoned  # [N, T]
+        drift = mean_where(change, recent & seasoned)  # [N, 1]
+        scale = mean_where((change - drift).abs(), recent & seasoned) + 1e-6  # [N, 1]
 
         level = mean_where(history, recent)  # [N, 1]
         centred = (history - level) * valid  # [N, T]
         local = F.avg_pool1d(F.pad(centred, (season - 1, 0)), season, stride=1)  # [N, T], mean of the season up to here
-        features = torch.stack([(change - drift) * valid * (step >= season), centred - local, centred], dim=2)  # [N, T, 3]
+        surprise = (change - drift) * valid * seasoned  # [N, T]
+        features = torch.stack([surprise, centred - local, centred], dim=2)  # [N, T, 3]
         states, _ = self.recurrent(features / scale[:, :, None])  # [N, T, hidden]
         # The network is causal, so the state at the last valid step knows nothing of the padding behind it.
         state = states.gather(1, last[:, :, None].expand(-1, -1, states.size(2)))[:, 0]  # [N, hidden]

@@ -88,7 +88,7 @@ def _forecasters() -> Iterator[Entry]:
     for cell, name in ((Cell.LSTM, "lstm-co2"), (Cell.RNN, "rnn-co2")):
         config = ForecasterConfig(
             cell=cell,
-            hidden=32,
+            hidden=16,
             season=CO2_INPUT.season,
             max_horizon=CO2_INPUT.max_horizon,
             quantile_levels=QUANTILES,

@@ -72,7 +72,12 @@ def train(options: argparse.Namespace, console: Console) -> None:
     problem = recipe.problem(entry, options.data)
     schedule = replace(recipe.schedule, epochs=epochs)
     seconds = fit(problem, schedule, CHECKPOINTS / f"{name}.pt", options.resume, console)
-    problem.finish()
+    rehearsals = problem.rehearsals()
+    for number, rehearsal in enumerate(rehearsals, start=1):
+        console.print(f"calibrating {number}/{len(rehearsals)}: the same without one block of the data, tried on it")
+        seconds += fit(rehearsal, schedule, CHECKPOINTS / f"{name}-{number}.pt", options.resume, console)
+    if rehearsals:
+        problem.calibrate(rehearsals)
     if recipe.half:  # measured as they are shipped: rounded
         problem.module.half().float()
     metrics = problem.evaluate()

@@ -72,11 +72,16 @@ def evaluate(origins: Origins, spec: SeriesInput, forecast: Forecast, dataset: s
         "mase": float(np.abs(error[:, :, spec.quantile_levels.index(0.5)]).mean()) / origins.scale,
         "pinball": float(np.maximum(levels * error, (levels - 1) * error).mean()),
     }
-    for low, high in _intervals(spec.quantile_levels):
+    for low, high in intervals(spec.quantile_levels):
         inside = (quantiles[:, :, low] <= origins.future) & (origins.future <= quantiles[:, :, high])
         nominal = spec.quantile_levels[high] - spec.quantile_levels[low]
         figures[f"coverage_{round(100 * nominal)}"] = float(inside.mean())
     return _metrics(figures, dataset, len(origins.length))
+
+
+def intervals(levels: tuple[float, ...]) -> Iterator[tuple[int, int]]:
+    """Pairs of levels that lie evenly around the median, widest first."""
+    return ((i, len(levels) - 1 - i) for i in range(len(levels) // 2))
 
 
 def baselines(origins: Origins, spec: SeriesInput, dataset: str) -> tuple[Metric, ...]:
@@ -116,11 +121,6 @@ def holt_winters(origins: Origins, spec: SeriesInput) -> Series:
 
 def _mean_error(origins: Origins, forecast: Series) -> float:
     return float(np.abs(origins.future - forecast).mean())
-
-
-def _intervals(levels: tuple[float, ...]) -> Iterator[tuple[int, int]]:
-    """Pairs of levels that lie evenly around the median, widest first."""
-    return ((i, len(levels) - 1 - i) for i in range(len(levels) // 2))
 
 
 def _slices(n: int, size: int = 64) -> Iterator[slice]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -54,8 +54,13 @@ class Problem(ABC):
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss of `batch`, a scalar."""
 
-    def finish(self) -> None:  # noqa: B027  # most have nothing left to do
-        """What follows the last epoch and looks at training data only, e.g. calibration."""
+    def rehearsals(self) -> Sequence[Problem]:
+        """The same problem on parts of its training data, for recipes that are calibrated on the rest of it."""
+        return ()
+
+    def calibrate(self, rehearsals: Sequence[Problem]) -> None:
+        """Fits what the loss does not, to what the trained `rehearsals` get wrong on data that they did not see."""
+        raise NotImplementedError
 
     @abstractmethod
     def evaluate(self) -> tuple[Metric, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -13,25 +15,54 @@ from torch import Tensor
 from models.entry import SeriesInput
 from models.forecasting import Forecaster
 from models.training.data import Series
-from models.training.forecast_eval import baselines, evaluate, held_out, training_size
+from models.training.forecast_eval import baselines, evaluate, held_out, intervals, rolling_origins, training_size
 from models.training.loop import Batch, Problem
+
+FOLDS = 4
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How histories are drawn. `jitter`: noise added to them, in units of the mean change from season to season."""
+
+    batch_size: int
+    batches_per_epoch: int
+    jitter: float = 0.0
 
 
 class Forecasting(Problem):
     """Quantile regression: the pinball loss of every level at every step of the horizon, in units of the series."""
 
     def __init__(
-        self, module: Forecaster, spec: SeriesInput, series: Series, name: str, batch_size: int, batches_per_epoch: int
+        self,
+        module: Forecaster,
+        spec: SeriesInput,
+        series: Series,
+        name: str,
+        drawn: Windows,
+        kept_from: range = range(0),
     ) -> None:
         self.module: Forecaster = module
         self.spec = spec
         self.series = series
         self.name = name
-        self.batch_size = batch_size
-        self.batches_per_epoch = batches_per_epoch
+        self.drawn = drawn
+        self.kept_from = kept_from  # observations that are never to be forecast in training
+        self.batches_per_epoch = drawn.batches_per_epoch
         self.seen = torch.from_numpy(series[: training_size(series)].copy())
+        self.intervals = tuple(intervals(spec.quantile_levels))
         self.levels = torch.tensor(spec.quantile_levels)
         self.unit = (self.seen[spec.season :] - self.seen[: -spec.season]).abs().mean()
+
+    def rehearsals(self) -> Sequence[Forecasting]:
+        """Fresh modules, each kept from one block of the years that this one learns from."""
+        edges = np.linspace(self.spec.min_history, len(self.seen), FOLDS + 1).astype(int)
+        return [
+            Forecasting(
+                Forecaster(self.module.config), self.spec, self.series, self.name, self.drawn, range(start, stop)
+            )
+            for start, stop in pairwise(edges.tolist())
+        ]
 
     def batches(self) -> Iterator[Batch]:
         for _ in range(self.batches_per_epoch):
@@ -39,16 +70,17 @@ class Forecasting(Problem):
 
     def windows(self) -> Batch:
         """history [N, T], length [N], future [N, H], known [N, H]: which of the future still belongs to training."""
-        spec, n = self.spec, self.batch_size
+        spec, n = self.spec, self.drawn.batch_size
         total = len(self.seen)
         end = torch.randint(spec.min_history, total, (n,))
         longest = end.clamp(max=spec.max_history)
         length = spec.min_history + (torch.rand(n) * (longest - spec.min_history + 1)).long()
         step = torch.arange(int(length.max()))
         inside = step < length[:, None]
-        history = self.seen[(end - length)[:, None] + step * inside] * inside
+        history = self.seen[(end - length)[:, None] + step * inside]
+        history = (history + self.drawn.jitter * self.unit * torch.randn(history.shape)) * inside
         ahead = end[:, None] + torch.arange(spec.max_horizon)
-        known = ahead < total
+        known = (ahead < total) & ((ahead < self.kept_from.start) | (ahead >= self.kept_from.stop))
         return history, length, self.seen[ahead.clamp(max=total - 1)], known
 
     def loss(self, batch: Batch) -> Tensor:
@@ -56,6 +88,31 @@ class Forecasting(Problem):
         error = (future[:, :, None] - self.module(history, length)) / self.unit  # [N, H, Q]
         pinball = torch.maximum(self.levels * error, (self.levels - 1) * error).mean(2)
         return (pinball * known).sum() / known.sum()
+
+    def calibrate(self, rehearsals: Sequence[Problem]) -> None:
+        """Takes the spread that `rehearsals` would have needed on the blocks they were kept from.
+
+        A network is surer of the years it was trained on than of others. Per interval, the factor that covers its
+        nominal share is a quantile of how far observations lay outside, in widths of the forecast (cross-conformal
+        prediction, Vovk 2015, with the score of Romano et al. 2019); the mean over the intervals keeps quantiles from
+        crossing.
+        """
+        outside = np.concatenate([r.outside() for r in rehearsals if isinstance(r, Forecasting)])  # [M, intervals]
+        shares = [self.spec.quantile_levels[high] - self.spec.quantile_levels[low] for low, high in self.intervals]
+        factors = [np.quantile(outside[:, i], share) for i, share in enumerate(shares)]
+        self.module.spread.fill_(float(np.mean(factors)))
+
+    def outside(self) -> Series:
+        """Distance of the observations it was kept from to the median, 1 at the edge of the interval. [M, intervals]"""
+        origins = rolling_origins(self.seen.numpy(), self.spec, self.kept_from.start, self.kept_from.stop)
+        quantiles = self.forecast(origins.history, origins.length)
+        median = quantiles[:, :, self.module.median]
+        error = origins.future - median
+        columns = []
+        for low, high in self.intervals:
+            edge = np.where(error > 0, quantiles[:, :, high], quantiles[:, :, low]) - median
+            columns.append((error / edge).ravel())
+        return np.stack(columns, axis=1)
 
     def evaluate(self) -> tuple[Metric, ...]:
         origins = held_out(self.series, self.spec)
