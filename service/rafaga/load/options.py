@@ -272,8 +272,7 @@ def _trace_step(args: Namespace, trace: Times) -> Step:
     length_s = float(trace[-1]) - args.warm_up
     if length_s <= 0:
         raise OptionsError(f"--trace: nothing is left of {trace[-1]:g} s after --warm-up {args.warm_up:g}")
-    # The last arrival itself is inside.
-    duration_s = min(args.duration or math.inf, math.nextafter(length_s, math.inf))
+    duration_s = min(args.duration or math.inf, length_s + 1e-6)  # so that the last arrival itself is inside
     counted = trace[(trace >= args.warm_up) & (trace < args.warm_up + duration_s)]
     return Step(Pattern.TRACE, len(counted) / duration_s, 0, args.warm_up, duration_s, args.seed)
 

@@ -46,4 +46,5 @@ class Step:
                 due_s = trace - self.warm_up_s
             case Pattern.CLOSED:
                 raise ValueError("callers that wait for answers have no schedule")
+        due_s = due_s[due_s < end_s]
         return Schedule(due_s, schedule.mix(weights, len(due_s), choices))

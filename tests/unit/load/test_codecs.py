@@ -1,0 +1,166 @@
+"""What counts as the same answer, and what is sent to a model from what it says of itself."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rafaga.load
+from rafaga.errors import ModelNotReady, RafagaError, Unsupported
+from rafaga.load import payloads
+from rafaga.load.codecs import Replies, Target, rafaga_v1, reader
+from rafaga.load.log import Answer
+from rafaga.load.payloads import RANDOM_PAYLOADS, PayloadError, Payloads
+from rafaga.load.targets import models, weights
+from rafaga.v1 import catalog_pb2, common_pb2, forecasting_pb2, vision_pb2
+
+TIMING = common_pb2.Timing(queue_us=1, preprocess_us=2, inference_us=3, batch_size=4)
+
+
+def classified(*labels: tuple[int, float]) -> bytes:
+    result = vision_pb2.Classification(labels=[vision_pb2.ScoredLabel(index=i, probability=p) for i, p in labels])
+    return vision_pb2.ClassifyResponse(results=[result], timing=TIMING).SerializeToString()
+
+
+def test_the_same_classification_up_to_rounding() -> None:
+    read = reader(Replies.CLASSIFY)
+    reference = classified((7, 0.6), (1, 0.2), (3, 0.1), (4, 0.05), (5, 0.05))
+    assert read.timing(reference) == Answer(1, 2, 3, 4)
+    assert read.same(reference, reference)
+    assert read.same(classified((7, 0.6001), (1, 0.2), (3, 0.1), (5, 0.05), (4, 0.05)), reference), "a tie may turn"
+    assert read.same(classified((7, 0.6), (1, 0.2), (3, 0.1), (4, 0.05), (9, 0.05)), reference), "the sixth may tie"
+    assert not read.same(classified((8, 0.6), (1, 0.2), (3, 0.1), (4, 0.05), (5, 0.05)), reference)
+    assert not read.same(classified((7, 0.61), (1, 0.2), (3, 0.1), (4, 0.05), (5, 0.05)), reference)
+    assert not read.same(classified((7, 0.6)), reference)
+    assert not read.same(classified((2, 1.0)), classified((1, 1.0)))
+    assert not read.same(vision_pb2.ClassifyResponse().SerializeToString(), reference)
+
+
+def test_the_same_features_and_forecasts() -> None:
+    def features(*values: float) -> bytes:
+        data = np.array(values, "<f4").tobytes()
+        maps = [vision_pb2.FeatureMap(name="map", shape=[1, len(values)], data=data)]
+        return vision_pb2.ExtractFeaturesResponse(maps=maps, timing=TIMING).SerializeToString()
+
+    def forecast(*values: float) -> bytes:
+        quantiles = [forecasting_pb2.QuantileForecast(level=0.5, values=values)]
+        return forecasting_pb2.ForecastResponse(quantiles=quantiles, timing=TIMING).SerializeToString()
+
+    for replies, message in ((Replies.FEATURES, features), (Replies.FORECAST, forecast)):
+        read = reader(replies)
+        assert read.timing(message(1.0)) == Answer(1, 2, 3, 4)
+        assert read.same(message(100.0, 0.01), message(100.01, 0.0))
+        assert not read.same(message(100.0, 1.0), message(100.0, 2.0))
+        assert not read.same(message(100.0), message(100.0, 2.0))
+
+
+def described(**fields: object) -> catalog_pb2.GetModelResponse:
+    model = catalog_pb2.Model(name="m", version=1, state=catalog_pb2.Model.READY, **fields)  # type: ignore[arg-type]
+    return catalog_pb2.GetModelResponse(model=model)
+
+
+def target(answer: catalog_pb2.GetModelResponse, given: Payloads) -> Target:
+    return rafaga_v1.target(lambda method, request: answer.SerializeToString(), "m", 2.0, given)
+
+
+def test_random_pixels_have_the_models_shape() -> None:
+    image = catalog_pb2.Tensor(name="image", dtype="uint8", shape=[-1, -1, 28, 3])
+    found = target(described(task="classification", inputs=[image]), Payloads(rows=2, height=30, width=40))
+    assert (found.method, found.replies) == ("/rafaga.v1.Vision/Classify", Replies.CLASSIFY)
+    sent = [vision_pb2.ClassifyRequest.FromString(request).pixels for request in found.requests]
+    assert len({pixels.data for pixels in sent}) == RANDOM_PAYLOADS
+    assert {(p.batch, p.height, p.width, p.channels) for p in sent} == {(2, 30, 28, 3)}
+    found = target(described(task="features", inputs=[image]), Payloads())
+    assert found.method == "/rafaga.v1.Vision/ExtractFeatures"
+    assert vision_pb2.ExtractFeaturesRequest.FromString(found.requests[0]).pixels.height == 224
+
+
+def test_files_are_sent_as_they_are() -> None:
+    image = catalog_pb2.Tensor(name="image", dtype="uint8", shape=[-1, 28, 28, 1])
+    found = target(described(task="classification", inputs=[image]), Payloads(images=(b"one", b"two")))
+    sent = [vision_pb2.ClassifyRequest.FromString(request).encoded.images for request in found.requests]
+    assert [list(images) for images in sent] == [[b"one"], [b"two"]]
+
+
+def test_series_are_as_long_as_the_model_looks_back() -> None:
+    spec = catalog_pb2.ForecastInfo(min_history=2, max_history=48, max_horizon=4)
+    found = target(described(task="forecasting", forecast=spec), Payloads())
+    sent = [forecasting_pb2.ForecastRequest.FromString(request) for request in found.requests]
+    assert {len(request.history) for request in sent} == {48}
+    given = target(described(task="forecasting", forecast=spec), Payloads(series=((1.0, 2.0, 3.0),)))
+    assert list(forecasting_pb2.ForecastRequest.FromString(given.requests[0]).history) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [({"task": "translation"}, Unsupported), ({"state": catalog_pb2.Model.FAILED, "reason": "r"}, ModelNotReady)],
+)
+def test_a_model_that_cannot_be_asked_is_told_before_the_load(
+    fields: dict[str, object], error: type[RafagaError]
+) -> None:
+    answer = catalog_pb2.GetModelResponse(
+        model=catalog_pb2.Model(**{"name": "m", "state": catalog_pb2.Model.READY} | fields)  # type: ignore[arg-type]
+    )
+    with pytest.raises(error):
+        target(answer, Payloads())
+
+
+def test_the_mix_shares_a_models_weight_among_its_requests() -> None:
+    mix = [Target("a", 3.0, "", (b"1", b"2"), Replies.CLASSIFY), Target("b", 1.0, "", (b"3",), Replies.FORECAST)]
+    assert weights(mix) == [1.5, 1.5, 1.0]
+    assert models(mix) == ["a", "a", "b"]
+
+
+def test_inputs_are_read_by_suffix(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.JPG").write_bytes(b"jpeg")
+    (tmp_path / "b.png").write_bytes(b"png")
+    (tmp_path / "co2.csv").write_text("date,ppm\n1958-03,315.7\n1958-04,317.5\n")
+    (tmp_path / "plain.txt").write_text("1\n2\n\n3\n")
+    (tmp_path / "notes.md").write_text("not sent")
+    found = payloads.read([tmp_path], rows=1)
+    assert found.images == (b"png", b"jpeg")
+    assert found.series == ((315.7, 317.5), (1.0, 2.0, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.md", "x", r"expected a folder or a file ending in"),
+        ("a.csv", "ppm\n315\nhigh\n", "expected numbers"),
+        ("a.txt", "", "expected numbers"),
+    ],
+)
+def test_an_input_that_cannot_be_sent_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(PayloadError, match=message) as raised:
+        payloads.read([path])
+    assert name in str(raised.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PayloadError, match="in this folder"):
+        payloads.read([tmp_path / "empty"])
+
+
+def test_many_files_are_thinned_evenly(tmp_path: Path) -> None:
+    for i in range(1000):
+        (tmp_path / f"{i:04}.png").write_bytes(str(i).encode())
+    kept = [int(image) for image in payloads.read([tmp_path]).images]
+    assert len(kept) == payloads.MAX_FILES
+    assert max(np.diff(kept)) <= 4
+
+
+def test_the_open_inference_module_is_loaded_by_its_codec_alone() -> None:
+    root = Path(rafaga.load.__file__).parent
+    for path in root.rglob("*.py"):
+        names = [n.module or "" for n in ast.parse(path.read_text()).body if isinstance(n, ast.ImportFrom)]
+        inference = [name for name in names if name.startswith("rafaga.inference") or name.endswith("open_inference")]
+        assert not inference or path.name == "open_inference.py", path
+    code = "import sys, rafaga.load.command, rafaga.load.worker, rafaga.load.codecs.rafaga_v1; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not [name for name in loaded if name.startswith("rafaga.inference")]
+    assert not {"matplotlib", "rafaga.server", "mlperf_loadgen"} & set(loaded)

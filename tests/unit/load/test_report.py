@@ -1,0 +1,158 @@
+"""The page and the table: everything that happened is on them, and nothing from outside."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from rafaga.load.document import Run
+from rafaga.load.figures import Figures, GeneratorUse
+from rafaga.load.log import Answer, Log
+from rafaga.load.report import page
+from rafaga.load.schedule import Pattern
+from rafaga.load.server_metrics import BatchBucket, ServerWindow
+from rafaga.load.steps import Step
+from rafaga.load.tally import Tally
+from rafaga.load.text import show
+from rich.console import Console
+
+from tests.unit.load.test_tally import CONDITIONS, StepResult, counted, result, rows, run
+
+SERVER = ServerWindow(
+    10.0, 4.5, (BatchBucket(1, 5), BatchBucket(4, 9), BatchBucket(None, 0)), 1.5, 10.0, 0.0, 900.0, {"OK": 7}, {}, {}
+)
+HEADINGS = ("Latency against throughput", "Over time", "Distribution", "Batches", "Where the time went", "Refused and")
+
+
+def ramp() -> Run:
+    def at(rate: float) -> StepResult:
+        return replace(result(counted(rows(int(rate), int(rate * 10))), 0.9, server=SERVER), step=step(rate))
+
+    def step(rate: float) -> Step:
+        return Step(Pattern.POISSON, rate=rate, duration_s=10.0)
+
+    return run(*map(at, (20.0, 40.0, 80.0)))
+
+
+class _Wellformed(HTMLParser):
+    """Every element that opens closes, in order."""
+
+    VOID = frozenset({"meta", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def parsed(html: str) -> _Wellformed:
+    parser = _Wellformed()
+    parser.feed(html)
+    assert not parser.open
+    return parser
+
+
+@pytest.fixture(scope="module")
+def ramp_page() -> str:
+    return page.render(replace(ramp(), max_rate=40.0))
+
+
+def test_a_ramp_has_every_plot(ramp_page: str) -> None:
+    html = ramp_page
+    for heading in HEADINGS:
+        assert heading in html
+    page_of = parsed(html)
+    assert page_of.seen.count("svg") == len(HEADINGS)
+    for text in (
+        "QUEUE_FULL",
+        "NOT_SENT",
+        "40/s poisson",
+        "90% of a core",
+        "answers were wrong",
+        "own view",
+        "40.0 requests/s",
+    ):
+        assert text in html
+
+
+def test_the_page_stands_alone(ramp_page: str) -> None:
+    html = ramp_page
+    assert not re.search(r"<(script|link|img|iframe)", html)
+    links = set(re.findall(r'(?:href|src)="([^#"][^"]*)"', html)) | set(re.findall(r"url\(([^#][^)]*)\)", html))
+    assert not links
+    references = set(re.findall(r'(?:href="|url\()#([^")]+)', html))
+    ids = set(parsed(html).ids)
+    assert references <= ids
+
+
+def test_one_step_has_what_one_step_can_show() -> None:
+    html = page.render(run(result(counted(rows()), 0.1)))
+    assert "Latency against throughput" not in html
+    assert "from when sent" in html
+    parsed(html)
+
+
+def test_names_cannot_break_the_page() -> None:
+    conditions = replace(CONDITIONS, models={"<b>&": 1.0})
+    html = page.render(replace(run(result(counted(rows()))), conditions=conditions, server="<script>"))
+    assert "<script>" not in html
+    parsed(html)
+
+
+@pytest.mark.parametrize("pattern", [Pattern.CLOSED, Pattern.TRACE])
+def test_a_run_without_answers_has_a_page_too(pattern: Pattern) -> None:
+    log = Log()
+    log.failed(0, 0.5, 0.5, 0.6, "SERVER_UNREACHABLE")
+    step = Step(pattern, rate=1.0, callers=int(pattern is Pattern.CLOSED), duration_s=10.0)
+    total = Tally(1.0)
+    total.add(log.take(), 10.0, ["digits"])
+    figures = Figures.of(step, total, (GeneratorUse(0.0),), CONDITIONS.objective)
+    html = page.render(run(StepResult(step, figures, total, (GeneratorUse(0.0),))))
+    assert "SERVER_UNREACHABLE" in html
+    parsed(html)
+
+
+def test_a_run_of_which_nothing_came_has_a_page_too() -> None:
+    parsed(page.render(run(result(Tally(1.0)))))
+
+
+def test_all_answered_is_said() -> None:
+    log = Log()
+    for due_s in np.arange(0, 10, 0.1):
+        log.answered(0, due_s, due_s, due_s + 0.001, Answer())
+    html = page.render(run(result(counted(log.take()))))
+    assert "No request was refused, and none failed." in html
+    assert "Objective met" in html
+
+
+def test_the_table_has_every_step_and_its_verdict() -> None:
+    out = io.StringIO()
+    show(ramp(), Console(file=out, width=200))
+    text = out.getvalue()
+    assert len(re.findall(r"^ \d+/s poisson (missed|met) ", text, re.MULTILINE)) == 3
+    for part in ("digits: ", "QUEUE_FULL", "WRONG", "90% of a core", "objective missed", "/metrics: 0.45 cores"):
+        assert part in text
+
+
+def test_a_search_tells_what_it_found() -> None:
+    for rate, said in ((40.0, "40.0 requests/s is the highest"), (0.0, "no rate was found")):
+        out = io.StringIO()
+        show(replace(ramp(), max_rate=rate), Console(file=out, width=200))
+        assert said in out.getvalue()

@@ -1,0 +1,59 @@
+"""Two scrapes and what lies between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from prometheus_client import generate_latest
+from rafaga.load.server_metrics import BatchBucket, MetricsError, difference, scrape
+from rafaga.server.metrics import Metrics
+
+
+@contextmanager
+def exposed(text: str, folder: Path) -> Iterator[str]:
+    path = folder / "metrics"
+    path.write_text(text)
+    yield path.as_uri()
+
+
+def test_the_difference_of_two_scrapes_is_the_window(tmp_path: Path) -> None:
+    metrics = Metrics()
+    digits, other = metrics.model("digits"), metrics.model("other")
+    classify = metrics.method("/rafaga.v1.Vision/Classify")
+
+    def traffic() -> None:
+        digits.batch_done(3, 0.002, [0.001, 0.003, 0.002])
+        digits.batch_done(1, 0.001, [0.0])
+        other.batch_done(100, 9.0, [9.0])
+        classify.answered(0.01)
+
+    def scraped() -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        with exposed(generate_latest(metrics.registry).decode(), tmp_path) as url:
+            return scrape(url)
+
+    traffic()
+    before = scraped()
+    traffic()
+    traffic()
+    digits.dropped("deadline", 5)
+    window = difference(before, scraped(), {"digits"}, 2.0)
+    assert [bucket for bucket in window.batches if bucket.runs] == [BatchBucket(1, 2), BatchBucket(4, 2)]
+    assert window.batches[-1].up_to is None
+    assert window.mean_batch_size == pytest.approx(2)
+    assert window.mean_queue_us == pytest.approx(1500)
+    assert window.mean_inference_us == pytest.approx(1500)
+    assert window.requests == {"OK": 2}
+    assert window.dropped == {"deadline": 5}
+    assert window.cpu_s >= 0
+
+
+def test_what_is_no_server_of_ours_is_named(tmp_path: Path) -> None:
+    with exposed("go_goroutines 7\n", tmp_path) as url, pytest.raises(MetricsError, match="no metrics of Rafaga"):
+        scrape(url)
+    with pytest.raises(MetricsError, match="absent"):
+        scrape((tmp_path / "absent").as_uri())
+    with pytest.raises(MetricsError, match="nonsense"):
+        scrape("nonsense")

@@ -1,0 +1,158 @@
+"""Raw counts: what is in the window, what merges, and what a file carries."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rafaga.load import document, tally
+from rafaga.load.codecs import Wire
+from rafaga.load.document import SCHEMA, Conditions, DocumentError, Run, StepResult
+from rafaga.load.figures import Figures, GeneratorUse, Objective
+from rafaga.load.log import NOT_SENT, Answer, Log, Rows
+from rafaga.load.schedule import Part, Pattern
+from rafaga.load.server_metrics import BatchBucket, ServerWindow
+from rafaga.load.steps import Step
+from rafaga.load.tally import Tally
+
+STEP = Step(Pattern.POISSON, rate=100.0, warm_up_s=1.0, duration_s=10.0, seed=1)
+CONDITIONS = Conditions(Wire.RAFAGA, {"digits": 3.0, "series": 1.0}, "random inputs", 1000.0, 1, 20.0)
+MODELS = ["digits", "digits", "series"]
+
+
+def rows(seed: int = 0, count: int = 1000) -> Rows:
+    """Requests all over the warm-up and the window, some refused, some wrong."""
+    rng, log = np.random.default_rng(seed), Log()
+    for due_s in np.sort(rng.uniform(-1, 10, count)):
+        sent_s = due_s + rng.exponential(1e-4)
+        done_s = sent_s + rng.lognormal(-5, 0.5)
+        request = int(rng.integers(0, 3))
+        match rng.integers(0, 10):
+            case 0:
+                log.failed(request, due_s, sent_s, done_s, "QUEUE_FULL")
+            case 1:
+                log.failed(request, due_s, sent_s, sent_s, NOT_SENT)
+            case kind:
+                right = None if kind < 6 else bool(kind != 9 or due_s < 5)
+                log.answered(request, due_s, sent_s, done_s, Answer(200, 50, 3000, int(rng.integers(1, 9)), right))
+    return log.take()
+
+
+def counted(*chunks: Rows) -> Tally:
+    total = Tally(1.0)
+    for chunk in chunks:
+        total.add(chunk, STEP.duration_s, MODELS)
+    return total
+
+
+def result(total: Tally, *cores: float, server: ServerWindow | None = None) -> StepResult:
+    uses = tuple(GeneratorUse(c) for c in cores)
+    return StepResult(STEP, Figures.of(STEP, total, uses, CONDITIONS.objective), total, uses, server)
+
+
+def run(*steps: StepResult, part: Part | None = None) -> Run:
+    return Run(SCHEMA, "0", "2026-01-31T12:00:00+00:00", "there:1", CONDITIONS, part or Part(), steps)
+
+
+def test_the_window_is_counted_and_nothing_else() -> None:
+    chunk = rows()
+    total = counted(chunk)
+    due_s = np.frombuffer(chunk.due_s)
+    assert total.sent == ((due_s >= 0) & (due_s < 10)).sum()
+    assert total.ok == total.latency.count == total.from_send.count == sum(total.batch_sizes.values())
+    assert total.unanswered.count == total.sent - total.ok
+    assert total.lateness.count == total.sent
+    assert sum(m.latency.count for m in total.models.values()) == total.ok
+    assert total.models["digits"].latency.count > total.models["series"].latency.count
+    assert [sum(i.outcomes.values()) for i in total.intervals] == np.histogram(due_s, np.arange(11))[0].tolist()
+    assert 0 < total.wrong < total.checked < total.ok
+
+
+def test_counting_in_pieces_or_on_several_machines_gives_the_same() -> None:
+    chunks = [rows(seed) for seed in range(3)]
+    whole, merged = counted(*chunks), Tally(1.0)
+    for chunk in chunks:
+        merged.merge(counted(chunk))
+    assert document.encode(run(result(merged))) == document.encode(run(result(whole)))
+
+
+def test_nothing_at_all_can_be_counted() -> None:
+    total = counted(Log().take())
+    assert total.sent == 0
+    found = Figures.of(STEP, total, (), Objective(1.0))
+    assert (found.offered, found.mean_batch_size, found.latency.max_ms, found.met) == (0, 0, 0, False)
+
+
+def test_a_busy_generator_is_told() -> None:
+    assert any("85% of a core" in w for w in result(counted(rows()), 0.2, 0.85).figures.warnings)
+    assert not result(counted(rows()), 0.2, 0.65).figures.warnings
+
+
+def test_intervals_are_few_and_round() -> None:
+    assert [tally.interval_s(d) for d in (1, 10, 60, 600, 86400)] == [0.1, 0.5, 1, 10, 1440]
+
+
+def test_a_document_comes_back_as_it_was() -> None:
+    server = ServerWindow(10.0, 4.5, (BatchBucket(1, 5), BatchBucket(None, 2)), 1.5, 1.0, 2.0, 3.0, {"OK": 7}, {}, {})
+    written = run(result(counted(rows()), 0.5, server=server))
+    text = document.encode(written)
+    read = document.decode(text, "a.json")
+    assert document.encode(read) == text
+    assert read.steps[0].figures == written.steps[0].figures
+    assert read.steps[0].server == server
+    assert read.met is False
+    assert read.wrong > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"{", "not a result of rafaga load"),
+        (b"[]", "not a result of rafaga load"),
+        (document.encode(run(result(counted(rows())))).replace(b'"latency": "H', b'"latency": "!'), "HDR histogram"),
+        (document.encode(replace(run(), schema=99)), "schema 99"),
+    ],
+)
+def test_a_file_that_is_no_document_is_named(text: bytes, message: str) -> None:
+    with pytest.raises(DocumentError, match=r"other\.json") as raised:
+        document.decode(text, "other.json")
+    assert message in str(raised.value)
+
+
+def test_parts_merge_into_the_run() -> None:
+    chunks = [rows(seed) for seed in range(3)]
+    parts = [run(result(counted(chunk), 0.1 * (i + 1)), part=Part(i, 3)) for i, chunk in enumerate(chunks)]
+    merged = document.merge([parts[2], parts[0], parts[1]])
+    assert merged.part == Part()
+    assert merged.steps[0].tally.latency.encode() == counted(*chunks).latency.encode()
+    assert merged.steps[0].figures.generator_cores == pytest.approx(0.3)
+    assert len(merged.steps[0].generators) == 3
+    assert merged.steps[0].figures.answered == pytest.approx(sum(p.steps[0].figures.answered for p in parts))
+
+
+def test_what_is_not_a_whole_run_is_not_merged() -> None:
+    parts = [run(result(counted(rows(i))), part=Part(i, 3)) for i in range(3)]
+    with pytest.raises(DocumentError, match="missing: part 2/3"):
+        document.merge([parts[0], parts[2]])
+    with pytest.raises(DocumentError, match="part 1/3 is there twice"):
+        document.merge([parts[0], parts[0], parts[2]])
+    other = replace(parts[1], conditions=replace(CONDITIONS, seed=9))
+    with pytest.raises(DocumentError, match="different runs"):
+        document.merge([parts[0], other, parts[2]])
+
+
+def test_a_run_can_be_judged_again() -> None:
+    measured = run(result(counted(rows())))
+    strict = document.judged(measured, 0.001)
+    assert strict.steps[0].figures.goodput == 0
+    assert strict.met is False
+    answered = replace(measured, steps=(result(counted(_all_answered())),))
+    assert document.judged(answered, 1e6).met is True
+
+
+def _all_answered() -> Rows:
+    log = Log()
+    for i in range(100):
+        log.answered(0, i / 10, i / 10, i / 10 + 0.001, Answer())
+    return log.take()
