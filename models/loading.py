@@ -54,6 +54,11 @@ def load_weights(entry: Entry, module: nn.Module, choice: str | Path = AUTO) -> 
         return Weights(trained=True, source=f"file {path.name}", license="unknown", sha256=sha256_of(path))
     match entry.weights:
         case Shipped() as shipped:
+            if not shipped.path.is_file():
+                raise WeightsUnavailable(
+                    f"{entry.name} is not shipped: train it with python -m models.training {shipped.path.stem}, "
+                    f"or give a file with --weights FILE, or --weights random for load tests"
+                )
             _fill(module, read_state(shipped.path), shipped.file)
             return Weights(
                 trained=True,

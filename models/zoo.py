@@ -41,6 +41,7 @@ __all__ = [
 
 DIGITS = tuple("0123456789")
 DIGIT_INPUT = ImageInput(height=28, width=28, channels=1, mean=(0.0,), std=(1.0,))  # zero is the background
+CIFAR_INPUT = ImageInput(height=32, width=32, channels=3, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 CO2_INPUT = SeriesInput(
     min_history=24, max_history=480, max_horizon=24, quantile_levels=QUANTILES, season=12, step="month", unit="ppm"
@@ -49,7 +50,7 @@ CO2_INPUT = SeriesInput(
 
 def catalogue() -> Mapping[str, Entry]:
     """Every model by name, in the order of the table that people see."""
-    return {entry.name: entry for entry in (*_digits(), *_forecasters(), *_imagenet_classifiers())}
+    return {entry.name: entry for entry in (*_digits(), *_photos(), *_forecasters(), *_imagenet_classifiers())}
 
 
 def _digits() -> Iterator[Entry]:
@@ -80,6 +81,28 @@ def _digits() -> Iterator[Entry]:
         corpus=Corpus.MNIST,
         expected={"top1": 0.992},
     )
+
+
+def _photos() -> Iterator[Entry]:
+    from models.cifar_resnet import CifarConfig, CifarResNet
+    from models.training.data import CIFAR10_CLASSES
+
+    published = {20: 0.9125, 56: 0.9303}  # He et al., table 6, on the original images
+    for depth in (20, 56):
+        for residual in (True, False):
+            name = f"{'resnet' if residual else 'plain'}{depth}-cifar10"
+            yield Entry(
+                name=name,
+                architecture=f"{'ResNet' if residual else 'Plain'}-{depth} for CIFAR (He et al. 2016)",
+                task=Task.CLASSIFICATION,
+                dataset="CIFAR-10",
+                build=partial(CifarResNet, CifarConfig(depth, residual)),
+                input=CIFAR_INPUT,
+                weights=Shipped(f"{name}.safetensors"),
+                labels=lambda: CIFAR10_CLASSES,
+                corpus=Corpus.CIFAR10,
+                expected={"top1": published[depth]} if residual else {},
+            )
 
 
 def _forecasters() -> Iterator[Entry]:

@@ -89,6 +89,7 @@ def train(options: argparse.Namespace, console: Console) -> None:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     output.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, output)
+    output.chmod(0o644)  # safetensors makes it private
     record = Record(
         name=name,
         architecture=entry.architecture,

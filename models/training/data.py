@@ -75,11 +75,9 @@ def load_cifar10(root: Path | None, train: bool) -> tuple[Images, Labels]:
     `cifar10/cifar10_jpeg_60000.tar.xz` with `train/<class>/0000.jpg`: a network scores lower there, so compare figures
     of the same form only. Decoding that one takes half a minute and is cached.
     """
-    part = "train" if train else "test"
-    for folder in _folders(root, "cifar10"):
-        archive = folder / "cifar10_jpeg_60000.tar.xz"
-        if archive.is_file():
-            return _cifar10_from_jpeg(archive, part)
+    archive = cifar10_jpeg(root)
+    if archive is not None:
+        return _cifar10_from_jpeg(archive, "train" if train else "test")
     from torchvision.datasets import CIFAR10
 
     home = root if root is not None else cache_folder()
@@ -91,6 +89,12 @@ def load_cifar10(root: Path | None, train: bool) -> tuple[Images, Labels]:
             f"or name a folder that has it with --data or {ENVIRONMENT}"
         ) from error
     return np.asarray(dataset.data, dtype=np.uint8), np.asarray(dataset.targets, dtype=np.int64)
+
+
+def cifar10_jpeg(root: Path | None) -> Path | None:
+    """The JPEG copy of CIFAR-10 that `load_cifar10` would read; None where it would take the original."""
+    candidates = (folder / "cifar10_jpeg_60000.tar.xz" for folder in _folders(root, "cifar10"))
+    return next((archive for archive in candidates if archive.is_file()), None)
 
 
 def load_co2() -> Series:

@@ -8,15 +8,19 @@ from functools import partial
 from pathlib import Path
 
 from models.forecasting import Forecaster
-from models.training.data import Series, load_co2, load_mnist
-from models.training.images import ImageClassification, jitter_digits
-from models.training.loop import Problem, Schedule
+from models.training.data import Series, cifar10_jpeg, load_cifar10, load_co2, load_mnist
+from models.training.images import ImageClassification, crop_and_flip, jitter_digits
+from models.training.loop import Optimiser, Problem, Schedule
 from models.training.series import Forecasting, Windows
 from models.zoo import Entry, ImageInput, SeriesInput
 
 # Few and short epochs, a small network and noise: a record of 35 years is soon known by heart.
 CO2_SCHEDULE = Schedule(epochs=10, peak_rate=5e-3, weight_decay=0.1, clip_norm=1.0)
 CO2_WINDOWS = Windows(batch_size=64, batches_per_epoch=25, jitter=0.1)
+
+
+CIFAR_NETWORKS = ("resnet20-cifar10", "plain20-cifar10", "resnet56-cifar10", "plain56-cifar10")
+CIFAR_SCHEDULE = Schedule(epochs=20, peak_rate=0.2, weight_decay=5e-4, optimiser=Optimiser.SGD, warmup=0.25)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ def recipes() -> Mapping[str, Recipe]:
         "lstm-co2": Recipe(partial(forecasting, load=lambda _: load_co2(), drawn=CO2_WINDOWS), CO2_SCHEDULE),
         "rnn-co2": Recipe(partial(forecasting, load=lambda _: load_co2(), drawn=CO2_WINDOWS), CO2_SCHEDULE),
         "cnn-mnist": Recipe(digits, Schedule(epochs=20, peak_rate=1e-3, weight_decay=0.05), half=True),
+        **{name: Recipe(photos, CIFAR_SCHEDULE) for name in CIFAR_NETWORKS},
     }
 
 
@@ -47,6 +52,20 @@ def digits(entry: Entry, root: Path | None) -> Problem:
         held_out_name="MNIST test",
         augment=jitter_digits,
         batch_size=128,
+    )
+
+
+def photos(entry: Entry, root: Path | None) -> Problem:
+    assert isinstance(entry.input, ImageInput)
+    return ImageClassification(
+        entry.build(),
+        entry.input,
+        training=load_cifar10(root, train=True),
+        held_out=load_cifar10(root, train=False),
+        held_out_name="CIFAR-10 test" if cifar10_jpeg(root) is None else "CIFAR-10 test, JPEG copy",
+        augment=crop_and_flip,
+        batch_size=128,
+        bfloat16=True,
     )
 
 
