@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from rafaga.server.families import FAMILIES, LABELS, Family, Kind
+from rafaga.server.triton import ALIASES
 
 from deploy.monitoring.rules import GUIDE
 from deploy.monitoring.signals import Pace, alerts, recordings
@@ -39,6 +40,15 @@ def _lines(pace: Pace) -> Iterator[str]:
     for family in FAMILIES:
         if family.kind is Kind.HISTOGRAM:
             yield f"- `{family.name}`: {', '.join(f'{bound:g}' for bound in family.buckets)}"
+    yield ""
+    yield "## Under Triton's names"
+    yield ""
+    yield "With `--triton-metrics true` (`triton_metrics = true`) the server counts under these names too, so that"
+    yield "dashboards and autoscaling recipes made for Triton go on working. Labels: `model`, `version`."
+    yield ""
+    yield from _table(("metric", "what"), ((f"`{alias.name}`", alias.text) for alias in ALIASES))
+    yield ""
+    yield "Triton's times for copying inputs and outputs have no alias: here they are part of the others."
     yield ""
     yield "## Recorded series"
     yield ""

@@ -10,7 +10,6 @@ from grpc_health.v1 import health_pb2
 
 from tests import bundles
 from tests.deploy.rendering import KUBERNETES, Object, container, one, overlay, render
-from tests.integration.conftest import repository, serve, server, transport  # noqa: F401  fixtures
 from tests.integration.serving import PATIENCE_S, Served
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -30,13 +29,13 @@ def ask(served: Served, probe: Object) -> int:
 
 @pytest.mark.parametrize("of", [lambda: container(overlay("cpu")), runtime], ids=["deployment", "kserve"])
 @pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
-def test_a_good_server_passes(server: Served, of: Callable[[], Object], probe: str) -> None:  # noqa: F811
+def test_a_good_server_passes(server: Served, of: Callable[[], Object], probe: str) -> None:
     assert of()[probe]["grpc"]["port"] == 50051
     assert ask(server, of()[probe]) == SERVING
 
 
 def test_a_refused_bundle_stops_the_update_and_restarts_nothing(
-    serve: Callable[..., Served],  # noqa: F811
+    serve: Callable[..., Served],
     tmp_path: Path,
 ) -> None:
     bundles.publish_classifier(tmp_path)
@@ -47,10 +46,10 @@ def test_a_refused_bundle_stops_the_update_and_restarts_nothing(
     assert ask(served, only["readinessProbe"]) == NOT_SERVING
 
 
-def test_probes_need_no_token(serve: Callable[..., Served]) -> None:  # noqa: F811
+def test_probes_need_no_token(serve: Callable[..., Served]) -> None:
     served = serve(bearer_token_sha256=("0" * 64,))
     assert ask(served, container(overlay("cpu"))["readinessProbe"]) == SERVING
 
 
-def test_the_paths_of_the_http_probes_answer(server: Served) -> None:  # noqa: F811
+def test_the_paths_of_the_http_probes_answer(server: Served) -> None:
     assert [server.get(path)[0] for path in ("/healthz", "/readyz")] == [200, 200]

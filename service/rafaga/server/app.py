@@ -51,7 +51,7 @@ def serve(config: Config) -> int:
 
 def build(config: Config) -> Server:
     """A server that is not started. Raises ConfigError."""
-    metrics, health = Metrics(), Health()
+    metrics, health = Metrics(triton=config.triton_metrics), Health()
     policy = BatchPolicy(
         max_queue_delay_s=config.max_queue_delay_us / 1e6,
         max_queue_wait_s=config.max_queue_wait_ms / 1e3,

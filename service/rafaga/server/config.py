@@ -73,6 +73,7 @@ class Config:
     drain_timeout_s: float = _setting(30.0, "on SIGTERM, how long accepted requests may take to finish")
     tracing_endpoint: str = _setting("", "host:port of an OpenTelemetry collector (OTLP/gRPC); empty: no tracing")
     tracing_sample_ratio: float = _setting(0.01, "share of traces begun here; callers' own decisions are followed")
+    triton_metrics: bool = _setting(False, "count under Triton's names too: nv_inference_*")
     log_format: LogFormat = _setting(LogFormat.JSON, "text is for people")
     log_level: str = _setting("info", "debug, info, warning or error")
 

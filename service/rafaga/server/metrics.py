@@ -15,14 +15,18 @@ from prometheus_client.registry import Collector
 
 from rafaga.server import families
 from rafaga.server.families import Family
+from rafaga.server.triton import Totals, TritonMetrics
 
 OK = grpc.StatusCode.OK.name
 
 
 class Metrics:
-    """Owns a registry of its own, so that several servers can live in one process."""
+    """Owns a registry of its own, so that several servers can live in one process.
 
-    def __init__(self) -> None:
+    `triton`: also under Triton's names.
+    """
+
+    def __init__(self, *, triton: bool = False) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -40,6 +44,10 @@ class Metrics:
         self._load_seconds = self._gauge(families.LOAD_SECONDS)
         self._queues = _Queues()
         self.registry.register(self._queues)
+        self._models: dict[str, ModelMetrics] = {}
+        self._versions: dict[str, int] = {}  # of the models that are ready
+        if triton:
+            self.registry.register(TritonMetrics(self._totals))
 
     def _counter(self, family: Family) -> Counter:
         return Counter(family.name, family.text, family.labels, registry=self.registry)
@@ -54,7 +62,7 @@ class Metrics:
         return MethodMetrics(name, self._requests, self._refusals, self._request_seconds)
 
     def model(self, name: str) -> ModelMetrics:
-        return ModelMetrics(
+        self._models[name] = model = ModelMetrics(
             name,
             batch_size=self._batch_size.labels(name),
             queue_seconds=self._queue_seconds.labels(name),
@@ -64,6 +72,7 @@ class Metrics:
             dropped=self._dropped,
             queues=self._queues,
         )
+        return model
 
     def watch_in_flight(self, count: Callable[[], int]) -> None:
         """`count` is asked at every scrape."""
@@ -71,6 +80,13 @@ class Metrics:
 
     def model_ready(self, name: str, version: int, ready: bool) -> None:
         self._ready.labels(name, str(version)).set(ready)
+        if ready:
+            self._versions[name] = version
+
+    def _totals(self) -> Iterable[Totals]:
+        for name, version in list(self._versions.items()):
+            model = self._models[name]
+            yield Totals(name, version, model.statistics, model.pending())
 
     def model_loaded(self, name: str, version: int, seconds: float) -> None:
         self._load_seconds.labels(name, str(version)).set(seconds)
@@ -138,11 +154,13 @@ class ModelMetrics:
         self._dropped = dropped
         self._queues = queues
         self.statistics = Statistics()
+        self.pending: Callable[[], int] = lambda: 0
         self._lock = threading.Lock()
 
-    def watch_queue(self, depth: Callable[[], int]) -> None:
-        """`depth`, in rows, is asked at every scrape."""
+    def watch_queue(self, depth: Callable[[], int], requests: Callable[[], int] | None = None) -> None:
+        """`depth`, in rows, and `requests` are asked at every scrape."""
         self._queues.watch(families.QUEUE_ROWS, self._name, depth)
+        self.pending = requests or depth
 
     def watch_load(self, predicted_wait_s: Callable[[], float], capacity_rows_per_s: Callable[[], float]) -> None:
         """Both are asked at every scrape."""

@@ -1,0 +1,223 @@
+"""Metrics, their page, rules and dashboard: one list, in step with what the server counts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from rafaga.server.families import FAMILIES, LABELS
+from rafaga.server.metrics import Metrics
+from rafaga.server.triton import ALIASES
+
+from deploy.monitoring.__main__ import files
+from deploy.monitoring.panels import rows
+from deploy.monitoring.signals import Pace, alerts, recordings
+from tests.deploy.rendering import KUBERNETES, ROOT, Object, one, overlay
+
+SERIES = {series for family in FAMILIES for series in family.series} | {
+    "process_cpu_seconds_total",
+    "process_resident_memory_bytes",
+    "process_open_fds",
+    "process_start_time_seconds",
+}
+RECORDED = {recording.name for recording in recordings(Pace())}
+NAME = re.compile(r"\b(?:rafaga|process|nv)[_:][a-z0-9_:]+")
+
+
+@pytest.mark.parametrize("path", files())
+def test_generated_files_are_current(path: Path) -> None:
+    assert (ROOT / path).read_text() == files()[path], "run `python -m deploy.monitoring`"
+
+
+def test_the_server_counts_what_is_listed_and_nothing_else() -> None:
+    counted = {family.name: family.documentation for family in Metrics().registry.collect()}
+    own = {name: text for name, text in counted.items() if not name.startswith(("process_", "python_"))}
+    assert own == {family.name: family.text for family in FAMILIES}
+    assert {series for series in SERIES if series.startswith("process_")} <= set(counted) | {
+        f"{n}_total" for n in counted
+    }
+
+
+def test_every_label_is_explained() -> None:
+    assert {label for family in FAMILIES for label in family.labels} == LABELS.keys()
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """(where, expression) of everything that is asked of Prometheus."""
+    yield from ((alert.name, alert.expression) for alert in alerts(Pace()))
+    yield from ((recording.name, recording.expression) for recording in recordings(Pace()))
+    for row in rows():
+        for panel in row.panels:
+            yield from ((panel.title, query.expression) for query in panel.queries)
+    scaled = yaml.safe_load((KUBERNETES / "components/keda/scaled-object.yaml").read_text())
+    yield from (("ScaledObject", trigger["metadata"]["query"]) for trigger in scaled["spec"]["triggers"])
+
+
+@pytest.mark.parametrize(("where", "expression"), tuple(queries()))
+def test_every_query_asks_for_series_that_exist(where: str, expression: str) -> None:
+    names = set(NAME.findall(expression))
+    assert names, where
+    assert names <= SERIES | RECORDED
+
+
+def test_the_autoscaler_asks_for_what_the_adapter_gives() -> None:
+    (rule,) = yaml.safe_load((ROOT / "deploy/prometheus/adapter.yaml").read_text())["rules"]["custom"]
+    matcher = re.search(r'__name__=~"(.+?)"', rule["seriesQuery"])
+    assert matcher
+    given = {
+        re.sub(rule["name"]["matches"], rule["name"]["as"].replace("$", "\\"), name)
+        for name in RECORDED
+        if re.fullmatch(matcher[1].replace("^", ""), name)
+    }
+    metrics = one(overlay("cpu"), "HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert {metric["pods"]["metric"]["name"] for metric in metrics} == given
+
+
+def test_hpa_and_keda_aim_at_the_same() -> None:
+    metrics = one(overlay("cpu"), "HorizontalPodAutoscaler")["spec"]["metrics"]
+    scaled = yaml.safe_load((KUBERNETES / "components/keda/scaled-object.yaml").read_text())["spec"]
+    hpa = [int(m["pods"]["target"]["averageValue"].removesuffix("m")) / 1000 for m in metrics]
+    assert hpa == [float(trigger["metadata"]["threshold"]) for trigger in scaled["triggers"]]
+
+
+def test_panels_do_not_overlap() -> None:
+    board = json.loads((ROOT / "deploy/grafana/rafaga.json").read_text())
+    cells = [
+        (x, y)
+        for panel in board["panels"]
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def test_aliases_are_named_as_triton_names_them() -> None:
+    names = [alias.name for alias in ALIASES]
+    assert len(names) == len(set(names))
+    assert all(re.fullmatch(r"nv_inference_[a-z_]+", name) for name in names)
+
+
+class Story(NamedTuple):
+    """Series in promtool's notation, one value every 15 s; when the alert fires, and when it no longer does."""
+
+    series: dict[str, str]
+    fires: str
+    over: str
+
+
+def _server(name: str, labels: str = "") -> str:
+    return f'{name}{{instance="a",job="rafaga"{labels and "," + labels}}}'
+
+
+OK = _server("rafaga_requests_total", 'method="m",code="OK"')
+CALLS = {OK: "0+100x240", _server("rafaga_requests_in_flight"): "0x240"}
+
+STORIES = {
+    "RafagaAbsent": Story({_server("rafaga_requests_in_flight"): "_x40 0x200"}, "8m", "12m"),
+    "RafagaModelNotReady": Story(CALLS | {_server("rafaga_model_ready", 'model="m"'): "0x40 1x200"}, "8m", "12m"),
+    "RafagaFailing": Story(
+        CALLS | {_server("rafaga_requests_total", 'method="m",code="INTERNAL"'): "0+1x80 80x160"}, "15m", "40m"
+    ),
+    "RafagaOverloaded": Story(
+        CALLS | {_server("rafaga_refusals_total", 'method="m",reason="QUEUE_FULL"'): "0+10x80 800x160"}, "15m", "40m"
+    ),
+    "RafagaLate": Story(
+        CALLS | {_server("rafaga_dropped_total", 'model="m",cause="deadline"'): "0+2x80 160x160"}, "15m", "40m"
+    ),
+    "RafagaQueueing": Story(
+        CALLS | {_server("rafaga_queue_predicted_wait_seconds", 'model="m"'): "0.8x80 0.01x160"}, "15m", "40m"
+    ),
+    "RafagaEngineFailing": Story(
+        CALLS | {_server("rafaga_engine_failures_total", 'model="m"'): "0+1x80 80x160"}, "15m", "40m"
+    ),
+    "RafagaRestarting": Story(CALLS | {_server("process_start_time_seconds"): "1x10 2x10 3x10 4x210"}, "10m", "50m"),
+}
+
+# Everything that a quiet, healthy server shows.
+HEALTHY = CALLS | {
+    _server("rafaga_model_ready", 'model="m"'): "1x240",
+    _server("rafaga_refusals_total", 'method="m",reason="QUEUE_FULL"'): "0+1x240",
+    _server("rafaga_refusals_total", 'method="m",reason="INVALID_TENSOR"'): "0+90x240",
+    _server("rafaga_dropped_total", 'model="m",cause="cancelled"'): "0+50x240",
+    _server("rafaga_queue_predicted_wait_seconds", 'model="m"'): "0.2x240",
+    _server("rafaga_engine_failures_total", 'model="m"'): "0x240",
+    _server("process_start_time_seconds"): "1x240",
+}
+
+
+def firing(name: str, at: str, alerts_firing: int) -> Object:
+    return {
+        "expr": f'count(ALERTS{{alertname=~"{name}",alertstate="firing"}})',
+        "eval_time": at,
+        "exp_samples": [{"labels": "{}", "value": alerts_firing}] if alerts_firing else [],
+    }
+
+
+def promtool(*arguments: str | Path) -> None:
+    if (path := shutil.which("promtool")) is None:
+        pytest.skip("promtool (Debian: prometheus) is not installed")
+    done = subprocess.run([path, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def play(folder: Path, series: dict[str, str], expected: list[Any]) -> None:
+    """Evaluates the rules over `series` in simulated time."""
+    test = {
+        "interval": "15s",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": expected,
+    }
+    (folder / "test.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "rule_files": [str(ROOT / "deploy/prometheus/rules.yaml")],
+                "evaluation_interval": "15s",
+                "tests": [test],
+            }
+        )
+    )
+    promtool("test", "rules", folder / "test.yaml")
+
+
+def test_prometheus_accepts_rules_and_configuration() -> None:
+    promtool("check", "rules", ROOT / "deploy/prometheus/rules.yaml")
+    promtool("check", "config", ROOT / "deploy/prometheus/prometheus.yaml")
+
+
+def test_every_alert_has_its_story() -> None:
+    assert STORIES.keys() == {alert.name for alert in alerts(Pace())}
+
+
+@pytest.mark.parametrize("alert", STORIES)
+def test_an_alert_fires_when_it_should_and_clears_afterwards(alert: str, tmp_path: Path) -> None:
+    series, fires, over = STORIES[alert]
+    play(tmp_path, series, [firing(alert, "1m", 0), firing(alert, fires, 1), firing(alert, over, 0)])
+
+
+def test_a_healthy_server_alerts_nobody(tmp_path: Path) -> None:
+    play(tmp_path, HEALTHY, [firing(".+", at, 0) for at in ("5m", "20m", "50m")])
+
+
+def test_recorded_series_keep_the_labels_of_the_scraped_server(tmp_path: Path) -> None:
+    pod = 'instance="a",job="rafaga",namespace="n",pod="p"'
+    series = {
+        f'rafaga_queue_predicted_wait_seconds{{{pod},model="{model}"}}': f"{wait}x20"
+        for model, wait in (("a", 0.1), ("b", 0.3))
+    }
+    for model, rows_, capacity in (("a", 150, 100), ("b", 300, 200)):  # 10 and 20 rows/s of 100 and 200
+        series[f'rafaga_batch_size_sum{{{pod},model="{model}"}}'] = f"0+{rows_}x20"
+        series[f'rafaga_model_capacity_rows_per_second{{{pod},model="{model}"}}'] = f"{capacity}x20"
+
+    def expect(name: str, value: float) -> Object:
+        return {"expr": name, "eval_time": "4m", "exp_samples": [{"labels": f"{name}{{{pod}}}", "value": value}]}
+
+    play(tmp_path, series, [expect("rafaga:predicted_wait_seconds", 0.3), expect("rafaga:utilisation_ratio", 0.2)])

@@ -1,0 +1,119 @@
+"""A real Prometheus scrapes a loaded server, evaluates the rules, and answers what the dashboard asks."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from tests.deploy.prometheus import HURRY, scraping
+from tests.deploy.rendering import ROOT
+from tests.integration import messages
+from tests.integration.serving import PATIENCE_S, Served, eventually, wait_for_queue
+from tests.integration.valve import Valve
+
+MODEL = "digits"
+DIGIT = messages.random_digits(0)
+
+
+def one_of_each(served: Served, valve: Valve) -> None:
+    """Calls after which every series has been counted once."""
+    served.vision.Classify(messages.classify(DIGIT))
+    served.vision.Classify(messages.classify_files(messages.png(DIGIT[0, :, :, 0])))
+    served.forecasting.Forecast(messages.forecast([1.0, 2.0, 3.0]))
+    with pytest.raises(grpc.RpcError):  # an input that the engine fails on
+        served.vision.Classify(messages.classify(np.full((1, 1, 1, 1), 200, np.uint8), "fragile"))
+    with valve.closed():
+        running = served.vision.Classify.future(messages.classify(DIGIT))
+        valve.wait_for_engine()
+        hangs_up = served.vision.Classify.future(messages.classify(DIGIT))
+        wait_for_queue(served, MODEL, 1)
+        hangs_up.cancel()
+        wait_for_queue(served, MODEL, 0)
+    running.result(PATIENCE_S)
+
+
+@contextmanager
+def load(served: Served, calls_per_s: float) -> Iterator[None]:
+    """Sends at a constant rate, whatever becomes of it."""
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.wait(1 / calls_per_s):
+            served.vision.Classify.future(messages.classify(DIGIT))
+            served.forecasting.Forecast.future(messages.forecast([1.0, 2.0, 3.0]))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(PATIENCE_S)
+
+
+def dashboard_queries() -> dict[str, str]:
+    """Expressions by panel, the way Grafana would send them."""
+    board = json.loads((ROOT / "deploy/grafana/rafaga.json").read_text())
+    return {
+        f"{panel['title']} {target['legendFormat']}": target["expr"]
+        .replace("$job", ".+")
+        .replace("$__rate_interval", HURRY.window)
+        for panel in board["panels"]
+        for target in panel.get("targets", ())
+    }
+
+
+def test_prometheus_watches_a_server_through_an_overload(
+    serve: Callable[..., Served], valve: Valve, tmp_path: Path
+) -> None:
+    """1. Under load every query of the dashboard has an answer, and no alert fires. 2. The engine stalls: requests
+    pile up and are refused, and the alerts say so. 3. It goes on: the alerts clear. 4. The server stops: its absence
+    is told."""
+    served = serve(max_queue_requests=8)
+    one_of_each(served, valve)
+    with scraping(tmp_path, f"127.0.0.1:{served.server.http_port}") as prometheus:
+        with load(served, calls_per_s=20):
+            eventually(lambda: prometheus.query("rafaga:utilisation_ratio > 0"), "utilisation is recorded")
+            for panel, expression in dashboard_queries().items():
+                eventually(lambda e=expression: prometheus.query(e), f"{panel} shows something")
+            assert prometheus.rule_faults() == []
+            assert "RafagaOverloaded" not in prometheus.firing()
+
+            served.predict(MODEL, 30.0)  # so that waits are predicted to be as long as they will be
+            with valve.closed():
+                eventually(lambda: "RafagaOverloaded" in prometheus.firing(), "the overload is told")
+                assert re.match(r"[0-9.]+% of the calls are refused", prometheus.firing()["RafagaOverloaded"])
+                eventually(lambda: "RafagaQueueing" in prometheus.firing(), "the queueing is told")
+            served.predict(MODEL, 0.001)
+            eventually(lambda: not {"RafagaOverloaded", "RafagaQueueing"} & prometheus.firing().keys(), "all is well")
+        served.server.drain_and_stop()
+        eventually(lambda: "RafagaAbsent" in prometheus.firing(), "the absence is told")
+
+
+def test_triton_names_tell_the_same_figures(serve: Callable[..., Served], valve: Valve) -> None:
+    served = serve(triton_metrics=True)
+    one_of_each(served, valve)
+    labels = {"model": MODEL, "version": "1"}
+    assert served.metric("nv_inference_request_success", **labels) == 3
+    assert served.metric("nv_inference_count", **labels) == served.metric("rafaga_batch_size_sum", model=MODEL)
+    assert served.metric("nv_inference_exec_count", **labels) == served.metric("rafaga_batch_size_count", model=MODEL)
+    assert served.metric("nv_inference_request_failure", model="fragile") == 1
+    assert served.metric("nv_inference_pending_request_count", **labels) == 0
+    queue, engine, both = (
+        served.metric(f"nv_inference_{name}_us", **labels)
+        for name in ("queue_duration", "compute_infer_duration", "request_duration")
+    )
+    assert both == pytest.approx(queue + engine)
+    assert engine > 0
+
+
+def test_without_the_flag_there_are_no_aliases(server: Served) -> None:
+    assert "nv_inference" not in server.get("/metrics")[1]
