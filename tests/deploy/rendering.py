@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,18 @@ def render(folder: Path) -> tuple[Object, ...]:
 
 def overlay(name: str) -> tuple[Object, ...]:
     return render(KUBERNETES / "overlays" / name)
+
+
+@cache
+def component(name: str) -> tuple[Object, ...]:
+    """The base with one component."""
+    build = ROOT / "build"  # within the checkout: kustomize takes relative paths only
+    build.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=build) as folder:
+        kustomization = Path(folder) / "kustomization.yaml"
+        base, chosen = (f"../../deploy/kubernetes/{part}" for part in ("base", f"components/{name}"))
+        kustomization.write_text(f"resources: [{base}]\ncomponents: [{chosen}]\n")
+        return render(kustomization.parent)
 
 
 def one(objects: tuple[Object, ...], kind: str, name: str | None = None) -> Object:

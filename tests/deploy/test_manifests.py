@@ -11,7 +11,19 @@ from rafaga.server import lifecycle
 from rafaga.server.config import PREFIX, Config, TransportKind
 from rafaga.server.model import ServedModel
 
-from tests.deploy.rendering import KUBERNETES, OVERLAYS, ROOT, Object, container, one, overlay, pod, render, settings
+from tests.deploy.rendering import (
+    KUBERNETES,
+    OVERLAYS,
+    ROOT,
+    Object,
+    component,
+    container,
+    one,
+    overlay,
+    pod,
+    render,
+    settings,
+)
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
 
@@ -212,8 +224,8 @@ def test_dev_needs_nothing_but_kubernetes() -> None:
 
 def test_tls_turns_the_probes_to_http(tmp_path: Path) -> None:
     """Kubernetes' gRPC probes know no TLS."""
-    only = container(component("tls", tmp_path))
-    config = settings(only, one(component("tls", tmp_path), "ConfigMap"), tmp_path)
+    only = container(component("tls"))
+    config = settings(only, one(component("tls"), "ConfigMap"), tmp_path)
     mounts = {m["name"]: m["mountPath"] for m in only["volumeMounts"]}
     assert [str(config.tls_key), str(config.tls_certificate)] == [
         f"{mounts['tls']}/tls.key",
@@ -222,16 +234,4 @@ def test_tls_turns_the_probes_to_http(tmp_path: Path) -> None:
     for probe, path in (("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
         assert only[probe]["httpGet"] == {"path": path, "port": "http"}
         assert "grpc" not in only[probe]
-    kubernetes_validate.validate(one(component("tls", tmp_path), "Deployment"), RELEASES[-1], strict=True)
-
-
-def component(name: str, folder: Path) -> tuple[Object, ...]:
-    """Base with one component."""
-    folder = folder / name
-    folder.mkdir(exist_ok=True)
-    base, chosen = (
-        Path("../" * len(folder.parts[1:])) / p.relative_to("/")
-        for p in (KUBERNETES / "base", KUBERNETES / "components" / name)
-    )
-    (folder / "kustomization.yaml").write_text(f"resources: [{base}]\ncomponents: [{chosen}]\n")
-    return render(folder)
+    kubernetes_validate.validate(one(component("tls"), "Deployment"), RELEASES[-1], strict=True)
