@@ -51,14 +51,14 @@ class Fleet:
                 self._processes.append(process)
             self._wait_ready()
         except BaseException:
-            self._stop()
+            self._stop(at_once=True)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop()
+        self._stop(at_once=error is not None)
 
     def run(
         self,
@@ -119,11 +119,13 @@ class Fleet:
             found.append((index, report))
         return found
 
-    def _stop(self) -> None:
+    def _stop(self, at_once: bool) -> None:
+        """at_once: in the middle of a step, where nobody listens and nothing is worth waiting for."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.join(_STOP_TIMEOUT_S)
+            if not at_once:
+                process.join(_STOP_TIMEOUT_S)
             if process.exitcode is None:
                 process.kill()
                 process.join()

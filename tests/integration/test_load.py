@@ -1,0 +1,344 @@
+"""`rafaga load` against real servers: what is sent, what is counted, what is written, and the exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rafaga.cli import main
+from rafaga.errors import ServerUnreachable
+from rafaga.load import document, targets
+from rafaga.load.codecs import Target, Wire
+from rafaga.load.connection import Connection
+from rafaga.load.document import Run
+from rafaga.load.fleet import Fleet, FleetError
+from rafaga.load.generator import CallFailed
+from rafaga.load.log import OK
+from rafaga.load.payloads import Payloads
+from rafaga.load.schedule import Part, Pattern
+from rafaga.load.steps import Step
+from rafaga.load.transport import GrpcSend
+from rafaga.load.worker import Setup
+
+from tests.integration import messages
+from tests.integration.serving import PATIENCE_S, Served, serving
+from tests.integration.valve import Valve
+
+QUICK = ["--duration", "0.6", "--warm-up", "0.2"]
+
+
+@pytest.fixture(scope="module")
+def plain(repository: Path) -> Iterator[Served]:
+    """A server over grpcio, for what has nothing to do with transports."""
+    with serving(repository, "grpcio") as served:
+        yield served
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., tuple[int, Run]]:
+    """Runs the command against a server; gives the exit code and what --json wrote."""
+
+    def run(served: Served, *arguments: str) -> tuple[int, Run]:
+        path = tmp_path / "run.json"
+        code = main(["load", "--server", served.address, "--json", str(path), *QUICK, *arguments])
+        return code, document.read(path)
+
+    return run
+
+
+def prepared(served: Served, *models: str, wire: Wire = Wire.RAFAGA) -> tuple[Target, ...]:
+    return targets.prepare(Connection(served.address), wire, dict.fromkeys(models, 1.0), Payloads(), PATIENCE_S)
+
+
+def test_an_open_loop_sends_its_schedule_and_tells_everything(
+    server: Served, load: Callable[..., tuple[int, Run]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1. Poisson arrivals over rafaga.v1. 2. Every request of the window is answered, some checked. 3. The replies
+    tell where the time went, and so does /metrics."""
+    metrics = f"http://127.0.0.1:{server.server.http_port}/metrics"
+    code, run = load(server, "--model", "digits", "--rate", "100", "--check-every", "2", "--metrics", metrics)
+    assert code == 0
+    (step,) = run.steps
+    due = [at for at in step.step.schedule([1.0]).due_s if 0 <= at < step.step.duration_s]
+    assert step.tally.outcomes == {OK: len(due)}
+    assert step.tally.checked > 10
+    assert step.tally.wrong == 0
+    assert step.tally.queue.count == step.tally.inference.count == len(due)
+    assert sum(step.tally.batch_sizes.values()) == len(due)
+    assert step.figures.latency.p50_ms >= step.figures.inference.p50_ms
+    assert step.server is not None
+    assert sum(bucket.runs for bucket in step.server.batches) > 0
+    assert step.server.mean_inference_us > 0
+    assert (run.server, run.part, run.met) == (server.address, Part(), None)
+    captured = capsys.readouterr()
+    assert "100/s poisson" in captured.out
+    assert "answers checked, all as expected" in captured.out
+    assert captured.err.startswith("100/s poisson: "), "no terminal, hence lines"
+
+
+def test_a_mix_over_open_inference_in_two_processes(server: Served, load: Callable[..., tuple[int, Run]]) -> None:
+    code, run = load(
+        server,
+        *["--model", "digits=2", "--model", "series", "--model", "backbone", "--size", "32x48"],
+        *["--protocol", "open-inference", "--rate", "80", "--processes", "2"],
+    )
+    assert code == 0
+    (step,) = run.steps
+    assert set(step.tally.models) == {"digits", "series", "backbone"}
+    assert set(step.tally.outcomes) == {OK}
+    assert step.tally.wrong == 0
+    assert len(step.generators) == 2
+
+
+def test_callers_that_wait_and_a_mix_of_files_over_rafaga(
+    plain: Served, load: Callable[..., tuple[int, Run]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(messages.png(messages.random_digits(i)[0, :, :, 0]))
+    (folder / "history.csv").write_text("day,value\n" + "\n".join(f"{i},{i / 7}" for i in range(30)))
+    models = ["--model", "digits", "--model", "series", "--model", "backbone", "--input", str(folder)]
+    code, run = load(plain, *models, "--concurrency", "4")
+    assert code == 0
+    (step,) = run.steps
+    assert (step.step.pattern, step.step.callers) == (Pattern.CLOSED, 4)
+    assert set(step.tally.models) == {"digits", "series", "backbone"}
+    assert set(step.tally.outcomes) == {OK}
+    assert step.tally.preprocess.max_us > 0, "files are decoded by the server"
+    assert not any("late" in warning for warning in step.figures.warnings), "nobody can be late for no schedule"
+    assert run.conditions.payload == "3 images, 1 series"
+
+
+def test_a_ramp_and_its_page(plain: Served, load: Callable[..., tuple[int, Run]], tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    arguments = ["--ramp", "20:60:2", "--arrivals", "constant", "--duration", "0.4", "--report", str(page)]
+    code, run = load(plain, "--model", "digits", *arguments, "--slo-p99-ms", "60000")
+    assert code == 0
+    assert [r.step.rate for r in run.steps] == [20, 60]
+    assert [r.tally.sent for r in run.steps] == [8, 24]
+    assert run.met is True
+    assert "Latency against throughput" in page.read_text()
+
+
+def test_an_objective_that_is_missed_is_exit_code_1(plain: Served, load: Callable[..., tuple[int, Run]]) -> None:
+    code, run = load(plain, "--model", "digits", "--rate", "20", "--slo-p99-ms", "0.001")
+    assert code == 1
+    assert run.met is False
+    assert run.steps[0].figures.goodput == 0
+
+
+def test_a_stall_of_the_server_is_seen_by_those_that_fell_into_it(
+    repository: Path, valve: Valve, load: Callable[..., tuple[int, Run]]
+) -> None:
+    """Nobody is answered for most of the window; a generator that waits would have sent one request in that time."""
+    with serving(repository, "grpcio", max_queue_wait_ms=60_000) as served:
+        stalling = _stall(served, valve, after_runs=60)
+        code, run = load(served, "--model", "digits", "--rate", "50", "--duration", "2", "--arrivals", "constant")
+        stalling.join()
+    assert code == 0
+    (step,) = run.steps
+    assert step.tally.outcomes == {OK: 100}
+    assert step.tally.latency.count - step.tally.latency.at_most(200_000) > 25
+    assert step.figures.latency.p99_ms > 800
+
+
+def test_overload_is_refused_by_reason(repository: Path, valve: Valve, load: Callable[..., tuple[int, Run]]) -> None:
+    """While the engine stands still, four requests wait and the others are refused; none of them counts as quick."""
+    with serving(repository, "grpcio", max_queue_requests=4) as served:
+        stalling = _stall(served, valve, after_runs=30)
+        arguments = ["--rate", "50", "--duration", "1.5", "--warm-up", "0", "--slo-p99-ms", "60000"]
+        code, run = load(served, "--model", "digits", *arguments)
+        stalling.join()
+    assert code == 1
+    (step,) = run.steps
+    assert step.tally.outcomes.keys() == {OK, "QUEUE_FULL"}
+    assert step.figures.refused == step.tally.outcomes["QUEUE_FULL"] == step.tally.unanswered.count
+    assert step.figures.failed == 0
+    assert run.met is False
+
+
+def _stall(served: Served, valve: Valve, after_runs: int) -> threading.Thread:
+    """Stops the engine for a second, once it has run so many batches; the references are some of them."""
+
+    def stall() -> None:
+        while served.metric("rafaga_batch_size_count", model="digits") < after_runs:
+            time.sleep(0.01)
+        with valve.closed():
+            time.sleep(1.0)
+
+    thread = threading.Thread(target=stall)
+    thread.start()
+    return thread
+
+
+def test_two_machines_share_a_run(plain: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """1. Each sends its part and writes its raw counts. 2. Merged, they are the whole schedule, each request once."""
+    files = [tmp_path / "first.json", tmp_path / "second.json"]
+    common = ["load", "--server", plain.address, "--model", "digits", "--rate", "60", *QUICK]
+    for i, file in enumerate(files):
+        assert main([*common, "--part", f"{i + 1}/2", "--json", str(file)]) == 0
+    whole = tmp_path / "whole.json"
+    merge = ["load", "merge", *map(str, files), "--json", str(whole)]
+    assert main([*merge, "--slo-p99-ms", "60000"]) == 0
+    merged = document.read(whole)
+    step = merged.steps[0].step
+    due = step.schedule([1.0]).due_s
+    assert merged.steps[0].tally.sent == ((due >= 0) & (due < step.duration_s)).sum()
+    assert len(merged.steps[0].generators) == 2
+    assert merged.met is True
+    assert main([*merge, "--slo-p99-ms", "0.001"]) == 1
+    assert main(["load", "merge", str(files[0])]) == 2
+    assert "missing: part 2/2" in capsys.readouterr().err
+
+
+def test_the_highest_rate_is_found(plain: Served, load: Callable[..., tuple[int, Run]]) -> None:
+    """The objective is met by all that this test dares to send, so that the search goes up as far as it goes."""
+    arguments = ["--find-max", "--rate", "1", "--slo-p99-ms", "60000", "--duration", "0.2", "--warm-up", "0"]
+    code, run = load(plain, "--model", "digits", *arguments, "--arrivals", "constant")
+    assert code == 0
+    assert run.max_rate == 128
+    assert [r.step.rate for r in run.steps] == [2.0**n for n in range(8)]
+
+
+def test_a_search_without_a_guess_makes_one(plain: Served, load: Callable[..., tuple[int, Run]]) -> None:
+    arguments = ["--find-max", "--slo-p99-ms", "0.001", "--duration", "0.1", "--warm-up", "0", "--deadline-ms", "50"]
+    code, run = load(plain, "--model", "digits", *arguments)
+    assert code == 1
+    assert run.max_rate == 0
+    assert len(run.steps) == 8
+
+
+def test_a_trace_is_replayed(plain: Served, load: Callable[..., tuple[int, Run]], tmp_path: Path) -> None:
+    trace = tmp_path / "arrivals.txt"
+    trace.write_text("\n".join(f"{1000 + at}" for at in (0, 0.05, 0.3, 0.3, 0.3, 0.5, 0.7)))
+    code, run = load(plain, "--model", "digits", "--trace", str(trace))
+    assert code == 0
+    assert run.steps[0].step.pattern is Pattern.TRACE
+    assert run.steps[0].tally.outcomes == {OK: 5}, "what came in the first 0.2 s warmed up"
+
+
+def test_a_common_start_that_is_over(plain: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "digits", "--rate", "10", *QUICK, "--start-at", "2020-01-01T00:00:00Z"]
+    assert main(["load", "--server", plain.address, *arguments]) == 2
+    assert "--start-at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--model", "nobody", "--rate", "10"], 4, "no model"),
+        (["--model", "digits", "--rate", "10", "--protocol", "open-inference", "--model", "nobody"], 4, "no model"),
+        (["--model", "digits", "--rate", "10", "--input", "absent.gif"], 2, "absent.gif"),
+        (["--model", "digits"], 2, "which load"),
+        (["--model", "digits", "--rate", "10", "--metrics", "http://127.0.0.1:1/metrics"], 2, "--metrics"),
+        (["--model", "digits", "--rate", "10", "--token-file", "absent"], 2, "absent"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_an_exit_code(
+    plain: Served, arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["load", "--server", plain.address, *arguments]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("rafaga: ")
+    assert message in line
+
+
+def test_a_server_that_is_not_there_is_exit_code_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["load", "--server", "127.0.0.1:1", "--model", "digits", "--rate", "10"]) == 3
+    assert "127.0.0.1:1" in capsys.readouterr().err
+
+
+def test_a_server_that_wants_a_token(repository: Path, load: Callable[..., tuple[int, Run]], tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("let me in\n")
+    with serving(repository, "grpcio", bearer_token_sha256=(hashlib.sha256(b"let me in").hexdigest(),)) as served:
+        assert main(["load", "--server", served.address, "--model", "digits", "--rate", "10"]) == 4
+        code, run = load(served, "--model", "digits", "--rate", "20", "--token-file", str(token))
+    assert code == 0
+    assert set(run.steps[0].tally.outcomes) == {OK}
+
+
+def test_a_wrong_answer_is_found(plain: Served) -> None:
+    """The second request expects the first one's answer."""
+    (target,) = prepared(plain, "digits")
+    swapped = replace(target, references=(target.references[0], target.references[0], *target.references[2:]))
+
+    async def ask() -> list[bool | None]:
+        send = GrpcSend(Connection(plain.address).endpoint(), [swapped], channels=2, check_every=1)
+        await send.connect(PATIENCE_S)
+        try:
+            return [(await send(request, PATIENCE_S)).right for request in (0, 1, 2)]
+        finally:
+            await send.close()
+
+    assert asyncio.run(ask()) == [True, False, True]
+
+
+def test_wrong_answers_are_exit_code_1(
+    plain: Served, load: Callable[..., tuple[int, Run]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = targets.prepare
+
+    def swapped(*arguments: object) -> tuple[Target, ...]:
+        return tuple(replace(t, references=t.references[::-1]) for t in prepare(*arguments))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(targets, "prepare", swapped)
+    code, run = load(plain, "--model", "digits", "--rate", "50", "--check-every", "1")
+    assert code == 1
+    assert run.wrong == run.steps[0].tally.checked > 0
+
+
+def test_reasons_of_failures_are_the_servers(plain: Served) -> None:
+    (target,) = prepared(plain, "digits")
+    broken = replace(target, requests=(b"\xff",), references=())
+
+    async def ask(address: str, timeout_s: float) -> str:
+        send = GrpcSend(Connection(address).endpoint(), [broken], channels=1, check_every=0)
+        try:
+            with pytest.raises(CallFailed) as failed:
+                await send(0, timeout_s)
+            return failed.value.reason
+        finally:
+            await send.close()
+
+    assert asyncio.run(ask(plain.address, PATIENCE_S)) == "INVALID_REQUEST"
+    assert asyncio.run(ask("127.0.0.1:1", PATIENCE_S)) == "SERVER_UNREACHABLE"
+
+
+def test_a_fleet_that_cannot_connect_says_so_and_one_that_dies_too(plain: Served) -> None:
+    prepared_targets = prepared(plain, "digits")
+    away = Setup(Connection("127.0.0.1:1"), prepared_targets, connect_timeout_s=0.2)
+    with pytest.raises(ServerUnreachable, match=r"127\.0\.0\.1:1"):
+        Fleet(away, 1).__enter__()
+    died = pytest.raises(FleetError, match=f"exit code {-signal.SIGKILL}")
+    with died, Fleet(Setup(Connection(plain.address), prepared_targets), 2) as fleet:
+        victim = fleet._processes[1].pid
+        assert victim is not None
+        fleet.run(
+            Step(Pattern.CLOSED, callers=2, duration_s=PATIENCE_S),
+            Part(),
+            on_begin=lambda at_s: os.kill(victim, signal.SIGKILL),
+            on_rows=lambda rows: None,
+            on_tick=lambda: None,
+        )
+
+
+def test_the_command_is_listed_and_explains_its_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["load", "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for line in ("0  the run is complete", "1  the objective was missed", "3  the server is unreachable"):
+        assert line in text
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "load-test a server" in capsys.readouterr().out
