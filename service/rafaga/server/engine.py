@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from rafaga.bundle import Bundle, relative_error
+from rafaga.bundle import Bundle, TensorSpec, relative_error
 from rafaga.errors import BundleError
 from rafaga.server.batcher import Arrays, Part
 from rafaga.server.latency import LatencyTable, buckets_up_to
@@ -46,7 +46,7 @@ def available_cores() -> int:
 
 
 def create_session(model: bytes, threads: int) -> ort.InferenceSession:
-    """A CPU session. The model comes as bytes: what was hashed is what runs, and external data cannot be reached."""
+    """A CPU session. The model comes as bytes: what was hashed is what runs. onnx_file sees to it that it is whole."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -57,23 +57,43 @@ def create_session(model: bytes, threads: int) -> ort.InferenceSession:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-class Engine:
-    """Runs batches of one model. Not thread-safe: one thread owns it."""
+class Described(Protocol):
+    """The part of a Bundle, or of a PlainModel, that is asked here. max_batch_size 0: the model takes no batches."""
 
-    def __init__(self, bundle: Bundle, session: Session) -> None:
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def max_batch_size(self) -> int: ...
+
+
+class Engine:
+    """Runs batches of one model. Not thread-safe: one thread owns it.
+
+    A model that takes no batches is given batches of one row, which is the whole of its input.
+    """
+
+    def __init__(self, bundle: Described, session: Session) -> None:
+        self._batched = bundle.max_batch_size > 0
         self._input_names = tuple(i.name for i in bundle.inputs)
         self._output_names = tuple(o.name for o in bundle.outputs)
         self._session = session
 
     @classmethod
-    def load(cls, bundle: Bundle, model: bytes, golden: Golden, threads: int | None) -> Engine:
+    def load(cls, bundle: Described, model: bytes, samples: Samples, threads: int | None) -> Engine:
         """`threads` None: all cores for models that use them, one for small ones, decided by a timed run.
 
         Raises BundleError when ONNX Runtime refuses the model.
         """
         try:
             engine = cls(bundle, create_session(model, threads or available_cores()))
-            if threads is None and available_cores() > 1 and engine._timed(golden.tiled(1)) < _SINGLE_THREAD_S:
+            if threads is None and available_cores() > 1 and engine._timed(samples.tiled(1)) < _SINGLE_THREAD_S:
                 engine = cls(bundle, create_session(model, 1))
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds
             raise BundleError(f"{bundle.name}: ONNX Runtime does not run the model: {error}") from None
@@ -81,13 +101,16 @@ class Engine:
 
     def run(self, inputs: Arrays) -> Arrays:
         """`inputs` in the bundle's order, each [rows, ...]; gives the outputs likewise."""
+        if not self._batched:
+            inputs = tuple(a[0, ...] for a in inputs)  # an array even without dimensions
         feed = dict(zip(self._input_names, inputs, strict=True))
-        return tuple(self._session.run(self._output_names, feed))
+        outputs = tuple(self._session.run(self._output_names, feed))
+        return outputs if self._batched else tuple(np.asarray(o)[np.newaxis] for o in outputs)
 
-    def warm_up(self, golden: Golden, max_batch_size: int) -> LatencyTable:
+    def warm_up(self, samples: Samples, max_batch_size: int) -> LatencyTable:
         """Runs every bucket until it is warm, and measures it."""
         buckets = buckets_up_to(max_batch_size)
-        seconds = [self._timed(golden.tiled(rows)) for rows in buckets]
+        seconds = [self._timed(samples.tiled(rows)) for rows in buckets]
         return LatencyTable(buckets, seconds)
 
     def _timed(self, inputs: Arrays) -> float:
@@ -100,12 +123,23 @@ class Engine:
         return min(runs)
 
 
-class Golden:
+class Samples:
+    """Rows of inputs that a model runs with."""
+
+    def __init__(self, inputs: Arrays) -> None:
+        self.inputs = inputs
+
+    def tiled(self, rows: int) -> Arrays:
+        """The inputs repeated up to `rows` rows."""
+        return tuple(np.resize(a, (rows, *a.shape[1:])) for a in self.inputs)
+
+
+class Golden(Samples):
     """golden.npz: inputs, and the outputs that PyTorch gave for them."""
 
     def __init__(self, bundle: Bundle, arrays: dict[str, NDArray[np.generic]]) -> None:
         try:
-            self.inputs = tuple(arrays[f"input.{spec.name}"] for spec in bundle.inputs)
+            super().__init__(tuple(arrays[f"input.{spec.name}"] for spec in bundle.inputs))
             self.outputs = tuple(arrays[f"output.{spec.name}"] for spec in bundle.outputs)
         except KeyError as missing:
             raise BundleError(f"{bundle.name}: golden.npz lacks {missing}") from None
@@ -114,10 +148,6 @@ class Golden:
     def load(cls, bundle: Bundle, path: Path) -> Golden:
         with np.load(path, allow_pickle=False) as file:
             return cls(bundle, dict(file))
-
-    def tiled(self, rows: int) -> Arrays:
-        """The inputs repeated up to `rows` rows."""
-        return tuple(np.resize(a, (rows, *a.shape[1:])) for a in self.inputs)
 
     def check(self, outputs: Arrays, tolerance: float) -> None:
         """Raises BundleError when an output's relative error passes `tolerance` (see bundle.relative_error)."""

@@ -13,35 +13,37 @@ import numpy as np
 from rafaga.bundle import Bundle, Variant
 from rafaga.errors import DeadlineExceeded, Draining, EngineFailure, InternalError
 from rafaga.server.batcher import Arrays, Batch, Batcher, BatchPolicy, Job, Part
-from rafaga.server.engine import Engine, Golden, assemble
+from rafaga.server.engine import Engine, Samples, assemble
 from rafaga.server.latency import LatencyTable
 from rafaga.server.metrics import ModelMetrics
+from rafaga.server.plain import PlainModel
 
 _LOG = logging.getLogger(__name__)
 
 
 class ServedModel:
-    """`submit` from any thread; the engine's thread calls the jobs' callbacks.
+    """`submit` from any thread; the engine's thread calls the jobs' callbacks. `variant` None: a PlainModel has none.
 
     Whoever is queued or running when the model closes gets an answer or an error: the engine's thread owes it.
     """
 
     def __init__(
         self,
-        bundle: Bundle,
-        variant: Variant,
+        bundle: Bundle | PlainModel,
+        variant: Variant | None,
         engine: Engine,
         latency: LatencyTable,
         policy: BatchPolicy,
         metrics: ModelMetrics,
-        golden: Golden,
+        samples: Samples,
     ) -> None:
         self.bundle = bundle
         self.variant = variant
-        self.max_batch_size = latency.buckets[-1]
+        self.batched = bundle.max_batch_size > 0
+        self.max_batch_size = latency.buckets[-1] if self.batched else 0
         self.metrics = metrics
         # What the latency table was measured on; costs of other sizes are relative to it.
-        self.reference_size = golden.inputs[0][0].size
+        self.reference_size = max(1, samples.inputs[0][0].size)
         self._engine = engine
         self._batcher = Batcher(policy, latency)
         self._changed = threading.Condition(threading.Lock())
@@ -49,7 +51,7 @@ class ServedModel:
         self._thread = threading.Thread(target=self._serve, name=f"engine-{bundle.name}", daemon=True)
 
     def start(self) -> None:
-        self.metrics.watch_queue(lambda: self._batcher.queued_rows)
+        self.metrics.watch_queue(lambda: self._batcher.queued_rows, lambda: self._batcher.queued_jobs)
         self.metrics.watch_load(self.predicted_wait_s, self.capacity_rows_per_s)
         self._thread.start()
 

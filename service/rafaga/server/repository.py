@@ -12,10 +12,13 @@ from pathlib import Path
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision, Task, Variant
 from rafaga.errors import BundleError, InvalidRequest, ModelNotFound, ModelNotReady
+from rafaga.server import plain
 from rafaga.server.batcher import BatchPolicy
-from rafaga.server.engine import Engine, Golden
+from rafaga.server.engine import Engine, Golden, create_session
 from rafaga.server.metrics import Metrics
 from rafaga.server.model import ServedModel
+from rafaga.server.onnx_file import refuse_external_data
+from rafaga.server.plain import PlainModel
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ class Slot:
     folder: Path
     state: State = State.LOADING
     reason: str = ""
-    bundle: Bundle | None = None
+    bundle: Bundle | PlainModel | None = None
     model: ServedModel | None = None
 
 
@@ -54,11 +57,27 @@ class Loader:
         bundles.verify_files(folder, bundle)
         variant = self._choose(bundle)
         golden = Golden.load(bundle, folder / bundles.GOLDEN)
-        engine = Engine.load(bundle, (folder / variant.file).read_bytes(), golden, self.threads)
+        model = (folder / variant.file).read_bytes()
+        refuse_external_data(model)
+        engine = Engine.load(bundle, model, golden, self.threads)
         golden.check(engine.run(golden.inputs), variant.golden_tolerance)
         max_batch_size = min(bundle.max_batch_size, self.max_batch_size)
         latency = engine.warm_up(golden, max_batch_size)
         return ServedModel(bundle, variant, engine, latency, self.policy, self.metrics.model(bundle.name), golden)
+
+    def load_plain(self, folder: Path) -> ServedModel:
+        """A model.onnx without a bundle: nothing is verified but that it runs."""
+        name, version = folder.parent.name, int(folder.name)
+        model = (folder / plain.MODEL).read_bytes()
+        refuse_external_data(model)
+        try:
+            session = create_session(model, 1)
+        except Exception as error:  # onnxruntime raises bare exceptions of many kinds
+            raise BundleError(f"{name}: ONNX Runtime does not run the model: {error}") from None
+        described, samples = plain.describe(name, version, session, self.max_batch_size)
+        engine = Engine.load(described, model, samples, self.threads)
+        latency = engine.warm_up(samples, max(1, described.max_batch_size))
+        return ServedModel(described, None, engine, latency, self.policy, self.metrics.model(name), samples)
 
     def _choose(self, bundle: Bundle) -> Variant:
         variant = bundle.variant(self.precision)
@@ -108,7 +127,8 @@ class Repository:
         if slot.model is None:
             raise ModelNotReady(f"model {name!r} version {slot.version} is {slot.state.value}: ask another replica")
         if task is not None and slot.model.bundle.task is not task:
-            raise InvalidRequest(f"model {name!r} is for {slot.model.bundle.task}, this method for {task}")
+            its = slot.model.bundle.task or "requests of the Open Inference Protocol alone"
+            raise InvalidRequest(f"model {name!r} is for {its}, this method for {task}")
         return slot.model
 
     def slot(self, name: str, version: int) -> Slot:
@@ -138,12 +158,16 @@ class Repository:
         start = time.perf_counter()
         about: dict[str, object] = {"model": slot.name, "version": slot.version}
         try:
-            slot.bundle = bundles.load(slot.folder)
-            slot.model = self._loader.load(slot.folder, slot.bundle)
-        except BundleError as error:
-            slot.state, slot.reason = State.FAILED, "the bundle was refused at load; the server's log has the cause"
+            if _is_plain(slot.folder):
+                slot.model = self._loader.load_plain(slot.folder)
+                slot.bundle = slot.model.bundle
+            else:
+                slot.bundle = bundle = bundles.load(slot.folder)
+                slot.model = self._loader.load(slot.folder, bundle)
+        except Exception as error:  # onnxruntime raises bare exceptions of many kinds
+            slot.state, slot.reason = State.FAILED, "the model was refused at load; the server's log has the cause"
             self._metrics.model_ready(slot.name, slot.version, False)
-            _LOG.error("model not served: %s", error, extra=about)
+            _LOG.error("model not served: %s", error, extra=about, exc_info=not isinstance(error, BundleError))
             return
         slot.model.start()
         slot.state = State.READY
@@ -152,11 +176,22 @@ class Repository:
         self._metrics.model_ready(slot.name, slot.version, True)
         self._on_state(slot.name, True)
         weights = slot.bundle.weights
-        about |= {"precision": slot.model.variant.precision, "trained": weights.trained, "seconds": round(seconds, 3)}
+        about |= {"trained": weights.trained, "seconds": round(seconds, 3)}
+        if slot.model.variant is None:
+            _LOG.warning("model ready, UNVERIFIED: a plain ONNX file, so nothing is known of its answers", extra=about)
+            return
+        about["precision"] = slot.model.variant.precision
         if weights.trained:
             _LOG.info("model ready", extra=about)
         else:
             _LOG.warning("model ready with RANDOM weights: its answers mean nothing", extra=about)
+
+
+def _is_plain(folder: Path) -> bool:
+    """A model without a bundle, and no remains of one: a bundle that lost its manifest is a broken bundle."""
+    model = folder / plain.MODEL
+    remains = (folder / bundles.MANIFEST).exists() or (folder / bundles.GOLDEN).exists()
+    return model.is_file() and not model.is_symlink() and not remains
 
 
 def _newest(root: Path) -> list[tuple[str, int, Path]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rafaga.bundle import Bundle, ImagePreparation, TensorSpec
 from rafaga.server.calls import Call, Handler
 from rafaga.server.model import ServedModel
+from rafaga.server.plain import PlainModel
 from rafaga.server.repository import Repository, Slot, State
 from rafaga.server.services.common import parse
 from rafaga.v1 import catalog_pb2 as pb
@@ -44,8 +45,8 @@ def _message(slot: Slot) -> pb.Model:
     return message
 
 
-def _describe_bundle(message: pb.Model, bundle: Bundle) -> None:
-    message.task = bundle.task
+def _describe_bundle(message: pb.Model, bundle: Bundle | PlainModel) -> None:
+    message.task = bundle.task or ""
     message.architecture = bundle.architecture
     message.dataset = bundle.dataset
     message.trained = bundle.weights.trained
@@ -69,14 +70,17 @@ def _describe_bundle(message: pb.Model, bundle: Bundle) -> None:
 
 
 def _describe_service(message: pb.Model, model: ServedModel) -> None:
-    message.precision = model.variant.precision
     message.max_batch_size = model.max_batch_size
+    if model.variant is None:
+        return
+    message.precision = model.variant.precision
     for metric in model.variant.metrics:
         message.metrics.add(name=metric.name, value=metric.value, dataset=metric.dataset, samples=metric.samples)
 
 
 def _tensor(spec: TensorSpec) -> pb.Tensor:
-    return pb.Tensor(name=spec.name, dtype=spec.dtype, shape=[-1 if size is None else size for size in spec.shape])
+    dtype = "string" if spec.dtype == "object" else spec.dtype
+    return pb.Tensor(name=spec.name, dtype=dtype, shape=[-1 if size is None else size for size in spec.shape])
 
 
 def _in_words(image: ImagePreparation) -> str:

@@ -1,9 +1,9 @@
 """inference.GRPCInferenceService: the Open Inference Protocol (KServe v2), for clients that speak it already.
 
-Every bundle is served over it. What arrives as raw tensors goes straight to the queue; an image model also takes
-encoded JPEG or PNG files as a BYTES tensor. Clients that go by the metadata, where a tensor has one type, find it
-declared so for the model NAME.encoded. Shared memory, trace and log settings are not part of the contract, so clients
-get UNIMPLEMENTED for them.
+Every model is served over it, plain ONNX files over nothing else. What arrives as raw tensors goes straight to the
+queue; an image model also takes encoded JPEG or PNG files as a BYTES tensor. Clients that go by the metadata, where a
+tensor has one type, find it declared so for the model NAME.encoded. Shared memory, trace and log settings are not part
+of the contract, so clients get UNIMPLEMENTED for them.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class OpenInference:
         tensor = pb.ModelMetadataResponse.TensorMetadata
 
         def described(specs: Sequence[TensorSpec]) -> list[pb.ModelMetadataResponse.TensorMetadata]:
-            return [tensor(name=s.name, datatype=datatype(s), shape=shape(s)) for s in specs]
+            return [tensor(name=s.name, datatype=datatype(s), shape=shape(s, asked.model.batched)) for s in specs]
 
         _reply(
             call,
@@ -121,9 +121,9 @@ class OpenInference:
             max_batch_size=model.max_batch_size,
             input=_config_inputs(asked),
             output=[
-                pb.ModelOutput(name=s.name, data_type=_data_type(s), dims=shape(s)[1:]) for s in model.bundle.outputs
+                pb.ModelOutput(name=s.name, data_type=_data_type(s), dims=_dims(s, model)) for s in model.bundle.outputs
             ],
-            dynamic_batching=pb.ModelDynamicBatching(),
+            dynamic_batching=pb.ModelDynamicBatching() if model.batched else None,
         )
         _reply(call, pb.ModelConfigResponse(config=config))
 
@@ -239,9 +239,14 @@ def _data_type(spec: TensorSpec) -> pb.DataType.ValueType:
     return pb.DataType.Value("TYPE_STRING" if name == "BYTES" else f"TYPE_{name}")
 
 
+def _dims(spec: TensorSpec, model: ServedModel) -> list[int]:
+    """Without the batch dimension."""
+    return shape(spec, model.batched)[1 if model.batched else 0 :]
+
+
 def _config_inputs(asked: _Asked) -> list[pb.ModelInput]:
-    inputs = [pb.ModelInput(name=s.name, data_type=_data_type(s), dims=shape(s)[1:]) for s in asked.inputs]
-    bundle = asked.model.bundle
+    model, bundle = asked.model, asked.model.bundle
+    inputs = [pb.ModelInput(name=s.name, data_type=_data_type(s), dims=_dims(s, model)) for s in asked.inputs]
     if bundle.image is not None and not asked.files:
         inputs[0].format = pb.ModelInput.FORMAT_NHWC
     if bundle.forecast is not None:

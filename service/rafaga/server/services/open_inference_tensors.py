@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +43,10 @@ def datatype(spec: TensorSpec) -> str:
     return _DATATYPE[spec.dtype]
 
 
-def shape(spec: TensorSpec) -> list[int]:
+def shape(spec: TensorSpec, batched: bool = True) -> list[int]:
     """With the batch dimension. One number per row is shown as [-1, 1]: Triton's clients expect a size per row."""
     sizes = [-1 if size is None else size for size in spec.shape]
-    return sizes if len(sizes) > 1 else [*sizes, 1]
+    return [*sizes, 1] if batched and len(sizes) == 1 else sizes
 
 
 class WantedOutput:
@@ -92,7 +92,10 @@ def wanted_outputs(request: pb.ModelInferRequest, model: ServedModel) -> list[Wa
 
 
 def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLimits) -> Arrays:
-    """The input arrays in the model's order, checked against its bundle. Raises InvalidTensor."""
+    """The input arrays in the model's order, checked against its bundle; as one row for a model that takes no batches.
+
+    Raises InvalidTensor.
+    """
     raw = _raw_contents(request)
     given = {tensor.name: (i, tensor) for i, tensor in enumerate(request.inputs)}
     specs, series = model.bundle.inputs, model.bundle.forecast
@@ -105,9 +108,11 @@ def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLim
     for spec in specs:
         if spec.name in given:
             i, tensor = given[spec.name]
-            arrays.append(_array(tensor, raw[i] if raw else None, spec))
+            arrays.append(_array(tensor, raw[i] if raw else None, spec, model.batched))
         else:  # no lengths: every series is as long as the array
             arrays.append(np.full(len(arrays[0]), arrays[0].shape[1], dtype=spec.dtype))
+    if not model.batched:
+        return tuple(array[np.newaxis] for array in arrays)
     rows = len(arrays[0])
     if any(len(array) != rows for array in arrays):
         raise InvalidTensor(f"expected equally many rows in every input, got {[len(a) for a in arrays]}")
@@ -134,16 +139,20 @@ def _refuse_shared_memory(parameters: Mapping[str, pb.InferParameter]) -> None:
         raise Unsupported("tensors travel in the request and in its answer: shared memory is not served")
 
 
-def _array(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, spec: TensorSpec) -> NDArray[np.generic]:
+def _array(
+    tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, spec: TensorSpec, batched: bool
+) -> NDArray[np.generic]:
     expected = datatype(spec)
     if tensor.datatype != expected:
         raise InvalidTensor(f"input {spec.name}: expected datatype {expected}, got {tensor.datatype[:16]!r}")
     sizes = tuple(tensor.shape)
     if any(size < 0 for size in sizes):
         raise InvalidTensor(f"input {spec.name}: expected sizes of zero or more, got {list(sizes)}")
-    if len(spec.shape) == 1 and len(sizes) == 2 and sizes[1] == 1:
+    if batched and len(spec.shape) == 1 and len(sizes) == 2 and sizes[1] == 1:
         sizes = sizes[:1]  # see `shape`
     check_shape(f"input {spec.name}", sizes, spec.shape)
+    if expected == "BYTES":
+        return _strings(tensor, raw, spec.name, sizes)
     dtype = np.dtype(spec.dtype)
     if raw is not None:
         return from_wire(raw, dtype, sizes)
@@ -189,13 +198,29 @@ def bytes_input(request: pb.ModelInferRequest, model: ServedModel) -> list[bytes
         raise InvalidTensor(f"expected the input {name}, got {tensor.name[:63]!r}")
     if len(tensor.shape) not in (1, 2) or (len(tensor.shape) == 2 and tensor.shape[1] != 1):
         raise InvalidTensor(f"input {name}: expected encoded images of shape [N, 1], got {list(tensor.shape)}")
-    if raw := _raw_contents(request):
-        elements = list(_length_prefixed(raw[0]))
-    else:
-        elements = list(tensor.contents.bytes_contents)
-    if len(elements) != tensor.shape[0]:
-        raise InvalidTensor(f"input {name}: expected {tensor.shape[0]} elements, got {len(elements)}")
+    raw = _raw_contents(request)
+    return _elements(tensor, raw[0] if raw else None, name, tensor.shape[0])
+
+
+def _elements(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, name: str, count: int) -> list[bytes]:
+    elements = list(tensor.contents.bytes_contents if raw is None else _length_prefixed(raw))
+    if len(elements) != count:
+        raise InvalidTensor(f"input {name}: expected {count} elements, got {len(elements)}")
     return elements
+
+
+def _strings(
+    tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, name: str, sizes: Sequence[int]
+) -> NDArray[np.generic]:
+    elements = _elements(tensor, raw, name, math.prod(sizes))
+    if not elements:
+        raise InvalidTensor(f"input {name}: expected at least one element, got shape {list(sizes)}")
+    array = np.empty(len(elements), dtype=object)
+    try:
+        array[:] = [element.decode() for element in elements]
+    except UnicodeDecodeError:
+        raise InvalidTensor(f"input {name}: expected text in UTF-8") from None
+    return array.reshape(sizes)
 
 
 def _length_prefixed(raw: bytes) -> Iterator[bytes]:
@@ -217,16 +242,22 @@ def response(
 ) -> pb.ModelInferResponse:
     reply = pb.ModelInferResponse(model_name=name, model_version=str(model.bundle.version), id=identity)
     for output in wanted:
-        array = outputs[output.index]
+        array = outputs[output.index] if model.batched else outputs[output.index][0, ...]
         if output.classes:
             text = _classes(array, output.classes, model.bundle.labels)
             reply.outputs.add(name=output.spec.name, datatype="BYTES", shape=(len(array), len(text) // len(array)))
-            reply.raw_output_contents.append(b"".join(struct.pack("<I", len(t)) + t for t in text))
+            reply.raw_output_contents.append(_with_lengths(text))
         else:
-            sizes = array.shape if array.ndim > 1 else (*array.shape, 1)  # see `shape`
+            sizes = (*array.shape, 1) if model.batched and array.ndim == 1 else array.shape  # see `shape`
             reply.outputs.add(name=output.spec.name, datatype=_DATATYPE[array.dtype.name], shape=sizes)
-            reply.raw_output_contents.append(to_wire(array))
+            strings = array.dtype == object
+            raw = _with_lengths(str(s).encode() for s in array.ravel()) if strings else to_wire(array)
+            reply.raw_output_contents.append(raw)
     return reply
+
+
+def _with_lengths(elements: Iterable[bytes]) -> bytes:
+    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 
 def _classes(scores: NDArray[np.generic], count: int, labels: Sequence[str]) -> list[bytes]:

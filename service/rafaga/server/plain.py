@@ -1,0 +1,170 @@
+"""Plain ONNX: a model.onnx that comes without a bundle, described by its own graph, and nothing proven about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from rafaga.bundle import FeatureSpec, ForecastSpec, ImagePreparation, TensorSpec, Weights
+from rafaga.errors import BundleError
+from rafaga.server.batcher import Arrays
+from rafaga.server.engine import Engine, Samples, Session
+
+MODEL = "model.onnx"
+
+_DTYPES = {
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(float16)": "float16",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(string)": "object",
+}
+# What free dimensions are set to for the warm-up: the first that the graph runs with.
+_SIZES = (8, 32, 1, 64, 224)
+# More than one, so that rows which influence each other are found out.
+_ROWS = 3
+_TOLERANCE = 1e-3
+
+
+class GraphTensor(Protocol):
+    """onnxruntime.NodeArg. A free dimension is a symbol, or None when it has no name."""
+
+    name: str
+    type: str
+    shape: Sequence[int | str | None]
+
+
+class DescribedSession(Session, Protocol):
+    def get_inputs(self) -> Sequence[GraphTensor]: ...
+
+    def get_outputs(self) -> Sequence[GraphTensor]: ...
+
+
+@dataclass(frozen=True)
+class PlainModel:
+    """What serving asks of a Bundle, as far as a graph tells it: it has no task, so only tensors go in and out.
+
+    max_batch_size 0: the graph has no free first dimension, or its rows depend on each other. A request then is one
+    run, and the shapes have no batch dimension of their own.
+    """
+
+    name: str
+    version: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int
+
+    task: ClassVar[None] = None
+    architecture: ClassVar[str] = ""
+    dataset: ClassVar[str] = ""
+    labels: ClassVar[tuple[str, ...]] = ()
+    image: ClassVar[ImagePreparation | None] = None
+    forecast: ClassVar[ForecastSpec | None] = None
+    features: ClassVar[tuple[FeatureSpec, ...]] = ()
+    weights: ClassVar[Weights] = Weights(trained=False, source="unverified: plain ONNX, no bundle", license="unknown")
+
+
+def describe(name: str, version: int, session: DescribedSession, max_batch_size: int) -> tuple[PlainModel, Samples]:
+    """The model that `session` runs, and inputs that it runs with. Raises BundleError.
+
+    Whether it takes batches is read from the graph (a free first dimension, the same for all inputs) and tried out:
+    as many rows must come out as went in, and answer together as they do alone.
+    """
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    specs = tuple(map(_spec, inputs)), tuple(map(_spec, outputs))
+    alone = PlainModel(name, version, *specs, max_batch_size=0)
+    if not inputs or not outputs:
+        raise BundleError(f"{name}: expected a graph with inputs and outputs")
+    if _may_batch(inputs, outputs):
+        batched = PlainModel(name, version, *specs, max_batch_size=max_batch_size)
+        samples = _samples(batched, Engine(batched, session))
+        if samples is not None and _rows_are_independent(Engine(batched, session), samples):
+            return batched, samples
+    samples = _samples(alone, Engine(alone, session))
+    if samples is None:
+        raise BundleError(f"{name}: the graph runs with none of the inputs tried, with free dimensions of {_SIZES}")
+    return alone, samples
+
+
+def _spec(tensor: GraphTensor) -> TensorSpec:
+    dtype = _DTYPES.get(tensor.type)
+    if dtype is None:
+        raise BundleError(f"{tensor.name}: {tensor.type} cannot be served; tensors of numbers and strings can")
+    return TensorSpec(
+        name=tensor.name, dtype=dtype, shape=tuple(size if isinstance(size, int) else None for size in tensor.shape)
+    )
+
+
+def _may_batch(inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor]) -> bool:
+    if not all(tensor.shape and not isinstance(tensor.shape[0], int) for tensor in (*inputs, *outputs)):
+        return False
+    return len({tensor.shape[0] for tensor in inputs}) == 1
+
+
+def _samples(model: PlainModel, engine: Engine) -> Samples | None:
+    """Inputs that the graph runs with; None when there are none among those tried."""
+    for size, integer in _attempts(model):
+        rng = np.random.default_rng(0)
+        rows = _ROWS if model.max_batch_size else 1
+        samples = Samples(
+            tuple(_sample(spec, bool(model.max_batch_size), rows, size, integer, rng) for spec in model.inputs)
+        )
+        try:
+            engine.run(samples.inputs)
+        except Exception:  # onnxruntime raises bare exceptions of many kinds
+            continue
+        return samples
+    return None
+
+
+def _attempts(model: PlainModel) -> Iterator[tuple[int, int]]:
+    """Sizes of free dimensions, and values of integers: they are often indices, lengths or numbers of something."""
+    first = 1 if model.max_batch_size else 0
+    free = any(size is None for spec in model.inputs for size in spec.shape[first:])
+    integers = any(np.dtype(spec.dtype).kind in "iu" for spec in model.inputs)
+    for size in _SIZES if free else _SIZES[:1]:
+        for integer in (0, 1) if integers else (0,):
+            yield size, integer
+
+
+def _sample(
+    spec: TensorSpec, batched: bool, rows: int, size: int, integer: int, rng: np.random.Generator
+) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    shape = (rows, *(size if s is None else s for s in (spec.shape[1:] if batched else spec.shape)))
+    if spec.dtype == "object":
+        return np.full(shape, "", dtype=object)
+    dtype = np.dtype(spec.dtype)
+    return rng.random(shape).astype(dtype) if dtype.kind == "f" else np.full(shape, integer, dtype)
+
+
+def _rows_are_independent(engine: Engine, samples: Samples) -> bool:
+    def alone(row: int) -> Arrays:
+        return engine.run(tuple(a[row : row + 1] for a in samples.inputs))
+
+    try:
+        together = engine.run(samples.inputs)
+        apart = list(zip(*map(alone, range(_ROWS)), strict=True))
+    except Exception:  # onnxruntime raises bare exceptions of many kinds
+        return False
+    if any(output.shape[:1] != (_ROWS,) for output in together):
+        return False
+    return all(_same(one, np.concatenate(parts)) for one, parts in zip(together, apart, strict=True))
+
+
+def _same(
+    a: np.ndarray[tuple[int, ...], np.dtype[np.generic]], b: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+) -> bool:
+    if a.shape != b.shape or a.dtype.kind not in "fiu":
+        return np.array_equal(a, b)
+    return bool(np.allclose(a.astype(np.float64), b, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True))

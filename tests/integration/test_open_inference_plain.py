@@ -1,0 +1,376 @@
+"""Plain ONNX files, without a bundle, over the Open Inference Protocol: whatever their graphs declare."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.v1 import catalog_pb2
+
+from tests import bundles, plain
+from tests.integration import messages
+from tests.integration import open_inference as oip
+from tests.integration.serving import PATIENCE_S, Served, refusal, serving, wait_for_queue
+from tests.integration.valve import Valve
+
+NUMBERS = [dtype for dtype in plain.DTYPES if dtype != "string"]
+ROWS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+
+
+def node(kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(kind, inputs, outputs, **attributes)
+
+
+def publish_all(root: Path) -> None:
+    for dtype in plain.DTYPES:
+        plain.publish(root, f"identity-{dtype}", plain.identity(dtype, ("batch", 3)))
+    plain.publish(root, "scaled", plain.scaled(2))
+    plain.publish(root, "unnamed-batch", plain.scaled(2, (None, 3)))
+    plain.publish(root, "free", plain.scaled(2, ("batch", "time", 2)))
+    plain.publish(root, "flat", plain.scaled(2, ("batch",)))
+    plain.publish(root, "fixed", plain.scaled(2, (2, 3)))
+    plain.publish(root, "scalar", plain.scaled(2, ()))
+    across = plain.graph(
+        [node("Softmax", ["x"], ["y"], axis=0)], {"x": ("float32", ("n", 3))}, {"y": ("float32", ("n", 3))}
+    )
+    plain.publish(root, "across", across)
+    total = plain.graph(
+        [node("ReduceSum", ["x", "axes"], ["y"], keepdims=1)],
+        {"x": ("float32", ("n", 3))},
+        {"y": ("float32", ("m", 3))},
+        axes=np.array([0], np.int64),
+    )
+    plain.publish(root, "total", total)
+    one_row = plain.graph(
+        [node("Reshape", ["x", "shape"], ["flat"]), node("Reshape", ["flat", "back"], ["y"])],
+        {"x": ("float32", ("n", 3))},
+        {"y": ("float32", ("n", 3))},
+        shape=np.array([3], np.int64),
+        back=np.array([-1, 3], np.int64),
+    )
+    plain.publish(root, "one-row", one_row)
+    product = plain.graph(
+        [node("MatMul", ["a", "b"], ["c"])],
+        {"a": ("float32", ("n", 3)), "b": ("float32", (3, "m"))},
+        {"c": ("float32", ("n", "m"))},
+    )
+    plain.publish(root, "product", product)
+    both = plain.graph(
+        [node("Add", ["a", "b"], ["sum"]), node("Sub", ["a", "b"], ["difference"])],
+        {"a": ("float32", ("batch", 3)), "b": ("float32", ("batch", 3))},
+        {"sum": ("float32", ("batch", 3)), "difference": ("float32", ("batch", 3))},
+    )
+    plain.publish(root, "both", both)
+    table = plain.graph(
+        [node("Gather", ["table", "index"], ["row"], axis=0)],
+        {"index": ("int64", ("batch",))},
+        {"row": ("float32", ("batch", 3))},
+        table=np.arange(12, dtype=np.float32).reshape(4, 3),
+    )
+    plain.publish(root, "table", table)
+    bundles.publish_classifier(root)
+
+
+@pytest.fixture(scope="module")
+def plain_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("plain")
+    publish_all(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def served(plain_repository: Path, transport: str) -> Iterator[Served]:
+    with serving(plain_repository, transport) as served:
+        yield served
+
+
+def infer(served: Served, model: str, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+    return oip.arrays(oip.stub(served).ModelInfer(oip.request(model, **arrays), timeout=PATIENCE_S))
+
+
+def metadata(served: Served, model: str) -> Any:
+    return oip.stub(served).ModelMetadata(pb.ModelMetadataRequest(name=model))
+
+
+def config(served: Served, model: str) -> Any:
+    return oip.stub(served).ModelConfig(pb.ModelConfigRequest(name=model)).config
+
+
+def extremes(dtype: str) -> np.ndarray:
+    """[2, 3] of values at the ends of what the dtype holds."""
+    if dtype == "bool":
+        return np.array([[True, False, True], [False, False, True]])
+    info = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
+    return np.array([[info.min, 0, info.max], [1, 2, 3]], dtype)
+
+
+@pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
+@pytest.mark.parametrize("dtype", NUMBERS)
+def test_every_datatype_comes_back_as_it_went(served: Served, dtype: str, typed: bool) -> None:
+    model, values = f"identity-{dtype}", extremes(dtype)
+    (told,) = metadata(served, model).inputs
+    assert (told.datatype, list(told.shape)) == (oip.DATATYPES[dtype], [-1, 3])
+    if typed and dtype == "float16":
+        request = oip.request(model, x=values)
+        del request.raw_input_contents[:]
+        request.inputs[0].contents.fp32_contents.extend([1] * 6)
+        refused = refusal(lambda: oip.stub(served).ModelInfer(request))
+        assert "FP16 comes as raw_input_contents only" in refused.message
+        return
+    response = oip.stub(served).ModelInfer(oip.request(model, typed=typed, x=values))
+    assert response.outputs[0].datatype == oip.DATATYPES[dtype]
+    np.testing.assert_array_equal(oip.arrays(response)["y"], values)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [("uint8", 256), ("uint16", 2**16), ("int8", 128), ("int8", -129), ("int16", 2**15)],
+)
+def test_typed_values_must_fit_their_datatype(served: Served, dtype: str, value: int) -> None:
+    request = oip.request(f"identity-{dtype}", typed=True, x=np.zeros((1, 3), dtype))
+    getattr(request.inputs[0].contents, oip.CONTENTS[oip.DATATYPES[dtype]])[1] = value
+    refused = refusal(lambda: oip.stub(served).ModelInfer(request))
+    assert refused.reason == "INVALID_TENSOR"
+    assert "a value does not fit" in refused.message
+
+
+@pytest.mark.parametrize("raw", [True, False], ids=["raw", "typed"])
+def test_strings_are_bytes(served: Served, raw: bool) -> None:
+    (told,) = metadata(served, "identity-string").inputs
+    assert (told.datatype, list(told.shape)) == ("BYTES", [-1, 3])
+    assert config(served, "identity-string").input[0].data_type == pb.TYPE_STRING
+    strings = [["", "a", "Ráfaga ☃"], ["x" * 1000, "\0", "b"]]
+    elements = [s.encode() for row in strings for s in row]
+    request = pb.ModelInferRequest(model_name="identity-string")
+    tensor = request.inputs.add(name="x", datatype="BYTES", shape=(2, 3))
+    if raw:
+        request.raw_input_contents.append(oip.length_prefixed(*elements))
+    else:
+        tensor.contents.bytes_contents.extend(elements)
+    response = oip.stub(served).ModelInfer(request)
+    assert oip.arrays(response)["y"].ravel().tolist() == elements
+
+    for bad, says in ((elements[:-1], "6 elements, got 5"), ([b"\xff", *elements[1:]], "UTF-8")):
+        request.inputs[0].ClearField("contents")
+        del request.raw_input_contents[:]
+        request.raw_input_contents.append(oip.length_prefixed(*bad))
+        refused = refusal(lambda: oip.stub(served).ModelInfer(request))
+        assert refused.reason == "INVALID_TENSOR"
+        assert says in refused.message
+
+
+@pytest.mark.parametrize("model", ["scaled", "unnamed-batch"])
+def test_a_free_first_dimension_is_the_batch(served: Served, model: str) -> None:
+    told, configured = metadata(served, model), config(served, model)
+    assert oip.shapes(told.inputs) == {"x": [-1, 3]}
+    assert oip.shapes(told.outputs) == {"y": [-1, 3]}
+    assert (told.platform, list(told.versions)) == ("onnxruntime_onnx", ["1"])
+    assert configured.max_batch_size == 32
+    assert configured.HasField("dynamic_batching")
+    assert ([list(t.dims) for t in configured.input], [list(t.dims) for t in configured.output]) == ([[3]], [[3]])
+    np.testing.assert_array_equal(infer(served, model, x=ROWS)["y"], 2 * ROWS)
+    many = np.tile(ROWS, (20, 1))  # more than a batch
+    np.testing.assert_array_equal(infer(served, model, x=many)["y"], 2 * many)
+
+
+def test_batches_are_formed(tmp_path: Path, serve: Callable[..., Served], valve: Valve) -> None:
+    plain.publish(tmp_path, "scaled", plain.scaled(2))
+    served = serve(tmp_path)
+    stub = oip.stub(served)
+    with valve.closed():
+        first = stub.ModelInfer.future(oip.request("scaled", x=ROWS[:1]))
+        valve.wait_for_engine()
+        others = [stub.ModelInfer.future(oip.request("scaled", x=ROWS[:n])) for n in (1, 2, 3)]
+        wait_for_queue(served, "scaled", 6)
+    first.result(PATIENCE_S)
+    for rows, future in zip((1, 2, 3), others, strict=True):
+        np.testing.assert_array_equal(oip.arrays(future.result(PATIENCE_S))["y"], 2 * ROWS[:rows])
+    assert valve.runs == [1, 6]
+
+
+def test_other_free_dimensions_may_have_any_size(served: Served) -> None:
+    assert oip.shapes(metadata(served, "free").inputs) == {"x": [-1, -1, 2]}
+    for time in (1, 2, 50):
+        x = np.random.default_rng(time).normal(size=(3, time, 2)).astype(np.float32)
+        np.testing.assert_array_equal(infer(served, "free", x=x)["y"], 2 * x)
+    refused = refusal(lambda: infer(served, "free", x=np.zeros((1, 5, 3), np.float32)))
+    assert "expected input x of shape [N, any, 2], got [1, 5, 3]" in refused.message
+
+
+def test_one_number_per_row_has_a_column(served: Served) -> None:
+    """Triton's clients expect a size per row."""
+    assert oip.shapes(metadata(served, "flat").inputs) == {"x": [-1, 1]}
+    assert list(config(served, "flat").output[0].dims) == [1]
+    for shape in ((3,), (3, 1)):
+        x = np.arange(3, dtype=np.float32).reshape(shape)
+        np.testing.assert_array_equal(infer(served, "flat", x=x)["y"], 2 * x.reshape(3, 1))
+
+
+def test_a_fixed_first_dimension_takes_no_batches(plain_repository: Path, serve: Callable[..., Served]) -> None:
+    served = serve(plain_repository)
+    told, configured = metadata(served, "fixed"), config(served, "fixed")
+    assert oip.shapes(told.inputs) == {"x": [2, 3]}
+    assert configured.max_batch_size == 0
+    assert not configured.HasField("dynamic_batching")
+    assert ([list(t.dims) for t in configured.input], [list(t.dims) for t in configured.output]) == ([[2, 3]], [[2, 3]])
+    stub = oip.stub(served)
+    futures = [stub.ModelInfer.future(oip.request("fixed", x=ROWS[i : i + 2])) for i in (0, 1, 2) * 5]
+    for i, future in zip((0, 1, 2) * 5, futures, strict=True):
+        np.testing.assert_array_equal(oip.arrays(future.result(PATIENCE_S))["y"], 2 * ROWS[i : i + 2])
+    (found,) = stub.ModelStatistics(pb.ModelStatisticsRequest(name="fixed")).model_stats
+    assert (found.inference_count, found.execution_count, found.inference_stats.success.count) == (15, 15, 15)
+    for rows in (1, 3):
+        refused = refusal(lambda rows=rows: infer(served, "fixed", x=ROWS[:rows]))
+        assert f"expected input x of shape [2, 3], got [{rows}, 3]" in refused.message
+
+
+def test_a_graph_without_dimensions(served: Served) -> None:
+    assert oip.shapes(metadata(served, "scalar").inputs) == {"x": []}
+    np.testing.assert_array_equal(infer(served, "scalar", x=np.array(3, np.float32))["y"], 6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_rows_that_influence_each_other_are_not_joined_with_others(served: Served, rows: int) -> None:
+    """Their graphs look like those of batches; trying them out shows that they are not."""
+    x = ROWS[:rows]
+    e = np.exp(x - x.max(0))
+    np.testing.assert_allclose(infer(served, "across", x=x)["y"], e / e.sum(0), atol=1e-6)
+    np.testing.assert_allclose(infer(served, "total", x=x)["y"], x.sum(0, keepdims=True), atol=1e-6)
+    for model in ("across", "total"):
+        assert config(served, model).max_batch_size == 0
+        assert oip.shapes(metadata(served, model).inputs) == {"x": [-1, 3]}
+
+
+def test_a_batch_size_written_into_the_graph_is_found_by_trying(served: Served) -> None:
+    assert config(served, "one-row").max_batch_size == 0
+    np.testing.assert_array_equal(infer(served, "one-row", x=ROWS[:1])["y"], ROWS[:1])
+    assert refusal(lambda: infer(served, "one-row", x=ROWS[:2])).reason == "ENGINE_FAILURE"
+
+
+def test_inputs_without_a_common_first_dimension_take_no_batches(served: Served) -> None:
+    assert config(served, "product").max_batch_size == 0
+    assert oip.shapes(metadata(served, "product").inputs) == {"a": [-1, 3], "b": [3, -1]}
+    np.testing.assert_allclose(infer(served, "product", a=ROWS, b=ROWS.T)["c"], ROWS @ ROWS.T, atol=1e-5)
+
+
+def test_outputs_come_as_asked(served: Served) -> None:
+    """1. All, in the graph's order. 2. Those that are named, in the request's order."""
+    request = oip.request("both", b=ROWS, a=2 * ROWS)
+    response = oip.stub(served).ModelInfer(request)
+    assert [output.name for output in response.outputs] == ["sum", "difference"]
+    for names in (["difference"], ["sum"], ["difference", "sum"]):
+        response = oip.stub(served).ModelInfer(oip.asking_for(oip.request("both", b=ROWS, a=2 * ROWS), *names))
+        assert [output.name for output in response.outputs] == names
+        found = oip.arrays(response)
+        expected = {"sum": 3 * ROWS, "difference": ROWS}
+        for name in names:
+            np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+
+
+def test_classes_without_labels_are_numbers(served: Served) -> None:
+    request = oip.asking_for(oip.request("scaled", x=ROWS), "y", classification=2)
+    found = oip.arrays(oip.stub(served).ModelInfer(request))["y"]
+    best = np.argsort(-ROWS, axis=1)[:, :2]
+    assert [[int(e.split(b":")[1]) for e in row] for row in found] == best.tolist()
+    assert all(e.count(b":") == 1 for e in found.ravel())
+
+
+def test_an_input_that_the_graph_fails_on_fails_alone(served: Served) -> None:
+    refused = refusal(lambda: infer(served, "table", index=np.array([1, 99], np.int64)))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_FAILURE")
+    found = infer(served, "table", index=np.array([[3], [0]], np.int64))["row"]
+    assert found.tolist() == [[9, 10, 11], [0, 1, 2]]
+
+
+def test_the_catalogue_says_that_nothing_is_known(served: Served) -> None:
+    model = served.catalog.GetModel(catalog_pb2.GetModelRequest(name="scaled")).model
+    assert (model.state, model.task, model.trained, model.precision) == (catalog_pb2.Model.READY, "", False, "")
+    assert "unverified" in model.weights_source
+    assert [(t.name, t.dtype, list(t.shape)) for t in model.inputs] == [("x", "float32", [-1, 3])]
+    string = served.catalog.GetModel(catalog_pb2.GetModelRequest(name="identity-string")).model
+    assert string.inputs[0].dtype == "string"
+
+
+def test_methods_for_people_take_models_with_a_task_alone(served: Served) -> None:
+    refused = refusal(lambda: served.vision.Classify(messages.classify(messages.random_digits(0), "scaled")))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert "Open Inference Protocol" in refused.message
+
+
+def test_unverified_models_are_warned_of(
+    tmp_path: Path, serve: Callable[..., Served], caplog: pytest.LogCaptureFixture
+) -> None:
+    plain.publish(tmp_path, "scaled", plain.scaled(2))
+    serve(tmp_path)
+    (record,) = [r for r in caplog.records if "UNVERIFIED" in r.message]
+    assert (record.levelname, record.__dict__["model"]) == ("WARNING", "scaled")
+
+
+def refused_models(root: Path, served: Served) -> dict[str, str]:
+    """What is not served of those in `root`, and the state it is in."""
+    index = oip.stub(served).RepositoryIndex(pb.RepositoryIndexRequest()).models
+    assert {m.name for m in index} == {p.name for p in root.iterdir()}
+    return {m.name: m.state for m in index if m.state != "READY"}
+
+
+def test_a_broken_bundle_is_not_served_as_plain_onnx(
+    tmp_path: Path, serve: Callable[..., Served], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of these has a model.onnx that would run."""
+    for name in ("empty-manifest", "foreign-manifest", "lost-manifest", "changed-model", "wrong-golden"):
+        bundles.publish_classifier(tmp_path, name)
+    (tmp_path / "empty-manifest/1/bundle.json").write_text("")
+    (tmp_path / "foreign-manifest/1/bundle.json").write_text('{"schema": 1}')
+    (tmp_path / "lost-manifest/1/bundle.json").unlink()
+    (tmp_path / "changed-model/1/model.onnx").write_bytes((tmp_path / "wrong-golden/1/golden.npz").read_bytes())
+    (tmp_path / "wrong-golden/1/golden.npz").write_bytes(b"")
+    served = serve(tmp_path)
+    assert len(refused_models(tmp_path, served)) == 5
+    assert "UNVERIFIED" not in caplog.text
+
+
+def sequence() -> onnx.ModelProto:
+    made = plain.identity("float32", ("batch", 3))
+    made.graph.node.append(node("SequenceConstruct", ["x"], ["list"]))
+    value = helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, None)
+    made.graph.output.append(value)
+    return made
+
+
+def test_what_cannot_be_served_says_why(
+    tmp_path: Path, serve: Callable[..., Served], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """External data is refused even where ONNX Runtime would find it: in the working directory."""
+    root = tmp_path / "repository"
+    file = plain.publish(root, "external", plain.scaled(2))
+    onnx.save(onnx.load(file), file, save_as_external_data=True, location="data.bin", size_threshold=0)
+    shutil.copy(file.with_name("data.bin"), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    plain.publish(root, "sequence", sequence())
+    plain.publish(root, "nonsense", plain.scaled(2)).write_bytes(b"no model at all")
+    plain.publish(root, "empty", plain.scaled(2)).write_bytes(b"")
+    real = plain.publish(root, "link", plain.scaled(2))
+    real.rename(tmp_path / "elsewhere.onnx")
+    real.symlink_to(tmp_path / "elsewhere.onnx")
+    divided = plain.graph(
+        [node("Reshape", ["x", "seven"], ["y"])],
+        {"x": ("float32", (3,))},
+        {"y": ("float32", (7,))},
+        seven=np.array([7], np.int64),
+    )
+    plain.publish(root, "never", divided)
+    plain.publish(root, "good", plain.scaled(2))
+    served = serve(root)
+    states = refused_models(root, served)
+    assert states == dict.fromkeys(("empty", "external", "link", "never", "nonsense", "sequence"), "UNAVAILABLE")
+    np.testing.assert_array_equal(infer(served, "good", x=ROWS)["y"], 2 * ROWS)
+    for says in ("external data", "seq(tensor(float)) cannot be served", "no ONNX file", "no bundle.json"):
+        assert says in caplog.text
