@@ -171,7 +171,8 @@ _BY_CODE: dict[grpc.StatusCode, type[RafagaError]] = {
     grpc.StatusCode.UNIMPLEMENTED: Unsupported,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
-    grpc.StatusCode.CANCELLED: Cancelled,
+    # A caller who cancels never reads a status: this one came from a server that was just closing.
+    grpc.StatusCode.CANCELLED: ServerUnreachable,
     grpc.StatusCode.UNAVAILABLE: ServerUnreachable,
     grpc.StatusCode.INTERNAL: InternalError,
 }

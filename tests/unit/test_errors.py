@@ -67,6 +67,7 @@ def test_a_refusal_may_leave_that_open() -> None:
     ("code", "cls"),
     [
         (grpc.StatusCode.UNAVAILABLE, errors.ServerUnreachable),
+        (grpc.StatusCode.CANCELLED, errors.ServerUnreachable),
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.QueueFull),
         (grpc.StatusCode.INTERNAL, errors.InternalError),
