@@ -12,9 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
 
+import msgspec
 from rich.console import Console
 
-from rafaga.load import document, server_metrics, targets, text
+from rafaga.load import document, mlperf, server_metrics, targets, text
+from rafaga.load.codecs import Target
 from rafaga.load.document import SCHEMA, DocumentError, Run, StepResult
 from rafaga.load.fleet import Fleet, FleetError
 from rafaga.load.options import LoadOptions, OptionsError, Outputs, parse_load, parse_merge
@@ -60,7 +62,7 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         return _load(parse_load(arguments, environ), sys.stderr)
     except (OptionsError, PayloadError, DocumentError, MetricsError) as error:
         raise LoadError(str(error), usage=True) from None
-    except FleetError as error:
+    except (FleetError, mlperf.MlperfError) as error:
         raise LoadError(str(error), usage=False) from None
 
 
@@ -79,6 +81,8 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
     )
     if options.metrics_url is not None:
         server_metrics.scrape(options.metrics_url)  # an address that is wrong is told before the load begins
+    if options.mlperf is not None:
+        return _mlperf(options.mlperf, options, prepared)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     setup = Setup(
         options.connection,
@@ -148,12 +152,33 @@ def _find_max(session: Session, options: LoadOptions, shown: View) -> tuple[floa
             return float(done.value), tuple(sorted(found, key=lambda result: result.step.rate))
 
 
+def _mlperf(plan: mlperf.Plan, options: LoadOptions, prepared: Sequence[Target]) -> int:
+    """LoadGen's run, with its log beside our own count of failures."""
+    try:
+        import mlperf_loadgen
+    except ModuleNotFoundError:
+        raise LoadError("--mlperf needs LoadGen: pip install 'rafaga[mlperf]'", usage=False) from None
+    endpoint = options.connection.endpoint()
+    verdict = mlperf.run(mlperf_loadgen, endpoint, prepared[0], plan, options.channels, options.check_every)
+    if options.outputs.json == "-":
+        print(msgspec.json.format(msgspec.json.encode(verdict), indent=1).decode())
+    else:
+        text.show_mlperf(verdict, prepared[0].model, _console())
+        if options.outputs.json is not None:
+            Path(options.outputs.json).write_bytes(msgspec.json.encode(verdict))
+    return LoadExit.OK if verdict.passed else LoadExit.MISSED
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
+
+
 def _finish(result: Run, outputs: Outputs) -> int:
     """Writes what was asked for, and judges."""
     if outputs.json == "-":
         sys.stdout.write(document.encode(result).decode() + "\n")
     else:
-        text.show(result, Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH))
+        text.show(result, _console())
         if outputs.json is not None:
             Path(outputs.json).write_bytes(document.encode(result) + b"\n")
     if outputs.report is not None:

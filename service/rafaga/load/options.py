@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from rafaga import Tls
-from rafaga.load import schedule
+from rafaga.load import mlperf, schedule
 from rafaga.load.codecs import Wire
 from rafaga.load.connection import Connection
 from rafaga.load.document import Conditions
@@ -54,7 +54,10 @@ class Outputs:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """steps: what to run, in order; of a search one, with the rate to begin with or 0. trace: arrivals to replay."""
+    """steps: what to run, in order; of a search one, with the rate to begin with or 0. trace: arrivals to replay.
+
+    mlperf: what to have LoadGen run instead.
+    """
 
     connection: Connection
     conditions: Conditions
@@ -70,6 +73,7 @@ class LoadOptions:
     check_every: int
     metrics_url: str | None
     outputs: Outputs
+    mlperf: mlperf.Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def parse_load(arguments: Sequence[str], environ: Mapping[str, str]) -> LoadOpti
             slo_p99_ms=args.slo_p99_ms,
         ),
         payloads=payloads,
-        steps=_steps(args, trace),
+        steps=() if args.mlperf else _steps(args, trace),
         trace=trace,
         find_max=args.find_max,
         precision=args.precision / 100,
@@ -118,6 +122,7 @@ def parse_load(arguments: Sequence[str], environ: Mapping[str, str]) -> LoadOpti
         check_every=args.check_every,
         metrics_url=args.metrics,
         outputs=Outputs(args.json, args.report),
+        mlperf=_mlperf_plan(args) if args.mlperf else None,
     )
 
 
@@ -149,6 +154,12 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
     which.add_argument("--trace", type=Path, metavar="FILE", help="recorded arrivals: a time in seconds per line")
     which.add_argument("--ramp", type=_ramp, metavar="FROM:TO:STEPS", help="rates, one step after the other")
     load.add_argument("--find-max", action="store_true", help="the highest rate that meets --slo-p99-ms")
+    load.add_argument(
+        "--mlperf",
+        type=mlperf.Scenario,
+        choices=list(mlperf.Scenario),
+        help="have MLCommons' LoadGen drive and judge; --rate is the server scenario's, and the offline one's guess",
+    )
     load.add_argument(
         "--arrivals",
         type=Pattern,
@@ -222,14 +233,18 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
     generator.add_argument(
         "--start-at", type=_moment, metavar="TIME", help="common start of all parts, ISO 8601: 2026-01-31T12:00:00Z"
     )
-    _add_outputs(parser)
+    results = _add_outputs(parser)
+    results.add_argument(
+        "--mlperf-log", type=Path, default=Path("mlperf-log"), metavar="DIR", help="LoadGen's own files (%(default)s)"
+    )
     return parser
 
 
-def _add_outputs(parser: ArgumentParser) -> None:
+def _add_outputs(parser: ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("results")
     group.add_argument("--json", metavar="FILE", help="raw counts and figures; - is standard output")
     group.add_argument("--report", type=Path, metavar="FILE.html", help="one page with plots")
+    return group
 
 
 def _connection(args: Namespace) -> Connection:
@@ -263,6 +278,28 @@ def _steps(args: Namespace, trace: Times | None) -> tuple[Step, ...]:
     else:
         raise OptionsError("which load? one of --rate, --concurrency, --trace, --ramp, --find-max or --mlperf")
     return tuple(Step(args.arrivals, rate=rate, seed=args.seed + i, **timed) for i, rate in enumerate(rates))
+
+
+def _mlperf_plan(args: Namespace) -> mlperf.Plan:
+    """Raises OptionsError for what LoadGen decides by itself."""
+    for name in ("concurrency", "trace", "ramp", "find_max", "report", "metrics", "start_at"):
+        if getattr(args, name):
+            raise OptionsError(f"--mlperf leaves the load to LoadGen: leave out --{name.replace('_', '-')}")
+    if args.part.of > 1 or args.processes > 1:
+        raise OptionsError("--mlperf runs LoadGen in this process: leave out --processes and --part")
+    if len(args.model) > 1:
+        raise OptionsError("--mlperf measures one model")
+    if args.rate is None and args.mlperf in (mlperf.Scenario.SERVER, mlperf.Scenario.OFFLINE):
+        raise OptionsError(f"--mlperf {args.mlperf} needs --rate, the samples per second to offer or to expect")
+    return mlperf.Plan(
+        scenario=args.mlperf,
+        rate=args.rate or 1.0,
+        duration_s=args.duration or DEFAULT_DURATION_S,
+        bound_ms=args.slo_p99_ms or args.deadline_ms,
+        deadline_s=args.deadline_ms / 1e3,
+        seed=args.seed,
+        log=args.mlperf_log,
+    )
 
 
 def _trace_step(args: Namespace, trace: Times) -> Step:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rafaga.load.document import Run, StepResult
 from rafaga.load.figures import REMEDY, Figures, describe_outcomes
+from rafaga.load.mlperf import Verdict
 from rafaga.load.view import describe
 
 
@@ -110,3 +111,20 @@ def _verdict(run: Run) -> str:
     if run.met:
         return f"[green]objective met:[/] p99 within {goal:g} ms"
     return f"[red]objective missed:[/] p99 within {goal:g} ms, refused and failed requests counted as too late"
+
+
+def show_mlperf(verdict: Verdict, model: str, console: Console) -> None:
+    """What LoadGen says, and what it does not see: requests that failed and answers that were wrong."""
+    said = "[green]VALID[/]" if verdict.valid else "[red]INVALID[/]"
+    console.print(f"{model}, MLPerf {verdict.scenario}: {said}, {verdict.rate:,.1f} samples/s", highlight=False)
+    console.print(
+        f"  mean {verdict.mean_ms:.2f} ms, p50 {verdict.p50_ms:.2f} ms, p99 {verdict.p99_ms:.2f} ms", highlight=False
+    )
+    if verdict.reason:
+        console.print(f"  {verdict.reason}", highlight=False)
+    if verdict.failures:
+        console.print(f"  [red]failed:[/] {describe_outcomes(verdict.failures)}", highlight=False)
+    if verdict.checked:
+        wrong = f"[red]{verdict.wrong:,} WRONG[/]" if verdict.wrong else "all as expected"
+        console.print(f"  {verdict.checked:,} answers checked, {wrong}", highlight=False)
+    console.print(f"  LoadGen's log is in {verdict.log}", highlight=False)

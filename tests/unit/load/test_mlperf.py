@@ -1,0 +1,60 @@
+"""What is read from LoadGen's log, and what cannot be left to LoadGen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rafaga.load import mlperf
+from rafaga.load.mlperf import MlperfError, Plan, Scenario
+from rafaga.load.options import OptionsError, parse_load
+
+PLAN = Plan(Scenario.SERVER, 100.0, 10.0, 20.0, 5.0, 3, Path("mlperf-log"))
+
+
+def test_a_plan() -> None:
+    arguments = ["--mlperf", "server", "--rate", "100", "--slo-p99-ms", "20", "--seed", "3", "--deadline-ms", "5000"]
+    options = parse_load(["--model", "m", *arguments], {})
+    assert options.mlperf == PLAN
+    assert options.steps == ()
+    assert parse_load(["--model", "m", "--mlperf", "single-stream"], {}).mlperf is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["server"], "needs --rate"),
+        (["offline"], "needs --rate"),
+        (["single-stream", "--concurrency", "4"], "leave out --concurrency"),
+        (["single-stream", "--report", "r.html"], "leave out --report"),
+        (["single-stream", "--processes", "2"], "leave out --processes"),
+        (["single-stream", "--model", "other"], "one model"),
+    ],
+)
+def test_what_loadgen_decides_by_itself(arguments: list[str], message: str) -> None:
+    with pytest.raises(OptionsError, match=message):
+        parse_load(["--model", "m", "--mlperf", *arguments], {})
+
+
+def test_the_log_is_read_by_key(tmp_path: Path) -> None:
+    path = tmp_path / mlperf.DETAIL
+    path.write_text(
+        ':::MLLOG {"key": "result_validity", "value": "INVALID", "metadata": {}}\n'
+        "a line of another kind\n"
+        ':::MLLOG {"key": "result_mean_latency_ns", "value": 5092261}\n'
+    )
+    assert mlperf.read_log(path) == {"result_validity": "INVALID", "result_mean_latency_ns": 5092261}
+    with pytest.raises(MlperfError, match="no log"):
+        mlperf.read_log(tmp_path / "absent")
+
+
+def test_why_a_run_is_not_valid_is_told() -> None:
+    results = {
+        "result_perf_constraints_met": False,
+        "result_invalid_reason": "Increase the rate. ",
+        "early_stopping_met": False,
+        "early_stopping_result": " * Only processed 325 queries.\n * Need to process 662.",
+    }
+    assert mlperf._reason(PLAN, results) == (
+        "more than 1 of 100 took longer than 20 ms Increase the rate. Only processed 325 queries. Need to process 662."
+    )
