@@ -28,8 +28,9 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], int]:
 
 
 def _verify(arguments: Sequence[str]) -> int:
-    from export.show import show_verdicts
-    from export.verify import find_bundles, verify_bundle
+    from export.progress import shown
+    from export.show import new_console, verdict_table
+    from export.verify import Verdict, find_bundles, verify_bundle
 
     parser = argparse.ArgumentParser("python -m export verify", description="Prove published bundles again, anywhere.")
     parser.add_argument(
@@ -38,8 +39,14 @@ def _verify(arguments: Sequence[str]) -> int:
     places = parser.parse_args(arguments[1:]).places
     folders = [folder for place in places for folder in find_bundles(place)]
     empty = [place for place in places if not find_bundles(place)]
-    verdicts = [verdict for folder in folders for verdict in verify_bundle(folder)]
-    show_verdicts(verdicts)
+    console = new_console()
+    verdicts: list[Verdict] = []
+    with shown(console, "verifying") as steps:
+        for number, folder in enumerate(folders):
+            steps.step(f"{folder.parent.name}/{folder.name}")
+            steps.advance(number, len(folders))
+            verdicts += verify_bundle(folder)
+    console.print(verdict_table(verdicts))
     for place in empty:
         print(f"{place}: no bundle here", file=sys.stderr)
     return 1 if empty or any(verdict.fault for verdict in verdicts) else 0

@@ -69,6 +69,9 @@ def export_one(entry: Entry, wanted: Wanted, sources: Sources, console: Console)
             published = publish(entry, wanted, sources, steps)
         except FAILURES as error:
             failure = str(error)
+        except Exception as error:
+            console.print_exception()
+            failure = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     seconds = time.monotonic() - started
     if failure:
         console.print(f"✗ {entry.name}: {failure}", style="red", markup=False, highlight=False)

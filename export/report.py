@@ -69,7 +69,11 @@ def _timings(
 def render(measured: Sequence[Measured], threads: int) -> str:
     """The page as HTML."""
     when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    using = f"{threads} threads per model" if threads else "as many threads as ONNX Runtime likes"
+    using = (
+        f"{threads} thread{'s' if threads > 1 else ''} per model"
+        if threads
+        else "as many threads as ONNX Runtime likes"
+    )
     machine = f"{speed.processor()}; ONNX Runtime {ort.__version__}, CPU, {using}"
     rows = "\n".join(_summary_rows(one) for one in measured)
     sections = "\n".join(_section(one) for one in measured)

@@ -88,7 +88,7 @@ def outcome_table(outcomes: Iterable[Outcome]) -> Table:
     return table
 
 
-def show_verdicts(verdicts: Iterable[Verdict]) -> None:
+def verdict_table(verdicts: Iterable[Verdict]) -> Table:
     table = Table("bundle", "precision", "golden error", "allowed", "verdict", box=SIMPLE_HEAD)
     for verdict in verdicts:
         table.add_row(
@@ -98,7 +98,7 @@ def show_verdicts(verdicts: Iterable[Verdict]) -> None:
             "–" if verdict.tolerance is None else f"{verdict.tolerance:.0e}",
             f"[red]{escape(verdict.fault)}[/red]" if verdict.fault else "[green]right[/green]",
         )
-    new_console().print(table)
+    return table
 
 
 def _accuracy(published: Published, variant: Variant) -> str:

@@ -1,0 +1,158 @@
+"""The export command: which models, what becomes of failures, what the bundle says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rafaga import bundle as bundles
+from rafaga.bundle import Precision
+from safetensors.torch import save_file
+
+from export import command
+from export.__main__ import main
+from models.entry import Corpus, Entry, Shipped
+from tests.export import small
+
+
+@pytest.fixture
+def small_catalogue(monkeypatch: pytest.MonkeyPatch) -> dict[str, Entry]:
+    entries = {entry.name: entry for entry in (small.classifier(), small.classifier("other"), small.forecaster())}
+    monkeypatch.setattr(command, "catalogue", lambda: entries)
+    return entries
+
+
+def test_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    for name in ("lenet5-mnist", "lstm-co2", "resnet50"):
+        assert name in listed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name the models to export"),
+        (["--all", "lenet5-mnist"], "name the models to export"),
+        (["resnet51"], "unknown model resnet51; there are lenet5-mnist"),
+        (["lenet5-mnist", "cnn-mnist", "--weights", "a.pth"], "is for one model"),
+        (["lenet5-mnist", "--version", "0"], "expected a number from 1"),
+        (["lenet5-mnist", "--precisions", "int4"], "expected some of fp32,fp16,int8"),
+        (["--factory", "a:b"], "needs --name"),
+        (["--factory", "a:b", "--name", "n", "--labels", "/nowhere/labels.txt"], "No such file"),
+        (["verify"], "required: DIR"),
+        (["report", "/nowhere"], "no bundles in /nowhere"),
+    ],
+)
+def test_a_wrong_command_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_random_weights_are_marked_untrained(small_catalogue: dict[str, Entry], tmp_path: Path) -> None:
+    assert main(["small-classifier", "--weights", "random", "--output", str(tmp_path), "--version", "4"]) == 0
+    bundle = bundles.load(tmp_path / "small-classifier" / "4")
+    assert not bundle.weights.trained
+    assert [variant.metrics for variant in bundle.variants] == [(), (), ()]
+    assert [variant.default_eligible for variant in bundle.variants] == [True, False, False]
+    fp32, *others = bundle.variants
+    assert fp32.parity.max_relative_error <= 1e-4
+    assert set(fp32.parity.batch_sizes) >= {1, 2, 5, 8}
+    assert all(variant.cpu_speedup > 0 for variant in others)
+    assert bundle.parameters == sum(p.numel() for p in small.SmallClassifier().parameters())
+    assert set(bundle.files) == {"model.onnx", "model.fp16.onnx", "model.int8.onnx", "golden.npz"}
+
+
+def test_the_seed_decides(small_catalogue: dict[str, Entry], tmp_path: Path) -> None:
+    arguments = ["small-classifier", "--weights", "random", "--precisions", "fp32", "--output", str(tmp_path)]
+    for seed in ("1", "1", "2"):
+        assert main([*arguments, "--seed", seed]) == 0
+    digests = [bundles.load(tmp_path / "small-classifier" / str(v)).files["model.onnx"] for v in (1, 2, 3)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_all_goes_on_past_what_cannot_be_had(
+    small_catalogue: dict[str, Entry], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No weights are published for two of three; the third is exported, and the exit code and last line say so."""
+    save_file(small.SmallClassifier().state_dict(), tmp_path / "weights.safetensors")
+    shipped = Shipped(str(tmp_path / "weights.safetensors"))
+    small_catalogue["other"] = replace(small_catalogue["other"], weights=shipped)
+    assert main(["--all", "--output", str(tmp_path), "--precisions", "fp32"]) == 1
+    output = capsys.readouterr().out
+    assert "not exported: small-classifier, small-forecaster" in output
+    assert "--weights random for load tests" in output
+    assert bundles.load(tmp_path / "other" / "1").weights.trained
+    assert [v.precision for v in bundles.load(tmp_path / "other" / "1").variants] == [Precision.FP32]
+
+
+def test_a_published_version_is_not_replaced(
+    small_catalogue: dict[str, Entry], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["other", "--weights", "random", "--precisions", "fp32", "--output", str(tmp_path), "--version", "1"]
+    assert main(arguments) == 0
+    assert main(arguments) == 1
+    assert "is published already; choose another version" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_weights_of_another_model_are_refused(
+    small_catalogue: dict[str, Entry], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file(small.SmallClassifier(width=4).state_dict(), tmp_path / "w.safetensors")
+    code = main(["small-classifier", "--weights", str(tmp_path / "w.safetensors"), "--output", str(tmp_path)])
+    assert code == 1
+    assert "does not fit this model" in capsys.readouterr().out
+
+
+def test_missing_data_is_a_warning_not_a_failure(
+    small_catalogue: dict[str, Entry], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file(small.SmallClassifier().state_dict(), tmp_path / "w.safetensors")
+    small_catalogue["other"] = replace(small_catalogue["other"], corpus=Corpus.MNIST)
+    arguments = ["other", "--weights", str(tmp_path / "w.safetensors"), "--data", str(tmp_path), "--output"]
+    assert main([*arguments, str(tmp_path)]) == 0
+    assert "not measured: no MNIST in" in " ".join(capsys.readouterr().out.split())
+    bundle = bundles.load(tmp_path / "other" / "1")
+    assert [variant.default_eligible for variant in bundle.variants] == [True, False, False]
+
+
+def test_lenet_of_the_catalogue(mnist_folder: Path, tmp_path: Path) -> None:
+    """The shipped LeNet-5 as published: fp32 right on at least 99.0 % of the test digits, and all variants near it."""
+    assert main(["lenet5-mnist", "--data", str(mnist_folder), "--output", str(tmp_path)]) == 0
+    bundle = bundles.load(tmp_path / "lenet5-mnist" / "1")
+    assert bundle.inputs[0].shape == (None, 28, 28, 1)
+    assert bundle.outputs[0].shape == (None, 10)
+    figures = {variant.precision: variant.metrics[0] for variant in bundle.variants}
+    assert (figures[Precision.FP32].dataset, figures[Precision.FP32].samples) == ("MNIST test", 10000)
+    assert figures[Precision.FP32].value >= 0.99
+    for variant in bundle.variants:
+        assert variant.default_eligible
+        assert figures[variant.precision].value >= figures[Precision.FP32].value - 0.005
+
+
+def test_lstm_of_the_catalogue(tmp_path: Path) -> None:
+    """CO2 comes with statsmodels, so the forecaster is always measured."""
+    assert main(["lstm-co2", "--output", str(tmp_path)]) == 0
+    bundle = bundles.load(tmp_path / "lstm-co2" / "1")
+    (variant,) = bundle.variants
+    figures = {metric.name: metric.value for metric in variant.metrics}
+    assert figures["mase"] < 1
+    assert figures["mase"] < figures["mase_seasonal_naive"]
+    assert 0 < figures["coverage_90"] <= 1
+    assert figures["mase_holt_winters"] > 0
+    assert bundle.forecast is not None
+    assert bundle.forecast.unit == "ppm"
+
+
+def test_a_model_that_cannot_be_traced_does_not_stop_the_others(
+    small_catalogue: dict[str, Entry], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_catalogue["small-classifier"] = replace(small.classifier(), build=small.Whimsical)
+    arguments = ["small-classifier", "other", "--weights", "random", "--precisions", "fp32"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 1
+    assert "not exported: small-classifier\n" in capsys.readouterr().out
+    assert (tmp_path / "other" / "1" / "bundle.json").is_file()
+    assert list((tmp_path / "small-classifier").iterdir()) == []

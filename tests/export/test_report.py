@@ -1,0 +1,97 @@
+"""The page about published bundles: complete, self-contained, and what it says is what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rafaga.bundle import Precision
+
+from export import report
+from export.__main__ import main
+from export.evidence import Sources
+from export.progress import Silent
+from export.publish import Wanted, publish
+from export.report import measure_bundle, render
+from export.speed import Timing, of_batch
+from tests.export import small
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    repository = tmp_path_factory.mktemp("repository")
+    strange = replace(small.classifier(), architecture="<b>two</b> convolutions & more")
+    for entry in (strange, small.forecaster()):
+        publish(entry, Wanted(repository, weights="random"), Sources(), Silent())
+    return repository
+
+
+class Page(HTMLParser):
+    """Every tag closed in order; `tags` counts them, `links` collects what would be fetched."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_one_page_with_plots_inside(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "page.html"
+    assert main(["report", str(repository), "--output", str(output), "--seconds", "0.001"]) == 0
+    text = output.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.tags.count("svg") == 2
+    assert page.tags.count("section") == 2
+    assert all(link.startswith("#") for link in page.links), "nothing is fetched"
+    for word in ("small-classifier", "small-forecaster", "fp16", "int8", "untrained", "throughput, rows per second"):
+        assert word in text
+    assert "&lt;b&gt;two&lt;/b&gt; convolutions &amp; more" in text
+    assert str(output) in capsys.readouterr().out
+
+
+def test_every_variant_at_every_batch_size(repository: Path) -> None:
+    measured = measure_bundle(repository / "small-forecaster" / "1", 0.001, 1, Silent())
+    assert list(measured.timings) == [Precision.FP32]
+    assert [timing.batch_size for timing in measured.timings[Precision.FP32]] == list(report.BATCH_SIZES)
+    classifier = measure_bundle(repository / "small-classifier" / "1", 0.001, 1, Silent())
+    assert list(classifier.timings) == [Precision.FP32, Precision.FP16, Precision.INT8]
+    assert all(t.p95_ms >= t.median_ms > 0 for timings in classifier.timings.values() for t in timings)
+
+
+def test_figures_come_from_the_timings(repository: Path) -> None:
+    measured = measure_bundle(repository / "small-classifier" / "1", 0.001, 1, Silent())
+    timings = {
+        Precision.FP32: [Timing(1, 2.0, 3.0), Timing(2, 10.0, 11.0)],
+        Precision.FP16: [Timing(1, 4.0, 5.0)],
+        Precision.INT8: [Timing(1, 1.0, 1.5), Timing(2, 1.25, 2.0)],
+    }
+    text = render([replace(measured, timings=timings)], threads=1)
+    assert "500/s <small>at 1</small>" in text
+    assert "1,600/s <small>at 2</small>" in text
+    assert "3.20×" in text
+    assert "0.50×" in text
+    assert "1 thread per model" in text
+    assert "no: accuracy unknown" in text
+
+
+def test_batches_repeat_rows() -> None:
+    batch = of_batch({"image": np.array([[1], [2], [3]])}, 5)
+    assert batch["image"].ravel().tolist() == [1, 2, 3, 1, 2]
