@@ -1,0 +1,73 @@
+"""Every command of docs/load-testing.md is run, in the order of the guide, shortened and otherwise as it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rafaga.cli import main
+from rafaga.load import document
+
+from tests import bundles
+from tests.integration import messages
+from tests.integration.serving import Served, serving
+
+GUIDE = Path(__file__).parents[2] / "docs" / "load-testing.md"
+# The last of two equal options counts.
+QUICK = ["--duration", "0.3", "--warm-up", "0.1"]
+# An objective is a matter of the machine: the guide's is replaced by one that none misses.
+EASY = ["--slo-p99-ms", "60000"]
+
+
+def commands() -> list[list[str]]:
+    blocks = re.findall(r"^```\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    return [shlex.split(line) for block in blocks for line in block.splitlines() if line]
+
+
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Small models under the names that the guide uses."""
+    root = tmp_path_factory.mktemp("guide")
+    bundles.publish_classifier(root, "lenet5-mnist")
+    bundles.publish_forecaster(root, "lstm-co2")
+    with serving(root, "grpcio") as served:
+        yield served
+
+
+def test_every_command_of_the_guide(
+    guided: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAFAGA_SERVER", guided.address)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "7.png").write_bytes(messages.png(messages.random_digits(7)[0, :, :, 0]))
+    (tmp_path / "co2.csv").write_text("month,ppm\n" + "\n".join(f"{i},{315 + i / 10}" for i in range(36)))
+    (tmp_path / "arrivals.txt").write_text("\n".join(str(i / 20) for i in range(10)))
+    for command in commands():
+        assert command[:2] == ["rafaga", "load"]
+        arguments = [word.replace("localhost:8080", f"127.0.0.1:{guided.server.http_port}") for word in command[1:]]
+        if "merge" in command:
+            shortened = [*arguments, *EASY]
+        elif "--find-max" in command:
+            shortened = [*arguments, *QUICK, *EASY, "--rate", "1", "--arrivals", "constant"]
+        else:
+            shortened = [*arguments, *QUICK, *(EASY if "--slo-p99-ms" in command else [])]
+        if "--mlperf" in command:
+            pytest.importorskip("mlperf_loadgen", reason="LoadGen (mlcommons-loadgen) is not installed")
+        code = main(shortened)
+        said = capsys.readouterr()
+        # So short a run is seldom valid for LoadGen, which then says so.
+        invalid = "--mlperf" in command and "INVALID" in said.out
+        assert code == (1 if invalid else 0), f"{shlex.join(command)}\n{said.out}\n{said.err}"
+    for page in ("ramp.html", "found.html", "both.html"):
+        assert "<svg" in (tmp_path / page).read_text()
+    assert document.read(tmp_path / "result.json").met is True
+    assert (tmp_path / "mlperf-server" / "mlperf_log_summary.txt").is_file()
+
+
+def test_the_guide_names_every_exit_code() -> None:
+    rows = re.findall(r"^\| (\d) \| ", GUIDE.read_text(), re.MULTILINE)
+    assert rows == ["0", "1", "2", "3", "4"]
