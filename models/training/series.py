@@ -18,16 +18,19 @@ from models.training.data import Series
 from models.training.forecast_eval import baselines, evaluate, held_out, intervals, rolling_origins, training_size
 from models.training.loop import Batch, Problem
 
-FOLDS = 4
-
 
 @dataclass(frozen=True)
 class Windows:
-    """How histories are drawn. `jitter`: noise added to them, in units of the mean change from season to season."""
+    """How histories are drawn.
+
+    `jitter`: noise added to them, in units of the mean change from season to season. `folds`: blocks of the
+    calibration; many where data are few, so that a network kept from one of them is nearly as good as the final one.
+    """
 
     batch_size: int
     batches_per_epoch: int
-    jitter: float = 0.0
+    jitter: float
+    folds: int
 
 
 class Forecasting(Problem):
@@ -56,7 +59,7 @@ class Forecasting(Problem):
 
     def rehearsals(self) -> Sequence[Forecasting]:
         """Fresh modules, each kept from one block of the years that this one learns from."""
-        edges = np.linspace(self.spec.min_history, len(self.seen), FOLDS + 1).astype(int)
+        edges = np.linspace(self.spec.min_history, len(self.seen), self.drawn.folds + 1).astype(int)
         return [
             Forecasting(
                 Forecaster(self.module.config), self.spec, self.series, self.name, self.drawn, range(start, stop)
