@@ -74,7 +74,7 @@ def scraping(folder: Path, *targets: str) -> Iterator[Prometheus]:
             }
         )
     )
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
             [
@@ -99,7 +99,7 @@ def scraping(folder: Path, *targets: str) -> Iterator[Prometheus]:
         process.wait(PATIENCE_S)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,0 +1,134 @@
+"""Dockerfiles: the facts that matter about them, without building them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from typing import NamedTuple
+
+import pytest
+from rafaga.server.config import Config
+
+from tests.deploy.rendering import KUBERNETES, ROOT, container, one, overlay, pod, render
+
+DOCKER = ROOT / "deploy/docker"
+NAMES = ("server", "export")
+CONSTRAINTS = dict(
+    line.split("==") for line in (ROOT / "requirements/constraints.txt").read_text().splitlines() if "==" in line
+)
+
+
+class Instruction(NamedTuple):
+    word: str
+    rest: str
+
+
+def stages(name: str) -> list[list[Instruction]]:
+    """The instructions before the first FROM, and of each stage."""
+    text = re.sub(r"^\s*#.*\n", "", (DOCKER / f"{name}.Dockerfile").read_text(), flags=re.MULTILINE)
+    lines = re.sub(r"\\\n\s*", "", text).splitlines()
+    found: list[list[Instruction]] = [[]]
+    for line in filter(None, lines):
+        instruction = Instruction(*line.split(maxsplit=1))
+        if instruction.word == "FROM":
+            found.append([])
+        found[-1].append(instruction)
+    return found
+
+
+def last(name: str, word: str) -> str:
+    """What the final image's last `word` says."""
+    return [i.rest for i in stages(name)[-1] if i.word == word][-1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_base_images_are_arguments_without_a_registry(name: str) -> None:
+    before, *built = stages(name)
+    defaults = dict(i.rest.split("=", 1) for i in before if i.word == "ARG")
+    for stage in built:
+        (argument,) = re.match(r"\$\{(\w+)\}", stage[0].rest).groups()  # type: ignore[union-attr]
+        assert "/" not in defaults[argument]
+        assert ":" in defaults[argument], "of a certain version"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_image_is_not_root_and_is_built_in_stages(name: str) -> None:
+    assert len(stages(name)) == 3
+    user = int(last(name, "USER").split(":")[0])
+    assert user > 0
+    assert not any(i.word == "RUN" and "pip" in i.rest for i in stages(name)[-1]), "packages come from the first stage"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_in_the_image_calls_home(name: str) -> None:
+    assert "ORT_DISABLE_TELEMETRY=1" in last(name, "ENV").split()
+
+
+def test_manifests_run_it_as_the_images_user() -> None:
+    assert last("server", "USER") == "{runAsUser}:{runAsGroup}".format(**pod(overlay("cpu"))["securityContext"])
+    spec = one(render(KUBERNETES / "export"), "Job")["spec"]["template"]["spec"]
+    assert last("export", "USER") == "{runAsUser}:{runAsGroup}".format(**spec["securityContext"])
+
+
+def test_the_job_lets_the_image_write_where_it_does() -> None:
+    (only,) = one(render(KUBERNETES / "export"), "Job")["spec"]["template"]["spec"]["containers"]
+    variables = dict(pair.split("=", 1) for pair in last("export", "ENV").split())
+    mounts = {m["mountPath"] for m in only["volumeMounts"]}
+    assert {variables["HOME"], variables["TMPDIR"]} <= mounts
+
+
+def test_the_server_image_starts_what_the_manifests_start() -> None:
+    assert last("server", "ENTRYPOINT") == '["rafaga"]'
+    assert container(overlay("cpu"))["args"][0] in last("server", "CMD")
+    assert {int(port) for port in last("server", "EXPOSE").split()} == {Config().grpc_port, Config().http_port}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exact_versions_are_those_of_the_constraints(name: str) -> None:
+    """Arguments name some distributions that constraints.txt has in another build."""
+    for stage in stages(name)[1:]:
+        for argument in (i.rest for i in stage if i.word == "ARG" and "==" in i.rest):
+            distribution, version = argument.split("=", 1)[1].split("==")
+            assert version == CONSTRAINTS.get(distribution, CONSTRAINTS.get(f"{distribution}-gpu"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_copied_is_there_and_let_in(name: str) -> None:
+    ignored = (DOCKER / f"{name}.Dockerfile.dockerignore").read_text().splitlines()
+    allowed = {line[1:] for line in ignored if line.startswith("!")}
+    copied = {
+        source
+        for stage in stages(name)[1:]
+        for i in stage
+        if i.word == "COPY" and not i.rest.startswith("--from")
+        for source in i.rest.split()[:-1]
+    }
+    assert copied == allowed
+    assert all((ROOT / source).exists() for source in copied)
+
+
+def needed(*arguments: str) -> list[str]:
+    command = [sys.executable, str(DOCKER / "requirements.py"), *arguments, "--project", str(ROOT / "pyproject.toml")]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0] for requirement in requirements}
+
+
+def test_the_server_image_has_no_torch_and_no_gpu_build_unless_asked() -> None:
+    cpu = needed("server", "tracing", "--replace", "onnxruntime=onnxruntime==1")
+    assert not names(cpu) & {"torch", "torchvision", "onnx", "onnxruntime-gpu", "matplotlib"}
+    assert "onnxruntime==1" in cpu
+    gpu = needed("server", "--replace", "onnxruntime=onnxruntime-gpu[cuda,cudnn]==1")
+    assert {name for name in names(gpu) if "onnxruntime" in name} == {"onnxruntime-gpu"}
+
+
+def test_nothing_else_is_left_out() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = names(extras["server"]) - {"onnxruntime-gpu"}
+    assert wanted <= names(needed("server", "--replace", "onnxruntime=onnxruntime==1"))
+    nested = needed("export", "--replace", "onnxruntime=onnxruntime==1")
+    assert wanted | names(extras["export"]) - {"rafaga"} <= names(nested)
