@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rafaga.bundle import Precision
 
 from export.evidence import Sources, find_evidence
 from export.graph import serving_graph
@@ -33,10 +34,10 @@ from tests.export import small
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One random classifier and one random forecaster, published."""
+    """One random classifier and one random forecaster, published in fp32 alone."""
     repository = tmp_path_factory.mktemp("repository")
     for entry in (small.classifier(), small.forecaster()):
-        publish(entry, Wanted(repository, weights="random"), Sources(), Silent())
+        publish(entry, Wanted(repository, weights="random", precisions=(Precision.FP32,)), Sources(), Silent())
     return repository
 
 
