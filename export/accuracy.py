@@ -11,7 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from rafaga.bundle import Metric
 
-from export.arrays import Array, Arrays
+from export.arrays import Array
 from export.samples import ImageSet
 from export.verify import run
 from models.entry import SeriesInput
@@ -50,12 +50,6 @@ def classify(
         Metric(name=name, value=hits / len(chosen), dataset=images.name, samples=len(chosen))
         for name, hits in figures.items()
     )
-
-
-def feature_similarity(session: ort.InferenceSession, inputs: Arrays, reference: Arrays) -> float:
-    """Smallest mean cosine between the maps of a variant and PyTorch's, over the outputs: 1 is the same direction."""
-    found = run(session, inputs)
-    return min(_mean_cosine(found[name], expected) for name, expected in reference.items())
 
 
 def forecast(session: ort.InferenceSession, series: Array, shape: SeriesInput, dataset: str) -> tuple[Metric, ...]:
@@ -100,8 +94,3 @@ def _rank_of(labels: NDArray[np.int64], probabilities: Array) -> Array:
     right = np.take_along_axis(probabilities, labels[:, np.newaxis], axis=1)
     ranks: Array = (probabilities >= right).sum(axis=1) - 1
     return ranks
-
-
-def _mean_cosine(a: Array, b: Array) -> float:
-    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (a, b))
-    return float(((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).mean())

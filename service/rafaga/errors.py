@@ -225,8 +225,6 @@ def _read_details(raw: bytes) -> tuple[str | None, float | None]:
                 reason = info.reason
             elif detail.Unpack(retry):
                 retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
-    except (
-        protobuf_message.DecodeError
-    ):  # rewritten on the way; the status itself still tells
+    except protobuf_message.DecodeError:  # rewritten on the way; the status itself still tells
         return None, None
     return reason, retry_after_s
