@@ -4,12 +4,16 @@ Pure scheduling, with no thread, clock, gRPC or ONNX in it: every method is told
 Batcher of a model and calls it under its lock.
 
 - Work-conserving: an idle engine takes what is there at once; while it runs, jobs gather.
-- Earliest deadline first. Jobs without a deadline are ordered as if they had one `PATIENCE_S` after arrival, so that
-  they are served in order of arrival and never starve.
-- Bounded in time: a job is refused when its predicted wait passes `max_queue_wait_s` (QueueFull), or when it would
-  finish after its deadline (DeadlineUnreachable). What became hopeless while queued is dropped when a batch is formed,
-  before any work is spent on it.
-- A batch is never larger than what keeps the most urgent job in it on time, nor than what is efficient.
+- Earliest due first. A job is due at its deadline, or `max_queue_wait_s` after its arrival where that is sooner: jobs
+  without a deadline are served in order of arrival, and nobody waits for ever while others with deadlines arrive.
+- Admission keeps a margin: a job is refused when its predicted wait passes `max_queue_wait_s` (QueueFull), or when it
+  would finish in the last part of its time, which is wider the less runs keep to their predictions
+  (DeadlineUnreachable). Without the margin the queue settles where every answer is a little late.
+- Dropping keeps none: what would be late in the batch that is being formed is dropped before any work is spent on it.
+- A batch is as large as what waits, up to the efficient size. When the queue can fill one, no batch is made smaller for
+  an urgent job: that would cost the others more than it saves. When it cannot, a smaller batch is run first if that
+  saves more rows than the engine could have computed in the meantime.
+- An idle engine takes any job whose deadline has not passed, whatever the prediction says: only runs correct it.
 - A job larger than the room left in a batch is split; its parts run in order and its answer is put together again.
 """
 
@@ -27,7 +31,11 @@ from numpy.typing import NDArray
 from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, Draining, QueueFull, RafagaError
 from rafaga.server.latency import LatencyTable
 
-PATIENCE_S = 60.0
+# The margin that admission keeps, as a share of the time left: this much, and the spread of the runs, up to so much.
+_MARGIN = 0.1
+_MAX_MARGIN = 0.4
+# The queue's work is added up by due time, in slots of the longest wait over this many.
+_SLOTS = 256
 
 Arrays = tuple[NDArray[np.generic], ...]
 
@@ -65,6 +73,7 @@ class Job:
         "batch_size",
         "cost",
         "deadline",
+        "due",
         "finished",
         "inference_s",
         "inputs",
@@ -73,6 +82,7 @@ class Job:
         "on_success",
         "pending",
         "queue_s",
+        "row_s",
         "rows",
         "sequence",
         "taken",
@@ -96,6 +106,8 @@ class Job:
         self.cost = cost
         self.arrival = 0.0
         self.sequence = 0
+        self.due = 0.0
+        self.row_s = 0.0  # predicted seconds per row in efficient batches, at the time of submission
         self.taken = 0  # rows handed out in batches
         self.pending = self.rows  # rows not answered
         self.queue_s = 0.0
@@ -103,6 +115,11 @@ class Job:
         self.batch_size = 0
         self.finished = False
         self._outputs: Arrays | None = None
+
+    @property
+    def rest(self) -> int:
+        """Rows not yet taken."""
+        return self.rows - self.taken
 
     def fail(self, error: RafagaError) -> None:
         if not self.finished:
@@ -166,6 +183,17 @@ class _Entry(NamedTuple):
     job: Job
 
 
+class _Plan(NamedTuple):
+    """The next batch: `rows` from the most urgent on, ending at `end`.
+
+    `late`: who would be late in it. They leave before a batch is formed.
+    """
+
+    rows: int
+    end: float
+    late: tuple[Job, ...] = ()
+
+
 class Batcher:
     def __init__(self, policy: BatchPolicy, latency: LatencyTable) -> None:
         self.policy = policy
@@ -173,7 +201,7 @@ class Batcher:
         self._queues: dict[Hashable, list[_Entry]] = {}
         self._jobs = 0
         self._rows = 0  # queued and not yet taken
-        self._work = 0.0  # the same, weighted by cost
+        self._work = _Work(max(policy.max_queue_wait_s, 1e-3) / _SLOTS)  # the same in seconds
         self._sequence = 0
         self._running: set[Batch] = set()
         self._draining = False
@@ -201,152 +229,224 @@ class Batcher:
             raise Draining("the server is stopping: send the request to another replica")
         if job.deadline <= now:
             raise DeadlineExceeded("the deadline had passed when the request arrived")
-        job.arrival = now
-        job.sequence = self._sequence
-        # An idle engine takes any job: predictions are corrected by runs, and refusing all would never correct them.
+        job.arrival, job.sequence = now, self._sequence
+        job.due = self._due(job)
+        job.row_s = self.latency.predict(self._cap, job.cost) / self._cap
         if not self.idle:
             self._admit(job, now)
         self._sequence += 1
         insort(self._queues.setdefault(job.key, []), _entry(job))
-        self._count(job, 1)
+        self._jobs += 1
+        self._rows += job.rows
+        self._work.add(job.due, job.rows * job.row_s)
 
-    def remove(self, job: Job) -> None:
-        """Takes a job out whose caller went away. Rows already in a batch run to their end."""
+    def remove(self, job: Job) -> bool:
+        """Takes a job out, for one that needs no answer any more. False when none of it is queued (any longer).
+
+        Rows already in a batch run to their end.
+        """
         queue = self._queues.get(job.key, [])
-        entry = _entry(job)
-        at = bisect_left(queue, entry.order, key=lambda e: e.order)
-        if at < len(queue) and queue[at].job is job:
-            self._discard(queue, at)
+        order = _entry(job).order
+        at = bisect_left(queue, order, key=lambda e: e.order)
+        if at == len(queue) or queue[at].job is not job:
+            return False
+        self._discard(queue, at)
+        return True
 
     def remove_all(self) -> list[Job]:
         """Empties the queue, for a model that stops serving; returns the jobs, which the caller owes an answer."""
         jobs = [entry.job for queue in self._queues.values() for entry in queue]
         self._queues.clear()
-        self._jobs, self._rows, self._work = 0, 0, 0.0
+        self._work.clear()
+        self._jobs = self._rows = 0
         return jobs
 
     def predicted_wait(self, job: Job, now: float) -> float:
-        """Seconds until `job` would be taken: the running batches, then everything more urgent."""
-        running = max((b.predicted_end for b in self._running), default=now)
-        cap = self._cap()
-        return max(0.0, running - now) + self._work_ahead(job) / cap * self.latency.predict(cap)
+        """Seconds until `job` would be taken: the running batches, then everything that is due before it."""
+        # A run that passed its prediction is expected to go on for as long again: a hung engine looks ever worse.
+        running = max((abs(b.predicted_end - now) for b in self._running), default=0.0)
+        return running + self._work.before(self._due(job))
 
     def take(self, now: float) -> Decision:
         """The next batch. An engine calls this when it is free, and `finished` when the batch is done."""
         dropped: list[Job] = []
         while (queue := self._most_urgent()) is not None:
-            head = queue[-1].job
-            limit = self._rows_in_time(head, queue, now)
-            if head.finished or limit == 0:
-                self._discard(queue, len(queue) - 1)
-                if not head.finished:
-                    dropped.append(head)
+            plan = self._plan(queue, now)
+            if plan.late:
+                for job in plan.late:
+                    self.remove(job)
+                dropped += plan.late
                 continue
-            ready_at = head.arrival + self.policy.max_queue_delay_s
-            if now < ready_at and self._rows < self._cap() and not self._draining:
+            head = queue[-1].job
+            # Waiting for company must not make the job that waits late.
+            ready_at = min(head.arrival + self.policy.max_queue_delay_s, head.deadline - 2 * (plan.end - now))
+            if now < ready_at and self._rows < self._cap and not self._draining:
                 return Decision(None, ready_at, tuple(dropped))
-            batch = self._form(queue, limit, now)
+            batch = self._form(queue, plan.rows, now)
             self._running.add(batch)
             return Decision(batch, None, tuple(dropped))
         return Decision(None, None, tuple(dropped))
 
     def finished(self, batch: Batch, seconds: float | None) -> None:
-        """`seconds` that the run took, or None when it failed."""
+        """`seconds` from taking the batch to its last answer, or None when it failed."""
         self._running.discard(batch)
         if seconds is not None:
             self.latency.observe(batch.rows, seconds, batch.cost)
 
+    @property
+    def _cap(self) -> int:
+        return self.latency.efficient_rows
+
+    def _due(self, job: Job) -> float:
+        return min(job.deadline, job.arrival + self.policy.max_queue_wait_s)
+
     def _admit(self, job: Job, now: float) -> None:
-        if self._jobs >= self.policy.max_queue_jobs:
-            raise QueueFull("the queue is full: retry later", self.predicted_wait(job, now))
         wait = self.predicted_wait(job, now)
-        if wait > self.policy.max_queue_wait_s:
+        full_s = self._cap * job.row_s
+        if self._jobs >= self.policy.max_queue_jobs:
+            raise QueueFull("the queue is full: retry later", max(wait, full_s))
+        over = wait - self.policy.max_queue_wait_s
+        if over > 0:
             raise QueueFull(
                 f"expected a wait below {self.policy.max_queue_wait_s:.3f} s, predicted {wait:.3f} s: retry later",
-                wait - self.policy.max_queue_wait_s,
+                max(over, full_s),
             )
-        finish = now + wait + self.latency.predict(min(job.rows, self._cap()), job.cost)
-        if finish > job.deadline:
+        if job.deadline == math.inf:
+            return
+        margin = min(_MARGIN + self.latency.spread, _MAX_MARGIN)
+        left = (job.deadline - now) * (1 - margin)
+        takes = self._predicted_finish(job, wait)
+        if takes > left:
+            # A retry has a chance only where it was the queue that took the time.
+            retry_after_s = max(takes - left, full_s) if self._run_s(job.rows, job.cost) <= left else None
             raise DeadlineUnreachable(
-                f"{job.deadline - now:.3f} s are left, the answer is predicted to take {finish - now:.3f} s", wait
+                f"{job.deadline - now:.3f} s are left, the answer is predicted to take {takes:.3f} s", retry_after_s
             )
 
-    def _work_ahead(self, job: Job) -> float:
-        """Queued rows more urgent than `job`, weighted by cost; by its place in line when there are many."""
-        if not self._jobs:
-            return 0.0
-        order = _entry(job).order
-        ahead = sum(len(q) - bisect_left(q, order, key=lambda e: e.order) for q in self._queues.values())
-        return self._work * ahead / self._jobs
+    def _predicted_finish(self, job: Job, wait: float) -> float:
+        """Seconds to the answer.
 
-    def _cap(self) -> int:
-        return min(self.latency.buckets[-1], self.latency.efficient_rows)
+        More will arrive before the job's batch is formed: it is expected to be no smaller than the one that runs.
+        """
+        ahead = round(self._work.before(job.due) / job.row_s)
+        batches, others = divmod(ahead + job.rows - 1, self._cap)
+        like = max((b.rows for b in self._running), default=1)
+        last = max(others + 1, min(like, self._cap))
+        work_ahead_s = ahead * job.row_s
+        return wait - work_ahead_s + batches * self._cap * job.row_s + self.latency.predict(last, job.cost)
+
+    def _run_s(self, rows: int, cost: float) -> float:
+        """Seconds for `rows` in batches of the efficient size."""
+        batches, rest = divmod(rows, self._cap)
+        return batches * self.latency.predict(self._cap, cost) + (self.latency.predict(rest, cost) if rest else 0.0)
 
     def _most_urgent(self) -> list[_Entry] | None:
         return max(self._queues.values(), key=lambda q: q[-1].order, default=None)
 
-    def _rows_in_time(self, head: Job, queue: list[_Entry], now: float) -> int:
-        """How many rows may run together with `head` so that it is on time; 0 when it is hopeless.
+    def _plan(self, queue: list[_Entry], now: float) -> _Plan:
+        cap = self._cap
+        jobs: list[Job] = []
+        rows, cost, first_deadline = 0, 0.0, math.inf
+        for entry in reversed(queue):
+            job = entry.job
+            jobs.append(job)
+            rows += job.rest
+            cost = max(cost, job.cost)
+            first_deadline = min(first_deadline, job.deadline)
+            if rows >= cap:
+                break
+        full, rows_all, rows = rows >= cap, rows, min(rows, cap)
+        end = now + self.latency.predict(rows, cost)
+        if first_deadline >= end and rows_all == rows:
+            return _Plan(rows, end)
+        if len(jobs) == self._jobs == 1 and not self._running and not jobs[0].taken and now < first_deadline:
+            return _Plan(rows, end)  # idle
+        late: list[Job] = []
+        before = 0
+        for job in jobs:
+            before += job.rest
+            # The job that does not fit into the batch as a whole goes on after it.
+            if (end if before <= cap else now + self._run_s(before, job.cost)) > job.deadline:
+                late.append(job)
+        if late and not full:
+            in_time = self._in_time(jobs, now)
+            smaller = _Plan(sum(job.rest for job in in_time), now + self._batch_s(in_time))
+            saved = sum(job.rest for job in late if job in in_time)
+            if saved > (smaller.end - now) * rows / (end - now) - smaller.rows:
+                return smaller
+        return _Plan(rows, end, tuple(late))
 
-        When enough is waiting to fill an efficient batch, a head that would only be on time in a smaller one is given
-        up: saving it would cost the others more than it is worth.
-        """
-        cap = self._cap()
-        if head.deadline == math.inf:
-            return cap
-        if now >= head.deadline:
-            return 0
-        if self._jobs == 1 and not self._running:
-            return cap  # nobody else waits: try, whatever the prediction says
-        waiting = min(cap, sum(e.job.rows - e.job.taken for e in queue[-cap:]))
-        left = head.deadline - now
-        if self.latency.predict(waiting, head.cost) <= left:
-            return cap
-        in_time = max((b for b in self.latency.buckets if self.latency.predict(b, head.cost) <= left), default=0)
-        return in_time if 2 * in_time >= waiting else 0
+    def _in_time(self, jobs: list[Job], now: float) -> list[Job]:
+        """As many of the most urgent `jobs` as can share a batch in which nobody is late."""
+        for count in range(len(jobs) - 1, 0, -1):
+            end = now + self._batch_s(jobs[:count])
+            if all(end <= job.deadline for job in jobs[:count]):
+                return jobs[:count]
+        return []
+
+    def _batch_s(self, jobs: list[Job]) -> float:
+        rows, cost = sum(job.rest for job in jobs), max((job.cost for job in jobs), default=1.0)
+        return self.latency.predict(rows, cost)
 
     def _form(self, queue: list[_Entry], limit: int, now: float) -> Batch:
         parts: list[Part] = []
         rows, cost = 0, 0.0
         while queue and rows < limit:
             job = queue[-1].job
-            if job.finished:
-                self._discard(queue, len(queue) - 1)
-                continue
             start = job.taken
-            count = min(job.rows - start, limit - rows)
+            count = min(job.rest, limit - rows)
             if not start:
                 job.queue_s = now - job.arrival
-            job.taken = start + count
+            job.taken += count
             self._rows -= count
-            self._work -= count * job.cost
+            self._work.add(job.due, -count * job.row_s)
             parts.append(Part(job, start, job.taken))
             rows += count
             cost = max(cost, job.cost)
-            if job.taken == job.rows:
-                queue.pop()
-                self._jobs -= 1
-        self._forget_if_empty(queue, parts[-1].job.key)
+            if not job.rest:
+                self._discard(queue, len(queue) - 1)
         return Batch(tuple(parts), rows, cost, now + self.latency.predict(rows, cost))
 
     def _discard(self, queue: list[_Entry], at: int) -> None:
         job = queue.pop(at).job
-        self._count(job, -1)
-        self._forget_if_empty(queue, job.key)
-
-    def _forget_if_empty(self, queue: list[_Entry], key: Hashable) -> None:
+        self._jobs -= 1
+        self._rows -= job.rest
+        self._work.add(job.due, -job.rest * job.row_s)
         if not queue:
-            self._queues.pop(key, None)
+            del self._queues[job.key]
         if not self._jobs:
-            self._work = 0.0  # rounding must not pile up
+            self._work.clear()  # rounding must not pile up
 
-    def _count(self, job: Job, sign: int) -> None:
-        left = job.rows - job.taken
-        self._jobs += sign
-        self._rows += sign * left
-        self._work += sign * left * job.cost
+
+class _Work:
+    """Seconds of engine time that are queued, by when they are due, in slots of `slot_s`."""
+
+    def __init__(self, slot_s: float) -> None:
+        self._slot_s = slot_s
+        self._slots: dict[int, float] = {}
+        self._total = 0.0
+        self._last = 0
+
+    def add(self, due: float, seconds: float) -> None:
+        slot = int(due / self._slot_s)
+        self._total += seconds
+        if (left := self._slots.get(slot, 0.0) + seconds) > 1e-9:
+            self._slots[slot] = left
+            self._last = max(self._last, slot)
+        else:
+            self._slots.pop(slot, None)
+
+    def before(self, due: float) -> float:
+        """Seconds that are due no later than `due`, give or take a slot."""
+        slot = int(due / self._slot_s)
+        if slot >= self._last:  # as of most jobs when they arrive
+            return max(0.0, self._total)
+        return sum(seconds for at, seconds in self._slots.items() if at <= slot)
+
+    def clear(self) -> None:
+        self._slots.clear()
+        self._total, self._last = 0.0, 0
 
 
 def _entry(job: Job) -> _Entry:
-    due = min(job.deadline, job.arrival + PATIENCE_S)
-    return _Entry((-due, -job.sequence), job)
+    return _Entry((-job.due, -job.sequence), job)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rafaga.bundle import Bundle, TensorSpec, relative_error
 from rafaga.errors import BundleError
 from rafaga.server.batcher import Arrays, Part
-from rafaga.server.latency import LatencyTable, buckets_up_to
+from rafaga.server.latency import DISPATCH_S, LatencyTable, buckets_up_to
 
 # Below this a second thread costs more in waking up than it computes.
 _SINGLE_THREAD_S = 1e-3
@@ -110,7 +110,7 @@ class Engine:
     def warm_up(self, samples: Samples, max_batch_size: int) -> LatencyTable:
         """Runs every bucket until it is warm, and measures it."""
         buckets = buckets_up_to(max_batch_size)
-        seconds = [self._timed(samples.tiled(rows)) for rows in buckets]
+        seconds = [self._timed(samples.tiled(rows)) + DISPATCH_S for rows in buckets]
         return LatencyTable(buckets, seconds)
 
     def _timed(self, inputs: Arrays) -> float:

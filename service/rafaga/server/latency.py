@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 
-# What a batch costs beside the model's own run: forming it, splitting the answers, replying. Without it a model of
-# 50 µs would look as efficient in batches of one as in batches of 32.
+# What a batch costs beside the model's own run: forming it, splitting the answers, replying. A first guess, which runs
+# correct. Without it a model of 50 µs would look as efficient in batches of one as in batches of 32.
 DISPATCH_S = 300e-6
-# One slow run (a page fault, a neighbour) moves the estimate by a tenth of its excess, and counts at most fourfold.
+# One slow run (a page fault, a neighbour) moves the estimate by a tenth of its excess, and counts at most threefold.
 _SMOOTHING = 0.1
-_CLIP = 4.0
+_CLIP = 3.0
+# Sizes that are not run follow the others this slowly. An estimate that a bad spell left too high would otherwise
+# never be corrected, because what is believed to be too slow is refused and not run.
+_DRIFT = 0.01
 # A batch is large enough once it reaches this share of the best throughput: more rows would only add waiting.
 _ENOUGH = 0.98
 
@@ -25,50 +29,64 @@ def buckets_up_to(max_batch_size: int) -> tuple[int, ...]:
 class LatencyTable:
     """Predicted seconds per run; linear between the measured batch sizes.
 
-    `cost` relates a batch to the warm-up inputs: twice the pixels or time steps, twice the cost.
+    `cost` relates a batch to the warm-up inputs: twice the pixels or time steps, twice the cost. That is a guess at how
+    a model scales, so every octave of cost is corrected by its own runs alone.
+
+    `efficient_rows` is the smallest measured batch size whose throughput is within 2 % of the best. It is settled by
+    the warm-up, where all sizes were measured under equal conditions, and not by the runs since, which were not.
     """
 
     def __init__(self, buckets: Sequence[int], seconds: Sequence[float]) -> None:
-        if len(buckets) != len(seconds) or any(a >= b for a, b in pairwise(buckets)):
+        if not buckets or len(buckets) != len(seconds) or any(a >= b for a, b in pairwise(buckets)):
             raise ValueError("expected rising buckets and as many measurements")
-        self._buckets = tuple(buckets)
-        self._seconds = [max(s, 1e-6) for s in seconds]
+        self.buckets = tuple(buckets)
+        self._measured = tuple(max(s, 1e-6) for s in seconds)
+        self._by_octave: dict[int, list[float]] = {}  # as `_measured`, at cost 1, for each octave of cost that was run
+        self._spread = 0.0
+        throughput = [b / s for b, s in zip(self.buckets, self._measured, strict=True)]
+        self.efficient_rows = next(
+            b for b, t in zip(buckets, throughput, strict=True) if t >= _ENOUGH * max(throughput)
+        )
 
     @property
-    def buckets(self) -> tuple[int, ...]:
-        return self._buckets
+    def spread(self) -> float:
+        """How far runs lie from their prediction: mean |taken / predicted - 1|."""
+        return self._spread
 
     def predict(self, rows: int, cost: float = 1.0) -> float:
         """Seconds for one run over `rows`; more rows than the largest bucket take several runs."""
-        largest = self._buckets[-1]
-        runs, rest = divmod(rows, largest)
-        seconds = runs * self._seconds[-1]
-        if rest:
-            right = bisect_left(self._buckets, rest)
-            seconds += self._between(right, rest)
-        return seconds * cost
+        seconds = self._by_octave.get(_octave(cost), self._measured)
+        runs, rest = divmod(rows, self.buckets[-1])
+        return (runs * seconds[-1] + (self._between(seconds, rest) if rest else 0.0)) * cost
 
     def observe(self, rows: int, seconds: float, cost: float = 1.0) -> None:
         """Corrects the two buckets around `rows` by what a run really took."""
         expected = self.predict(rows, cost)
         ratio = min(max(seconds / expected, 1 / _CLIP), _CLIP)
-        right = bisect_left(self._buckets, rows)
+        self._spread += _SMOOTHING * (abs(ratio - 1) - self._spread)
         factor = 1 + _SMOOTHING * (ratio - 1)
-        self._seconds[right] *= factor
-        if right and self._buckets[right] != rows:
-            self._seconds[right - 1] *= factor
+        slowness = factor * expected / (self._between(self._measured, rows) * cost)  # compared with the warm-up
+        octave, right = _octave(cost), bisect_left(self.buckets, rows)
+        corrected = range(right if self.buckets[right] == rows else max(0, right - 1), right + 1)
+        self._by_octave.setdefault(octave, list(self._measured))
+        for other, times in self._by_octave.items():
+            for i, measured in enumerate(self._measured):
+                if other != octave:
+                    times[i] += _DRIFT * (measured - times[i])
+                elif i in corrected:
+                    times[i] *= factor
+                else:
+                    times[i] += _DRIFT * (measured * slowness - times[i])
 
-    @property
-    def efficient_rows(self) -> int:
-        """The smallest measured batch size whose throughput is within 2 % of the best."""
-        throughput = [b / (s + DISPATCH_S) for b, s in zip(self._buckets, self._seconds, strict=True)]
-        best = max(throughput)
-        return next(b for b, t in zip(self._buckets, throughput, strict=True) if t >= _ENOUGH * best)
-
-    def _between(self, right: int, rows: int) -> float:
-        high = self._buckets[right]
+    def _between(self, seconds: Sequence[float], rows: int) -> float:
+        right = bisect_left(self.buckets, rows)
+        high = self.buckets[right]
         if high == rows or right == 0:
-            return self._seconds[right]
-        low = self._buckets[right - 1]
+            return seconds[right]
+        low = self.buckets[right - 1]
         share = (rows - low) / (high - low)
-        return self._seconds[right - 1] * (1 - share) + self._seconds[right] * share
+        return seconds[right - 1] * (1 - share) + seconds[right] * share
+
+
+def _octave(cost: float) -> int:
+    return math.frexp(cost)[1]

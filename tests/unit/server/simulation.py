@@ -1,0 +1,159 @@
+"""A discrete-event simulation of one model under load: the real Batcher, a pretended engine, simulated time.
+
+It measures what the scheduling alone is worth. Arrivals are Poisson, open loop: nobody waits for an answer before
+sending the next request. Every request that was not answered within its deadline counts for nothing, whatever was
+computed for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from random import Random
+
+import numpy as np
+from rafaga.errors import RafagaError, Refused
+from rafaga.server.batcher import Arrays, Batch, Batcher, Job, JobTiming
+from rafaga.server.latency import LatencyTable, buckets_up_to
+
+_ROW = np.zeros((1, 1), np.uint8)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Seconds per run: fixed_s + rows * row_s, times lognormal noise of mean 1; now and then a run takes `stall` times
+    as long."""
+
+    fixed_s: float
+    row_s: float
+    noise: float = 0.0
+    stall: float = 1.0
+    stall_probability: float = 0.0
+
+    def mean(self, rows: int, cost: float = 1.0) -> float:
+        return self.fixed_s + rows * cost * self.row_s
+
+    def sample(self, rows: int, cost: float, rng: Random) -> float:
+        seconds = self.mean(rows, cost) * rng.lognormvariate(-(self.noise**2) / 2, self.noise)
+        return seconds * self.stall if rng.random() < self.stall_probability else seconds
+
+    def table(self, max_batch_size: int = 32, scale: float = 1.0) -> LatencyTable:
+        """What warm-up would have measured, or `scale` times that."""
+        buckets = buckets_up_to(max_batch_size)
+        return LatencyTable(buckets, [scale * self.mean(b) for b in buckets])
+
+    def peak(self, max_batch_size: int = 32) -> float:
+        """Rows per second that no scheduling can pass."""
+        return max(b / self.mean(b) for b in range(1, max_batch_size + 1))
+
+
+@dataclass(frozen=True)
+class Request:
+    deadline_s: float
+    rows: int = 1
+    key: int | None = None
+    cost: float = 1.0
+
+
+@dataclass
+class Report:
+    """Rows, not requests, of `seconds` under load: `good` were answered in time, `late` after it, `run` computed."""
+
+    seconds: float
+    offered: int = 0
+    refused: int = 0
+    dropped: int = 0
+    late: int = 0
+    good: int = 0
+    run: int = 0
+    batches: int = 0
+    latencies: list[float] = field(default_factory=list)
+
+    @property
+    def goodput(self) -> float:
+        return self.good / self.seconds
+
+    @property
+    def wasted(self) -> float:
+        """Share of the answers that came too late."""
+        return self.late / max(1, self.good + self.late)
+
+    def percentile(self, q: float) -> float:
+        return float(np.percentile(self.latencies, q))
+
+
+def poisson(
+    rate: float, seconds: float, request: Callable[[Random], Request], rng: Random
+) -> Iterator[tuple[float, Request]]:
+    now = 0.0
+    while (now := now + rng.expovariate(rate)) < seconds:
+        yield now, request(rng)
+
+
+def simulate(
+    batcher: Batcher,
+    sample: Callable[[int, float, Random], float],
+    arrivals: Iterator[tuple[float, Request]],
+    seconds: float,
+    seed: int = 0,
+    warm_up_s: float = 0.0,
+) -> Report:
+    """Feeds `arrivals`, in rising order, to `batcher` and one engine, until everything is answered.
+
+    `sample` gives the seconds of a run. Only what happens from `warm_up_s` to `seconds` is counted.
+    """
+    rng = Random(seed)
+    report = Report(seconds - warm_up_s)
+    clock = 0.0
+    running: tuple[float, Batch, float] | None = None
+    wake_at = math.inf
+    arrival = next(arrivals, None)
+
+    def counted() -> bool:
+        return warm_up_s <= clock < seconds
+
+    def submit(request: Request) -> None:
+        def answered(_: Arrays, __: JobTiming) -> None:
+            if counted():
+                report.latencies.append(clock - job.arrival)
+                if clock <= job.deadline:
+                    report.good += job.rows
+                else:
+                    report.late += job.rows
+
+        def failed(_: RafagaError) -> None:
+            raise AssertionError("the simulation counts drops itself")
+
+        rows = _ROW if request.rows == 1 else np.zeros((request.rows, 1), np.uint8)
+        job = Job((rows,), answered, failed, clock + request.deadline_s, request.key, request.cost)
+        report.offered += counted() * job.rows
+        try:
+            batcher.submit(job, clock)
+        except Refused:
+            report.refused += counted() * job.rows
+
+    while arrival is not None or running is not None or batcher.queued_jobs:
+        end = running[0] if running is not None else wake_at
+        if arrival is not None and arrival[0] < end:
+            clock = arrival[0]
+            submit(arrival[1])
+            arrival = next(arrivals, None)
+        else:
+            clock = end
+            if running is not None:
+                _, batch, took = running
+                running = None
+                report.run += counted() * batch.rows
+                report.batches += counted()
+                for job, start, stop in batch.parts:
+                    job.answer(start, (job.inputs[0][start:stop],), took, batch.rows)
+                batcher.finished(batch, took)
+        if running is None:
+            decision = batcher.take(clock)
+            report.dropped += counted() * sum(job.rows for job in decision.dropped)
+            wake_at = math.inf if decision.wake_at is None else decision.wake_at
+            if decision.batch is not None:
+                took = sample(decision.batch.rows, decision.batch.cost, rng)
+                running = (clock + took, decision.batch, took)
+    return report
