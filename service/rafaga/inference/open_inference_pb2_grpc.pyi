@@ -39,6 +39,8 @@ class GRPCInferenceServiceStub:
     ModelConfig: grpc.UnaryUnaryMultiCallable[rafaga.inference.open_inference_pb2.ModelConfigRequest, rafaga.inference.open_inference_pb2.ModelConfigResponse]
     ModelStatistics: grpc.UnaryUnaryMultiCallable[rafaga.inference.open_inference_pb2.ModelStatisticsRequest, rafaga.inference.open_inference_pb2.ModelStatisticsResponse]
     RepositoryIndex: grpc.UnaryUnaryMultiCallable[rafaga.inference.open_inference_pb2.RepositoryIndexRequest, rafaga.inference.open_inference_pb2.RepositoryIndexResponse]
+    RepositoryModelLoad: grpc.UnaryUnaryMultiCallable[rafaga.inference.open_inference_pb2.RepositoryModelLoadRequest, rafaga.inference.open_inference_pb2.RepositoryModelLoadResponse]
+    RepositoryModelUnload: grpc.UnaryUnaryMultiCallable[rafaga.inference.open_inference_pb2.RepositoryModelUnloadRequest, rafaga.inference.open_inference_pb2.RepositoryModelUnloadResponse]
 
 @typing.type_check_only
 class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
@@ -53,6 +55,8 @@ class GRPCInferenceServiceAsyncStub(GRPCInferenceServiceStub):
     ModelConfig: grpc.aio.UnaryUnaryMultiCallable[rafaga.inference.open_inference_pb2.ModelConfigRequest, rafaga.inference.open_inference_pb2.ModelConfigResponse]  # type: ignore[assignment]
     ModelStatistics: grpc.aio.UnaryUnaryMultiCallable[rafaga.inference.open_inference_pb2.ModelStatisticsRequest, rafaga.inference.open_inference_pb2.ModelStatisticsResponse]  # type: ignore[assignment]
     RepositoryIndex: grpc.aio.UnaryUnaryMultiCallable[rafaga.inference.open_inference_pb2.RepositoryIndexRequest, rafaga.inference.open_inference_pb2.RepositoryIndexResponse]  # type: ignore[assignment]
+    RepositoryModelLoad: grpc.aio.UnaryUnaryMultiCallable[rafaga.inference.open_inference_pb2.RepositoryModelLoadRequest, rafaga.inference.open_inference_pb2.RepositoryModelLoadResponse]  # type: ignore[assignment]
+    RepositoryModelUnload: grpc.aio.UnaryUnaryMultiCallable[rafaga.inference.open_inference_pb2.RepositoryModelUnloadRequest, rafaga.inference.open_inference_pb2.RepositoryModelUnloadResponse]  # type: ignore[assignment]
 
 class GRPCInferenceServiceServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -124,5 +128,19 @@ class GRPCInferenceServiceServicer(metaclass=abc.ABCMeta):
         request: rafaga.inference.open_inference_pb2.RepositoryIndexRequest,
         context: _ServicerContext,
     ) -> typing.Union[rafaga.inference.open_inference_pb2.RepositoryIndexResponse, collections.abc.Awaitable[rafaga.inference.open_inference_pb2.RepositoryIndexResponse]]: ...
+
+    @abc.abstractmethod
+    def RepositoryModelLoad(
+        self,
+        request: rafaga.inference.open_inference_pb2.RepositoryModelLoadRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[rafaga.inference.open_inference_pb2.RepositoryModelLoadResponse, collections.abc.Awaitable[rafaga.inference.open_inference_pb2.RepositoryModelLoadResponse]]: ...
+
+    @abc.abstractmethod
+    def RepositoryModelUnload(
+        self,
+        request: rafaga.inference.open_inference_pb2.RepositoryModelUnloadRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[rafaga.inference.open_inference_pb2.RepositoryModelUnloadResponse, collections.abc.Awaitable[rafaga.inference.open_inference_pb2.RepositoryModelUnloadResponse]]: ...
 
 def add_GRPCInferenceServiceServicer_to_server(servicer: GRPCInferenceServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

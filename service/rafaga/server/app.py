@@ -14,17 +14,19 @@ from pythonjsonlogger.json import JsonFormatter
 
 from rafaga.server.batcher import BatchPolicy
 from rafaga.server.calls import Authenticator, Router, Transport
-from rafaga.server.config import Config, ConfigError, LogFormat, TransportKind
+from rafaga.server.config import Config, ConfigError, LogFormat, ModelControl, TransportKind
 from rafaga.server.engine import available_cores
 from rafaga.server.health import Health, add_reflection
 from rafaga.server.http import HttpServer
 from rafaga.server.lifecycle import Server, ShutdownSignals
+from rafaga.server.loader import Loader
 from rafaga.server.metrics import Metrics
-from rafaga.server.repository import Loader, Repository
+from rafaga.server.repository import Poller, Repository
 from rafaga.server.services.catalog import Catalog
 from rafaga.server.services.common import RequestLimits, Workers
 from rafaga.server.services.forecasting import Forecasting
 from rafaga.server.services.open_inference import OpenInference
+from rafaga.server.services.open_inference_admin import RepositoryAdmin
 from rafaga.server.services.open_inference_stream import Streams
 from rafaga.server.services.vision import Vision
 from rafaga.server.transport_grpcio import GrpcioTransport, Limits, Tls
@@ -33,6 +35,10 @@ if TYPE_CHECKING:  # an extra of its own
     from rafaga.server.tracing import Tracer
 
 _LOG = logging.getLogger(__name__)
+
+# The admin listener takes names alone, one load at a time; the others wait.
+_ADMIN_REQUEST_BYTES = 64 * 1024
+_ADMIN_CALLS = 64
 
 
 def serve(config: Config) -> int:
@@ -58,7 +64,13 @@ def build(config: Config) -> Server:
         max_queue_jobs=config.max_queue_requests,
     )
     loader = Loader(policy, config.max_batch_size, config.precision, config.threads, metrics)
-    repository = Repository(config.repository, loader, metrics, health.model)
+
+    def tell(model: str, ready: bool) -> None:
+        health.model(model, ready)
+        health.server(ready=repository.ready)
+
+    explicit = config.model_control is ModelControl.EXPLICIT
+    repository = Repository(config.repository, loader, metrics, tell, config.model_versions, explicit)
     workers = Workers(config.decode_threads or available_cores(), config.max_pending_decodes)
     limits = RequestLimits(config.max_request_rows, config.max_image_pixels, config.max_free_pixels)
     services = (
@@ -88,6 +100,8 @@ def build(config: Config) -> Server:
         workers=workers,
         streams=streams,
         transport=_transport(config, router, authenticator, health, streams, metrics),
+        admin=_admin(config, repository, authenticator, metrics),
+        poller=Poller(repository, config.poll_interval_s) if config.model_control is ModelControl.POLL else None,
         http=HttpServer(config.host, config.http_port, metrics.registry, lambda: repository.ready),
         tracer=tracer,
     )
@@ -130,6 +144,16 @@ def _transport(
             raise ConfigError("the native transport is not installed: pip install 'rafaga[native]'") from None
         return NativeTransport(address, router, authenticator, limits, services, metrics)
     return GrpcioTransport(address, router, authenticator, limits, _tls(config), services)
+
+
+def _admin(config: Config, repository: Repository, authenticator: Authenticator, metrics: Metrics) -> Transport | None:
+    """Whoever can reach it decides what is served: nobody from outside, unless callers must show a token."""
+    if config.admin_port is None:
+        return None
+    host = config.host if authenticator.required else "127.0.0.1"
+    router = Router(RepositoryAdmin(repository).handlers(), authenticator, metrics, _ADMIN_REQUEST_BYTES, _ADMIN_CALLS)
+    limits = Limits(_ADMIN_REQUEST_BYTES, _ADMIN_CALLS)
+    return GrpcioTransport(f"{host}:{config.admin_port}", router, authenticator, limits, _tls(config))
 
 
 def _tracer(config: Config) -> Tracer | None:

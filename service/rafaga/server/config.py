@@ -32,6 +32,17 @@ class TransportKind(StrEnum):
     NATIVE = "native"
 
 
+class ModelVersions(StrEnum):
+    LATEST = "latest"
+    ALL = "all"
+
+
+class ModelControl(StrEnum):
+    NONE = "none"
+    POLL = "poll"
+    EXPLICIT = "explicit"
+
+
 class LogFormat(StrEnum):
     JSON = "json"
     TEXT = "text"
@@ -48,6 +59,16 @@ class Config:
     grpc_port: int = _setting(50051, "gRPC port; 0 takes a free one")
     http_port: int = _setting(8080, "port of /metrics, /healthz and /readyz; 0 takes a free one")
     transport: TransportKind = _setting(TransportKind.GRPCIO, "native is for trusted clients only: docs/transports.md")
+
+    model_versions: ModelVersions = _setting(ModelVersions.LATEST, "of each model: latest, or all that are there")
+    model_control: ModelControl = _setting(
+        ModelControl.NONE, "after the start: none, poll the repository for changes, or explicit requests to admin_port"
+    )
+    poll_interval_s: float = _setting(5.0, "time between two looks at the repository, with model_control poll")
+    load_models: tuple[str, ...] = _setting((), "models to start with, with model_control explicit; * for all")
+    admin_port: int | None = _setting(
+        None, "gRPC port for RepositoryModelLoad and -Unload; on loopback alone unless there are bearer tokens"
+    )
 
     precision: Precision = _setting(Precision.FP32, "variant to serve")
     threads: int | None = _setting(None, "ONNX Runtime threads per model; default: chosen per model by a timed run")
@@ -98,9 +119,16 @@ class Config:
         for name in ("threads", "decode_threads"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("grpc_port", "http_port"):
-            if not 0 <= getattr(self, name) <= 65535:
+        for name in ("grpc_port", "http_port", "admin_port"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 65535:
                 raise ConfigError(f"{name}: expected 0 to 65535, got {getattr(self, name)}")
+        if self.poll_interval_s <= 0:
+            raise ConfigError(f"poll_interval_s: expected more than zero, got {self.poll_interval_s}")
+        explicit = self.model_control is ModelControl.EXPLICIT
+        if explicit != (self.admin_port is not None):
+            raise ConfigError("admin_port and model_control explicit go together")
+        if self.load_models and not explicit:
+            raise ConfigError("load_models is for model_control explicit: otherwise every model is loaded")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise ConfigError(f"log_level: expected debug, info, warning or error, got {self.log_level!r}")
         for digest in self.bearer_token_sha256:

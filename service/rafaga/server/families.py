@@ -98,6 +98,12 @@ READY = Family(Kind.GAUGE, "rafaga_model_ready", "1 while the model is served.",
 LOAD_SECONDS = Family(
     Kind.GAUGE, "rafaga_model_load_seconds", "Reading, verifying and warming up a model.", ("model", "version")
 )
+LOAD_FAILURES = Family(
+    Kind.COUNTER,
+    "rafaga_model_load_failures",
+    "Models that were refused when they were loaded; what was served before still is.",
+    ("model", "version"),
+)
 
 FAMILIES = (
     REQUESTS,
@@ -115,4 +121,5 @@ FAMILIES = (
     FAILURES,
     READY,
     LOAD_SECONDS,
+    LOAD_FAILURES,
 )

@@ -13,7 +13,7 @@ from rafaga.server.calls import Router, Transport
 from rafaga.server.config import Config
 from rafaga.server.health import Health
 from rafaga.server.http import HttpServer
-from rafaga.server.repository import Repository
+from rafaga.server.repository import Poller, Repository
 from rafaga.server.services.common import Workers
 from rafaga.server.services.open_inference_stream import Streams
 
@@ -37,6 +37,8 @@ class Server:
         workers: Workers,
         streams: Streams,
         transport: Transport,
+        admin: Transport | None,
+        poller: Poller | None,
         http: HttpServer,
         tracer: Tracer | None = None,
     ) -> None:
@@ -47,12 +49,18 @@ class Server:
         self._workers = workers
         self._streams = streams
         self._transport = transport
+        self._admin = admin
+        self._poller = poller
         self._http = http
         self._tracer = tracer
 
     @property
     def grpc_port(self) -> int:
         return self._transport.port
+
+    @property
+    def admin_port(self) -> int | None:
+        return None if self._admin is None else self._admin.port
 
     @property
     def http_port(self) -> int:
@@ -66,20 +74,26 @@ class Server:
         """
         self._http.start()
         try:
-            self.repository.load()
+            self.repository.load(self._config.load_models)
             self._transport.start()
+            if self._admin is not None:
+                self._admin.start()
         except BaseException:
+            self._transport.close(0.0)
             self.repository.close()
             self._workers.close()
             self._http.close()
             raise
         self._health.server(ready=self.repository.ready)
+        if self._poller is not None:
+            self._poller.start()
         _LOG.info(
             "serving",
             extra={
                 "host": self._config.host,
                 "grpc_port": self.grpc_port,
                 "http_port": self.http_port,
+                "admin_port": self.admin_port,
                 "transport": self._config.transport.value,
                 "ready": self.repository.ready,
             },
@@ -93,6 +107,10 @@ class Server:
         hurry = hurry or threading.Event()
         # Balancers that watch health go elsewhere; those that do not, find the port open for drain_delay_s.
         self._health.drain()
+        if self._poller is not None:
+            self._poller.close()
+        if self._admin is not None:
+            self._admin.close(0.0)
         hurry.wait(self._config.drain_delay_s)
         self._router.drain()
         clean = self._wait_for_calls(hurry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -42,10 +42,10 @@ class Metrics:
         self._preprocess_seconds = self._histogram(families.PREPROCESS_SECONDS)
         self._ready = self._gauge(families.READY)
         self._load_seconds = self._gauge(families.LOAD_SECONDS)
+        self._load_failures = self._counter(families.LOAD_FAILURES)
         self._queues = _Queues()
         self.registry.register(self._queues)
-        self._models: dict[str, ModelMetrics] = {}
-        self._versions: dict[str, int] = {}  # of the models that are ready
+        self._served: dict[tuple[str, int], ModelMetrics] = {}
         if triton:
             self.registry.register(TritonMetrics(self._totals))
 
@@ -62,7 +62,7 @@ class Metrics:
         return MethodMetrics(name, self._requests, self._refusals, self._request_seconds)
 
     def model(self, name: str) -> ModelMetrics:
-        self._models[name] = model = ModelMetrics(
+        return ModelMetrics(
             name,
             batch_size=self._batch_size.labels(name),
             queue_seconds=self._queue_seconds.labels(name),
@@ -72,7 +72,6 @@ class Metrics:
             dropped=self._dropped,
             queues=self._queues,
         )
-        return model
 
     def watch_in_flight(self, count: Callable[[], int]) -> None:
         """`count` is asked at every scrape."""
@@ -80,16 +79,26 @@ class Metrics:
 
     def model_ready(self, name: str, version: int, ready: bool) -> None:
         self._ready.labels(name, str(version)).set(ready)
-        if ready:
-            self._versions[name] = version
+
+    def model_loaded(self, name: str, version: int, seconds: float, model: ModelMetrics) -> None:
+        """It is served from now on, instead of what was under this name and version."""
+        self._load_seconds.labels(name, str(version)).set(seconds)
+        self._served[name, version] = model
+        self.model_ready(name, version, True)
+
+    def model_refused(self, name: str, version: int, *, still_served: bool) -> None:
+        self._load_failures.labels(name, str(version)).inc()
+        self.model_ready(name, version, still_served)
+
+    def model_gone(self, name: str, version: int) -> None:
+        """It is not there to be served any more, which is no reason for an alarm."""
+        self._served.pop((name, version), None)
+        for gauge in (self._ready, self._load_seconds):
+            gauge.remove(name, str(version))
 
     def _totals(self) -> Iterable[Totals]:
-        for name, version in list(self._versions.items()):
-            model = self._models[name]
+        for (name, version), model in list(self._served.items()):
             yield Totals(name, version, model.statistics, model.pending())
-
-    def model_loaded(self, name: str, version: int, seconds: float) -> None:
-        self._load_seconds.labels(name, str(version)).set(seconds)
 
 
 class MethodMetrics:
@@ -159,13 +168,17 @@ class ModelMetrics:
 
     def watch_queue(self, depth: Callable[[], int], requests: Callable[[], int] | None = None) -> None:
         """`depth`, in rows, and `requests` are asked at every scrape."""
-        self._queues.watch(families.QUEUE_ROWS, self._name, depth)
+        self._queues.watch(families.QUEUE_ROWS, self._name, self, depth)
         self.pending = requests or depth
 
     def watch_load(self, predicted_wait_s: Callable[[], float], capacity_rows_per_s: Callable[[], float]) -> None:
         """Both are asked at every scrape."""
-        self._queues.watch(families.PREDICTED_WAIT, self._name, predicted_wait_s)
-        self._queues.watch(families.CAPACITY, self._name, capacity_rows_per_s)
+        self._queues.watch(families.PREDICTED_WAIT, self._name, self, predicted_wait_s)
+        self._queues.watch(families.CAPACITY, self._name, self, capacity_rows_per_s)
+
+    def watch_no_more(self) -> None:
+        self._queues.forget(self._name, self)
+        self.pending = lambda: 0
 
     def batch_done(self, rows: int, inference_s: float, queue_s: Sequence[float], earlier_s: float = 0.0) -> None:
         """`queue_s`: of every request that this batch completes. `earlier_s`: what their other parts took in earlier
@@ -202,19 +215,38 @@ class ModelMetrics:
 
 
 class _Queues(Collector):
-    """What is read when scraped instead of written at every change."""
+    """What is read when scraped instead of written at every change.
+
+    Several versions of a model can be in service at a time: their queues are added, of the rest the worst counts.
+    """
+
+    _JOINED: Mapping[Family, Callable[[list[float]], float]] = {
+        families.QUEUE_ROWS: sum,
+        families.PREDICTED_WAIT: max,
+        families.CAPACITY: min,
+    }
 
     def __init__(self) -> None:
-        self._watched: dict[Family, dict[str, Callable[[], float]]] = {
-            family: {} for family in (families.QUEUE_ROWS, families.PREDICTED_WAIT, families.CAPACITY)
-        }
+        self._lock = threading.Lock()
+        self._watched: dict[Family, dict[str, dict[ModelMetrics, Callable[[], float]]]] = {f: {} for f in self._JOINED}
 
-    def watch(self, family: Family, model: str, value: Callable[[], float]) -> None:
-        self._watched[family][model] = value
+    def watch(self, family: Family, model: str, version: ModelMetrics, value: Callable[[], float]) -> None:
+        with self._lock:
+            self._watched[family].setdefault(model, {})[version] = value
+
+    def forget(self, model: str, version: ModelMetrics) -> None:
+        with self._lock:
+            for models in self._watched.values():
+                versions = models.get(model, {})
+                versions.pop(version, None)
+                if not versions:
+                    models.pop(model, None)
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        for family, values in self._watched.items():
+        for family, join in self._JOINED.items():
+            with self._lock:
+                watched = {model: list(versions.values()) for model, versions in self._watched[family].items()}
             gauge = GaugeMetricFamily(family.name, family.text, labels=family.labels)
-            for model, value in list(values.items()):
-                gauge.add_metric([model], value())
+            for model, values in watched.items():
+                gauge.add_metric([model], join([value() for value in values]))
             yield gauge

@@ -103,6 +103,7 @@ class ServedModel:
             self._batcher.drain()
             self._changed.notify_all()
         self._thread.join(timeout_s)
+        self.metrics.watch_no_more()
 
     def _serve(self) -> None:
         while (batch := self._next()) is not None:

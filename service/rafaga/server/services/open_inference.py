@@ -103,7 +103,7 @@ class OpenInference:
             call,
             pb.ModelMetadataResponse(
                 name=asked.name,
-                versions=[str(bundle.version)],
+                versions=[str(version) for version in self._repository.versions(bundle.name)],
                 platform="onnxruntime_onnx",
                 inputs=described(asked.inputs),
                 outputs=described(bundle.outputs),
@@ -130,7 +130,8 @@ class OpenInference:
     def model_statistics(self, call: Call) -> None:
         request = parse(pb.ModelStatisticsRequest, call)
         if request.name:
-            asked = [self._find(request.name, request.version)]
+            versions = [request.version] if request.version else self._versions(request.name)
+            asked = [self._find(request.name, version) for version in versions]
         else:
             models = [slot.model for slot in self._repository.slots if slot.model is not None]
             asked = [_Asked(model.bundle.name, model, False) for model in models]
@@ -138,13 +139,7 @@ class OpenInference:
 
     def repository_index(self, call: Call) -> None:
         request = parse(pb.RepositoryIndexRequest, call)
-        index = pb.RepositoryIndexResponse()
-        for slot in self._repository.slots:
-            if slot.state is State.READY or not request.ready:
-                index.models.add(
-                    name=slot.name, version=str(slot.version), state=_INDEX_STATES[slot.state], reason=slot.reason
-                )
-        _reply(call, index)
+        _reply(call, index(self._repository, request))
 
     def infer(self, call: Call) -> None:
         request = parse(pb.ModelInferRequest, call)
@@ -193,6 +188,10 @@ class OpenInference:
     def _own_name(self, name: str) -> str:
         return name if name in self._repository else name.removesuffix(_ENCODED)
 
+    def _versions(self, name: str) -> list[str]:
+        """Those that are served; the newest, whatever its state, where none is."""
+        return [str(version) for version in self._repository.versions(self._own_name(name))] or [""]
+
     def _find(self, name: str, version: str) -> _Asked:
         """Raises ModelNotFound or ModelNotReady."""
         own_name = self._own_name(name)
@@ -201,6 +200,16 @@ class OpenInference:
         if files and model.bundle.image is None:
             raise ModelNotFound(f"model {own_name!r} takes no images, so there is no {name!r}")
         return _Asked(name, model, files)
+
+
+def index(repository: Repository, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
+    message = pb.RepositoryIndexResponse()
+    for slot in repository.slots:
+        if slot.state is State.READY or not request.ready:
+            message.models.add(
+                name=slot.name, version=str(slot.version), state=_INDEX_STATES[slot.state], reason=slot.reason
+            )
+    return message
 
 
 def _reply(call: Call, message: Message) -> None:

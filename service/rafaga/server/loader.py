@@ -1,0 +1,68 @@
+"""From a version's folder to a model that can be served: verified, loaded, warmed up, and right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rafaga import bundle as bundles
+from rafaga.bundle import Bundle, Precision, Variant
+from rafaga.errors import BundleError
+from rafaga.server import plain
+from rafaga.server.batcher import BatchPolicy
+from rafaga.server.engine import Engine, Golden, create_session
+from rafaga.server.metrics import Metrics
+from rafaga.server.model import ServedModel
+from rafaga.server.onnx_file import refuse_external_data
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Gives models that are not started. `threads` None: chosen per model."""
+
+    policy: BatchPolicy
+    max_batch_size: int
+    precision: Precision
+    threads: int | None
+    metrics: Metrics
+
+    def load(self, folder: Path, bundle: Bundle) -> ServedModel:
+        """Raises BundleError when a file is not what was published, or the answers are not PyTorch's."""
+        bundles.verify_files(folder, bundle)
+        variant = self._choose(bundle)
+        golden = Golden.load(bundle, folder / bundles.GOLDEN)
+        model = (folder / variant.file).read_bytes()
+        refuse_external_data(model)
+        engine = Engine.load(bundle, model, golden, self.threads)
+        golden.check(engine.run(golden.inputs), variant.golden_tolerance)
+        max_batch_size = min(bundle.max_batch_size, self.max_batch_size)
+        latency = engine.warm_up(golden, max_batch_size)
+        return ServedModel(bundle, variant, engine, latency, self.policy, self.metrics.model(bundle.name), golden)
+
+    def load_plain(self, folder: Path) -> ServedModel:
+        """A model.onnx without a bundle: nothing is verified but that it runs. Raises BundleError when it does not."""
+        name, version = folder.parent.name, int(folder.name)
+        model = (folder / plain.MODEL).read_bytes()
+        refuse_external_data(model)
+        try:
+            session = create_session(model, 1)
+        except Exception as error:  # onnxruntime raises bare exceptions of many kinds
+            raise BundleError(f"{name}: ONNX Runtime does not run the model: {error}") from None
+        described, samples = plain.describe(name, version, session, self.max_batch_size)
+        engine = Engine.load(described, model, samples, self.threads)
+        latency = engine.warm_up(samples, max(1, described.max_batch_size))
+        return ServedModel(described, None, engine, latency, self.policy, self.metrics.model(name), samples)
+
+    def _choose(self, bundle: Bundle) -> Variant:
+        variant = bundle.variant(self.precision)
+        if variant is None:
+            there = ", ".join(v.precision for v in bundle.variants)
+            raise BundleError(f"{bundle.name} has no {self.precision} variant, only {there}")
+        return variant
+
+
+def is_plain(folder: Path) -> bool:
+    """A model without a bundle, and no remains of one: a bundle that lost its manifest is a broken bundle."""
+    model = folder / plain.MODEL
+    remains = (folder / bundles.MANIFEST).exists() or (folder / bundles.GOLDEN).exists()
+    return model.is_file() and not model.is_symlink() and not remains

@@ -1,0 +1,554 @@
+"""Models that come, change and go while the server serves: polled for, or on request of an admin."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import shutil
+import subprocess
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+from grpc_health.v1 import health_pb2
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.inference import open_inference_pb2_grpc
+from rafaga.server import repository as repositories
+from rafaga.server.config import ModelControl, ModelVersions
+from rafaga.v1 import catalog_pb2
+
+from tests import bundles, plain
+from tests.integration import messages
+from tests.integration import open_inference as oip
+from tests.integration.serving import PATIENCE_S, Served, connected, eventually, refusal, wait_for_queue
+from tests.integration.test_open_inference_clients import TRITON
+from tests.integration.valve import Valve
+
+X = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+POLL = {"model_control": ModelControl.POLL, "poll_interval_s": 0.05}
+EXPLICIT = {"model_control": ModelControl.EXPLICIT, "admin_port": 0}
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was replaced need not linger for tests."""
+    monkeypatch.setattr(repositories, "_LINGER_S", 0.05)
+
+
+def publish(root: Path, factor: float, version: int = 1, name: str = "scaled") -> None:
+    """As a careful user does: beside, then renamed."""
+    beside = root / ".beside"
+    plain.publish(beside, name, plain.scaled(factor), version)
+    (root / name).mkdir(exist_ok=True)
+    shutil.rmtree(root / name / str(version), ignore_errors=True)
+    (beside / name / str(version)).rename(root / name / str(version))
+
+
+def factor(stubs: Any, name: str = "scaled", version: str = "") -> tuple[float, str]:
+    """What the model multiplies by, and the version that answered."""
+    request = oip.request(name, x=X)
+    request.model_version = version
+    response = oip.stub(stubs).ModelInfer(request, timeout=PATIENCE_S)
+    (found,) = oip.arrays(response).values()
+    ratio = float(np.median(found / X))
+    np.testing.assert_allclose(found, ratio * X, rtol=1e-5)
+    return round(ratio, 4), response.model_version
+
+
+def index(stub: Any, **fields: Any) -> dict[tuple[str, str], str]:
+    models = stub.RepositoryIndex(pb.RepositoryIndexRequest(**fields), timeout=PATIENCE_S).models
+    return {(m.name, m.version): m.state for m in models}
+
+
+def health(served: Served, name: str = "") -> int:
+    return int(served.health.Check(health_pb2.HealthCheckRequest(service=name), timeout=PATIENCE_S).status)
+
+
+@contextlib.contextmanager
+def admin_of(served: Served) -> Iterator[open_inference_pb2_grpc.GRPCInferenceServiceStub]:
+    with connected(f"127.0.0.1:{served.server.admin_port}") as channel:
+        yield open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+def load(admin: Any, name: str, **options: Any) -> None:
+    admin.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=name), timeout=PATIENCE_S, **options)
+
+
+def unload(admin: Any, name: str, **options: Any) -> None:
+    admin.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name=name), timeout=PATIENCE_S, **options)
+
+
+# Versions
+
+
+def test_the_latest_version_is_served_unless_told_otherwise(serve: Callable[..., Served], tmp_path: Path) -> None:
+    for version in (1, 2, 10):
+        publish(tmp_path, version, version)
+    served = serve(tmp_path)
+    assert factor(served) == (10, "10")
+    refused = refusal(lambda: factor(served, version="2"))
+    assert (refused.reason, "version 10 is served" in refused.message) == ("MODEL_NOT_FOUND", True)
+    assert index(oip.stub(served)) == {("scaled", "10"): "READY"}
+
+
+def test_all_versions_are_served_each_to_those_who_name_it(serve: Callable[..., Served], tmp_path: Path) -> None:
+    for version in (1, 2, 10):
+        publish(tmp_path, version, version)
+    bundles.publish_classifier(tmp_path)
+    bundles.publish_classifier(tmp_path)
+    served = serve(tmp_path, model_versions=ModelVersions.ALL)
+    for version in (1, 2, 10):
+        assert factor(served, version=str(version)) == (version, str(version))
+    assert factor(served) == (10, "10")
+    stub = oip.stub(served)
+    assert list(stub.ModelMetadata(pb.ModelMetadataRequest(name="scaled")).versions) == ["1", "2", "10"]
+    assert stub.ModelReady(pb.ModelReadyRequest(name="scaled", version="2")).ready
+    statistics = stub.ModelStatistics(pb.ModelStatisticsRequest(name="scaled")).model_stats
+    assert {s.version: s.inference_stats.success.count for s in statistics} == {"1": 1, "2": 1, "10": 2}
+    (second,) = stub.ModelStatistics(pb.ModelStatisticsRequest(name="scaled", version="2")).model_stats
+    assert second.version == "2"
+    for version in (0, 1, 2):
+        answer = served.vision.Classify(messages.classify(messages.random_digits(0), version=version))
+        assert answer.model.version == (version or 2)
+    listed = served.catalog.ListModels(catalog_pb2.ListModelsRequest()).models
+    assert [(m.name, m.version) for m in listed] == [
+        ("digits", 1),
+        ("digits", 2),
+        ("scaled", 1),
+        ("scaled", 2),
+        ("scaled", 10),
+    ]
+    refused = refusal(lambda: factor(served, version="3"))
+    assert "versions 1, 2, 10 are served" in refused.message
+
+
+def test_nothing_changes_unless_it_is_asked_for(serve: Callable[..., Served], tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    served = serve(tmp_path)
+    publish(tmp_path, 2, 2)
+    time.sleep(0.3)
+    assert factor(served) == (1, "1")
+    assert served.server.admin_port is None
+
+
+# Polling
+
+
+def test_a_new_version_replaces_the_old_one(serve: Callable[..., Served], tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    served = serve(tmp_path, **POLL)
+    assert factor(served) == (1, "1")
+    publish(tmp_path, 2, 2)
+    eventually(lambda: factor(served) == (2, "2"), "version 2 answers")
+    eventually(lambda: index(oip.stub(served)) == {("scaled", "2"): "READY"}, "version 1 is gone")
+    refused = refusal(lambda: factor(served, version="1"))
+    assert refused.reason == "MODEL_NOT_FOUND"
+    assert served.metric("rafaga_model_ready", model="scaled", version="2") == 1
+    assert 'model="scaled",version="1"' not in served.get("/metrics")[1]  # nothing to be alarmed about
+
+
+def test_models_come_and_go(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """1. A repository without models. 2. One comes: the server is ready. 3. Another. 4. The first goes."""
+    served = serve(tmp_path, **POLL)
+    assert (served.get("/readyz")[0], health(served)) == (503, NOT_SERVING)
+    publish(tmp_path, 3)
+    eventually(lambda: served.get("/readyz")[0] == 200, "the server is ready")
+    eventually(lambda: (health(served), health(served, "scaled")) == (SERVING, SERVING), "health tells it")
+    assert factor(served) == (3, "1")
+    bundles.publish_classifier(tmp_path)
+    eventually(lambda: ("digits", "1") in index(oip.stub(served), ready=True), "digits is served")
+    shutil.rmtree(tmp_path / "scaled")
+    eventually(lambda: index(oip.stub(served)) == {("digits", "1"): "READY"}, "scaled is gone")
+    assert refusal(lambda: factor(served)).reason == "MODEL_NOT_FOUND"
+    assert (health(served, "scaled"), health(served)) == (NOT_SERVING, SERVING)
+
+
+def test_a_version_that_changes_in_place_is_loaded_anew(serve: Callable[..., Served], tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    served = serve(tmp_path, **POLL)
+    assert factor(served) == (1, "1")
+    publish(tmp_path, 5)
+    eventually(lambda: factor(served) == (5, "1"), "the new file answers")
+
+
+def test_a_version_that_goes_gives_way_to_the_one_before(serve: Callable[..., Served], tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    publish(tmp_path, 2, 2)
+    served = serve(tmp_path, **POLL)
+    assert factor(served) == (2, "2")
+    shutil.rmtree(tmp_path / "scaled/2")
+    eventually(lambda: factor(served) == (1, "1"), "version 1 answers")
+
+
+def spoilt(root: Path, way: str) -> None:
+    """Version 2 of digits, which must not be served."""
+    folder = bundles.publish_classifier(root)
+    assert folder.name == "2"
+    if way == "flipped bit":
+        content = bytearray((folder / "model.onnx").read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / "model.onnx").write_bytes(content)
+    elif way == "no manifest":
+        (folder / "bundle.json").unlink()
+    else:
+        (folder / "bundle.json").write_text(
+            (folder / "bundle.json").read_text().replace('"version": 2', '"version": 7')
+        )
+
+
+@pytest.mark.parametrize("way", ["flipped bit", "no manifest", "another version"])
+def test_a_failed_reload_changes_nothing_and_is_told(
+    serve: Callable[..., Served], tmp_path: Path, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """1. Version 1 serves. 2. A spoilt version 2 comes. 3. Version 1 serves on. 4. Version 3 is good."""
+    bundles.publish_classifier(tmp_path)
+    served = serve(tmp_path, **POLL)
+    images = messages.random_digits(0)
+    staging = tmp_path / ".staging"
+    shutil.copytree(tmp_path / "digits", staging / "digits")
+    spoilt(staging, way)
+    (staging / "digits/2").rename(tmp_path / "digits/2")
+
+    eventually(lambda: served.metric("rafaga_model_load_failures_total", model="digits") >= 1, "the load failed")
+    eventually(
+        lambda: index(oip.stub(served)) == {("digits", "1"): "READY", ("digits", "2"): "UNAVAILABLE"},
+        "the index tells it",
+    )
+    failed = served.catalog.GetModel(catalog_pb2.GetModelRequest(name="digits", version=2)).model
+    assert (failed.state, "refused" in failed.reason) == (catalog_pb2.Model.FAILED, True)
+    assert "model not served" in caplog.text
+    assert served.metric("rafaga_model_ready", model="digits", version="2") == 0
+    answer = served.vision.Classify(messages.classify(images))
+    assert answer.model.version == 1
+    assert messages.probabilities(answer) == pytest.approx(bundles.classify(images), abs=1e-5)
+    assert (served.get("/readyz")[0], health(served), health(served, "digits")) == (200, SERVING, SERVING)
+    time.sleep(0.3)
+    assert served.metric("rafaga_model_load_failures_total", model="digits") == 1  # not tried again and again
+
+    bundles.publish_classifier(tmp_path)
+    eventually(lambda: served.vision.Classify(messages.classify(images)).model.version == 3, "version 3 answers")
+    eventually(lambda: index(oip.stub(served)) == {("digits", "3"): "READY"}, "the others are gone")
+
+
+def test_a_version_spoilt_in_place_serves_on_from_memory(serve: Callable[..., Served], tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    served = serve(tmp_path, **POLL)
+    (tmp_path / "scaled/1/model.onnx").write_bytes(b"half of a mod")
+    eventually(lambda: served.metric("rafaga_model_load_failures_total", model="scaled") >= 1, "the load failed")
+    assert factor(served) == (1, "1")
+    model = served.catalog.GetModel(catalog_pb2.GetModelRequest(name="scaled")).model
+    assert (model.state, "refused" in model.reason) == (catalog_pb2.Model.READY, True)
+    assert served.metric("rafaga_model_ready", model="scaled", version="1") == 1
+    publish(tmp_path, 4)
+    eventually(lambda: factor(served) == (4, "1"), "the next file answers")
+    assert served.catalog.GetModel(catalog_pb2.GetModelRequest(name="scaled")).model.reason == ""
+
+
+def test_a_repository_that_is_away_changes_nothing(serve: Callable[..., Served], tmp_path: Path) -> None:
+    root = tmp_path / "repository"
+    root.mkdir()
+    publish(root, 1)
+    served = serve(root, **POLL)
+    root.rename(tmp_path / "away")
+    time.sleep(0.3)
+    assert factor(served) == (1, "1")
+    (tmp_path / "away").rename(root)
+    publish(root, 2, 2)
+    eventually(lambda: factor(served) == (2, "2"), "version 2 answers")
+
+
+def test_what_was_asked_of_the_old_version_is_answered_by_it(
+    serve: Callable[..., Served], tmp_path: Path, valve: Valve
+) -> None:
+    """1. Requests run and queue at version 1. 2. Version 2 takes over. 3. Version 1 answers what it owes, then ends."""
+    publish(tmp_path, 1)
+    served = serve(tmp_path, **POLL, max_queue_wait_ms=600_000)
+    stub = oip.stub(served)
+    old = weakref.ref(served.server.repository.model("scaled", 1))
+    hold = threading.Event()
+    session = old()._engine._session  # type: ignore[union-attr]
+    running, run = threading.Semaphore(0), session.run
+
+    def held(*arguments: Any, run: Any = run) -> Any:
+        running.release()
+        assert hold.wait(PATIENCE_S)
+        return run(*arguments)
+
+    session.run = held
+    first = stub.ModelInfer.future(oip.request("scaled", x=X))
+    assert running.acquire(timeout=PATIENCE_S)
+    others = [stub.ModelInfer.future(oip.request("scaled", x=X)) for _ in range(5)]
+    wait_for_queue(served, "scaled", 10)
+    publish(tmp_path, 2, 2)
+    eventually(lambda: index(stub) == {("scaled", "2"): "READY"}, "version 2 has taken over")
+    assert factor(served) == (2, "2")
+    hold.set()
+    for future in (first, *others):
+        response = future.result(PATIENCE_S)
+        assert response.model_version == "1"
+        np.testing.assert_allclose(oip.arrays(response)["y"], X)
+    del session, run, held
+    eventually(lambda: gc.collect() is not None and old() is None, "version 1 is freed")
+
+
+@pytest.mark.parametrize("callers", [8])
+def test_versions_change_under_load_without_one_lost_answer(
+    serve: Callable[..., Served], tmp_path: Path, callers: int
+) -> None:
+    publish(tmp_path, 1)
+    served = serve(tmp_path, **POLL)
+    stop = threading.Event()
+
+    def ask(_: int) -> int:
+        asked = 0
+        while not stop.is_set():
+            found, version = factor(served)
+            assert found == int(version)
+            asked += 1
+        return asked
+
+    with ThreadPoolExecutor(callers) as pool:
+        asking = [pool.submit(ask, number) for number in range(callers)]
+        try:
+            for version in range(2, 8):
+                publish(tmp_path, version, version)
+                eventually(lambda version=version: factor(served) == (version, str(version)), "the next answers")
+        finally:
+            stop.set()
+        assert all(future.result(PATIENCE_S) > 0 for future in asking)
+    assert served.metric("rafaga_requests_total", code="OK") == served.metric("rafaga_requests_total")
+
+
+def test_a_server_that_stops_while_a_model_loads_stops(serve: Callable[..., Served], tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    served = serve(tmp_path, **POLL)
+    loading, go_on = threading.Event(), threading.Event()
+    loader = served.server.repository._loader
+    load_plain = loader.load_plain
+
+    def slowly(folder: Path) -> Any:
+        loading.set()
+        assert go_on.wait(PATIENCE_S)
+        return load_plain(folder)
+
+    object.__setattr__(loader, "load_plain", slowly)
+    publish(tmp_path, 2, 2)
+    assert loading.wait(PATIENCE_S)
+    assert served.server.drain_and_stop()
+    go_on.set()
+    eventually(lambda: not [t for t in threading.enumerate() if t.name == "poll"], "the poll ended")
+    assert [t.name for t in threading.enumerate() if t.name.startswith("engine-scaled")] == []
+
+
+# On request
+
+
+def test_an_admin_loads_and_unloads(serve: Callable[..., Served], tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    bundles.publish_classifier(tmp_path)
+    served = serve(tmp_path, **EXPLICIT)
+    assert (served.get("/readyz")[0], health(served)) == (200, SERVING)  # for it was asked for nothing
+    with admin_of(served) as admin:
+        assert index(oip.stub(served)) == {}
+        assert index(admin) == {("digits", "1"): "UNAVAILABLE", ("scaled", "1"): "UNAVAILABLE"}
+        assert refusal(lambda: factor(served)).reason == "MODEL_NOT_FOUND"
+        load(admin, "scaled")
+        assert factor(served) == (1, "1")
+        assert health(served, "scaled") == SERVING
+        assert index(admin) == {("digits", "1"): "UNAVAILABLE", ("scaled", "1"): "READY"}
+        assert index(admin, ready=True) == {("scaled", "1"): "READY"}
+        load(admin, "scaled")  # nothing new
+        publish(tmp_path, 2, 2)
+        load(admin, "scaled")
+        assert factor(served) == (2, "2")
+        unload(admin, "scaled")
+        refused = refusal(lambda: factor(served))
+        assert refused.reason == "MODEL_NOT_FOUND"
+        assert health(served, "scaled") == NOT_SERVING
+        load(admin, "scaled")
+        assert factor(served) == (2, "2")
+    assert served.metric("rafaga_model_load_failures_total") == 0
+
+
+@pytest.mark.parametrize(("names", "served_names"), [(("scaled",), ["scaled"]), (("*",), ["digits", "scaled"])])
+def test_models_to_start_with(
+    serve: Callable[..., Served], tmp_path: Path, names: tuple[str, ...], served_names: list[str]
+) -> None:
+    publish(tmp_path, 1)
+    bundles.publish_classifier(tmp_path)
+    served = serve(tmp_path, **EXPLICIT, load_models=names)
+    assert [name for name, _ in index(oip.stub(served))] == served_names
+
+
+def test_a_model_to_start_with_must_be_there(serve: Callable[..., Served], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no model nobody"):
+        serve(tmp_path, **EXPLICIT, load_models=("nobody",))
+
+
+def test_an_admin_is_told_what_is_wrong(serve: Callable[..., Served], tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    (tmp_path / "broken/1").mkdir(parents=True)
+    (tmp_path / "broken/1/model.onnx").write_bytes(b"broken")
+    served = serve(tmp_path, **EXPLICIT)
+    with admin_of(served) as admin:
+        for name in ("nobody", "", "../scaled", "scaled/1"):
+            refused = refusal(lambda name=name: load(admin, name))
+            assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+            assert refusal(lambda name=name: unload(admin, name)).reason == "MODEL_NOT_FOUND"
+        refused = refusal(lambda: load(admin, "broken"))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
+        assert str(tmp_path) not in refused.message
+        assert index(admin)["broken", "1"] == "UNAVAILABLE"
+        assert refusal(lambda: load(admin, "broken")).reason == "MODEL_NOT_READY"
+        assert served.metric("rafaga_model_load_failures_total", model="broken") == 2  # asked twice, tried twice
+        publish(tmp_path, 3, name="broken")
+        load(admin, "broken")
+        assert factor(served, "broken") == (3, "1")
+
+        (tmp_path / "scaled/2").mkdir()
+        (tmp_path / "scaled/2/model.onnx").write_bytes(b"broken")
+        shutil.move(tmp_path / "scaled/2", tmp_path / "two")
+        load(admin, "scaled")
+        shutil.move(tmp_path / "two", tmp_path / "scaled/2")
+        assert "nothing has changed" in refusal(lambda: load(admin, "scaled")).message
+        assert factor(served) == (1, "1")
+
+        upload = pb.RepositoryModelLoadRequest(model_name="scaled")
+        upload.parameters["file:1/model.onnx"].bytes_param = b"of mine"
+        refused = refusal(lambda: admin.RepositoryModelLoad(upload))
+        assert refused.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_others_than_admins_cannot_load(serve: Callable[..., Served], tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    served = serve(tmp_path, **EXPLICIT)
+    for call in (load, unload):
+        assert refusal(lambda call=call: call(oip.stub(served), "scaled")).code is grpc.StatusCode.UNIMPLEMENTED
+    with admin_of(served) as admin:
+        refused = refusal(lambda: admin.ModelInfer(oip.request("scaled", x=X)))
+        assert refused.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_the_admin_listener_stays_on_loopback_without_a_token(serve: Callable[..., Served], tmp_path: Path) -> None:
+    open_to_all = serve(tmp_path, **EXPLICIT, host="0.0.0.0")
+    hashes = (hashlib.sha256(b"secret").hexdigest(),)
+    guarded = serve(tmp_path, **EXPLICIT, host="0.0.0.0", bearer_token_sha256=hashes)
+    assert addresses(open_to_all) == {"127.0.0.1"}
+    assert addresses(guarded) != {"127.0.0.1"}
+    publish(tmp_path, 1)
+    with admin_of(guarded) as admin:
+        assert refusal(lambda: load(admin, "scaled")).code is grpc.StatusCode.UNAUTHENTICATED
+        load(admin, "scaled", metadata=(("authorization", "Bearer secret"),))
+
+
+def addresses(served: Served) -> set[str]:
+    """Those that the admin port listens on."""
+    listening = [c for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    return {c.laddr.ip.removeprefix("::ffff:") for c in listening if c.laddr.port == served.server.admin_port}
+
+
+def test_tritonclient_loads_and_unloads(serve: Callable[..., Served], tmp_path: Path) -> None:
+    if not TRITON.exists():
+        pytest.skip("no .venv-triton: `make .venv-triton` installs Triton's client")
+    publish(tmp_path, 1)
+    served = serve(tmp_path, **EXPLICIT)
+    script = (
+        "import sys, tritonclient.grpc as t; c = t.InferenceServerClient(sys.argv[1]); "
+        "c.load_model('scaled'); print(len(c.get_model_repository_index().models)); "
+        "sys.argv[2:] and c.unload_model('scaled')"
+    )
+    for options, states in (((), {("scaled", "1"): "READY"}), (("unload",), {})):
+        address = f"127.0.0.1:{served.server.admin_port}"
+        command = [TRITON, "-c", script, address, *options]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr
+        assert index(oip.stub(served)) == states
+
+
+def test_many_load_and_unload_while_many_ask(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """32 threads load and unload, 32 ask: an answer is right, and an error says that the model is not there now."""
+    names = [f"scaled-{number}" for number in range(4)]
+    for number, name in enumerate(names):
+        publish(tmp_path, 2 + number, name=name)
+    served = serve(tmp_path, **EXPLICIT, load_models=("*",))
+    expected = {name: 2 + number for number, name in enumerate(names)}
+    stop = threading.Event()
+    codes: set[grpc.StatusCode] = set()
+
+    def change(number: int) -> int:
+        changes, rng = 0, np.random.default_rng(number)
+        while not stop.is_set():
+            name = names[rng.integers(len(names))]
+            if rng.integers(2):
+                load(admin, name)
+                changes += 1
+                continue
+            try:
+                unload(admin, name)
+                changes += 1
+            except grpc.RpcError as error:
+                codes.add(error.code())  # unloaded by another
+        return changes
+
+    def ask(number: int) -> tuple[int, set[grpc.StatusCode]]:
+        answers, refusals, rng = 0, set(), np.random.default_rng(number)
+        while not stop.is_set():
+            name = names[rng.integers(len(names))]
+            try:
+                assert factor(served, name) == (expected[name], "1")
+                answers += 1
+            except grpc.RpcError as error:
+                refusals.add(error.code())
+        return answers, refusals
+
+    with admin_of(served) as admin, ThreadPoolExecutor(64) as pool:
+        asking = [pool.submit(ask, number) for number in range(32)]
+        changing = [pool.submit(change, number) for number in range(32)]
+        time.sleep(5)
+        stop.set()
+        changes = sum(future.result(PATIENCE_S) for future in changing)
+        answered = [future.result(PATIENCE_S) for future in asking]
+        for name in names:
+            load(admin, name)
+            assert factor(served, name) == (expected[name], "1")
+    assert changes > 32
+    assert codes <= {grpc.StatusCode.NOT_FOUND}
+    assert sum(answers for answers, _ in answered) > 32
+    assert set().union(*(refusals for _, refusals in answered)) <= {
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.UNAVAILABLE,
+    }
+    assert served.in_flight == 0
+
+
+def test_unloading_frees_the_memory(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """Weights of 64 MiB, loaded and unloaded five times."""
+    weights = np.random.default_rng(0).normal(size=(4096, 4096)).astype(np.float32)
+    node = plain.helper.make_node("MatMul", ["x", "w"], ["y"])
+    shape = ("batch", 4096)
+    large = plain.graph([node], {"x": ("float32", shape)}, {"y": ("float32", shape)}, w=weights)
+    plain.publish(tmp_path, "large", large)
+    served = serve(tmp_path, **EXPLICIT, max_batch_size=2)
+    process, resident = psutil.Process(), []
+    del large, weights
+    with admin_of(served) as admin:
+        for _ in range(5):
+            load(admin, "large")
+            model = weakref.ref(served.server.repository.model("large", 0))
+            loaded = process.memory_info().rss
+            unload(admin, "large")
+            assert not [t for t in threading.enumerate() if t.name == "engine-large"]
+            eventually(lambda model=model: gc.collect() is not None and model() is None, "the model is freed")
+            resident.append(process.memory_info().rss)
+            assert loaded - resident[-1] > 48 * 2**20
+    assert resident[-1] - resident[0] < 48 * 2**20

@@ -1,0 +1,269 @@
+"""Which versions are in service after each change on disk, with models that load as the test says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rafaga.errors import BundleError, ModelNotFound, ModelNotReady
+from rafaga.server import repository as repositories
+from rafaga.server.config import Config, ConfigError, ModelControl, ModelVersions
+from rafaga.server.metrics import Metrics
+from rafaga.server.plain import PlainModel
+from rafaga.server.repository import Repository, State
+
+GOOD, BAD = b"good", b"bad"
+
+
+class FakeModel:
+    """A ServedModel that only remembers what was done to it."""
+
+    variant = None
+    idle = True
+
+    def __init__(self, name: str, version: int, metrics: Metrics) -> None:
+        self.bundle = PlainModel(name, version, (), (), 0)
+        self.metrics = metrics.model(name)
+        self.life: list[str] = []
+
+    def start(self) -> None:
+        self.life.append("start")
+
+    def drain(self) -> None:
+        self.life.append("drain")
+
+    def close(self) -> None:
+        self.life.append("close")
+
+
+class FakeLoader:
+    """Loads what contains GOOD."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.loaded: list[tuple[str, int]] = []
+        self.models: list[FakeModel] = []
+
+    def load_plain(self, folder: Path) -> Any:
+        name, version = folder.parent.name, int(folder.name)
+        self.loaded.append((name, version))
+        if (folder / "model.onnx").read_bytes() != GOOD:
+            raise BundleError("it is bad")
+        self.models.append(FakeModel(name, version, self._metrics))
+        return self.models[-1]
+
+
+class Shelf:
+    """A repository on disk, the Repository that serves it, and what health was told."""
+
+    def __init__(self, root: Path, versions: ModelVersions, explicit: bool = False) -> None:
+        metrics = Metrics()
+        self.root = root
+        self.loader = FakeLoader(metrics)
+        self.health: dict[str, bool] = {}
+        self.repository = Repository(
+            root,
+            self.loader,  # type: ignore[arg-type]
+            metrics,
+            self.health.__setitem__,
+            versions,
+            explicit,
+        )
+
+    def put(self, name: str, version: int, content: bytes = GOOD) -> None:
+        folder = self.root / name / str(version)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.onnx").write_bytes(content)
+
+    def remove(self, name: str, version: int) -> None:
+        (self.root / name / str(version) / "model.onnx").unlink()
+        (self.root / name / str(version)).rmdir()
+
+    @property
+    def states(self) -> dict[tuple[str, int], State]:
+        return {(slot.name, slot.version): slot.state for slot in self.repository.slots}
+
+    @property
+    def serving(self) -> list[tuple[str, int]]:
+        return [(slot.name, slot.version) for slot in self.repository.slots if slot.model is not None]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repositories, "_LINGER_S", 0.0)
+
+
+@pytest.fixture
+def latest(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path, ModelVersions.LATEST)
+
+
+@pytest.fixture
+def every(tmp_path: Path) -> Shelf:
+    return Shelf(tmp_path, ModelVersions.ALL)
+
+
+def test_latest_loads_no_other(latest: Shelf) -> None:
+    for version in (2, 9, 10):
+        latest.put("a", version)
+    latest.repository.load()
+    assert latest.loader.loaded == [("a", 10)]
+    assert latest.repository.slot("a", 0).version == 10
+    assert latest.health == {"a": True}
+
+
+def test_what_is_no_version_of_a_model_is_passed_over(latest: Shelf) -> None:
+    for name, version in (("A", "1"), ("a", "01"), ("a", "0"), ("a", "x"), ("a", ".1-tmp"), ("a", "١"), ("-a", "1")):
+        folder = latest.root / name / version
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(GOOD)
+    (latest.root / "file").write_text("")
+    latest.repository.load()
+    assert latest.states == {}
+
+
+def test_without_a_repository_there_is_nothing_to_serve(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no model repository"):
+        Shelf(tmp_path / "nowhere", ModelVersions.LATEST).repository.load()
+
+
+def test_an_unchanged_folder_is_not_loaded_again(latest: Shelf) -> None:
+    latest.put("a", 1)
+    latest.put("b", 1, BAD)
+    latest.repository.load()
+    for _ in range(3):
+        latest.repository.update()
+    assert latest.loader.loaded == [("a", 1), ("b", 1)]
+
+
+def test_the_old_one_goes_when_the_new_one_serves(latest: Shelf) -> None:
+    latest.put("a", 1)
+    latest.repository.load()
+    latest.put("a", 2, BAD)
+    latest.repository.update()
+    assert latest.states == {("a", 1): State.READY, ("a", 2): State.FAILED}
+    assert latest.repository.slot("a", 0).version == 1
+    assert (latest.repository.ready, latest.health) == (True, {"a": True})
+    latest.put("a", 3)
+    latest.repository.update()
+    assert latest.states == {("a", 3): State.READY}
+
+
+def test_the_last_version_goes_only_for_another(latest: Shelf) -> None:
+    """1. The served version is gone from disk, the one before is bad: memory serves. 2. The whole model is gone."""
+    latest.put("a", 1, BAD)
+    latest.put("a", 2)
+    latest.repository.load()
+    latest.remove("a", 2)
+    latest.repository.update()
+    assert latest.serving == [("a", 2)]
+    latest.remove("a", 1)
+    (latest.root / "a").rmdir()
+    latest.repository.update()
+    assert latest.states == {}
+    assert latest.health == {"a": False}
+
+
+def test_all_versions_come_and_go_each_for_itself(every: Shelf) -> None:
+    every.put("a", 1)
+    every.put("a", 2)
+    every.repository.load()
+    assert every.repository.versions("a") == [1, 2]
+    every.put("a", 3, BAD)
+    every.remove("a", 1)
+    every.repository.update()
+    assert every.states == {("a", 2): State.READY, ("a", 3): State.FAILED}
+    with pytest.raises(ModelNotReady, match="version 3 is failed"):
+        every.repository.model("a", 3)
+    with pytest.raises(ModelNotFound, match="no version 1"):
+        every.repository.model("a", 1)
+
+
+@pytest.mark.parametrize("versions", ModelVersions)
+def test_a_failure_at_the_start_keeps_the_server_from_being_ready(tmp_path: Path, versions: ModelVersions) -> None:
+    shelf = Shelf(tmp_path, versions)
+    shelf.put("a", 1)
+    shelf.put("a", 2, BAD)
+    shelf.put("b", 1)
+    shelf.repository.load()
+    assert not shelf.repository.ready
+    shelf.put("a", 2)
+    shelf.repository.update()
+    assert shelf.repository.ready
+
+
+def test_a_failure_later_does_not(latest: Shelf) -> None:
+    latest.put("a", 1)
+    latest.repository.load()
+    latest.put("b", 1, BAD)
+    latest.repository.update()
+    assert latest.states == {("a", 1): State.READY, ("b", 1): State.FAILED}
+    assert latest.repository.ready
+
+
+def test_nothing_to_serve_is_not_ready_unless_nothing_was_asked_for(tmp_path: Path) -> None:
+    asked, polled = Shelf(tmp_path, ModelVersions.LATEST, explicit=True), Shelf(tmp_path, ModelVersions.LATEST)
+    for shelf in (asked, polled):
+        assert not shelf.repository.ready  # not started
+        shelf.repository.load()
+    assert asked.repository.ready
+    assert not polled.repository.ready
+
+
+def test_a_load_that_ends_after_the_server_stopped_serves_nothing(latest: Shelf) -> None:
+    latest.put("a", 1)
+    latest.repository.load()
+    load_plain = latest.loader.load_plain
+
+    def while_stopping(folder: Path) -> Any:
+        latest.repository.drain()
+        latest.repository.close()
+        return load_plain(folder)
+
+    latest.loader.load_plain = while_stopping  # type: ignore[method-assign]
+    latest.put("a", 2)
+    latest.repository.update()
+    old, new = latest.loader.models
+    assert (old.life, new.life) == (["start", "drain", "close"], ["start", "close"])
+    assert latest.states == {("a", 1): State.DRAINING, ("a", 2): State.LOADING}
+    assert not latest.repository.ready
+
+
+def test_unloading_ends_the_model_before_it_returns(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, ModelVersions.ALL, explicit=True)
+    shelf.put("a", 1)
+    shelf.put("a", 2)
+    shelf.repository.load()
+    assert shelf.repository.on_disk() == [("a", 1), ("a", 2)]
+    shelf.repository.load_model("a")
+    shelf.repository.unload_model("a")
+    assert [model.life for model in shelf.loader.models] == [["start", "drain", "close"]] * 2
+    with pytest.raises(ModelNotFound):
+        shelf.repository.unload_model("a")
+
+
+def test_asking_again_tries_again_only_what_failed(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, ModelVersions.ALL, explicit=True)
+    shelf.put("a", 1)
+    shelf.put("a", 2, BAD)
+    shelf.repository.load()
+    for _ in range(2):
+        with pytest.raises(ModelNotReady, match="version 2 was refused"):
+            shelf.repository.load_model("a")
+    assert shelf.loader.loaded == [("a", 1), ("a", 2), ("a", 2)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"model_control": ModelControl.EXPLICIT}, "admin_port and model_control explicit go together"),
+        ({"admin_port": 1}, "admin_port and model_control explicit go together"),
+        ({"admin_port": 70000, "model_control": ModelControl.EXPLICIT}, "admin_port: expected 0 to 65535"),
+        ({"poll_interval_s": 0}, "poll_interval_s: expected more than zero"),
+        ({"load_models": ("a",)}, "load_models is for model_control explicit"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Config(**settings)
