@@ -1,0 +1,110 @@
+"""How much of the engine's time becomes answers in time, below and far above what it can do, in simulated time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+import pytest
+from rafaga.server.batcher import Batcher, BatchPolicy
+from rafaga.server.latency import LatencyTable
+
+from tests.unit.server.simulation import Curve, Report, Request, poisson, simulate
+
+NOISE = {"noise": 0.1, "stall": 3.0, "stall_probability": 0.005}
+
+
+@dataclass(frozen=True)
+class Service:
+    """A model, the time its callers have, and for how long it is watched."""
+
+    curve: Curve
+    deadline_s: float
+    seconds: float
+
+    def under(
+        self,
+        load: float,
+        *,
+        latency: LatencyTable | None = None,
+        request: Callable[[Random], Request] | None = None,
+        warm_up: float = 0.25,
+    ) -> Report:
+        """`load`: offered rows over what the engine can do. `warm_up`: the share of the time that is not counted."""
+        batcher = Batcher(BatchPolicy(), latency or self.curve.table())
+        request = request or (lambda _: Request(self.deadline_s))
+        arrivals = poisson(self.curve.peak() * load, self.seconds, request, Random(1))
+        return simulate(batcher, self.curve.sample, arrivals, self.seconds, seed=2, warm_up_s=self.seconds * warm_up)
+
+
+SERVICES = {
+    "ResNet-50 on a CPU": Service(Curve(0.0, 0.020, **NOISE), 0.5, 40.0),
+    "ResNet-50 on a CPU, better in batches": Service(Curve(0.008, 0.018, **NOISE), 0.5, 40.0),
+    "a GPU: 32 rows in twice the time of one": Service(Curve(0.00387, 0.000129, **NOISE), 0.1, 2.0),
+    "a GPU, three batches of time": Service(Curve(0.00387, 0.000129, **NOISE), 0.025, 2.0),
+    "LeNet-5": Service(Curve(60e-6, 10e-6, **NOISE), 0.02, 0.15),
+}
+
+
+@pytest.fixture(params=list(SERVICES))
+def service(request: pytest.FixtureRequest) -> Service:
+    return SERVICES[request.param]
+
+
+def test_goodput_holds_under_overload(service: Service) -> None:
+    moderate, double, fivefold = (service.under(load) for load in (0.8, 2, 5))
+    peak = max(service.under(load).goodput for load in (0.9, 1.0, 1.2))
+    assert moderate.good >= 0.97 * moderate.offered
+    assert double.goodput >= 0.95 * peak
+    assert fivefold.goodput >= 0.9 * peak
+    # Overload is answered at the door: hardly anybody waits only to be dropped, or is computed and comes too late.
+    for report in (double, fivefold):
+        assert report.dropped <= 0.02 * report.offered
+        assert report.wasted <= 0.03
+
+
+@pytest.mark.parametrize("scale", [0.05, 20.0])
+def test_wrong_predictions_heal_under_load(service: Service, scale: float) -> None:
+    """A warm-up that measured a twentieth, or twenty times, of what runs take: no lock-up, though nothing is idle."""
+    wrong = service.under(2, latency=service.curve.table(scale=scale), warm_up=0.75)
+    assert wrong.goodput >= 0.9 * service.under(2, warm_up=0.75).goodput
+
+
+def test_a_bad_spell_is_forgotten(service: Service) -> None:
+    """Every run takes ten times as long for a while; then goodput is again what it was."""
+    latency = service.curve.table()
+    for _ in range(40):
+        for rows in (1, 4, 32):
+            latency.observe(rows, 10 * service.curve.mean(rows))
+    after = service.under(2, latency=latency, warm_up=0.75)
+    assert after.goodput >= 0.9 * service.under(2, warm_up=0.75).goodput
+
+
+def test_deadlines_of_many_lengths() -> None:
+    gpu = SERVICES["a GPU: 32 rows in twice the time of one"]
+
+    def request(rng: Random) -> Request:
+        return Request(rng.choice((0.02, 0.1, 1.0)))
+
+    peak = gpu.under(1.0, request=request).goodput
+    assert gpu.under(2, request=request).goodput >= 0.93 * peak
+    assert gpu.under(5, request=request).goodput >= 0.9 * peak
+
+
+def test_requests_of_many_rows() -> None:
+    gpu = SERVICES["a GPU: 32 rows in twice the time of one"]
+
+    def request(rng: Random) -> Request:
+        return Request(0.2, rows=rng.randint(1, 64))
+
+    reports = [gpu.under(load / 32.5, request=request) for load in (1, 2, 5)]
+    assert min(r.goodput for r in reports[1:]) >= 0.95 * reports[0].goodput
+    assert max(r.dropped / r.offered for r in reports) <= 0.02
+
+
+def test_a_lone_caller_waits_for_nobody() -> None:
+    """Far below saturation the answer takes one run: batching adds nothing."""
+    curve = Curve(0.0, 0.020)
+    report = Service(curve, 0.5, 100.0).under(0.01)
+    assert report.percentile(50) == pytest.approx(curve.mean(1))
