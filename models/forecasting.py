@@ -14,9 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# How far back drift, level and scale look: far enough to be steady, near enough to follow a growth that itself grows.
-RECENT_SEASONS = 10
-
 
 class Cell(StrEnum):
     RNN = "rnn"  # Elman 1990
@@ -30,6 +27,7 @@ class ForecasterConfig:
     season: int  # steps in one period; 1 where there is none
     max_horizon: int
     quantile_levels: tuple[float, ...]  # ascending, 0.5 among them
+    recent: int  # steps that drift, level and scale are taken over: enough to be steady, few enough to follow changes
     drift: bool  # repeat the mean change from season to season; off for series without a trend
 
 
@@ -92,7 +90,7 @@ class Forecaster(nn.Module):
         step = torch.arange(history.size(1), device=history.device)[None, :]  # [1, T]
         valid = step <= last  # [N, T]
 
-        recent = valid & (step > last - RECENT_SEASONS * season)  # [N, T]
+        recent = valid & (step > last - self.config.recent)  # [N, T]
 
         # The change from season to season, its mean (the drift) and its mean size (the unit of everything below).
         seasoned = step >= season  # [1, T]

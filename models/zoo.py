@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -23,6 +24,9 @@ from models.entry import (
     Torchvision,
 )
 from models.loading import WeightsError, WeightsMismatch, WeightsUnavailable, load_weights
+
+if TYPE_CHECKING:
+    from models.forecasting import Cell
 
 __all__ = [
     "WEIGHTS",
@@ -47,6 +51,18 @@ CIFAR_INPUT = ImageInput(height=32, width=32, channels=3, mean=(0.4914, 0.4822, 
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 CO2_INPUT = SeriesInput(
     min_history=24, max_history=480, max_horizon=24, quantile_levels=QUANTILES, season=12, step="month", unit="ppm"
+)
+ETT_INPUT = SeriesInput(
+    min_history=48, max_history=336, max_horizon=24, quantile_levels=QUANTILES, season=24, step="hour", unit="°C"
+)
+SP500_INPUT = SeriesInput(
+    min_history=20,
+    max_history=256,
+    max_horizon=20,
+    quantile_levels=QUANTILES,
+    season=1,
+    step="trading day",
+    unit="points",
 )
 
 
@@ -110,32 +126,36 @@ def _photos() -> Iterator[Entry]:
 
 
 def _forecasters() -> Iterator[Entry]:
-    from models.forecasting import Cell, Forecaster, ForecasterConfig
+    from models.forecasting import Cell
 
-    for cell, name in ((Cell.LSTM, "lstm-co2"), (Cell.RNN, "rnn-co2")):
-        config = ForecasterConfig(
-            cell=cell,
-            hidden=16,
-            season=CO2_INPUT.season,
-            max_horizon=CO2_INPUT.max_horizon,
-            quantile_levels=QUANTILES,
-            drift=True,
-        )
-        yield Entry(
-            name=name,
-            architecture=_recurrent(cell),
-            task=Task.FORECASTING,
-            dataset="CO2 at Mauna Loa, monthly",
-            build=partial(Forecaster, config),
-            input=CO2_INPUT,
-            weights=Shipped(f"{name}.safetensors"),
-            corpus=Corpus.CO2,
-            expected={"mase": 1.0},
-        )
+    co2, ett, sp500 = "CO2 at Mauna Loa, monthly", "ETTh1, oil temperature, hourly", "S&P 500, daily close"
+    yield _forecaster("lstm-co2", Cell.LSTM, co2, CO2_INPUT, Corpus.CO2, hidden=16, recent=120, drift=True)
+    yield _forecaster("rnn-co2", Cell.RNN, co2, CO2_INPUT, Corpus.CO2, hidden=16, recent=120, drift=True)
+    yield _forecaster("lstm-ett", Cell.LSTM, ett, ETT_INPUT, Corpus.ETTH1, hidden=32, recent=240, drift=False)
+    # A random walk but for its volatility: nothing is promised of its median.
+    sp500_entry = _forecaster(
+        "lstm-sp500", Cell.LSTM, sp500, SP500_INPUT, Corpus.SP500, hidden=16, recent=20, drift=False
+    )
+    yield replace(sp500_entry, expected={})
 
 
-def _recurrent(cell: str) -> str:
-    return f"{cell.upper()} with a multi-horizon quantile head (after Wen et al. 2017)"
+def _forecaster(
+    name: str, cell: Cell, dataset: str, spec: SeriesInput, corpus: Corpus, hidden: int, recent: int, drift: bool
+) -> Entry:
+    from models.forecasting import Forecaster, ForecasterConfig
+
+    config = ForecasterConfig(cell, hidden, spec.season, spec.max_horizon, spec.quantile_levels, recent, drift)
+    return Entry(
+        name=name,
+        architecture=f"{cell.upper()} with a multi-horizon quantile head (after Wen et al. 2017)",
+        task=Task.FORECASTING,
+        dataset=dataset,
+        build=partial(Forecaster, config),
+        input=spec,
+        weights=Shipped(f"{name}.safetensors"),
+        corpus=corpus,
+        expected={"mase": 1.0},
+    )
 
 
 def _imagenet_classifiers() -> Iterator[Entry]:

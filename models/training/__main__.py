@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
+from models.entry import WEIGHTS
 from models.training.data import DataUnavailable
 from models.training.loop import fit
 from models.training.recipes import recipes
-from models.zoo import WEIGHTS, catalogue
 
 CHECKPOINTS = Path("runs") / "training"
 
@@ -63,13 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train(options: argparse.Namespace, console: Console) -> None:
     name: str = options.name
-    entry, recipe = catalogue()[name], recipes()[name]
+    recipe = recipes()[name]
     epochs = options.epochs or recipe.schedule.epochs
     output: Path = options.output or WEIGHTS / f"{name}.safetensors"
-    console.print(f"{name}: {entry.architecture}, {entry.dataset}, {epochs} epochs, seed {options.seed}")
+    console.print(f"{name}: {recipe.architecture}, {recipe.dataset}, {epochs} epochs, seed {options.seed}")
 
     torch.manual_seed(options.seed)
-    problem = recipe.problem(entry, options.data)
+    problem = recipe.problem(options.data)
     schedule = replace(recipe.schedule, epochs=epochs)
     seconds = fit(problem, schedule, CHECKPOINTS / f"{name}.pt", options.resume, console)
     rehearsals = problem.rehearsals()
@@ -92,8 +92,8 @@ def train(options: argparse.Namespace, console: Console) -> None:
     output.chmod(0o644)  # safetensors makes it private
     record = Record(
         name=name,
-        architecture=entry.architecture,
-        dataset=entry.dataset,
+        architecture=recipe.architecture,
+        dataset=recipe.dataset,
         parameters=sum(p.numel() for p in problem.module.parameters()),
         metrics=metrics,
         command=f"python -m models.training {name} --epochs {epochs} --seed {options.seed}",
@@ -125,10 +125,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _table() -> Table:
     table = Table("name", "architecture", "data", "epochs")
-    entries = catalogue()
     for name, recipe in recipes().items():
-        entry = entries[name]
-        table.add_row(name, entry.architecture, entry.dataset, str(recipe.schedule.epochs))
+        table.add_row(name, recipe.architecture, recipe.dataset, str(recipe.schedule.epochs))
     return table
 
 

@@ -4,7 +4,7 @@
     load_cifar10(root, train)  uint8 [N, 32, 32, 3], int64 [N]    50,000 / 10,000 photos, RGB
     load_co2()                 float32 [526]                      monthly mean CO2 at Mauna Loa, ppm, 1958-03 to 2001-12
     load_etth1(root)           float32 [17420]                    hourly oil temperature of a transformer, degrees C
-    load_sp500(root)           float32 [5106]                     daily close of the S&P 500, 2000-01-03 to 2020-04-17
+    load_sp500(root)           float32 [5105]                     daily close of the S&P 500, 2000-01-03 to 2020-04-17
 
 `root` is a folder that holds a copy; None asks the environment variable RAFAGA_DATA, then the user's cache folder, and
 downloads what is in neither. A given `root` is never departed from. What cannot be had raises DataUnavailable, whose

@@ -7,17 +7,29 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from models.entry import Entry, ImageInput, SeriesInput
 from models.forecasting import Forecaster
-from models.training.data import Series, cifar10_jpeg, load_cifar10, load_co2, load_mnist
+from models.reber import ReberLSTM
+from models.training.data import (
+    Series,
+    cifar10_jpeg,
+    load_cifar10,
+    load_co2,
+    load_etth1,
+    load_mnist,
+    load_sp500,
+)
 from models.training.images import ImageClassification, crop_and_flip, jitter_digits
 from models.training.loop import Optimiser, Problem, Schedule
+from models.training.reber import NextSymbol
 from models.training.series import Forecasting, Windows
-from models.zoo import Entry, ImageInput, SeriesInput
+from models.zoo import catalogue
 
 # Few and short epochs, a small network and noise: a record of 35 years is soon known by heart.
 CO2_SCHEDULE = Schedule(epochs=10, peak_rate=5e-3, weight_decay=0.1, clip_norm=1.0)
 CO2_WINDOWS = Windows(batch_size=64, batches_per_epoch=25, jitter=0.1, folds=8)
-
+LONG_SCHEDULE = Schedule(epochs=10, peak_rate=5e-3, weight_decay=0.05, clip_norm=1.0)
+LONG_WINDOWS = Windows(batch_size=64, batches_per_epoch=40, jitter=0.05, folds=3)
 
 CIFAR_NETWORKS = ("resnet20-cifar10", "plain20-cifar10", "resnet56-cifar10", "plain56-cifar10")
 CIFAR_SCHEDULE = Schedule(epochs=20, peak_rate=0.2, weight_decay=5e-4, optimiser=Optimiser.SGD, warmup=0.25)
@@ -25,23 +37,46 @@ CIFAR_SCHEDULE = Schedule(epochs=20, peak_rate=0.2, weight_decay=5e-4, optimiser
 
 @dataclass(frozen=True)
 class Recipe:
-    """`problem(entry, root)` reads the data below `root` (None: see models.training.data) and builds the module."""
+    """`problem(root)` reads the data below `root` (None: see models.training.data) and builds the module."""
 
-    problem: Callable[[Entry, Path | None], Problem]
+    architecture: str
+    dataset: str
+    problem: Callable[[Path | None], Problem]
     schedule: Schedule
     half: bool = False  # ship the weights as float16
 
 
 def recipes() -> Mapping[str, Recipe]:
-    return {
-        "lenet5-mnist": Recipe(digits, Schedule(epochs=40, peak_rate=3e-3, weight_decay=0.01)),
-        "lstm-co2": Recipe(partial(forecasting, load=lambda _: load_co2(), drawn=CO2_WINDOWS), CO2_SCHEDULE),
-        "rnn-co2": Recipe(
-            partial(forecasting, load=lambda _: load_co2(), drawn=CO2_WINDOWS), replace(CO2_SCHEDULE, epochs=20)
-        ),
-        "cnn-mnist": Recipe(digits, Schedule(epochs=20, peak_rate=1e-3, weight_decay=0.05), half=True),
-        **{name: Recipe(photos, CIFAR_SCHEDULE) for name in CIFAR_NETWORKS},
-    }
+    entries = catalogue()
+
+    def recipe(
+        name: str, problem: Callable[[Entry, Path | None], Problem], schedule: Schedule, half: bool = False
+    ) -> tuple[str, Recipe]:
+        entry = entries[name]
+        return name, Recipe(entry.architecture, entry.dataset, partial(problem, entry), schedule, half)
+
+    co2 = partial(forecasting, load=lambda _: load_co2(), drawn=CO2_WINDOWS)
+    return dict(
+        (
+            recipe("lenet5-mnist", digits, Schedule(epochs=40, peak_rate=3e-3, weight_decay=0.01)),
+            recipe("cnn-mnist", digits, Schedule(epochs=20, peak_rate=1e-3, weight_decay=0.05), half=True),
+            *(recipe(name, photos, CIFAR_SCHEDULE) for name in CIFAR_NETWORKS),
+            recipe("lstm-co2", co2, CO2_SCHEDULE),
+            recipe("rnn-co2", co2, replace(CO2_SCHEDULE, epochs=20)),
+            recipe("lstm-ett", partial(forecasting, load=load_etth1, drawn=LONG_WINDOWS), LONG_SCHEDULE),
+            recipe("lstm-sp500", partial(forecasting, load=load_sp500, drawn=LONG_WINDOWS), LONG_SCHEDULE),
+            # Not in the catalogue: predicting a symbol at every step is none of the tasks that bundles know.
+            (
+                "lstm-reber",
+                Recipe(
+                    architecture="LSTM (Hochreiter & Schmidhuber 1997)",
+                    dataset="embedded Reber grammar",
+                    problem=lambda _: NextSymbol(ReberLSTM(), batch_size=32, batches_per_epoch=100),
+                    schedule=Schedule(epochs=15, peak_rate=1e-2, weight_decay=0.0, clip_norm=1.0),
+                ),
+            ),
+        )
+    )
 
 
 def digits(entry: Entry, root: Path | None) -> Problem:
