@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, Draining, QueueFull, RafagaError
+from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, Draining, InternalError, QueueFull, RafagaError
 from rafaga.server.latency import LatencyTable
 
 # The margin that admission keeps, as a share of the time left: this much, and the spread of the runs, up to so much.
@@ -62,6 +62,8 @@ class JobTiming(NamedTuple):
 
 class Job:
     """One caller's rows on their way through a model. Exactly one of the two callbacks is called, once.
+
+    Only an `on_success` that raises is followed by `on_failure`: the caller has no answer then.
 
     inputs: one array per input of the model, each [rows, ...]. key: only jobs of equal key share a batch. cost: work
     per row, relative to the warm-up inputs. deadline: monotonic seconds, or infinity.
@@ -149,7 +151,11 @@ class Job:
                 return
             whole = self._outputs
         self.finished = True
-        self.on_success(whole, JobTiming(self.queue_s, self.inference_s, self.batch_size))
+        try:
+            self.on_success(whole, JobTiming(self.queue_s, self.inference_s, self.batch_size))
+        except Exception:
+            self.on_failure(InternalError("the answer could not be built"))
+            raise
 
 
 class Part(NamedTuple):

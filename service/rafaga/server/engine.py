@@ -100,12 +100,20 @@ class Engine:
         return engine
 
     def run(self, inputs: Arrays) -> Arrays:
-        """`inputs` in the bundle's order, each [rows, ...]; gives the outputs likewise."""
+        """`inputs` in the bundle's order, each [rows, ...]; gives the outputs likewise.
+
+        Raises whatever ONNX Runtime raises, and ValueError when an output has not one row for each of the inputs'.
+        """
+        rows = len(inputs[0])
         if not self._batched:
             inputs = tuple(a[0, ...] for a in inputs)  # an array even without dimensions
         feed = dict(zip(self._input_names, inputs, strict=True))
         outputs = tuple(self._session.run(self._output_names, feed))
-        return outputs if self._batched else tuple(np.asarray(o)[np.newaxis] for o in outputs)
+        if not self._batched:
+            return tuple(np.asarray(o)[np.newaxis] for o in outputs)
+        if any(len(o) != rows for o in outputs):  # rows without an answer would be waited for in vain
+            raise ValueError(f"expected {rows} rows in every output, got {[len(o) for o in outputs]}")
+        return outputs
 
     def warm_up(self, samples: Samples, max_batch_size: int) -> LatencyTable:
         """Runs every bucket until it is warm, and measures it."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rafaga.bundle import Bundle, Variant
-from rafaga.errors import DeadlineExceeded, Draining, EngineFailure, InternalError
+from rafaga.errors import DeadlineExceeded, Draining, EngineFailure, InternalError, RafagaError
 from rafaga.server.batcher import Arrays, Batch, Batcher, BatchPolicy, Job, Part
 from rafaga.server.engine import Engine, Samples, assemble
 from rafaga.server.latency import LatencyTable
@@ -102,21 +102,31 @@ class ServedModel:
             self._stopping = True
             self._batcher.drain()
             self._changed.notify_all()
-        self._thread.join(timeout_s)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        self._refuse_queued()  # behind an engine that hangs, nobody else would
         self.metrics.watch_no_more()
 
     def _serve(self) -> None:
-        while (batch := self._next()) is not None:
-            try:
-                self._run(batch)
-            except Exception:
-                _LOG.exception("a batch was lost to a defect", extra={"model": self.bundle.name})
-                for part in batch.parts:
-                    part.job.fail(InternalError("the server failed on this batch; its log has the cause"))
+        try:
+            while (batch := self._next()) is not None:
+                try:
+                    self._run(batch)
+                except Exception:
+                    _LOG.exception("a batch was lost to a defect", extra={"model": self.bundle.name})
+                    for part in batch.parts:
+                        self._fail(part.job, InternalError("the server failed on this batch; its log has the cause"))
+        except Exception:
+            _LOG.critical("the engine's thread ended on a defect", exc_info=True, extra={"model": self.bundle.name})
+        finally:
+            self._refuse_queued()
+
+    def _refuse_queued(self) -> None:
         with self._changed:
+            self._batcher.drain()
             left = self._batcher.remove_all()
         for job in left:
-            job.fail(Draining("the model stopped before the request ran: send it again"))
+            self._fail(job, Draining("the model stopped before the request ran: send it again"))
 
     def _next(self) -> Batch | None:
         """Waits for a batch; None when the model is closing."""
@@ -139,10 +149,11 @@ class ServedModel:
         """Lets the threads that already hold requests queue them, before a batch is formed.
 
         They only want the interpreter for a moment, and the engine's thread often gets it first. While giving way
-        makes the queue grow, more had arrived than was queued; a lone request finds nobody to give way to.
+        makes the queue grow, more had arrived than was queued; a lone request finds nobody to give way to. Once a batch
+        is full there is nothing to gain, and under overload the queue would grow and grow.
         """
         queued, before = self._batcher.queued_rows, 0
-        while before < queued:
+        while before < queued < self._batcher.latency.efficient_rows:
             before = queued
             os.sched_yield()
             queued = self._batcher.queued_rows
@@ -150,45 +161,60 @@ class ServedModel:
     def _drop(self, jobs: Sequence[Job]) -> None:
         self.metrics.dropped("deadline", len(jobs))
         for job in jobs:
-            job.fail(DeadlineExceeded("the answer would have come after the deadline: nothing was computed"))
+            self._fail(job, DeadlineExceeded("the answer would have come after the deadline: nothing was computed"))
+
+    def _fail(self, job: Job, error: RafagaError) -> None:
+        """Fails a job, with the rows of it that still wait. Its callback cannot end the engine's thread."""
+        with self._changed:
+            self._batcher.remove(job)
+        try:
+            job.fail(error)
+        except Exception:
+            _LOG.exception("a failure could not be delivered", extra={"model": self.bundle.name})
 
     def _run(self, batch: Batch) -> None:
         start = time.perf_counter()
         seconds: float | None = None
         try:
-            outputs = self._engine.run(assemble(batch.parts))
-            seconds = time.perf_counter() - start
-        except Exception:
-            # What failed is found by halves below; the text of the cause may hold other callers' data, so only the
-            # log gets it.
-            _LOG.exception("a batch failed", extra={"model": self.bundle.name, "rows": batch.rows})
+            error = self._answer(batch.parts)
+            if error is None:
+                # With the answering, because that too keeps the engine from the next batch.
+                seconds = time.perf_counter() - start
+            else:
+                # The text of the cause may hold other callers' data, so only the log gets it.
+                about = {"model": self.bundle.name, "rows": batch.rows}
+                _LOG.error("a batch failed", exc_info=error, extra=about)
+                self._isolate(batch.parts)
         finally:
             with self._changed:
                 self._batcher.finished(batch, seconds)
-        if seconds is None:
-            self._run_in_halves(batch.parts)
-        else:
-            self._deliver(batch.parts, outputs, seconds, batch.rows)
 
-    def _run_in_halves(self, parts: Sequence[Part]) -> None:
-        """Isolates the part that makes the engine fail: it fails alone, the others are answered."""
+    def _answer(self, parts: Sequence[Part]) -> Exception | None:
+        """Runs and answers `parts`, or gives what the engine raised."""
+        start = time.perf_counter()
+        try:
+            outputs = self._engine.run(assemble(parts))
+        except Exception as error:
+            return error
+        self._deliver(parts, outputs, time.perf_counter() - start)
+        return None
+
+    def _isolate(self, parts: Sequence[Part]) -> None:
+        """Of parts that made the engine fail together, answers by halves all but those that make it fail alone."""
         if len(parts) == 1:
-            if not parts[0].job.finished:
+            job = parts[0].job
+            if not job.finished:
                 self.metrics.engine_failed()
-            parts[0].job.fail(EngineFailure("the model failed on this input; other requests are not affected"))
+            self._fail(job, EngineFailure("the model failed on this input; other requests are not affected"))
             return
         middle = len(parts) // 2
         for half in (parts[:middle], parts[middle:]):
-            rows = sum(p.stop - p.start for p in half)
-            start = time.perf_counter()
-            try:
-                outputs = self._engine.run(assemble(half))
-            except Exception:  # logged once for the whole batch
-                self._run_in_halves(half)
-            else:
-                self._deliver(half, outputs, time.perf_counter() - start, rows)
+            wanted = [part for part in half if not part.job.finished]  # the others' callers went away meanwhile
+            if wanted and self._answer(wanted) is not None:
+                self._isolate(wanted)
 
-    def _deliver(self, parts: Sequence[Part], outputs: Arrays, seconds: float, rows: int) -> None:
+    def _deliver(self, parts: Sequence[Part], outputs: Arrays, seconds: float) -> None:
+        rows = sum(part.stop - part.start for part in parts)
         # Booked first: whoever has an answer finds it in the statistics.
         done = [p.job for p in parts if p.stop == p.job.rows and not p.job.finished]
         self.metrics.batch_done(rows, seconds, [j.queue_s for j in done], sum(j.inference_s for j in done))
@@ -200,5 +226,5 @@ class ServedModel:
             except Exception:
                 # A defect in building one reply must not take the others' answers with it.
                 _LOG.exception("an answer could not be delivered", extra={"model": self.bundle.name})
-                job.on_failure(InternalError("the answer could not be built"))
+                self._fail(job, InternalError("the answer could not be built"))
             at = end
