@@ -1,1 +1,6 @@
 """PyTorch to verified ONNX bundles: `python -m export`."""
+
+import os
+
+# ONNX Runtime's Linux builds report usage to their maker unless told not to before they are loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -63,7 +63,7 @@ def build(config: Config) -> Server:
         max_queue_wait_s=config.max_queue_wait_ms / 1e3,
         max_queue_jobs=config.max_queue_requests,
     )
-    loader = Loader(policy, config.max_batch_size, config.precision, config.threads, metrics)
+    loader = Loader(policy, config.max_batch_size, config.precision.precision, config.threads, metrics)
 
     def tell(model: str, ready: bool) -> None:
         health.model(model, ready)

@@ -43,6 +43,18 @@ class ModelControl(StrEnum):
     EXPLICIT = "explicit"
 
 
+class PrecisionChoice(StrEnum):
+    AUTO = "auto"
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+    @property
+    def precision(self) -> Precision | None:
+        """None: chosen per model."""
+        return None if self is PrecisionChoice.AUTO else Precision(self.value)
+
+
 class LogFormat(StrEnum):
     JSON = "json"
     TEXT = "text"
@@ -70,7 +82,9 @@ class Config:
         None, "gRPC port for RepositoryModelLoad and -Unload; on loopback alone unless there are bearer tokens"
     )
 
-    precision: Precision = _setting(Precision.FP32, "variant to serve")
+    precision: PrecisionChoice = _setting(
+        PrecisionChoice.AUTO, "variant to serve: auto (the fastest that kept its accuracy), fp32, fp16 or int8"
+    )
     threads: int | None = _setting(None, "ONNX Runtime threads per model; default: chosen per model by a timed run")
     max_batch_size: int = _setting(32, "rows per batch, where the bundle allows as many")
     max_queue_delay_us: int = _setting(0, "how long an idle engine waits for company")

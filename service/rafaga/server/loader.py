@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +16,19 @@ from rafaga.server.metrics import Metrics
 from rafaga.server.model import ServedModel
 from rafaga.server.onnx_file import refuse_external_data
 
+_LOG = logging.getLogger(__name__)
+
+# Less is not worth giving up the answers of full precision for.
+_WORTHWHILE_SPEEDUP = 1.2
+
 
 @dataclass(frozen=True)
 class Loader:
-    """Gives models that are not started. `threads` None: chosen per model."""
+    """Gives models that are not started. `threads` and `precision` None: chosen per model."""
 
     policy: BatchPolicy
     max_batch_size: int
-    precision: Precision
+    precision: Precision | None
     threads: int | None
     metrics: Metrics
 
@@ -54,11 +60,30 @@ class Loader:
         return ServedModel(described, None, engine, latency, self.policy, self.metrics.model(name), samples)
 
     def _choose(self, bundle: Bundle) -> Variant:
-        variant = bundle.variant(self.precision)
-        if variant is None:
+        if self.precision is None:
+            variant, why = fastest_eligible(bundle)
+            _LOG.info("variant chosen", extra={"model": bundle.name, "precision": variant.precision.value, "why": why})
+            return variant
+        wanted = bundle.variant(self.precision)
+        if wanted is None:
             there = ", ".join(v.precision for v in bundle.variants)
             raise BundleError(f"{bundle.name} has no {self.precision} variant, only {there}")
-        return variant
+        return wanted
+
+
+def fastest_eligible(bundle: Bundle) -> tuple[Variant, str]:
+    """The variant to serve on a CPU when nobody says which, and why.
+
+    A variant other than fp32 must have kept its accuracy, as measured by export, and be clearly faster.
+    """
+    full = bundle.variant(Precision.FP32) or bundle.variants[0]
+    faster = [
+        v for v in bundle.variants if v is not full and v.default_eligible and v.cpu_speedup >= _WORTHWHILE_SPEEDUP
+    ]
+    if not faster:
+        return full, "no other variant both kept its accuracy and is clearly faster"
+    best = max(faster, key=lambda v: v.cpu_speedup)
+    return best, f"{best.cpu_speedup:.1f} times as fast as {full.precision} at export, and it kept its accuracy"
 
 
 def is_plain(folder: Path) -> bool:

@@ -23,9 +23,10 @@ import grpc
 from rafaga.errors import RafagaError, Status, to_status
 from rafaga.server.calls import Authenticator, Call, Metadata, Router
 from rafaga.server.health import MAX_WATCHES
+from rafaga.server.services.open_inference_stream import MAX_STREAMS
 
-# For health, reflection, and calls that the Router is about to refuse.
-_SPARE_THREADS = MAX_WATCHES + 64
+# For health, reflection, streams, and calls that the Router is about to refuse.
+_SPARE_THREADS = MAX_WATCHES + MAX_STREAMS + 64
 
 PAUSE_BEFORE_CLOSE_S = 0.2
 
