@@ -32,8 +32,8 @@ def prepare(data: bytes, preparation: ImagePreparation, max_pixels: int) -> NDAr
                 raise InvalidImage(f"expected 8 bits per channel, got an image of mode {image.mode}: convert it first")
             _shrink_while_decoding(image, preparation)
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            pixels = _resized(upright.convert("L" if preparation.channels == 1 else "RGB"), preparation)
+            colours = ImageOps.exif_transpose(image).convert("L" if preparation.channels == 1 else "RGB")
+            pixels = _resized(colours, preparation, max_pixels)
     except InvalidImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -60,18 +60,23 @@ def _shrink_while_decoding(image: Image.Image, preparation: ImagePreparation) ->
         image.draft(image.mode, (round(image.width * scale), round(image.height * scale)))
 
 
-def _resized(image: Image.Image, preparation: ImagePreparation) -> Image.Image:
+def _resized(image: Image.Image, preparation: ImagePreparation, max_pixels: int) -> Image.Image:
     height, width, shorter = preparation.height, preparation.width, preparation.resize_shorter
-    if shorter is not None:
-        scaled = _shorter_side(image.size, shorter)
-        if scaled != image.size:
-            image = image.resize(scaled, Image.Resampling.BILINEAR)
-    if height is None or width is None or image.size == (width, height):
-        return image
     if shorter is None:
-        return image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))
+        free = height is None or width is None or image.size == (width, height)
+        return image if free else image.resize((width or 0, height or 0), Image.Resampling.BILINEAR)
+    scaled = _shorter_side(image.size, shorter)
+    left = 0 if width is None else round((scaled[0] - width) / 2)
+    top = 0 if height is None else round((scaled[1] - height) / 2)
+    if height is None or width is None or left < 0 or top < 0:
+        if scaled[0] * scaled[1] > max_pixels:
+            raise _too_large(scaled[0] * scaled[1], max_pixels)
+        whole = image.resize(scaled, Image.Resampling.BILINEAR)
+        return whole if height is None or width is None else whole.crop((left, top, left + width, top + height))
+    # Only the part that is kept is computed: the whole of an image of 1x3000 pixels would be of 256x768000.
+    x, y = image.width / scaled[0], image.height / scaled[1]
+    box = (left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height))
+    return image.resize((width, height), Image.Resampling.BILINEAR, box)
 
 
 def _shorter_side(size: tuple[int, int], shorter: int) -> tuple[int, int]:

@@ -1,0 +1,208 @@
+"""Files to pixels: what torchvision's transforms give on PIL images, and an error for whatever is no image of ours."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import tracemalloc
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rafaga.bundle import ImagePreparation
+from rafaga.errors import InvalidImage
+from rafaga.images import prepare
+
+LIMIT = 50_000_000
+IMAGENET = ImagePreparation(height=224, width=224, channels=3, resize_shorter=256)
+MNIST = ImagePreparation(height=28, width=28, channels=1)
+FREE = ImagePreparation(height=None, width=None, channels=3)
+
+DATA = Path(os.environ.get("RAFAGA_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+PHOTOS = DATA / "imagenet_samples" / "images"
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    """Smooth, as photos are, and different everywhere."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x / (7 + k) + seed) + np.cos(y / (11 + 2 * k)) + np.sin((x + y) / (23 + k)) for k in range(4)]
+    pixels = (np.stack(waves, -1) * 42 + 128).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(pixels[..., :3]).convert(mode) if mode != "RGBA" else Image.fromarray(pixels)
+
+
+def by_torchvision(image: Image.Image, preparation: ImagePreparation) -> np.ndarray:
+    transforms = pytest.importorskip("torchvision.transforms")
+    steps = [transforms.Resize(preparation.resize_shorter or (preparation.height, preparation.width))]
+    if preparation.resize_shorter:
+        steps.append(transforms.CenterCrop((preparation.height, preparation.width)))
+    pixels = np.asarray(transforms.Compose(steps)(image.convert("L" if preparation.channels == 1 else "RGB")))
+    return pixels[..., np.newaxis] if preparation.channels == 1 else pixels
+
+
+def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
+    """Equal but for the last bit of a few values: coordinates are rounded in another place."""
+    assert got.shape == expected.shape
+    assert got.dtype == np.uint8
+    difference = np.abs(got.astype(int) - expected.astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01
+
+
+class TestLikeTorchvision:
+    @pytest.mark.parametrize(
+        "size", [(256, 256), (224, 224), (500, 333), (333, 500), (257, 900), (1000, 260), (97, 41), (3, 2), (1, 1)]
+    )
+    def test_sizes(self, size: tuple[int, int]) -> None:
+        image = picture(*size)
+        assert_close(prepare(encoded(image), IMAGENET, LIMIT), by_torchvision(image, IMAGENET))
+
+    @pytest.mark.parametrize("preparation", [IMAGENET, ImagePreparation(height=160, width=200, channels=3)])
+    @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "CMYK"])
+    def test_modes(self, mode: str, preparation: ImagePreparation) -> None:
+        image = picture(300, 280).convert(mode)
+        data = encoded(image, "JPEG" if mode == "CMYK" else "PNG")
+        with Image.open(io.BytesIO(data)) as opened:
+            assert_close(prepare(data, preparation, LIMIT), by_torchvision(opened, preparation))
+
+    def test_a_crop_that_is_larger_than_the_resized_image_is_padded(self) -> None:
+        preparation = ImagePreparation(height=64, width=64, channels=3, resize_shorter=48)
+        image = picture(100, 100)
+        assert_close(prepare(encoded(image), preparation, LIMIT), by_torchvision(image, preparation))
+
+    def test_grey(self) -> None:
+        image = picture(90, 70)
+        assert_close(prepare(encoded(image), MNIST, LIMIT), by_torchvision(image, MNIST))
+
+    def test_an_image_of_the_right_size_is_taken_as_it_is(self) -> None:
+        image = picture(28, 28, "L")
+        assert (prepare(encoded(image), MNIST, LIMIT)[..., 0] == np.asarray(image)).all()
+
+    def test_photos(self) -> None:
+        photos = sorted(PHOTOS.glob("*.JPEG"))[::40]
+        if not photos:
+            pytest.skip(f"needs {PHOTOS}: set RAFAGA_DATA")
+        for photo in photos:
+            with Image.open(photo) as image:
+                assert_close(prepare(photo.read_bytes(), IMAGENET, LIMIT), by_torchvision(image, IMAGENET))
+
+    def test_large_jpegs_are_shrunk_while_decoding(self) -> None:
+        """Not bit by bit what a full decode gives, and near enough to it."""
+        image = picture(2400, 1600)
+        got = prepare(encoded(image, "JPEG", quality=95), IMAGENET, LIMIT).astype(int)
+        assert np.abs(got - by_torchvision(image, IMAGENET).astype(int)).mean() < 1.0
+
+    def test_any_size_means_only_decoded(self) -> None:
+        image = picture(77, 33)
+        assert (prepare(encoded(image), FREE, LIMIT) == np.asarray(image)).all()
+
+    def test_any_size_with_a_shorter_side(self) -> None:
+        preparation = ImagePreparation(height=None, width=None, channels=3, resize_shorter=50)
+        assert prepare(encoded(picture(77, 100)), preparation, LIMIT).shape == (64, 50, 3)
+
+
+class TestOrientation:
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_exif_says_which_side_is_up(self, orientation: int) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        pixels = np.zeros((64, 96, 3), np.uint8)
+        pixels[:32, :32] = (255, 0, 0)
+        got = prepare(encoded(Image.fromarray(pixels), "JPEG", exif=exif, quality=100), FREE, LIMIT)
+        assert got.shape == ((96, 64, 3) if orientation >= 5 else (64, 96, 3))
+        # Where the corner that was drawn first is to be seen: top left, top right, bottom right or bottom left.
+        rows, columns = got.shape[:2]
+        corners = [got[8, 8], got[8, columns - 8], got[rows - 8, columns - 8], got[rows - 8, 8]]
+        assert int(np.argmax([c[0] for c in corners])) == [0, 1, 2, 3, 0, 1, 2, 3][orientation - 1]
+
+    @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # by Pillow
+    def test_damaged_exif_is_no_reason_to_refuse_an_image(self) -> None:
+        image = picture(40, 30)
+        data = encoded(image, "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff nonsense")
+        assert prepare(data, FREE, LIMIT).shape == (30, 40, 3)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"",
+            b"not an image",
+            b"\xff\xd8\xff",
+            b"\x89PNG\r\n\x1a\n",
+            encoded(picture(20, 20), "GIF"),
+            encoded(picture(20, 20), "BMP"),
+            encoded(picture(20, 20), "TIFF"),
+            encoded(picture(20, 20), "WEBP"),
+        ],
+    )
+    def test_what_is_neither_jpeg_nor_png(self, data: bytes) -> None:
+        with pytest.raises(InvalidImage, match="whole JPEG or PNG file"):
+            prepare(data, IMAGENET, LIMIT)
+
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+    @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+    def test_truncated_files(self, kind: str, share: float) -> None:
+        data = encoded(picture(200, 200), kind)
+        with pytest.raises(InvalidImage):
+            prepare(data[: int(len(data) * share)], IMAGENET, LIMIT)
+
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+    def test_damaged_files_give_pixels_or_a_clean_error(self, kind: str) -> None:
+        data = encoded(picture(120, 100), kind)
+        rng = np.random.default_rng(0)
+        for _ in range(200):
+            damaged = bytearray(data)
+            for at in rng.integers(0, len(data), 3):
+                damaged[at] = rng.integers(0, 256)
+            with suppress(InvalidImage):
+                assert prepare(bytes(damaged), IMAGENET, LIMIT).shape == (224, 224, 3)
+
+    def test_sixteen_bits_of_grey(self) -> None:
+        """Pillow's conversion would clip them to white."""
+        data = encoded(Image.fromarray(np.full((30, 30), 30_000, np.uint16)))
+        with pytest.raises(InvalidImage, match="8 bits per channel"):
+            prepare(data, MNIST, LIMIT)
+
+    def test_more_pixels_than_allowed(self) -> None:
+        with pytest.raises(InvalidImage, match="at most 5000 pixels, got 6000"):
+            prepare(encoded(picture(60, 100)), IMAGENET, 5000)
+
+    @pytest.mark.parametrize("size", [(14_143, 14_143), (60_000, 60_000), (2**31 - 1, 1)])
+    def test_a_bomb_is_refused_by_its_header(self, size: tuple[int, int]) -> None:
+        """A small file that declares hundreds of megapixels: nothing of that size is ever allocated."""
+        tracemalloc.start()
+        try:
+            with pytest.raises(InvalidImage):
+                prepare(_png_header(*size), IMAGENET, LIMIT)
+            assert tracemalloc.get_traced_memory()[1] < 10e6
+        finally:
+            tracemalloc.stop()
+
+    def test_a_sliver_is_not_blown_up(self) -> None:
+        """1x40000 pixels, shorter side to 256: the whole of it would be of 2.6 gigapixels."""
+        assert prepare(encoded(Image.new("RGB", (1, 40_000))), IMAGENET, LIMIT).shape == (224, 224, 3)
+        assert prepare(encoded(Image.new("RGB", (40_000, 1))), IMAGENET, LIMIT).shape == (224, 224, 3)
+
+    def test_a_sliver_of_any_size(self) -> None:
+        preparation = ImagePreparation(height=None, width=None, channels=3, resize_shorter=256)
+        with pytest.raises(InvalidImage, match="smaller image"):
+            prepare(encoded(Image.new("RGB", (1, 40_000))), preparation, LIMIT)
+
+
+def _png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")

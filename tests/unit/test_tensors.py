@@ -1,0 +1,77 @@
+"""Bytes of the wire and arrays: nothing is allocated or believed before sizes agree."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from rafaga.errors import InvalidTensor
+from rafaga.tensors import check_shape, describe, from_wire, to_wire
+
+UINT8, FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
+
+
+@settings(derandomize=True, deadline=None)
+@given(
+    arrays.arrays(
+        st.sampled_from([np.uint8, np.int64, np.float32, np.float64, np.bool_]).map(np.dtype),
+        arrays.array_shapes(max_dims=4, max_side=5),
+    )
+)
+def test_there_and_back(array: np.ndarray) -> None:
+    back = from_wire(to_wire(array), array.dtype, array.shape)
+    assert back.shape == array.shape
+    np.testing.assert_array_equal(back, array)
+
+
+def test_a_view_is_given_and_nothing_copied() -> None:
+    data = bytes(range(24))
+    view = from_wire(data, UINT8, (2, 3, 4))
+    assert not view.flags.owndata
+    assert not view.flags.writeable
+    assert view[1, 0, 0] == 12
+
+
+def test_the_wire_is_little_endian() -> None:
+    assert to_wire(np.array([1.0], ">f4")) == to_wire(np.array([1.0], "<f4")) == b"\x00\x00\x80?"
+    assert from_wire(b"\x00\x00\x80?", FLOAT32, (1,))[0] == 1.0
+
+
+def test_rows_come_one_after_another_however_they_lie_in_memory() -> None:
+    assert to_wire(np.asfortranarray(np.arange(6, dtype=np.uint8).reshape(2, 3))) == bytes(range(6))
+
+
+@pytest.mark.parametrize("size", [0, 23, 25])
+def test_as_many_bytes_as_declared(size: int) -> None:
+    with pytest.raises(InvalidTensor, match=r"expected 24 bytes for uint8 \[2, 3, 4\], got"):
+        from_wire(bytes(size), UINT8, (2, 3, 4))
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 2**32 - 1)])
+def test_no_elements(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidTensor, match="at least one element"):
+        from_wire(b"", UINT8, shape)
+
+
+def test_declared_sizes_are_only_numbers() -> None:
+    """Four times the largest that the wire can declare: compared, never allocated, and no overflow."""
+    with pytest.raises(InvalidTensor, match="got 4"):
+        from_wire(b"1234", FLOAT32, (2**32 - 1,) * 4)
+
+
+def test_shapes_that_fit() -> None:
+    check_shape("pixels", (7, 28, 28, 1), (None, 28, 28, 1))
+
+
+@pytest.mark.parametrize("got", [(7, 28, 28), (7, 28, 28, 1, 1), (7, 27, 28, 1), ()])
+def test_shapes_that_do_not(got: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidTensor, match=r"expected pixels of shape \[N, 28, 28, 1\], got \["):
+        check_shape("pixels", got, (None, 28, 28, 1))
+
+
+def test_shapes_for_people() -> None:
+    assert describe((None, None, 3)) == "[N, any, 3]"
+    assert describe((2, 3)) == "[2, 3]"
+    assert describe(()) == "[]"
