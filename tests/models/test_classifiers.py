@@ -1,0 +1,139 @@
+"""The classifiers against what their papers say of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision.models
+from torch import nn
+from torchvision.models.resnet import Bottleneck
+
+from models.cifar_resnet import CifarConfig, CifarResNet
+from models.cnn import DigitCNN
+from models.googlenet import GoogLeNetClassifier, NaiveInception
+from models.lenet import LeNet5
+from models.plain import PlainBlock, plain34
+from tests.models.counting import multiply_adds, on_meta, parameters, shapes
+
+
+def test_lenet5_layer_by_layer() -> None:
+    module = LeNet5().eval()
+    found = shapes(module, torch.zeros(1, 1, 28, 28))
+    assert found["c1"] == (6, 28, 28)  # 28 = 32 - 4: the digit was padded
+    assert found["c3"] == (16, 10, 10)
+    assert found["c5"] == (120, 1, 1)
+    assert found["f6"] == (84,)
+    assert found["output"] == (10,)
+    assert parameters(module) == 61_706
+
+
+def test_lenet5_is_the_layers_one_after_another() -> None:
+    torch.manual_seed(0)
+    m = LeNet5().eval()
+    written_out = nn.Sequential(
+        nn.ZeroPad2d(2), m.c1, nn.Tanh(), nn.AvgPool2d(2, 2), m.c3, nn.Tanh(), nn.AvgPool2d(2, 2),
+        m.c5, nn.Tanh(), nn.Flatten(), m.f6, nn.Tanh(), m.output,
+    )  # fmt: skip
+    image = torch.rand(3, 1, 28, 28)
+    assert torch.equal(m(image), written_out(image))
+
+
+def test_the_first_cnn() -> None:
+    module = DigitCNN().eval()
+    found = shapes(module, torch.zeros(1, 1, 28, 28))
+    assert (found["conv1"], found["conv2"]) == ((32, 28, 28), (64, 14, 14))
+    assert (found["dense"], found["output"]) == ((1024,), (10,))
+    assert parameters(module) == 3_241_354
+
+
+@pytest.mark.parametrize(("depth", "count"), [(20, 269_722), (56, 853_018)])
+def test_cifar_networks(depth: int, count: int) -> None:
+    residual, plain = (CifarResNet(CifarConfig(depth, residual)).eval() for residual in (True, False))
+    assert parameters(residual) == parameters(plain) == count  # the shortcuts are free
+    layers = [m for m in residual.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(layers) == depth
+    found = shapes(residual, torch.zeros(1, 3, 32, 32))
+    assert [found[f"stage{i}"] for i in (1, 2, 3)] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+
+
+def test_cifar_shortcuts_carry_the_input() -> None:
+    module = CifarResNet(CifarConfig(20, residual=True)).eval()
+    block = module.stage2[0]
+    nn.init.zeros_(block.bn2.weight)  # the residual branch gives nothing
+    x = torch.rand(2, 16, 32, 32)
+    y = block(x)
+    assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2])
+    assert not y[:, :8].any()
+    assert not y[:, 24:].any()
+
+
+def test_cifar_depth_must_be_6n_plus_2() -> None:
+    with pytest.raises(ValueError, match="6n"):
+        CifarResNet(CifarConfig(21, residual=True))
+
+
+def test_vgg16_has_13_convolutions_and_3_dense_layers() -> None:
+    module = on_meta(lambda: torchvision.models.vgg16(init_weights=False))
+    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+    dense = [m.out_features for m in module.modules() if isinstance(m, nn.Linear)]
+    assert len(convolutions) == 13
+    assert {(m.kernel_size, m.stride) for m in convolutions} == {((3, 3), (1, 1))}
+    assert dense == [4096, 4096, 1000]
+    assert parameters(module) == 138_357_544
+
+
+def test_vgg19_costs_19_6_billion_multiply_adds() -> None:
+    module = on_meta(lambda: torchvision.models.vgg19(init_weights=False))
+    assert multiply_adds(module, 3, 224, 224) == pytest.approx(19.6e9, rel=0.01)
+
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+@pytest.mark.parametrize(("depth", "billions"), [(18, 1.8), (34, 3.6), (50, 3.8), (101, 7.6), (152, 11.3)])
+def test_resnets_are_built_and_cost_as_the_paper_says(depth: int, billions: float) -> None:
+    module = on_meta(getattr(torchvision.models, f"resnet{depth}"))
+    stages = (module.layer1, module.layer2, module.layer3, module.layer4)
+    assert tuple(len(stage) for stage in stages) == BLOCKS[depth]
+    found = shapes(module, torch.zeros(1, 3, 224, 224, device="meta"))
+    assert found["conv1"] == (64, 112, 112)
+    widths = [64, 128, 256, 512] if depth < 50 else [256, 512, 1024, 2048]
+    sizes = [56, 28, 14, 7]
+    assert [found[f"layer{i}"] for i in range(1, 5)] == [(w, s, s) for w, s in zip(widths, sizes, strict=True)]
+    for block in module.modules():
+        if isinstance(block, Bottleneck):  # the paper's stride is in the 1x1, torchvision's in the 3x3
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+    assert multiply_adds(module, 3, 224, 224) == pytest.approx(billions * 1e9, rel=0.025)
+
+
+def test_plain34_is_resnet34_without_shortcuts() -> None:
+    plain, residual = on_meta(plain34), on_meta(torchvision.models.resnet34)
+    assert multiply_adds(plain, 3, 224, 224) == pytest.approx(3.6e9, rel=0.025)
+    dropped = {key for key in residual.state_dict() if ".downsample." in key}
+    assert set(plain.state_dict()) == set(residual.state_dict()) - dropped
+    block = PlainBlock(4, 4).eval()
+    nn.init.zeros_(block.bn2.weight)
+    assert not block(torch.rand(1, 4, 8, 8)).any()
+
+
+def test_googlenet_costs_1_5_billion_multiply_adds_and_has_few_parameters() -> None:
+    module, alexnet = on_meta(GoogLeNetClassifier), on_meta(torchvision.models.alexnet)
+    assert multiply_adds(module, 3, 224, 224) == pytest.approx(1.5e9, rel=0.03)
+    assert parameters(module) == 6_624_904
+    # "12x fewer than AlexNet" is the paper's count of its own network; torchvision's two networks stand at 9.2.
+    assert parameters(alexnet) / parameters(module) == pytest.approx(9.2, abs=0.05)
+
+
+def test_googlenet_has_22_layers_and_3x3_in_the_5x5_branch() -> None:
+    module = on_meta(GoogLeNetClassifier)
+    inceptions = [m for name, m in module.named_children() if name.startswith("inception")]
+    assert 3 + 2 * len(inceptions) + 1 == 22
+    assert {m.branch3[1].conv.kernel_size for m in inceptions} == {(3, 3)}
+
+
+def test_the_naive_inception_module_costs_more_and_can_only_grow() -> None:
+    naive = on_meta(lambda: NaiveInception(192, ones=64, threes=128, fives=32))
+    reduced = on_meta(lambda: torchvision.models.googlenet(init_weights=False).inception3a)
+    assert shapes(naive, torch.zeros(1, 192, 28, 28, device="meta"))[""] == (64 + 128 + 32 + 192, 28, 28)
+    assert shapes(reduced, torch.zeros(1, 192, 28, 28, device="meta"))[""] == (256, 28, 28)
+    assert multiply_adds(naive, 192, 28, 28) > 2 * multiply_adds(reduced, 192, 28, 28)

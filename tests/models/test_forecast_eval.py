@@ -1,0 +1,62 @@
+"""Rolling origins, figures and baselines, on series whose answers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.entry import SeriesInput
+from models.training.forecast_eval import baselines, evaluate, held_out, rolling_origins, seasonal_naive, training_size
+
+SPEC = SeriesInput(
+    min_history=8, max_history=20, max_horizon=3, quantile_levels=(0.1, 0.5, 0.9), season=4, step="quarter", unit="x"
+)
+SERIES = np.arange(100, dtype=np.float32)
+
+
+def test_the_last_fifth_is_held_out() -> None:
+    origins = held_out(SERIES, SPEC)
+    assert training_size(SERIES) == 80
+    assert len(origins.length) == 18  # 80 .. 97: three steps ahead still end inside
+    assert origins.future[0].tolist() == [80, 81, 82]
+    assert origins.future[-1].tolist() == [97, 98, 99]
+    assert (origins.history[:, -1] == origins.future[:, 0] - 1).all()
+    assert set(origins.length) == {20}  # the longest that the model takes
+
+
+def test_short_histories_are_padded_with_zeros() -> None:
+    origins = rolling_origins(SERIES, SPEC, start=0, stop=15)
+    assert origins.length.tolist() == [8, 9, 10, 11, 12]
+    assert origins.history[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0]
+
+
+def test_figures_of_a_forecast_that_is_always_one_too_low() -> None:
+    origins = held_out(SERIES, SPEC)
+
+    def forecast(history: np.ndarray, length: np.ndarray) -> np.ndarray:
+        last = history[np.arange(len(length)), length - 1]
+        median = last[:, None] + np.array([0, 1, 2], dtype=np.float32)
+        return np.stack([median - 2, median, median + 2], axis=2)
+
+    figures = {m.name: m.value for m in evaluate(origins, SPEC, forecast, "a line")}
+    assert figures["mase"] == pytest.approx(1 / 4)  # one off, where the seasonal-naive forecast is 4 off
+    assert figures["coverage_80"] == 1
+    assert figures["pinball"] == pytest.approx((0.1 * 3 + 0.5 * 1 + 0.1 * 1) / 3)
+
+
+def test_coverage_counts_observations_inside() -> None:
+    origins = held_out(SERIES, SPEC)
+    too_high = [np.full((18, 3, 3), 1e3, dtype=np.float32)]
+    figures = {m.name: m.value for m in evaluate(origins, SPEC, lambda *_: too_high[0], "a line")}
+    assert figures["coverage_80"] == 0
+
+
+def test_baselines_of_a_seasonal_series() -> None:
+    rng = np.random.default_rng(0)
+    series = np.tile(np.array([1, 5, 2, 8]), 30) + np.arange(120) * 0.5 + rng.normal(0, 0.1, 120)
+    origins = held_out(series.astype(np.float32), SPEC)
+    naive = seasonal_naive(origins, SPEC)
+    assert np.abs(origins.future - naive).mean() == pytest.approx(2, abs=0.1)  # half a unit per step, four steps
+    figures = {m.name: m.value for m in baselines(origins, SPEC, "a line")}
+    assert figures["mase_seasonal_naive"] == pytest.approx(1, abs=0.05)
+    assert figures["mase_holt_winters"] < 0.2

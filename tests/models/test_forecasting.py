@@ -1,0 +1,104 @@
+"""Forecasters: padding never shows, quantiles never cross, and ONNX answers as PyTorch does at every length."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from export.graph import serving_graph
+from export.onnx import to_onnx
+from models.entry import Entry
+from models.forecasting import Cell, ElmanRNN, Forecaster, ForecasterConfig
+from models.zoo import catalogue, load_weights
+
+CONFIG = ForecasterConfig(
+    cell=Cell.LSTM, hidden=8, season=4, max_horizon=6, quantile_levels=(0.1, 0.5, 0.9), recent=40, drift=True
+)
+
+
+def histories(lengths: list[int], total: int, season: int) -> tuple[Tensor, Tensor]:
+    """Rising, seasonal, noisy; zeros behind the end. [N, total], [N]"""
+    torch.manual_seed(1)
+    step = torch.arange(total)
+    rows = 300 + 0.1 * step + 3 * torch.sin(2 * torch.pi * step / season) + torch.randn(len(lengths), total)
+    length = torch.tensor(lengths)
+    return rows * (step < length[:, None]), length
+
+
+@pytest.fixture(params=list(Cell))
+def module(request: pytest.FixtureRequest) -> Forecaster:
+    torch.manual_seed(0)
+    return Forecaster(replace(CONFIG, cell=request.param)).eval()
+
+
+def test_ragged_histories_share_a_batch_exactly(module: Forecaster) -> None:
+    history, length = histories([8, 30, 19, 60], total=60, season=4)
+    together = module(history, length)
+    for row, n in enumerate(length.tolist()):
+        alone = module(history[row : row + 1, :n], length[row : row + 1])
+        assert torch.allclose(together[row], alone[0], atol=1e-4, rtol=0)  # of 300: a unit in the last place is 3e-5
+
+
+def test_what_lies_behind_the_end_is_never_read(module: Forecaster) -> None:
+    history, length = histories([10, 20], total=25, season=4)
+    garbage = torch.where(history == 0, torch.tensor(1e6), history)
+    assert torch.equal(module(history, length), module(garbage, length))
+
+
+def test_quantiles_ascend(module: Forecaster) -> None:
+    history, length = histories([8, 60], total=60, season=4)
+    nn.init.normal_(module.head.weight, std=10)  # far from anything that training would give
+    assert (module(history, length).diff(dim=2) >= 0).all()
+
+
+def test_answers_follow_the_unit_of_the_history(module: Forecaster) -> None:
+    history, length = histories([40], total=40, season=4)
+    expected = module(history, length) * 10 + 500
+    assert torch.allclose(module(history * 10 + 500, length), expected, atol=0.1, rtol=0)
+
+
+def test_a_network_that_says_nothing_gives_the_seasonal_naive_forecast_with_drift() -> None:
+    module = Forecaster(CONFIG).eval()
+    nn.init.zeros_(module.head.weight)
+    nn.init.zeros_(module.head.bias)
+    season = torch.tensor([1.0, 5.0, 2.0, 8.0])
+    history = torch.cat([season, season + 2, season + 4])[None]  # 2 more every season
+    median = module(history, torch.tensor([12]))[0, :, 1]
+    assert torch.allclose(median, torch.tensor([7.0, 11, 8, 14, 9, 13]), atol=1e-3)
+
+
+def test_a_constant_history_stays_finite(module: Forecaster) -> None:
+    assert torch.allclose(module(torch.full((1, 12), 7.0), torch.tensor([12])), torch.tensor(7.0), atol=1e-3)
+
+
+def test_the_rnn_is_torchs_own() -> None:
+    torch.manual_seed(0)
+    ours = ElmanRNN(3, 5)
+    reference = nn.RNN(3, 5, batch_first=True)
+    reference.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 7, 3)
+    assert torch.equal(ours(x)[0], reference(x)[0])
+
+
+FORECASTERS = [e for e in catalogue().values() if e.name.endswith("-co2")]
+
+
+@pytest.mark.parametrize("entry", FORECASTERS, ids=lambda e: e.name)
+def test_onnx_gives_the_same_at_every_length(entry: Entry, tmp_path: Path) -> None:
+    module = entry.build()
+    load_weights(entry, module)
+    graph = serving_graph(entry, module)
+    history, length = histories([40, 33], total=40, season=12)
+    to_onnx(graph, {"history": history.numpy(), "length": length.numpy()}, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for lengths, total in (([24], 24), ([480, 24, 100], 480), ([50] * 5, 64)):
+        history, length = histories(lengths, total, season=12)
+        inputs = {"history": history.numpy(), "length": length.numpy()}
+        (found,) = session.run(None, inputs)
+        np.testing.assert_allclose(found, graph.reference(inputs)["quantiles"], atol=2e-4)

@@ -1,0 +1,70 @@
+"""The shipped weights, measured again on what training never saw."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from models.entry import Corpus, Entry, ImageInput, SeriesInput, Shipped
+from models.training.data import Series, load_co2, load_etth1, load_mnist, load_sp500
+from models.training.forecast_eval import evaluate, held_out
+from models.training.images import prepare
+from models.zoo import catalogue, load_weights
+from tests.models.places import data_root
+
+SHIPPED = {name: e for name, e in catalogue().items() if isinstance(e.weights, Shipped) and e.weights.path.exists()}
+
+
+def recorded(entry: Entry) -> dict[str, float]:
+    assert isinstance(entry.weights, Shipped)
+    record = json.loads(entry.weights.path.with_suffix(".json").read_text())
+    return {m["name"]: m["value"] for m in record["metrics"]}
+
+
+def series_of(corpus: Corpus | None) -> Series:
+    if corpus is Corpus.CO2:
+        return load_co2()
+    root = data_root("timeseries")
+    return load_etth1(root) if corpus is Corpus.ETTH1 else load_sp500(root)
+
+
+@pytest.mark.parametrize("name", [n for n, e in SHIPPED.items() if isinstance(e.input, SeriesInput)])
+def test_forecasters_reach_what_is_recorded(name: str) -> None:
+    entry = SHIPPED[name]
+    assert isinstance(entry.input, SeriesInput)
+    module = entry.build().eval()
+    load_weights(entry, module)
+
+    def forecast(history: object, length: object) -> Series:
+        with torch.inference_mode():
+            return module(torch.from_numpy(history), torch.from_numpy(length)).numpy()
+
+    measured = evaluate(held_out(series_of(entry.corpus), entry.input), entry.input, forecast, entry.dataset)
+    noted = recorded(entry)
+    for metric in measured:
+        assert metric.value == pytest.approx(noted[metric.name], abs=2e-3), metric.name
+    assert noted["mase"] < noted["mase_seasonal_naive"]
+
+
+def test_the_intervals_of_lstm_co2_hold_their_share() -> None:
+    noted = recorded(SHIPPED["lstm-co2"])
+    for percent in (50, 80, 90):
+        assert noted[f"coverage_{percent}"] == pytest.approx(percent / 100, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["lenet5-mnist", "cnn-mnist"])
+def test_digits_are_read_as_well_as_recorded(name: str) -> None:
+    images, labels = load_mnist(data_root("mnist"), train=False)
+    entry = SHIPPED[name]
+    assert isinstance(entry.input, ImageInput)
+    module = entry.build().eval()
+    load_weights(entry, module)
+    correct = 0
+    with torch.inference_mode():
+        for start in range(0, len(labels), 1000):
+            chosen = slice(start, start + 1000)
+            logits = module(prepare(torch.from_numpy(images[chosen].copy()), entry.input))
+            correct += int((logits.argmax(1) == torch.from_numpy(labels[chosen])).sum())
+    assert correct / len(labels) == pytest.approx(recorded(entry)["top1"], abs=2e-4)

@@ -1,0 +1,194 @@
+"""The training command: data in every place they may lie, runs that resume, records that tell the truth."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from rafaga.bundle import Metric
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from models.training import data
+from models.training.__main__ import main
+from models.training.data import DataUnavailable, load_co2, load_etth1, load_mnist, load_sp500
+from models.training.images import crop_and_flip, jitter_digits
+from models.training.loop import Batch, Optimiser, Problem, Schedule, fit
+from models.zoo import catalogue
+from tests.models.places import data_root
+
+QUIET = Console(quiet=True)
+
+
+def write_mnist(folder: Path, packed: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    labels = np.arange(256, dtype=np.uint8) % 10
+    images = rng.integers(0, 40, (256, 28, 28), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[2 * label : 2 * label + 6, 4:24] = 255  # told apart by height
+    for stem in ("train", "t10k"):
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            raw = b"\x00\x00\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+            name = f"{stem}-{kind}-ubyte"
+            if packed:
+                (folder / f"{name}.gz").write_bytes(gzip.compress(raw))
+            else:
+                (folder / name).write_bytes(raw)
+    return images, labels
+
+
+@pytest.mark.parametrize("inside", ["mnist", "MNIST/raw", "."])
+@pytest.mark.parametrize("packed", [True, False])
+def test_mnist_is_found_wherever_people_keep_it(tmp_path: Path, inside: str, packed: bool) -> None:
+    root = tmp_path / "data"
+    images, labels = write_mnist(root / inside, packed)
+    found, found_labels = load_mnist(root, train=False)
+    assert (found == images).all()
+    assert (found_labels == labels).all()
+    assert (found.dtype, found_labels.dtype) == (np.uint8, np.int64)
+
+
+def test_the_environment_names_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mnist(tmp_path / "mnist")
+    monkeypatch.setenv("RAFAGA_DATA", str(tmp_path))
+    assert load_mnist(None, train=True)[0].shape == (256, 28, 28)
+
+
+@pytest.mark.parametrize("load", [lambda r: load_mnist(r, True), load_etth1, load_sp500])
+def test_what_is_not_in_a_given_folder_is_not_looked_for_elsewhere(load: object, tmp_path: Path) -> None:
+    with pytest.raises(DataUnavailable, match=str(tmp_path)):
+        load(tmp_path)
+
+
+def test_offline_the_manual_way_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.delenv("RAFAGA_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("torchvision.datasets.MNIST", refuse)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    for load in (lambda: load_mnist(None, True), lambda: load_etth1(None), lambda: load_sp500(None)):
+        with pytest.raises(DataUnavailable, match=r"no route to host[\s\S]*RAFAGA_DATA"):
+            load()
+
+
+def test_a_file_that_is_no_idx_file_is_refused(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "mnist", packed=False)
+    (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(b"<html>moved</html>")
+    with pytest.raises(DataUnavailable, match="no idx file"):
+        load_mnist(tmp_path, train=True)
+
+
+def test_the_co2_record() -> None:
+    series = load_co2()
+    assert (series.dtype, series.shape) == (np.float32, (526,))
+    assert np.isfinite(series).all()
+    assert 310 < series.min() < series.max() < 375
+
+
+def test_the_series_of_a_copy() -> None:
+    root = data_root("timeseries")
+    assert load_etth1(root).shape == (17420,)
+    assert load_sp500(root).shape == (5105,)
+
+
+@pytest.mark.parametrize("table", [data.ETTH1, data.SP500], ids=lambda t: t.name)
+def test_the_copies_are_what_a_download_is_checked_against(table: data.Table) -> None:
+    import hashlib
+
+    content = (data_root("timeseries") / "timeseries" / table.name).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == table.sha256
+
+
+def test_crops_and_flips_are_parts_of_the_padded_photo() -> None:
+    torch.manual_seed(0)
+    photos = torch.randn(16, 3, 32, 32)
+    padded = F.pad(photos, (4, 4, 4, 4), mode="reflect")
+    for photo, cropped in zip(padded, crop_and_flip(photos), strict=True):
+        windows = [photo[:, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
+        assert any(torch.equal(cropped, w) or torch.equal(cropped, w.flip(2)) for w in windows)
+
+
+def test_jittered_digits_stay_digits() -> None:
+    torch.manual_seed(0)
+    digits = torch.zeros(32, 1, 28, 28)
+    digits[:, :, 10:18, 10:18] = 1
+    jittered = jitter_digits(digits)
+    ink = jittered.sum((1, 2, 3))
+    assert jittered.shape == digits.shape
+    assert ((ink > 64 * 0.6) & (ink < 64 * 1.6)).all()
+    assert not torch.allclose(jittered[0], jittered[1])
+
+
+class Line(Problem):
+    """y = 2x + 1, learnt from random points."""
+
+    batches_per_epoch = 5
+
+    def __init__(self, stop_in_epoch: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.module = nn.Sequential(nn.Linear(1, 4), nn.Dropout(0.1), nn.Linear(4, 1))
+        self.stop_in_epoch = stop_in_epoch
+        self.epoch = 0
+
+    def batches(self) -> Iterator[Batch]:
+        self.epoch += 1
+        for _ in range(self.batches_per_epoch):
+            if self.epoch == self.stop_in_epoch:
+                raise KeyboardInterrupt
+            x = torch.rand(8, 1)
+            yield x, 2 * x + 1
+
+    def loss(self, batch: Batch) -> Tensor:
+        return F.mse_loss(self.module(batch[0]), batch[1])
+
+    def evaluate(self) -> tuple[Metric, ...]:
+        return ()
+
+
+@pytest.mark.parametrize("optimiser", list(Optimiser))
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, optimiser: Optimiser) -> None:
+    schedule = Schedule(epochs=6, peak_rate=0.05, weight_decay=0.01, optimiser=optimiser, clip_norm=1.0)
+    whole = Line()
+    fit(whole, schedule, tmp_path / "whole.pt", resume=False, console=QUIET)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Line(stop_in_epoch=4), schedule, tmp_path / "stopped.pt", resume=False, console=QUIET)
+    torch.manual_seed(99)  # a new process has another state of the generator
+    resumed = Line()
+    fit(resumed, schedule, tmp_path / "stopped.pt", resume=True, console=QUIET)
+    for key, value in whole.module.state_dict().items():
+        assert torch.equal(value, resumed.module.state_dict()[key])
+
+
+def test_the_command_trains_measures_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mnist(tmp_path / "data" / "mnist")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["lenet5-mnist", "--data", "data", "--epochs", "2", "--seed", "3"]
+    assert main([*arguments, "--output", "a.safetensors"]) == 0
+    assert main([*arguments, "--output", "b.safetensors"]) == 0
+    first, second = load_file("a.safetensors"), load_file("b.safetensors")
+    assert all(torch.equal(first[key], second[key]) for key in first)  # seeded
+    catalogue()["lenet5-mnist"].build().load_state_dict(first)
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert record["command"] == "python -m models.training lenet5-mnist --epochs 2 --seed 3"
+    assert record["metrics"][0]["samples"] == 256
+    assert str(tmp_path) not in json.dumps(record)
+
+
+def test_the_command_says_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["no-such-model"]) == 2
+    assert "lenet5-mnist" in capsys.readouterr().out
+    assert main(["lenet5-mnist", "--data", str(tmp_path)]) == 1
+    assert "no MNIST in" in capsys.readouterr().out
+    assert main(["--list"]) == 0
+    assert "lstm-reber" in capsys.readouterr().out

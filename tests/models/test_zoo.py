@@ -1,0 +1,58 @@
+"""The registry as a whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from rafaga.bundle import NAME_PATTERN, sha256_of
+
+from models.entry import ImageInput, SeriesInput, Shipped, Task, Torchvision
+from models.zoo import Entry, catalogue
+
+ENTRIES = list(catalogue().values())
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+def test_entries_are_whole(entry: Entry) -> None:
+    assert NAME_PATTERN.fullmatch(entry.name)
+    assert isinstance(entry.input, SeriesInput) == (entry.task is Task.FORECASTING)
+    assert bool(entry.labels()) == (entry.task is Task.CLASSIFICATION)
+    assert bool(entry.strides) == (entry.task is Task.FEATURES)
+    if isinstance(entry.input, ImageInput):
+        assert len(entry.input.mean) == len(entry.input.std) == entry.input.channels
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if isinstance(e.weights, Torchvision)], ids=lambda e: e.name)
+def test_figures_and_labels_are_the_weights_own(entry: Entry) -> None:
+    assert isinstance(entry.weights, Torchvision)
+    from torchvision.models import get_weight
+
+    weights = get_weight(entry.weights.member)  # raises where there is no such member
+    if entry.task is Task.CLASSIFICATION:
+        assert entry.labels() == tuple(weights.meta["categories"])
+        assert entry.expected["top1"] == weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100
+
+
+TRAINED_ON_DEMAND = {"resnet20-cifar10", "plain20-cifar10", "resnet56-cifar10", "plain56-cifar10"}
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if isinstance(e.weights, Shipped)], ids=lambda e: e.name)
+def test_shipped_weights_have_a_true_record(entry: Entry) -> None:
+    assert isinstance(entry.weights, Shipped)
+    if entry.name in TRAINED_ON_DEMAND:
+        assert not entry.weights.path.exists()
+        return
+    record = json.loads(entry.weights.path.with_suffix(".json").read_text())
+    assert record["sha256"] == sha256_of(entry.weights.path)
+    assert record["parameters"] == sum(p.numel() for p in entry.build().parameters())
+    figures = {m["name"]: m["value"] for m in record["metrics"]}
+    for name, wanted in entry.expected.items():
+        assert figures[name] < wanted if name == "mase" else figures[name] >= wanted
+
+
+def test_importing_the_registry_imports_no_torchvision() -> None:
+    code = "import sys, models.zoo; sys.exit('torchvision' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
