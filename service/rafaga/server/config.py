@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import ipaddress
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -126,7 +127,7 @@ class Config:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("max_queue_delay_us", "max_queue_wait_ms", "drain_delay_s", "drain_timeout_s"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:  # so that NaN fails too
                 raise ConfigError(f"{name}: expected zero or more, got {getattr(self, name)}")
         if not 0 <= self.tracing_sample_ratio <= 1:
             raise ConfigError(f"tracing_sample_ratio: expected 0 to 1, got {self.tracing_sample_ratio}")
@@ -136,7 +137,7 @@ class Config:
         for name in ("grpc_port", "http_port", "admin_port"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 65535:
                 raise ConfigError(f"{name}: expected 0 to 65535, got {getattr(self, name)}")
-        if self.poll_interval_s <= 0:
+        if not 0 < self.poll_interval_s < math.inf:
             raise ConfigError(f"poll_interval_s: expected more than zero, got {self.poll_interval_s}")
         explicit = self.model_control is ModelControl.EXPLICIT
         if explicit != (self.admin_port is not None):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import queue
 import signal
 import threading
 import time
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rafaga.server.calls import Router, Transport
@@ -144,11 +145,15 @@ class ShutdownSignals:
     def __init__(self) -> None:
         self._first = threading.Event()
         self.second = threading.Event()
+        # A handler interrupts this thread anywhere, also where it holds an Event's lock: setting the Event there would
+        # wait for itself. Putting into a SimpleQueue is safe, and another thread sets the Events.
+        self._caught: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> ShutdownSignals:
+        threading.Thread(target=self._tell, name="signals", daemon=True).start()
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._caught)
+            self._before[number] = signal.signal(number, lambda number, _: self._caught.put(number))
         return self
 
     def __exit__(
@@ -156,11 +161,13 @@ class ShutdownSignals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._caught.put(None)
 
     def wait(self) -> None:
         self._first.wait()
 
-    def _caught(self, number: int, frame: FrameType | None) -> None:
-        if self._first.is_set():
-            self.second.set()
-        self._first.set()
+    def _tell(self) -> None:
+        while self._caught.get() is not None:
+            if self._first.is_set():
+                self.second.set()
+            self._first.set()
