@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import numpy as np
 from rafaga.server.engine import available_cores
-from rafaga.v1 import vision_pb2 as pb
 
 from bench import machine, raw
 from bench.load import LoadResult, closed_loop
@@ -22,7 +20,6 @@ from demo.server import ServerProcess
 
 TRANSPORTS = ("grpcio", "native")
 CONCURRENCIES = (1, 8, 32)
-CLASSIFY = "/rafaga.v1.Vision/Classify"
 # Enough callers that a batch is always waiting while one runs.
 SATURATING = 16
 
@@ -68,12 +65,10 @@ def main() -> int:
 
 def _small_model(repository: Path, blocks: int, seconds: float) -> str:
     """LeNet-5: requests of one digit as a tensor, by callers that wait for each answer."""
-    digit = np.random.default_rng(0).integers(0, 256, (1, 28, 28, 1), dtype=np.uint8)
-    request = _classify("lenet5-mnist", digit)
     with _servers(repository) as servers:
         results = _interleaved(
             {
-                (transport, concurrency): _load(servers[transport], request, concurrency, seconds)
+                (transport, concurrency): _load(servers[transport], "lenet5-mnist", concurrency, seconds)
                 for transport in TRANSPORTS
                 for concurrency in CONCURRENCIES
             },
@@ -81,15 +76,16 @@ def _small_model(repository: Path, blocks: int, seconds: float) -> str:
         )
     lines = [
         "## LeNet-5, one digit per request\n",
-        "Closed loop, one asyncio client process; with few cores the client's own work is part of every figure.\n",
-        "| transport | callers | requests/s | p50 ms | p99 ms | client cores |",
-        "|---|---|---|---|---|---|",
+        "Closed loop, one client process; with few cores the client's own work is part of every figure.\n",
+        "| transport | callers | requests/s | p50 ms | p99 ms | rows per batch | client cores |",
+        "|---|---|---|---|---|---|---|",
     ]
     for (transport, concurrency), runs in results.items():
         cells = [
             Row("rate", [r.rate for r in runs]).cell(),
             Row("p50", [r.p50_ms for r in runs]).cell(2),
             Row("p99", [r.p99_ms for r in runs]).cell(2),
+            Row("batch", [r.batch_size for r in runs]).cell(1),
             Row("cpu", [r.client_cpu for r in runs]).cell(2),
         ]
         lines.append(f"| {transport} | {concurrency} | {' | '.join(cells)} |")
@@ -100,12 +96,10 @@ def _served_over_raw(repository: Path, blocks: int, seconds: float) -> str:
     """ResNet-50: images per second through the server, over ONNX Runtime alone with the same threads."""
     threads, seconds = available_cores(), max(seconds, 5.0)
     alone = raw.load(_newest(repository, "resnet50"), threads)
-    image = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
-    request = _classify("resnet50", image)
     with _servers(repository, "--threads", str(threads)) as servers:
         measures: dict[str, Callable[[], float]] = {"raw": lambda: alone.rate(seconds)}
         for transport in TRANSPORTS:
-            load = _load(servers[transport], request, SATURATING, seconds)
+            load = _load(servers[transport], "resnet50", SATURATING, seconds)
             measures[transport] = lambda load=load: load().rate  # type: ignore[misc]
         results = _interleaved(measures, blocks)
     lines = [
@@ -151,20 +145,8 @@ def _servers(repository: Path, *options: str) -> Iterator[dict[str, ServerProces
                 server.kill()
 
 
-def _load(server: ServerProcess, request: bytes, concurrency: int, seconds: float) -> Callable[[], LoadResult]:
-    def run() -> LoadResult:
-        result = closed_loop(server.address, CLASSIFY, request, concurrency, seconds)
-        if result.errors:
-            raise RuntimeError(f"{result.errors} requests failed; server log:\n{server.last_log_lines()}")
-        return result
-
-    return run
-
-
-def _classify(model: str, images: np.ndarray) -> bytes:
-    batch, height, width, channels = images.shape
-    tensor = pb.ImageTensor(data=images.tobytes(), batch=batch, height=height, width=width, channels=channels)
-    return pb.ClassifyRequest(model=model, pixels=tensor).SerializeToString()
+def _load(server: ServerProcess, model: str, concurrency: int, seconds: float) -> Callable[[], LoadResult]:
+    return lambda: closed_loop(server.address, model, concurrency, seconds)
 
 
 def _export(repository: Path, name: str, weights: str) -> None:
