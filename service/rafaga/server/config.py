@@ -198,8 +198,10 @@ def from_arguments(namespace: argparse.Namespace, environ: Mapping[str, str]) ->
 
 def _path(kind: type, value: object) -> Path:
     """The one type of a setting that msgspec does not know."""
-    if kind is not Path or not isinstance(value, str):
+    if kind is not Path:
         raise NotImplementedError(f"no setting is a {kind}")
+    if not isinstance(value, str):
+        raise ValueError(f"expected a path, got {value!r}")  # msgspec adds which setting it was
     return Path(value)
 
 

@@ -1,0 +1,208 @@
+"""Settings: file < environment < flags, every one with a flag and a word of help, every mistake named."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import pytest
+from rafaga.server.config import (
+    Config,
+    ConfigError,
+    LogFormat,
+    ModelControl,
+    TransportKind,
+    add_arguments,
+    from_arguments,
+)
+
+FIELDS = dataclasses.fields(Config)
+HASH = "a" * 64
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser
+
+
+def config(
+    *flags: str, env: dict[str, str] | None = None, file: str | None = None, folder: Path | None = None
+) -> Config:
+    if file is not None:
+        assert folder is not None
+        path = folder / "rafaga.toml"
+        path.write_text(file)
+        flags = ("--config", str(path), *flags)
+    return from_arguments(parser().parse_args(flags), env or {})
+
+
+def test_defaults() -> None:
+    assert config() == Config()
+    assert config().loopback, "nobody else is let in unless told"
+
+
+@pytest.mark.parametrize("setting", FIELDS, ids=lambda f: f.name)
+def test_every_setting_has_a_flag_and_a_word_of_help(setting: dataclasses.Field[object]) -> None:
+    flag = "--" + setting.name.replace("_", "-")
+    action = next(a for a in parser()._actions if flag in a.option_strings)
+    assert action.help
+    assert setting.metadata["help"] in action.help
+
+
+def test_help_can_be_printed() -> None:
+    assert "--max-queue-wait-ms" in parser().format_help()
+
+
+# One value that differs from the default for each setting, as text.
+OTHER = {
+    "repository": "/models",
+    "host": "0.0.0.0",
+    "transport": "native",
+    "model_versions": "all",
+    "model_control": "poll",
+    "precision": "int8",
+    "bearer_token_sha256": f"{HASH}, {'b' * 64}",
+    "tls_key": "key.pem",
+    "tls_certificate": "cert.pem",
+    "tls_client_ca": "ca.pem",
+    "tracing_endpoint": "localhost:4317",
+    "tracing_sample_ratio": "0.5",
+    "triton_metrics": "true",
+    "load_models": "a,b",
+    "log_format": "text",
+    "log_level": "debug",
+}
+TOGETHER = {
+    "tls_key": {"tls_certificate": "cert.pem"},
+    "tls_certificate": {"tls_key": "key.pem"},
+    "tls_client_ca": {"tls_key": "key.pem", "tls_certificate": "cert.pem"},
+    "load_models": {"model_control": "explicit", "admin_port": "0"},
+    "admin_port": {"model_control": "explicit"},
+}
+
+
+@pytest.mark.parametrize("setting", FIELDS, ids=lambda f: f.name)
+def test_every_setting_can_be_set_by_flag_and_environment(setting: dataclasses.Field[object]) -> None:
+    text = OTHER.get(setting.name, "7")
+    others = TOGETHER.get(setting.name, {})
+    settings = {setting.name: text, **others}
+    by_flag = config(*(part for name, v in settings.items() for part in ("--" + name.replace("_", "-"), v)))
+    by_environment = config(env={"RAFAGA_" + name.upper(): v for name, v in settings.items()})
+    assert by_flag == by_environment
+    value = getattr(by_flag, setting.name)
+    assert value != setting.default
+    assert type(value) is type(setting.default) or setting.default is None
+
+
+def test_file_then_environment_then_flags(tmp_path: Path) -> None:
+    file = "grpc_port = 1\nhttp_port = 1\nmax_batch_size = 1\n"
+    got = config("--grpc-port", "3", env={"RAFAGA_GRPC_PORT": "2", "RAFAGA_HTTP_PORT": "2"}, file=file, folder=tmp_path)
+    assert (got.grpc_port, got.http_port, got.max_batch_size) == (3, 2, 1)
+
+
+def test_types_of_a_file(tmp_path: Path) -> None:
+    file = f"""
+        repository = "/models"
+        transport = "native"
+        precision = "fp16"
+        model_control = "explicit"
+        admin_port = 0
+        load_models = ["one", "two"]
+        threads = 2
+        bearer_token_sha256 = ["{HASH}"]
+        drain_delay_s = 1.5
+        log_format = "text"
+    """
+    got = config(file=file, folder=tmp_path)
+    assert got.repository == Path("/models")
+    assert got.transport is TransportKind.NATIVE
+    assert got.precision == "fp16"
+    assert got.model_control is ModelControl.EXPLICIT
+    assert (got.load_models, got.threads, got.drain_delay_s) == (("one", "two"), 2, 1.5)
+    assert got.bearer_token_sha256 == (HASH,)
+    assert got.log_format is LogFormat.TEXT
+
+
+def test_lists_of_text_are_split_at_commas() -> None:
+    got = config("--bearer-token-sha256", f" {HASH},{'b' * 64}, ")
+    assert got.bearer_token_sha256 == (HASH, "b" * 64)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--grpc-port", "70000"], "grpc_port: expected 0 to 65535, got 70000"),
+        (["--grpc-port", "many"], "grpc_port"),
+        (["--max-batch-size", "0"], "max_batch_size: expected at least 1, got 0"),
+        (["--threads", "0"], "threads: expected at least 1"),
+        (["--max-queue-wait-ms", "-1"], "max_queue_wait_ms: expected zero or more"),
+        (["--drain-timeout-s", "nan"], "drain_timeout_s"),
+        (["--drain-delay-s", "inf"], "drain_delay_s"),
+        (["--poll-interval-s", "0"], "poll_interval_s: expected more than zero"),
+        (["--poll-interval-s", "nan"], "poll_interval_s"),
+        (["--tracing-sample-ratio", "2"], "tracing_sample_ratio: expected 0 to 1"),
+        (["--transport", "carrier-pigeon"], "carrier-pigeon"),
+        (["--precision", "fp8"], "fp8"),
+        (["--log-level", "loud"], "log_level: expected debug, info, warning or error, got 'loud'"),
+        (["--bearer-token-sha256", "secret"], "64 lower-case hex digits"),
+        (["--bearer-token-sha256", HASH.upper()], "64 lower-case hex digits"),
+        (["--tls-key", "key.pem"], "tls_key and tls_certificate go together"),
+        (["--tls-client-ca", "ca.pem"], "tls_client_ca needs"),
+        (["--transport", "native", "--tls-key", "k", "--tls-certificate", "c"], "no TLS"),
+        (["--model-control", "explicit"], "admin_port and model_control explicit go together"),
+        (["--load-models", "a"], "load_models is for model_control explicit"),
+    ],
+)
+def test_mistakes_are_named(flags: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said.replace("[", r"\[")):
+        config(*flags)
+
+
+def test_a_token_is_not_repeated_to_whoever_reads_the_error() -> None:
+    with pytest.raises(ConfigError) as error:
+        config("--bearer-token-sha256", "my-secret-token")
+    assert "my-secret-token" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("max_batchsize = 3\ngrpcport = 1", "unknown settings: grpcport, max_batchsize"),
+        ("grpc_port = ", "rafaga.toml"),
+        ('grpc_port = "many"', "grpc_port"),
+        ("max_batch_size = [1]", "max_batch_size"),
+        ("repository = 3", "repository"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(tmp_path: Path, file: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        config(file=file, folder=tmp_path)
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
+        config("--config", "nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.3.2.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("example.org", False),
+    ],
+)
+def test_loopback(host: str, loopback: bool) -> None:
+    assert Config(host=host).loopback is loopback
+
+
+def test_a_config_does_not_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().host = "0.0.0.0"  # type: ignore[misc]
