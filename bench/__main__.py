@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from rafaga.server.engine import available_cores
-
 from bench import machine, raw
 from bench.load import LoadResult, closed_loop
 from demo.server import ServerProcess
+from rafaga.server.engine import available_cores
 
 TRANSPORTS = ("grpcio", "native")
 CONCURRENCIES = (1, 8, 32)

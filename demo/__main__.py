@@ -7,12 +7,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rafaga import Client, ModelNotFound, RafagaError
-
 from demo import batches, bundles, co2, digits
 from demo.bundles import ROOT, ExportFailed
 from demo.page import Page, bars, drawings
 from demo.server import ServerFailed, ServerProcess
+from rafaga import Client, ModelNotFound, RafagaError
 
 MODELS = (digits.MODEL, co2.MODEL)
 DRAWN = 3  # as many as fit side by side into 80 columns

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from rafaga import Client, Forecast
 
 from models.training.data import load_co2
+from rafaga import Client, Forecast
 
 MODEL = "lstm-co2"
 FIRST_MONTH = np.datetime64("1958-03")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from rafaga import Classification, Client
 
 from demo.bundles import ROOT
 from models.training.data import DataUnavailable, load_mnist
+from rafaga import Classification, Client
 
 MODEL = "lenet5-mnist"
 CALLERS = 32

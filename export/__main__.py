@@ -53,12 +53,11 @@ def _verify(arguments: Sequence[str]) -> int:
 
 
 def _report(arguments: Sequence[str]) -> int:
-    from rafaga.errors import BundleError
-
     from export.progress import shown
     from export.report import measure_bundle, render
     from export.show import new_console
     from export.verify import find_bundles
+    from rafaga.errors import BundleError
 
     parser = argparse.ArgumentParser(
         "python -m export report", description="Measure published bundles on this machine."

@@ -9,13 +9,13 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from rafaga.bundle import Metric
 
 from export.arrays import Array
 from export.samples import ImageSet
 from export.verify import run
 from models.entry import SeriesInput
 from models.training.forecast_eval import evaluate, held_out, seasonal_naive
+from rafaga.bundle import Metric
 
 Advance = Callable[[int, int], None]  # how many of how many are done
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rafaga.bundle import Precision
 from rich.console import Console
 
 from export.evidence import Sources
@@ -21,6 +20,7 @@ from export.verify import ProofFailed
 from models.entry import Entry, Task
 from models.loading import AUTO, RANDOM, WeightsError
 from models.zoo import catalogue
+from rafaga.bundle import Precision
 
 # What may be wrong with one model while the others are fine.
 FAILURES = (WeightsError, ProofFailed, FileExistsError, LabelsInvalid, OwnModelInvalid)

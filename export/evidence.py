@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from rafaga.bundle import Metric
 
 from export import accuracy, samples
 from export.accuracy import Advance
@@ -18,6 +17,7 @@ from export.labels import Labels, read_labels
 from export.samples import ImageData
 from models.entry import Corpus, Entry, ImageInput, SeriesInput, Shipped, Task
 from models.training.data import ENVIRONMENT, DataUnavailable
+from rafaga.bundle import Metric
 
 PARITY_BATCHES = (1, 2, 5, 8)
 # Backbones take any size: one that divides by every stride, and one that divides by none.

@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from rafaga.bundle import NAME_PATTERN
 from torch import nn
 
 from export.labels import Labels
 from models.entry import Entry, ImageInput, Task
+from rafaga.bundle import NAME_PATTERN
 
 # What torchvision's models were trained with; the mean and deviation of ImageNet's channels.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

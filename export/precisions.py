@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rafaga.bundle import Metric, Precision, Variant
-
 from export import verify
 from export.accuracy import top1
 from export.evidence import ImageEvidence
@@ -22,6 +20,7 @@ from export.progress import Steps
 from export.speed import speedup
 from export.variants import Calibrated, calibrated, to_fp16
 from export.verify import Case, open_session
+from rafaga.bundle import Metric, Precision, Variant
 
 # Ten bits of mantissa, rounded anew in every layer: what a healthy network loses, with room for deep ones.
 FP16_PARITY_GATE = 2e-2

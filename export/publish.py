@@ -15,18 +15,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from rafaga import bundle as bundles
-from rafaga.bundle import (
-    GOLDEN,
-    SCHEMA,
-    Bundle,
-    FeatureSpec,
-    ForecastSpec,
-    Precision,
-    Provenance,
-    Variant,
-    Weights,
-)
 from torch import nn
 
 from export import samples, verify
@@ -39,6 +27,18 @@ from export.progress import Steps
 from export.verify import PARITY_GATE, Case, ProofFailed, open_session
 from models.entry import Entry, ImageInput, SeriesInput, Task
 from models.loading import load_weights
+from rafaga import bundle as bundles
+from rafaga.bundle import (
+    GOLDEN,
+    SCHEMA,
+    Bundle,
+    FeatureSpec,
+    ForecastSpec,
+    Precision,
+    Provenance,
+    Variant,
+    Weights,
+)
 
 _SMALL_INPUT_BYTES = 4096
 

@@ -16,14 +16,14 @@ import onnxruntime as ort
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rafaga import bundle as bundles
-from rafaga.bundle import GOLDEN, Bundle, Metric, Precision, Variant
 
 from export import speed
 from export.arrays import Arrays
 from export.progress import Steps
 from export.speed import Timing
 from export.verify import open_session, read_golden
+from rafaga import bundle as bundles
+from rafaga.bundle import GOLDEN, Bundle, Metric, Precision, Variant
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 COLOURS = {Precision.FP32: "#3b6fb6", Precision.FP16: "#d9822b", Precision.INT8: "#2f9e64"}

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rafaga import images
-from rafaga.bundle import ImagePreparation
 
 from export.arrays import Array, pad_time
 from export.labels import Labels, LabelsInvalid, class_of
 from models.entry import Corpus, ImageInput, SeriesInput
 from models.training import data
 from models.training.data import DataUnavailable
+from rafaga import images
+from rafaga.bundle import ImagePreparation
 
 # Photos of a person's own disk, not of a stranger: the limit only catches accidents.
 MAX_PIXELS = 100_000_000

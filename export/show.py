@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rafaga.bundle import Metric, Variant
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from export.verify import Verdict
+from rafaga.bundle import Metric, Variant
 
 if TYPE_CHECKING:  # `verify` prints its table where torch is not installed
     from export.publish import Published

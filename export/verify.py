@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+
+from export.arrays import Array, Arrays, alone, row_count
 from rafaga import bundle as bundles
 from rafaga.bundle import GOLDEN, Bundle, Parity, TensorSpec, Variant
 from rafaga.errors import BundleError
-
-from export.arrays import Array, Arrays, alone, row_count
 
 # What float32 arithmetic in another order may cost; every fp32 file must stay within it.
 PARITY_GATE = 1e-4

@@ -8,12 +8,12 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from rafaga.bundle import Weights, sha256_of
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.entry import Entry, Shipped, Torchvision
+from rafaga.bundle import Weights, sha256_of
 
 AUTO, RANDOM = "auto", "random"
 

@@ -155,7 +155,11 @@ def _publish(
         return tuple(TensorSpec(name=n, dtype=a.dtype.name, shape=shapes[n]) for n, a in arrays.items())
 
     graph = helper.make_graph(
-        nodes, name, values(inputs), values(outputs), [numpy_helper.from_array(np.asarray(c), n) for n, c in constants.items()]
+        nodes,
+        name,
+        values(inputs),
+        values(outputs),
+        [numpy_helper.from_array(np.asarray(c), n) for n, c in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 

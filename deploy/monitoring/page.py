@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from rafaga.server.families import FAMILIES, LABELS, Family, Kind
-from rafaga.server.triton import ALIASES
-
 from deploy.monitoring.rules import GUIDE
 from deploy.monitoring.signals import Pace, alerts, recordings
+from rafaga.server.families import FAMILIES, LABELS, Family, Kind
+from rafaga.server.triton import ALIASES
 
 
 def page(pace: Pace) -> str:

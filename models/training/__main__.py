@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 import torch
-from rafaga.bundle import Metric, sha256_of
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
@@ -22,6 +21,7 @@ from models.entry import WEIGHTS
 from models.training.data import DataUnavailable
 from models.training.loop import fit
 from models.training.recipes import recipes
+from rafaga.bundle import Metric, sha256_of
 
 CHECKPOINTS = Path("runs") / "training"
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from rafaga.bundle import Metric
 
 from models.entry import SeriesInput
 from models.training.data import Series
+from rafaga.bundle import Metric
 
 TEST_FRACTION = 0.2
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from rafaga.bundle import Metric
 from torch import Tensor, nn
 
 from models.entry import ImageInput
 from models.training.data import Images, Labels
 from models.training.loop import Batch, Problem
+from rafaga.bundle import Metric
 
 Augmentation = Callable[[Tensor], Tensor]
 

@@ -15,10 +15,11 @@ from enum import StrEnum
 from pathlib import Path
 
 import torch
-from rafaga.bundle import Metric
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
+
+from rafaga.bundle import Metric
 
 Batch = tuple[Tensor, ...]
 

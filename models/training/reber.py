@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from rafaga.bundle import Metric
 from torch import Tensor, nn
 
 from models.reber import SYMBOLS, embedded_string, encode, legal_next
 from models.training.loop import Batch, Problem
+from rafaga.bundle import Metric
 
 
 def is_held_out(string: str) -> bool:

@@ -9,7 +9,6 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import torch
-from rafaga.bundle import Metric
 from torch import Tensor
 
 from models.entry import SeriesInput
@@ -17,6 +16,7 @@ from models.forecasting import Forecaster
 from models.training.data import Series
 from models.training.forecast_eval import baselines, evaluate, held_out, intervals, rolling_origins, training_size
 from models.training.loop import Batch, Problem
+from rafaga.bundle import Metric
 
 
 @dataclass(frozen=True)

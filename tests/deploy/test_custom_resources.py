@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 from grpc_health.v1 import health
+
 from rafaga.server.app import build
 from rafaga.server.config import Config
 from rafaga.server.model import ServedModel
-
 from tests.deploy.rendering import KUBERNETES, ROOT, Object, component, container, one, overlay, pod, render, settings
 
 SCHEMAS = Path(__file__).parent / "schemas"

@@ -9,8 +9,8 @@ import tomllib
 from typing import NamedTuple
 
 import pytest
-from rafaga.server.config import Config
 
+from rafaga.server.config import Config
 from tests.deploy.rendering import KUBERNETES, ROOT, container, one, overlay, pod, render
 
 DOCKER = ROOT / "deploy/docker"

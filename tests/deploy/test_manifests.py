@@ -7,10 +7,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from rafaga.server import lifecycle
 from rafaga.server.config import PREFIX, Config, TransportKind
 from rafaga.server.model import ServedModel
-
 from tests.deploy.rendering import (
     KUBERNETES,
     OVERLAYS,

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from rafaga.server.families import FAMILIES, LABELS
-from rafaga.server.metrics import Metrics
-from rafaga.server.triton import ALIASES
 
 from deploy.monitoring.__main__ import files
 from deploy.monitoring.panels import rows
 from deploy.monitoring.signals import Pace, alerts, recordings
+from rafaga.server.families import FAMILIES, LABELS
+from rafaga.server.metrics import Metrics
+from rafaga.server.triton import ALIASES
 from tests.deploy.rendering import KUBERNETES, ROOT, Object, one, overlay
 
 SERIES = {series for family in FAMILIES for series in family.series} | {

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import pytest
 import yaml
-from rafaga.server.config import Config, add_arguments, from_arguments
 
 from deploy.monitoring.signals import Alert, Pace, Severity, alerts
+from rafaga.server.config import Config, add_arguments, from_arguments
 from tests.deploy.rendering import ROOT, Object, one, overlay, render
 from tests.integration.serving import Served
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rafaga import bundle as bundles
-from rafaga.bundle import Precision
 from safetensors.torch import save_file
 
 from export import command
 from export.__main__ import main
 from models.entry import Corpus, Entry, Shipped
+from rafaga import bundle as bundles
+from rafaga.bundle import Precision
 from tests.export import small
 
 

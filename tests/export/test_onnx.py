@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from rafaga.bundle import TensorSpec
 
 from export.arrays import Arrays
 from export.evidence import Sources, find_evidence
@@ -16,6 +15,7 @@ from export.graph import ServingGraph, serving_graph
 from export.onnx import OPSET, to_onnx
 from export.verify import open_session, tensor_specs
 from models.entry import Entry
+from rafaga.bundle import TensorSpec
 from tests.export import small
 
 ENTRIES = (small.classifier(), small.backbone(), small.forecaster())

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from rafaga import bundle as bundles
-from rafaga.bundle import ImagePreparation
 from torch import Tensor
 
 from export.__main__ import main
 from export.labels import Labels
 from export.own import OwnModel, OwnModelInvalid, numbers_of, own_entry, size_of, strides_of
 from models.entry import ImageInput, Task
+from rafaga import bundle as bundles
+from rafaga.bundle import ImagePreparation
 from tests.export import small
 
 GREY = ImageInput(32, 32, 1, (0.5,), (0.25,), 36)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rafaga import bundle as bundles
 from torchvision import models, transforms
 
 from export import accuracy
@@ -25,6 +24,7 @@ from export.samples import ImageSet, photos, preparation
 from export.verify import open_session, run
 from models.entry import ImageInput, Task
 from models.loading import load_weights
+from rafaga import bundle as bundles
 
 NETS = ("mobilenet_v2", "shufflenet_v2_x1_0")
 

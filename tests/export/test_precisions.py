@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from rafaga.bundle import Precision, Variant
 from torch import Tensor, nn
 
 from export import accuracy
@@ -22,6 +21,7 @@ from export.samples import ImageData, ImageSet
 from export.variants import calibrated, to_fp16
 from export.verify import Case, open_session, tensor_specs
 from models.entry import Entry, ImageInput, Task
+from rafaga.bundle import Precision, Variant
 
 SIZE = 8
 

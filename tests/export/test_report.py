@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rafaga.bundle import Precision
 
 from export import report
 from export.__main__ import main
@@ -17,6 +16,7 @@ from export.progress import Silent
 from export.publish import Wanted, publish
 from export.report import measure_bundle, render
 from export.speed import Timing, of_batch
+from rafaga.bundle import Precision
 from tests.export import small
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rafaga.bundle import ImagePreparation
 
 from export.evidence import CALIBRATION_IMAGES, PARITY_BATCHES, PARITY_SIZES, ImageEvidence, Sources, find_evidence
 from export.labels import Labels, LabelsInvalid
 from export.samples import ImageSet, noise_images, photos, split_photos, take_histories
 from models.entry import Corpus
 from models.training.data import DataUnavailable
+from rafaga.bundle import ImagePreparation
 from tests.export import small
 
 PREPARED = ImagePreparation(height=16, width=16, channels=3)

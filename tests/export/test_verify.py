@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rafaga.bundle import Precision
 
 from export.evidence import Sources, find_evidence
 from export.graph import serving_graph
@@ -29,6 +28,7 @@ from export.verify import (
     verify_bundle,
     write_golden,
 )
+from rafaga.bundle import Precision
 from tests.export import small
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rafaga.server import engine
 
+from rafaga.server import engine
 from tests import bundles
 from tests.integration import graphs
 from tests.integration.serving import Served, serving

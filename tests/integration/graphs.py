@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto, helper
-from rafaga.bundle import ImagePreparation, Task
 
+from rafaga.bundle import ImagePreparation, Task
 from tests.bundles import _publish, classifier_weights, classify
 
 CLASSES = 10

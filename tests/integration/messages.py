@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
 from rafaga.v1 import forecasting_pb2, vision_pb2
 
 

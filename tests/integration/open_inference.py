@@ -8,9 +8,9 @@ from typing import Any
 
 import grpc
 import numpy as np
+
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.inference import open_inference_pb2_grpc
-
 from tests.integration.serving import Stubs
 
 DATATYPES = {

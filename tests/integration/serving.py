@@ -14,6 +14,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
+
 from rafaga.errors import DOMAIN, STATUS_DETAILS_KEY, RafagaError, from_status
 from rafaga.server.app import build
 from rafaga.server.config import Config, TransportKind

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
-from rafaga.v1 import vision_pb2
 
+from rafaga.v1 import vision_pb2
 from tests import bundles
 from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, Served, refusal_of, wait_for_queue

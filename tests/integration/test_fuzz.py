@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rafaga.v1 import catalog_pb2, forecasting_pb2, vision_pb2
 
+from rafaga.v1 import catalog_pb2, forecasting_pb2, vision_pb2
 from tests import bundles
 from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, Served, refusal_of

@@ -15,8 +15,8 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
-from rafaga.v1 import vision_pb2
 
+from rafaga.v1 import vision_pb2
 from tests import bundles
 from tests.integration import http2, messages
 from tests.integration.serving import PATIENCE_S, Served, connected, eventually, refusal

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from rafaga.cli import main
 from rafaga.errors import ServerUnreachable
 from rafaga.load import command, document, targets
@@ -27,7 +28,6 @@ from rafaga.load.schedule import Part, Pattern
 from rafaga.load.steps import Step
 from rafaga.load.transport import GrpcSend
 from rafaga.load.worker import Setup
-
 from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, Served, serving
 from tests.integration.valve import Valve

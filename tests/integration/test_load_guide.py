@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from rafaga.cli import main
 from rafaga.load import document
-
 from tests import bundles
 from tests.integration import messages
 from tests.integration.serving import Served, serving

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from rafaga.cli import main
 from rafaga.load import mlperf, targets
 from rafaga.load.codecs import Target
-
 from tests.integration.serving import Served, serving
 
 

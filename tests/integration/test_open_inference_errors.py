@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import grpc
 import numpy as np
 import pytest
-from rafaga.inference import open_inference_pb2 as pb
 
+from rafaga.inference import open_inference_pb2 as pb
 from tests import bundles
 from tests.integration import messages
 from tests.integration import open_inference as oip

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.v1 import catalog_pb2
-
 from tests import bundles, plain
 from tests.integration import messages
 from tests.integration import open_inference as oip

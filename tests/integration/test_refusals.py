@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import grpc
 import numpy as np
 import pytest
-from rafaga.v1 import catalog_pb2, forecasting_pb2, vision_pb2
 
+from rafaga.v1 import catalog_pb2, forecasting_pb2, vision_pb2
 from tests import bundles
 from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, Served, Stubs, refusal

@@ -20,12 +20,12 @@ import numpy as np
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2
+
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.inference import open_inference_pb2_grpc
 from rafaga.server import repository as repositories
 from rafaga.server.config import ModelControl, ModelVersions
 from rafaga.v1 import catalog_pb2
-
 from tests import bundles, plain
 from tests.integration import messages
 from tests.integration import open_inference as oip

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
 from rafaga import (
     AsyncClient,
     Client,
@@ -21,7 +22,6 @@ from rafaga import (
     ModelState,
     RafagaError,
 )
-
 from tests import bundles
 from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, Served

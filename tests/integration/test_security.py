@@ -15,9 +15,9 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
 from rafaga.server.config import Config, ConfigError, TransportKind
 from rafaga.v1 import vision_pb2_grpc
-
 from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, Served, connected, refusal, serving
 

@@ -10,10 +10,10 @@ pytest.importorskip("opentelemetry.sdk", reason="the tracing extra is not instal
 
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
+
 from rafaga.server import app
 from rafaga.server.tracing import Tracer
 from rafaga.v1 import forecasting_pb2 as pb
-
 from tests.integration.serving import Served, refusal
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C

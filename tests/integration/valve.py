@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from rafaga.bundle import ImagePreparation
 from rafaga.server.engine import Session
 from rafaga.server.services import common
-
 from tests.integration.serving import PATIENCE_S
 
 

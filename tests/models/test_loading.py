@@ -9,12 +9,12 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from rafaga.bundle import sha256_of
 from safetensors.torch import save_file
 
 from models.entry import Shipped, Torchvision
 from models.loading import UNTRAINED
 from models.zoo import WeightsMismatch, WeightsUnavailable, catalogue, load_weights
+from rafaga.bundle import sha256_of
 
 LENET = catalogue()["lenet5-mnist"]
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from rafaga.bundle import Metric
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from models.training.data import DataUnavailable, load_co2, load_etth1, load_mni
 from models.training.images import crop_and_flip, jitter_digits
 from models.training.loop import Batch, Optimiser, Problem, Schedule, fit
 from models.zoo import catalogue
+from rafaga.bundle import Metric
 from tests.models.places import data_root
 
 QUIET = Console(quiet=True)

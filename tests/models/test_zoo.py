@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from rafaga.bundle import NAME_PATTERN, sha256_of
 
 from models.entry import ImageInput, SeriesInput, Shipped, Task, Torchvision
 from models.zoo import Entry, catalogue
+from rafaga.bundle import NAME_PATTERN, sha256_of
 
 ENTRIES = list(catalogue().values())
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
-from rafaga.v1 import vision_pb2
 
+from rafaga.v1 import vision_pb2
 from tests import bundles
 from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, connected, eventually, refusal_of

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rafaga import Classification, Client
 
 from demo.server import ServerProcess
-from models.training.data import load_mnist
 from models.loading import load_weights
+from models.training.data import load_mnist
 from models.zoo import catalogue
+from rafaga import Classification, Client
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "lenet5-mnist"

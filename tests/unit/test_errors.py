@@ -8,6 +8,7 @@ import re
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+
 from rafaga import errors
 from rafaga.errors import PUSHBACK_KEY, STATUS_DETAILS_KEY, RafagaError, Refused, from_status, to_status
 

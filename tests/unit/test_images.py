@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from rafaga.bundle import ImagePreparation
 from rafaga.errors import InvalidImage
 from rafaga.images import prepare

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+
 from rafaga.errors import InvalidTensor
 from rafaga.tensors import check_shape, describe, from_wire, to_wire
 

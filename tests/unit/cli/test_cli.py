@@ -13,11 +13,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+
 from rafaga import errors
 from rafaga.cli import main
 from rafaga.cli._errors import ExitCode, exit_code
 from rafaga.v1 import catalog_pb2
-
 from tests.unit.client.fake_server import Script, serving
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+
 from rafaga import ModelInfo
 from rafaga.cli._output import as_json, table
 

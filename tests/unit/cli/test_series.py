@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from rafaga.cli._errors import UsageError
 from rafaga.cli._series import read_series
 

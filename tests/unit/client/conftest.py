@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from rafaga import Client, RetryPolicy
 
+from rafaga import Client, RetryPolicy
 from tests.unit.client.fake_server import Script, serving
 
 QUICK = RetryPolicy(initial_backoff_s=0.001, max_backoff_s=0.002)

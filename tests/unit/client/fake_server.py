@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+
 from rafaga.errors import ModelNotFound, RafagaError, Unsupported, to_status
 from rafaga.v1 import (
     catalog_pb2,

@@ -8,6 +8,7 @@ import inspect
 import numpy as np
 import pytest
 from PIL import Image
+
 from rafaga import (
     AsyncClient,
     Client,
@@ -19,7 +20,6 @@ from rafaga import (
     QueueFull,
     ServerUnreachable,
 )
-
 from tests.unit.client.conftest import QUICK
 from tests.unit.client.fake_server import Script
 

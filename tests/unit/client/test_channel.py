@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from rafaga import Keepalive, Tls
 from rafaga.client._channel import endpoint
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+
 from rafaga import (
     Client,
     DeadlineExceeded,
@@ -30,7 +31,6 @@ from rafaga import (
     errors,
 )
 from rafaga.v1 import catalog_pb2, forecasting_pb2, vision_pb2
-
 from tests.unit.client.conftest import QUICK
 from tests.unit.client.fake_server import Script, serving
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
 from rafaga import InvalidImage, InvalidRequest, InvalidTensor
 from rafaga.client import _images
 from rafaga.v1 import vision_pb2

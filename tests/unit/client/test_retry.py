@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rafaga import errors
 from rafaga.client._retry import PATIENT, Attempts, RetryPolicy, is_retryable
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from prometheus_client import generate_latest
-from rafaga.server.metrics import Metrics
 
 from demo import batches
+from rafaga.server.metrics import Metrics
 
 
 def exposition(**rows_of_batches: list[int]) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rafaga import Forecast, ModelInfo, Timing
 
 from demo import co2, digits
+from rafaga import Forecast, ModelInfo, Timing
 
 
 def test_without_mnist_scikit_learns_digits_take_its_form(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import rafaga.load
 from rafaga.errors import ModelNotReady, RafagaError, Unsupported
 from rafaga.load import payloads

@@ -6,13 +6,13 @@ import asyncio
 
 import numpy as np
 import pytest
+
 from rafaga.load.figures import Figures, Objective
 from rafaga.load.generator import Caller, closed_loop, open_loop
 from rafaga.load.log import NOT_SENT, OK, Log, Rows
 from rafaga.load.schedule import Pattern, Schedule
 from rafaga.load.steps import Step
 from rafaga.load.tally import Tally
-
 from tests.unit.load.fake_server import FakeServer
 from tests.unit.load.virtual_time import run
 

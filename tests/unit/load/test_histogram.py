@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from rafaga.load.histogram import HIGHEST_US, Distribution
 
 VALUES = np.random.default_rng(0).lognormal(8, 1.5, 20_000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from rafaga.load import mlperf
 from rafaga.load.mlperf import MlperfError, Plan, Scenario
 from rafaga.load.options import OptionsError, parse_load

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from rafaga.load.codecs import Wire
 from rafaga.load.figures import Objective
 from rafaga.load.options import OptionsError, parse_load, parse_merge

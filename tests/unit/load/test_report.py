@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from rich.console import Console
+
 from rafaga.load.document import Run
 from rafaga.load.figures import Figures, GeneratorUse
 from rafaga.load.log import Answer, Log
@@ -18,8 +20,6 @@ from rafaga.load.server_metrics import BatchBucket, ServerWindow
 from rafaga.load.steps import Step
 from rafaga.load.tally import Tally
 from rafaga.load.text import show
-from rich.console import Console
-
 from tests.unit.load.test_tally import CONDITIONS, StepResult, counted, result, rows, run
 
 SERVER = ServerWindow(

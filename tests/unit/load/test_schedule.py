@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rafaga.load import schedule
 from rafaga.load.schedule import Part, Pattern
 from rafaga.load.steps import Step

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
+
 from rafaga.load.server_metrics import BatchBucket, MetricsError, difference, scrape
 from rafaga.server.metrics import Metrics
 

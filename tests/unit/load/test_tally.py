@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from rafaga.load import document, tally
 from rafaga.load.codecs import Wire
 from rafaga.load.document import SCHEMA, Conditions, DocumentError, Run, StepResult

@@ -6,6 +6,7 @@ import io
 import time
 
 import pytest
+
 from rafaga.load.figures import Figures
 from rafaga.load.log import Answer, Log
 from rafaga.load.schedule import Pattern

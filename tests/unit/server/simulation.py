@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
+
 from rafaga.errors import RafagaError, Refused
 from rafaga.server.batcher import Arrays, Batch, Batcher, Job, JobTiming
 from rafaga.server.latency import LatencyTable, buckets_up_to

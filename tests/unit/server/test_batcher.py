@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+
 from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, Draining, QueueFull, RafagaError, Refused
 from rafaga.server.batcher import Arrays, Batch, Batcher, BatchPolicy, Job, JobTiming
 from rafaga.server.latency import LatencyTable

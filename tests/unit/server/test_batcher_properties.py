@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from rafaga.errors import DeadlineExceeded, EngineFailure, RafagaError, Refused
 from rafaga.server.batcher import Arrays, Batch, Batcher, BatchPolicy, Job, JobTiming
 from rafaga.server.latency import LatencyTable

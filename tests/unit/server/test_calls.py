@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import grpc
 import pytest
+
 from rafaga.errors import (
     Cancelled,
     DeadlineExceeded,

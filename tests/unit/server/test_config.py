@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+
 from rafaga.server.config import (
     Config,
     ConfigError,

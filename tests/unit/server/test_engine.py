@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from rafaga import bundle as bundles
 from rafaga.bundle import TensorSpec
 from rafaga.errors import BundleError
@@ -17,7 +18,6 @@ from rafaga.server import engine as engines
 from rafaga.server.batcher import Arrays, Job, Part
 from rafaga.server.engine import Engine, Golden, Samples, assemble, available_cores
 from rafaga.server.latency import DISPATCH_S
-
 from tests.bundles import classify, publish_classifier
 
 

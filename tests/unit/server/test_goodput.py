@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from random import Random
 
 import pytest
+
 from rafaga.server.batcher import Batcher, BatchPolicy
 from rafaga.server.latency import LatencyTable
-
 from tests.unit.server.simulation import Curve, Report, Request, poisson, simulate
 
 NOISE = {"noise": 0.1, "stall": 3.0, "stall_probability": 0.005}

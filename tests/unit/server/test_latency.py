@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from rafaga.server.latency import LatencyTable, buckets_up_to
 
 BUCKETS = (1, 2, 4, 8)

@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+
 from rafaga.server.lifecycle import ShutdownSignals
 
 WAIT_S = 30.0

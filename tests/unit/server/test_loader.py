@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx.external_data_helper import convert_model_to_external_data
+
 from rafaga import bundle as bundles
 from rafaga.bundle import Precision
 from rafaga.errors import BundleError, InvalidRequest, ModelNotFound, ModelNotReady
@@ -19,7 +20,6 @@ from rafaga.server.loader import Loader
 from rafaga.server.metrics import Metrics
 from rafaga.server.model import ServedModel
 from rafaga.server.repository import Repository, State
-
 from tests.bundles import publish_backbone, publish_classifier, publish_forecaster
 
 

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+
 from rafaga.server import families
 from rafaga.server.metrics import Metrics
 

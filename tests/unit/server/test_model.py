@@ -10,6 +10,7 @@ from random import Random
 
 import numpy as np
 import pytest
+
 from rafaga.bundle import TensorSpec
 from rafaga.errors import DeadlineExceeded, Draining, EngineFailure, InternalError, RafagaError, Refused
 from rafaga.server.batcher import Arrays, BatchPolicy, Job, JobTiming

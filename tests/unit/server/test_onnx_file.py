@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+
 from rafaga.errors import BundleError
 from rafaga.server.onnx_file import refuse_external_data
-
 from tests import plain
 
 

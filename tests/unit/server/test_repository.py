@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from rafaga.errors import BundleError, ModelNotFound, ModelNotReady
 from rafaga.server import repository as repositories
 from rafaga.server.config import Config, ConfigError, ModelControl, ModelVersions
