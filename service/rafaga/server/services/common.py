@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from rafaga.server.batcher import Arrays, Job, JobTiming
 from rafaga.server.calls import Call
 from rafaga.server.model import ServedModel
 from rafaga.v1 import common_pb2
+
+_LOG = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
 
@@ -121,7 +124,7 @@ def decode(
 
 
 class Workers:
-    """Threads for work that would hold up the thread a call arrives on: image decoding, bulky replies. Bounded."""
+    """Threads for work that would hold up the thread a call arrives on: image decoding. Bounded."""
 
     def __init__(self, threads: int, max_pending: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="worker")
@@ -138,9 +141,9 @@ class Workers:
                     work()
             except RafagaError as error:
                 call.fail(error)
-            except Exception:
+            except Exception:  # the pool would keep it to itself
+                _LOG.exception("a call failed on a defect", extra={"method": call.method})
                 call.fail(InternalError("the server failed on this request; its log has the cause"))
-                raise
             finally:
                 self._free.release()
 
