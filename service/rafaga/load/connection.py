@@ -37,7 +37,9 @@ class Connection:
         )
 
         def ask(method: str, request: bytes) -> bytes:
-            call = channel.unary_unary(method, request_serializer=None, response_deserializer=None)
+            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+                method, request_serializer=None, response_deserializer=None
+            )
             try:
                 reply: bytes = call(request, timeout=timeout_s, metadata=point.metadata)
             except grpc.RpcError as error:

@@ -32,7 +32,9 @@ class GrpcSend:
         self._calls: list[list[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]]] = []
         self._readers = []
         for target in targets:
-            calls = [channel.unary_unary(target.method, None, None) for channel in self._channels]
+            calls: list[grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = [
+                channel.unary_unary(target.method, None, None) for channel in self._channels
+            ]
             read = reader(target.replies)
             for index, request in enumerate(target.requests):
                 self._requests.append(request)

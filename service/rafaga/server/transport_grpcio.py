@@ -191,7 +191,7 @@ class _GrpcioCall(Call):
         self._answered.release()
 
 
-class _Gate(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+class _Gate(grpc.ServerInterceptor):
     """Asks for the token before the request is read: a stranger cannot make the server buffer or wait."""
 
     def __init__(self, authenticator: Authenticator, router: Router) -> None:

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -42,7 +42,8 @@ class Streams:
         self._closed = False
 
     def add_to(self, server: grpc.Server) -> None:
-        handlers = {"ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._serve)}
+        handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(self._serve)
+        handlers = {"ModelStreamInfer": handler}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
     def _serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
