@@ -237,17 +237,35 @@ def load(folder: Path) -> Bundle:
     return bundle
 
 
-def verify_files(folder: Path, bundle: Bundle) -> None:
-    """Raises BundleError naming the first file that is missing or not what was published."""
-    for name, expected in bundle.files.items():
-        path = folder / name
-        if not path.is_file() or path.is_symlink():
-            raise BundleError(f"{path}: missing, or not a plain file")
-        found = sha256_of(path)
-        if found != expected:
-            raise BundleError(
-                f"{path}: sha256 is {found[:16]}…, expected {expected[:16]}…: the file changed after it was published"
-            )
+def verify_files(folder: Path, bundle: Bundle, but: str = "") -> None:
+    """Raises BundleError naming the first file, `but` one, that is missing or not what was published."""
+    for name in bundle.files:
+        if name != but:
+            path = _plain_file(folder, name)
+            _check_sha256(path, bundle, sha256_of(path))
+
+
+def read_verified(folder: Path, bundle: Bundle, name: str) -> bytes:
+    """One file, hashed as it was read: what was checked is what is used. Raises BundleError as `verify_files` does."""
+    path = _plain_file(folder, name)
+    data = path.read_bytes()
+    _check_sha256(path, bundle, hashlib.sha256(data).hexdigest())
+    return data
+
+
+def _plain_file(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file() or path.is_symlink():
+        raise BundleError(f"{path}: missing, or not a plain file")
+    return path
+
+
+def _check_sha256(path: Path, bundle: Bundle, found: str) -> None:
+    expected = bundle.files[path.name]
+    if found != expected:
+        raise BundleError(
+            f"{path}: sha256 is {found[:16]}…, expected {expected[:16]}…: the file changed after it was published"
+        )
 
 
 def publish(repository: Path, name: str, version: int | None, fill: Callable[[Path, int], Bundle]) -> Path:

@@ -34,10 +34,10 @@ class Loader:
 
     def load(self, folder: Path, bundle: Bundle) -> ServedModel:
         """Raises BundleError when a file is not what was published, or the answers are not PyTorch's."""
-        bundles.verify_files(folder, bundle)
         variant = self._choose(bundle)
+        model = bundles.read_verified(folder, bundle, variant.file)
+        bundles.verify_files(folder, bundle, but=variant.file)
         golden = Golden.load(bundle, folder / bundles.GOLDEN)
-        model = (folder / variant.file).read_bytes()
         refuse_external_data(model)
         engine = Engine.load(bundle, model, golden, self.threads)
         golden.check(engine.run(golden.inputs), variant.golden_tolerance)
