@@ -93,9 +93,11 @@ class Call(ABC):
         if self._unfinished.acquire(blocking=False):
             late = time.monotonic() >= self.deadline
             self._settle(DeadlineExceeded("the deadline passed") if late else Cancelled("the caller went away"))
-            if self._on_cancel is not None:
-                self._on_cancel()
-            self._let_go()
+            try:
+                if self._on_cancel is not None:
+                    self._on_cancel()
+            finally:  # or a thread would be parked for ever
+                self._let_go()
 
     def _let_go(self) -> None:  # noqa: B027  only a transport that parks something overrides it
         """Releases what the transport holds for a call that nobody waits for any more."""

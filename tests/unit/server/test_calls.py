@@ -92,6 +92,17 @@ def echo(call: Call) -> None:
 
 
 class TestCall:
+    def test_a_callback_that_raises_does_not_keep_what_the_transport_holds(self) -> None:
+        call = FakeCall()
+
+        def fail() -> None:
+            raise ValueError("a defect")
+
+        call.on_cancel(fail)
+        with pytest.raises(ValueError, match="a defect"):
+            call.cancel()
+        assert call.let_go == 1
+
     @pytest.mark.parametrize("first", ["reply", "fail", "cancel"])
     def test_the_first_end_counts(self, first: str) -> None:
         call = FakeCall()
