@@ -1,4 +1,4 @@
-"""Every behaviour test runs over both transports; the native one is skipped by name where it is not installed."""
+"""Real servers for the behaviour tests: one for all that change nothing about it, and others on demand."""
 
 from __future__ import annotations
 
@@ -14,13 +14,6 @@ from tests import bundles
 from tests.integration import graphs
 from tests.integration.serving import Served, serving
 from tests.integration.valve import Valve
-
-
-@pytest.fixture(scope="session", params=["grpcio", "native"])
-def transport(request: pytest.FixtureRequest) -> str:
-    if request.param == "native":
-        pytest.importorskip("pygrpc_native", reason="the native transport (pygrpc-native) is not installed")
-    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,6 @@ from tests import bundles
 from tests.integration import graphs
 
 
-@pytest.fixture(scope="session", params=["grpcio", "native"])
-def transport(request: pytest.FixtureRequest) -> str:
-    if request.param == "native":
-        pytest.importorskip("pygrpc_native", reason="the native transport (pygrpc-native) is not installed")
-    return str(request.param)
-
-
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """digits, and slow, which answers alike but takes its time."""

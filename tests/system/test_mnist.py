@@ -44,11 +44,9 @@ def repository(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["grpcio", "native"])
-def server(request: pytest.FixtureRequest, repository: Path, tmp_path: Path) -> Iterator[ServerProcess]:
-    if request.param == "native":
-        pytest.importorskip("pygrpc_native", reason="the native transport (pygrpc-native) is not installed")
-    server = ServerProcess(repository, tmp_path / "server.log", ["--transport", request.param])
+@pytest.fixture
+def server(transport: str, repository: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    server = ServerProcess(repository, tmp_path / "server.log", ["--transport", transport])
     server.start()
     yield server
     assert server.stop() == 0
