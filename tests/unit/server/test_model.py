@@ -34,7 +34,7 @@ class FakeSession:
         self.started = threading.Semaphore(0)
         self.batches: list[list[int]] = []
 
-    def run(self, output_names: object, input_feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, output_names: object, input_feed: dict[str, np.ndarray], options: object = None) -> list[np.ndarray]:
         x = input_feed["x"]
         self.batches.append(x.tolist())
         self.started.release()
@@ -155,7 +155,7 @@ def test_a_large_job_fails_as_a_whole(served: Served) -> None:
 
 def test_a_model_that_answers_fewer_rows_than_asked(served: Served) -> None:
     """Waiting for the missing rows would be for ever."""
-    served.session.run = lambda _, feed: [feed["x"][:1]]  # type: ignore[method-assign]
+    served.session.run = lambda _, feed, __: [feed["x"][:1]]  # type: ignore[method-assign]
     assert served.submit(1).end() == [1]
     assert isinstance(served.submit(1, 2).end(), EngineFailure)
 
@@ -236,7 +236,7 @@ def test_cancelled_jobs_are_left_out_when_a_failed_batch_is_halved(served: Serve
     gone = callers[3]
     run = served.session.run
 
-    def cancel_then_run(names: object, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def cancel_then_run(names: object, feed: dict[str, np.ndarray], _: object) -> list[np.ndarray]:
         if len(feed["x"]) == 4:
             served.model.cancel(gone.job)
         return run(names, feed)
