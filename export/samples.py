@@ -66,14 +66,14 @@ def measured_preparation(image: ImageInput) -> ImagePreparation:
 def corpus_images(corpus: Corpus, root: Path | None) -> ImageData:
     """MNIST or CIFAR-10. Raises DataUnavailable."""
     load, name = {
-        Corpus.MNIST: (data.load_mnist, data.mnist_name),
-        Corpus.CIFAR10: (data.load_cifar10, data.cifar10_name),
+        Corpus.MNIST: (data.load_mnist, "MNIST"),
+        Corpus.CIFAR10: (data.load_cifar10, "CIFAR-10"),
     }[corpus]
 
     def split(train: bool) -> ImageSet:
         pixels, labels = load(root, train)
         pixels = pixels if pixels.ndim == 4 else pixels[..., np.newaxis]
-        return ImageSet(name(root, train), labels, lambda rows: pixels[np.asarray(rows)])
+        return ImageSet(f"{name} {'training' if train else 'test'}", labels, lambda rows: pixels[np.asarray(rows)])
 
     return ImageData(held_out=split(train=False), calibration=split(train=True))
 
@@ -90,7 +90,7 @@ def photos(folder: Path, labels: Labels | None, prepared_as: ImagePreparation) -
     classes = [-1] * len(files) if labels is None else list(_classes(files, folder, labels))
 
     def read(rows: Sequence[int]) -> Array:
-        return np.stack([images.prepare(files[row].read_bytes(), prepared_as, MAX_PIXELS) for row in rows])
+        return np.stack([images.prepare(files[row].read_bytes(), prepared_as, MAX_PIXELS).pixels for row in rows])
 
     return ImageSet(folder.name, np.array(classes, dtype=np.int64), read)
 

@@ -11,12 +11,14 @@ from onnx import TensorProto, helper, numpy_helper
 from rafaga import bundle as bundles
 from rafaga.bundle import (
     Bundle,
+    DetectionSpec,
     FeatureSpec,
     ForecastSpec,
     ImagePreparation,
     Parity,
     Precision,
     Provenance,
+    SequenceSpec,
     Task,
     TensorSpec,
     Variant,
@@ -88,6 +90,164 @@ def publish_backbone(repository: Path, name: str = "backbone") -> Path:
         task=Task.FEATURES,
         image=ImagePreparation(height=None, width=None, channels=3),
         features=(FeatureSpec(output="map", stride=2),),
+    )
+
+
+OBJECTS = 3
+THINGS = ("nothing", "dark thing", "bright thing")
+
+
+def detect(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """uint8 [N, H, W, 3] -> boxes [N, 3, 4], scores [N, 3], labels [N, 3].
+
+    Always two objects: the whole image, as sure as it is bright, and its upper left quarter, half as sure.
+    """
+    n, height, width = images.shape[:3]
+    score = images.reshape(n, -1).mean(1, dtype=np.float32) / np.float32(255)
+    box = np.array([[0, 0, width, height], [0, 0, width / 2, height / 2], [0, 0, 0, 0]], np.float32)
+    scores = score[:, None] * np.array([[1, 0.5, 0]], np.float32)
+    return np.tile(box, (n, 1, 1)), scores, np.tile(np.array([[2, 1, 0]]), (n, 1))
+
+
+def publish_detector(repository: Path, name: str = "detector", size: tuple[int, int] | None = (8, 16)) -> Path:
+    """`size`: height and width of its input, to which the server brings images; None: any size."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float", "pixel_axes"], ["mean"], keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "axis1"], ["column"]),
+        helper.make_node("Mul", ["column", "sureness"], ["scores"]),
+        helper.make_node("Shape", ["image"], ["shape"]),
+        helper.make_node("Gather", ["shape", "first"], ["batch"]),
+        helper.make_node("Gather", ["shape", "box_axes"], ["sides"]),
+        helper.make_node("Cast", ["sides"], ["float_sides"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["parts", "float_sides"], ["box"]),
+        helper.make_node("Concat", ["batch", "ones"], ["box_repeats"], axis=0),
+        helper.make_node("Tile", ["box", "box_repeats"], ["boxes"]),
+        helper.make_node("Concat", ["batch", "one"], ["label_repeats"], axis=0),
+        helper.make_node("Tile", ["label", "label_repeats"], ["labels"]),
+    ]
+    constants = {
+        "pixel_axes": np.array([1, 2, 3]),
+        "axis1": np.array([1]),
+        "sureness": np.array([[1, 0.5, 0]], np.float32) / np.float32(255),
+        "first": np.array([0]),
+        "box_axes": np.array([2, 1, 2, 1]),
+        "parts": np.array([[[0, 0, 1, 1], [0, 0, 0.5, 0.5], [0, 0, 0, 0]]], np.float32),
+        "one": np.array([1]),
+        "ones": np.array([1, 1]),
+        "label": np.array([[2, 1, 0]]),
+    }
+    height, width = size or (None, None)
+    image = np.random.default_rng(5).integers(0, 256, (2, *(size or (12, 20)), 3), dtype=np.uint8)
+    boxes, scores, labels = detect(image)
+    return _publish(
+        repository,
+        nodes,
+        constants,
+        {"image": image},
+        {"boxes": boxes, "scores": scores, "labels": labels},
+        {
+            "image": (None, height, width, 3),
+            "boxes": (None, OBJECTS, 4),
+            "scores": (None, OBJECTS),
+            "labels": (None, OBJECTS),
+        },
+        name=name,
+        task=Task.DETECTION,
+        labels=THINGS,
+        image=ImagePreparation(height=height, width=width, channels=3),
+        detection=DetectionSpec(max_objects=OBJECTS, score_threshold=0.05, iou_threshold=0.5),
+    )
+
+
+COLOURS = ("red", "green", "blue")
+
+
+def segment(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [N, H, W, 3] -> the strongest colour of each pixel, uint8 [N, H, W], and its value over 255."""
+    return images.argmax(3).astype(np.uint8), images.max(3).astype(np.float32) / np.float32(255)
+
+
+def publish_segmenter(repository: Path, name: str = "segmenter") -> Path:
+    """Takes images of any size; the server brings encoded ones to a shorter side of 16, the longer at most 40."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ArgMax", ["float"], ["index"], axis=3, keepdims=0),
+        helper.make_node("Cast", ["index"], ["labels"], to=TensorProto.UINT8),
+        helper.make_node("ReduceMax", ["float", "channel_axis"], ["strongest"], keepdims=0),
+        helper.make_node("Div", ["strongest", "scale"], ["probabilities"]),
+    ]
+    image = np.random.default_rng(6).integers(0, 256, (2, 12, 20, 3), dtype=np.uint8)
+    labels, probabilities = segment(image)
+    return _publish(
+        repository,
+        nodes,
+        {"channel_axis": np.array([3]), "scale": np.float32(255)},
+        {"image": image},
+        {"labels": labels, "probabilities": probabilities},
+        {
+            "image": (None, None, None, 3),
+            "labels": (None, None, None),
+            "probabilities": (None, None, None),
+        },
+        name=name,
+        task=Task.SEGMENTATION,
+        labels=COLOURS,
+        image=ImagePreparation(height=None, width=None, channels=3, resize_shorter=16, max_longer=40),
+    )
+
+
+ALPHABET = "abcd"
+
+
+def predict(symbols: str) -> np.ndarray:
+    """How often each symbol of the alphabet came, as probabilities [4]; the last one counts double."""
+    counts = np.array([symbols.count(letter) for letter in ALPHABET], np.float32)
+    counts[ALPHABET.index(symbols[-1])] += 1
+    return counts / counts.sum()
+
+
+def publish_sequence_model(repository: Path, name: str = "letters") -> Path:
+    nodes = [
+        helper.make_node("OneHot", ["symbols", "depth", "values"], ["hot"], axis=-1),
+        helper.make_node("Shape", ["symbols"], ["shape"]),
+        helper.make_node("Gather", ["shape", "one"], ["longest"], axis=0),
+        helper.make_node("Range", ["zero", "longest", "one"], ["times"]),
+        helper.make_node("Unsqueeze", ["length", "axis1"], ["column"]),
+        helper.make_node("Less", ["times", "column"], ["inside"]),
+        helper.make_node("Sub", ["column", "one"], ["last_index"]),
+        helper.make_node("Equal", ["times", "last_index"], ["last"]),
+        helper.make_node("Cast", ["inside"], ["weight"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["last"], ["bonus"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["weight", "bonus"], ["weights"]),
+        helper.make_node("Unsqueeze", ["weights", "axis1"], ["row"]),
+        helper.make_node("MatMul", ["row", "hot"], ["sums"]),
+        helper.make_node("Squeeze", ["sums", "axis1"], ["counts"]),
+        helper.make_node("ReduceSum", ["counts", "axis1"], ["total"], keepdims=1),
+        helper.make_node("Div", ["counts", "total"], ["probabilities"]),
+    ]
+    constants = {
+        "depth": np.array(len(ALPHABET)),
+        "values": np.array([0, 1], np.float32),
+        "zero": np.array(0),
+        "one": np.array(1),
+        "axis1": np.array([1]),
+    }
+    strings = ("abca", "dd")
+    symbols = np.zeros((2, 4), np.int64)
+    for row, string in zip(symbols, strings, strict=True):
+        row[: len(string)] = [ALPHABET.index(letter) for letter in string]
+    return _publish(
+        repository,
+        nodes,
+        constants,
+        {"symbols": symbols, "length": np.array([len(s) for s in strings])},
+        {"probabilities": np.stack([predict(s) for s in strings])},
+        {"symbols": (None, None), "length": (None,), "probabilities": (None, len(ALPHABET))},
+        name=name,
+        task=Task.SEQUENCE,
+        labels=tuple(ALPHABET),
+        sequence=SequenceSpec(max_length=32),
     )
 
 

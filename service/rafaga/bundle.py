@@ -37,6 +37,9 @@ class Task(StrEnum):
     CLASSIFICATION = "classification"
     FEATURES = "features"
     FORECASTING = "forecasting"
+    DETECTION = "detection"
+    SEGMENTATION = "segmentation"
+    SEQUENCE = "sequence"
 
 
 class Precision(StrEnum):
@@ -61,14 +64,21 @@ class ImagePreparation(Frozen, frozen=True):
     """How an encoded image becomes the model's uint8 [height, width, channels] input.
 
     Resize so that the shorter side is `resize_shorter` (or to exactly height x width when None), then crop the centre.
-    `height` and `width` are None for models that take any size: the image is then only decoded. Bilinear with
-    antialiasing, as torchvision's transforms do it on PIL images.
+    `height` and `width` are None for models that take any size: nothing is cropped, and without `resize_shorter` the
+    image is only decoded. Where the longer side would pass `max_longer`, it becomes that long and the shorter side
+    less. Bilinear with antialiasing, as torchvision's transforms do it on PIL images.
     """
 
     height: int | None
     width: int | None
     channels: int  # 1 grey, 3 RGB
     resize_shorter: int | None = None
+    max_longer: int | None = None
+
+    @property
+    def cropped(self) -> bool:
+        """Whether parts of an image are cut off."""
+        return self.height is not None and self.resize_shorter is not None
 
 
 class FeatureSpec(Frozen, frozen=True):
@@ -94,6 +104,29 @@ class ForecastSpec(Frozen, frozen=True):
     unit: str
 
 
+class DetectionSpec(Frozen, frozen=True):
+    """What a detector gives, always `max_objects` rows per image, so that images share a batch.
+
+    Outputs `boxes` float32 [N, max_objects, 4], x_min, y_min, x_max, y_max in pixels of the input, `scores` float32
+    [N, max_objects], best first, and `labels` int64 [N, max_objects], indices into the bundle's labels. Where
+    fewer objects are found, the rest of the rows is zeros.
+    """
+
+    max_objects: int
+    score_threshold: float  # what is less sure than this is not given
+    iou_threshold: float  # of two boxes of one class that overlap by more, only the surer one is given
+
+
+class SequenceSpec(Frozen, frozen=True):
+    """What a next-symbol model takes and gives.
+
+    Inputs `symbols` int64 [N, T], indices into the bundle's labels, right-padded with zeros, and `length` int64 [N];
+    output `probabilities` float32 [N, len(labels)] of the symbol that follows.
+    """
+
+    max_length: int
+
+
 class Metric(Frozen, frozen=True):
     """A figure measured on held-out data, e.g. top1 0.991 on "MNIST test" with 10000 samples."""
 
@@ -114,21 +147,10 @@ class Parity(Frozen, frozen=True):
     batch_sizes: tuple[int, ...]
 
 
-class Loss(Frozen, frozen=True):
-    """What a variant loses against the fp32 file on the same samples: `drop` of the figure `metric`, a fraction of 1.
-
-    The fp32 file has the same figure, or 1 where the figure is likeness to that file.
-    """
-
-    metric: str
-    drop: float
-    allowed_drop: float
-
-
 class Variant(Frozen, frozen=True):
     """One ONNX file.
 
-    A variant that lost more accuracy than allowed, or whose `loss` is unknown, is kept but not `default_eligible`.
+    A variant that lost more accuracy than allowed, or whose loss is unknown, is kept but not `default_eligible`.
     `float_layers` names the nodes of an int8 file that stay in float because quantising them costs too much.
     `cpu_speedup` is its throughput over the fp32 file's on one thread of the processor that exported it; 0 unmeasured.
     """
@@ -140,7 +162,6 @@ class Variant(Frozen, frozen=True):
     default_eligible: bool = True
     float_layers: tuple[str, ...] = ()
     cpu_speedup: float = 0.0
-    loss: Loss | None = None
 
     @property
     def golden_tolerance(self) -> float:
@@ -187,11 +208,18 @@ class Bundle(Frozen, frozen=True):
     image: ImagePreparation | None = None
     features: tuple[FeatureSpec, ...] = ()
     forecast: ForecastSpec | None = None
+    detection: DetectionSpec | None = None
+    sequence: SequenceSpec | None = None
     parameters: int = 0  # how many numbers were trained
     max_batch_size: int = 32
 
     def variant(self, precision: Precision) -> Variant | None:
         return next((v for v in self.variants if v.precision == precision), None)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether rows of different lengths share a batch: series and sequences, each with its `length`."""
+        return self.forecast is not None or self.sequence is not None
 
     def __post_init__(self) -> None:
         """Raises ValueError where the parts contradict each other (msgspec reports it with the file's other errors)."""
@@ -210,11 +238,37 @@ class Bundle(Frozen, frozen=True):
             Task.CLASSIFICATION: self.image is not None and bool(self.labels),
             Task.FEATURES: self.image is not None and bool(self.features),
             Task.FORECASTING: self.forecast is not None,
+            Task.DETECTION: self.image is not None and bool(self.labels) and self.detection is not None,
+            Task.SEGMENTATION: self.image is not None and bool(self.labels),
+            Task.SEQUENCE: bool(self.labels) and self.sequence is not None,
         }
         if not wanted[self.task]:
-            raise ValueError(f"task {self.task} lacks its part: image and labels, image and features, or forecast")
+            raise ValueError(
+                f"task {self.task} lacks its part: labels, except for features and forecasting, and what is its own of "
+                "image, features, forecast, detection and sequence"
+            )
+        if self.task in (Task.DETECTION, Task.SEGMENTATION) and self.image is not None and self.image.cropped:
+            raise ValueError(f"task {self.task} needs the whole image: it cannot have resize_shorter with a fixed size")
+        if self.image is not None and self.image.max_longer is not None and self.image.resize_shorter is None:
+            raise ValueError("max_longer needs resize_shorter")
+        for given, expected in ((self.inputs, _INPUTS), (self.outputs, _OUTPUTS)):
+            if self.task in expected and tuple((t.name, t.dtype, len(t.shape)) for t in given) != expected[self.task]:
+                raise ValueError(f"task {self.task} has the tensors {_in_words(expected[self.task])}")
         if not {f.output for f in self.features} <= {o.name for o in self.outputs}:
             raise ValueError("features names an output that the graph does not have")
+
+
+# Name, dtype and number of axes, of the tasks whose services go by them.
+_INPUTS = {Task.SEQUENCE: (("symbols", "int64", 2), ("length", "int64", 1))}
+_OUTPUTS = {
+    Task.DETECTION: (("boxes", "float32", 3), ("scores", "float32", 2), ("labels", "int64", 2)),
+    Task.SEGMENTATION: (("labels", "uint8", 3), ("probabilities", "float32", 3)),
+    Task.SEQUENCE: (("probabilities", "float32", 2),),
+}
+
+
+def _in_words(tensors: tuple[tuple[str, str, int], ...]) -> str:
+    return ", ".join(f"{name} {dtype} of {axes} axes" for name, dtype, axes in tensors)
 
 
 def relative_error(found: NDArray[np.generic], reference: NDArray[np.generic]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +15,24 @@ from rafaga.errors import InvalidImage
 FORMATS = ("JPEG", "PNG")
 # Deeper than 8 bits per channel: Pillow's conversion would clip them to white.
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+# The values of EXIF's orientation with which the camera was held upright on its side: rows are columns.
+_ORIENTATION = 0x0112
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
-def prepare(data: bytes, preparation: ImagePreparation, max_pixels: int) -> NDArray[np.uint8]:
+class Prepared(NamedTuple):
+    """`pixels`: uint8 [height, width, channels], as the model takes them. `size`: (height, width) of the image as it
+    was sent, upright."""
+
+    pixels: NDArray[np.uint8]
+    size: tuple[int, int]
+
+
+def prepare(data: bytes, preparation: ImagePreparation, max_pixels: int) -> Prepared:
     """Decodes a JPEG or PNG file and brings it to the model's size.
 
-    Returns uint8 [height, width, channels]. The steps are those of torchvision's evaluation transforms on PIL images
-    (Resize with antialiased bilinear interpolation, CenterCrop), so a served answer is the one training measured.
-    Raises InvalidImage.
+    The steps are those of torchvision's evaluation transforms on PIL images (Resize with antialiased bilinear
+    interpolation, CenterCrop), so a served answer is the one training measured. Raises InvalidImage.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -30,6 +41,7 @@ def prepare(data: bytes, preparation: ImagePreparation, max_pixels: int) -> NDAr
                 raise _too_large(width * height, max_pixels)
             if image.mode in _DEEP_MODES:
                 raise InvalidImage(f"expected 8 bits per channel, got an image of mode {image.mode}: convert it first")
+            size = (width, height) if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else (height, width)
             _shrink_while_decoding(image, preparation)
             image.load()
             colours = ImageOps.exif_transpose(image).convert("L" if preparation.channels == 1 else "RGB")
@@ -41,7 +53,7 @@ def prepare(data: bytes, preparation: ImagePreparation, max_pixels: int) -> NDAr
     except Exception:  # Whatever the decoder trips over in a stranger's bytes, it is no image of ours.
         raise InvalidImage(f"expected a whole JPEG or PNG file, got {len(data)} bytes that do not decode") from None
     array = np.asarray(pixels, dtype=np.uint8)
-    return array[:, :, np.newaxis] if preparation.channels == 1 else array
+    return Prepared(array[:, :, np.newaxis] if preparation.channels == 1 else array, size)
 
 
 def _too_large(pixels: int, max_pixels: int) -> InvalidImage:
@@ -65,7 +77,7 @@ def _resized(image: Image.Image, preparation: ImagePreparation, max_pixels: int)
     if shorter is None:
         free = height is None or width is None or image.size == (width, height)
         return image if free else image.resize((width or 0, height or 0), Image.Resampling.BILINEAR)
-    scaled = _shorter_side(image.size, shorter)
+    scaled = _scaled(image.size, shorter, preparation.max_longer)
     left = 0 if width is None else round((scaled[0] - width) / 2)
     top = 0 if height is None else round((scaled[1] - height) / 2)
     if height is None or width is None or left < 0 or top < 0:
@@ -79,8 +91,10 @@ def _resized(image: Image.Image, preparation: ImagePreparation, max_pixels: int)
     return image.resize((width, height), Image.Resampling.BILINEAR, box)
 
 
-def _shorter_side(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    width, height = size
-    if width <= height:
-        return shorter, int(shorter * height / width)
-    return int(shorter * width / height), shorter
+def _scaled(size: tuple[int, int], shorter: int, max_longer: int | None) -> tuple[int, int]:
+    """`size` with the shorter side at `shorter`, or with the longer one at `max_longer` where it would be more."""
+    small, large = min(size), max(size)
+    longer = int(shorter * large / small)
+    if max_longer is not None and longer > max_longer:
+        shorter, longer = max(1, int(max_longer * shorter / longer)), max_longer
+    return (shorter, longer) if size[0] <= size[1] else (longer, shorter)

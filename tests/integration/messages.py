@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rafaga.v1 import forecasting_pb2, vision_pb2
+from rafaga.v1 import forecasting_pb2, sequences_pb2, vision_pb2
 
 
 def tensor(images: np.ndarray) -> vision_pb2.ImageTensor:
@@ -41,6 +41,26 @@ def forecast(
     history: Sequence[float] | np.ndarray, horizon: int = 0, model: str = "series"
 ) -> forecasting_pb2.ForecastRequest:
     return forecasting_pb2.ForecastRequest(model=model, history=history, horizon=horizon)
+
+
+def detect(images: np.ndarray, model: str = "detector", **fields: Any) -> vision_pb2.DetectRequest:
+    return vision_pb2.DetectRequest(model=model, pixels=tensor(images), **fields)
+
+
+def detect_files(*files: bytes, model: str = "detector", **fields: Any) -> vision_pb2.DetectRequest:
+    return vision_pb2.DetectRequest(model=model, encoded=vision_pb2.EncodedImages(images=files), **fields)
+
+
+def segment(images: np.ndarray, **fields: Any) -> vision_pb2.SegmentRequest:
+    return vision_pb2.SegmentRequest(model="segmenter", pixels=tensor(images), **fields)
+
+
+def segment_files(*files: bytes, **fields: Any) -> vision_pb2.SegmentRequest:
+    return vision_pb2.SegmentRequest(model="segmenter", encoded=vision_pb2.EncodedImages(images=files), **fields)
+
+
+def predict(symbols: Sequence[str], **fields: Any) -> sequences_pb2.PredictRequest:
+    return sequences_pb2.PredictRequest(model="letters", symbols=symbols, **fields)
 
 
 def probabilities(response: vision_pb2.ClassifyResponse) -> np.ndarray:

@@ -20,7 +20,7 @@ from rafaga.server.app import build
 from rafaga.server.config import Config, TransportKind
 from rafaga.server.latency import LatencyTable
 from rafaga.server.lifecycle import Server
-from rafaga.v1 import catalog_pb2_grpc, forecasting_pb2_grpc, vision_pb2_grpc
+from rafaga.v1 import catalog_pb2_grpc, forecasting_pb2_grpc, sequences_pb2_grpc, vision_pb2_grpc
 
 PATIENCE_S = 60.0
 """How long a test waits for what must happen; long, because other work may hold the cores."""
@@ -33,6 +33,7 @@ class Stubs:
         self.channel = channel
         self.vision = vision_pb2_grpc.VisionStub(channel)
         self.forecasting = forecasting_pb2_grpc.ForecastingStub(channel)
+        self.sequences = sequences_pb2_grpc.SequencesStub(channel)
         self.catalog = catalog_pb2_grpc.CatalogStub(channel)
         self.health = health_pb2_grpc.HealthStub(channel)
 
@@ -86,7 +87,6 @@ def serving(repository: Path, transport: str, **settings: Any) -> Iterator[Serve
             "repository": repository,
             "transport": TransportKind(transport),
             "threads": 1,
-            "engine_timeout_s": 600.0,  # tests hold engines up, and other work may hold the cores
             "grpc_port": 0,
             "http_port": 0,
         }

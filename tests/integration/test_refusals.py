@@ -131,6 +131,9 @@ def test_a_bad_request_is_told_what_was_expected(server: Served, bad: Bad) -> No
 METHODS = (
     "Vision/Classify",
     "Vision/ExtractFeatures",
+    "Vision/Detect",
+    "Vision/Segment",
+    "Sequences/Predict",
     "Forecasting/Forecast",
     "Catalog/ListModels",
     "Catalog/GetModel",
@@ -144,7 +147,7 @@ def test_bytes_that_are_no_protobuf_are_an_invalid_request(server: Served, metho
     assert "expected a serialised rafaga.v1." in refused.message
 
 
-@pytest.mark.parametrize("method", ["/rafaga.v1.Vision/Segment", "/no.Service/Nothing", "/x"])
+@pytest.mark.parametrize("method", ["/rafaga.v1.Vision/Dream", "/no.Service/Nothing", "/x"])
 def test_a_method_that_is_not_there_is_unimplemented(server: Served, method: str) -> None:
     refused = refusal(lambda: server.channel.unary_unary(method)(b"", timeout=PATIENCE_S))
     assert refused.code is grpc.StatusCode.UNIMPLEMENTED

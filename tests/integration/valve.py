@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
 from rafaga.bundle import ImagePreparation
+from rafaga.images import Prepared
 from rafaga.server.engine import Session
 from rafaga.server.services import common
 from tests.integration.serving import PATIENCE_S
@@ -57,13 +57,10 @@ class _Valved:
         self._session = session
 
     def run(
-        self,
-        output_names: Sequence[str] | None,
-        input_feed: dict[str, NDArray[np.generic]],
-        run_options: ort.RunOptions | None = None,
+        self, output_names: Sequence[str] | None, input_feed: dict[str, NDArray[np.generic]]
     ) -> Sequence[NDArray[np.generic]]:
         self._valve.pass_through(len(next(iter(input_feed.values()))))
-        return self._session.run(output_names, input_feed, run_options)
+        return self._session.run(output_names, input_feed)
 
 
 class Decoder:
@@ -80,7 +77,8 @@ class Decoder:
     def go_on(self) -> None:
         self._open.set()
 
-    def _prepare(self, data: bytes, preparation: ImagePreparation, max_pixels: int) -> NDArray[np.uint8]:
+    def _prepare(self, data: bytes, preparation: ImagePreparation, max_pixels: int) -> Prepared:
         self._waiting.release()
         self._open.wait(PATIENCE_S)
-        return np.zeros((preparation.height or 8, preparation.width or 8, preparation.channels), np.uint8)
+        height, width = preparation.height or 8, preparation.width or 8
+        return Prepared(np.zeros((height, width, preparation.channels), np.uint8), (height, width))

@@ -13,11 +13,13 @@ from rafaga import bundle as bundles
 from rafaga.bundle import (
     SCHEMA,
     Bundle,
+    DetectionSpec,
     ForecastSpec,
     ImagePreparation,
     Parity,
     Precision,
     Provenance,
+    SequenceSpec,
     Task,
     TensorSpec,
     Variant,
@@ -118,6 +120,10 @@ def test_changed_and_missing_files_are_named(tmp_path: Path) -> None:
         ({"labels": []}, "lacks its part"),
         ({"image": None}, "lacks its part"),
         ({"task": "forecasting"}, "lacks its part"),
+        ({"task": "detection"}, "lacks its part"),
+        ({"task": "sequence"}, "lacks its part"),
+        ({"task": "segmentation"}, "has the tensors labels uint8 of 3 axes, probabilities float32 of 3 axes"),
+        ({"image": {"height": None, "width": None, "channels": 3, "max_longer": 9}}, "max_longer needs resize_shorter"),
         ({"task": "telepathy"}, "Invalid enum value"),
         ({"variants": []}, "at least one variant"),
         ({"files": {"../../passwd": "0"}}, "does not match"),
@@ -161,6 +167,35 @@ def test_forecasters_say_what_they_take() -> None:
         min_history=2, max_history=9, max_horizon=3, quantile_levels=(0.5,), season=1, step="hour", unit="°C"
     )
     assert digits(task=Task.FORECASTING, forecast=forecast, labels=(), image=None).forecast == forecast
+
+
+def test_detectors_see_whole_images() -> None:
+    outputs = (
+        TensorSpec(name="boxes", dtype="float32", shape=(None, 5, 4)),
+        TensorSpec(name="scores", dtype="float32", shape=(None, 5)),
+        TensorSpec(name="labels", dtype="int64", shape=(None, 5)),
+    )
+    spec = DetectionSpec(max_objects=5, score_threshold=0.1, iou_threshold=0.5)
+    assert digits(task=Task.DETECTION, outputs=outputs, detection=spec).detection == spec
+    cropped = ImagePreparation(height=28, width=28, channels=1, resize_shorter=32)
+    with pytest.raises(ValueError, match="needs the whole image"):
+        digits(task=Task.DETECTION, outputs=outputs, detection=spec, image=cropped)
+    with pytest.raises(ValueError, match="boxes float32 of 3 axes"):
+        digits(task=Task.DETECTION, outputs=outputs[::-1], detection=spec)
+
+
+def test_sequence_models_are_ragged() -> None:
+    tensors = {
+        "inputs": (
+            TensorSpec(name="symbols", dtype="int64", shape=(None, None)),
+            TensorSpec(name="length", dtype="int64", shape=(None,)),
+        ),
+        "outputs": (TensorSpec(name="probabilities", dtype="float32", shape=(None, 10)),),
+    }
+    assert digits(task=Task.SEQUENCE, image=None, sequence=SequenceSpec(max_length=9), **tensors).ragged
+    assert not digits().ragged
+    with pytest.raises(ValueError, match="symbols int64 of 2 axes, length int64 of 1 axes"):
+        digits(task=Task.SEQUENCE, sequence=SequenceSpec(max_length=9))
 
 
 def test_variants_are_found_by_precision() -> None:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rafaga import images
 from rafaga.bundle import ImagePreparation
 from rafaga.errors import InvalidImage
-from rafaga.images import prepare
 
 LIMIT = 50_000_000
 IMAGENET = ImagePreparation(height=224, width=224, channels=3, resize_shorter=256)
@@ -25,6 +25,10 @@ FREE = ImagePreparation(height=None, width=None, channels=3)
 
 DATA = Path(os.environ.get("RAFAGA_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 PHOTOS = DATA / "imagenet_samples" / "images"
+
+
+def prepare(data: bytes, preparation: ImagePreparation, max_pixels: int) -> np.ndarray:
+    return images.prepare(data, preparation, max_pixels).pixels
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -75,6 +79,15 @@ class TestLikeTorchvision:
         with Image.open(io.BytesIO(data)) as opened:
             assert_close(prepare(data, preparation, LIMIT), by_torchvision(opened, preparation))
 
+    @pytest.mark.parametrize("size", [(64, 48), (48, 64), (30, 90), (500, 100)])
+    def test_the_longer_side_has_a_limit(self, size: tuple[int, int]) -> None:
+        transforms = pytest.importorskip("torchvision.transforms")
+        preparation = ImagePreparation(height=None, width=None, channels=3, resize_shorter=80, max_longer=133)
+        image = picture(*size)
+        expected = np.asarray(transforms.Resize(80, max_size=133)(image.convert("RGB")))
+        assert_close(prepare(encoded(image), preparation, LIMIT), expected)
+        assert prepare(encoded(picture(1000, 7)), preparation, LIMIT).shape == (1, 133, 3)
+
     def test_a_crop_that_is_larger_than_the_resized_image_is_padded(self) -> None:
         preparation = ImagePreparation(height=64, width=64, channels=3, resize_shorter=48)
         image = picture(100, 100)
@@ -118,7 +131,8 @@ class TestOrientation:
         exif[0x0112] = orientation
         pixels = np.zeros((64, 96, 3), np.uint8)
         pixels[:32, :32] = (255, 0, 0)
-        got = prepare(encoded(Image.fromarray(pixels), "JPEG", exif=exif, quality=100), FREE, LIMIT)
+        got, size = images.prepare(encoded(Image.fromarray(pixels), "JPEG", exif=exif, quality=100), FREE, LIMIT)
+        assert size == got.shape[:2]
         assert got.shape == ((96, 64, 3) if orientation >= 5 else (64, 96, 3))
         # Where the corner that was drawn first is to be seen: top left, top right, bottom right or bottom left.
         rows, columns = got.shape[:2]

@@ -1,4 +1,4 @@
-"""The command line: `rafaga models | classify | features | forecast` ask a server, `rafaga serve` is one."""
+"""The command line: `rafaga serve` is a server, `rafaga load` tests one, the other commands ask one."""
 
 from rafaga.cli._main import main
 

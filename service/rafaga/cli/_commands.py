@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from rafaga import Classification, Client, ModelInfo, RafagaError, Timing
+from rafaga import Classification, Client, DetectedObject, Detections, ModelInfo, RafagaError, Timing
 from rafaga.cli._errors import ExitCode, complain, exit_code, sentence
 from rafaga.cli._output import as_json, table
 from rafaga.cli._series import read_series
 
 # Enough for the server to form batches, few enough to be a polite neighbour.
 _CONCURRENT_FILES = 16
+
+T = TypeVar("T")
+A = TypeVar("A", Classification, Detections)
 
 
 def models(args: Namespace, client: Client) -> int:
@@ -46,20 +51,11 @@ def models(args: Namespace, client: Client) -> int:
 
 
 def classify(args: Namespace, client: Client) -> int:
-    """Files are asked for one by one, so that a broken one fails alone; the exit code is that of the first failure."""
-
-    def ask(path: str) -> Classification | RafagaError | OSError:
-        try:
-            return client.classify(Path(path), model=args.model, version=args.version_of_model, top_k=args.top_k)
-        except (RafagaError, OSError) as error:
-            return error
-
-    with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
-        answers = list(zip(args.files, pool.map(ask, args.files), strict=True))
+    options = {"model": args.model, "version": args.version_of_model}
+    answers = _of_each(args.files, lambda path: client.classify(path, top_k=args.top_k, **options))
     succeeded = [(path, a) for path, a in answers if isinstance(a, Classification)]
-    failed = [(path, a) for path, a in answers if not isinstance(a, Classification)]
     if args.json:
-        print(as_json([_classification_json(path, answer) for path, answer in answers]))
+        print(as_json([_image_json(path, a, lambda c: {"predictions": c.predictions}) for path, a in answers]))
     elif succeeded:
         rows = [
             (path if rank == 1 else "", rank, p.label, p.index, f"{p.probability:.4f}")
@@ -67,11 +63,54 @@ def classify(args: Namespace, client: Client) -> int:
             for rank, p in enumerate(answer.predictions, start=1)
         ]
         print(table(("FILE", "RANK", "LABEL", "INDEX", "PROBABILITY"), rows))
-    if succeeded:
-        _warn_if_untrained(succeeded[0][1].model)
-    for path, error in failed:
-        complain(sentence(error) if isinstance(error, OSError) else f"{path}: {sentence(error)}")
-    return exit_code(failed[0][1]) if failed else ExitCode.OK
+    return _outcome(answers)
+
+
+def detect(args: Namespace, client: Client) -> int:
+    options = {"model": args.model, "version": args.version_of_model}
+    limits = {"min_score": args.min_score, "max_objects": args.max_objects}
+    answers = _of_each(args.files, lambda path: client.detect(path, **limits, **options))
+    succeeded = [(path, a) for path, a in answers if isinstance(a, Detections)]
+    if args.json:
+        print(as_json([_image_json(path, a, _detections_json) for path, a in answers]))
+    elif succeeded:
+        rows = [_detection_row(path, found) for path, answer in succeeded for found in answer]
+        print(table(("FILE", "LABEL", "SCORE", "X MIN", "Y MIN", "X MAX", "Y MAX"), rows))
+        for path, answer in succeeded:
+            if not len(answer):
+                print(f"{path}: nothing with a score of {args.min_score:g} or more")
+    return _outcome(answers)
+
+
+def segment(args: Namespace, client: Client) -> int:
+    found = client.segment(Path(args.file), model=args.model, version=args.version_of_model)
+    if args.output:
+        with open(args.output, "wb") as file:
+            np.save(file, found.full_size())
+    if args.json:
+        sizes = {"image_height": found.image_height, "image_width": found.image_width}
+        answer = {"classes": found.classes, **sizes, "model": found.model, "timing": found.timing}
+        print(as_json(answer | {"output": args.output}))
+    else:
+        rows = [(c.label, c.index, f"{100 * c.share:.2f} %", f"{c.probability:.4f}") for c in found.classes]
+        print(table(("LABEL", "INDEX", "SHARE", "PROBABILITY"), rows))
+        print(_footer(found.model, found.timing))
+    _warn_if_untrained(found.model)
+    return ExitCode.OK
+
+
+def predict(args: Namespace, client: Client) -> int:
+    """One argument is a string of symbols, several are one symbol each."""
+    symbols = args.symbols[0] if len(args.symbols) == 1 else args.symbols
+    found = client.predict(symbols, model=args.model, version=args.version_of_model, top_k=args.top_k)
+    if args.json:
+        print(as_json(found))
+    else:
+        rows = [(rank, p.label, p.index, f"{p.probability:.4f}") for rank, p in enumerate(found.predictions, start=1)]
+        print(table(("RANK", "NEXT", "INDEX", "PROBABILITY"), rows))
+        print(_footer(found.model, found.timing))
+    _warn_if_untrained(found.model)
+    return ExitCode.OK
 
 
 def features(args: Namespace, client: Client) -> int:
@@ -108,11 +147,46 @@ def forecast(args: Namespace, client: Client) -> int:
     return ExitCode.OK
 
 
-def _classification_json(path: str, answer: Classification | RafagaError | OSError) -> dict[str, object]:
-    if isinstance(answer, Classification):
-        return {"file": path, "predictions": answer.predictions, "model": answer.model, "timing": answer.timing}
-    reason = answer.reason if isinstance(answer, RafagaError) else "FILE"
-    return {"file": path, "error": {"reason": reason, "message": sentence(answer)}}
+def _of_each(files: Sequence[str], ask: Callable[[Path], T]) -> list[tuple[str, T | RafagaError | OSError]]:
+    """Files are asked for one by one, so that a broken one fails alone."""
+
+    def answer(path: str) -> T | RafagaError | OSError:
+        try:
+            return ask(Path(path))
+        except (RafagaError, OSError) as error:
+            return error
+
+    with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
+        return list(zip(files, pool.map(answer, files), strict=True))
+
+
+def _outcome(answers: Sequence[tuple[str, Classification | Detections | RafagaError | OSError]]) -> ExitCode:
+    """Complains of every file that failed; the exit code is that of the first."""
+    succeeded = [answer for _, answer in answers if not isinstance(answer, Exception)]
+    failed = [(path, answer) for path, answer in answers if isinstance(answer, Exception)]
+    if succeeded:
+        _warn_if_untrained(succeeded[0].model)
+    for path, error in failed:
+        complain(sentence(error) if isinstance(error, OSError) else f"{path}: {sentence(error)}")
+    return exit_code(failed[0][1]) if failed else ExitCode.OK
+
+
+def _image_json(
+    path: str, answer: A | RafagaError | OSError, found: Callable[[A], dict[str, object]]
+) -> dict[str, object]:
+    if isinstance(answer, Exception):
+        reason = answer.reason if isinstance(answer, RafagaError) else "FILE"
+        return {"file": path, "error": {"reason": reason, "message": sentence(answer)}}
+    return {"file": path, **found(answer), "model": answer.model, "timing": answer.timing}
+
+
+def _detection_row(path: str, found: DetectedObject) -> tuple[str | float, ...]:
+    corners = (found.box.x_min, found.box.y_min, found.box.x_max, found.box.y_max)
+    return path, found.label, f"{found.score:.4f}", *(round(corner, 1) for corner in corners)
+
+
+def _detections_json(found: Detections) -> dict[str, object]:
+    return {"objects": found.objects, "image_height": found.image_height, "image_width": found.image_width}
 
 
 def _footer(model: ModelInfo, timing: Timing) -> str:

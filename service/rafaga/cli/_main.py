@@ -74,6 +74,26 @@ def _parser(environ: Mapping[str, str]) -> ArgumentParser:
     features.add_argument("--output", metavar="FILE.npz", help="write the maps there, under their names")
     features.set_defaults(command=_commands.features)
 
+    detect = commands.add_parser("detect", parents=[connection, _model()], help="find objects in images")
+    detect.add_argument("files", nargs="+", metavar="FILE", help="a JPEG or PNG file")
+    detect.add_argument(
+        "--min-score", type=_share, default=0.5, metavar="S", help="0 to 1, how sure the model must be (%(default)s)"
+    )
+    detect.add_argument("--max-objects", type=_positive_int, metavar="N", help="per image, the best ones (all)")
+    detect.set_defaults(command=_commands.detect)
+
+    segment = commands.add_parser("segment", parents=[connection, _model()], help="the class of every pixel")
+    segment.add_argument("file", metavar="FILE", help="a JPEG or PNG file")
+    segment.add_argument("--output", metavar="FILE.npy", help="write the classes there, uint8 [height, width]")
+    segment.set_defaults(command=_commands.segment)
+
+    predict = commands.add_parser("predict", parents=[connection, _model()], help="the next symbol of a sequence")
+    predict.add_argument(
+        "symbols", nargs="+", metavar="SYMBOLS", help="BTBTX is a symbol per character; or one symbol per argument"
+    )
+    predict.add_argument("--top-k", type=_positive_int, default=5, metavar="K", help="symbols to give (%(default)s)")
+    predict.set_defaults(command=_commands.predict)
+
     forecast = commands.add_parser("forecast", parents=[connection, _model()], help="what comes next in a series")
     forecast.add_argument("file", nargs="?", default="-", metavar="FILE", help="CSV or one number per line; - is stdin")
     forecast.add_argument("--horizon", type=_positive_int, metavar="STEPS", help="steps ahead (as many as possible)")
@@ -131,6 +151,16 @@ def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    return value
 
 
 def _positive_s(text: str) -> float:

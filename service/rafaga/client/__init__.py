@@ -1,14 +1,17 @@
 """The SDK: `Client` and `AsyncClient`, two thin shells around one core.
 
 _calls      what is asked and what the reply means      _images    images as people hold them → wire
-_retry      when to try again                           _results   wire → what calls return
+_retry      when to try again                           _results, _objects   wire → what calls return
 _channel    addresses, TLS, limits → gRPC options       _sync, _async   sending and sleeping
 """
 
 from rafaga.client._async import AsyncClient
 from rafaga.client._channel import Keepalive, Tls
+from rafaga.client._objects import Box, DetectedObject, Detections, Segmentation, SegmentedClass
 from rafaga.client._results import (
     Classification,
+    Continuation,
+    DetectionDescription,
     FeatureMap,
     Features,
     Forecast,
@@ -18,6 +21,7 @@ from rafaga.client._results import (
     ModelInfo,
     ModelState,
     Prediction,
+    SequenceDescription,
     TensorDescription,
     Timing,
 )
@@ -26,8 +30,13 @@ from rafaga.client._sync import Client
 
 __all__ = [
     "AsyncClient",
+    "Box",
     "Classification",
     "Client",
+    "Continuation",
+    "DetectedObject",
+    "DetectionDescription",
+    "Detections",
     "FeatureMap",
     "Features",
     "Forecast",
@@ -39,6 +48,9 @@ __all__ = [
     "ModelState",
     "Prediction",
     "RetryPolicy",
+    "Segmentation",
+    "SegmentedClass",
+    "SequenceDescription",
     "TensorDescription",
     "Timing",
     "Tls",

@@ -16,7 +16,8 @@ from rafaga.client import _calls, _channel, _images
 from rafaga.client._calls import Call
 from rafaga.client._channel import Keepalive, Tls
 from rafaga.client._images import ImageInput
-from rafaga.client._results import Classification, Features, Forecast, ModelDescription
+from rafaga.client._objects import Detections, Segmentation
+from rafaga.client._results import Classification, Continuation, Features, Forecast, ModelDescription
 from rafaga.client._retry import PATIENT, Attempts, RetryPolicy
 from rafaga.client._sync import DEFAULT_TIMEOUT_S
 from rafaga.errors import RafagaError
@@ -85,6 +86,72 @@ class AsyncClient:
         """See `Client.features`."""
         image = await _loaded(image)
         return await self._run(_calls.features(image, model=model, version=version), timeout_s)
+
+    async def detect(
+        self,
+        image: ImageInput,
+        *,
+        model: str,
+        version: int = 0,
+        min_score: float = 0.0,
+        max_objects: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Detections:
+        """See `Client.detect`."""
+        image = await _loaded(image)
+        call = _calls.detect(image, model=model, version=version, min_score=min_score, max_objects=max_objects)
+        return await self._run(call, timeout_s)
+
+    async def detect_many(
+        self,
+        images: Sequence[ImageInput] | npt.NDArray[np.uint8],
+        *,
+        model: str,
+        version: int = 0,
+        min_score: float = 0.0,
+        max_objects: int | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Detections]:
+        """See `Client.detect_many`."""
+        if _images.is_batch(images):
+            images = await _loaded(images)
+        call = _calls.detect_many(images, model=model, version=version, min_score=min_score, max_objects=max_objects)
+        return await self._run(call, timeout_s)
+
+    async def segment(
+        self,
+        image: ImageInput,
+        *,
+        model: str,
+        version: int = 0,
+        with_probabilities: bool = False,
+        timeout_s: float | None = None,
+    ) -> Segmentation:
+        """See `Client.segment`."""
+        image = await _loaded(image)
+        call = _calls.segment(image, model=model, version=version, with_probabilities=with_probabilities)
+        return await self._run(call, timeout_s)
+
+    async def segment_many(
+        self,
+        images: Sequence[ImageInput] | npt.NDArray[np.uint8],
+        *,
+        model: str,
+        version: int = 0,
+        with_probabilities: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[Segmentation]:
+        """See `Client.segment_many`."""
+        if _images.is_batch(images):
+            images = await _loaded(images)
+        call = _calls.segment_many(images, model=model, version=version, with_probabilities=with_probabilities)
+        return await self._run(call, timeout_s)
+
+    async def predict(
+        self, symbols: Sequence[str], *, model: str, version: int = 0, top_k: int = 5, timeout_s: float | None = None
+    ) -> Continuation:
+        """See `Client.predict`."""
+        return await self._run(_calls.predict(symbols, model=model, version=version, top_k=top_k), timeout_s)
 
     async def forecast(
         self,

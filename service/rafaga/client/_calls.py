@@ -15,8 +15,16 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from rafaga.client import _images, _results
-from rafaga.client._results import Classification, Features, Forecast, ModelDescription, ModelState
+from rafaga.client import _images, _objects, _results
+from rafaga.client._objects import Detections, Segmentation
+from rafaga.client._results import (
+    Classification,
+    Continuation,
+    Features,
+    Forecast,
+    ModelDescription,
+    ModelState,
+)
 from rafaga.errors import (
     STATUS_DETAILS_KEY,
     DeadlineExceeded,
@@ -28,7 +36,7 @@ from rafaga.errors import (
     ServerUnreachable,
     from_status,
 )
-from rafaga.v1 import catalog_pb2, forecasting_pb2, vision_pb2
+from rafaga.v1 import catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
@@ -44,8 +52,7 @@ class Call(Generic[T_co]):
 
 
 def classify(image: _images.ImageInput, *, model: str, version: int, top_k: int) -> Call[Classification]:
-    call = _classify(_images.single(image), model, version, top_k)
-    return Call(call.method, call.request, lambda reply: call.read(reply)[0])
+    return _first(_classify(_images.single(image), model, version, top_k))
 
 
 def classify_many(
@@ -64,6 +71,50 @@ def features(image: _images.ImageInput | Sequence[_images.ImageInput], *, model:
         return _results.features(vision_pb2.ExtractFeaturesResponse.FromString(reply), batched=batched)
 
     return Call("/rafaga.v1.Vision/ExtractFeatures", request.SerializeToString(), read)
+
+
+def detect(
+    image: _images.ImageInput, *, model: str, version: int, min_score: float, max_objects: int | None
+) -> Call[Detections]:
+    return _first(_detect(_images.single(image), model, version, min_score, max_objects))
+
+
+def detect_many(
+    images: Sequence[_images.ImageInput] | npt.NDArray[np.uint8],
+    *,
+    model: str,
+    version: int,
+    min_score: float,
+    max_objects: int | None,
+) -> Call[list[Detections]]:
+    return _detect(_images.many(images), model, version, min_score, max_objects)
+
+
+def segment(image: _images.ImageInput, *, model: str, version: int, with_probabilities: bool) -> Call[Segmentation]:
+    return _first(_segment(_images.single(image), model, version, with_probabilities))
+
+
+def segment_many(
+    images: Sequence[_images.ImageInput] | npt.NDArray[np.uint8],
+    *,
+    model: str,
+    version: int,
+    with_probabilities: bool,
+) -> Call[list[Segmentation]]:
+    return _segment(_images.many(images), model, version, with_probabilities)
+
+
+def predict(symbols: Sequence[str], *, model: str, version: int, top_k: int) -> Call[Continuation]:
+    if not len(symbols) or not all(isinstance(symbol, str) for symbol in symbols):
+        raise InvalidRequest("expected symbols, at least one, each of them text: \"BTP\" or ['B', 'T', 'P']")
+    request = sequences_pb2.PredictRequest(
+        model=_named(model), version=version, symbols=symbols, top_k=_positive("top_k", top_k)
+    )
+
+    def read(reply: bytes) -> Continuation:
+        return _results.continuation(sequences_pb2.PredictResponse.FromString(reply))
+
+    return Call("/rafaga.v1.Sequences/Predict", request.SerializeToString(), read)
 
 
 def forecast(
@@ -148,9 +199,7 @@ def error_from(rpc: grpc.RpcError, target: str, timeout_s: float) -> RafagaError
 
 
 def _classify(wire: _images.Wire, model: str, version: int, top_k: int) -> Call[list[Classification]]:
-    if top_k < 1:
-        raise InvalidRequest(f"top_k starts at 1, got {top_k}")
-    request = vision_pb2.ClassifyRequest(model=_named(model), version=version, top_k=top_k)
+    request = vision_pb2.ClassifyRequest(model=_named(model), version=version, top_k=_positive("top_k", top_k))
     _put(request, wire)
     images = _images.rows(wire)
 
@@ -160,11 +209,55 @@ def _classify(wire: _images.Wire, model: str, version: int, top_k: int) -> Call[
     return Call("/rafaga.v1.Vision/Classify", request.SerializeToString(), read)
 
 
-def _put(request: vision_pb2.ClassifyRequest | vision_pb2.ExtractFeaturesRequest, wire: _images.Wire) -> None:
+def _detect(
+    wire: _images.Wire, model: str, version: int, min_score: float, max_objects: int | None
+) -> Call[list[Detections]]:
+    if not 0 <= min_score <= 1:
+        raise InvalidRequest(f"min_score lies between 0 and 1, got {min_score}")
+    most = 0 if max_objects is None else _positive("max_objects", max_objects)
+    request = vision_pb2.DetectRequest(model=_named(model), version=version, min_score=min_score, max_objects=most)
+    _put(request, wire)
+    images = _images.rows(wire)
+
+    def read(reply: bytes) -> list[Detections]:
+        return _objects.detections(vision_pb2.DetectResponse.FromString(reply), images)
+
+    return Call("/rafaga.v1.Vision/Detect", request.SerializeToString(), read)
+
+
+def _segment(wire: _images.Wire, model: str, version: int, with_probabilities: bool) -> Call[list[Segmentation]]:
+    request = vision_pb2.SegmentRequest(model=_named(model), version=version, with_probabilities=with_probabilities)
+    _put(request, wire)
+    images = _images.rows(wire)
+
+    def read(reply: bytes) -> list[Segmentation]:
+        return _objects.segmentations(vision_pb2.SegmentResponse.FromString(reply), images)
+
+    return Call("/rafaga.v1.Vision/Segment", request.SerializeToString(), read)
+
+
+def _first(call: Call[list[T]]) -> Call[T]:
+    """Of a request with one image."""
+    return Call(call.method, call.request, lambda reply: call.read(reply)[0])
+
+
+def _put(
+    request: vision_pb2.ClassifyRequest
+    | vision_pb2.ExtractFeaturesRequest
+    | vision_pb2.DetectRequest
+    | vision_pb2.SegmentRequest,
+    wire: _images.Wire,
+) -> None:
     if isinstance(wire, vision_pb2.EncodedImages):
         request.encoded.CopyFrom(wire)
     else:
         request.pixels.CopyFrom(wire)
+
+
+def _positive(name: str, number: int) -> int:
+    if number < 1:
+        raise InvalidRequest(f"{name} starts at 1, got {number}")
+    return number
 
 
 def _named(model: str) -> str:

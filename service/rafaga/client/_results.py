@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rafaga.errors import InternalError
-from rafaga.v1 import catalog_pb2, common_pb2, forecasting_pb2, vision_pb2
+from rafaga.v1 import catalog_pb2, common_pb2, forecasting_pb2, sequences_pb2, vision_pb2
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -157,6 +157,24 @@ class Forecast:
         return f"Forecast(horizon={self.horizon}, levels={self.levels}, model={str(self.model)!r})"
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """The most probable next symbols of a sequence, best first."""
+
+    predictions: tuple[Prediction, ...]
+    model: ModelInfo
+    timing: Timing
+
+    @property
+    def top(self) -> Prediction:
+        """The most probable symbol."""
+        return self.predictions[0]
+
+    def __repr__(self) -> str:
+        symbols = ", ".join(f"{p.label!r}: {p.probability:.4f}" for p in self.predictions)
+        return f"Continuation({{{symbols}}}, model={str(self.model)!r})"
+
+
 class ModelState(StrEnum):
     UNKNOWN = "unknown"  # a newer server's state that this client has no word for
     LOADING = "loading"
@@ -203,6 +221,23 @@ class ForecastDescription:
 
 
 @dataclass(frozen=True)
+class DetectionDescription:
+    """What a detector gives: at most so many objects per image, surer than the threshold; of two boxes of one class
+    whose intersection over union passes `iou_threshold`, the surer one."""
+
+    max_objects: int
+    score_threshold: float
+    iou_threshold: float
+
+
+@dataclass(frozen=True)
+class SequenceDescription:
+    """What a next-symbol model takes: its labels are the symbols it knows. `max_length` in symbols."""
+
+    max_length: int
+
+
+@dataclass(frozen=True)
 class ModelDescription:
     """A model as the server's catalogue tells of it. `labels` is filled by `Client.model` alone."""
 
@@ -223,6 +258,8 @@ class ModelDescription:
     max_batch_size: int
     forecast: ForecastDescription | None
     image_preparation: str
+    detection: DetectionDescription | None
+    sequence: SequenceDescription | None
     labels: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -234,17 +271,14 @@ def classifications(reply: vision_pb2.ClassifyResponse, images: int) -> list[Cla
     """One per image. InternalError where the reply does not answer what was asked."""
     if len(reply.results) != images or not all(result.labels for result in reply.results):
         raise InternalError(f"expected labels for {images} images, the reply has {len(reply.results)} results")
-    model, timing = _model_info(reply.model), _timing(reply.timing)
-    return [
-        Classification(tuple(Prediction(s.label, s.index, s.probability) for s in result.labels), model, timing)
-        for result in reply.results
-    ]
+    model, spent = model_info(reply.model), timing(reply.timing)
+    return [Classification(tuple(map(_prediction, result.labels)), model, spent) for result in reply.results]
 
 
 def features(reply: vision_pb2.ExtractFeaturesResponse, *, batched: bool) -> Features:
     """All maps; the batch axis is taken off where the caller gave a single image."""
     maps = tuple(_feature_map(m, batched=batched) for m in reply.maps)
-    return Features(maps, _model_info(reply.model), _timing(reply.timing))
+    return Features(maps, model_info(reply.model), timing(reply.timing))
 
 
 def forecast(reply: forecasting_pb2.ForecastResponse) -> Forecast:
@@ -255,7 +289,14 @@ def forecast(reply: forecasting_pb2.ForecastResponse) -> Forecast:
     values = np.array([q.values for q in reply.quantiles], dtype=np.float32)
     values.flags.writeable = False
     levels = _levels([q.level for q in reply.quantiles])
-    return Forecast(levels, values, _model_info(reply.model), _timing(reply.timing))
+    return Forecast(levels, values, model_info(reply.model), timing(reply.timing))
+
+
+def continuation(reply: sequences_pb2.PredictResponse) -> Continuation:
+    """InternalError where the reply names no symbol."""
+    if not reply.labels:
+        raise InternalError("expected symbols, the reply has none")
+    return Continuation(tuple(map(_prediction, reply.labels)), model_info(reply.model), timing(reply.timing))
 
 
 def model_description(model: catalog_pb2.Model, labels: Sequence[str] = ()) -> ModelDescription:
@@ -282,6 +323,8 @@ def model_description(model: catalog_pb2.Model, labels: Sequence[str] = ()) -> M
         if model.HasField("forecast")
         else None,
         image_preparation=model.image_preparation,
+        detection=_detection(model.detection) if model.HasField("detection") else None,
+        sequence=SequenceDescription(model.sequence.max_length) if model.HasField("sequence") else None,
         labels=tuple(labels),
     )
 
@@ -294,12 +337,21 @@ _STATES = {
 }
 
 
-def _model_info(info: common_pb2.ModelInfo) -> ModelInfo:
+def model_info(info: common_pb2.ModelInfo) -> ModelInfo:
     return ModelInfo(info.name, info.version, info.trained, info.precision)
 
 
-def _timing(timing: common_pb2.Timing) -> Timing:
-    return Timing(timing.queue_us, timing.preprocess_us, timing.inference_us, timing.batch_size)
+def timing(spent: common_pb2.Timing) -> Timing:
+    return Timing(spent.queue_us, spent.preprocess_us, spent.inference_us, spent.batch_size)
+
+
+def _prediction(scored: common_pb2.ScoredLabel) -> Prediction:
+    return Prediction(scored.label, scored.index, scored.probability)
+
+
+def _detection(info: catalog_pb2.DetectionInfo) -> DetectionDescription:
+    score, iou = _levels([info.score_threshold, info.iou_threshold])
+    return DetectionDescription(info.max_objects, score, iou)
 
 
 def _tensor(tensor: catalog_pb2.Tensor) -> TensorDescription:

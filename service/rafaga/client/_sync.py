@@ -15,7 +15,8 @@ from rafaga.client import _calls, _channel
 from rafaga.client._calls import Call
 from rafaga.client._channel import Keepalive, Tls
 from rafaga.client._images import ImageInput
-from rafaga.client._results import Classification, Features, Forecast, ModelDescription
+from rafaga.client._objects import Detections, Segmentation
+from rafaga.client._results import Classification, Continuation, Features, Forecast, ModelDescription
 from rafaga.client._retry import PATIENT, Attempts, RetryPolicy
 from rafaga.errors import RafagaError
 
@@ -107,6 +108,85 @@ class Client:
         Errors as for `classify`.
         """
         return self._run(_calls.features(image, model=model, version=version), timeout_s)
+
+    def detect(
+        self,
+        image: ImageInput,
+        *,
+        model: str,
+        version: int = 0,
+        min_score: float = 0.0,
+        max_objects: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Detections:
+        """The objects in one image, best first, with boxes in the pixels of `image` itself.
+
+        min_score: leaves out what the model is less sure of, 0 to 1. max_objects: the best so many. Otherwise as for
+        `classify`, errors too.
+
+        >>> client.detect("street.jpg", model="ssd300-vgg16", min_score=0.5)[0]    # doctest: +SKIP
+        DetectedObject('car', score=0.9312, Box(52.1, 80.0, 301.5, 214.9))
+        """
+        call = _calls.detect(image, model=model, version=version, min_score=min_score, max_objects=max_objects)
+        return self._run(call, timeout_s)
+
+    def detect_many(
+        self,
+        images: Sequence[ImageInput] | npt.NDArray[np.uint8],
+        *,
+        model: str,
+        version: int = 0,
+        min_score: float = 0.0,
+        max_objects: int | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Detections]:
+        """One Detections per image, in order, in one request: uint8 [batch, height, width, channels] or a list.
+
+        For a model that takes images of any size they must all have the same. Errors as for `detect`.
+        """
+        call = _calls.detect_many(images, model=model, version=version, min_score=min_score, max_objects=max_objects)
+        return self._run(call, timeout_s)
+
+    def segment(
+        self,
+        image: ImageInput,
+        *,
+        model: str,
+        version: int = 0,
+        with_probabilities: bool = False,
+        timeout_s: float | None = None,
+    ) -> Segmentation:
+        """The class of every pixel of one image; `full_size()` of the answer lies on the image as it was given.
+
+        with_probabilities: also how probable each pixel's class is, four bytes per pixel. Errors as for `classify`.
+        """
+        call = _calls.segment(image, model=model, version=version, with_probabilities=with_probabilities)
+        return self._run(call, timeout_s)
+
+    def segment_many(
+        self,
+        images: Sequence[ImageInput] | npt.NDArray[np.uint8],
+        *,
+        model: str,
+        version: int = 0,
+        with_probabilities: bool = False,
+        timeout_s: float | None = None,
+    ) -> list[Segmentation]:
+        """One Segmentation per image, in order, in one request. Images and errors as for `detect_many`."""
+        call = _calls.segment_many(images, model=model, version=version, with_probabilities=with_probabilities)
+        return self._run(call, timeout_s)
+
+    def predict(
+        self, symbols: Sequence[str], *, model: str, version: int = 0, top_k: int = 5, timeout_s: float | None = None
+    ) -> Continuation:
+        """The `top_k` most probable symbols after `symbols`, a whole sequence from its beginning on.
+
+        A string is a sequence of its characters. Raises InvalidRequest for a symbol that the model does not know.
+
+        >>> client.predict("BTBTXSE", model="lstm-reber").top                  # doctest: +SKIP
+        Prediction('T', index=1, probability=0.9998)
+        """
+        return self._run(_calls.predict(symbols, model=model, version=version, top_k=top_k), timeout_s)
 
     def forecast(
         self,

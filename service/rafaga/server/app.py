@@ -28,9 +28,9 @@ from rafaga.server.services.forecasting import Forecasting
 from rafaga.server.services.open_inference import OpenInference
 from rafaga.server.services.open_inference_admin import RepositoryAdmin
 from rafaga.server.services.open_inference_stream import Streams
+from rafaga.server.services.sequences import Sequences
 from rafaga.server.services.vision import Vision
 from rafaga.server.transport_grpcio import GrpcioTransport, Limits, Tls
-from rafaga.server.watch import WatchPolicy
 
 if TYPE_CHECKING:  # an extra of its own
     from rafaga.server.tracing import Tracer
@@ -64,8 +64,7 @@ def build(config: Config) -> Server:
         max_queue_wait_s=config.max_queue_wait_ms / 1e3,
         max_queue_jobs=config.max_queue_requests,
     )
-    watch = WatchPolicy(timeout_s=config.engine_timeout_s)
-    loader = Loader(policy, config.max_batch_size, config.precision.precision, config.threads, metrics, watch)
+    loader = Loader(policy, config.max_batch_size, config.precision.precision, config.threads, metrics)
 
     def tell(model: str, ready: bool) -> None:
         health.model(model, ready)
@@ -78,6 +77,7 @@ def build(config: Config) -> Server:
     services = (
         Vision(repository, workers, limits),
         Forecasting(repository),
+        Sequences(repository),
         Catalog(repository),
         OpenInference(repository, workers, limits, version("rafaga")),
     )

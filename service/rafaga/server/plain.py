@@ -8,7 +8,15 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from rafaga.bundle import FeatureSpec, ForecastSpec, ImagePreparation, TensorSpec, Weights
+from rafaga.bundle import (
+    DetectionSpec,
+    FeatureSpec,
+    ForecastSpec,
+    ImagePreparation,
+    SequenceSpec,
+    TensorSpec,
+    Weights,
+)
 from rafaga.errors import BundleError
 from rafaga.server.batcher import Arrays
 from rafaga.server.engine import Engine, Samples, Session
@@ -71,6 +79,9 @@ class PlainModel:
     labels: ClassVar[tuple[str, ...]] = ()
     image: ClassVar[ImagePreparation | None] = None
     forecast: ClassVar[ForecastSpec | None] = None
+    detection: ClassVar[DetectionSpec | None] = None
+    sequence: ClassVar[SequenceSpec | None] = None
+    ragged: ClassVar[bool] = False
     features: ClassVar[tuple[FeatureSpec, ...]] = ()
     weights: ClassVar[Weights] = Weights(trained=False, source="unverified: plain ONNX, no bundle", license="unknown")
 

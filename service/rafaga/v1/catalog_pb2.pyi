@@ -135,13 +135,15 @@ class Model(google.protobuf.message.Message):
     MAX_BATCH_SIZE_FIELD_NUMBER: builtins.int
     FORECAST_FIELD_NUMBER: builtins.int
     IMAGE_PREPARATION_FIELD_NUMBER: builtins.int
+    DETECTION_FIELD_NUMBER: builtins.int
+    SEQUENCE_FIELD_NUMBER: builtins.int
     name: builtins.str
     version: builtins.int
     state: Global___Model.State.ValueType
     reason: builtins.str
     """Why the model is not served; empty when it is."""
     task: builtins.str
-    """"classification", "features" or "forecasting"."""
+    """"classification", "features", "forecasting", "detection", "segmentation" or "sequence"."""
     architecture: builtins.str
     dataset: builtins.str
     """The data it was trained on."""
@@ -164,6 +166,10 @@ class Model(google.protobuf.message.Message):
 
     @property
     def forecast(self) -> Global___ForecastInfo: ...
+    @property
+    def detection(self) -> Global___DetectionInfo: ...
+    @property
+    def sequence(self) -> Global___SequenceInfo: ...
     def __init__(
         self,
         *,
@@ -184,10 +190,12 @@ class Model(google.protobuf.message.Message):
         max_batch_size: builtins.int = ...,
         forecast: Global___ForecastInfo | None = ...,
         image_preparation: builtins.str = ...,
+        detection: Global___DetectionInfo | None = ...,
+        sequence: Global___SequenceInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["forecast", b"forecast"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["detection", b"detection", "forecast", b"forecast", "sequence", b"sequence"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["architecture", b"architecture", "dataset", b"dataset", "forecast", b"forecast", "image_preparation", b"image_preparation", "inputs", b"inputs", "max_batch_size", b"max_batch_size", "metrics", b"metrics", "name", b"name", "outputs", b"outputs", "precision", b"precision", "reason", b"reason", "state", b"state", "task", b"task", "trained", b"trained", "version", b"version", "weights_license", b"weights_license", "weights_source", b"weights_source"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["architecture", b"architecture", "dataset", b"dataset", "detection", b"detection", "forecast", b"forecast", "image_preparation", b"image_preparation", "inputs", b"inputs", "max_batch_size", b"max_batch_size", "metrics", b"metrics", "name", b"name", "outputs", b"outputs", "precision", b"precision", "reason", b"reason", "sequence", b"sequence", "state", b"state", "task", b"task", "trained", b"trained", "version", b"version", "weights_license", b"weights_license", "weights_source", b"weights_source"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
@@ -275,3 +283,45 @@ class ForecastInfo(google.protobuf.message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ForecastInfo: typing_extensions.TypeAlias = ForecastInfo
+
+@typing.final
+class DetectionInfo(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MAX_OBJECTS_FIELD_NUMBER: builtins.int
+    SCORE_THRESHOLD_FIELD_NUMBER: builtins.int
+    IOU_THRESHOLD_FIELD_NUMBER: builtins.int
+    max_objects: builtins.int
+    """Objects per image, at most."""
+    score_threshold: builtins.float
+    """What the model is less sure of, it does not give."""
+    iou_threshold: builtins.float
+    """Of two boxes of one class whose intersection is more than this part of their union, it gives the surer one."""
+    def __init__(
+        self,
+        *,
+        max_objects: builtins.int = ...,
+        score_threshold: builtins.float = ...,
+        iou_threshold: builtins.float = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["iou_threshold", b"iou_threshold", "max_objects", b"max_objects", "score_threshold", b"score_threshold"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___DetectionInfo: typing_extensions.TypeAlias = DetectionInfo
+
+@typing.final
+class SequenceInfo(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MAX_LENGTH_FIELD_NUMBER: builtins.int
+    max_length: builtins.int
+    """Symbols, at most."""
+    def __init__(
+        self,
+        *,
+        max_length: builtins.int = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["max_length", b"max_length"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___SequenceInfo: typing_extensions.TypeAlias = SequenceInfo

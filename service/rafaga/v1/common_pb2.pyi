@@ -77,3 +77,27 @@ class Timing(google.protobuf.message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Timing: typing_extensions.TypeAlias = Timing
+
+@typing.final
+class ScoredLabel(google.protobuf.message.Message):
+    """One of a model's labels and how probable it is."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    PROBABILITY_FIELD_NUMBER: builtins.int
+    label: builtins.str
+    index: builtins.int
+    probability: builtins.float
+    def __init__(
+        self,
+        *,
+        label: builtins.str = ...,
+        index: builtins.int = ...,
+        probability: builtins.float = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["index", b"index", "label", b"label", "probability", b"probability"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___ScoredLabel: typing_extensions.TypeAlias = ScoredLabel

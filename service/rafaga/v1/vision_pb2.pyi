@@ -144,40 +144,18 @@ class Classification(google.protobuf.message.Message):
 
     LABELS_FIELD_NUMBER: builtins.int
     @property
-    def labels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ScoredLabel]:
+    def labels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[rafaga.v1.common_pb2.ScoredLabel]:
         """Best first; equal probabilities in the order of their index."""
 
     def __init__(
         self,
         *,
-        labels: collections.abc.Iterable[Global___ScoredLabel] | None = ...,
+        labels: collections.abc.Iterable[rafaga.v1.common_pb2.ScoredLabel] | None = ...,
     ) -> None: ...
     _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["labels", b"labels"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Classification: typing_extensions.TypeAlias = Classification
-
-@typing.final
-class ScoredLabel(google.protobuf.message.Message):
-    DESCRIPTOR: google.protobuf.descriptor.Descriptor
-
-    LABEL_FIELD_NUMBER: builtins.int
-    INDEX_FIELD_NUMBER: builtins.int
-    PROBABILITY_FIELD_NUMBER: builtins.int
-    label: builtins.str
-    index: builtins.int
-    probability: builtins.float
-    def __init__(
-        self,
-        *,
-        label: builtins.str = ...,
-        index: builtins.int = ...,
-        probability: builtins.float = ...,
-    ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["index", b"index", "label", b"label", "probability", b"probability"]
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-
-Global___ScoredLabel: typing_extensions.TypeAlias = ScoredLabel
 
 @typing.final
 class ExtractFeaturesRequest(google.protobuf.message.Message):
@@ -270,3 +248,289 @@ class FeatureMap(google.protobuf.message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___FeatureMap: typing_extensions.TypeAlias = FeatureMap
+
+@typing.final
+class DetectRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    ENCODED_FIELD_NUMBER: builtins.int
+    PIXELS_FIELD_NUMBER: builtins.int
+    MIN_SCORE_FIELD_NUMBER: builtins.int
+    MAX_OBJECTS_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    version: builtins.int
+    """Zero asks for the newest version that is ready."""
+    min_score: builtins.float
+    """Objects that the model is less sure of are left out; zero asks for all that it gives."""
+    max_objects: builtins.int
+    """How many objects per image, best first; zero asks for all that it gives."""
+    @property
+    def encoded(self) -> Global___EncodedImages: ...
+    @property
+    def pixels(self) -> Global___ImageTensor: ...
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        version: builtins.int = ...,
+        encoded: Global___EncodedImages | None = ...,
+        pixels: Global___ImageTensor | None = ...,
+        min_score: builtins.float = ...,
+        max_objects: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["encoded", b"encoded", "input", b"input", "pixels", b"pixels"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["encoded", b"encoded", "input", b"input", "max_objects", b"max_objects", "min_score", b"min_score", "model", b"model", "pixels", b"pixels", "version", b"version"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_input: typing_extensions.TypeAlias = typing.Literal["encoded", "pixels"]
+    _WhichOneofArgType_input: typing_extensions.TypeAlias = typing.Literal["input", b"input"]
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
+
+Global___DetectRequest: typing_extensions.TypeAlias = DetectRequest
+
+@typing.final
+class DetectResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    TIMING_FIELD_NUMBER: builtins.int
+    @property
+    def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Detections]:
+        """One per image, in the order of the request."""
+
+    @property
+    def model(self) -> rafaga.v1.common_pb2.ModelInfo: ...
+    @property
+    def timing(self) -> rafaga.v1.common_pb2.Timing: ...
+    def __init__(
+        self,
+        *,
+        results: collections.abc.Iterable[Global___Detections] | None = ...,
+        model: rafaga.v1.common_pb2.ModelInfo | None = ...,
+        timing: rafaga.v1.common_pb2.Timing | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["model", b"model", "timing", b"timing"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["model", b"model", "results", b"results", "timing", b"timing"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___DetectResponse: typing_extensions.TypeAlias = DetectResponse
+
+@typing.final
+class Detections(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OBJECTS_FIELD_NUMBER: builtins.int
+    IMAGE_HEIGHT_FIELD_NUMBER: builtins.int
+    IMAGE_WIDTH_FIELD_NUMBER: builtins.int
+    image_height: builtins.int
+    """Of the image as it was sent, in whose pixels the boxes are; upright, where EXIF says that the file is not."""
+    image_width: builtins.int
+    @property
+    def objects(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___DetectedObject]:
+        """Best first."""
+
+    def __init__(
+        self,
+        *,
+        objects: collections.abc.Iterable[Global___DetectedObject] | None = ...,
+        image_height: builtins.int = ...,
+        image_width: builtins.int = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["image_height", b"image_height", "image_width", b"image_width", "objects", b"objects"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Detections: typing_extensions.TypeAlias = Detections
+
+@typing.final
+class DetectedObject(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    SCORE_FIELD_NUMBER: builtins.int
+    BOX_FIELD_NUMBER: builtins.int
+    label: builtins.str
+    index: builtins.int
+    score: builtins.float
+    @property
+    def box(self) -> Global___Box: ...
+    def __init__(
+        self,
+        *,
+        label: builtins.str = ...,
+        index: builtins.int = ...,
+        score: builtins.float = ...,
+        box: Global___Box | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["box", b"box"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["box", b"box", "index", b"index", "label", b"label", "score", b"score"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___DetectedObject: typing_extensions.TypeAlias = DetectedObject
+
+@typing.final
+class Box(google.protobuf.message.Message):
+    """Corners in pixels from the upper left corner of the image."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    X_MIN_FIELD_NUMBER: builtins.int
+    Y_MIN_FIELD_NUMBER: builtins.int
+    X_MAX_FIELD_NUMBER: builtins.int
+    Y_MAX_FIELD_NUMBER: builtins.int
+    x_min: builtins.float
+    y_min: builtins.float
+    x_max: builtins.float
+    y_max: builtins.float
+    def __init__(
+        self,
+        *,
+        x_min: builtins.float = ...,
+        y_min: builtins.float = ...,
+        x_max: builtins.float = ...,
+        y_max: builtins.float = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["x_max", b"x_max", "x_min", b"x_min", "y_max", b"y_max", "y_min", b"y_min"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Box: typing_extensions.TypeAlias = Box
+
+@typing.final
+class SegmentRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    ENCODED_FIELD_NUMBER: builtins.int
+    PIXELS_FIELD_NUMBER: builtins.int
+    WITH_PROBABILITIES_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    version: builtins.int
+    """Zero asks for the newest version that is ready."""
+    with_probabilities: builtins.bool
+    """Whether to send how probable each pixel's class is: four bytes per pixel."""
+    @property
+    def encoded(self) -> Global___EncodedImages: ...
+    @property
+    def pixels(self) -> Global___ImageTensor: ...
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        version: builtins.int = ...,
+        encoded: Global___EncodedImages | None = ...,
+        pixels: Global___ImageTensor | None = ...,
+        with_probabilities: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["encoded", b"encoded", "input", b"input", "pixels", b"pixels"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["encoded", b"encoded", "input", b"input", "model", b"model", "pixels", b"pixels", "version", b"version", "with_probabilities", b"with_probabilities"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_input: typing_extensions.TypeAlias = typing.Literal["encoded", "pixels"]
+    _WhichOneofArgType_input: typing_extensions.TypeAlias = typing.Literal["input", b"input"]
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
+
+Global___SegmentRequest: typing_extensions.TypeAlias = SegmentRequest
+
+@typing.final
+class SegmentResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    TIMING_FIELD_NUMBER: builtins.int
+    @property
+    def results(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Segmentation]:
+        """One per image, in the order of the request."""
+
+    @property
+    def model(self) -> rafaga.v1.common_pb2.ModelInfo: ...
+    @property
+    def timing(self) -> rafaga.v1.common_pb2.Timing: ...
+    def __init__(
+        self,
+        *,
+        results: collections.abc.Iterable[Global___Segmentation] | None = ...,
+        model: rafaga.v1.common_pb2.ModelInfo | None = ...,
+        timing: rafaga.v1.common_pb2.Timing | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["model", b"model", "timing", b"timing"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["model", b"model", "results", b"results", "timing", b"timing"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___SegmentResponse: typing_extensions.TypeAlias = SegmentResponse
+
+@typing.final
+class Segmentation(google.protobuf.message.Message):
+    """A map over the whole image, at the size the model worked at: scaled to the image's own, it lies on top of it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEIGHT_FIELD_NUMBER: builtins.int
+    WIDTH_FIELD_NUMBER: builtins.int
+    LABELS_FIELD_NUMBER: builtins.int
+    PROBABILITIES_FIELD_NUMBER: builtins.int
+    CLASSES_FIELD_NUMBER: builtins.int
+    IMAGE_HEIGHT_FIELD_NUMBER: builtins.int
+    IMAGE_WIDTH_FIELD_NUMBER: builtins.int
+    height: builtins.int
+    width: builtins.int
+    labels: builtins.bytes
+    """The index of each pixel's most probable class: uint8, row-major, [height, width]."""
+    probabilities: builtins.bytes
+    """Of that class; float32, little-endian, row-major, [height, width]; empty unless asked for."""
+    image_height: builtins.int
+    """Of the image as it was sent; upright, where EXIF says that the file is not."""
+    image_width: builtins.int
+    @property
+    def classes(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SegmentedClass]:
+        """The classes that occur, the largest first."""
+
+    def __init__(
+        self,
+        *,
+        height: builtins.int = ...,
+        width: builtins.int = ...,
+        labels: builtins.bytes = ...,
+        probabilities: builtins.bytes = ...,
+        classes: collections.abc.Iterable[Global___SegmentedClass] | None = ...,
+        image_height: builtins.int = ...,
+        image_width: builtins.int = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["classes", b"classes", "height", b"height", "image_height", b"image_height", "image_width", b"image_width", "labels", b"labels", "probabilities", b"probabilities", "width", b"width"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Segmentation: typing_extensions.TypeAlias = Segmentation
+
+@typing.final
+class SegmentedClass(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: builtins.int
+    INDEX_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    PROBABILITY_FIELD_NUMBER: builtins.int
+    label: builtins.str
+    index: builtins.int
+    share: builtins.float
+    """How much of the image, from 0 to 1."""
+    probability: builtins.float
+    """Mean over its pixels."""
+    def __init__(
+        self,
+        *,
+        label: builtins.str = ...,
+        index: builtins.int = ...,
+        share: builtins.float = ...,
+        probability: builtins.float = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["index", b"index", "label", b"label", "probability", b"probability", "share", b"share"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___SegmentedClass: typing_extensions.TypeAlias = SegmentedClass

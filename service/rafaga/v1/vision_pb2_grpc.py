@@ -45,6 +45,16 @@ class VisionStub(object):
                 request_serializer=rafaga_dot_v1_dot_vision__pb2.ExtractFeaturesRequest.SerializeToString,
                 response_deserializer=rafaga_dot_v1_dot_vision__pb2.ExtractFeaturesResponse.FromString,
                 _registered_method=True)
+        self.Detect = channel.unary_unary(
+                '/rafaga.v1.Vision/Detect',
+                request_serializer=rafaga_dot_v1_dot_vision__pb2.DetectRequest.SerializeToString,
+                response_deserializer=rafaga_dot_v1_dot_vision__pb2.DetectResponse.FromString,
+                _registered_method=True)
+        self.Segment = channel.unary_unary(
+                '/rafaga.v1.Vision/Segment',
+                request_serializer=rafaga_dot_v1_dot_vision__pb2.SegmentRequest.SerializeToString,
+                response_deserializer=rafaga_dot_v1_dot_vision__pb2.SegmentResponse.FromString,
+                _registered_method=True)
 
 
 class VisionServicer(object):
@@ -65,6 +75,20 @@ class VisionServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Detect(self, request, context):
+        """The objects in each image, with their boxes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Segment(self, request, context):
+        """The class of every pixel of each image.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VisionServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +101,16 @@ def add_VisionServicer_to_server(servicer, server):
                     servicer.ExtractFeatures,
                     request_deserializer=rafaga_dot_v1_dot_vision__pb2.ExtractFeaturesRequest.FromString,
                     response_serializer=rafaga_dot_v1_dot_vision__pb2.ExtractFeaturesResponse.SerializeToString,
+            ),
+            'Detect': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detect,
+                    request_deserializer=rafaga_dot_v1_dot_vision__pb2.DetectRequest.FromString,
+                    response_serializer=rafaga_dot_v1_dot_vision__pb2.DetectResponse.SerializeToString,
+            ),
+            'Segment': grpc.unary_unary_rpc_method_handler(
+                    servicer.Segment,
+                    request_deserializer=rafaga_dot_v1_dot_vision__pb2.SegmentRequest.FromString,
+                    response_serializer=rafaga_dot_v1_dot_vision__pb2.SegmentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +168,60 @@ class Vision(object):
             '/rafaga.v1.Vision/ExtractFeatures',
             rafaga_dot_v1_dot_vision__pb2.ExtractFeaturesRequest.SerializeToString,
             rafaga_dot_v1_dot_vision__pb2.ExtractFeaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rafaga.v1.Vision/Detect',
+            rafaga_dot_v1_dot_vision__pb2.DetectRequest.SerializeToString,
+            rafaga_dot_v1_dot_vision__pb2.DetectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Segment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rafaga.v1.Vision/Segment',
+            rafaga_dot_v1_dot_vision__pb2.SegmentRequest.SerializeToString,
+            rafaga_dot_v1_dot_vision__pb2.SegmentResponse.FromString,
             options,
             channel_credentials,
             insecure,

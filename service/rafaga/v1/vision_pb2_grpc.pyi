@@ -31,6 +31,10 @@ class VisionStub:
     """The most probable labels of each image."""
     ExtractFeatures: grpc.UnaryUnaryMultiCallable[rafaga.v1.vision_pb2.ExtractFeaturesRequest, rafaga.v1.vision_pb2.ExtractFeaturesResponse]
     """Feature maps or embeddings of each image, for detectors, segmenters and retrieval built on top."""
+    Detect: grpc.UnaryUnaryMultiCallable[rafaga.v1.vision_pb2.DetectRequest, rafaga.v1.vision_pb2.DetectResponse]
+    """The objects in each image, with their boxes."""
+    Segment: grpc.UnaryUnaryMultiCallable[rafaga.v1.vision_pb2.SegmentRequest, rafaga.v1.vision_pb2.SegmentResponse]
+    """The class of every pixel of each image."""
 
 @typing.type_check_only
 class VisionAsyncStub(VisionStub):
@@ -41,6 +45,10 @@ class VisionAsyncStub(VisionStub):
     """The most probable labels of each image."""
     ExtractFeatures: grpc.aio.UnaryUnaryMultiCallable[rafaga.v1.vision_pb2.ExtractFeaturesRequest, rafaga.v1.vision_pb2.ExtractFeaturesResponse]  # type: ignore[assignment]
     """Feature maps or embeddings of each image, for detectors, segmenters and retrieval built on top."""
+    Detect: grpc.aio.UnaryUnaryMultiCallable[rafaga.v1.vision_pb2.DetectRequest, rafaga.v1.vision_pb2.DetectResponse]  # type: ignore[assignment]
+    """The objects in each image, with their boxes."""
+    Segment: grpc.aio.UnaryUnaryMultiCallable[rafaga.v1.vision_pb2.SegmentRequest, rafaga.v1.vision_pb2.SegmentResponse]  # type: ignore[assignment]
+    """The class of every pixel of each image."""
 
 class VisionServicer(metaclass=abc.ABCMeta):
     """Image models. Pixels travel as uint8 or as encoded images; scaling and normalisation are part of the model's graph."""
@@ -60,5 +68,21 @@ class VisionServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[rafaga.v1.vision_pb2.ExtractFeaturesResponse, collections.abc.Awaitable[rafaga.v1.vision_pb2.ExtractFeaturesResponse]]:
         """Feature maps or embeddings of each image, for detectors, segmenters and retrieval built on top."""
+
+    @abc.abstractmethod
+    def Detect(
+        self,
+        request: rafaga.v1.vision_pb2.DetectRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[rafaga.v1.vision_pb2.DetectResponse, collections.abc.Awaitable[rafaga.v1.vision_pb2.DetectResponse]]:
+        """The objects in each image, with their boxes."""
+
+    @abc.abstractmethod
+    def Segment(
+        self,
+        request: rafaga.v1.vision_pb2.SegmentRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[rafaga.v1.vision_pb2.SegmentResponse, collections.abc.Awaitable[rafaga.v1.vision_pb2.SegmentResponse]]:
+        """The class of every pixel of each image."""
 
 def add_VisionServicer_to_server(servicer: VisionServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -85,7 +85,7 @@ class Vision(vision_pb2_grpc.VisionServicer):
         for content in _images(request):
             best = content[0] % 10
             labels = [
-                vision_pb2.ScoredLabel(label=LABELS[i % 10], index=i % 10, probability=p)
+                common_pb2.ScoredLabel(label=LABELS[i % 10], index=i % 10, probability=p)
                 for i, p in zip(range(best, best + 10), (0.55, *([0.05] * 9)), strict=True)
             ]
             response.results.add(labels=labels[: request.top_k])

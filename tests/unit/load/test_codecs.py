@@ -23,7 +23,7 @@ TIMING = common_pb2.Timing(queue_us=1, preprocess_us=2, inference_us=3, batch_si
 
 
 def classified(*labels: tuple[int, float]) -> bytes:
-    result = vision_pb2.Classification(labels=[vision_pb2.ScoredLabel(index=i, probability=p) for i, p in labels])
+    result = vision_pb2.Classification(labels=[common_pb2.ScoredLabel(index=i, probability=p) for i, p in labels])
     return vision_pb2.ClassifyResponse(results=[result], timing=TIMING).SerializeToString()
 
 

@@ -15,7 +15,6 @@ _STATES = {
     State.READY: pb.Model.READY,
     State.FAILED: pb.Model.FAILED,
     State.DRAINING: pb.Model.DRAINING,
-    State.DOWN: pb.Model.LOADING,
 }
 
 
@@ -38,7 +37,7 @@ class Catalog:
 
 
 def _message(slot: Slot) -> pb.Model:
-    message = pb.Model(name=slot.name, version=slot.version, state=_STATES[slot.condition], reason=slot.why)
+    message = pb.Model(name=slot.name, version=slot.version, state=_STATES[slot.state], reason=slot.reason)
     if slot.bundle is not None:
         _describe_bundle(message, slot.bundle)
     if slot.model is not None:
@@ -68,6 +67,16 @@ def _describe_bundle(message: pb.Model, bundle: Bundle | PlainModel) -> None:
                 unit=spec.unit,
             )
         )
+    if (found := bundle.detection) is not None:
+        message.detection.CopyFrom(
+            pb.DetectionInfo(
+                max_objects=found.max_objects,
+                score_threshold=found.score_threshold,
+                iou_threshold=found.iou_threshold,
+            )
+        )
+    if bundle.sequence is not None:
+        message.sequence.max_length = bundle.sequence.max_length
 
 
 def _describe_service(message: pb.Model, model: ServedModel) -> None:
@@ -87,7 +96,10 @@ def _tensor(spec: TensorSpec) -> pb.Tensor:
 def _in_words(image: ImagePreparation) -> str:
     colour = "grey" if image.channels == 1 else "RGB"
     if image.height is None:
-        return f"decoded to {colour}, any size"
+        if image.resize_shorter is None:
+            return f"decoded to {colour}, any size"
+        limit = "" if image.max_longer is None else f", the longer at most {image.max_longer}"
+        return f"decoded to {colour}, shorter side resized to {image.resize_shorter}{limit}"
     if image.resize_shorter is None:
         return f"decoded to {colour}, resized to {image.width}x{image.height}"
     crop = f"centre {image.width}x{image.height} cropped"

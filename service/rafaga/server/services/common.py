@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -24,6 +24,8 @@ from rafaga.v1 import common_pb2
 _LOG = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
+
+_DEFAULT_TOP_K = 5
 
 
 def parse(message: type[M], call: Call) -> M:
@@ -42,7 +44,7 @@ def submit(
 ) -> None:
     """Queues `inputs` and answers `call` with what `reply` makes of the outputs. Raises Refused errors."""
     # Series of any length share a batch, everything else only with its like: whichever service it came through.
-    key = None if model.bundle.forecast is not None else tuple(a.shape[1:] for a in inputs)
+    key = None if model.bundle.ragged else tuple(a.shape[1:] for a in inputs)
     cost = inputs[0][0].size / model.reference_size
 
     def succeed(outputs: Arrays, timing: JobTiming) -> None:
@@ -72,6 +74,15 @@ def timing_message(timing: JobTiming, preprocess_s: float = 0.0) -> common_pb2.T
     )
 
 
+def best_of(probabilities: NDArray[np.generic], top_k: int) -> Iterator[Iterator[tuple[int, float]]]:
+    """For each row of [N, classes] the indices and values of the `top_k` largest (0: of five), best first."""
+    values = probabilities.astype(np.float32, copy=False)
+    # Stable, so that equal probabilities come in the order of their index.
+    best = np.argsort(-values, axis=1, kind="stable")[:, : top_k or _DEFAULT_TOP_K]
+    for indices, row in zip(best.tolist(), np.take_along_axis(values, best, 1).tolist(), strict=True):
+        yield zip(indices, row, strict=True)
+
+
 @dataclass(frozen=True)
 class RequestLimits:
     """max_rows: images or rows in one request. max_pixels: of an encoded image, before decoding. max_free_pixels: of an
@@ -94,24 +105,31 @@ class RequestLimits:
             )
 
 
-def decode(
-    call: Call, files: Sequence[bytes], preparation: ImagePreparation, limits: RequestLimits
-) -> NDArray[np.uint8]:
-    """JPEG or PNG files as uint8 [len(files), height, width, channels].
+class Decoded(NamedTuple):
+    """`rows`: uint8 [N, height, width, channels]. `sizes`: (height, width) of each image as it was sent."""
+
+    rows: NDArray[np.uint8]
+    sizes: tuple[tuple[int, int], ...]
+
+
+def decode(call: Call, files: Sequence[bytes], preparation: ImagePreparation, limits: RequestLimits) -> Decoded:
+    """JPEG or PNG files as the model takes them.
 
     Raises InvalidImage, InvalidTensor when they are too many, or Cancelled when `call` was finished meanwhile.
     """
     limits.check_rows(len(files))
     decoded: list[NDArray[np.uint8]] = []
+    sizes: list[tuple[int, int]] = []
     for index, data in enumerate(files):
         if call.finished:
             raise Cancelled("the caller went away")
         try:
-            image = prepare(data, preparation, limits.max_pixels)
+            image, size = prepare(data, preparation, limits.max_pixels)
         except InvalidImage as error:
             raise InvalidImage(f"image {index}: {error.message}") if len(files) > 1 else error from None
         limits.check_free_size(preparation, *image.shape[:2])
         decoded.append(image)
+        sizes.append(size)
         if image.shape != decoded[0].shape:
             raise InvalidImage(
                 f"expected images of one size in a request, got {decoded[0].shape[:2]} and {image.shape[:2]}: "
@@ -120,7 +138,7 @@ def decode(
         # Small files can hold large images: what they decode to is bounded too, and known after the first.
         if preparation.height is None and len(files) * image.shape[0] * image.shape[1] > limits.max_pixels:
             raise InvalidImage(f"expected at most {limits.max_pixels} pixels in a request, got more: split it")
-    return decoded[0][np.newaxis] if len(decoded) == 1 else np.stack(decoded)
+    return Decoded(decoded[0][np.newaxis] if len(decoded) == 1 else np.stack(decoded), tuple(sizes))
 
 
 class Workers:

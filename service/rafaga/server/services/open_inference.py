@@ -45,7 +45,6 @@ _INDEX_STATES = {
     State.READY: "READY",
     State.FAILED: "UNAVAILABLE",
     State.DRAINING: "UNLOADING",
-    State.DOWN: "UNAVAILABLE",
 }
 
 
@@ -89,7 +88,7 @@ class OpenInference:
     def model_ready(self, call: Call) -> None:
         request = parse(pb.ModelReadyRequest, call)
         slot = self._repository.slot(self._own_name(request.name), _version(request.version))
-        _reply(call, pb.ModelReadyResponse(ready=slot.condition is State.READY))
+        _reply(call, pb.ModelReadyResponse(ready=slot.state is State.READY))
 
     def model_metadata(self, call: Call) -> None:
         request = parse(pb.ModelMetadataRequest, call)
@@ -167,7 +166,7 @@ class OpenInference:
     ) -> None:
         start = time.perf_counter()
         assert model.bundle.image is not None
-        rows = decode(call, files, model.bundle.image, self._limits)
+        rows = decode(call, files, model.bundle.image, self._limits).rows
         model.metrics.preprocessed(time.perf_counter() - start)
         self._submit(call, request, model, wanted, (rows,))
 
@@ -206,9 +205,9 @@ class OpenInference:
 def index(repository: Repository, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
     message = pb.RepositoryIndexResponse()
     for slot in repository.slots:
-        if slot.condition is State.READY or not request.ready:
+        if slot.state is State.READY or not request.ready:
             message.models.add(
-                name=slot.name, version=str(slot.version), state=_INDEX_STATES[slot.condition], reason=slot.why
+                name=slot.name, version=str(slot.version), state=_INDEX_STATES[slot.state], reason=slot.reason
             )
     return message
 
@@ -259,9 +258,9 @@ def _config_inputs(asked: _Asked) -> list[pb.ModelInput]:
     inputs = [pb.ModelInput(name=s.name, data_type=_data_type(s), dims=_dims(s, model)) for s in asked.inputs]
     if bundle.image is not None and not asked.files:
         inputs[0].format = pb.ModelInput.FORMAT_NHWC
-    if bundle.forecast is not None:
-        history, length = inputs
-        history.allow_ragged_batch = length.optional = True
+    if bundle.ragged:
+        rows, length = inputs
+        rows.allow_ragged_batch = length.optional = True
     return inputs
 
 

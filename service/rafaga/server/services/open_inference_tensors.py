@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rafaga.bundle import ForecastSpec, TensorSpec
+from rafaga.bundle import Bundle, TensorSpec
 from rafaga.errors import InvalidRequest, InvalidTensor, Unsupported
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.server.batcher import Arrays
 from rafaga.server.model import ServedModel
+from rafaga.server.plain import PlainModel
 from rafaga.server.services.common import RequestLimits
 from rafaga.tensors import check_shape, from_wire, to_wire
 
@@ -98,9 +99,9 @@ def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLim
     """
     raw = _raw_contents(request)
     given = {tensor.name: (i, tensor) for i, tensor in enumerate(request.inputs)}
-    specs, series = model.bundle.inputs, model.bundle.forecast
+    specs, ragged = model.bundle.inputs, model.bundle.ragged
     names = {spec.name for spec in specs}
-    optional = {specs[1].name} if series is not None else set()
+    optional = {specs[1].name} if ragged else set()
     if len(given) != len(request.inputs) or not names - optional <= given.keys() <= names:
         expected, got = ", ".join(s.name for s in specs), ", ".join(t.name[:63] for t in request.inputs)
         raise InvalidTensor(f"expected the inputs {expected}; got {got or 'none'}")
@@ -119,7 +120,7 @@ def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLim
     limits.check_rows(rows)
     if model.bundle.image is not None:
         limits.check_free_size(model.bundle.image, *arrays[0].shape[1:3])
-    return tuple(arrays) if series is None else _series(arrays, series)
+    return _ragged(arrays, model.bundle) if ragged else tuple(arrays)
 
 
 def _raw_contents(request: pb.ModelInferRequest) -> Sequence[bytes]:
@@ -173,22 +174,33 @@ def _array(
     return array.reshape(sizes)
 
 
-def _series(arrays: Sequence[NDArray[np.generic]], spec: ForecastSpec) -> Arrays:
-    """Whatever stands behind a series' end is replaced by the zeros that the model was made for."""
-    history, length = arrays
-    if history.shape[1] > spec.max_history:
-        raise InvalidTensor(f"expected at most {spec.max_history} observations, got {history.shape[1]}")
+def _ragged(arrays: Sequence[NDArray[np.generic]], bundle: Bundle | PlainModel) -> Arrays:
+    """Whatever stands behind a row's end is replaced by the zeros that the model was made for."""
+    values, length = arrays
+    shortest, longest, what = _limits_of(bundle)
+    if values.shape[1] > longest:
+        raise InvalidTensor(f"expected at most {longest} {what}, got {values.shape[1]}")
     low, high = int(length.min()), int(length.max())
-    if low < spec.min_history or high > history.shape[1]:
+    if low < shortest or high > values.shape[1]:
         raise InvalidTensor(
-            f"expected lengths from {spec.min_history} to {history.shape[1]}, as many as given; got {low} to {high}"
+            f"expected lengths from {shortest} to {values.shape[1]}, as many as given; got {low} to {high}"
         )
-    if low < history.shape[1]:
-        padding = np.less_equal.outer(length, np.arange(history.shape[1]))
-        history = np.where(padding, history.dtype.type(0), history)
-    if not np.isfinite(history).all():
+    if low < values.shape[1]:
+        padding = np.less_equal.outer(length, np.arange(values.shape[1]))
+        values = np.where(padding, values.dtype.type(0), values)
+    if bundle.forecast is not None and not np.isfinite(values).all():
         raise InvalidTensor("expected finite numbers in the history: fill the gaps first")
-    return history, length
+    if bundle.sequence is not None and not (values.min() >= 0 and values.max() < len(bundle.labels)):
+        raise InvalidTensor(f"expected symbols from 0 to {len(bundle.labels) - 1}: indices into the model's labels")
+    return values, length
+
+
+def _limits_of(bundle: Bundle | PlainModel) -> tuple[int, int, str]:
+    """Fewest and most values of a row, and what they are."""
+    if bundle.forecast is not None:
+        return bundle.forecast.min_history, bundle.forecast.max_history, "observations"
+    assert bundle.sequence is not None  # what makes a model ragged
+    return 1, bundle.sequence.max_length, "symbols"
 
 
 def bytes_input(request: pb.ModelInferRequest, model: ServedModel) -> list[bytes]:
