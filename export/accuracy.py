@@ -1,4 +1,10 @@
-"""Figures on held-out data, measured through the ONNX file itself: what is published is what was measured."""
+"""Figures on held-out data, measured through the ONNX file itself: what is published is what was measured.
+
+classification   `top1`, `top5`: against the labels
+maps             `similarity`: cosine with the fp32 file's maps; nobody labels a map
+embedding        `recall_at_10`: of the ten nearest images by the fp32 file, how many are found; and `similarity`
+forecasting      `mase`, `pinball`, `coverage_P`: against what came
+"""
 
 from __future__ import annotations
 
@@ -52,6 +58,49 @@ def classify(
     )
 
 
+def resemble(
+    session: ort.InferenceSession,
+    fp32: ort.InferenceSession,
+    images: ImageSet,
+    limit: int | None = None,
+    advance: Advance = lambda *_: None,
+) -> tuple[Metric, ...]:
+    """How much a smaller file's features are those of the file `fp32`, as fractions of 1.
+
+    `recall_at_10`, where there is an embedding [N, D]: every image asks for its nearest neighbours among the others,
+    by the dot product. `similarity`: the mean over the images, of the output where it is lowest.
+    """
+    chosen = spread(len(images), limit)
+    cosines: dict[str, list[float]] = {}
+    embeddings: dict[str, list[tuple[Array, Array]]] = {}
+    size = max(1, _BATCH_BYTES // images.read([0]).nbytes)
+    for start in range(0, len(chosen), size):
+        pixels = {"image": images.read(chosen[start : start + size])}
+        found, reference = run(session, pixels), run(fp32, pixels)
+        for name, expected in reference.items():
+            cosines.setdefault(name, []).extend(_cosine(found[name], expected))
+            if expected.ndim == 2:
+                embeddings.setdefault(name, []).append((found[name], expected))
+        advance(start + len(pixels["image"]), len(chosen))
+    recalls = [
+        recall(np.concatenate([found for found, _ in pairs]), np.concatenate([expected for _, expected in pairs]))
+        for pairs in embeddings.values()
+    ]
+    figures = {
+        **({"recall_at_10": min(recalls)} if recalls else {}),
+        "similarity": min(float(np.mean(values)) for values in cosines.values()),
+    }
+    return tuple(
+        Metric(name=name, value=value, dataset=images.name, samples=len(chosen)) for name, value in figures.items()
+    )
+
+
+def recall(found: Array, reference: Array, neighbours: int = 10) -> float:
+    """Share of each row's nearest others by `reference` [N, D] that are also among the nearest by `found` [N, D]."""
+    nearest = [_nearest(embedding, min(neighbours, len(embedding) - 1)) for embedding in (found, reference)]
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(*nearest, strict=True)]))
+
+
 def forecast(session: ort.InferenceSession, series: Array, shape: SeriesInput, dataset: str) -> tuple[Metric, ...]:
     """MASE, pinball loss and interval coverage by rolling origin, and the seasonal-naive MASE on the same origins."""
 
@@ -85,8 +134,24 @@ class _Record(msgspec.Struct):
     metrics: tuple[Metric, ...]
 
 
-def top1(metrics: tuple[Metric, ...]) -> float | None:
-    return next((metric.value for metric in metrics if metric.name == "top1"), None)
+def value_of(name: str, metrics: tuple[Metric, ...]) -> float | None:
+    return next((metric.value for metric in metrics if metric.name == name), None)
+
+
+def _cosine(found: Array, reference: Array) -> list[float]:
+    """Row by row, each flattened. Two rows of zeros are alike; a row of zeros and another one are not."""
+    a, b = (array.reshape(len(array), -1).astype(np.float64) for array in (found, reference))
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    alike = (a == b).all(axis=1).astype(np.float64)
+    cosines: list[float] = np.divide((a * b).sum(axis=1), norms, out=alike, where=norms > 0).tolist()
+    return cosines
+
+
+def _nearest(embedding: Array, count: int) -> list[list[int]]:
+    likeness = embedding @ embedding.T
+    np.fill_diagonal(likeness, -np.inf)
+    nearest: list[list[int]] = np.argsort(-likeness, axis=1, kind="stable")[:, :count].tolist()
+    return nearest
 
 
 def _rank_of(labels: NDArray[np.int64], probabilities: Array) -> Array:

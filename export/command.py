@@ -12,7 +12,7 @@ from rich.console import Console
 from export.evidence import Sources
 from export.labels import Labels, LabelsInvalid, read_labels
 from export.own import OwnModel, OwnModelInvalid, numbers_of, own_entry, size_of, strides_of
-from export.precisions import MAX_ACCURACY_DROP
+from export.precisions import RECALL, SIMILARITY, TOP1
 from export.progress import shown
 from export.publish import Published, Wanted, publish
 from export.show import Outcome, catalogue_table, new_console, outcome_table
@@ -40,9 +40,8 @@ def run(arguments: Sequence[str]) -> int:
         parser.error(str(error))
     if len(chosen) > 1 and options.weights not in (AUTO, RANDOM):
         parser.error("--weights FILE is for one model")
-    wanted = Wanted(
-        options.output, options.weights, options.version, options.precisions, options.max_accuracy_drop / 100
-    )
+    allowed = None if options.max_accuracy_drop is None else options.max_accuracy_drop / 100
+    wanted = Wanted(options.output, options.weights, options.version, options.precisions, allowed)
     sources = Sources(
         data=options.data,
         eval_images=options.eval_images,
@@ -161,9 +160,9 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max-accuracy-drop",
         type=float,
-        default=100 * MAX_ACCURACY_DROP,
         metavar="POINTS",
-        help="top-1 that a variant may lose and still be chosen by the server; default: 0.5",
+        help="what a variant may lose and still be chosen by the server; default: "
+        + ", ".join(f"{100 * c.allowed_drop:g} of {c.metric}" for c in (TOP1, SIMILARITY, RECALL)),
     )
 
 

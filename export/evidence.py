@@ -15,6 +15,7 @@ from export.accuracy import Advance
 from export.arrays import Array, Arrays, rows
 from export.labels import Labels, read_labels
 from export.samples import ImageData
+from export.verify import open_session
 from models.entry import Corpus, Entry, ImageInput, SeriesInput, Shipped, Task
 from models.training.data import ENVIRONMENT, DataUnavailable
 from rafaga.bundle import Metric
@@ -24,6 +25,8 @@ PARITY_BATCHES = (1, 2, 5, 8)
 PARITY_SIZES = ((64, 96), (97, 131))
 CALIBRATION_IMAGES = 128
 CALIBRATION_BATCH = 4
+# Maps have thousands of values each, and two files are run: a part of the photos says as much as all of them.
+FEATURE_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,19 @@ class ImageEvidence:
             images = samples.noise_images(CALIBRATION_IMAGES // 4, size, self.image.channels, rng)
         return [images[start : start + CALIBRATION_BATCH] for start in range(0, len(images), CALIBRATION_BATCH)]
 
-    def measure(self, session: ort.InferenceSession, advance: Advance) -> tuple[Metric, ...]:
-        if self.data.held_out is None or self.entry.task is not Task.CLASSIFICATION:
+    def measure(self, session: ort.InferenceSession, advance: Advance, fp32: Path | None = None) -> tuple[Metric, ...]:
+        """Empty where it cannot be known. `fp32`: the file that features are compared with, None for that file itself.
+
+        Features have no labels: PyTorch's own are right by definition, and the fp32 file's are PyTorch's.
+        """
+        if self.data.held_out is None:
             return ()
-        return accuracy.classify(session, self.data.held_out, self.sources.samples, advance)
+        if self.entry.task is Task.CLASSIFICATION:
+            return accuracy.classify(session, self.data.held_out, self.sources.samples, advance)
+        if self.entry.task is Task.FEATURES and fp32 is not None:
+            limit = self.sources.samples or FEATURE_SAMPLES
+            return accuracy.resemble(session, open_session(fp32), self.data.held_out, limit, advance)
+        return ()
 
     def _take(self, count: int, number: int, seed: int = 0) -> Array:
         size = None if self.image.height else PARITY_SIZES[number]

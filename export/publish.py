@@ -22,7 +22,7 @@ from export.arrays import Arrays, row_count
 from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
 from export.graph import ImageGraph, ServingGraph, serving_graph, settle_batch_norm
 from export.onnx import OPSET, to_onnx
-from export.precisions import MAX_ACCURACY_DROP, Judge
+from export.precisions import Judge
 from export.progress import Steps
 from export.verify import PARITY_GATE, Case, ProofFailed, open_session
 from models.entry import Entry, ImageInput, SeriesInput, Task
@@ -55,7 +55,7 @@ class Wanted:
     weights: str | Path = "auto"
     version: int | None = None
     precisions: tuple[Precision, ...] = tuple(Precision)
-    max_accuracy_drop: float = MAX_ACCURACY_DROP
+    max_accuracy_drop: float | None = None  # what the criterion allows
 
 
 @dataclass(frozen=True)

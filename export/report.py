@@ -26,6 +26,8 @@ from rafaga import bundle as bundles
 from rafaga.bundle import GOLDEN, Bundle, Metric, Precision, Variant
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# What the summary says of a variant's accuracy; all other figures stand in the model's own section.
+JUDGED = ("top1", "recall_at_10", "similarity", "mase")
 COLOURS = {Precision.FP32: "#3b6fb6", Precision.FP16: "#d9822b", Precision.INT8: "#2f9e64"}
 
 
@@ -211,7 +213,7 @@ def _best(timings: Sequence[Timing]) -> Timing:
 
 
 def _accuracy(variant: Variant) -> str:
-    shown = [_metric(variant, name, named=True) for name in ("top1", "mase") if _find(variant, name)]
+    shown = [_metric(variant, name, named=True) for name in JUDGED if _find(variant, name)]
     return ", ".join(shown) or "–"
 
 
@@ -219,7 +221,7 @@ def _metric(variant: Variant, name: str, named: bool = False) -> str:
     metric = _find(variant, name)
     if metric is None:
         return "–"
-    fraction = name.startswith(("top", "coverage"))
+    fraction = not name.startswith(("mase", "pinball"))
     value = f"{100 * metric.value:.2f} %" if fraction else f"{metric.value:.3f}"
     return f"{name} {value}" if named else value
 

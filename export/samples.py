@@ -66,14 +66,14 @@ def measured_preparation(image: ImageInput) -> ImagePreparation:
 def corpus_images(corpus: Corpus, root: Path | None) -> ImageData:
     """MNIST or CIFAR-10. Raises DataUnavailable."""
     load, name = {
-        Corpus.MNIST: (data.load_mnist, "MNIST"),
-        Corpus.CIFAR10: (data.load_cifar10, "CIFAR-10"),
+        Corpus.MNIST: (data.load_mnist, data.mnist_name),
+        Corpus.CIFAR10: (data.load_cifar10, data.cifar10_name),
     }[corpus]
 
     def split(train: bool) -> ImageSet:
         pixels, labels = load(root, train)
         pixels = pixels if pixels.ndim == 4 else pixels[..., np.newaxis]
-        return ImageSet(f"{name} {'training' if train else 'test'}", labels, lambda rows: pixels[np.asarray(rows)])
+        return ImageSet(name(root, train), labels, lambda rows: pixels[np.asarray(rows)])
 
     return ImageData(held_out=split(train=False), calibration=split(train=True))
 

@@ -55,6 +55,29 @@ def scaled(factor: float, shape: Shape = ("batch", 3)) -> onnx.ModelProto:
     return graph([node], {"x": ("float32", shape)}, {"y": ("float32", shape)}, factor=np.float32(factor))
 
 
+def spinning() -> onnx.ModelProto:
+    """y = x, int64, after as many turns of a loop as the largest x: some 1.2 million turns a second."""
+
+    def value(name: str, kind: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, [])
+
+    turn = helper.make_graph(
+        [helper.make_node("Identity", ["going"], ["goes_on"]), helper.make_node("Identity", ["held"], ["kept"])],
+        "turn",
+        [value("turn", TensorProto.INT64), value("going", TensorProto.BOOL), value("held", TensorProto.INT64)],
+        [value("goes_on", TensorProto.BOOL), value("kept", TensorProto.INT64)],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["turns"], keepdims=0),
+        helper.make_node("Loop", ["turns", "going_on", "nothing"], ["still_nothing"], body=turn),
+        helper.make_node("Add", ["x", "still_nothing"], ["y"]),
+    ]
+    shape = ("batch",)
+    return graph(
+        nodes, {"x": ("int64", shape)}, {"y": ("int64", shape)}, going_on=np.array(True), nothing=np.array(0, np.int64)
+    )
+
+
 def publish(repository: Path, name: str, model: onnx.ModelProto, version: int = 1) -> Path:
     """Gives the file."""
     file = repository / name / str(version) / "model.onnx"

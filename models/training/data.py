@@ -68,6 +68,10 @@ def load_mnist(root: Path | None, train: bool) -> tuple[Images, Labels]:
     return np.asarray(dataset.data, dtype=np.uint8), np.asarray(dataset.targets, dtype=np.int64)
 
 
+def mnist_name(root: Path | None, train: bool) -> str:
+    return f"MNIST {'training' if train else 'test'}"
+
+
 def load_cifar10(root: Path | None, train: bool) -> tuple[Images, Labels]:
     """CIFAR-10 (Krizhevsky 2009).
 
@@ -95,6 +99,12 @@ def cifar10_jpeg(root: Path | None) -> Path | None:
     """The JPEG copy of CIFAR-10 that `load_cifar10` would read; None where it would take the original."""
     candidates = (folder / "cifar10_jpeg_60000.tar.xz" for folder in _folders(root, "cifar10"))
     return next((archive for archive in candidates if archive.is_file()), None)
+
+
+def cifar10_name(root: Path | None, train: bool) -> str:
+    """What figures taken on this part of `load_cifar10` are recorded under: the JPEG copy is a data set of its own."""
+    part = f"CIFAR-10 {'training' if train else 'test'}"
+    return part if cifar10_jpeg(root) is None else f"{part}, JPEG copy"
 
 
 def load_co2() -> Series:

@@ -12,12 +12,13 @@ from models.forecasting import Forecaster
 from models.reber import ReberLSTM
 from models.training.data import (
     Series,
-    cifar10_jpeg,
+    cifar10_name,
     load_cifar10,
     load_co2,
     load_etth1,
     load_mnist,
     load_sp500,
+    mnist_name,
 )
 from models.training.images import ImageClassification, crop_and_flip, jitter_digits
 from models.training.loop import Optimiser, Problem, Schedule
@@ -86,7 +87,7 @@ def digits(entry: Entry, root: Path | None) -> Problem:
         entry.input,
         training=load_mnist(root, train=True),
         held_out=load_mnist(root, train=False),
-        held_out_name="MNIST test",
+        held_out_name=mnist_name(root, train=False),
         augment=jitter_digits,
         batch_size=128,
     )
@@ -99,7 +100,7 @@ def photos(entry: Entry, root: Path | None) -> Problem:
         entry.input,
         training=load_cifar10(root, train=True),
         held_out=load_cifar10(root, train=False),
-        held_out_name="CIFAR-10 test" if cifar10_jpeg(root) is None else "CIFAR-10 test, JPEG copy",
+        held_out_name=cifar10_name(root, train=False),
         augment=crop_and_flip,
         batch_size=128,
         bfloat16=True,

@@ -147,10 +147,21 @@ class Parity(Frozen, frozen=True):
     batch_sizes: tuple[int, ...]
 
 
+class Loss(Frozen, frozen=True):
+    """What a variant loses against the fp32 file on the same samples: `drop` of the figure `metric`, a fraction of 1.
+
+    The fp32 file has the same figure, or 1 where the figure is likeness to that file.
+    """
+
+    metric: str
+    drop: float
+    allowed_drop: float
+
+
 class Variant(Frozen, frozen=True):
     """One ONNX file.
 
-    A variant that lost more accuracy than allowed, or whose loss is unknown, is kept but not `default_eligible`.
+    A variant that lost more accuracy than allowed, or whose `loss` is unknown, is kept but not `default_eligible`.
     `float_layers` names the nodes of an int8 file that stay in float because quantising them costs too much.
     `cpu_speedup` is its throughput over the fp32 file's on one thread of the processor that exported it; 0 unmeasured.
     """
@@ -162,6 +173,7 @@ class Variant(Frozen, frozen=True):
     default_eligible: bool = True
     float_layers: tuple[str, ...] = ()
     cpu_speedup: float = 0.0
+    loss: Loss | None = None
 
     @property
     def golden_tolerance(self) -> float:

@@ -86,7 +86,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
     to_onnx(graph, evidence.example(), path)
     cases = [Case(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
     baseline = evidence.measure(open_session(path), lambda *_: None)
-    assert accuracy.top1(baseline) == 1.0
+    assert accuracy.value_of("top1", baseline) == 1.0
     return Judge(path, baseline, cases, evidence, trained=True, max_accuracy_drop=0.005, steps=Silent())
 
 
@@ -120,10 +120,12 @@ def test_the_gate_gives_sensitive_layers_back(judge: Judge, variants: dict[Preci
         graph.quantise(path)
         alone = judge.evidence.measure(open_session(path), lambda *_: None)
         _, widen, read, _ = graph.layers
-    assert (accuracy.top1(alone) or 0) < 0.9, "quantised as a whole the network must fail, or nothing is shown here"
+    assert (accuracy.value_of("top1", alone) or 0) < 0.9, (
+        "quantised as a whole the network must fail, or nothing is shown here"
+    )
     int8 = variants[Precision.INT8]
     assert set(int8.float_layers) == {widen, read}
-    assert accuracy.top1(int8.metrics) == 1.0
+    assert accuracy.value_of("top1", int8.metrics) == 1.0
     assert int8.default_eligible
     quantised = onnx.load(judge.fp32.with_name(int8.file)).graph
     weights = {t.name: t.data_type for t in quantised.initializer if t.data_type == onnx.TensorProto.INT8}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
@@ -57,10 +58,13 @@ class _Valved:
         self._session = session
 
     def run(
-        self, output_names: Sequence[str] | None, input_feed: dict[str, NDArray[np.generic]]
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: dict[str, NDArray[np.generic]],
+        run_options: ort.RunOptions | None = None,
     ) -> Sequence[NDArray[np.generic]]:
         self._valve.pass_through(len(next(iter(input_feed.values()))))
-        return self._session.run(output_names, input_feed)
+        return self._session.run(output_names, input_feed, run_options)
 
 
 class Decoder:

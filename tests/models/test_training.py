@@ -192,3 +192,11 @@ def test_the_command_says_what_it_cannot_do(tmp_path: Path, capsys: pytest.Captu
     assert "no MNIST in" in capsys.readouterr().out
     assert main(["--list"]) == 0
     assert "lstm-reber" in capsys.readouterr().out
+
+
+def test_the_jpeg_copy_of_cifar10_is_named_as_what_it_is(tmp_path: Path) -> None:
+    assert data.cifar10_name(tmp_path, train=False) == "CIFAR-10 test"
+    (tmp_path / "cifar10").mkdir()
+    (tmp_path / "cifar10" / "cifar10_jpeg_60000.tar.xz").touch()
+    assert data.cifar10_name(tmp_path, train=False) == "CIFAR-10 test, JPEG copy"
+    assert data.cifar10_name(tmp_path, train=True) == "CIFAR-10 training, JPEG copy"

@@ -1,4 +1,4 @@
-"""Who may import whom: errors, tensors, bundle, images <- client and server <- cli, load."""
+"""Who may import whom: errors, tensors, bundle, images <- client and server <- cli, load, plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 SERVICE = Path(__file__).parents[2] / "service" / "rafaga"
 BASE = {"errors", "tensors", "bundle", "images", "v1", "inference"}
-TOP = {"cli", "load"}
+TOP = {"cli", "load", "plan"}
 MODULES = sorted(
     path for path in SERVICE.rglob("*.py") if not {"v1", "inference"} & set(path.relative_to(SERVICE).parts[:1])
 )

@@ -31,6 +31,7 @@ from rafaga.server.services.open_inference_stream import Streams
 from rafaga.server.services.sequences import Sequences
 from rafaga.server.services.vision import Vision
 from rafaga.server.transport_grpcio import GrpcioTransport, Limits, Tls
+from rafaga.server.watch import WatchPolicy
 
 if TYPE_CHECKING:  # an extra of its own
     from rafaga.server.tracing import Tracer
@@ -64,7 +65,8 @@ def build(config: Config) -> Server:
         max_queue_wait_s=config.max_queue_wait_ms / 1e3,
         max_queue_jobs=config.max_queue_requests,
     )
-    loader = Loader(policy, config.max_batch_size, config.precision.precision, config.threads, metrics)
+    watch = WatchPolicy(timeout_s=config.engine_timeout_s)
+    loader = Loader(policy, config.max_batch_size, config.precision.precision, config.threads, metrics, watch)
 
     def tell(model: str, ready: bool) -> None:
         health.model(model, ready)

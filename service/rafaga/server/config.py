@@ -91,6 +91,7 @@ class Config:
     max_queue_delay_us: int = _setting(0, "how long an idle engine waits for company")
     max_queue_wait_ms: int = _setting(1000, "requests predicted to wait longer are refused")
     max_queue_requests: int = _setting(4096, "queued requests per model, whatever is predicted")
+    engine_timeout_s: float = _setting(10.0, "a run is never given up sooner, nor before 20 times its prediction")
 
     max_concurrent_calls: int = _setting(256, "calls in flight; more are refused")
     max_request_bytes: int = _setting(16 * 2**20, "size of one request")
@@ -137,8 +138,9 @@ class Config:
         for name in ("grpc_port", "http_port", "admin_port"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 65535:
                 raise ConfigError(f"{name}: expected 0 to 65535, got {getattr(self, name)}")
-        if not 0 < self.poll_interval_s < math.inf:
-            raise ConfigError(f"poll_interval_s: expected more than zero, got {self.poll_interval_s}")
+        for name in ("poll_interval_s", "engine_timeout_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: expected more than zero, got {getattr(self, name)}")
         explicit = self.model_control is ModelControl.EXPLICIT
         if explicit != (self.admin_port is not None):
             raise ConfigError("admin_port and model_control explicit go together")

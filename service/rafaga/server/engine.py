@@ -29,7 +29,10 @@ class Session(Protocol):
     """The part of onnxruntime.InferenceSession that is used here; tests bring their own."""
 
     def run(
-        self, output_names: Sequence[str] | None, input_feed: dict[str, NDArray[np.generic]]
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: dict[str, NDArray[np.generic]],
+        run_options: ort.RunOptions | None = None,
     ) -> Sequence[NDArray[np.generic]]: ...
 
 
@@ -84,6 +87,8 @@ class Engine:
         self._input_names = tuple(i.name for i in bundle.inputs)
         self._output_names = tuple(o.name for o in bundle.outputs)
         self._session = session
+        # One for all runs: an engine that was terminated never runs again.
+        self._options = ort.RunOptions()
 
     @classmethod
     def load(cls, bundle: Described, model: bytes, samples: Samples, threads: int | None) -> Engine:
@@ -108,12 +113,19 @@ class Engine:
         if not self._batched:
             inputs = tuple(a[0, ...] for a in inputs)  # an array even without dimensions
         feed = dict(zip(self._input_names, inputs, strict=True))
-        outputs = tuple(self._session.run(self._output_names, feed))
+        outputs = tuple(self._session.run(self._output_names, feed, self._options))
         if not self._batched:
             return tuple(np.asarray(o)[np.newaxis] for o in outputs)
         if any(len(o) != rows for o in outputs):  # rows without an answer would be waited for in vain
             raise ValueError(f"expected {rows} rows in every output, got {[len(o) for o in outputs]}")
         return outputs
+
+    def terminate(self) -> None:
+        """From another thread: the run that goes on ends with an error, and so does every later one.
+
+        ONNX Runtime looks between two nodes of the graph, so a single node that never returns cannot be ended.
+        """
+        self._options.terminate = True
 
     def warm_up(self, samples: Samples, max_batch_size: int) -> LatencyTable:
         """Runs every bucket until it is warm, and measures it."""

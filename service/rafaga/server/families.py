@@ -63,6 +63,12 @@ REQUEST_SECONDS = Family(
 IN_FLIGHT = Family(Kind.GAUGE, "rafaga_requests_in_flight", "Calls received, not answered.")
 DROPPED = Family(Kind.COUNTER, "rafaga_dropped", "Jobs dropped from the queue, uncomputed.", ("model", "cause"))
 FAILURES = Family(Kind.COUNTER, "rafaga_engine_failures", "Jobs that made the engine fail.", ("model",))
+RESTARTS = Family(
+    Kind.COUNTER,
+    "rafaga_engine_restarts",
+    "Engines that were brought up in the place of one that hung, failed on its own sample or died.",
+    ("model",),
+)
 BATCH_SIZE = Family(Kind.HISTOGRAM, "rafaga_batch_size", "Rows per run of an engine.", ("model",), _ROWS)
 QUEUE_SECONDS = Family(
     Kind.HISTOGRAM,
@@ -119,6 +125,7 @@ FAMILIES = (
     BATCH_SIZE,
     CAPACITY,
     FAILURES,
+    RESTARTS,
     READY,
     LOAD_SECONDS,
     LOAD_FAILURES,

@@ -36,6 +36,7 @@ class Metrics:
         self._in_flight = self._gauge(families.IN_FLIGHT)
         self._dropped = self._counter(families.DROPPED)
         self._failures = self._counter(families.FAILURES)
+        self._restarts = self._counter(families.RESTARTS)
         self._batch_size = self._histogram(families.BATCH_SIZE)
         self._queue_seconds = self._histogram(families.QUEUE_SECONDS)
         self._inference_seconds = self._histogram(families.INFERENCE_SECONDS)
@@ -69,6 +70,7 @@ class Metrics:
             inference_seconds=self._inference_seconds.labels(name),
             preprocess_seconds=self._preprocess_seconds.labels(name),
             failures=self._failures.labels(name),
+            restarts=self._restarts.labels(name),
             dropped=self._dropped,
             queues=self._queues,
         )
@@ -151,6 +153,7 @@ class ModelMetrics:
         inference_seconds: Histogram,
         preprocess_seconds: Histogram,
         failures: Counter,
+        restarts: Counter,
         dropped: Counter,
         queues: _Queues,
     ) -> None:
@@ -160,6 +163,7 @@ class ModelMetrics:
         self._inference_seconds = inference_seconds
         self._preprocess_seconds = preprocess_seconds
         self._failures = failures
+        self._restarts = restarts
         self._dropped = dropped
         self._queues = queues
         self.statistics = Statistics()
@@ -202,6 +206,9 @@ class ModelMetrics:
     def engine_failed(self) -> None:
         self._failed(1)
         self._failures.inc()
+
+    def engine_restarted(self) -> None:
+        self._restarts.inc()
 
     def dropped(self, cause: str, jobs: int) -> None:
         """cause: "deadline" or "cancelled"."""

@@ -1,24 +1,63 @@
-"""A served model: a bundle, its engine, its queue, and the thread that feeds one from the other."""
+"""A served model: a bundle, its engine, its queue, and the thread that feeds one from the other.
+
+An engine that is lost (its run does not end, it fails on inputs that it must run, its thread dies) takes with it what
+it owes and nothing else: its requests fail, new ones are refused, and a new engine is brought up. See `watch`.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from rafaga.bundle import Bundle, Variant
-from rafaga.errors import DeadlineExceeded, Draining, EngineFailure, InternalError, RafagaError
+from rafaga.errors import DeadlineExceeded, Draining, EngineFailure, InternalError, ModelNotReady, RafagaError
 from rafaga.server.batcher import Arrays, Batch, Batcher, BatchPolicy, Job, Part
 from rafaga.server.engine import Engine, Samples, assemble
 from rafaga.server.latency import LatencyTable
 from rafaga.server.metrics import ModelMetrics
 from rafaga.server.plain import PlainModel
+from rafaga.server.watch import Watch, WatchPolicy
 
 _LOG = logging.getLogger(__name__)
+
+_DOWN = "the model's engine was lost and is being restarted: ask another replica, or later"
+
+
+class _Run:
+    """What an engine computes, and until when it may. Whoever claims it first, engine or watch, owes the answers."""
+
+    __slots__ = ("_unclaimed", "bound_s", "give_up_at", "parts")
+
+    def __init__(self, parts: Sequence[Part], bound_s: float) -> None:
+        self.parts = parts
+        self.bound_s = bound_s
+        self.give_up_at = time.monotonic() + bound_s
+        self._unclaimed = threading.Lock()
+
+    def claim(self) -> bool:
+        return self._unclaimed.acquire(blocking=False)
+
+
+class _Shift:
+    """One engine at work, in a thread of its own, until it is relieved."""
+
+    def __init__(self, engine: Engine, serve: Callable[[_Shift], None], name: str) -> None:
+        self.engine = engine
+        self.thread = threading.Thread(target=serve, args=(self,), name=f"engine-{name}", daemon=True)
+        self.batch: Batch | None = None
+        self.run: _Run | None = None
+        self.sound = True  # it has run something since it last failed
+        self.relieved = False
+
+
+class _Relieved(Exception):
+    """The engine was given up during this run: its thread owes nothing any more."""
 
 
 class ServedModel:
@@ -36,7 +75,10 @@ class ServedModel:
         policy: BatchPolicy,
         metrics: ModelMetrics,
         samples: Samples,
+        renew: Callable[[], Engine],
+        watch: WatchPolicy | None = None,
     ) -> None:
+        """`renew` gives an engine as good as `engine`: right, and warm."""
         self.bundle = bundle
         self.variant = variant
         self.batched = bundle.max_batch_size > 0
@@ -44,20 +86,36 @@ class ServedModel:
         self.metrics = metrics
         # What the latency table was measured on; costs of other sizes are relative to it.
         self.reference_size = max(1, samples.inputs[0][0].size)
-        self._engine = engine
         self._batcher = Batcher(policy, latency)
         self._changed = threading.Condition(threading.Lock())
         self._stopping = False
-        self._thread = threading.Thread(target=self._serve, name=f"engine-{bundle.name}", daemon=True)
+        self._down = False
+        self._tell: Callable[[], None] = lambda: None
+        self._probe = samples.tiled(1)
+        self._shift = _Shift(engine, self._serve, bundle.name)
+        self._stuck: list[threading.Thread] = []
+        self._renew = renew
+        self._watch_policy = watch or WatchPolicy()
+        self._watch = Watch(self, self._watch_policy, bundle.name)
 
-    def start(self) -> None:
+    def start(self, tell: Callable[[], None] = lambda: None) -> None:
+        """`tell` is called whenever `down` has changed."""
+        self._tell = tell
         self.metrics.watch_queue(lambda: self._batcher.queued_rows, lambda: self._batcher.queued_jobs)
         self.metrics.watch_load(self.predicted_wait_s, self.capacity_rows_per_s)
-        self._thread.start()
+        self._shift.thread.start()
+        self._watch.start()
+
+    @property
+    def down(self) -> bool:
+        """Its engine was lost, and there is no new one yet."""
+        return self._down
 
     def submit(self, job: Job) -> None:
         """Queues `job`, or raises a Refused error and leaves its callbacks uncalled."""
         with self._changed:
+            if self._down and not self._stopping:
+                raise ModelNotReady(_DOWN)
             self._batcher.submit(job, time.monotonic())
             self._changed.notify()
 
@@ -102,24 +160,105 @@ class ServedModel:
             self._stopping = True
             self._batcher.drain()
             self._changed.notify_all()
-        if self._thread.ident is not None:
-            self._thread.join(timeout_s)
-        self._refuse_queued()  # behind an engine that hangs, nobody else would
+            shift = self._shift
+        self._watch.close()
+        if shift.thread.ident is not None:
+            shift.thread.join(timeout_s)
+            self._refuse_queued()  # behind an engine that hangs, nobody else would
+            run = shift.run
+            if shift.thread.is_alive() and run is not None and run.claim():
+                self._lose(shift, "its run did not end when the model closed", run)
+        self._refuse_queued()
         self.metrics.watch_no_more()
 
-    def _serve(self) -> None:
+    # What its watch asks.
+
+    @property
+    def give_up_at(self) -> float:
+        run = self._shift.run
+        return math.inf if run is None else run.give_up_at
+
+    def be_patient(self) -> None:
+        run = self._shift.run
+        if run is not None:
+            run.give_up_at = time.monotonic() + run.bound_s
+
+    def give_up(self) -> None:
+        shift = self._shift
+        run = shift.run
+        if run is not None and run.give_up_at <= time.monotonic() and run.claim():
+            self._lose(shift, "its run passed its bound", run)
+
+    def renew(self) -> None:
+        about = {"model": self.bundle.name}
+        self._stuck = [thread for thread in self._stuck if thread.is_alive()]
+        if len(self._stuck) >= self._watch_policy.max_stuck:
+            _LOG.critical("no new engine: lost ones still hang, only a new process helps", extra=about)
+            return
         try:
-            while (batch := self._next()) is not None:
+            shift = _Shift(self._renew(), self._serve, self.bundle.name)
+        except Exception:  # onnxruntime raises bare exceptions of many kinds
+            _LOG.exception("no new engine yet", extra=about)
+            return
+        with self._changed:
+            if self._stopping:
+                return
+            self._shift = shift
+            self._down = False
+            shift.thread.start()
+        self.metrics.engine_restarted()
+        _LOG.warning("a new engine serves", extra=about)
+        self._tell()
+
+    def _lose(self, shift: _Shift, why: str, run: _Run | None = None) -> None:
+        """Ends an engine and fails exactly what it owes. `run`: what it computes, claimed from it.
+
+        That run's jobs are not to be sent again, since one of them may be what engines hang on. All others may be.
+        """
+        with self._changed:
+            if shift.relieved:
+                return
+            shift.relieved = self._down = True
+            waiting = self._batcher.remove_all()
+            batch = shift.batch
+            if batch is not None:
+                self._batcher.finished(batch, None)
+        shift.engine.terminate()
+        if shift.thread is not threading.current_thread():
+            self._stuck.append(shift.thread)
+        _LOG.critical("engine lost: %s", why, extra={"model": self.bundle.name})
+        self._tell()
+        self._fail_owed(run.parts if run is not None else (), batch.parts if batch is not None else (), waiting)
+        self._watch.wake()
+
+    def _fail_owed(self, running: Sequence[Part], batch: Sequence[Part], waiting: Sequence[Job]) -> None:
+        for job, _, _ in running:
+            if not job.finished:
+                self.metrics.engine_failed()
+            self._fail(job, EngineFailure("the model's engine was lost while it ran this input; it is being restarted"))
+        for job in (*(part.job for part in batch), *waiting):
+            self._fail(job, ModelNotReady(_DOWN))
+
+    def _serve(self, shift: _Shift) -> None:
+        try:
+            while (batch := self._next(shift)) is not None:
+                shift.batch = batch
                 try:
-                    self._run(batch)
+                    self._run(shift, batch)
+                except _Relieved:
+                    return
                 except Exception:
                     _LOG.exception("a batch was lost to a defect", extra={"model": self.bundle.name})
                     for part in batch.parts:
                         self._fail(part.job, InternalError("the server failed on this batch; its log has the cause"))
-        except Exception:
+                shift.batch = None
+        except BaseException:  # whatever it is, it has nowhere to go from here
             _LOG.critical("the engine's thread ended on a defect", exc_info=True, extra={"model": self.bundle.name})
         finally:
-            self._refuse_queued()
+            if self._stopping:
+                self._refuse_queued()
+            else:
+                self._lose(shift, "its thread ended")
 
     def _refuse_queued(self) -> None:
         with self._changed:
@@ -128,12 +267,12 @@ class ServedModel:
         for job in left:
             self._fail(job, Draining("the model stopped before the request ran: send it again"))
 
-    def _next(self) -> Batch | None:
-        """Waits for a batch; None when the model is closing."""
+    def _next(self, shift: _Shift) -> Batch | None:
+        """Waits for a batch; None when the model is closing, or the engine was lost."""
         while True:
             self._let_in()
             with self._changed:
-                if self._stopping:
+                if self._stopping or shift.relieved:
                     return None
                 decision = self._batcher.take(time.monotonic())
                 if decision.batch is None and not decision.dropped:
@@ -172,11 +311,12 @@ class ServedModel:
         except Exception:
             _LOG.exception("a failure could not be delivered", extra={"model": self.bundle.name})
 
-    def _run(self, batch: Batch) -> None:
+    def _run(self, shift: _Shift, batch: Batch) -> None:
         start = time.perf_counter()
+        bound_s = self._watch_policy.bound_s(batch.predicted_end - time.monotonic())
         seconds: float | None = None
         try:
-            error = self._answer(batch.parts)
+            error = self._answer(shift, batch.parts, bound_s)
             if error is None:
                 # With the answering, because that too keeps the engine from the next batch.
                 seconds = time.perf_counter() - start
@@ -184,34 +324,66 @@ class ServedModel:
                 # The text of the cause may hold other callers' data, so only the log gets it.
                 about = {"model": self.bundle.name, "rows": batch.rows}
                 _LOG.error("a batch failed", exc_info=error, extra=about)
-                self._isolate(batch.parts)
+                shift.sound = False
+                self._blame(shift, self._isolate(shift, batch.parts, bound_s), bound_s)
         finally:
-            with self._changed:
-                self._batcher.finished(batch, seconds)
+            if not shift.relieved:
+                with self._changed:
+                    self._batcher.finished(batch, seconds)
 
-    def _answer(self, parts: Sequence[Part]) -> Exception | None:
+    def _answer(self, shift: _Shift, parts: Sequence[Part], bound_s: float) -> Exception | None:
         """Runs and answers `parts`, or gives what the engine raised."""
         start = time.perf_counter()
         try:
-            outputs = self._engine.run(assemble(parts))
+            outputs = self._compute(shift, parts, assemble(parts), bound_s)
+        except _Relieved:
+            raise
         except Exception as error:
             return error
         self._deliver(parts, outputs, time.perf_counter() - start)
         return None
 
-    def _isolate(self, parts: Sequence[Part]) -> None:
-        """Of parts that made the engine fail together, answers by halves all but those that make it fail alone."""
+    def _compute(self, shift: _Shift, parts: Sequence[Part], inputs: Arrays, bound_s: float) -> Arrays:
+        """One run, watched. Raises what the engine raises, or _Relieved once nobody waits for it any more."""
+        run = shift.run = _Run(parts, bound_s)
+        self._watch.expect(run.give_up_at)
+        try:
+            outputs = shift.engine.run(inputs)
+            shift.sound = True
+        finally:
+            if not run.claim():
+                raise _Relieved
+            shift.run = None
+        return outputs
+
+    def _isolate(self, shift: _Shift, parts: Sequence[Part], bound_s: float) -> list[Job]:
+        """Of parts that made the engine fail together, answers by halves all but those that make it fail alone, which
+        it gives."""
         if len(parts) == 1:
-            job = parts[0].job
+            return [parts[0].job]
+        middle = len(parts) // 2
+        blamed: list[Job] = []
+        for half in (parts[:middle], parts[middle:]):
+            wanted = [part for part in half if not part.job.finished]  # the others' callers went away meanwhile
+            if wanted and self._answer(shift, wanted, bound_s) is not None:
+                blamed += self._isolate(shift, wanted, bound_s)
+        return blamed
+
+    def _blame(self, shift: _Shift, jobs: Sequence[Job], bound_s: float) -> None:
+        """Fails jobs that the engine failed on, unless it fails on what it ran before too: then it is the engine."""
+        if not shift.sound:
+            try:
+                self._compute(shift, (), self._probe, bound_s)
+            except _Relieved:
+                raise
+            except Exception:
+                _LOG.exception("the engine fails on its own sample", extra={"model": self.bundle.name})
+                self._lose(shift, "it fails on its own sample")
+                return
+        for job in jobs:
             if not job.finished:
                 self.metrics.engine_failed()
             self._fail(job, EngineFailure("the model failed on this input; other requests are not affected"))
-            return
-        middle = len(parts) // 2
-        for half in (parts[:middle], parts[middle:]):
-            wanted = [part for part in half if not part.job.finished]  # the others' callers went away meanwhile
-            if wanted and self._answer(wanted) is not None:
-                self._isolate(wanted)
 
     def _deliver(self, parts: Sequence[Part], outputs: Arrays, seconds: float) -> None:
         rows = sum(part.stop - part.start for part in parts)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 from rafaga import bundle as bundles
@@ -44,6 +45,7 @@ class State(Enum):
     READY = "ready"
     FAILED = "failed"
     DRAINING = "draining"
+    DOWN = "down"  # it was served, and lost its engine: a new one is being brought up
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Slot:
     """One version of one model, in whatever state. `bundle` is None when its manifest could not be read.
 
     late: it came while the server was serving, so that its failure changes nothing for those who ask the others.
+    state: ask `condition`, which knows of the engine.
     """
 
     name: str
@@ -62,6 +65,16 @@ class Slot:
     reason: str = ""
     bundle: Bundle | PlainModel | None = None
     model: ServedModel | None = None
+
+    @property
+    def condition(self) -> State:
+        down = self.state is State.READY and self.model is not None and self.model.down
+        return State.DOWN if down else self.state
+
+    @property
+    def why(self) -> str:
+        """Why it is not served; empty when it is."""
+        return "its engine was lost and is being restarted" if self.condition is State.DOWN else self.reason
 
 
 class Repository:
@@ -101,12 +114,15 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Every model that was there at the start is served: one that failed keeps the server from being ready."""
+        """Every model that was there at the start is served: one that failed keeps the server from being ready.
+
+        So does any that has lost its engine.
+        """
         if not self._serving or self._closing:
             return False
         slots = self.slots
-        some = self._explicit or any(slot.state is State.READY for slot in slots)
-        return some and all(slot.state is State.READY or slot.late for slot in slots)
+        some = self._explicit or any(slot.condition is State.READY for slot in slots)
+        return some and all(s.condition is State.READY or (s.late and s.condition is not State.DOWN) for s in slots)
 
     def model(self, name: str, version: int, task: Task | None = None) -> ServedModel:
         """The served model for a request. `version` 0: the newest that is served.
@@ -267,7 +283,7 @@ class Repository:
             self._put(slot.name, slot.version, slot)
             _LOG.error("model not served: %s", error, extra=about, exc_info=not isinstance(error, BundleError))
             return
-        model.start()
+        model.start(partial(self._engine_changed, model))
         if not self._put(slot.name, slot.version, dataclasses.replace(slot, state=State.READY, model=model)):
             model.close()  # the server stops
             return
@@ -289,9 +305,21 @@ class Repository:
             if slot is not None:
                 slots.append(slot)
             self._table[name] = tuple(sorted(slots, key=lambda s: -s.version))
-            ready = any(s.state is State.READY for s in slots)
-        self._on_state(name, ready)
+        self._tell(name)
         return True
+
+    def _tell(self, name: str) -> None:
+        self._on_state(name, any(slot.condition is State.READY for slot in self._table.get(name, ())))
+
+    def _engine_changed(self, model: ServedModel) -> None:
+        """It lost its engine, or has a new one."""
+        name = model.bundle.name
+        with self._writing:
+            slot = next((slot for slot in self._table.get(name, ()) if slot.model is model), None)
+            if slot is None:
+                return  # it ends anyway
+            self._metrics.model_ready(name, slot.version, slot.condition is State.READY)
+        self._tell(name)
 
     def _remove(self, name: str) -> list[ServedModel]:
         """Takes a model out of service; gives what served it, which is the caller's to end."""

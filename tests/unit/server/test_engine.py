@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from rafaga.server import engine as engines
 from rafaga.server.batcher import Arrays, Job, Part
 from rafaga.server.engine import Engine, Golden, Samples, assemble, available_cores
 from rafaga.server.latency import DISPATCH_S
+from tests import plain
 from tests.bundles import classify, publish_classifier
 
 
@@ -37,7 +39,7 @@ class FakeSession:
     def __init__(self) -> None:
         self.rows: list[int] = []
 
-    def run(self, output_names: object, input_feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, output_names: object, input_feed: dict[str, np.ndarray], options: object = None) -> list[np.ndarray]:
         assert output_names == ("y",)
         self.rows.append(len(input_feed["x"]))
         return [input_feed["x"] + 1]
@@ -100,7 +102,7 @@ class TestEngine:
 
     def test_outputs_with_rows_missing(self) -> None:
         session = FakeSession()
-        session.run = lambda _, feed: [feed["x"][1:]]  # type: ignore[method-assign]
+        session.run = lambda _, feed, __: [feed["x"][1:]]  # type: ignore[method-assign]
         with pytest.raises(ValueError, match="expected 3 rows in every output"):
             Engine(Described(), session).run((np.zeros((3, 1)),))
 
@@ -108,7 +110,7 @@ class TestEngine:
         seen: list[tuple[int, ...]] = []
         session = FakeSession()
 
-        def run(_: object, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        def run(_: object, feed: dict[str, np.ndarray], __: object) -> list[np.ndarray]:
             seen.append(feed["x"].shape)
             return [feed["x"].sum(0)]
 
@@ -124,6 +126,26 @@ class TestEngine:
         for rows in table.buckets:
             assert session.rows.count(rows) >= 3
             assert table.predict(rows) > DISPATCH_S
+
+    def test_a_run_that_does_not_end_can_be_ended(self) -> None:
+        spec = (TensorSpec(name="x", dtype="int64", shape=(None,)),)
+        described = Described(inputs=spec, outputs=(TensorSpec(name="y", dtype="int64", shape=(None,)),))
+        engine = Engine(described, engines.create_session(plain.spinning().SerializeToString(), 1))
+        assert engine.run((np.array([3]),))[0].tolist() == [3]
+        ends: list[Exception] = []
+
+        def spin() -> None:
+            with pytest.raises(Exception, match="terminate") as end:
+                engine.run((np.array([10**15]),))
+            ends.append(end.value)
+
+        thread = threading.Thread(target=spin)
+        thread.start()
+        engine.terminate()
+        thread.join(30)
+        assert len(ends) == 1
+        with pytest.raises(Exception, match="terminate"):
+            engine.run((np.array([3]),))
 
 
 class TestThreads:

@@ -8,9 +8,9 @@ from random import Random
 
 import pytest
 
+from rafaga.plan.simulation import Curve, Report, Request, poisson, simulate
 from rafaga.server.batcher import Batcher, BatchPolicy
 from rafaga.server.latency import LatencyTable
-from tests.unit.server.simulation import Curve, Report, Request, poisson, simulate
 
 NOISE = {"noise": 0.1, "stall": 3.0, "stall_probability": 0.005}
 

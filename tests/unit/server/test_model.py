@@ -12,13 +12,22 @@ import numpy as np
 import pytest
 
 from rafaga.bundle import TensorSpec
-from rafaga.errors import DeadlineExceeded, Draining, EngineFailure, InternalError, RafagaError, Refused
-from rafaga.server.batcher import Arrays, BatchPolicy, Job, JobTiming
+from rafaga.errors import (
+    DeadlineExceeded,
+    Draining,
+    EngineFailure,
+    InternalError,
+    ModelNotReady,
+    RafagaError,
+    Refused,
+)
+from rafaga.server.batcher import Arrays, BatchPolicy, Decision, Job, JobTiming
 from rafaga.server.engine import Engine, Samples
 from rafaga.server.latency import LatencyTable
 from rafaga.server.metrics import Metrics
 from rafaga.server.model import ServedModel
 from rafaga.server.plain import PlainModel
+from rafaga.server.watch import WatchPolicy
 
 POISON = 666
 SPEC = (TensorSpec(name="x", dtype="int64", shape=(None,)),)
@@ -34,7 +43,7 @@ class FakeSession:
         self.started = threading.Semaphore(0)
         self.batches: list[list[int]] = []
 
-    def run(self, output_names: object, input_feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, output_names: object, input_feed: dict[str, np.ndarray], options: object = None) -> list[np.ndarray]:
         x = input_feed["x"]
         self.batches.append(x.tolist())
         self.started.release()
@@ -68,19 +77,26 @@ class Caller:
 
 
 class Served:
-    def __init__(self, batch: int = 8, policy: BatchPolicy | None = None, row_s: float = 1e-6) -> None:
+    def __init__(
+        self, batch: int = 8, policy: BatchPolicy | None = None, row_s: float = 1e-6, watch: WatchPolicy | None = None
+    ) -> None:
         self.session = FakeSession()
         self.metrics = Metrics()
         described = PlainModel("doubler", 1, SPEC, SPEC, batch)
         sizes = [b for b in (1, 2, 4, 8) if b <= batch]
         latency = LatencyTable(sizes, [1e-3 + b * row_s for b in sizes])
         samples = Samples((np.zeros(1, np.int64),))
-        engine = Engine(described, self.session)
+        self.engines = 0
         metrics = self.metrics.model("doubler")
-        self.model = ServedModel(
-            described, None, engine, latency, policy or BatchPolicy(max_queue_wait_s=60), metrics, samples
-        )
-        self.model.start()
+
+        def engine() -> Engine:
+            self.engines += 1
+            return Engine(described, self.session)
+
+        policy = policy or BatchPolicy(max_queue_wait_s=60)
+        self.model = ServedModel(described, None, engine(), latency, policy, metrics, samples, engine, watch)
+        self.changed = threading.Semaphore(0)  # how often `down` has changed
+        self.model.start(self.changed.release)
 
     def submit(self, *values: int, deadline: float = float("inf")) -> Caller:
         caller = Caller(list(values), deadline)
@@ -150,12 +166,13 @@ def test_a_large_job_fails_as_a_whole(served: Served) -> None:
     caller = served.submit(*range(8), POISON, *range(9, 40))
     assert isinstance(caller.end(), EngineFailure)
     assert served.submit(1).end() == [2]
-    assert [len(b) for b in served.session.batches] == [8, 8, 1]
+    # Before the job is blamed, the engine runs its own sample.
+    assert [len(b) for b in served.session.batches] == [8, 8, 1, 1]
 
 
 def test_a_model_that_answers_fewer_rows_than_asked(served: Served) -> None:
     """Waiting for the missing rows would be for ever."""
-    served.session.run = lambda _, feed: [feed["x"][:1]]  # type: ignore[method-assign]
+    served.session.run = lambda _, feed, __: [feed["x"][:1]]  # type: ignore[method-assign]
     assert served.submit(1).end() == [1]
     assert isinstance(served.submit(1, 2).end(), EngineFailure)
 
@@ -236,7 +253,7 @@ def test_cancelled_jobs_are_left_out_when_a_failed_batch_is_halved(served: Serve
     gone = callers[3]
     run = served.session.run
 
-    def cancel_then_run(names: object, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def cancel_then_run(names: object, feed: dict[str, np.ndarray], _: object) -> list[np.ndarray]:
         if len(feed["x"]) == 4:
             served.model.cancel(gone.job)
         return run(names, feed)
@@ -290,6 +307,7 @@ def test_a_model_that_was_never_started_can_be_closed() -> None:
         BatchPolicy(),
         served.metrics.model("doubler"),
         Samples((np.zeros(1, np.int64),)),
+        lambda: Engine(served.model.bundle, served.session),
     )
     idle.close()
 
@@ -297,20 +315,27 @@ def test_a_model_that_was_never_started_can_be_closed() -> None:
 def test_an_engine_thread_that_dies_leaves_nobody_waiting(
     served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A defect of the scheduling itself: what was accepted is failed, what comes is refused."""
+    """A defect of the scheduling itself: what was accepted is failed, what comes is refused, until it works again."""
     held = served.hold()
     queued = served.submit(1)
+    take, broken = served.model._batcher.take, threading.Event()
+    broken.set()
 
-    def break_down(now: float) -> None:
-        raise AssertionError
+    def break_down(now: float) -> Decision:
+        assert not broken.is_set()
+        return take(now)
 
     monkeypatch.setattr(served.model._batcher, "take", break_down)
     served.session.gate.set()
     assert held.end() == [0]
-    assert isinstance(queued.end(), Draining)
-    with pytest.raises(Draining):
+    assert isinstance(queued.end(), ModelNotReady)
+    with pytest.raises(ModelNotReady):
         served.submit(2)
-    assert caplog.records[-1].levelno == logging.CRITICAL
+    assert logging.CRITICAL in {record.levelno for record in caplog.records}
+    broken.clear()
+    for _ in ("lost", "renewed"):
+        assert served.changed.acquire(timeout=WAIT_S)
+    assert served.submit(2).end() == [4]
 
 
 def test_letting_requests_in_ends_with_a_full_batch(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

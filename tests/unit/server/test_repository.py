@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,16 @@ class FakeModel:
         self.metrics = metrics.model(name)
         self.life: list[str] = []
 
-    def start(self) -> None:
+        self.down = False
+        self.tell: Callable[[], None] = lambda: None
+
+    def start(self, tell: Callable[[], None]) -> None:
         self.life.append("start")
+        self.tell = tell
+
+    def engine(self, *, down: bool) -> None:
+        self.down = down
+        self.tell()
 
     def drain(self) -> None:
         self.life.append("drain")
@@ -83,7 +92,7 @@ class Shelf:
 
     @property
     def states(self) -> dict[tuple[str, int], State]:
-        return {(slot.name, slot.version): slot.state for slot in self.repository.slots}
+        return {(slot.name, slot.version): slot.condition for slot in self.repository.slots}
 
     @property
     def serving(self) -> list[tuple[str, int]]:
@@ -268,3 +277,32 @@ def test_asking_again_tries_again_only_what_failed(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense_are_named(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Config(**settings)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_model_that_loses_its_engine_is_down_until_it_has_a_new_one(latest: Shelf, late: bool) -> None:
+    """Of the whole server too, also when it came late: it was ready with that model."""
+    if late:
+        latest.put("b", 1)
+        latest.repository.load()
+    latest.put("a", 1)
+    latest.repository.update() if late else latest.repository.load()
+    model = latest.loader.models[-1]
+    assert (latest.health["a"], latest.repository.ready) == (True, True)
+    model.engine(down=True)
+    assert (latest.health["a"], latest.repository.ready) == (False, False)
+    assert latest.states["a", 1] is State.DOWN
+    assert "restarted" in latest.repository.slot("a", 1).why
+    assert latest.repository.model("a", 0) is model  # its own refusal says more
+    model.engine(down=False)
+    assert (latest.health["a"], latest.repository.ready) == (True, True)
+    assert latest.states["a", 1] is State.READY
+
+
+def test_a_model_that_was_replaced_turns_no_health(latest: Shelf) -> None:
+    latest.put("a", 1)
+    latest.repository.load()
+    latest.put("a", 2)
+    latest.repository.update()
+    latest.loader.models[0].engine(down=True)
+    assert (latest.health["a"], latest.repository.ready) == (True, True)

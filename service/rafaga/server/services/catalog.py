@@ -15,6 +15,7 @@ _STATES = {
     State.READY: pb.Model.READY,
     State.FAILED: pb.Model.FAILED,
     State.DRAINING: pb.Model.DRAINING,
+    State.DOWN: pb.Model.LOADING,
 }
 
 
@@ -37,7 +38,7 @@ class Catalog:
 
 
 def _message(slot: Slot) -> pb.Model:
-    message = pb.Model(name=slot.name, version=slot.version, state=_STATES[slot.state], reason=slot.reason)
+    message = pb.Model(name=slot.name, version=slot.version, state=_STATES[slot.condition], reason=slot.why)
     if slot.bundle is not None:
         _describe_bundle(message, slot.bundle)
     if slot.model is not None:

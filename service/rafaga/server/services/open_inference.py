@@ -45,6 +45,7 @@ _INDEX_STATES = {
     State.READY: "READY",
     State.FAILED: "UNAVAILABLE",
     State.DRAINING: "UNLOADING",
+    State.DOWN: "UNAVAILABLE",
 }
 
 
@@ -88,7 +89,7 @@ class OpenInference:
     def model_ready(self, call: Call) -> None:
         request = parse(pb.ModelReadyRequest, call)
         slot = self._repository.slot(self._own_name(request.name), _version(request.version))
-        _reply(call, pb.ModelReadyResponse(ready=slot.state is State.READY))
+        _reply(call, pb.ModelReadyResponse(ready=slot.condition is State.READY))
 
     def model_metadata(self, call: Call) -> None:
         request = parse(pb.ModelMetadataRequest, call)
@@ -205,9 +206,9 @@ class OpenInference:
 def index(repository: Repository, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
     message = pb.RepositoryIndexResponse()
     for slot in repository.slots:
-        if slot.state is State.READY or not request.ready:
+        if slot.condition is State.READY or not request.ready:
             message.models.add(
-                name=slot.name, version=str(slot.version), state=_INDEX_STATES[slot.state], reason=slot.reason
+                name=slot.name, version=str(slot.version), state=_INDEX_STATES[slot.condition], reason=slot.why
             )
     return message
 

@@ -1,8 +1,8 @@
 """A discrete-event simulation of one model under load: the real Batcher, a pretended engine, simulated time.
 
-It measures what the scheduling alone is worth. Arrivals are Poisson, open loop: nobody waits for an answer before
-sending the next request. Every request that was not answered within its deadline counts for nothing, whatever was
-computed for it.
+It measures what the scheduling alone is worth, and tells `rafaga plan` what a replica can take. Arrivals are Poisson,
+open loop: nobody waits for an answer before sending the next request. Every request that was not answered within its
+deadline counts for nothing, whatever was computed for it.
 """
 
 from __future__ import annotations

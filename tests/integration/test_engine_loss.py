@@ -1,0 +1,146 @@
+"""Engines that hang, with a real server: their requests fail, health turns, and a new engine brings it back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2
+
+from rafaga.v1 import catalog_pb2
+from tests import bundles, plain
+from tests.integration import messages
+from tests.integration import open_inference as oip
+from tests.integration.serving import PATIENCE_S, Served, eventually, refusal, wait_for_queue
+from tests.integration.valve import Valve
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+FOR_EVER = np.array([10**15])
+X = np.array([3, 1, 2])
+
+
+class Watched:
+    """What a watcher of health is told, in order."""
+
+    def __init__(self, served: Served, service: str) -> None:
+        self.told: list[int] = []
+        self._watch = served.health.Watch(health_pb2.HealthCheckRequest(service=service), timeout=10 * PATIENCE_S)
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+        eventually(lambda: self.told, "the first status")
+
+    def _listen(self) -> None:
+        try:
+            for answer in self._watch:
+                self.told.append(answer.status)
+        except grpc.RpcError:
+            pass
+
+    def stop(self) -> list[int]:
+        self._watch.cancel()
+        self._thread.join(PATIENCE_S)
+        return self.told
+
+
+def ask(served: Served, x: np.ndarray = X) -> list[int]:
+    response = oip.stub(served).ModelInfer(oip.request("spin", x=x), timeout=PATIENCE_S)
+    return oip.arrays(response)["y"].ravel().tolist()
+
+
+def spin_for_ever(served: Served) -> grpc.Future:
+    """A call that the engine runs and never ends."""
+    call = oip.stub(served).ModelInfer.future(oip.request("spin", x=FOR_EVER))
+    eventually(lambda: served.in_flight == 1, "the call is there")
+    wait_for_queue(served, "spin", 0)
+    return call
+
+
+def index(served: Served, name: str) -> catalog_pb2.Model:
+    return served.catalog.GetModel(catalog_pb2.GetModelRequest(name=name)).model
+
+
+def test_a_run_without_end(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """1. One call spins, two wait. 2. All fail, health turns. 3. A new engine answers, and the old one's run ended."""
+    plain.publish(tmp_path, "spin", plain.spinning())
+    bundles.publish_classifier(tmp_path)
+    served = serve(tmp_path, engine_timeout_s=2.0, max_queue_wait_ms=600_000)
+    assert ask(served) == X.tolist()
+    watches = [Watched(served, service) for service in ("", "spin", "digits")]
+    hung = spin_for_ever(served)
+    waiting = [oip.stub(served).ModelInfer.future(oip.request("spin", x=X)) for _ in range(2)]
+
+    failed = refusal(lambda: hung.result(PATIENCE_S))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_FAILURE")
+    for call in waiting:
+        refused = refusal(lambda call=call: call.result(PATIENCE_S))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
+    eventually(lambda: served.metric("rafaga_engine_restarts_total", model="spin") == 1, "a new engine")
+    eventually(lambda: served.get("/readyz")[0] == 200, "the server is ready again")
+    assert ask(served) == X.tolist()
+    assert served.metric("rafaga_model_ready", model="spin") == 1
+    turned = [SERVING, NOT_SERVING, SERVING]
+    eventually(lambda: all(len(w.told) == 3 for w in watches[:2]), "health is back")
+    assert [w.stop() for w in watches] == [turned, turned, [SERVING]]
+    model = served.server.repository.model("spin", 0)
+    eventually(lambda: not any(thread.is_alive() for thread in model._stuck), "ONNX Runtime ended the run")
+
+
+def test_while_there_is_no_engine(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """The file is not what it was, so the new engine is refused; once it is again, the model comes back."""
+    file = plain.publish(tmp_path, "spin", plain.spinning())
+    bundles.publish_classifier(tmp_path)
+    served = serve(tmp_path, engine_timeout_s=0.5)
+    hung = spin_for_ever(served)
+    whole = file.read_bytes()
+    plain.publish(tmp_path, "spin", plain.identity("int64", ("batch",)))
+    assert refusal(lambda: hung.result(PATIENCE_S)).reason == "ENGINE_FAILURE"
+    eventually(lambda: index(served, "spin").state == catalog_pb2.Model.LOADING, "the model is down")
+    assert "restarted" in index(served, "spin").reason
+    refused = refusal(lambda: ask(served))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
+    assert served.get("/readyz")[0] == 503
+    assert served.metric("rafaga_model_ready", model="spin") == 0
+    assert not oip.stub(served).ModelReady(oip.pb.ModelReadyRequest(name="spin")).ready
+    image = messages.random_digits(0)  # other models answer whoever asks
+    found = messages.probabilities(served.vision.Classify(messages.classify(image)))
+    assert found == pytest.approx(bundles.classify(image), abs=1e-5)
+
+    file.write_bytes(whole)
+    eventually(lambda: served.get("/readyz")[0] == 200, "the server is ready again")
+    assert ask(served) == X.tolist()
+    assert index(served, "spin").reason == ""
+
+
+def test_an_engine_of_a_bundle_that_hangs(serve: Callable[..., Served], valve: Valve) -> None:
+    """Not between two nodes of a graph, so nothing ends its run; the new engine is right before it serves."""
+    served = serve(engine_timeout_s=0.5)
+    with valve.closed():
+        hung = served.vision.Classify.future(messages.classify(messages.random_digits(0)))
+        valve.wait_for_engine()
+        assert refusal(lambda: hung.result(PATIENCE_S)).reason == "ENGINE_FAILURE"
+    eventually(lambda: served.metric("rafaga_engine_restarts_total", model="digits") == 1, "a new engine")
+    image = messages.random_digits(1)
+    found = messages.probabilities(served.vision.Classify(messages.classify(image)))
+    assert found == pytest.approx(bundles.classify(image), abs=1e-5)
+
+
+def test_a_server_stops_while_an_engine_hangs(serve: Callable[..., Served], tmp_path: Path) -> None:
+    plain.publish(tmp_path, "spin", plain.spinning())
+    served = serve(tmp_path, drain_timeout_s=0.3)
+    hung = spin_for_ever(served)
+    model = served.server.repository.model("spin", 0)
+    closing, close = threading.Event(), model.close
+
+    def hurry() -> None:
+        closing.set()
+        close(timeout_s=0.1)
+
+    model.close = hurry  # type: ignore[method-assign]
+    assert not served.server.drain_and_stop()
+    assert closing.is_set()
+    assert refusal(lambda: hung.result(PATIENCE_S)).code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+    eventually(lambda: not model._shift.thread.is_alive(), "ONNX Runtime ended the run")

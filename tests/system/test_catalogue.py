@@ -1,0 +1,103 @@
+"""Every model of the catalogue: built, traced, proved, published, served, and asked once.
+
+Weights are random and the file is the fp32 one alone: what is shown is that each architecture makes the whole way and
+that its golden answers come back over the wire. New entries are part of `make test` until they are named in LARGE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.arrays import Arrays, alone
+from export.evidence import PARITY_BATCHES, Sources
+from export.progress import Silent
+from export.publish import Wanted, publish
+from export.verify import PARITY_GATE, read_golden
+from models.entry import Entry, Task
+from models.zoo import catalogue
+from rafaga import Client
+from rafaga.bundle import GOLDEN, Precision, relative_error
+from tests.integration import open_inference
+from tests.integration.serving import PATIENCE_S, serving
+
+# Seconds to minutes each, up to half a gigabyte: `make nightly`. One classifier and one backbone of size stay.
+LARGE = frozenset(
+    {
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "plain34",
+        "vgg16",
+        "vgg19",
+        "googlenet",
+        "resnet50-backbone",
+        "resnet50-fpn",
+        "vgg16-backbone",
+        "vgg16-embedding",
+        "fcn-resnet50",
+    }
+)
+
+
+def by_size() -> Iterator[Any]:
+    for entry in catalogue().values():
+        marks = [pytest.mark.nightly, pytest.mark.timeout(900)] if entry.name in LARGE else []
+        yield pytest.param(entry, id=entry.name, marks=marks)
+
+
+def classified(client: Client, model: str, asked: Arrays) -> Arrays:
+    labels = client.classify(asked["image"][0], model=model, top_k=1000, timeout_s=PATIENCE_S).predictions
+    return {"probabilities": np.array([[p.probability for p in sorted(labels, key=lambda p: p.index)]])}
+
+
+def extracted(client: Client, model: str, asked: Arrays) -> Arrays:
+    maps = client.features(asked["image"][0], model=model, timeout_s=PATIENCE_S)
+    return {found.name: found.array[np.newaxis] for found in maps}
+
+
+def forecast(client: Client, model: str, asked: Arrays) -> Arrays:
+    values = client.forecast(asked["history"][0], model=model, timeout_s=PATIENCE_S).values
+    return {"quantiles": values.T[np.newaxis]}
+
+
+# What a task's own service answers, in the shape of the graph's outputs.
+OWN_SERVICE: Mapping[Task, Callable[[Client, str, Arrays], Arrays]] = {
+    Task.CLASSIFICATION: classified,
+    Task.FEATURES: extracted,
+    Task.FORECASTING: forecast,
+}
+
+
+def test_no_name_is_misspelt() -> None:
+    assert catalogue().keys() >= LARGE
+
+
+@pytest.mark.parametrize("entry", list(by_size()))
+def test_makes_the_whole_way(entry: Entry, tmp_path: Path) -> None:
+    """1. Export. 2. Serve. 3. Ask with raw tensors (Open Inference Protocol) and over the task's own service."""
+    wanted = Wanted(tmp_path, weights="random", precisions=(Precision.FP32,))
+    published = publish(entry, wanted, Sources(data=tmp_path / "no-data"), Silent())
+    bundle = published.bundle
+    (variant,) = bundle.variants
+    assert variant.parity.max_relative_error <= PARITY_GATE
+    assert set(variant.parity.batch_sizes) >= set(PARITY_BATCHES)
+    assert not bundle.weights.trained
+
+    golden = read_golden(published.folder / GOLDEN)
+    asked = alone(golden.inputs, 0)
+    expected = {name: array[:1] for name, array in golden.outputs.items()}
+    with serving(tmp_path, "grpcio") as served, Client(served.address) as client:
+        message = open_inference.request(entry.name, **asked)
+        raw = open_inference.stub(served).ModelInfer(message, timeout=PATIENCE_S)
+        answers = [open_inference.arrays(raw), OWN_SERVICE[entry.task](client, entry.name, asked)]
+        assert not client.model(entry.name).trained
+    for answer in answers:
+        assert answer.keys() == expected.keys()
+        for name, reference in expected.items():
+            assert relative_error(answer[name], reference) <= PARITY_GATE, name
