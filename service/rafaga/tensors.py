@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rafaga.errors import InvalidTensor
+
+# Byte orders that are already those of the wire: asking numpy for another dtype costs more than the copy it avoids.
+_WIRE_ORDERS = "<|=" if sys.byteorder == "little" else "<|"
 
 
 def from_wire(data: bytes, dtype: np.dtype[np.generic], shape: Sequence[int]) -> NDArray[np.generic]:
@@ -23,17 +27,24 @@ def from_wire(data: bytes, dtype: np.dtype[np.generic], shape: Sequence[int]) ->
         raise InvalidTensor(
             f"expected {expected} bytes for {dtype.name} {list(shape)}, got {len(data)}: shape and data disagree"
         )
-    return np.frombuffer(data, dtype=dtype.newbyteorder("<")).reshape(shape)
+    return np.frombuffer(data, _on_wire(dtype)).reshape(shape)
 
 
 def to_wire(array: NDArray[np.generic]) -> bytes:
     """Little-endian row-major bytes of `array`."""
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return array.astype(_on_wire(array.dtype), copy=False).tobytes()
+
+
+def _on_wire(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    return dtype if dtype.byteorder in _WIRE_ORDERS else dtype.newbyteorder("<")
 
 
 def check_shape(what: str, got: Sequence[int], expected: Sequence[int | None]) -> None:
     """Raises InvalidTensor unless `got` has the sizes of `expected`, where None fits any."""
-    if len(got) != len(expected) or any(e is not None and g != e for g, e in zip(got, expected, strict=True)):
+    fits = len(got) == len(expected)
+    for size, wanted in zip(got, expected, strict=False):
+        fits = fits and (wanted is None or size == wanted)
+    if not fits:
         raise InvalidTensor(f"expected {what} of shape {describe(expected)}, got {describe(got)}")
 
 

@@ -182,11 +182,9 @@ class Decision(NamedTuple):
     dropped: tuple[Job, ...]
 
 
-class _Entry(NamedTuple):
-    """A queued job. The list is kept most urgent last, so that taking is popping: hence the negated order."""
-
-    order: tuple[float, int]
-    job: Job
+# A queued job: its negated due time and sequence number, and itself. Queues are kept most urgent last, so that taking
+# is popping: hence negated. A plain tuple, because that is compared fastest; no two have the same number.
+_Entry = tuple[float, int, Job]
 
 
 class _Plan(NamedTuple):
@@ -236,11 +234,11 @@ class Batcher:
         if job.deadline <= now:
             raise DeadlineExceeded("the deadline had passed when the request arrived")
         job.arrival, job.sequence = now, self._sequence
+        self._sequence += 1
         job.due = self._due(job)
         job.row_s = self.latency.predict(self._cap, job.cost) / self._cap
         if not self.idle:
             self._admit(job, now)
-        self._sequence += 1
         insort(self._queues.setdefault(job.key, []), _entry(job))
         self._jobs += 1
         self._rows += job.rows
@@ -252,16 +250,15 @@ class Batcher:
         Rows already in a batch run to their end.
         """
         queue = self._queues.get(job.key, [])
-        order = _entry(job).order
-        at = bisect_left(queue, order, key=lambda e: e.order)
-        if at == len(queue) or queue[at].job is not job:
+        at = bisect_left(queue, _entry(job))
+        if at == len(queue) or queue[at][2] is not job:
             return False
         self._discard(queue, at)
         return True
 
     def remove_all(self) -> list[Job]:
         """Empties the queue, for a model that stops serving; returns the jobs, which the caller owes an answer."""
-        jobs = [entry.job for queue in self._queues.values() for entry in queue]
+        jobs = [job for queue in self._queues.values() for _, _, job in queue]
         self._queues.clear()
         self._work.clear()
         self._jobs = self._rows = 0
@@ -283,7 +280,7 @@ class Batcher:
                     self.remove(job)
                 dropped += plan.late
                 continue
-            head = queue[-1].job
+            head = queue[-1][2]
             # Waiting for company must not make the job that waits late.
             ready_at = min(head.arrival + self.policy.max_queue_delay_s, head.deadline - 2 * (plan.end - now))
             if now < ready_at and self._rows < self._cap and not self._draining:
@@ -347,14 +344,15 @@ class Batcher:
         return batches * self.latency.predict(self._cap, cost) + (self.latency.predict(rest, cost) if rest else 0.0)
 
     def _most_urgent(self) -> list[_Entry] | None:
-        return max(self._queues.values(), key=lambda q: q[-1].order, default=None)
+        if len(self._queues) == 1:
+            return next(iter(self._queues.values()))
+        return max(self._queues.values(), key=lambda q: q[-1], default=None)
 
     def _plan(self, queue: list[_Entry], now: float) -> _Plan:
         cap = self._cap
         jobs: list[Job] = []
         rows, cost, first_deadline = 0, 0.0, math.inf
-        for entry in reversed(queue):
-            job = entry.job
+        for _, _, job in reversed(queue):
             jobs.append(job)
             rows += job.rest
             cost = max(cost, job.cost)
@@ -398,7 +396,7 @@ class Batcher:
         parts: list[Part] = []
         rows, cost = 0, 0.0
         while queue and rows < limit:
-            job = queue[-1].job
+            job = queue[-1][2]
             start = job.taken
             count = min(job.rest, limit - rows)
             if not start:
@@ -414,10 +412,11 @@ class Batcher:
         return Batch(tuple(parts), rows, cost, now + self.latency.predict(rows, cost))
 
     def _discard(self, queue: list[_Entry], at: int) -> None:
-        job = queue.pop(at).job
+        job = queue.pop(at)[2]
         self._jobs -= 1
-        self._rows -= job.rest
-        self._work.add(job.due, -job.rest * job.row_s)
+        if job.rest:
+            self._rows -= job.rest
+            self._work.add(job.due, -job.rest * job.row_s)
         if not queue:
             del self._queues[job.key]
         if not self._jobs:
@@ -455,4 +454,4 @@ class _Work:
 
 
 def _entry(job: Job) -> _Entry:
-    return _Entry((-job.due, -job.sequence), job)
+    return (-job.due, -job.sequence, job)

@@ -142,14 +142,15 @@ class InFlight:
 
     def __init__(self) -> None:
         self._count = 0
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # taken as itself, because entering a Condition is two calls in Python
+        self._changed = threading.Condition(self._lock)
 
     def enter(self) -> None:
-        with self._changed:
+        with self._lock:
             self._count += 1
 
     def leave(self) -> None:
-        with self._changed:
+        with self._lock:
             self._count -= 1
             if not self._count:
                 self._changed.notify_all()

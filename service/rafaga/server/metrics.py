@@ -14,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from rafaga.server import families
+from rafaga.server.buffered import BufferedHistogram, Observations
 from rafaga.server.families import Family
 from rafaga.server.triton import Totals, TritonMetrics
 
@@ -32,13 +33,13 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         self._requests = self._counter(families.REQUESTS)
         self._refusals = self._counter(families.REFUSALS)
-        self._request_seconds = self._histogram(families.REQUEST_SECONDS)
+        self._request_seconds = self._buffered(families.REQUEST_SECONDS)
         self._in_flight = self._gauge(families.IN_FLIGHT)
         self._dropped = self._counter(families.DROPPED)
         self._failures = self._counter(families.FAILURES)
         self._restarts = self._counter(families.RESTARTS)
         self._batch_size = self._histogram(families.BATCH_SIZE)
-        self._queue_seconds = self._histogram(families.QUEUE_SECONDS)
+        self._queue_seconds = self._buffered(families.QUEUE_SECONDS)
         self._inference_seconds = self._histogram(families.INFERENCE_SECONDS)
         self._preprocess_seconds = self._histogram(families.PREPROCESS_SECONDS)
         self._ready = self._gauge(families.READY)
@@ -58,6 +59,11 @@ class Metrics:
 
     def _histogram(self, family: Family) -> Histogram:
         return Histogram(family.name, family.text, family.labels, buckets=family.buckets, registry=self.registry)
+
+    def _buffered(self, family: Family) -> BufferedHistogram:
+        histogram = BufferedHistogram(family)
+        self.registry.register(histogram)
+        return histogram
 
     def method(self, name: str) -> MethodMetrics:
         return MethodMetrics(name, self._requests, self._refusals, self._request_seconds)
@@ -106,7 +112,7 @@ class Metrics:
 class MethodMetrics:
     """The calls of one gRPC method; label children are looked up once, not per call."""
 
-    def __init__(self, name: str, requests: Counter, refusals: Counter, request_seconds: Histogram) -> None:
+    def __init__(self, name: str, requests: Counter, refusals: Counter, request_seconds: BufferedHistogram) -> None:
         self._name = name
         self._requests = requests
         self._refusals = refusals
@@ -149,7 +155,7 @@ class ModelMetrics:
         name: str,
         *,
         batch_size: Histogram,
-        queue_seconds: Histogram,
+        queue_seconds: Observations,
         inference_seconds: Histogram,
         preprocess_seconds: Histogram,
         failures: Counter,
@@ -197,8 +203,7 @@ class ModelMetrics:
         totals.executions[rows] = (runs + 1, seconds + inference_s)
         self._batch_size.observe(rows)
         self._inference_seconds.observe(inference_s)
-        for waited in queue_s:
-            self._queue_seconds.observe(waited)
+        self._queue_seconds.observe_all(queue_s)
 
     def preprocessed(self, seconds: float) -> None:
         self._preprocess_seconds.observe(seconds)

@@ -40,16 +40,17 @@ def submit(
     call: Call,
     model: ServedModel,
     inputs: Arrays,
-    reply: Callable[[Arrays, JobTiming], Message],
+    reply: Callable[[Arrays, JobTiming], Message | bytes],
 ) -> None:
     """Queues `inputs` and answers `call` with what `reply` makes of the outputs. Raises Refused errors."""
     # Series of any length share a batch, everything else only with its like: whichever service it came through.
     key = None if model.bundle.ragged else tuple(a.shape[1:] for a in inputs)
-    cost = inputs[0][0].size / model.reference_size
+    cost = inputs[0].size / len(inputs[0]) / model.reference_size
 
     def succeed(outputs: Arrays, timing: JobTiming) -> None:
         call.served = (model.bundle.name, timing)
-        call.reply(reply(outputs, timing).SerializeToString())
+        answer = reply(outputs, timing)
+        call.reply(answer if isinstance(answer, bytes) else answer.SerializeToString())
 
     job = Job(inputs, succeed, call.fail, call.deadline, key, cost)
     model.submit(job)

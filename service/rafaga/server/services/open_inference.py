@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from google.protobuf.message import Message
 
@@ -49,8 +49,7 @@ _INDEX_STATES = {
 }
 
 
-@dataclass(frozen=True)
-class _Asked:
+class _Asked(NamedTuple):
     """A model, and the name it was asked for: its own, or NAME.encoded (`files`), whose input is image files."""
 
     name: str
@@ -144,8 +143,9 @@ class OpenInference:
 
     def infer(self, call: Call) -> None:
         request = parse(pb.ModelInferRequest, call)
-        _refuse_sequences(request)
-        call.deadline = min(call.deadline, _timeout(request, call.received))
+        if request.parameters:
+            _refuse_sequences(request)
+            call.deadline = min(call.deadline, _timeout(request, call.received))
         asked = self._find(request.model_name, request.model_version)
         model = asked.model
         wanted = wanted_outputs(request, model)
@@ -181,7 +181,7 @@ class OpenInference:
     ) -> None:
         name, identity = request.model_name, request.id
 
-        def reply(outputs: Arrays, timing: JobTiming) -> pb.ModelInferResponse:
+        def reply(outputs: Arrays, timing: JobTiming) -> bytes:
             return response(name, identity, model, wanted, outputs)
 
         submit(call, model, rows, reply)

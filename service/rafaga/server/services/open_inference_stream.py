@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from rafaga.errors import Draining, QueueFull, Status, to_status
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.server.calls import Call, Metadata, Router
+from rafaga.server.services.open_inference_tensors import field
 
 SERVICE = "inference.GRPCInferenceService"
 INFER = f"/{SERVICE}/ModelInfer"
@@ -113,7 +114,7 @@ class _Stream:
         self._answers.put(to_status(Draining("the server is stopping: send the requests to another replica")))
 
     def answered(self, call: _StreamCall, payload: bytes) -> None:
-        self._answers.put(_field(pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER, payload + _FINAL))
+        self._answers.put(field(pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER, payload + _FINAL))
         self.forget(call)
 
     def failed(self, call: _StreamCall, status: Status) -> None:
@@ -197,13 +198,3 @@ class _StreamCall(Call):
 
     def _let_go(self) -> None:
         self._stream.forget(self)
-
-
-def _field(number: int, message: bytes) -> bytes:
-    """A serialised message whose only field is `message`."""
-    head, length = bytearray([number << 3 | 2]), len(message)
-    while length > 127:
-        head.append(length & 127 | 128)
-        length >>= 7
-    head.append(length)
-    return bytes(head) + message
