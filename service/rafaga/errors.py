@@ -22,7 +22,8 @@ same class. Messages say what was expected, what came and what to do, and never 
     ├── EngineFailure           INTERNAL             the model failed on this input
     └── InternalError           INTERNAL             a defect of the server; its log has the cause
 
-`BundleError`, for bundles that must not be served, stands apart: it happens at load, never to a request.
+`BundleError`, for bundles that must not be served, stands apart: it happens at load, never to a request. So do its
+kinds `DeviceError`, for a device that cannot be used, and `DeviceMemoryError`, for a GPU without room for a model.
 """
 
 from __future__ import annotations
@@ -145,6 +146,14 @@ class InternalError(RafagaError):
 
 class BundleError(Exception):
     """A bundle that must not be served: a missing or changed file, a wrong schema, answers that differ from golden."""
+
+
+class DeviceError(BundleError):
+    """A device that cannot be used: no driver, a library missing, or a model that it does not run."""
+
+
+class DeviceMemoryError(DeviceError):
+    """A model that does not fit into what is left of a GPU's memory, or into its own share of it."""
 
 
 class Status(NamedTuple):

@@ -143,4 +143,4 @@ def test_a_server_stops_while_an_engine_hangs(serve: Callable[..., Served], tmp_
     assert not served.server.drain_and_stop()
     assert closing.is_set()
     assert refusal(lambda: hung.result(PATIENCE_S)).code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
-    eventually(lambda: not model._shift.thread.is_alive(), "ONNX Runtime ended the run")
+    eventually(lambda: not model._shifts[0].thread.is_alive(), "ONNX Runtime ended the run")

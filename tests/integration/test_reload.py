@@ -276,7 +276,7 @@ def test_what_was_asked_of_the_old_version_is_answered_by_it(
     stub = oip.stub(served)
     old = weakref.ref(served.server.repository.model("scaled", 1))
     hold = threading.Event()
-    session = old()._shift.engine._session  # type: ignore[union-attr]
+    session = old().engines[0].session  # type: ignore[union-attr]
     running, run = threading.Semaphore(0), session.run
 
     def held(*arguments: Any, run: Any = run) -> Any:

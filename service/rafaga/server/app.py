@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING
 
 from pythonjsonlogger.json import JsonFormatter
 
+from rafaga.errors import DeviceError
+from rafaga.server import devices
 from rafaga.server.batcher import BatchPolicy
 from rafaga.server.calls import Authenticator, Router, Transport
 from rafaga.server.config import Config, ConfigError, LogFormat, ModelControl, TransportKind
 from rafaga.server.engine import available_cores
+from rafaga.server.gpu_memory import MIB
 from rafaga.server.health import Health, add_reflection
 from rafaga.server.http import HttpServer
 from rafaga.server.lifecycle import Server, ShutdownSignals
 from rafaga.server.loader import Loader
 from rafaga.server.metrics import Metrics
+from rafaga.server.placement import GpuSettings, Placement
 from rafaga.server.repository import Poller, Repository
 from rafaga.server.services.catalog import Catalog
 from rafaga.server.services.common import RequestLimits, Workers
@@ -66,7 +70,7 @@ def build(config: Config) -> Server:
         max_queue_jobs=config.max_queue_requests,
     )
     watch = WatchPolicy(timeout_s=config.engine_timeout_s)
-    loader = Loader(policy, config.max_batch_size, config.precision.precision, config.threads, metrics, watch)
+    loader = Loader(policy, config.max_batch_size, config.precision.precision, _placement(config), metrics, watch)
 
     def tell(model: str, ready: bool) -> None:
         health.model(model, ready)
@@ -109,6 +113,21 @@ def build(config: Config) -> Server:
         http=HttpServer(config.host, config.http_port, metrics.registry, lambda: repository.ready),
         tracer=tracer,
     )
+
+
+def _placement(config: Config) -> Placement:
+    mib = config.gpu_memory_mib, config.gpu_model_memory_mib
+    memory, of_a_model = (None if size is None else size * MIB for size in mib)
+    settings = GpuSettings(
+        config.batch_buckets, memory, of_a_model, config.gpu_nhwc, config.gpu_graphs, config.tensorrt_cache
+    )
+    try:
+        choice = devices.choose(devices.parse(config.device), config.device_fallback, devices.Nvidia())
+        level = logging.WARNING if choice.degraded else logging.INFO
+        _LOG.log(level, "device chosen: %s", choice.why, extra={"devices": [str(d) for d in choice.devices]})
+        return Placement.on(choice, config.device_fallback, config.threads, settings)
+    except DeviceError as error:
+        raise ConfigError(f"device: {error} (or say --device-fallback cpu)") from None
 
 
 def configure_logging(config: Config) -> None:

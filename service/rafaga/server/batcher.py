@@ -199,8 +199,11 @@ class _Plan(NamedTuple):
 
 
 class Batcher:
-    def __init__(self, policy: BatchPolicy, latency: LatencyTable) -> None:
+    """`engines`: how many take batches from it, each as fast as `latency` says."""
+
+    def __init__(self, policy: BatchPolicy, latency: LatencyTable, engines: int = 1) -> None:
         self.policy = policy
+        self._engines = engines
         self.latency = latency
         self._queues: dict[Hashable, list[_Entry]] = {}
         self._jobs = 0
@@ -267,8 +270,10 @@ class Batcher:
     def predicted_wait(self, job: Job, now: float) -> float:
         """Seconds until `job` would be taken: the running batches, then everything that is due before it."""
         # A run that passed its prediction is expected to go on for as long again: a hung engine looks ever worse.
-        running = max((abs(b.predicted_end - now) for b in self._running), default=0.0)
-        return running + self._work.before(self._due(job))
+        left = sorted(abs(b.predicted_end - now) for b in self._running)
+        # The one that ends last of an engine's own, the one that ends first of several engines'.
+        running = 0.0 if len(left) < self._engines else left[-self._engines]
+        return running + self._work.before(self._due(job)) / self._engines
 
     def take(self, now: float) -> Decision:
         """The next batch. An engine calls this when it is free, and `finished` when the batch is done."""
@@ -335,8 +340,9 @@ class Batcher:
         batches, others = divmod(ahead + job.rows - 1, self._cap)
         like = max((b.rows for b in self._running), default=1)
         last = max(others + 1, min(like, self._cap))
-        work_ahead_s = ahead * job.row_s
-        return wait - work_ahead_s + batches * self._cap * job.row_s + self.latency.predict(last, job.cost)
+        work_ahead_s = ahead * job.row_s / self._engines
+        whole_s = batches * self._cap * job.row_s / self._engines
+        return wait - work_ahead_s + whole_s + self.latency.predict(last, job.cost)
 
     def _run_s(self, rows: int, cost: float) -> float:
         """Seconds for `rows` in batches of the efficient size."""

@@ -20,6 +20,8 @@ from typing import Any
 import msgspec
 
 from rafaga.bundle import Precision
+from rafaga.server import devices
+from rafaga.server.devices import DeviceFallback
 
 PREFIX = "RAFAGA_"
 
@@ -56,6 +58,14 @@ class PrecisionChoice(StrEnum):
         return None if self is PrecisionChoice.AUTO else Precision(self.value)
 
 
+class GpuChoice(StrEnum):
+    """An option of the GPU that helps some models and slows others down: measured at load, or told."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 class LogFormat(StrEnum):
     JSON = "json"
     TEXT = "text"
@@ -81,6 +91,25 @@ class Config:
     load_models: tuple[str, ...] = _setting((), "models to start with, with model_control explicit; * for all")
     admin_port: int | None = _setting(
         None, "gRPC port for RepositoryModelLoad and -Unload; on loopback alone unless there are bearer tokens"
+    )
+
+    device: tuple[str, ...] = _setting(
+        (devices.AUTO,), "auto, cpu, cuda[:N] or tensorrt[:N]; several GPUs, comma-separated, get an engine each"
+    )
+    device_fallback: DeviceFallback = _setting(
+        DeviceFallback.FAIL, "when the device or a model on it fails to load: fail, or fall back to the cpu"
+    )
+    batch_buckets: tuple[int, ...] = _setting(
+        (), "batch sizes that a GPU runs, comma-separated; others are padded (default: powers of two)"
+    )
+    gpu_memory_mib: int | None = _setting(
+        None, "memory of each GPU that models may take together; default: what is free, but 512 MiB"
+    )
+    gpu_model_memory_mib: int | None = _setting(None, "memory that one model may take on a GPU; default: no limit")
+    gpu_nhwc: GpuChoice = _setting(GpuChoice.AUTO, "channels last on the GPU: auto (measured at load), on or off")
+    gpu_graphs: GpuChoice = _setting(GpuChoice.AUTO, "CUDA graphs: auto (measured at load, per batch size), on or off")
+    tensorrt_cache: Path = _setting(
+        Path("~/.cache/rafaga/tensorrt"), "folder of TensorRT's built engines; nobody else may write to it"
     )
 
     precision: PrecisionChoice = _setting(
@@ -132,7 +161,13 @@ class Config:
                 raise ConfigError(f"{name}: expected zero or more, got {getattr(self, name)}")
         if not 0 <= self.tracing_sample_ratio <= 1:
             raise ConfigError(f"tracing_sample_ratio: expected 0 to 1, got {self.tracing_sample_ratio}")
-        for name in ("threads", "decode_threads"):
+        try:
+            devices.parse(self.device)
+        except ValueError as error:
+            raise ConfigError(f"device: {error}") from None
+        if any(rows < 1 for rows in self.batch_buckets):
+            raise ConfigError(f"batch_buckets: expected at least 1 each, got {min(self.batch_buckets)}")
+        for name in ("threads", "decode_threads", "gpu_memory_mib", "gpu_model_memory_mib"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("grpc_port", "http_port", "admin_port"):
@@ -176,7 +211,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings")
     for name, setting in _FIELDS.items():
         default = setting.default
-        shown = "" if default in (None, ()) else f" (default: {default})"
+        shown = "" if default in (None, ()) else f" (default: {_shown(default)})"
         # No default and no type here: a flag that was not given must not hide the file or the environment.
         parser.add_argument(_flag(name), dest=name, default=None, metavar="X", help=setting.metadata["help"] + shown)
 
@@ -218,9 +253,13 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 
 def _split(name: str, value: str) -> str | list[str]:
-    if _FIELDS[name].default == ():
+    if isinstance(_FIELDS[name].default, tuple):
         return [part.strip() for part in value.split(",") if part.strip()]
     return value
+
+
+def _shown(default: object) -> str:
+    return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
 def _flag(name: str) -> str:

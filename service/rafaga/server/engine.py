@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -82,11 +82,15 @@ class Engine:
     A model that takes no batches is given batches of one row, which is the whole of its input.
     """
 
+    depth: ClassVar[int] = 1
+    """Batches that may be under way at once; above one, `rafaga.server.bound` says how."""
+
     def __init__(self, bundle: Described, session: Session) -> None:
         self._batched = bundle.max_batch_size > 0
         self._input_names = tuple(i.name for i in bundle.inputs)
         self._output_names = tuple(o.name for o in bundle.outputs)
-        self._session = session
+        self._session: Session = session
+        self._on_close: Callable[[], None] | None = None
         # One for all runs: an engine that was terminated never runs again.
         self._options = ort.RunOptions()
 
@@ -98,7 +102,7 @@ class Engine:
         """
         try:
             engine = cls(bundle, create_session(model, threads or available_cores()))
-            if threads is None and available_cores() > 1 and engine._timed(samples.tiled(1)) < _SINGLE_THREAD_S:
+            if threads is None and available_cores() > 1 and engine.seconds(samples, 1) < _SINGLE_THREAD_S:
                 engine = cls(bundle, create_session(model, 1))
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds
             raise BundleError(f"{bundle.name}: ONNX Runtime does not run the model: {error}") from None
@@ -130,8 +134,28 @@ class Engine:
     def warm_up(self, samples: Samples, max_batch_size: int) -> LatencyTable:
         """Runs every bucket until it is warm, and measures it."""
         buckets = buckets_up_to(max_batch_size)
-        seconds = [self._timed(samples.tiled(rows)) + DISPATCH_S for rows in buckets]
+        seconds = [self.seconds(samples, rows) + DISPATCH_S for rows in buckets]
         return LatencyTable(buckets, seconds)
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Lets go of the session and what it holds of its device. False when a run does not end within `timeout_s`."""
+        self._session = CLOSED
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
+        return True
+
+    @property
+    def session(self) -> Session:
+        return self._session
+
+    def on_close(self, call: Callable[[], None]) -> None:
+        """`call` is made once, when everything was let go."""
+        self._on_close = call
+
+    def seconds(self, samples: Samples, rows: int) -> float:
+        """For a run of `rows` rows, once warm."""
+        return self._timed(samples.tiled(rows))
 
     def _timed(self, inputs: Arrays) -> float:
         self.run(inputs)
@@ -141,6 +165,16 @@ class Engine:
             self.run(inputs)
             runs.append(time.perf_counter() - start)
         return min(runs)
+
+
+class _Closed:
+    """In the place of a session that was let go."""
+
+    def run(self, *_: object) -> Sequence[NDArray[np.generic]]:
+        raise RuntimeError("the engine is closed")
+
+
+CLOSED = _Closed()
 
 
 class Samples:
@@ -168,6 +202,13 @@ class Golden(Samples):
     def load(cls, bundle: Bundle, path: Path) -> Golden:
         with np.load(path, allow_pickle=False) as file:
             return cls(bundle, dict(file))
+
+    def turned(self) -> Golden:
+        """The same in the opposite order."""
+        turned = object.__new__(Golden)
+        turned.inputs = tuple(a[::-1] for a in self.inputs)
+        turned.outputs = tuple(a[::-1] for a in self.outputs)
+        return turned
 
     def check(self, outputs: Arrays, tolerance: float) -> None:
         """Raises BundleError when an output's relative error passes `tolerance` (see bundle.relative_error)."""

@@ -27,7 +27,7 @@ def buckets_up_to(max_batch_size: int) -> tuple[int, ...]:
 
 
 class LatencyTable:
-    """Predicted seconds per run; linear between the measured batch sizes.
+    """Predicted seconds per run; linear between the measured batch sizes, or `stepped` where rows are padded to them.
 
     `cost` relates a batch to the warm-up inputs: twice the pixels or time steps, twice the cost. That is a guess at how
     a model scales, so every octave of cost is corrected by its own runs alone.
@@ -36,10 +36,11 @@ class LatencyTable:
     the warm-up, where all sizes were measured under equal conditions, and not by the runs since, which were not.
     """
 
-    def __init__(self, buckets: Sequence[int], seconds: Sequence[float]) -> None:
+    def __init__(self, buckets: Sequence[int], seconds: Sequence[float], stepped: bool = False) -> None:
         if not buckets or len(buckets) != len(seconds) or any(a >= b for a, b in pairwise(buckets)):
             raise ValueError("expected rising buckets and as many measurements")
         self.buckets = tuple(buckets)
+        self._stepped = stepped
         self._measured = tuple(max(s, 1e-6) for s in seconds)
         self._by_octave: dict[int, list[float]] = {}  # as `_measured`, at cost 1, for each octave of cost that was run
         self._spread = 0.0
@@ -67,7 +68,8 @@ class LatencyTable:
         factor = 1 + _SMOOTHING * (ratio - 1)
         slowness = factor * expected / (self._between(self._measured, rows) * cost)  # compared with the warm-up
         octave, right = _octave(cost), bisect_left(self.buckets, rows)
-        corrected = range(right if self.buckets[right] == rows else max(0, right - 1), right + 1)
+        alone = self._stepped or self.buckets[right] == rows
+        corrected = range(right if alone else max(0, right - 1), right + 1)
         self._by_octave.setdefault(octave, list(self._measured))
         for other, times in self._by_octave.items():
             for i, measured in enumerate(self._measured):
@@ -81,7 +83,7 @@ class LatencyTable:
     def _between(self, seconds: Sequence[float], rows: int) -> float:
         right = bisect_left(self.buckets, rows)
         high = self.buckets[right]
-        if high == rows or right == 0:
+        if high == rows or right == 0 or self._stepped:
             return seconds[right]
         low = self.buckets[right - 1]
         share = (rows - low) / (high - low)

@@ -6,18 +6,21 @@ import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision, Variant
-from rafaga.errors import BundleError
+from rafaga.errors import BundleError, DeviceError
 from rafaga.server import plain
 from rafaga.server.batcher import BatchPolicy
+from rafaga.server.devices import Device
 from rafaga.server.engine import Engine, Golden, Samples, create_session
 from rafaga.server.latency import LatencyTable
 from rafaga.server.metrics import Metrics
 from rafaga.server.model import ServedModel
 from rafaga.server.onnx_file import refuse_external_data
+from rafaga.server.placement import Placement, Task
 from rafaga.server.plain import PlainModel
 from rafaga.server.watch import WatchPolicy
 
@@ -29,33 +32,55 @@ _WORTHWHILE_SPEEDUP = 1.2
 
 @dataclass(frozen=True)
 class Loader:
-    """Gives models that are not started. `threads` and `precision` None: chosen per model."""
+    """Gives models that are not started. `precision` None: chosen per model."""
 
     policy: BatchPolicy
     max_batch_size: int
     precision: Precision | None
-    threads: int | None
+    placement: Placement
     metrics: Metrics
     watch: WatchPolicy = field(default_factory=WatchPolicy)
 
     def load(self, folder: Path, bundle: Bundle) -> ServedModel:
-        """Raises BundleError when a file is not what was published, or the answers are not PyTorch's."""
-        variant = self._choose(bundle)
+        """Raises BundleError when a file is not what was published, or the answers are not PyTorch's, and DeviceError
+        when the device does not take the model and nothing else may."""
+        return self._placed(bundle.name, partial(self._load, folder, bundle))
+
+    def load_plain(self, folder: Path) -> ServedModel:
+        """A model.onnx without a bundle: nothing is verified but that it runs. Raises BundleError when it does not."""
+        return self._placed(folder.parent.name, partial(self._load_plain, folder))
+
+    def _placed(self, name: str, load: Callable[[Placement], ServedModel]) -> ServedModel:
+        try:
+            return load(self.placement)
+        except DeviceError as error:
+            if not self.placement.may_fall_back:
+                raise
+            _LOG.warning("FALLEN BACK to the CPU, as device_fallback allows: %s", error, extra={"model": name})
+            return load(self.placement.on_cpu())
+
+    def _load(self, folder: Path, bundle: Bundle, placement: Placement) -> ServedModel:
+        variant = self._choose(bundle, placement.gpu)
         bundles.verify_files(folder, bundle, but=variant.file)
         golden = Golden.load(bundle, folder / bundles.GOLDEN)
         max_batch_size = min(bundle.max_batch_size, self.max_batch_size)
 
-        def start() -> tuple[Engine, LatencyTable]:
+        def proof(engine: Engine) -> None:
+            golden.check(engine.run(golden.inputs), variant.golden_tolerance)
+            # Other rows in the same buffers: an engine that answers from stale ones is found out.
+            turned = golden.turned()
+            turned.check(engine.run(turned.inputs), variant.golden_tolerance)
+
+        def start(device: Device) -> tuple[Engine, LatencyTable]:
             model = bundles.read_verified(folder, bundle, variant.file)
             refuse_external_data(model)
-            engine = Engine.load(bundle, model, golden, self.threads)
-            golden.check(engine.run(golden.inputs), variant.golden_tolerance)
+            task = Task(bundle, model, variant.precision, golden, max_batch_size, proof)
+            engine = placement.engine(device, task)
             return engine, engine.warm_up(golden, max_batch_size)
 
-        return self._served(bundle, variant, golden, start)
+        return self._served(bundle, variant, golden, placement, start)
 
-    def load_plain(self, folder: Path) -> ServedModel:
-        """A model.onnx without a bundle: nothing is verified but that it runs. Raises BundleError when it does not."""
+    def _load_plain(self, folder: Path, placement: Placement) -> ServedModel:
         name, version = folder.parent.name, int(folder.name)
         model = (folder / plain.MODEL).read_bytes()
         digest = hashlib.sha256(model).digest()
@@ -66,34 +91,47 @@ class Loader:
             raise BundleError(f"{name}: ONNX Runtime does not run the model: {error}") from None
         described, samples = plain.describe(name, version, session, self.max_batch_size)
 
-        def start() -> tuple[Engine, LatencyTable]:
+        def start(device: Device) -> tuple[Engine, LatencyTable]:
             model = (folder / plain.MODEL).read_bytes()
             if hashlib.sha256(model).digest() != digest:
                 raise BundleError(f"{name}: the file is not the one that was loaded")
-            engine = Engine.load(described, model, samples, self.threads)
-            return engine, engine.warm_up(samples, max(1, described.max_batch_size))
+            rows = max(1, described.max_batch_size)
+            engine = placement.engine(device, Task(described, model, Precision.FP32, samples, rows, None))
+            return engine, engine.warm_up(samples, rows)
 
         del model, session
-        return self._served(described, None, samples, start)
+        return self._served(described, None, samples, placement, start)
 
     def _served(
         self,
         bundle: Bundle | PlainModel,
         variant: Variant | None,
         samples: Samples,
-        start: Callable[[], tuple[Engine, LatencyTable]],
+        placement: Placement,
+        start: Callable[[Device], tuple[Engine, LatencyTable]],
     ) -> ServedModel:
         """`start` gives an engine that is right and warm, now and whenever it must be replaced."""
-        engine, latency = start()
+        started: list[tuple[Engine, LatencyTable]] = []
+        try:
+            for device in placement.devices:
+                started += [start(device)]
+        except BaseException:
+            for engine, _ in started:
+                engine.close()
+            raise
         metrics = self.metrics.model(bundle.name)
-        # What the table learned from real runs outlives the engine it was measured on.
-        return ServedModel(
-            bundle, variant, engine, latency, self.policy, metrics, samples, lambda: start()[0], self.watch
-        )
+        # The devices are taken to be equally fast. What the table learned from real runs outlives the engine it was
+        # measured on.
+        engines, latency = [engine for engine, _ in started], started[0][1]
 
-    def _choose(self, bundle: Bundle) -> Variant:
+        def renew(number: int) -> Engine:
+            return start(placement.devices[number])[0]
+
+        return ServedModel(bundle, variant, engines, latency, self.policy, metrics, samples, renew, self.watch)
+
+    def _choose(self, bundle: Bundle, gpu: bool) -> Variant:
         if self.precision is None:
-            variant, why = fastest_eligible(bundle)
+            variant, why = fastest_on_gpu(bundle) if gpu else fastest_eligible(bundle)
             _LOG.info("variant chosen", extra={"model": bundle.name, "precision": variant.precision.value, "why": why})
             return variant
         wanted = bundle.variant(self.precision)
@@ -124,6 +162,16 @@ def lost(variant: Variant) -> str:
         return "kept its accuracy" if variant.default_eligible else "loses nobody knows how much accuracy"
     loss = variant.loss
     return f"loses {100 * loss.drop:.2f} points of {loss.metric} where {100 * loss.allowed_drop:g} are allowed"
+
+
+def fastest_on_gpu(bundle: Bundle) -> tuple[Variant, str]:
+    """The variant to serve on a GPU when nobody says which, and why: fp16 if it kept its accuracy, for tensor cores
+    multiply it faster than anything else that is stored. int8 as it is stored is made for CPUs."""
+    full = bundle.variant(Precision.FP32) or bundle.variants[0]
+    half = bundle.variant(Precision.FP16)
+    if half is None:
+        return full, "there is no fp16 variant"
+    return (half if half.default_eligible else full), f"on a GPU, where fp16 {lost(half)}"
 
 
 def is_plain(folder: Path) -> bool:

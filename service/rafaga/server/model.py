@@ -12,12 +12,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from rafaga.bundle import Bundle, Variant
 from rafaga.errors import DeadlineExceeded, Draining, EngineFailure, InternalError, ModelNotReady, RafagaError
 from rafaga.server.batcher import Arrays, Batch, Batcher, BatchPolicy, Job, Part
+from rafaga.server.bound import BoundEngine, Flight
 from rafaga.server.engine import Engine, Samples, assemble
 from rafaga.server.latency import LatencyTable
 from rafaga.server.metrics import ModelMetrics
@@ -45,15 +47,25 @@ class _Run:
 
 
 class _Shift:
-    """One engine at work, in a thread of its own, until it is relieved."""
+    """One engine at work, in a thread of its own, until it is relieved.
+
+    ahead: a batch that was taken and sent while another still ran, and the flight it is on.
+    """
 
     def __init__(self, engine: Engine, serve: Callable[[_Shift], None], name: str) -> None:
         self.engine = engine
+        self.ahead: tuple[Batch, Flight | Exception] | None = None
         self.thread = threading.Thread(target=serve, args=(self,), name=f"engine-{name}", daemon=True)
         self.batch: Batch | None = None
         self.run: _Run | None = None
         self.sound = True  # it has run something since it last failed
         self.relieved = False
+
+    @property
+    def owed(self) -> tuple[Batch, ...]:
+        """The batches that its engine has taken and not answered."""
+        ahead = self.ahead
+        return tuple(batch for batch in (self.batch, None if ahead is None else ahead[0]) if batch is not None)
 
 
 class _Relieved(Exception):
@@ -64,21 +76,22 @@ class ServedModel:
     """`submit` from any thread; the engine's thread calls the jobs' callbacks. `variant` None: a PlainModel has none.
 
     Whoever is queued or running when the model closes gets an answer or an error: the engine's thread owes it.
+    Several engines, one for each device, take from one queue.
     """
 
     def __init__(
         self,
         bundle: Bundle | PlainModel,
         variant: Variant | None,
-        engine: Engine,
+        engines: Sequence[Engine],
         latency: LatencyTable,
         policy: BatchPolicy,
         metrics: ModelMetrics,
         samples: Samples,
-        renew: Callable[[], Engine],
+        renew: Callable[[int], Engine],
         watch: WatchPolicy | None = None,
     ) -> None:
-        """`renew` gives an engine as good as `engine`: right, and warm."""
+        """`renew` gives an engine as good as that of `engines` whose number it is told: right, and warm."""
         self.bundle = bundle
         self.variant = variant
         self.batched = bundle.max_batch_size > 0
@@ -86,13 +99,13 @@ class ServedModel:
         self.metrics = metrics
         # What the latency table was measured on; costs of other sizes are relative to it.
         self.reference_size = max(1, samples.inputs[0][0].size)
-        self._batcher = Batcher(policy, latency)
+        self._batcher = Batcher(policy, latency, len(engines))
         self._changed = threading.Condition(threading.Lock())
         self._stopping = False
         self._down = False
         self._tell: Callable[[], None] = lambda: None
         self._probe = samples.tiled(1)
-        self._shift = _Shift(engine, self._serve, bundle.name)
+        self._shifts = [_Shift(engine, self._serve, bundle.name) for engine in engines]
         self._stuck: list[threading.Thread] = []
         self._renew = renew
         self._watch_policy = watch or WatchPolicy()
@@ -103,12 +116,18 @@ class ServedModel:
         self._tell = tell
         self.metrics.watch_queue(lambda: self._batcher.queued_rows, lambda: self._batcher.queued_jobs)
         self.metrics.watch_load(self.predicted_wait_s, self.capacity_rows_per_s)
-        self._shift.thread.start()
+        for shift in self._shifts:
+            shift.thread.start()
         self._watch.start()
 
     @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Those that serve now."""
+        return tuple(shift.engine for shift in self._shifts)
+
+    @property
     def down(self) -> bool:
-        """Its engine was lost, and there is no new one yet."""
+        """All its engines were lost, and there is no new one yet."""
         return self._down
 
     def submit(self, job: Job) -> None:
@@ -152,18 +171,23 @@ class ServedModel:
         """What the engine would get through in batches of the efficient size."""
         with self._changed:
             latency = self._batcher.latency
-            return latency.efficient_rows / latency.predict(latency.efficient_rows)
+            return len(self._shifts) * latency.efficient_rows / latency.predict(latency.efficient_rows)
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Stops after the running batch; what is still queued is refused."""
+        """Stops after the running batches; what is still queued is refused. Engines that stand still let go of what
+        they hold of their devices; one that hangs keeps it until its run ends."""
         with self._changed:
             self._stopping = True
             self._batcher.drain()
             self._changed.notify_all()
-            shift = self._shift
+            shifts = list(self._shifts)
         self._watch.close()
-        if shift.thread.ident is not None:
-            shift.thread.join(timeout_s)
+        end = time.monotonic() + timeout_s
+        for shift in shifts:
+            if shift.thread.ident is None:
+                shift.engine.close()
+                continue
+            shift.thread.join(max(0.0, end - time.monotonic()))
             self._refuse_queued()  # behind an engine that hangs, nobody else would
             run = shift.run
             if shift.thread.is_alive() and run is not None and run.claim():
@@ -174,20 +198,26 @@ class ServedModel:
     # What its watch asks.
 
     @property
+    def lacking(self) -> bool:
+        return any(shift.relieved for shift in self._shifts)
+
+    @property
     def give_up_at(self) -> float:
-        run = self._shift.run
-        return math.inf if run is None else run.give_up_at
+        return min((run.give_up_at for _, run in self._runs()), default=math.inf)
 
     def be_patient(self) -> None:
-        run = self._shift.run
-        if run is not None:
+        for _, run in self._runs():
             run.give_up_at = time.monotonic() + run.bound_s
 
     def give_up(self) -> None:
-        shift = self._shift
-        run = shift.run
-        if run is not None and run.give_up_at <= time.monotonic() and run.claim():
-            self._lose(shift, "its run passed its bound", run)
+        for shift, run in self._runs():
+            if run.give_up_at <= time.monotonic() and run.claim():
+                self._lose(shift, "its run passed its bound", run)
+
+    def _runs(self) -> list[tuple[_Shift, _Run]]:
+        """What engines that were not given up compute now."""
+        runs = ((shift, shift.run) for shift in self._shifts if not shift.relieved)
+        return [(shift, run) for shift, run in runs if run is not None]
 
     def renew(self) -> None:
         about = {"model": self.bundle.name}
@@ -195,17 +225,21 @@ class ServedModel:
         if len(self._stuck) >= self._watch_policy.max_stuck:
             _LOG.critical("no new engine: lost ones still hang, only a new process helps", extra=about)
             return
+        number = next(n for n, shift in enumerate(self._shifts) if shift.relieved)
         try:
-            shift = _Shift(self._renew(), self._serve, self.bundle.name)
+            shift = _Shift(self._renew(number), self._serve, self.bundle.name)
         except Exception:  # onnxruntime raises bare exceptions of many kinds
             _LOG.exception("no new engine yet", extra=about)
             return
         with self._changed:
-            if self._stopping:
-                return
-            self._shift = shift
-            self._down = False
-            shift.thread.start()
+            stopping = self._stopping
+            if not stopping:
+                self._shifts[number] = shift
+                self._down = False
+                shift.thread.start()
+        if stopping:
+            shift.engine.close()
+            return
         self.metrics.engine_restarted()
         _LOG.warning("a new engine serves", extra=about)
         self._tell()
@@ -214,21 +248,24 @@ class ServedModel:
         """Ends an engine and fails exactly what it owes. `run`: what it computes, claimed from it.
 
         That run's jobs are not to be sent again, since one of them may be what engines hang on. All others may be.
+        Whoever waits goes on to wait while another engine serves.
         """
         with self._changed:
             if shift.relieved:
                 return
-            shift.relieved = self._down = True
-            waiting = self._batcher.remove_all()
-            batch = shift.batch
-            if batch is not None:
+            shift.relieved = True
+            self._down = all(other.relieved for other in self._shifts)
+            waiting = self._batcher.remove_all() if self._down else []
+            owed = shift.owed
+            for batch in owed:
                 self._batcher.finished(batch, None)
+            self._changed.notify_all()
         shift.engine.terminate()
         if shift.thread is not threading.current_thread():
             self._stuck.append(shift.thread)
         _LOG.critical("engine lost: %s", why, extra={"model": self.bundle.name})
         self._tell()
-        self._fail_owed(run.parts if run is not None else (), batch.parts if batch is not None else (), waiting)
+        self._fail_owed(run.parts if run is not None else (), [p for b in owed for p in b.parts], waiting)
         self._watch.wake()
 
     def _fail_owed(self, running: Sequence[Part], batch: Sequence[Part], waiting: Sequence[Job]) -> None:
@@ -241,10 +278,11 @@ class ServedModel:
 
     def _serve(self, shift: _Shift) -> None:
         try:
-            while (batch := self._next(shift)) is not None:
-                shift.batch = batch
+            while not shift.relieved and (taken := shift.ahead or self._next(shift)) is not None:
+                batch, flight = taken if isinstance(taken, tuple) else (taken, None)
+                shift.batch, shift.ahead = batch, None
                 try:
-                    self._run(shift, batch)
+                    self._run(shift, batch, flight)
                 except _Relieved:
                     return
                 except Exception:
@@ -259,6 +297,8 @@ class ServedModel:
                 self._refuse_queued()
             else:
                 self._lose(shift, "its thread ended")
+            if not shift.engine.close():
+                _LOG.error("a run does not end: its memory stays taken", extra={"model": self.bundle.name})
 
     def _refuse_queued(self) -> None:
         with self._changed:
@@ -311,12 +351,24 @@ class ServedModel:
         except Exception:
             _LOG.exception("a failure could not be delivered", extra={"model": self.bundle.name})
 
-    def _run(self, shift: _Shift, batch: Batch) -> None:
+    def _full_one(self, free_at: float) -> Batch | None:
+        """A full batch for an engine that is busy until `free_at`, which is the moment to judge deadlines by: a smaller
+        one is better left to grow."""
+        with self._changed:
+            if self._stopping or self._batcher.queued_rows < self._batcher.latency.efficient_rows:
+                return None
+            decision = self._batcher.take(max(free_at, time.monotonic()))
+        if decision.dropped:
+            self._drop(decision.dropped)
+        return decision.batch
+
+    def _run(self, shift: _Shift, batch: Batch, flight: Flight | Exception | None = None) -> None:
+        """`flight`: the batch is already under way."""
         start = time.perf_counter()
         bound_s = self._watch_policy.bound_s(batch.predicted_end - time.monotonic())
         seconds: float | None = None
         try:
-            error = self._answer(shift, batch.parts, bound_s)
+            error = self._answer(shift, batch.parts, bound_s, flight)
             if error is None:
                 # With the answering, because that too keeps the engine from the next batch.
                 seconds = time.perf_counter() - start
@@ -331,11 +383,19 @@ class ServedModel:
                 with self._changed:
                     self._batcher.finished(batch, seconds)
 
-    def _answer(self, shift: _Shift, parts: Sequence[Part], bound_s: float) -> Exception | None:
+    def _answer(
+        self, shift: _Shift, parts: Sequence[Part], bound_s: float, flight: Flight | Exception | None = None
+    ) -> Exception | None:
         """Runs and answers `parts`, or gives what the engine raised."""
         start = time.perf_counter()
         try:
-            outputs = self._compute(shift, parts, assemble(parts), bound_s)
+            if isinstance(flight, Exception):
+                raise flight
+            if isinstance(shift.engine, BoundEngine):
+                landing = partial(self._land, shift, shift.engine, flight or shift.engine.begin(parts))
+                outputs = self._compute(shift, parts, landing, bound_s)
+            else:
+                outputs = self._compute(shift, parts, partial(shift.engine.run, assemble(parts)), bound_s)
         except _Relieved:
             raise
         except Exception as error:
@@ -343,12 +403,23 @@ class ServedModel:
         self._deliver(parts, outputs, time.perf_counter() - start)
         return None
 
-    def _compute(self, shift: _Shift, parts: Sequence[Part], inputs: Arrays, bound_s: float) -> Arrays:
+    def _land(self, shift: _Shift, engine: BoundEngine, flight: Flight) -> Arrays:
+        """Waits for a batch, and sends the next meanwhile, if there is a full one."""
+        if shift.ahead is None and shift.batch is not None:
+            batch = self._full_one(shift.batch.predicted_end)
+            if batch is not None:
+                try:
+                    shift.ahead = batch, engine.begin(batch.parts)
+                except Exception as error:  # it is that batch's, when its turn comes
+                    shift.ahead = batch, error
+        return engine.finish(flight)
+
+    def _compute(self, shift: _Shift, parts: Sequence[Part], compute: Callable[[], Arrays], bound_s: float) -> Arrays:
         """One run, watched. Raises what the engine raises, or _Relieved once nobody waits for it any more."""
         run = shift.run = _Run(parts, bound_s)
         self._watch.expect(run.give_up_at)
         try:
-            outputs = shift.engine.run(inputs)
+            outputs = compute()
             shift.sound = True
         finally:
             if not run.claim():
@@ -373,7 +444,7 @@ class ServedModel:
         """Fails jobs that the engine failed on, unless it fails on what it ran before too: then it is the engine."""
         if not shift.sound:
             try:
-                self._compute(shift, (), self._probe, bound_s)
+                self._compute(shift, (), partial(shift.engine.run, self._probe), bound_s)
             except _Relieved:
                 raise
             except Exception:

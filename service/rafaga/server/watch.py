@@ -54,8 +54,8 @@ class Ward(Protocol):
     """Whose engine is watched."""
 
     @property
-    def down(self) -> bool:
-        """No engine: one must be brought up."""
+    def lacking(self) -> bool:
+        """An engine was lost: one must be brought up."""
         ...
 
     @property
@@ -111,7 +111,7 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._closed:
-            if self._ward.down:
+            if self._ward.lacking:
                 if self._rest(self._backoff.next(time.monotonic())):
                     self._ward.renew()
             elif (late_s := self._sleep()) is not None:
@@ -131,7 +131,7 @@ class Watch:
             # In this order: a run that begins now either sees that it must wake us, or is seen by us.
             self._wake_at = math.inf
             at = self._wake_at = self._ward.give_up_at
-            if self._closed or self._ward.down:
+            if self._closed or self._ward.lacking:
                 return None
             now = time.monotonic()
             if now < at:

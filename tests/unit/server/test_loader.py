@@ -19,12 +19,13 @@ from rafaga.server.batcher import BatchPolicy
 from rafaga.server.loader import Loader
 from rafaga.server.metrics import Metrics
 from rafaga.server.model import ServedModel
+from rafaga.server.placement import Placement
 from rafaga.server.repository import Repository, State
 from tests.bundles import publish_backbone, publish_classifier, publish_forecaster
 
 
 def loader(precision: Precision | None = None, most: int = 4) -> Loader:
-    return Loader(BatchPolicy(), most, precision, 1, Metrics())
+    return Loader(BatchPolicy(), most, precision, Placement(threads=1), Metrics())
 
 
 def load(folder: Path, **about: Precision | int) -> ServedModel:

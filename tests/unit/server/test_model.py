@@ -94,7 +94,9 @@ class Served:
             return Engine(described, self.session)
 
         policy = policy or BatchPolicy(max_queue_wait_s=60)
-        self.model = ServedModel(described, None, engine(), latency, policy, metrics, samples, engine, watch)
+        self.model = ServedModel(
+            described, None, [engine()], latency, policy, metrics, samples, lambda _: engine(), watch
+        )
         self.changed = threading.Semaphore(0)  # how often `down` has changed
         self.model.start(self.changed.release)
 
@@ -302,12 +304,12 @@ def test_a_model_that_was_never_started_can_be_closed() -> None:
     idle = ServedModel(
         served.model.bundle,
         None,
-        Engine(served.model.bundle, served.session),
+        [Engine(served.model.bundle, served.session)],
         LatencyTable((1,), (1e-3,)),
         BatchPolicy(),
         served.metrics.model("doubler"),
         Samples((np.zeros(1, np.int64),)),
-        lambda: Engine(served.model.bundle, served.session),
+        lambda _: Engine(served.model.bundle, served.session),
     )
     idle.close()
 

@@ -87,12 +87,12 @@ class Served:
         self.model = ServedModel(
             described,
             None,
-            engine(),
+            [engine()],
             LatencyTable((1, 2, 4, 8), (1e-3,) * 4),
             BatchPolicy(max_queue_wait_s=600.0),
             self.metrics.model("doubler"),
             Samples((np.zeros(1, np.int64),)),
-            engine,
+            lambda _: engine(),
             watch,
         )
         self.model.start(self.changed.release)
@@ -192,7 +192,7 @@ def test_a_process_that_stood_still_blames_no_engine() -> None:
     done = threading.Event()
 
     class Ward:
-        down = False
+        lacking = False
         give_up_at = time.monotonic() - 5.0
 
         def give_up(self) -> None:

@@ -1,0 +1,315 @@
+"""Where a model's engines run: on the CPU, or on GPUs, tuned there by measuring what helps.
+
+reserve memory → session → golden answers → buckets warmed → NHWC and CUDA graphs where they win → golden again
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import onnxruntime as ort
+
+from rafaga.bundle import Precision
+from rafaga.errors import BundleError, DeviceError, DeviceMemoryError
+from rafaga.server.bound import SLOTS, BoundEngine, PaddedEngine, fits
+from rafaga.server.buffers import CudaMemory, HostMemory, Memory
+from rafaga.server.config import GpuChoice
+from rafaga.server.cuda import Cuda
+from rafaga.server.devices import CPU, Choice, Device, DeviceFallback, DeviceKind, Gpu, Nvidia
+from rafaga.server.engine import Described, Engine, Samples
+from rafaga.server.gpu_memory import HEADROOM, MIB, MemoryBudget, estimate
+from rafaga.server.latency import buckets_up_to
+from rafaga.server.providers import (
+    CudaSettings,
+    TensorRtSettings,
+    cache_folder,
+    create_gpu_session,
+    profile_shapes,
+    raise_if_out_of_memory,
+    told,
+)
+
+_LOG = logging.getLogger(__name__)
+
+# On the CPU, handing a batch to another thread costs some tens of µs: nothing beside a run of this length.
+_BOUND_S = 5e-3
+# A layout must be this much faster to be worth leaving the one that everything was tested with.
+_NHWC_WORTHWHILE = 0.98
+
+# Raises BundleError when an engine's answers are wrong.
+Proof = Callable[[Engine], None]
+
+
+@dataclass(frozen=True)
+class GpuSettings:
+    """`memory_bytes`: of each GPU, for all models; None: what is free. `model_memory_bytes`: for one; None: any."""
+
+    buckets: tuple[int, ...] = ()
+    memory_bytes: int | None = None
+    model_memory_bytes: int | None = None
+    nhwc: GpuChoice = GpuChoice.AUTO
+    graphs: GpuChoice = GpuChoice.AUTO
+    tensorrt_cache: Path = Path("~/.cache/rafaga/tensorrt")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model to be placed. `proof` None: nothing is known of its answers."""
+
+    model: Described
+    content: bytes
+    precision: Precision
+    samples: Samples
+    max_rows: int
+    proof: Proof | None
+
+
+class Site:
+    """One GPU: its memory's budget and its locks. `allocating` is held by whoever may allocate on it while models are
+    served, and while a graph is captured, which an allocation would spoil."""
+
+    def __init__(self, gpu: Gpu, cuda: Cuda, memory_bytes: int | None) -> None:
+        self.gpu = gpu
+        self.cuda = cuda
+        self.loading = threading.Lock()
+        self.allocating = threading.RLock()
+        free, _ = cuda.memory()
+        self.budget = MemoryBudget(f"cuda:{gpu.index}", memory_bytes or max(0, free - HEADROOM))
+
+    @cached_property
+    def versions(self) -> tuple[str, ...]:
+        """Of all that an engine built by TensorRT depends on."""
+        library = ctypes.CDLL("libnvinfer.so.10")
+        return f"tensorrt {int(library.getInferLibVersion())}", f"onnxruntime {ort.__version__}"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`devices`: where each model has an engine."""
+
+    devices: tuple[Device, ...] = (CPU,)
+    fallback: DeviceFallback = DeviceFallback.FAIL
+    threads: int | None = None
+    settings: GpuSettings = GpuSettings()
+    _sites: dict[int, Site] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def on(cls, choice: Choice, fallback: DeviceFallback, threads: int | None, settings: GpuSettings) -> Placement:
+        """Raises DeviceError."""
+        sites: dict[int, Site] = {}
+        if any(device.gpu for device in choice.devices):
+            gpus = Nvidia().gpus()
+            for device in choice.devices:
+                sites[device.index] = Site(gpus[device.index], Cuda.load(device.index), settings.memory_bytes)
+        return cls(choice.devices, fallback, threads, settings, sites)
+
+    @property
+    def gpu(self) -> bool:
+        return self.devices[0].gpu
+
+    @property
+    def may_fall_back(self) -> bool:
+        return self.gpu and self.fallback is DeviceFallback.CPU
+
+    def on_cpu(self) -> Placement:
+        return dataclasses.replace(self, devices=(CPU,))
+
+    def engine(self, device: Device, task: Task) -> Engine:
+        """Raises BundleError when ONNX Runtime does not run the model or its answers are wrong, and DeviceError when it
+        is the device that does not take it."""
+        if not device.gpu:
+            return self._on_the_cpu(task)
+        return GpuLoad(device, self._sites[device.index], self.settings, task).engine()
+
+    def _on_the_cpu(self, task: Task) -> Engine:
+        engine = Engine.load(task.model, task.content, task.samples, self.threads)
+        session = engine.session
+        long = fits(task.model) and engine.seconds(task.samples, 1) >= _BOUND_S
+        if long and isinstance(session, ort.InferenceSession):
+            engine = BoundEngine(task.model, session, HostMemory(), buckets_up_to(task.max_rows), exact=True)
+        if task.proof is not None:
+            task.proof(engine)
+        return engine
+
+
+class GpuLoad:
+    """One model's way onto one GPU."""
+
+    def __init__(self, device: Device, site: Site, settings: GpuSettings, task: Task) -> None:
+        self._device, self._site, self._settings, self._task = device, site, settings, task
+        self._buckets = device_buckets(task.max_rows, settings.buckets) if task.model.max_batch_size else (1,)
+
+    def engine(self) -> Engine:
+        with self._site.loading:
+            return self._reserved()
+
+    def _reserved(self) -> Engine:
+        task, limit = self._task, self._settings.model_memory_bytes
+        tensors = (*task.model.inputs, *task.model.outputs)
+        expected = estimate(len(task.content), tensors, task.max_rows, SLOTS)
+        if limit is not None and expected > limit:
+            raise DeviceMemoryError(
+                f"{task.model.name} needs about {expected // MIB} MiB of {self._device}, a model may have "
+                f"{limit // MIB}: raise gpu_model_memory_mib or lower max_batch_size"
+            )
+        reservation = self._site.budget.reserve(task.model.name, max(expected, limit or 0))
+        before, _ = self._site.cuda.memory()
+        try:
+            engine = self._proven()
+        except BaseException:
+            reservation.release()
+            raise
+        engine.on_close(reservation.release)
+        free, _ = self._site.cuda.memory()
+        taken = max(before - free, 0)
+        if limit is not None and taken > limit:
+            engine.close()
+            raise DeviceMemoryError(
+                f"{task.model.name} took {taken // MIB} MiB of {self._device}, a model may have {limit // MIB}: raise "
+                "gpu_model_memory_mib or lower max_batch_size"
+            )
+        reservation.settle(max(taken, 1))
+        about = {"model": task.model.name, "device": str(self._device), "gpu": self._site.gpu.name}
+        _LOG.info("model on the GPU", extra=about | {"memory_mib": taken // MIB, "buckets": list(self._buckets)})
+        return engine
+
+    def _proven(self) -> Engine:
+        """Fast first; where its answers are not close enough to PyTorch's, in full precision and without graphs."""
+        task = self._task
+        if task.proof is None:
+            return self._tuned(tf32=False, graphs=self._settings.graphs)
+        engine = self._tuned(tf32=True, graphs=self._settings.graphs)
+        try:
+            task.proof(engine)
+        except BundleError as error:
+            engine.close()
+            _LOG.warning("loaded again, without TF32 and CUDA graphs: %s", error, extra={"model": task.model.name})
+        else:
+            return engine
+        engine = self._tuned(tf32=False, graphs=GpuChoice.OFF)
+        try:
+            task.proof(engine)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    def _tuned(self, tf32: bool, graphs: GpuChoice) -> Engine:
+        """The faster of the layouts, with graphs for the buckets where they win."""
+        images = any(len(spec.shape) == 4 for spec in self._task.model.inputs)
+        choice = self._settings.nhwc if images and self._device.kind is DeviceKind.CUDA else GpuChoice.OFF
+        if choice is not GpuChoice.AUTO:
+            return self._with_graphs(CudaSettings(nhwc=choice is GpuChoice.ON, tf32=tf32), graphs)
+        seconds: list[float] = []
+        for nhwc in (False, True):
+            engine = self._made(CudaSettings(nhwc=nhwc, tf32=tf32))
+            try:
+                seconds.append(engine.seconds(self._task.samples, self._buckets[-1]))
+            finally:
+                engine.close()
+        nhwc = seconds[1] < _NHWC_WORTHWHILE * seconds[0]
+        _LOG.info(
+            "layout chosen",
+            extra={
+                "model": self._task.model.name,
+                "nhwc": nhwc,
+                "nchw_ms": round(seconds[0] * 1e3, 3),
+                "nhwc_ms": round(seconds[1] * 1e3, 3),
+            },
+        )
+        return self._with_graphs(CudaSettings(nhwc=nhwc, tf32=tf32), graphs)
+
+    def _with_graphs(self, settings: CudaSettings, graphs: GpuChoice) -> Engine:
+        """Where the model cannot be captured (control flow, nodes on the CPU), it is run without."""
+        fixed = all(size is not None for spec in self._task.model.inputs for size in spec.shape[1:])
+        if (
+            graphs is GpuChoice.OFF
+            or not fixed
+            or self._device.kind is not DeviceKind.CUDA
+            or not fits(self._task.model)
+        ):
+            return self._made(settings)
+        engine: Engine | None = None
+        about = {"model": self._task.model.name}
+        try:
+            engine = self._made(dataclasses.replace(settings, graphs=True))
+            if not isinstance(engine, BoundEngine) or not engine.resident:
+                raise DeviceError("an input is used on the CPU, which a replay would not notice")
+            with self._site.allocating:
+                won = engine.try_graphs(self._task.samples, always=graphs is GpuChoice.ON)
+        except DeviceMemoryError:
+            if engine is not None:
+                engine.close()
+            raise
+        except Exception as error:  # onnxruntime raises bare exceptions of many kinds
+            if engine is not None:
+                engine.close()
+            _LOG.info("no CUDA graphs: %s", str(error)[:300], extra=about)
+            return self._made(settings)
+        _LOG.info("CUDA graphs captured", extra=about | {"buckets": list(won)})
+        if won:
+            return engine
+        engine.close()  # its plain runs keep to one stream for the graphs' sake
+        return self._made(settings)
+
+    def _made(self, settings: CudaSettings) -> Engine:
+        """An engine that has run every bucket. Raises DeviceError, or BundleError when the model does not run."""
+        task, site = self._task, self._site
+        memory: Memory | None = None
+        engine: Engine | None = None
+        try:
+            memory = CudaMemory(site.cuda, site.allocating)
+            settings = dataclasses.replace(
+                settings, stream=memory.stream, memory_bytes=self._settings.model_memory_bytes
+            )
+            tensorrt = self._device.kind is DeviceKind.TENSORRT
+            with told("TensorRT's build", task.model.name) if tensorrt else nullcontext():
+                # The session has no name here: it must be gone before its stream is.
+                if fits(task.model):
+                    engine = BoundEngine(
+                        task.model, self._session(settings), memory, self._buckets, guard=site.allocating
+                    )
+                else:
+                    engine = PaddedEngine(task.model, self._session(settings), memory, self._buckets, site.allocating)
+                for rows in reversed(self._buckets):
+                    engine.run(task.samples.tiled(rows))
+        except BaseException as error:
+            if engine is not None:
+                engine.close()
+            elif memory is not None:
+                memory.close()
+            if isinstance(error, BundleError) or not isinstance(error, Exception):
+                raise
+            raise_if_out_of_memory(error, self._device)
+            raise BundleError(
+                f"{task.model.name}: ONNX Runtime does not run the model on {self._device}: {error}"
+            ) from None
+        return engine
+
+    def _session(self, settings: CudaSettings) -> ort.InferenceSession:
+        task, device = self._task, self._device
+        if device.kind is not DeviceKind.TENSORRT:
+            return create_gpu_session(task.content, device, settings)
+        tensorrt = TensorRtSettings(
+            cache=cache_folder(self._settings.tensorrt_cache, task.content, self._site.gpu, self._site.versions),
+            precision=task.precision,
+            shapes=profile_shapes(task.model.inputs, self._buckets),
+            stream=settings.stream,
+            memory_bytes=settings.memory_bytes,
+        )
+        return create_gpu_session(task.content, device, settings, tensorrt)
+
+
+def device_buckets(max_rows: int, configured: Sequence[int]) -> tuple[int, ...]:
+    """The batch sizes that a device runs: those configured below `max_rows`, or powers of two, and itself."""
+    if not configured:
+        return buckets_up_to(max_rows)
+    return (*sorted({rows for rows in configured if rows < max_rows}), max_rows)

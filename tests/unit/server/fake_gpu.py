@@ -1,0 +1,244 @@
+"""A GPU that is none: CUDA's runtime library in Python, and ONNX Runtime's CPU sessions as if they ran on streams.
+
+What a stream is given is done when somebody waits for it and not before, as late as a real device could be. Memory "on
+the device" is memory of its own, poisoned, so that whoever reads before a copy, or forgets one, finds rubbish.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import onnxruntime as ort
+
+from rafaga.server.bound import Shape
+from rafaga.server.cuda import Cuda
+from rafaga.server.devices import Gpu
+
+POISON = 0xEE
+GPU = Gpu(0, "NVIDIA Pretend 9000", (9, 0), 2**30)
+
+
+@dataclass
+class FakeCudart:
+    """`library` is what ctypes would have loaded; `refuses` names functions that fail, with their error code."""
+
+    total: int = 2**30
+    refuses: dict[str, int] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    memory: dict[int, ctypes.Array[ctypes.c_char]] = field(default_factory=dict)
+    locked: dict[int, int] = field(default_factory=dict)
+    streams: dict[int, list[Callable[[], None]]] = field(default_factory=dict)
+    events: dict[int, Callable[[], None]] = field(default_factory=dict)
+    _handle: int = 1000
+
+    @property
+    def used(self) -> int:
+        return sum(len(block) for block in self.memory.values())
+
+    @property
+    def library(self) -> Any:
+        def function(name: str, *kinds: Any) -> tuple[str, Any]:
+            def call(*arguments: Any) -> int:
+                self.calls.append(name)
+                if name in self.refuses:
+                    return self.refuses[name]
+                return int(getattr(self, "_" + name)(*arguments) or 0)
+
+            return name, ctypes.CFUNCTYPE(ctypes.c_int, *kinds)(call)
+
+        pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        functions = dict(
+            [
+                function("cudaSetDevice", number),
+                function("cudaMemGetInfo", pointer, pointer),
+                function("cudaMalloc", pointer, size),
+                function("cudaFree", pointer),
+                function("cudaHostRegister", pointer, size, ctypes.c_uint),
+                function("cudaHostUnregister", pointer),
+                function("cudaStreamCreateWithFlags", pointer, ctypes.c_uint),
+                function("cudaStreamDestroy", pointer),
+                function("cudaStreamSynchronize", pointer),
+                function("cudaStreamWaitEvent", pointer, pointer, ctypes.c_uint),
+                function("cudaEventCreateWithFlags", pointer, ctypes.c_uint),
+                function("cudaEventDestroy", pointer),
+                function("cudaEventRecord", pointer, pointer),
+                function("cudaEventSynchronize", pointer),
+                function("cudaMemcpyAsync", pointer, pointer, size, number, pointer),
+            ]
+        )
+        return SimpleNamespace(**functions, cudaGetErrorString=_ErrorString())
+
+    def cuda(self, index: int = 0) -> Cuda:
+        return Cuda(self.library, index)
+
+    def enqueue(self, stream: int, work: Callable[[], None]) -> None:
+        self.streams[stream].append(work)
+
+    def run(self, stream: int) -> None:
+        """Does what `stream` was given so far."""
+        work = self.streams[stream]
+        while work:
+            work.pop(0)()
+
+    def _give(self, where: int) -> int:
+        self._handle += 1
+        ctypes.c_void_p.from_address(where).value = self._handle
+        return self._handle
+
+    def _cudaSetDevice(self, index: int) -> None:  # noqa: N802
+        assert index == 0
+
+    def _cudaMemGetInfo(self, free: int, total: int) -> None:  # noqa: N802
+        ctypes.c_size_t.from_address(free).value = self.total - self.used
+        ctypes.c_size_t.from_address(total).value = self.total
+
+    def _cudaMalloc(self, where: int, size: int) -> int:  # noqa: N802
+        if size > self.total - self.used:
+            return 2
+        block = ctypes.create_string_buffer(bytes([POISON]) * size, size)
+        address = ctypes.addressof(block)
+        self.memory[address] = block
+        ctypes.c_void_p.from_address(where).value = address
+        return 0
+
+    def _cudaFree(self, address: int) -> None:  # noqa: N802
+        del self.memory[address]
+
+    def _cudaHostRegister(self, address: int, size: int, flags: int) -> None:  # noqa: N802
+        assert address % 4096 == 0, "pages are locked whole"
+        assert address not in self.locked
+        self.locked[address] = size
+
+    def _cudaHostUnregister(self, address: int) -> None:  # noqa: N802
+        del self.locked[address]
+
+    def _cudaStreamCreateWithFlags(self, where: int, flags: int) -> None:  # noqa: N802
+        assert flags == 1
+        self.streams[self._give(where)] = []
+
+    def _cudaStreamDestroy(self, stream: int) -> None:  # noqa: N802
+        del self.streams[stream]
+
+    def _cudaStreamSynchronize(self, stream: int) -> None:  # noqa: N802
+        self.run(stream)
+
+    def _cudaEventCreateWithFlags(self, where: int, flags: int) -> None:  # noqa: N802
+        assert flags == 3
+        self.events[self._give(where)] = lambda: None
+
+    def _cudaEventDestroy(self, event: int) -> None:  # noqa: N802
+        del self.events[event]
+
+    def _cudaEventRecord(self, event: int, stream: int) -> None:  # noqa: N802
+        done = False
+
+        def happen() -> None:
+            nonlocal done
+            done = True
+
+        def wait() -> None:
+            work = self.streams[stream]
+            while not done:
+                work.pop(0)()
+
+        self.enqueue(stream, happen)
+        self.events[event] = wait
+
+    def _cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> None:  # noqa: N802
+        assert flags == 0
+        self.enqueue(stream, self.events[event])
+
+    def _cudaEventSynchronize(self, event: int) -> None:  # noqa: N802
+        self.events[event]()
+
+    def _cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> None:  # noqa: N802
+        on_device = to if kind == 1 else source
+        block = next(start for start, b in self.memory.items() if start <= on_device < start + len(b))
+        assert on_device + size <= block + len(self.memory[block]), "a copy past the end of its buffer"
+        self.enqueue(stream, lambda: ctypes.memmove(to, source, size) and None)  # type: ignore[func-returns-value]
+
+
+class _ErrorString:
+    """In Python alone: a callback of ctypes must not give text."""
+
+    argtypes: Any = ()
+    restype: Any = None
+
+    def __call__(self, status: int) -> bytes:
+        return b"out of memory" if status == 2 else b"an error"
+
+
+class FakeGpuSession:
+    """A CPU session whose runs wait for their turn on `stream`. Buffers must be bound as the device's.
+
+    cpu_inputs: inputs that a kernel of the CPU would read. plain_delay: called before every run without a graph.
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        cudart: FakeCudart,
+        stream: int,
+        cpu_inputs: Sequence[str] = (),
+        graphs: bool = False,
+    ) -> None:
+        self._session, self._cudart, self._stream, self._cpu_inputs = session, cudart, stream, cpu_inputs
+        self._graphs_allowed = graphs
+        self.captured: dict[str, tuple[int, Any]] = {}
+        self.shapes: list[tuple[Shape, ...]] = []
+        self.plain_delay: Callable[[], None] = lambda: None
+
+    def get_inputs(self) -> Sequence[Any]:
+        return list(self._session.get_inputs())
+
+    def get_outputs(self) -> Sequence[Any]:
+        return list(self._session.get_outputs())
+
+    def get_input_memory_infos(self) -> Sequence[Any]:
+        return [SimpleNamespace(name="Cpu" if i.name in self._cpu_inputs else "Cuda") for i in self.get_inputs()]
+
+    def get_output_memory_infos(self) -> Sequence[Any]:
+        return [SimpleNamespace(name="Cuda") for _ in self.get_outputs()]
+
+    def run(self, names: Any, feed: Any, options: Any = None) -> Any:
+        self.shapes.append(tuple(a.shape for a in feed.values()))
+        return self._session.run(names, feed, options)
+
+    def io_binding(self) -> FakeBinding:
+        return FakeBinding(self._session, self._cudart)
+
+    def run_with_iobinding(self, binding: FakeBinding, options: ort.RunOptions | None = None) -> None:
+        assert options is not None
+        assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        graph = options.get_run_config_entry("gpu_graph_id")
+        if graph == "-1":
+            self.plain_delay()
+        elif not self._graphs_allowed:
+            raise RuntimeError("cudaErrorStreamCaptureUnsupported")
+        else:
+            # Replayed is what was captured, whatever is bound now, and only by the thread that captured it.
+            thread, binding = self.captured.setdefault(graph, (threading.get_ident(), binding))
+            assert thread == threading.get_ident(), "the graph belongs to another thread"
+        self.shapes.append(tuple(binding.shapes.values()))
+        self._cudart.enqueue(self._stream, lambda: self._session.run_with_iobinding(binding.real, ort.RunOptions()))
+
+
+class FakeBinding:
+    def __init__(self, session: ort.InferenceSession, cudart: FakeCudart) -> None:
+        self.real = session.io_binding()
+        self.shapes: dict[str, Shape] = {}
+        self._cudart = cudart
+
+    def bind_input(self, name: str, device: str, index: int, dtype: Any, shape: Shape, address: int) -> None:
+        assert (address in self._cudart.memory) == (device == "cuda"), f"{name} is not where it is said to be"
+        self.shapes[name] = shape
+        self.real.bind_input(name, "cpu", 0, dtype, shape, address)
+
+    def bind_output(self, name: str, device: str, index: int, dtype: Any, shape: Shape, address: int) -> None:
+        assert (address in self._cudart.memory) == (device == "cuda"), f"{name} is not where it is said to be"
+        self.real.bind_output(name, "cpu", 0, dtype, shape, address)

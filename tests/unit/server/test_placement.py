@@ -1,0 +1,407 @@
+"""Models onto devices: what is measured there, what is kept, refused and given back. The GPU is a pretended one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from rafaga import bundle as bundles
+from rafaga.bundle import Bundle, Precision
+from rafaga.errors import BundleError, DeviceError, DeviceMemoryError
+from rafaga.server import placement as placements
+from rafaga.server.batcher import BatchPolicy, Job
+from rafaga.server.bound import BoundEngine, PaddedEngine
+from rafaga.server.config import GpuChoice
+from rafaga.server.devices import CPU, Choice, Device, DeviceFallback, DeviceKind
+from rafaga.server.engine import Engine, Golden, create_session
+from rafaga.server.gpu_memory import MIB
+from rafaga.server.loader import Loader, fastest_on_gpu
+from rafaga.server.metrics import Metrics
+from rafaga.server.model import ServedModel
+from rafaga.server.placement import GpuSettings, Placement, Site, Task, device_buckets
+from rafaga.server.providers import CudaSettings
+from tests.bundles import classify, publish_backbone, publish_classifier, publish_forecaster
+from tests.unit.server.fake_gpu import GPU, FakeCudart, FakeGpuSession
+
+CUDA = Device(DeviceKind.CUDA)
+WAIT_S = 30.0
+
+
+class Machine:
+    """One pretended GPU; `sessions` are the settings of all that were made on it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, graphs: bool = True) -> None:
+        self.cudart = FakeCudart()
+        self.graphs = graphs
+        self.sessions: list[CudaSettings] = []
+        self.made: list[FakeGpuSession] = []
+        self.fails: Callable[[CudaSettings], None] = lambda _: None
+        self.spoils: Callable[[CudaSettings], bool] = lambda _: False
+        self.plain_delay: Callable[[CudaSettings], float] = lambda _: 0.0
+        monkeypatch.setattr(placements, "create_gpu_session", self.create)
+
+    def create(self, model: bytes, device: Device, settings: CudaSettings, tensorrt: Any = None) -> FakeGpuSession:
+        self.sessions.append(settings)
+        self.fails(settings)
+        session = create_session(model, 1)
+        fake = FakeGpuSession(session, self.cudart, settings.stream, graphs=self.graphs and settings.graphs)
+        seconds = self.plain_delay(settings)
+        if seconds:
+            fake.plain_delay = lambda: threading.Event().wait(seconds) and None
+        if self.spoils(settings):
+            fake.run_with_iobinding = lambda *_: None  # type: ignore[method-assign]
+        self.made.append(fake)
+        return fake
+
+    def placement(self, fallback: DeviceFallback = DeviceFallback.FAIL, **settings: Any) -> Placement:
+        gpu = GpuSettings(**({"nhwc": GpuChoice.OFF, "graphs": GpuChoice.OFF} | settings))
+        site = Site(GPU, self.cudart.cuda(), gpu.memory_bytes)
+        return Placement((Device(DeviceKind.CUDA),), fallback, 1, gpu, {0: site})
+
+    @property
+    def untouched(self) -> bool:
+        cudart = self.cudart
+        return not (cudart.memory or cudart.locked or cudart.streams or cudart.events)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return publish_classifier(tmp_path)
+
+
+def task(folder: Path, rows: int = 8) -> Task:
+    bundle = bundles.load(folder)
+    golden = Golden.load(bundle, folder / bundles.GOLDEN)
+
+    def proof(engine: Engine) -> None:
+        golden.check(engine.run(golden.inputs), 1e-4)
+
+    return Task(bundle, (folder / "model.onnx").read_bytes(), Precision.FP32, golden, rows, proof)
+
+
+def loader(placement: Placement, precision: Precision | None = None) -> Loader:
+    return Loader(BatchPolicy(max_queue_wait_s=60), 8, precision, placement, Metrics())
+
+
+class TestCpu:
+    def test_small_models_are_run_as_they_come(self, folder: Path) -> None:
+        engine = Placement(threads=1).engine(CPU, task(folder))
+        assert type(engine) is Engine
+
+    def test_large_ones_are_bound(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(placements, "_BOUND_S", 0.0)
+        engine = Placement(threads=1).engine(CPU, task(folder))
+        assert isinstance(engine, BoundEngine)
+        image = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
+        np.testing.assert_allclose(engine.run((image,))[0], classify(image), atol=1e-6)
+        assert engine.close()
+
+    def test_those_without_known_outputs_are_not(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(placements, "_BOUND_S", 0.0)
+        engine = Placement(threads=1).engine(CPU, task(publish_backbone(tmp_path)))
+        assert type(engine) is Engine
+
+    def test_a_choice_of_the_cpu_asks_for_no_gpu(self) -> None:
+        placement = Placement.on(Choice((CPU,), "said so"), DeviceFallback.FAIL, 2, GpuSettings())
+        assert (placement.devices, placement.threads, placement.gpu) == ((CPU,), 2, False)
+
+
+class TestGpu:
+    def test_answers_and_memory_given_back(self, machine: Machine, folder: Path) -> None:
+        placement = machine.placement()
+        engine = placement.engine(CUDA, task(folder))
+        image = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
+        np.testing.assert_allclose(engine.run((image,))[0], classify(image), atol=1e-6)
+        assert placement._sites[0].budget.taken > 0
+        assert engine.close()
+        assert machine.untouched
+        assert placement._sites[0].budget.taken == 0
+
+    @pytest.mark.parametrize("publish", [publish_classifier, publish_forecaster, publish_backbone])
+    def test_every_kind_of_model(self, machine: Machine, tmp_path: Path, publish: Callable[[Path], Path]) -> None:
+        path = publish(tmp_path)
+        model = loader(machine.placement(graphs=GpuChoice.AUTO)).load(path, bundles.load(path))
+        assert model.max_batch_size == 8
+        bound = publish is not publish_backbone
+        assert isinstance(model.engines[0], BoundEngine if bound else PaddedEngine)
+        model.close()
+        assert machine.untouched
+
+    def test_every_bucket_was_run_before_anybody_asks(self, machine: Machine, folder: Path) -> None:
+        machine.placement(buckets=(2, 6, 99)).engine(CUDA, task(folder))
+        assert {shapes[0][0] for shapes in machine.made[0].shapes} == {2, 6, 8}
+
+    def test_buckets(self) -> None:
+        assert device_buckets(32, ()) == (1, 2, 4, 8, 16, 32)
+        assert device_buckets(20, ()) == (1, 2, 4, 8, 16, 20)
+        assert device_buckets(20, (16, 4, 64, 4)) == (4, 16, 20)
+        assert device_buckets(1, (16,)) == (1,)
+
+    def test_it_is_served(self, machine: Machine, folder: Path) -> None:
+        model = loader(machine.placement(graphs=GpuChoice.AUTO)).load(folder, bundles.load(folder))
+        model.start()
+        images = np.random.default_rng(0).integers(0, 256, (60, 28, 28, 1), dtype=np.uint8)
+        answers: dict[int, np.ndarray] = {}
+        done = threading.Semaphore(0)
+
+        def answered(at: int, outputs: Any) -> None:
+            answers[at] = outputs[0]
+            done.release()
+
+        for at in range(20):
+            model.submit(
+                Job(
+                    (images[3 * at : 3 * at + 3],),
+                    lambda outputs, _, at=at: answered(at, outputs),  # type: ignore[misc]
+                    lambda error: pytest.fail(str(error)),
+                )
+            )
+        for _ in range(20):
+            assert done.acquire(timeout=WAIT_S)
+        model.close()
+        for at, answer in answers.items():
+            np.testing.assert_allclose(answer, classify(images[3 * at : 3 * at + 3]), atol=1e-6)
+        assert machine.untouched
+
+
+class TestTuning:
+    def test_the_faster_layout_is_kept(self, machine: Machine, folder: Path) -> None:
+        machine.plain_delay = lambda settings: 0.0 if settings.nhwc else 0.004
+        machine.placement(nhwc=GpuChoice.AUTO).engine(CUDA, task(folder))
+        assert [s.nhwc for s in machine.sessions] == [False, True, True]
+
+    def test_nhwc_that_does_not_help_is_left(self, machine: Machine, folder: Path) -> None:
+        machine.plain_delay = lambda settings: 0.004 if settings.nhwc else 0.0
+        machine.placement(nhwc=GpuChoice.AUTO).engine(CUDA, task(folder))
+        assert machine.sessions[-1].nhwc is False
+
+    def test_models_without_images_have_no_layout(self, machine: Machine, tmp_path: Path) -> None:
+        machine.placement(nhwc=GpuChoice.AUTO).engine(CUDA, task(publish_forecaster(tmp_path)))
+        assert len(machine.sessions) == 1
+
+    @pytest.mark.parametrize(("choice", "nhwc"), [(GpuChoice.ON, True), (GpuChoice.OFF, False)])
+    def test_told(self, machine: Machine, folder: Path, choice: GpuChoice, nhwc: bool) -> None:
+        machine.placement(nhwc=choice).engine(CUDA, task(folder))
+        assert [s.nhwc for s in machine.sessions] == [nhwc]
+
+    def test_graphs_where_they_win(self, machine: Machine, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+        machine.plain_delay = lambda _: 0.004
+        with caplog.at_level(logging.INFO):
+            engine = machine.placement(graphs=GpuChoice.AUTO).engine(CUDA, task(folder))
+        assert [s.graphs for s in machine.sessions] == [True]
+        (told,) = (r for r in caplog.records if r.message == "CUDA graphs captured")
+        assert told.buckets == [1, 2, 4, 8]  # type: ignore[attr-defined]
+        assert engine.close()
+        assert machine.untouched
+
+    def test_a_model_that_cannot_be_captured_runs_without(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        machine = Machine(monkeypatch, graphs=False)
+        engine = machine.placement(graphs=GpuChoice.AUTO).engine(CUDA, task(folder))
+        assert [s.graphs for s in machine.sessions] == [True, False]
+        assert engine.close()
+        assert machine.untouched
+
+    def test_a_session_that_refuses_graphs(self, machine: Machine, folder: Path) -> None:
+        def refuse(settings: CudaSettings) -> None:
+            if settings.graphs:
+                raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
+
+        machine.fails = refuse
+        engine = machine.placement(graphs=GpuChoice.AUTO).engine(CUDA, task(folder))
+        assert [s.graphs for s in machine.sessions] == [True, False]
+        assert engine.close()
+        assert machine.untouched
+
+    def test_free_dimensions_are_not_captured(self, machine: Machine, tmp_path: Path) -> None:
+        machine.placement(graphs=GpuChoice.ON).engine(CUDA, task(publish_forecaster(tmp_path)))
+        assert [s.graphs for s in machine.sessions] == [False]
+
+
+class TestProof:
+    def test_answers_too_far_off_are_tried_again_in_full_precision(
+        self, machine: Machine, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        machine.spoils = lambda settings: settings.tf32
+        with caplog.at_level(logging.WARNING):
+            machine.placement(graphs=GpuChoice.OFF).engine(CUDA, task(folder))
+        assert [(s.tf32, s.graphs) for s in machine.sessions] == [(True, False), (False, False)]
+        assert "without TF32 and CUDA graphs: golden outputs differ" in caplog.text
+
+    def test_answers_that_stay_wrong_are_refused(self, machine: Machine, folder: Path) -> None:
+        machine.spoils = lambda _: True
+        placement = machine.placement()
+        with pytest.raises(BundleError, match="golden outputs differ"):
+            placement.engine(CUDA, task(folder))
+        assert machine.untouched
+        assert placement._sites[0].budget.taken == 0
+
+    def test_a_plain_model_is_not_rounded(self, machine: Machine, folder: Path) -> None:
+        path = folder.parent.parent / "plain" / "1"
+        path.mkdir(parents=True)
+        (path / "model.onnx").write_bytes((folder / "model.onnx").read_bytes())
+        model = loader(machine.placement()).load_plain(path)
+        assert [s.tf32 for s in machine.sessions] == [False]
+        model.close()
+        assert machine.untouched
+
+
+class TestMemory:
+    def test_what_does_not_fit_is_refused_before_anything_is_done(self, machine: Machine, folder: Path) -> None:
+        with pytest.raises(DeviceMemoryError, match=r"digits needs about 25\d MiB of cuda:0, 100 of 100 MiB are left"):
+            machine.placement(memory_bytes=100 * MIB).engine(CUDA, task(folder))
+        assert machine.sessions == []
+
+    def test_a_share_that_is_too_small(self, machine: Machine, folder: Path) -> None:
+        with pytest.raises(DeviceMemoryError, match="a model may have 100: raise gpu_model_memory_mib"):
+            machine.placement(model_memory_bytes=100 * MIB).engine(CUDA, task(folder))
+
+    def test_the_share_is_the_limit_of_the_arena(self, machine: Machine, folder: Path) -> None:
+        machine.placement(model_memory_bytes=300 * MIB).engine(CUDA, task(folder))
+        assert machine.sessions[0].memory_bytes == 300 * MIB
+
+    def test_a_model_that_took_more_than_its_share_is_put_out(self, machine: Machine, folder: Path) -> None:
+        hogged: list[int] = []
+
+        def hog(_: CudaSettings) -> None:
+            hogged.append(machine.cudart.cuda().allocate(301 * MIB))
+
+        machine.fails = hog
+        placement = machine.placement(model_memory_bytes=300 * MIB)
+        with pytest.raises(DeviceMemoryError, match=r"digits took 30\d MiB of cuda:0, a model may have 300"):
+            placement.engine(CUDA, task(folder))
+        assert list(machine.cudart.memory) == hogged
+        assert placement._sites[0].budget.taken == 0
+
+    def test_memory_that_runs_out_is_called_so(self, machine: Machine, folder: Path) -> None:
+        def full(_: CudaSettings) -> None:
+            raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 123")
+
+        machine.fails = full
+        placement = machine.placement()
+        with pytest.raises(DeviceMemoryError, match="cuda:0 ran out of memory"):
+            placement.engine(CUDA, task(folder))
+        assert machine.untouched
+        assert placement._sites[0].budget.taken == 0
+
+    def test_another_error_is_the_model_s(self, machine: Machine, folder: Path) -> None:
+        def broken(_: CudaSettings) -> None:
+            raise RuntimeError("Could not find an implementation for Foo(1)")
+
+        machine.fails = broken
+        with pytest.raises(
+            BundleError, match="digits: ONNX Runtime does not run the model on cuda:0: Could not find"
+        ) as e:
+            machine.placement().engine(CUDA, task(folder))
+        assert not isinstance(e.value, DeviceError)
+
+
+class TestFallback:
+    @staticmethod
+    def full(_: CudaSettings) -> None:
+        raise RuntimeError("CUDA failure 2: out of memory")
+
+    def test_failing_is_the_default(self, machine: Machine, folder: Path) -> None:
+        machine.fails = self.full
+        with pytest.raises(DeviceMemoryError):
+            loader(machine.placement()).load(folder, bundles.load(folder))
+
+    def test_the_cpu_when_it_is_allowed_and_never_in_silence(
+        self, machine: Machine, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        machine.fails = self.full
+        model = loader(machine.placement(DeviceFallback.CPU)).load(folder, bundles.load(folder))
+        assert type(model.engines[0]) is Engine
+        assert "FALLEN BACK to the CPU, as device_fallback allows: cuda:0 ran out of memory" in caplog.text
+
+    def test_a_broken_bundle_is_broken_everywhere(self, machine: Machine, folder: Path) -> None:
+        machine.spoils = lambda _: True
+        with pytest.raises(BundleError, match="golden outputs differ"):
+            loader(machine.placement(DeviceFallback.CPU)).load(folder, bundles.load(folder))
+
+
+class TestSeveralGpus:
+    def test_one_engine_each_and_all_of_them_work(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        machine = Machine(monkeypatch)
+        one = machine.placement()
+        second = Site(GPU, FakeCudart().cuda(), None)
+        monkeypatch.setattr(placements, "create_gpu_session", lambda model, *_: create_session(model, 1))
+        monkeypatch.setattr(placements, "fits", lambda _: False)
+        devices = (Device(DeviceKind.CUDA, 0), Device(DeviceKind.CUDA, 1))
+        placement = Placement(devices, DeviceFallback.FAIL, 1, one.settings, {0: one._sites[0], 1: second})
+        model = loader(placement).load(folder, bundles.load(folder))
+        assert len(model.engines) == 2
+        together = threading.Barrier(2, timeout=WAIT_S)
+        ran: list[int] = []
+        for number, engine in enumerate(model.engines):
+
+            def run(inputs: Any, number: int = number) -> Any:
+                together.wait()  # passes only when both run at the same time
+                ran.append(number)
+                return (classify(inputs[0]),)
+
+            monkeypatch.setattr(engine, "run", run)
+        model.start()
+        done = threading.Semaphore(0)
+        image = np.zeros((8, 28, 28, 1), np.uint8)
+        for _ in range(4):
+            model.submit(Job((image,), lambda *_: done.release(), lambda error: pytest.fail(str(error))))
+        for _ in range(4):
+            assert done.acquire(timeout=WAIT_S)
+        assert sorted(ran) == [0, 0, 1, 1]
+        model.close()
+
+    def test_the_capacity_is_that_of_all(self, machine: Machine, folder: Path) -> None:
+        bundle = bundles.load(folder)
+        alone = loader(Placement(threads=1)).load(folder, bundle)
+        engines, latency = alone.engines, alone._batcher.latency
+        metrics = Metrics().model("digits")
+        samples = Golden.load(bundle, folder / bundles.GOLDEN)
+        model = ServedModel(
+            bundle, alone.variant, engines * 3, latency, BatchPolicy(), metrics, samples, lambda n: engines[n]
+        )
+        assert model.capacity_rows_per_s() == pytest.approx(3 * alone.capacity_rows_per_s())
+
+
+def with_variants(bundle: Bundle, **eligible: bool) -> Bundle:
+    full = bundle.variants[0]
+    variants = [full] + [
+        msgspec.structs.replace(full, precision=Precision(name), file=f"model.{name}.onnx", default_eligible=ok)
+        for name, ok in eligible.items()
+    ]
+    return msgspec.structs.replace(bundle, variants=tuple(variants))
+
+
+@pytest.mark.parametrize(
+    ("eligible", "chosen", "why"),
+    [
+        ({}, "fp32", "there is no fp16 variant"),
+        ({"int8": True}, "fp32", "there is no fp16 variant"),
+        ({"fp16": False, "int8": True}, "fp32", "how much accuracy"),
+        ({"fp16": True, "int8": True}, "fp16", "kept its accuracy"),
+    ],
+)
+def test_which_variant_a_gpu_serves(folder: Path, eligible: dict[str, bool], chosen: str, why: str) -> None:
+    variant, said = fastest_on_gpu(with_variants(bundles.load(folder), **eligible))
+    assert variant.precision == chosen
+    assert why in said
+
+
+def test_onnx_runtime_of_this_machine_has_what_is_used() -> None:
+    """The names on ONNX Runtime's side that only a GPU would exercise."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", "3")
+    assert options.get_run_config_entry("gpu_graph_id") == "3"
+    assert hasattr(ort, "preload_dlls")
