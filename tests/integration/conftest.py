@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rafaga.server import engine
+from rafaga.server import engine, model
 from tests import bundles
 from tests.integration import graphs
 from tests.integration.serving import Served, serving
@@ -51,4 +51,5 @@ def valve(monkeypatch: pytest.MonkeyPatch) -> Valve:
         return valve.before(create(*args))
 
     monkeypatch.setattr(engine, "create_session", create_valved)
+    monkeypatch.setattr(model, "QUICK_S", 0.0)  # the thread that stops before a valve must not be the transport's
     return valve

@@ -44,7 +44,13 @@ _RETRY_AFTER_S = 0.1
 
 
 class Call(ABC):
-    """One unary call. `deadline`: monotonic seconds, infinity when the caller set none."""
+    """One unary call. `deadline`: monotonic seconds, infinity when the caller set none.
+
+    may_run: the thread that dispatches the call can be lent to a quick model. After dispatching, it calls `step`, where
+    there is one, until that returns False: nobody else runs the call's job.
+    """
+
+    may_run = False
 
     def __init__(self, method: str, request: bytes, deadline: float = math.inf) -> None:
         self.method = method
@@ -54,6 +60,7 @@ class Call(ABC):
         self._unfinished = threading.Lock()  # taken by the first to finish the call: an atomic test-and-set
         self._on_cancel: Callable[[], None] | None = None
         self._account: _Account | None = None
+        self.step: Callable[[], bool] | None = None
         self.served: tuple[str, JobTiming] | None = None  # by which model, once a model has answered
 
     @property

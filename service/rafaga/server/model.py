@@ -28,6 +28,9 @@ from rafaga.server.watch import Watch, WatchPolicy
 
 _LOG = logging.getLogger(__name__)
 
+QUICK_S = 4e-3
+"""Batches that run no longer may be run by the thread that brings the requests: waking another one takes long too."""
+
 _DOWN = "the model's engine was lost and is being restarted: ask another replica, or later"
 
 
@@ -100,7 +103,10 @@ class ServedModel:
         # What the latency table was measured on; costs of other sizes are relative to it.
         self.reference_size = max(1, samples.inputs[0][0].size)
         self._batcher = Batcher(policy, latency, len(engines))
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # taken as itself, because entering a Condition is two calls in Python
+        self._changed = threading.Condition(self._lock)
+        # As far as is known. What overlaps its batches or has others beside it is not run from outside.
+        self._quick = len(engines) == 1 and not isinstance(engines[0], BoundEngine)
         self._stopping = False
         self._down = False
         self._tell: Callable[[], None] = lambda: None
@@ -130,17 +136,54 @@ class ServedModel:
         """All its engines were lost, and there is no new one yet."""
         return self._down
 
-    def submit(self, job: Job) -> None:
-        """Queues `job`, or raises a Refused error and leaves its callbacks uncalled."""
-        with self._changed:
+    def submit(self, job: Job, *, may_run: bool = False) -> bool:
+        """Queues `job`, or raises a Refused error and leaves its callbacks uncalled.
+
+        `may_run`: the caller could run a quick batch itself. True when it is to: by `step`, nobody else was woken.
+        """
+        with self._lock:
             if self._down and not self._stopping:
                 raise ModelNotReady(_DOWN)
             self._batcher.submit(job, time.monotonic())
+            if may_run and self._quick and job.row_s * self._batcher.latency.efficient_rows <= QUICK_S:
+                return True
             self._changed.notify()
+            return False
+
+    def step(self) -> bool:
+        """Runs a batch in the caller's thread, if the engine is free. True when there is more to run: call again."""
+        shift = self._shifts[0]
+        try:
+            batch = self._claim(shift)
+            if batch is None or not self._run_guarded(shift, batch):
+                return False
+        except Exception:
+            # The thread is the transport's: it goes on, with a new engine.
+            _LOG.critical("the engine was lost to a defect", exc_info=True, extra={"model": self.bundle.name})
+            self._lose(shift, "a defect")
+            return False
+        with self._lock:
+            if self._stopping:
+                self._changed.notify_all()
+            return self._batcher.queued_jobs > 0
+
+    def _claim(self, shift: _Shift) -> Batch | None:
+        """The next batch, unless the engine's thread has one or there is something to wait for: it then goes on."""
+        with self._lock:
+            if shift.batch is not None or shift.relieved or self._stopping:
+                self._changed.notify()
+                return None
+            decision = self._batcher.take(time.monotonic())
+            shift.batch = decision.batch
+            if decision.wake_at is not None:
+                self._changed.notify()
+        if decision.dropped:
+            self._drop(decision.dropped)
+        return decision.batch
 
     def cancel(self, job: Job) -> None:
         """The caller of `job` went away: it leaves the queue, and no batch is formed with it any more."""
-        with self._changed:
+        with self._lock:
             if not job.finished:
                 job.abandon()
                 self._batcher.remove(job)
@@ -150,13 +193,13 @@ class ServedModel:
 
     def drain(self) -> None:
         """New jobs are refused; the queued ones run."""
-        with self._changed:
+        with self._lock:
             self._batcher.drain()
             self._changed.notify_all()
 
     @property
     def idle(self) -> bool:
-        with self._changed:
+        with self._lock:
             return self._batcher.idle
 
     def predicted_wait_s(self) -> float:
@@ -164,19 +207,19 @@ class ServedModel:
         now = time.monotonic()
         visitor = Job((np.zeros(1),), lambda *_: None, lambda _: None)
         visitor.arrival = now
-        with self._changed:
+        with self._lock:
             return self._batcher.predicted_wait(visitor, now)
 
     def capacity_rows_per_s(self) -> float:
         """What the engine would get through in batches of the efficient size."""
-        with self._changed:
+        with self._lock:
             latency = self._batcher.latency
             return len(self._shifts) * latency.efficient_rows / latency.predict(latency.efficient_rows)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Stops after the running batches; what is still queued is refused. Engines that stand still let go of what
         they hold of their devices; one that hangs keeps it until its run ends."""
-        with self._changed:
+        with self._lock:
             self._stopping = True
             self._batcher.drain()
             self._changed.notify_all()
@@ -231,7 +274,7 @@ class ServedModel:
         except Exception:  # onnxruntime raises bare exceptions of many kinds
             _LOG.exception("no new engine yet", extra=about)
             return
-        with self._changed:
+        with self._lock:
             stopping = self._stopping
             if not stopping:
                 self._shifts[number] = shift
@@ -250,7 +293,8 @@ class ServedModel:
         That run's jobs are not to be sent again, since one of them may be what engines hang on. All others may be.
         Whoever waits goes on to wait while another engine serves.
         """
-        with self._changed:
+        self._quick = False  # what was lost once is not run by a transport's thread again
+        with self._lock:
             if shift.relieved:
                 return
             shift.relieved = True
@@ -281,15 +325,8 @@ class ServedModel:
             while not shift.relieved and (taken := shift.ahead or self._next(shift)) is not None:
                 batch, flight = taken if isinstance(taken, tuple) else (taken, None)
                 shift.batch, shift.ahead = batch, None
-                try:
-                    self._run(shift, batch, flight)
-                except _Relieved:
+                if not self._run_guarded(shift, batch, flight):
                     return
-                except Exception:
-                    _LOG.exception("a batch was lost to a defect", extra={"model": self.bundle.name})
-                    for part in batch.parts:
-                        self._fail(part.job, InternalError("the server failed on this batch; its log has the cause"))
-                shift.batch = None
         except BaseException:  # whatever it is, it has nowhere to go from here
             _LOG.critical("the engine's thread ended on a defect", exc_info=True, extra={"model": self.bundle.name})
         finally:
@@ -300,8 +337,21 @@ class ServedModel:
             if not shift.engine.close():
                 _LOG.error("a run does not end: its memory stays taken", extra={"model": self.bundle.name})
 
+    def _run_guarded(self, shift: _Shift, batch: Batch, flight: Flight | Exception | None = None) -> bool:
+        """Runs and answers the shift's batch. False when its engine was given up meanwhile."""
+        try:
+            self._run(shift, batch, flight)
+        except _Relieved:
+            return False
+        except Exception:
+            _LOG.exception("a batch was lost to a defect", extra={"model": self.bundle.name})
+            for part in batch.parts:
+                self._fail(part.job, InternalError("the server failed on this batch; its log has the cause"))
+        shift.batch = None
+        return True
+
     def _refuse_queued(self) -> None:
-        with self._changed:
+        with self._lock:
             self._batcher.drain()
             left = self._batcher.remove_all()
         for job in left:
@@ -311,10 +361,14 @@ class ServedModel:
         """Waits for a batch; None when the model is closing, or the engine was lost."""
         while True:
             self._let_in()
-            with self._changed:
-                if self._stopping or shift.relieved:
+            with self._lock:
+                if shift.relieved or (self._stopping and shift.batch is None):
                     return None
+                if shift.batch is not None:  # a thread that brought requests runs it
+                    self._changed.wait()
+                    continue
                 decision = self._batcher.take(time.monotonic())
+                shift.batch = decision.batch
                 if decision.batch is None and not decision.dropped:
                     timeout = None if decision.wake_at is None else max(0.0, decision.wake_at - time.monotonic())
                     self._changed.wait(timeout)
@@ -344,7 +398,7 @@ class ServedModel:
 
     def _fail(self, job: Job, error: RafagaError) -> None:
         """Fails a job, with the rows of it that still wait. Its callback cannot end the engine's thread."""
-        with self._changed:
+        with self._lock:
             self._batcher.remove(job)
         try:
             job.fail(error)
@@ -354,7 +408,7 @@ class ServedModel:
     def _full_one(self, free_at: float) -> Batch | None:
         """A full batch for an engine that is busy until `free_at`, which is the moment to judge deadlines by: a smaller
         one is better left to grow."""
-        with self._changed:
+        with self._lock:
             if self._stopping or self._batcher.queued_rows < self._batcher.latency.efficient_rows:
                 return None
             decision = self._batcher.take(max(free_at, time.monotonic()))
@@ -380,7 +434,7 @@ class ServedModel:
                 self._blame(shift, self._isolate(shift, batch.parts, bound_s), bound_s)
         finally:
             if not shift.relieved:
-                with self._changed:
+                with self._lock:
                     self._batcher.finished(batch, seconds)
 
     def _answer(

@@ -1,8 +1,9 @@
 """The opt-in transport for trusted clients: HTTP/2 and gRPC framing in Rust, outside the GIL (pygrpc-native).
 
-Calls reach Python in batches. One thread drains them; it never runs inference. What the front does not bound or
-serve itself is closed in Python or named in docs/transports.md: the Router checks size and admission on receipt, and
-health and reflection are served by grpcio on a private Unix socket behind it.
+Calls reach Python in batches. One thread drains them, and runs the quick models itself: waking the engine's thread
+would take longer (`ServedModel.step`). What the front does not bound or serve itself is closed in Python or named in
+docs/transports.md: the Router checks size and admission on receipt, and health and reflection are served by grpcio on a
+private Unix socket behind it.
 """
 
 from __future__ import annotations
@@ -96,11 +97,16 @@ class NativeTransport:
     def _receive(self) -> None:
         front, methods = self._front, self._router.methods
         assert front is not None
-        while (events := front.recv_batch_details(_MAX_EVENTS)) is not None:
+        steps: set[Callable[[], bool]] = set()
+        while (events := front.recv_batch_details(_MAX_EVENTS, 0 if steps else None)) is not None:
             for kind, call_id, method, payload, _, details in events:
                 try:
                     if kind == EVENT_CALL and payload is not None and details is not None:
-                        self._dispatch(_NativeCall(front, self._calls, call_id, methods[method], payload, details))
+                        arrived = _NativeCall(front, self._calls, call_id, methods[method], payload, details)
+                        self._calls[call_id] = arrived
+                        self._router.dispatch(arrived)
+                        if arrived.step is not None:
+                            steps.add(arrived.step)
                     elif (call := self._calls.get(call_id)) is not None:
                         call.cancel()
                 except Exception:
@@ -108,12 +114,13 @@ class NativeTransport:
                     _LOG.exception("a call could not be dispatched")
                     front.fail(call_id, grpc.StatusCode.INTERNAL.value[0], "the server failed on this request")
 
-    def _dispatch(self, call: _NativeCall) -> None:
-        self._calls[call.call_id] = call
-        self._router.dispatch(call)
+            # One batch of each quick model: meanwhile more requests arrive, for the next.
+            steps = {step for step in steps if step()}
 
 
 class _NativeCall(Call):
+    may_run = True
+
     def __init__(
         self,
         front: NativeGrpcFront,

@@ -100,9 +100,9 @@ class Served:
         self.changed = threading.Semaphore(0)  # how often `down` has changed
         self.model.start(self.changed.release)
 
-    def submit(self, *values: int, deadline: float = float("inf")) -> Caller:
+    def submit(self, *values: int, deadline: float = float("inf"), may_run: bool = False) -> Caller:
         caller = Caller(list(values), deadline)
-        self.model.submit(caller.job)
+        self.model.submit(caller.job, may_run=may_run)
         return caller
 
     def hold(self) -> Caller:

@@ -53,7 +53,8 @@ def submit(
         call.reply(answer if isinstance(answer, bytes) else answer.SerializeToString())
 
     job = Job(inputs, succeed, call.fail, call.deadline, key, cost)
-    model.submit(job)
+    if model.submit(job, may_run=call.may_run):
+        call.step = model.step
     call.on_cancel(lambda: model.cancel(job))
 
 
@@ -151,6 +152,7 @@ class Workers:
 
     def run(self, call: Call, work: Callable[[], None]) -> None:
         """Runs `work` for `call` in a thread; its errors become the call's. Raises QueueFull when too much waits."""
+        call.may_run = False
         if not self._free.acquire(blocking=False):
             raise QueueFull("too many images wait to be decoded: retry later", 0.1)
 
