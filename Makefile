@@ -15,7 +15,7 @@ export RAFAGA_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test nightly lint format bench protos protos-check clean
+.PHONY: help setup demo serve test tools nightly lint format bench protos protos-check clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,10 @@ test: setup $(TRITON)  ## All tests but the nightly and the GPU ones
 
 nightly: setup $(TRITON)  ## The long tests too
 	$(BIN)/python -m pytest -m "not gpu" --timeout 3600
+
+tools:  ## As root on Debian: the programs that some tests ask; without them those are skipped
+	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -qq -y --no-install-recommends nginx-light prometheus kubernetes-client openssl > /dev/null
 
 # Triton's client, which the tests ask the server with. Where it cannot be had, they are skipped and the rest runs.
 $(TRITON): requirements/tritonclient.txt

@@ -207,9 +207,14 @@ def from_status(
 ) -> RafagaError:
     """The error that a client raises for a gRPC status."""
     reason, retry_after_s = None, None
+    pushback_s = None
     for key, value in trailing_metadata:
         if key == STATUS_DETAILS_KEY and isinstance(value, bytes):
             reason, retry_after_s = _read_details(value)
+        elif key == PUSHBACK_KEY:
+            pushback_s = _read_pushback(value)
+    # Said twice, because details are lost behind some proxies; what is in them is not rounded.
+    retry_after_s = pushback_s if retry_after_s is None else retry_after_s
     cls = _BY_REASON.get(reason) if reason else None
     cls = cls or _BY_CODE.get(code, RafagaError)
     if reason is None and code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
@@ -223,6 +228,12 @@ def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) 
     packed = any_pb2.Any()
     packed.Pack(message)
     return packed
+
+
+def _read_pushback(value: str | bytes) -> float:
+    """Seconds. By gRPC's rules (A6), a value that is negative or no number means never."""
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return int(text) / 1000 if text.isdecimal() else math.inf
 
 
 def _read_details(raw: bytes) -> tuple[str | None, float | None]:

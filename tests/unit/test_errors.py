@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 
 import grpc
@@ -97,3 +98,10 @@ def test_details_of_others_are_ignored() -> None:
 def test_broken_details_are_ignored() -> None:
     back = from_status(grpc.StatusCode.NOT_FOUND, "gone", [(STATUS_DETAILS_KEY, b"\xff\xff\xff")])
     assert type(back) is errors.ModelNotFound
+
+
+@pytest.mark.parametrize(("value", "retry_after_s"), [("1500", 1.5), ("0", 0), ("-1", math.inf), ("soon", math.inf)])
+def test_pushback_counts_where_the_details_are_lost(value: str, retry_after_s: float) -> None:
+    error = from_status(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", [(PUSHBACK_KEY, value)])
+    assert isinstance(error, errors.QueueFull)
+    assert error.retry_after_s == retry_after_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 # A server that restarts is found again within this time; gRPC's own default backs off up to two minutes.
 _RECONNECT_BACKOFF_MS = (100, 2000)
+_MIN_TIME_BETWEEN_LOOKUPS_MS = 1000
 
 
 @dataclass(frozen=True)
@@ -92,21 +94,29 @@ def endpoint(
         ("grpc.keepalive_time_ms", round(keepalive.interval_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(keepalive.timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", int(keepalive.while_idle)),
+        # Of any ping: while one that measures the connection waits for its answer, a minute, no other is sent.
+        ("grpc.http2.ping_timeout_ms", round(keepalive.timeout_s * 1000)),
         ("grpc.initial_reconnect_backoff_ms", _RECONNECT_BACKOFF_MS[0]),
         ("grpc.min_reconnect_backoff_ms", _RECONNECT_BACKOFF_MS[0]),
         ("grpc.max_reconnect_backoff_ms", _RECONNECT_BACKOFF_MS[1]),
         # A client's connections are its own: closing one, or its backoff, never touches another client.
         ("grpc.use_local_subchannel_pool", 1),
+        # Where every replica has moved to a new address, as in an update, gRPC would look again after 30 s only.
+        ("grpc.dns_min_time_between_resolutions_ms", _MIN_TIME_BETWEEN_LOOKUPS_MS),
     ]
     if balanced:
         options.append(("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})))
+    # A list of addresses has no name of its own. gRPC would send all of it as :authority, which HTTP/2 does not allow.
+    first = re.sub("^ipv[46]:/*", "", address.split(",")[0].strip()) if target.startswith(("ipv4:", "ipv6:")) else None
     credentials = None
     if tls is not None:
         credentials = grpc.ssl_channel_credentials(tls.root_certificates, tls.private_key, tls.certificate_chain)
-        # A list of addresses has no name of its own that a certificate could be checked against.
-        name = tls.server_name or (_split(address.split(",")[0])[0] if target.startswith(("ipv4:", "ipv6:")) else None)
+        name = tls.server_name or (_split(first)[0] if first else None)
         if name:
             options.append(("grpc.ssl_target_name_override", name))
+            first = first and name
+    if first:
+        options.append(("grpc.default_authority", first))
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
     return Endpoint(address, target, tuple(options), credentials, metadata)
 

@@ -3,6 +3,10 @@
 Every call of the API reads and changes nothing, so a connection lost in the middle may be tried again as well as a
 request that was refused before any work. What would only fail again is not: an invalid request, a missing model, a
 deadline that has passed or that the server says cannot be met (a later try would have less time still).
+
+A replica that is stopping refuses for as long as it drains, and gRPC goes on sending it its share. Of three replicas,
+three tries in a row would hit the one that drains once in 27 calls, so these refusals do not count as tries: the call
+moves on at once, and keeps doing so for as long as its deadline allows.
 """
 
 from __future__ import annotations
@@ -13,7 +17,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rafaga.errors import DeadlineUnreachable, RafagaError, Refused, ServerUnreachable
+from rafaga.errors import DeadlineUnreachable, Draining, RafagaError, Refused, ServerUnreachable
+
+# Seconds at first, by how much longer each time, seconds at most.
+_MOVE_BACKOFF = (0.01, 2.0, 0.2)
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,8 @@ class RetryPolicy:
     """How often, and how long after. The deadline of a call spans all its tries.
 
     The n-th pause is initial_backoff_s * multiplier**(n-1), at most max_backoff_s, spread by ±jitter (a fraction).
-    Where the server said when to come back, that is the pause instead, spread upwards only.
+    Where the server said when to come back, that is the pause instead, spread upwards only. Refusals by servers that
+    are stopping do not count: see `move_on_s`.
 
     >>> client = Client("localhost:50051", retry=RetryPolicy(max_attempts=5, max_backoff_s=1.0))  # doctest: +SKIP
     """
@@ -52,10 +60,25 @@ class RetryPolicy:
         if isinstance(error, Refused) and error.retry_after_s is not None:
             pause_s = error.retry_after_s * (1 + self.jitter * chance)
         else:
-            # The exponent is bounded because a long wait can reach thousands of tries, where a float overflows.
-            backoff_s = self.initial_backoff_s * self.multiplier ** min(attempt - 1, 64)
-            pause_s = min(backoff_s, self.max_backoff_s) * (1 + self.jitter * (2 * chance - 1))
+            backoff_s = _growing(attempt, self.initial_backoff_s, self.multiplier, self.max_backoff_s)
+            pause_s = self._spread(backoff_s, chance)
         return pause_s if pause_s < remaining_s else None
+
+    def move_on_s(self, moves: int, remaining_s: float, chance: float) -> float | None:
+        """Seconds to wait after the `moves`-th (1, 2, …) refusal by a server that is stopping: none at first, for
+        another replica can answer at once, then growing, for there may be no other."""
+        if self.max_attempts == 1:
+            return None
+        pause_s = 0.0 if moves == 1 else self._spread(_growing(moves - 1, *_MOVE_BACKOFF), chance)
+        return pause_s if pause_s < remaining_s else None
+
+    def _spread(self, pause_s: float, chance: float) -> float:
+        return pause_s * (1 + self.jitter * (2 * chance - 1))
+
+
+def _growing(n: int, initial_s: float, multiplier: float, most_s: float) -> float:
+    # The exponent is bounded because a long wait can reach thousands of tries, where a float overflows.
+    return min(initial_s * multiplier ** min(n - 1, 64), most_s)
 
 
 # For waiting until a server is up: as often as the deadline allows.
@@ -81,6 +104,7 @@ class Attempts:
         self._chance = chance
         self._deadline = clock() + timeout_s
         self._failed = 0
+        self._moved = 0
 
     @property
     def remaining_s(self) -> float:
@@ -89,5 +113,8 @@ class Attempts:
 
     def pause_s(self, error: RafagaError) -> float | None:
         """Seconds until the next try, after one failed with `error`; None when there is none."""
+        if isinstance(error, Draining) and error.retry_after_s is None:
+            self._moved += 1
+            return self._policy.move_on_s(self._moved, self.remaining_s, self._chance())
         self._failed += 1
         return self._policy.pause_s(error, self._failed, self.remaining_s, self._chance())

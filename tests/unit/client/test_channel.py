@@ -40,12 +40,30 @@ def test_what_is_no_address(address: str) -> None:
         endpoint(address)
 
 
+@pytest.mark.parametrize(
+    ("address", "authority"),
+    [
+        ("localhost:1", None),
+        ("dns:///rafaga:1", None),
+        ("10.0.0.1:1,10.0.0.2:2", "10.0.0.1:1"),
+        ("localhost:1,127.0.0.1:2", "localhost:1"),
+        ("[::1]:1,[::2]:2", "[::1]:1"),
+        ("ipv4:10.0.0.1:1,10.0.0.2:2", "10.0.0.1:1"),
+    ],
+)
+def test_a_list_calls_itself_by_its_first_address(address: str, authority: str | None) -> None:
+    """HTTP/2 allows no commas in :authority; strict servers answer such a call with a protocol error."""
+    assert dict(endpoint(address).options).get("grpc.default_authority") == authority
+    secured = dict(endpoint(address, tls=Tls(server_name="models")).options)
+    assert secured.get("grpc.default_authority") == (authority and "models")
+
+
 def test_limits_keepalive_and_retries_are_always_told() -> None:
     options = dict(endpoint("h:1", max_message_bytes=123, keepalive=Keepalive(5, 2.5, while_idle=True)).options)
     assert options["grpc.max_send_message_length"] == options["grpc.max_receive_message_length"] == 123
     assert options["grpc.enable_retries"] == 0
     assert options["grpc.keepalive_time_ms"] == 5000
-    assert options["grpc.keepalive_timeout_ms"] == 2500
+    assert options["grpc.keepalive_timeout_ms"] == options["grpc.http2.ping_timeout_ms"] == 2500
     assert options["grpc.keepalive_permit_without_calls"] == 1
     assert dict(endpoint("h:1").options)["grpc.max_send_message_length"] == 64 * 1024 * 1024
 

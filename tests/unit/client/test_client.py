@@ -143,7 +143,7 @@ def test_refusals_are_tried_again(client: Client, script: Script) -> None:
 
 def test_the_last_refusal_is_raised_when_the_attempts_are_used_up(client: Client, script: Script) -> None:
     script.failures.extend(
-        [Draining("first"), Draining("second"), QueueFull("third", retry_after_s=0.5), Draining("-")]
+        [ModelNotReady("first"), ModelNotReady("second"), QueueFull("third", retry_after_s=0.5), ModelNotReady("-")]
     )
     with pytest.raises(QueueFull, match="third") as raised:
         client.classify(SEVEN, model="lenet5-mnist")
@@ -160,7 +160,7 @@ def test_a_pushback_past_the_deadline_is_not_waited_for(client: Client, script: 
 
 def test_every_call_carries_a_deadline_and_retries_share_it(address: str, script: Script) -> None:
     with Client(address, timeout_s=9, retry=RetryPolicy(initial_backoff_s=0.5, jitter=0)) as client:
-        script.failures.append(Draining("stopping"))
+        script.failures.append(ModelNotReady("loading"))
         client.models()
         client.models(timeout_s=5)
     first, second, own = script.remaining_s

@@ -64,6 +64,21 @@ def test_a_pause_is_never_negative_never_past_the_deadline_never_before_the_serv
         assert pause_s >= (retry_after_s or 0)
 
 
+def test_refusals_by_a_replica_that_stops_do_not_count_as_tries() -> None:
+    """Of three replicas, three tries in a row would hit the one that drains once in 27 calls."""
+    now = 100.0
+    attempts = Attempts(STEADY, 1.0, clock=lambda: now, chance=lambda: 0.5)
+    moves = [attempts.pause_s(errors.Draining("…")) for _ in range(8)]
+    assert moves == pytest.approx([0, 0.01, 0.02, 0.04, 0.08, 0.16, 0.2, 0.2])
+    assert [attempts.pause_s(errors.ServerUnreachable("…")) for _ in range(4)] == [0.1, 0.2, 0.3, None]
+    now = 100.95
+    assert attempts.pause_s(errors.Draining("…")) is None, "the deadline would pass"
+
+
+def test_without_retries_a_call_does_not_move_on_either() -> None:
+    assert Attempts(RetryPolicy(max_attempts=1), 1.0).pause_s(errors.Draining("…")) is None
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -84,10 +99,10 @@ def test_attempts_count_against_one_deadline() -> None:
     now = 100.0
     attempts = Attempts(STEADY, 1.0, clock=lambda: now, chance=lambda: 0.5)
     assert attempts.remaining_s == 1.0
-    assert attempts.pause_s(errors.Draining("…")) == 0.1
+    assert attempts.pause_s(errors.ModelNotReady("…")) == 0.1
     now = 100.75
     assert attempts.remaining_s == 0.25
-    assert attempts.pause_s(errors.Draining("…")) == 0.2
+    assert attempts.pause_s(errors.ModelNotReady("…")) == 0.2
     now = 101.5
     assert attempts.remaining_s == 0
-    assert attempts.pause_s(errors.Draining("…")) is None
+    assert attempts.pause_s(errors.ModelNotReady("…")) is None

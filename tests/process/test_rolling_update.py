@@ -1,0 +1,181 @@
+"""Three replicas are updated one by one under constant load, then one of them is killed: no call fails, no answer is
+wrong, whichever way the callers reach them."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+import numpy as np
+import pytest
+
+from rafaga import AsyncClient, Classification, Client, Keepalive
+from rafaga.v1 import vision_pb2
+from tests import bundles
+from tests.integration import messages
+from tests.integration.serving import PATIENCE_S, connected, eventually
+from tests.process.fleet import Load, Replica, Tally, fleet
+from tests.process.names import naming
+from tests.process.nginx import nginx
+
+IMAGES = [messages.random_digits(seed) for seed in range(8)]
+EXPECTED = [bundles.classify(image)[0] for image in IMAGES]
+# Long enough for balancers to be told by hand.
+DRAIN_DELAY_S = 0.5
+ACCEPTED = 20
+
+BY_THE_SDK = ("list", "asyncio", "dns", "nginx")
+PLAIN = "nginx that is told, without the SDK"
+
+
+class Story(NamedTuple):
+    """What callers saw, by how they reached the replicas."""
+
+    update: dict[str, Tally]
+    crash: dict[str, Tally]
+    exit_codes: list[int]
+
+
+def right(answer: Classification, number: int) -> bool:
+    found = {p.index: p.probability for p in answer.predictions}
+    return np.allclose([found[i] for i in range(bundles.CLASSES)], EXPECTED[number % 8], atol=1e-5)
+
+
+def by(client: Client) -> Callable[[int], bool]:
+    return lambda number: right(client.classify(IMAGES[number % 8][0], model="digits", top_k=10), number)
+
+
+@contextmanager
+def by_asyncio(address: str) -> Iterator[Callable[[int], bool]]:
+    """One client and its event loop, shared by all callers."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    client = AsyncClient(address)
+
+    def ask(number: int) -> bool:
+        call = client.classify(IMAGES[number % 8][0], model="digits", top_k=10)
+        return right(asyncio.run_coroutine_threadsafe(call, loop).result(PATIENCE_S), number)
+
+    try:
+        yield ask
+    finally:
+        asyncio.run_coroutine_threadsafe(client.close(), loop).result(PATIENCE_S)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def by_plain_grpc(channel: grpc.Channel) -> Callable[[int], bool]:
+    """As generated stubs ask: no refusal is tried again."""
+    requests = [messages.classify(image).SerializeToString() for image in IMAGES]
+    method = channel.unary_unary("/rafaga.v1.Vision/Classify")
+
+    def ask(number: int) -> bool:
+        reply = vision_pb2.ClassifyResponse.FromString(method(requests[number % 8], timeout=PATIENCE_S))
+        return np.allclose(messages.probabilities(reply)[0], EXPECTED[number % 8], atol=1e-5)
+
+    return ask
+
+
+def stop_with_work_to_do(replica: Replica) -> int:
+    """Calls for the slow model wait in its queue: it drains for a while, and answers them."""
+    with connected(replica.address) as channel:
+        method = channel.unary_unary("/rafaga.v1.Vision/Classify")
+        request = messages.classify(IMAGES[0], "slow").SerializeToString()
+        accepted = [method.future(request, timeout=PATIENCE_S) for _ in range(ACCEPTED)]
+        eventually(lambda: accepted[0].done(), "it works on them")
+        code = replica.stop()
+        assert [call.code() for call in accepted] == [grpc.StatusCode.OK] * ACCEPTED
+        return code
+
+
+@pytest.fixture(scope="module")
+def story(repository: Path, transport: str, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    """1. Each replica in turn gets SIGTERM, drains, ends, and starts again on its port. 2. One gets SIGKILL, and starts
+    again. All the while everybody asks."""
+    settings = ("--transport", transport, "--drain-delay-s", str(DRAIN_DELAY_S), "--max-queue-wait-ms", "60000")
+    exit_codes = []
+    with ExitStack() as stack:
+        replicas = stack.enter_context(fleet(repository, *settings))
+        addresses = [replica.address for replica in replicas]
+        listed = ",".join(addresses)
+        hosts, ports = zip(*(address.split(":") for address in addresses), strict=True)
+        names = stack.enter_context(naming(hosts))
+
+        def client(address: str) -> Client:
+            return stack.enter_context(Client(address))
+
+        loads = {
+            # So many that three tries in a row would hit the draining one now and then.
+            "list": Load(by(client(listed)), callers=12),
+            "asyncio": Load(stack.enter_context(by_asyncio(listed))),
+            "dns": Load(by(client(names.target(int(ports[0]))))),
+        }
+        rotated = None
+        if shutil.which("nginx"):
+            folder = tmp_path_factory.mktemp("nginx")
+            loads["nginx"] = Load(by(client(stack.enter_context(nginx(folder / "fixed", addresses)).address)))
+            rotated = stack.enter_context(nginx(folder / "rotated", addresses))
+            loads[PLAIN] = Load(by_plain_grpc(stack.enter_context(grpc.insecure_channel(rotated.address))))
+        for load in loads.values():
+            stack.enter_context(load)
+
+        def rotate(*over: str) -> None:
+            if rotated is not None:
+                rotated.balance(over)
+
+        for replica in replicas:
+            rotate(*(other for other in addresses if other != replica.address))
+            exit_codes.append(stop_with_work_to_do(replica))
+            replica.start()
+            rotate(*addresses)
+        for load in loads.values():
+            load.go_on()
+        update = {way: load.turn_over() for way, load in loads.items()}
+        replicas[1].kill()
+        for load in loads.values():
+            load.go_on()
+        replicas[1].start()
+        for load in loads.values():
+            load.go_on()
+        return Story(update, {way: load.turn_over() for way, load in loads.items()}, exit_codes)
+
+
+def assert_all_right(tallies: dict[str, Tally], way: str) -> None:
+    if way not in tallies:
+        pytest.skip("nginx (Debian: nginx) is not installed")
+    print(tallies[way])
+    assert set(tallies[way].outcomes) == {"OK"}, tallies[way]
+
+
+@pytest.mark.parametrize("way", [*BY_THE_SDK, PLAIN])
+def test_an_update_fails_no_call(story: Story, way: str) -> None:
+    assert_all_right(story.update, way)
+
+
+@pytest.mark.parametrize("way", BY_THE_SDK)
+def test_a_replica_that_is_killed_fails_no_call(story: Story, way: str) -> None:
+    assert_all_right(story.crash, way)
+
+
+def test_every_replica_answered_what_it_had_accepted(story: Story) -> None:
+    assert story.exit_codes == [0, 0, 0]
+
+
+def test_a_replica_that_hangs_is_left(repository: Path, transport: str) -> None:
+    """A process that stands still neither answers nor closes its connections: keepalive finds out."""
+    with (
+        fleet(repository, "--transport", transport, replicas=2) as (frozen, other),
+        Client(f"{frozen.address},{other.address}", timeout_s=30, keepalive=Keepalive(1.0, 1.0)) as client,
+    ):
+        ask = by(client)
+        assert all(ask(number) for number in range(10)), "both are connected"
+        with frozen.frozen():
+            assert all(ask(number) for number in range(10))
