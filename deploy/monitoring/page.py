@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from deploy.monitoring.rules import GUIDE
 from deploy.monitoring.signals import Pace, alerts, recordings
-from rafaga.server.families import FAMILIES, LABELS, Family, Kind
+from rafaga.server.families import FAMILIES, GPU_FAMILIES, LABELS, Family, Kind
 from rafaga.server.triton import ALIASES
 
 
@@ -25,8 +25,16 @@ def _lines(pace: Pace) -> Iterator[str]:
     yield from _table(("metric", "kind", "labels", "what"), map(_row, FAMILIES))
     yield ""
     yield "Counters are stored as `…_total`, histograms as `…_bucket`, `…_sum` and `…_count`. Beside these there are"
-    yield "`process_*` (CPU, memory, open files, start time) and `python_info` of the process. Figures of GPUs come"
-    yield "from NVIDIA's DCGM exporter, which knows all of a node's."
+    yield "`process_*` (CPU, memory, open files, start time) and `python_info` of the process."
+    yield ""
+    yield "Deadlines are missed on arrival (`rafaga_refusals`, reason `DEADLINE_UNREACHABLE`), in the queue"
+    yield "(`rafaga_dropped`, cause `deadline`) and in the engine; `rafaga_requests` with `DEADLINE_EXCEEDED` has all."
+    yield ""
+    yield "Where the server sees GPUs and nvidia-ml-py is installed, as in the image for GPUs:"
+    yield ""
+    yield from _table(("metric", "kind", "labels", "what"), map(_row, GPU_FAMILIES))
+    yield ""
+    yield "NVIDIA's DCGM exporter tells more of them, and of all of a node's."
     yield ""
     yield "## Labels"
     yield ""

@@ -30,7 +30,7 @@ class Row:
 
 
 def rows() -> tuple[Row, ...]:
-    return (_traffic(), _batching(), _models(), _processes())
+    return (_traffic(), _batching(), _models(), _processes(), _gpus())
 
 
 def _traffic() -> Row:
@@ -48,6 +48,12 @@ def _traffic() -> Row:
             ),
             Panel(
                 "Calls in flight", "Received, not answered.", "short", _of("sum", "rafaga_requests_in_flight", "job")
+            ),
+            Panel(
+                "Deadlines missed",
+                "Calls per second that ended after their deadline, or were refused because they would have.",
+                "reqps",
+                _rate("rafaga_requests_total", "method", only='code="DEADLINE_EXCEEDED"'),
             ),
         ),
     )
@@ -74,6 +80,12 @@ def _batching() -> Row:
                 "Mean. It grows with the load: batches form while the engine runs.",
                 "short",
                 _mean("rafaga_batch_size", "model"),
+            ),
+            Panel(
+                "Padding",
+                "Rows' worth computed for nothing, for each row asked for.",
+                "percentunit",
+                _ratio("rafaga_padding_rows_total", "rafaga_batch_size_sum", "model"),
             ),
             Panel("Rows queued", "All servers together.", "short", _of("sum", "rafaga_queue_rows", "model")),
             Panel(
@@ -116,6 +128,18 @@ def _models() -> Row:
                 _of("max", "rafaga_model_load_seconds", "model", "version"),
             ),
             Panel(
+                "Swap time",
+                "From giving way to a new state of the model to the end of the old.",
+                "s",
+                _of("max", "rafaga_model_swap_seconds", "model"),
+            ),
+            Panel(
+                "Refused at load",
+                "Models refused since the server started.",
+                "short",
+                _of("sum", "rafaga_model_load_failures_total", "model", "version"),
+            ),
+            Panel(
                 "Capacity",
                 "Rows per second and server, as the engine's runs so far predict.",
                 "short",
@@ -126,6 +150,12 @@ def _models() -> Row:
                 "Inputs per second that made the engine fail.",
                 "ops",
                 _rate("rafaga_engine_failures_total", "model"),
+            ),
+            Panel(
+                "Engine restarts",
+                "Engines brought up for one that was lost, since the server started.",
+                "short",
+                _of("sum", "rafaga_engine_restarts_total", "model"),
             ),
         ),
     )
@@ -142,6 +172,17 @@ def _processes() -> Row:
     )
 
 
+def _gpus() -> Row:
+    return Row(
+        "GPUs",
+        (
+            Panel("GPU in use", "Share of the time.", "percentunit", _gpu("rafaga_gpu_utilisation_ratio")),
+            Panel("GPU memory", "Of all processes.", "bytes", _gpu("rafaga_gpu_memory_used_bytes")),
+            Panel("GPU power", "Drawn.", "watt", _gpu("rafaga_gpu_power_watts")),
+        ),
+    )
+
+
 _JOB = '{job=~"$job"}'
 
 
@@ -149,17 +190,26 @@ def _each(series: str) -> tuple[Query, ...]:
     return (Query(series + _JOB, "{{instance}}"),)
 
 
+def _gpu(series: str) -> tuple[Query, ...]:
+    return (Query(series + _JOB, "{{instance}} {{gpu}}"),)
+
+
 def _of(operator: str, series: str, *by: str) -> tuple[Query, ...]:
     return (Query(f"{operator} by ({', '.join(by)}) ({series}{_JOB})", _legend(by)),)
 
 
-def _rate(counter: str, *by: str) -> tuple[Query, ...]:
-    return (Query(f"sum by ({', '.join(by)}) (rate({counter}{_JOB}[$__rate_interval]))", _legend(by)),)
+def _rate(counter: str, *by: str, only: str = "") -> tuple[Query, ...]:
+    chosen = _JOB.replace("}", f",{only}}}") if only else _JOB
+    return (Query(f"sum by ({', '.join(by)}) (rate({counter}{chosen}[$__rate_interval]))", _legend(by)),)
 
 
 def _mean(histogram: str, by: str) -> tuple[Query, ...]:
-    (total,), (count,) = _rate(f"{histogram}_sum", by), _rate(f"{histogram}_count", by)
-    return (Query(f"{total.expression} / {count.expression}", total.legend),)
+    return _ratio(f"{histogram}_sum", f"{histogram}_count", by)
+
+
+def _ratio(part: str, whole: str, by: str) -> tuple[Query, ...]:
+    (over,), (under,) = _rate(part, by), _rate(whole, by)
+    return (Query(f"{over.expression} / {under.expression}", over.legend),)
 
 
 def _quantile(q: float, histogram: str, by: str) -> tuple[Query, ...]:

@@ -117,6 +117,22 @@ def alerts(pace: Pace) -> tuple[Alert, ...]:
             "The engine of model {{ $labels.model }} fails on inputs that were valid.",
         ),
         Alert(
+            "RafagaEngineLost",
+            Severity.TICKET,
+            f"increase(rafaga_engine_restarts_total[{pace.restart_window}]) > 0",
+            "The engine of model {{ $labels.model }} hung or died, and a new one was brought up.",
+            at_once=True,
+        ),
+        Alert(
+            "RafagaModelRefused",
+            Severity.TICKET,
+            # The series is born with the first refusal, so there is nothing before it to take an increase from.
+            f"rafaga_model_load_failures_total unless rafaga_model_load_failures_total offset {window} "
+            f"or increase(rafaga_model_load_failures_total[{window}]) > 0",
+            "Version {{ $labels.version }} of model {{ $labels.model }} was refused when it was loaded.",
+            at_once=True,
+        ),
+        Alert(
             "RafagaRestarting",
             Severity.TICKET,
             f"changes(process_start_time_seconds[{pace.restart_window}]) > 2 "

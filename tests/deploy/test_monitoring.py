@@ -16,12 +16,12 @@ import yaml
 from deploy.monitoring.__main__ import files
 from deploy.monitoring.panels import rows
 from deploy.monitoring.signals import Pace, alerts, recordings
-from rafaga.server.families import FAMILIES, LABELS
+from rafaga.server.families import FAMILIES, GPU_FAMILIES, LABELS
 from rafaga.server.metrics import Metrics
 from rafaga.server.triton import ALIASES
 from tests.deploy.rendering import KUBERNETES, ROOT, Object, one, overlay
 
-SERIES = {series for family in FAMILIES for series in family.series} | {
+SERIES = {series for family in FAMILIES + GPU_FAMILIES for series in family.series} | {
     "process_cpu_seconds_total",
     "process_resident_memory_bytes",
     "process_open_fds",
@@ -46,7 +46,7 @@ def test_the_server_counts_what_is_listed_and_nothing_else() -> None:
 
 
 def test_every_label_is_explained() -> None:
-    assert {label for family in FAMILIES for label in family.labels} == LABELS.keys()
+    assert {label for family in FAMILIES + GPU_FAMILIES for label in family.labels} == LABELS.keys()
 
 
 def queries() -> Iterator[tuple[str, str]]:
@@ -139,6 +139,12 @@ STORIES = {
     "RafagaEngineFailing": Story(
         CALLS | {_server("rafaga_engine_failures_total", 'model="m"'): "0+1x80 80x160"}, "15m", "40m"
     ),
+    "RafagaEngineLost": Story(
+        CALLS | {_server("rafaga_engine_restarts_total", 'model="m"'): "0x20 1x220"}, "6m", "40m"
+    ),
+    "RafagaModelRefused": Story(
+        CALLS | {_server("rafaga_model_load_failures_total", 'model="m",version="2"'): "_x20 1x220"}, "6m", "15m"
+    ),
     "RafagaRestarting": Story(CALLS | {_server("process_start_time_seconds"): "1x10 2x10 3x10 4x210"}, "10m", "50m"),
 }
 
@@ -150,6 +156,8 @@ HEALTHY = CALLS | {
     _server("rafaga_dropped_total", 'model="m",cause="cancelled"'): "0+50x240",
     _server("rafaga_queue_predicted_wait_seconds", 'model="m"'): "0.2x240",
     _server("rafaga_engine_failures_total", 'model="m"'): "0x240",
+    _server("rafaga_engine_restarts_total", 'model="m"'): "0x240",
+    _server("rafaga_model_load_failures_total", 'model="m",version="1"'): "1x240",
     _server("process_start_time_seconds"): "1x240",
 }
 
@@ -201,6 +209,12 @@ def test_every_alert_has_its_story() -> None:
 def test_an_alert_fires_when_it_should_and_clears_afterwards(alert: str, tmp_path: Path) -> None:
     series, fires, over = STORIES[alert]
     play(tmp_path, series, [firing(alert, "1m", 0), firing(alert, fires, 1), firing(alert, over, 0)])
+
+
+def test_a_second_refusal_is_told_too(tmp_path: Path) -> None:
+    series = CALLS | {_server("rafaga_model_load_failures_total", 'model="m",version="2"'): "_x20 1x60 2x160"}
+    name = "RafagaModelRefused"
+    play(tmp_path, series, [firing(name, at, n) for at, n in (("15m", 0), ("21m", 1), ("30m", 0))])
 
 
 def test_a_healthy_server_alerts_nobody(tmp_path: Path) -> None:

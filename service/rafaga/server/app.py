@@ -18,6 +18,7 @@ from rafaga.server.batcher import BatchPolicy
 from rafaga.server.calls import Authenticator, Router, Transport
 from rafaga.server.config import Config, ConfigError, LogFormat, ModelControl, TransportKind
 from rafaga.server.engine import available_cores
+from rafaga.server.gpu_figures import GpuFigures
 from rafaga.server.gpu_memory import MIB
 from rafaga.server.health import Health, add_reflection
 from rafaga.server.http import HttpServer
@@ -63,7 +64,7 @@ def serve(config: Config) -> int:
 
 def build(config: Config) -> Server:
     """A server that is not started. Raises ConfigError."""
-    metrics, health = Metrics(triton=config.triton_metrics), Health()
+    metrics, health = Metrics(triton=config.triton_metrics, gpus=GpuFigures.find()), Health()
     policy = BatchPolicy(
         max_queue_delay_s=config.max_queue_delay_us / 1e6,
         max_queue_wait_s=config.max_queue_wait_ms / 1e3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -231,6 +232,15 @@ def assemble(parts: Sequence[Part]) -> Arrays:
     return tuple(
         _joined([part.job.inputs[i][part.start : part.stop] for part in parts]) for i in range(len(parts[0].job.inputs))
     )
+
+
+def padding_rows(parts: Sequence[Part]) -> float:
+    """How much of what `assemble` makes of the first input is padding, in rows: two series of half the length of the
+    longest are one."""
+    rows = [part.stop - part.start for part in parts]
+    tails = [part.job.inputs[0].shape[1:] for part in parts]
+    full = math.prod(map(max, zip(*tails, strict=True)))
+    return sum(n * (1 - math.prod(tail) / full) for n, tail in zip(rows, tails, strict=True)) if full else 0.0
 
 
 def _joined(blocks: list[NDArray[np.generic]]) -> NDArray[np.generic]:

@@ -43,6 +43,8 @@ LABELS = {
     "reason": "the reason that travels with the status, for example `QUEUE_FULL` or `DEADLINE_UNREACHABLE`",
     "model": "name of the model",
     "version": "version of the model, a number",
+    "gpu": "number of the GPU, as the driver counts those that the process sees",
+    "product": "name of the GPU, `NVIDIA H200`",
     "cause": "`deadline`: the answer would have come too late; `cancelled`: the caller went away",
 }
 
@@ -70,6 +72,12 @@ RESTARTS = Family(
     ("model",),
 )
 BATCH_SIZE = Family(Kind.HISTOGRAM, "rafaga_batch_size", "Rows per run of an engine.", ("model",), _ROWS)
+PADDING_ROWS = Family(
+    Kind.COUNTER,
+    "rafaga_padding_rows",
+    "Rows' worth of padding computed: series filled up to the longest of their batch, batches to a GPU's bucket.",
+    ("model",),
+)
 QUEUE_SECONDS = Family(
     Kind.HISTOGRAM,
     "rafaga_queue_seconds",
@@ -104,12 +112,26 @@ READY = Family(Kind.GAUGE, "rafaga_model_ready", "1 while the model is served.",
 LOAD_SECONDS = Family(
     Kind.GAUGE, "rafaga_model_load_seconds", "Reading, verifying and warming up a model.", ("model", "version")
 )
+SWAP_SECONDS = Family(
+    Kind.GAUGE,
+    "rafaga_model_swap_seconds",
+    "How long what was replaced last took to end: its last answers, and its memory given back.",
+    ("model",),
+)
 LOAD_FAILURES = Family(
     Kind.COUNTER,
     "rafaga_model_load_failures",
     "Models that were refused when they were loaded; what was served before still is.",
     ("model", "version"),
 )
+
+_GPU = ("gpu", "product")
+GPU_UTILISATION = Family(
+    Kind.GAUGE, "rafaga_gpu_utilisation_ratio", "Share of the time in which the GPU computed anything.", _GPU
+)
+GPU_MEMORY_USED = Family(Kind.GAUGE, "rafaga_gpu_memory_used_bytes", "Of the GPU's memory, by all processes.", _GPU)
+GPU_MEMORY_TOTAL = Family(Kind.GAUGE, "rafaga_gpu_memory_total_bytes", "The GPU's memory.", _GPU)
+GPU_POWER = Family(Kind.GAUGE, "rafaga_gpu_power_watts", "What the GPU draws.", _GPU)
 
 FAMILIES = (
     REQUESTS,
@@ -123,10 +145,15 @@ FAMILIES = (
     PREPROCESS_SECONDS,
     INFERENCE_SECONDS,
     BATCH_SIZE,
+    PADDING_ROWS,
     CAPACITY,
     FAILURES,
     RESTARTS,
     READY,
     LOAD_SECONDS,
+    SWAP_SECONDS,
     LOAD_FAILURES,
 )
+
+# Where there are GPUs.
+GPU_FAMILIES = (GPU_UTILISATION, GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_POWER)

@@ -60,6 +60,10 @@ class LatencyTable:
         runs, rest = divmod(rows, self.buckets[-1])
         return (runs * seconds[-1] + (self._between(seconds, rest) if rest else 0.0)) * cost
 
+    def rows_run(self, rows: int) -> int:
+        """How many rows a batch of `rows` is padded to."""
+        return self.buckets[bisect_left(self.buckets, rows)] if self._stepped and rows < self.buckets[-1] else rows
+
     def observe(self, rows: int, seconds: float, cost: float = 1.0) -> None:
         """Corrects the two buckets around `rows` by what a run really took."""
         expected = self.predict(rows, cost)

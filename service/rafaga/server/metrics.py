@@ -24,10 +24,10 @@ OK = grpc.StatusCode.OK.name
 class Metrics:
     """Owns a registry of its own, so that several servers can live in one process.
 
-    `triton`: also under Triton's names.
+    `triton`: also under Triton's names. `gpus`: figures of those that there are.
     """
 
-    def __init__(self, *, triton: bool = False) -> None:
+    def __init__(self, *, triton: bool = False, gpus: Collector | None = None) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -40,14 +40,18 @@ class Metrics:
         self._restarts = self._counter(families.RESTARTS)
         self._batch_size = self._histogram(families.BATCH_SIZE)
         self._queue_seconds = self._buffered(families.QUEUE_SECONDS)
+        self._padding_rows = self._counter(families.PADDING_ROWS)
         self._inference_seconds = self._histogram(families.INFERENCE_SECONDS)
         self._preprocess_seconds = self._histogram(families.PREPROCESS_SECONDS)
         self._ready = self._gauge(families.READY)
         self._load_seconds = self._gauge(families.LOAD_SECONDS)
+        self._swap_seconds = self._gauge(families.SWAP_SECONDS)
         self._load_failures = self._counter(families.LOAD_FAILURES)
         self._queues = _Queues()
         self.registry.register(self._queues)
         self._served: dict[tuple[str, int], ModelMetrics] = {}
+        if gpus is not None:
+            self.registry.register(gpus)
         if triton:
             self.registry.register(TritonMetrics(self._totals))
 
@@ -72,6 +76,7 @@ class Metrics:
         return ModelMetrics(
             name,
             batch_size=self._batch_size.labels(name),
+            padding_rows=self._padding_rows.labels(name),
             queue_seconds=self._queue_seconds.labels(name),
             inference_seconds=self._inference_seconds.labels(name),
             preprocess_seconds=self._preprocess_seconds.labels(name),
@@ -97,6 +102,10 @@ class Metrics:
     def model_refused(self, name: str, version: int, *, still_served: bool) -> None:
         self._load_failures.labels(name, str(version)).inc()
         self.model_ready(name, version, still_served)
+
+    def model_swapped(self, name: str, seconds: float) -> None:
+        """What was replaced has ended, so long after it was taken out of service."""
+        self._swap_seconds.labels(name).set(seconds)
 
     def model_gone(self, name: str, version: int) -> None:
         """It is not there to be served any more, which is no reason for an alarm."""
@@ -155,6 +164,7 @@ class ModelMetrics:
         name: str,
         *,
         batch_size: Histogram,
+        padding_rows: Counter,
         queue_seconds: Observations,
         inference_seconds: Histogram,
         preprocess_seconds: Histogram,
@@ -165,6 +175,7 @@ class ModelMetrics:
     ) -> None:
         self._name = name
         self._batch_size = batch_size
+        self._padding_rows = padding_rows
         self._queue_seconds = queue_seconds
         self._inference_seconds = inference_seconds
         self._preprocess_seconds = preprocess_seconds
@@ -204,6 +215,10 @@ class ModelMetrics:
         self._batch_size.observe(rows)
         self._inference_seconds.observe(inference_s)
         self._queue_seconds.observe_all(queue_s)
+
+    def padded(self, rows: float) -> None:
+        """So many rows' worth of the batch were padding."""
+        self._padding_rows.inc(rows)
 
     def preprocessed(self, seconds: float) -> None:
         self._preprocess_seconds.observe(seconds)

@@ -20,7 +20,7 @@ from rafaga.bundle import Bundle, Variant
 from rafaga.errors import DeadlineExceeded, Draining, EngineFailure, InternalError, ModelNotReady, RafagaError
 from rafaga.server.batcher import Arrays, Batch, Batcher, BatchPolicy, Job, Part
 from rafaga.server.bound import BoundEngine, Flight
-from rafaga.server.engine import Engine, Samples, assemble
+from rafaga.server.engine import Engine, Samples, assemble, padding_rows
 from rafaga.server.latency import LatencyTable
 from rafaga.server.metrics import ModelMetrics
 from rafaga.server.plain import PlainModel
@@ -100,6 +100,7 @@ class ServedModel:
         self.batched = bundle.max_batch_size > 0
         self.max_batch_size = latency.buckets[-1] if self.batched else 0
         self.metrics = metrics
+        self._ragged = any(None in spec.shape[1:] for spec in bundle.inputs)
         # What the latency table was measured on; costs of other sizes are relative to it.
         self.reference_size = max(1, samples.inputs[0][0].size)
         self._batcher = Batcher(policy, latency, len(engines))
@@ -515,6 +516,9 @@ class ServedModel:
         # Booked first: whoever has an answer finds it in the statistics.
         done = [p.job for p in parts if p.stop == p.job.rows and not p.job.finished]
         self.metrics.batch_done(rows, seconds, [j.queue_s for j in done], sum(j.inference_s for j in done))
+        filling = self._batcher.latency.rows_run(rows) - rows
+        if filling or self._ragged:
+            self.metrics.padded(filling + padding_rows(parts))
         at = 0
         for job, start, stop in parts:
             end = at + stop - start

@@ -338,11 +338,13 @@ class Repository:
             if self._closing:
                 model.drain()
             self._retiring.add(model)
+        start = time.perf_counter()
 
         def end() -> None:
             time.sleep(_LINGER_S)
             _finish(model)
             self._retiring.discard(model)
+            self._metrics.model_swapped(model.bundle.name, time.perf_counter() - start)
 
         threading.Thread(target=end, name=f"retire-{model.bundle.name}", daemon=True).start()
 

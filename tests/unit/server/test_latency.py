@@ -135,3 +135,9 @@ class TestLearning:
         for cost in (1e-3, 1.0, 1e4):
             assert all(0 < table.predict(rows, cost) < 1e7 * max(1.0, cost) for rows in range(1, 20))
         assert 0 <= table.spread <= 2.0
+
+
+def test_batches_are_padded_to_buckets_where_runs_are_stepped() -> None:
+    seconds = [0.1, 0.2, 0.3]
+    assert [LatencyTable((1, 4, 8), seconds, stepped=True).rows_run(rows) for rows in (1, 3, 4, 5, 8)] == [1, 4, 4, 8, 8]
+    assert LatencyTable((1, 4, 8), seconds).rows_run(3) == 3
