@@ -81,7 +81,8 @@ def alerts(pace: Pace) -> tuple[Alert, ...]:
         Alert(
             "RafagaModelNotReady",
             Severity.PAGE,
-            "rafaga_model_ready == 0",
+            # A new version that was refused while an older one serves on is RafagaModelRefused's.
+            "max without (version) (rafaga_model_ready) == 0",
             "Model {{ $labels.model }} is there and not served.",
         ),
         Alert(

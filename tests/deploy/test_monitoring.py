@@ -150,7 +150,8 @@ STORIES = {
 
 # Everything that a quiet, healthy server shows.
 HEALTHY = CALLS | {
-    _server("rafaga_model_ready", 'model="m"'): "1x240",
+    _server("rafaga_model_ready", 'model="m",version="1"'): "1x240",
+    _server("rafaga_model_ready", 'model="m",version="2"'): "0x240",
     _server("rafaga_refusals_total", 'method="m",reason="QUEUE_FULL"'): "0+1x240",
     _server("rafaga_refusals_total", 'method="m",reason="INVALID_TENSOR"'): "0+90x240",
     _server("rafaga_dropped_total", 'model="m",cause="cancelled"'): "0+50x240",

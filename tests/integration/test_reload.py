@@ -155,6 +155,7 @@ def test_a_new_version_replaces_the_old_one(serve: Callable[..., Served], tmp_pa
     assert refused.reason == "MODEL_NOT_FOUND"
     assert served.metric("rafaga_model_ready", model="scaled", version="2") == 1
     assert 'model="scaled",version="1"' not in served.get("/metrics")[1]  # nothing to be alarmed about
+    eventually(lambda: served.metric("rafaga_model_swap_seconds", model="scaled") > 0, "version 1 has ended")
 
 
 def test_models_come_and_go(serve: Callable[..., Served], tmp_path: Path) -> None:

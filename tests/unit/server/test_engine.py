@@ -17,7 +17,7 @@ from rafaga.bundle import TensorSpec
 from rafaga.errors import BundleError
 from rafaga.server import engine as engines
 from rafaga.server.batcher import Arrays, Job, Part
-from rafaga.server.engine import Engine, Golden, Samples, assemble, available_cores
+from rafaga.server.engine import Engine, Golden, Samples, assemble, available_cores, padding_rows
 from rafaga.server.latency import DISPATCH_S
 from tests import plain
 from tests.bundles import classify, publish_classifier
@@ -76,6 +76,8 @@ class TestAssemble:
         (got,) = assemble([part(a), part(b)])
         assert got.tolist() == [[1, 2, 3], [4, 0, 0], [5, 0, 0]]
         assert got.dtype == np.float32
+        assert padding_rows([part(a), part(b)]) == pytest.approx(4 / 3), "two rows of which two thirds are zeros"
+        assert padding_rows([part(a), part(a)]) == padding_rows([part(b)]) == 0
 
     @settings(derandomize=True, deadline=None, max_examples=60)
     @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3)), min_size=1, max_size=6))

@@ -139,5 +139,11 @@ class TestLearning:
 
 def test_batches_are_padded_to_buckets_where_runs_are_stepped() -> None:
     seconds = [0.1, 0.2, 0.3]
-    assert [LatencyTable((1, 4, 8), seconds, stepped=True).rows_run(rows) for rows in (1, 3, 4, 5, 8)] == [1, 4, 4, 8, 8]
+    assert [LatencyTable((1, 4, 8), seconds, stepped=True).rows_run(rows) for rows in (1, 3, 4, 5, 8)] == [
+        1,
+        4,
+        4,
+        8,
+        8,
+    ]
     assert LatencyTable((1, 4, 8), seconds).rows_run(3) == 3

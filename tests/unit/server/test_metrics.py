@@ -149,3 +149,13 @@ def test_servers_in_one_process_count_for_themselves() -> None:
     one.method(METHOD).answered(0.1)
     other.method(METHOD)
     assert value(other, "rafaga_requests_total", method=METHOD, code="OK") == 0
+
+
+def test_padding_and_swaps() -> None:
+    metrics = Metrics()
+    model = metrics.model("series")
+    model.padded(1.5)
+    model.padded(0.25)
+    metrics.model_swapped("series", 0.8)
+    assert value(metrics, "rafaga_padding_rows_total", model="series") == 1.75
+    assert value(metrics, "rafaga_model_swap_seconds", model="series") == 0.8
