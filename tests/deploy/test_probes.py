@@ -9,8 +9,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from tests import bundles
-from tests.deploy.rendering import KUBERNETES, Object, container, one, overlay, render
-from tests.integration.serving import PATIENCE_S, Served
+from tests.deploy.rendering import KUBERNETES, Object, container, one, overlay, render, settings
+from tests.integration.serving import PATIENCE_S, Served, eventually
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -44,6 +44,18 @@ def test_a_refused_bundle_stops_the_update_and_restarts_nothing(
     assert ask(served, only["startupProbe"]) == SERVING
     assert ask(served, only["livenessProbe"]) == SERVING
     assert ask(served, only["readinessProbe"]) == NOT_SERVING
+
+
+def test_a_pod_that_comes_before_the_models_gets_ready_with_them(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """The export Job may still run, as in the overlay `dev`, where both are created in one go."""
+    config = settings(container(overlay("dev")), one(overlay("dev"), "ConfigMap"), tmp_path)
+    models = tmp_path / "models"
+    models.mkdir()
+    served, only = serve(models, model_control=config.model_control, poll_interval_s=0.1), container(overlay("dev"))
+    assert ask(served, only["startupProbe"]) == SERVING
+    assert ask(served, only["readinessProbe"]) == NOT_SERVING
+    bundles.publish_classifier(models)
+    eventually(lambda: ask(served, only["readinessProbe"]) == SERVING, "it serves what the Job published")
 
 
 def test_probes_need_no_token(serve: Callable[..., Served]) -> None:
