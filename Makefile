@@ -15,7 +15,7 @@ export RAFAGA_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test tools nightly lint format bench protos protos-check clean
+.PHONY: help setup demo serve test test-gpu tools nightly lint format bench bench-gpu protos protos-check clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -66,6 +66,28 @@ format: setup
 
 bench: setup  ## Measure on this machine and write docs/benchmarks.md
 	@$(BIN)/python -m bench
+
+# On the machine with the GPU: the virtual environment, or any python that has PyTorch and GPU_PACKAGES (docs/gpu.md).
+GPU_PYTHON   ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_PACKAGES ?= $(if $(wildcard $(BIN)/python),,build/gpu-packages)
+GPU_ENV       = PYTHONPATH="service:.:$(GPU_PACKAGES):$$PYTHONPATH"
+
+test-gpu:  ## The tests that need a GPU; they say so where there is none
+	$(GPU_ENV) $(GPU_PYTHON) -m pytest -m gpu tests/gpu
+
+bench-gpu:  ## Raw and served throughput on a GPU, in less than eight minutes
+	$(GPU_ENV) $(GPU_PYTHON) -m bench.gpu --output build/gpu.md
+
+build/gpu-bench: setup  ## The models that bench-gpu measures, small enough to be carried to the GPU
+	$(BIN)/python -m bench.gpu prepare
+
+# What is missing beside Python 3.12, PyTorch, grpcio, onnx and onnxruntime-gpu, as files to be carried there.
+build/gpu-packages: requirements/constraints.txt
+	$(PYTHON) -m pip install --quiet --target $@ --python-version 3.12 --only-binary=:all: --no-deps \
+	  -c $< msgspec pillow prometheus-client python-json-logger grpcio-health-checking grpcio-reflection \
+	  googleapis-common-protos nvidia-ml-py hdrhistogram rich pygments markdown-it-py mdurl pbr \
+	  pytest pytest-timeout pluggy iniconfig packaging
+	$(PYTHON) -m pip install --quiet --target $@ --no-deps .
 
 PROTO_FILES := $(wildcard protos/rafaga/*/*.proto)
 PROTOC = PATH="$(PROTOS)/bin:$$PATH" $(PROTOS)/bin/python -m grpc_tools.protoc -Iprotos \

@@ -21,9 +21,12 @@ class ServerFailed(Exception):
 class ServerProcess:
     """Started by `start`, ended by `stop` (in order) or `kill` (at once; does nothing to a server that has ended)."""
 
-    def __init__(self, repository: Path, log: Path, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, repository: Path, log: Path, options: Sequence[str] = (), start_timeout_s: float = _START_TIMEOUT_S
+    ) -> None:
         self._repository = repository
         self._options = tuple(options)
+        self._start_timeout_s = start_timeout_s
         self.log = log
         self.grpc_port = 0
         self.http_port = 0
@@ -49,12 +52,12 @@ class ServerProcess:
         command += self._options
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        end = time.monotonic() + _START_TIMEOUT_S
+        end = time.monotonic() + self._start_timeout_s
         while not self._read_ports():
             if (code := self._process.poll()) is not None:
                 raise ServerFailed(f"the server ended with exit code {code} before it served")
             if time.monotonic() > end:
-                raise ServerFailed(f"the server did not serve within {_START_TIMEOUT_S:g} s")
+                raise ServerFailed(f"the server did not serve within {self._start_timeout_s:g} s")
             time.sleep(0.05)
 
     def stop(self) -> int:

@@ -93,6 +93,53 @@ def publish_backbone(repository: Path, name: str = "backbone") -> Path:
     )
 
 
+def convolution_weights() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(7)
+    first, second = rng.normal(0, 0.2, (16, 3, 3, 3)), rng.normal(0, 0.1, (CLASSES, 16, 3, 3))
+    return first.astype(np.float32), second.astype(np.float32)
+
+
+def convolve(images: np.ndarray) -> np.ndarray:
+    """What the convolutions answer, in numpy: uint8 [N, 32, 32, 3] -> [N, 10]."""
+    maps = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    for weights, stride in zip(convolution_weights(), (1, 2), strict=True):
+        padded = np.pad(maps, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))[:, :, ::stride, ::stride]
+        maps = np.maximum(np.einsum("nchwij,ocij->nohw", windows, weights, optimize=True), 0)
+    return maps.mean((2, 3))
+
+
+def publish_convolutions(repository: Path, name: str = "convolutions") -> Path:
+    """What cuDNN, memory layouts and rounding matter for."""
+    first, second = convolution_weights()
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["float", "scale"], ["scaled"]),
+        helper.make_node("Transpose", ["scaled"], ["nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["nchw", "first"], ["maps"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["maps"], ["rectified"]),
+        helper.make_node(
+            "Conv", ["rectified", "second"], ["more"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]
+        ),
+        helper.make_node("Relu", ["more"], ["last"]),
+        helper.make_node("GlobalAveragePool", ["last"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["probabilities"]),
+    ]
+    image = np.random.default_rng(8).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    return _publish(
+        repository,
+        nodes,
+        {"scale": np.float32(255), "first": first, "second": second},
+        {"image": image},
+        {"probabilities": convolve(image)},
+        {"image": (None, 32, 32, 3), "probabilities": (None, CLASSES)},
+        name=name,
+        task=Task.CLASSIFICATION,
+        image=ImagePreparation(height=32, width=32, channels=3),
+        labels=tuple(str(n) for n in range(CLASSES)),
+    )
+
+
 OBJECTS = 3
 THINGS = ("nothing", "dark thing", "bright thing")
 

@@ -204,6 +204,10 @@ def test_the_job_exports_models_of_the_catalogue() -> None:
 def test_only_the_gpu_overlay_asks_for_a_gpu() -> None:
     gpus = {name: container(overlay(name))["resources"]["limits"].get("nvidia.com/gpu") for name in OVERLAYS}
     assert gpus == {"dev": None, "cpu": None, "gpu": "1"}
+    devices = {
+        name: [e["value"] for e in container(overlay(name))["env"] if e["name"] == "RAFAGA_DEVICE"] for name in OVERLAYS
+    }
+    assert devices == {"dev": [], "cpu": [], "gpu": ["cuda"]}
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])

@@ -39,8 +39,8 @@ from rafaga.server.providers import (
 
 _LOG = logging.getLogger(__name__)
 
-# On the CPU, handing a batch to another thread costs some tens of µs: nothing beside a run of this length.
-_BOUND_S = 5e-3
+# On the CPU, handing a batch to another thread and back took 0.2 ms: too much for a small model, nothing for this one.
+_BOUND_S = 10e-3
 # A layout must be this much faster to be worth leaving the one that everything was tested with.
 _NHWC_WORTHWHILE = 0.98
 

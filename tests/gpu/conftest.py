@@ -1,0 +1,80 @@
+"""Tests that need an NVIDIA GPU: `pytest -m gpu tests/gpu`. Without one they are skipped, and say what is missing.
+
+RAFAGA_TEST_DEVICE: cuda:0 by default; cpu is a rehearsal, which runs the same engine on the host's memory.
+RAFAGA_TEST_BUNDLES: a repository whose every bundle and variant is compared too; `repository` by default, if it exists.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rafaga import bundle as bundles
+from rafaga.bundle import Bundle, Precision, Variant
+from rafaga.errors import DeviceError
+from rafaga.server import devices
+from rafaga.server import placement as placements
+from rafaga.server.config import GpuChoice
+from rafaga.server.devices import Choice, Device, DeviceFallback, Nvidia
+from rafaga.server.engine import Engine, Golden
+from rafaga.server.placement import GpuSettings, Placement, Task
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(scope="session")
+def device() -> Device:
+    (device,) = devices.parse([os.environ.get("RAFAGA_TEST_DEVICE", "cuda:0")]) or ()
+    try:
+        devices.check(device, Nvidia())
+    except DeviceError as error:
+        pytest.skip(f"no GPU: {error}")
+    return device
+
+
+Place = Callable[..., Placement]
+
+
+@pytest.fixture
+def place(device: Device, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A placement on the device; keywords are those of GpuSettings."""
+    monkeypatch.setattr(placements, "_BOUND_S", 0.0)  # in a rehearsal, small models too
+
+    def place(**settings: object) -> Placement:
+        return Placement.on(Choice((device,), "a test"), DeviceFallback.FAIL, 1, GpuSettings(**settings))  # type: ignore[arg-type]
+
+    return place
+
+
+def found_bundles() -> Iterator[tuple[Path, Precision]]:
+    """Every variant of every bundle of RAFAGA_TEST_BUNDLES."""
+    root = Path(os.environ.get("RAFAGA_TEST_BUNDLES", "repository"))
+    for manifest in sorted(root.glob(f"*/*/{bundles.MANIFEST}")):
+        for variant in bundles.load(manifest.parent).variants:
+            yield manifest.parent, variant.precision
+
+
+def task(folder: Path, precision: Precision = Precision.FP32, rows: int = 8) -> tuple[Task, Variant, Golden]:
+    """What a loader would hand to a placement."""
+    bundle: Bundle = bundles.load(folder)
+    variant = bundle.variant(precision)
+    assert variant is not None
+    golden = Golden.load(bundle, folder / bundles.GOLDEN)
+
+    def proof(engine: Engine) -> None:
+        golden.check(engine.run(golden.inputs), variant.golden_tolerance)
+
+    model = (folder / variant.file).read_bytes()
+    return Task(bundle, model, precision, golden, min(rows, bundle.max_batch_size), proof), variant, golden
+
+
+ALWAYS = {"graphs": GpuChoice.ON, "nhwc": GpuChoice.OFF}

@@ -1,0 +1,89 @@
+"""Answers on the device: those of numpy for small models, those of PyTorch for every bundle and variant at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rafaga.bundle import Precision, relative_error
+from rafaga.server.bound import BoundEngine
+from rafaga.server.config import GpuChoice
+from rafaga.server.devices import Device
+from rafaga.server.placement import Placement
+from tests.bundles import (
+    classify,
+    convolve,
+    publish_backbone,
+    publish_classifier,
+    publish_convolutions,
+    publish_forecaster,
+)
+from tests.gpu.conftest import ALWAYS, found_bundles, task
+
+Place = Callable[..., Placement]
+SIZES = (1, 2, 3, 5, 8, 13)
+
+
+@pytest.mark.parametrize("settings", [{}, ALWAYS, {"nhwc": GpuChoice.ON}, {"buckets": (3, 7)}], ids=str)
+@pytest.mark.parametrize(
+    ("publish", "answer", "size"),
+    [(publish_classifier, classify, (28, 28, 1)), (publish_convolutions, convolve, (32, 32, 3))],
+)
+def test_images(
+    place: Place,
+    device: Device,
+    tmp_path: Path,
+    publish: Callable[[Path], Path],
+    answer: Callable[[np.ndarray], np.ndarray],
+    size: tuple[int, ...],
+    settings: dict[str, object],
+) -> None:
+    given, _, _ = task(publish(tmp_path))
+    engine = place(**settings).engine(device, given)
+    for rows in SIZES:
+        image = np.random.default_rng(rows).integers(0, 256, (rows, *size), dtype=np.uint8)
+        (got,) = engine.run((image,))
+        assert relative_error(got, answer(image)) < 5e-3
+    assert engine.close()
+
+
+@pytest.mark.parametrize("publish", [publish_backbone, publish_forecaster])
+def test_free_dimensions(place: Place, device: Device, tmp_path: Path, publish: Callable[[Path], Path]) -> None:
+    given, _, golden = task(publish(tmp_path))
+    engine = place().engine(device, given)
+    for rows in SIZES:
+        for got, expected in zip(engine.run(golden.tiled(rows)), golden.outputs, strict=True):
+            assert relative_error(got, np.resize(expected, (rows, *expected.shape[1:]))) < 1e-3
+    assert engine.close()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("folder", "precision"),
+    [pytest.param(folder, p, id=f"{folder.parent.name}-{p}") for folder, p in found_bundles()],
+)
+def test_every_bundle_and_variant(place: Place, device: Device, folder: Path, precision: Precision) -> None:
+    """The loading itself compares with the golden answers; then come all sizes, so all buckets, padded and not."""
+    given, variant, golden = task(folder, precision)
+    engine = place().engine(device, given)
+    for rows in SIZES:
+        for got, expected in zip(engine.run(golden.tiled(rows)), golden.outputs, strict=True):
+            assert relative_error(got, np.resize(expected, (rows, *expected.shape[1:]))) <= variant.golden_tolerance
+    assert engine.close()
+
+
+def test_batches_that_overlap(place: Place, device: Device, tmp_path: Path) -> None:
+    given, _, _ = task(publish_classifier(tmp_path))
+    engine = place(**ALWAYS).engine(device, given)
+    assert isinstance(engine, BoundEngine)
+    images = [np.random.default_rng(n).integers(0, 256, (1 + n % 8, 28, 28, 1), dtype=np.uint8) for n in range(100)]
+    flying = [engine._begin([(images[0],)])]
+    for at, image in enumerate(images[1:]):
+        flying.append(engine._begin([(image,)]))
+        (got,) = engine.finish(flying.pop(0))
+        np.testing.assert_allclose(got, classify(images[at]), atol=2e-3)
+    engine.finish(flying.pop())
+    assert engine.close()
