@@ -28,7 +28,7 @@ from rafaga.server.watch import Watch, WatchPolicy
 
 _LOG = logging.getLogger(__name__)
 
-QUICK_S = 4e-3
+QUICK_S = 3e-3
 """Batches that run no longer may be run by the thread that brings the requests: waking another one takes long too."""
 
 _DOWN = "the model's engine was lost and is being restarted: ask another replica, or later"
@@ -106,8 +106,10 @@ class ServedModel:
         self._batcher = Batcher(policy, latency, len(engines))
         self._lock = threading.Lock()  # taken as itself, because entering a Condition is two calls in Python
         self._changed = threading.Condition(self._lock)
-        # As far as is known. What overlaps its batches or has others beside it is not run from outside.
-        self._quick = len(engines) == 1 and not isinstance(engines[0], BoundEngine)
+        # The cost up to which jobs may be run from outside. Measured at warm-up, because a busy spell is no reason to
+        # change to the slower way. What overlaps its batches or has others beside it is not run from outside.
+        alone = len(engines) == 1 and not isinstance(engines[0], BoundEngine)
+        self._quick_cost = QUICK_S / latency.predict(latency.efficient_rows) if alone else 0.0
         self._stopping = False
         self._down = False
         self._tell: Callable[[], None] = lambda: None
@@ -146,7 +148,7 @@ class ServedModel:
             if self._down and not self._stopping:
                 raise ModelNotReady(_DOWN)
             self._batcher.submit(job, time.monotonic())
-            if may_run and self._quick and job.row_s * self._batcher.latency.efficient_rows <= QUICK_S:
+            if may_run and job.cost <= self._quick_cost:
                 return True
             self._changed.notify()
             return False
@@ -294,7 +296,7 @@ class ServedModel:
         That run's jobs are not to be sent again, since one of them may be what engines hang on. All others may be.
         Whoever waits goes on to wait while another engine serves.
         """
-        self._quick = False  # what was lost once is not run by a transport's thread again
+        self._quick_cost = 0.0  # what was lost once is not run by a transport's thread again
         with self._lock:
             if shift.relieved:
                 return
