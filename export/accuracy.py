@@ -155,7 +155,7 @@ def _nearest(embedding: Array, count: int) -> list[list[int]]:
 
 
 def _rank_of(labels: NDArray[np.int64], probabilities: Array) -> Array:
-    """How many classes were thought likelier than the right one. Ties count against the model: [N]"""
+    """How many classes were thought likelier than the right one. Ties and NaN count against the model: [N]"""
     right = np.take_along_axis(probabilities, labels[:, np.newaxis], axis=1)
-    ranks: Array = (probabilities >= right).sum(axis=1) - 1
+    ranks: Array = (~(probabilities < right)).sum(axis=1) - 1
     return ranks

@@ -58,19 +58,37 @@ def serving_graph(entry: Entry, model: nn.Module) -> ServingGraph:
     )
 
 
-def settle_batch_norm(graph: ServingGraph, inputs: Arrays) -> None:
-    """Gives batch normalisation the statistics of `inputs`, as one pass of training would.
+def settle(graph: ServingGraph, inputs: Arrays) -> None:
+    """Makes random weights give answers that depend on what is asked, so that comparing answers proves something.
 
-    For random weights: with the initial mean 0 and variance 1 nothing is normalised, activations grow from layer to
-    layer, and a deep network answers every image with the same class at probability 1.
+    Batch normalisation takes the statistics of `inputs`, as one pass of training would, and every other layer is scaled
+    to outputs of deviation 1 (layer-sequential unit variance, Mishkin & Matas 2016). As they are initialised, deep
+    networks with normalisation answer every image with one class at probability 1, and VGG's activations fade until
+    nothing is left of the image but the biases.
     """
-    norms = [module for module in graph.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over what it sees
-        norm.train()
+    hooks = []
+    for module in graph.module.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # a plain average over what it sees
+            module.train()
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            hooks.append(module.register_forward_hook(_scale_to_unit_variance))
     graph.reference(inputs)
+    for hook in hooks:
+        hook.remove()
     graph.module.eval()
+
+
+def _scale_to_unit_variance(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    deviation = output.std()
+    if not (deviation.isfinite() and deviation > 0):
+        return output
+    assert isinstance(module.weight, nn.Parameter)
+    module.weight.div_(deviation)
+    return output / deviation
 
 
 class ImageGraph(nn.Module):

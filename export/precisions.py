@@ -19,9 +19,9 @@ from export.evidence import ImageEvidence
 from export.progress import Steps
 from export.speed import speedup
 from export.variants import Calibrated, calibrated, to_fp16
-from export.verify import Case, open_session
+from export.verify import Case, ProofFailed, open_session
 from models.entry import Entry, Task
-from rafaga.bundle import Loss, Metric, Precision, Variant
+from rafaga.bundle import Loss, Metric, Parity, Precision, Variant
 
 # Ten bits of mantissa, rounded anew in every layer: what a healthy network loses, with room for deep ones.
 FP16_PARITY_GATE = 2e-2
@@ -88,18 +88,29 @@ class Judge:
         return criterion if allowed is None else replace(criterion, allowed_drop=allowed)
 
     def variants(self, precisions: Sequence[Precision]) -> Iterator[Variant]:
-        """Writes the files beside the fp32 one. An fp16 file whose answers are not PyTorch's is not kept."""
+        """Writes the files beside the fp32 one. An fp16 file whose answers are not PyTorch's is not kept.
+
+        Of an untrained network it is kept if only it is finite: random weights amplify every rounding.
+        """
         if Precision.FP16 in precisions:
             self.steps.step("fp16")
             path = self.fp32.with_name("model.fp16.onnx")
             to_fp16(self.fp32, path)
-            variant = self._judged(Precision.FP16, self._try(path, ()))
-            if variant.parity.max_relative_error <= FP16_PARITY_GATE:
-                yield variant
+            parity = self._parity(path)
+            if parity and (parity.max_relative_error <= FP16_PARITY_GATE or not self.trained):
+                yield self._judged(Precision.FP16, self._try(path, ()), parity)
             else:
                 path.unlink()
         if Precision.INT8 in precisions:
-            yield self._judged(Precision.INT8, self._int8())
+            trial = self._int8()
+            yield self._judged(Precision.INT8, trial, verify.measure_parity(open_session(trial.path), self.cases))
+
+    def _parity(self, path: Path) -> Parity | None:
+        """None where there are answers that are no numbers: half precision ends at 65,504."""
+        try:
+            return verify.measure_parity(open_session(path), self.cases)
+        except ProofFailed:
+            return None
 
     def _int8(self) -> Trial:
         self.steps.step("int8: calibrating")
@@ -129,11 +140,11 @@ class Judge:
     def _drop(self, trial: Trial) -> float:
         return trial.drop(self.criterion, self.baseline)
 
-    def _judged(self, precision: Precision, trial: Trial) -> Variant:
+    def _judged(self, precision: Precision, trial: Trial, parity: Parity) -> Variant:
         return Variant(
             precision=precision,
             file=trial.path.name,
-            parity=verify.measure_parity(open_session(trial.path), self.cases),
+            parity=parity,
             metrics=trial.metrics,
             default_eligible=self._drop(trial) <= self.criterion.allowed_drop,
             loss=self._loss(trial),

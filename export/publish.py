@@ -20,7 +20,7 @@ from torch import nn
 from export import samples, verify
 from export.arrays import Arrays, row_count
 from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
-from export.graph import ImageGraph, ServingGraph, serving_graph, settle_batch_norm
+from export.graph import ImageGraph, ServingGraph, serving_graph, settle
 from export.onnx import OPSET, to_onnx
 from export.precisions import Judge
 from export.progress import Steps
@@ -34,6 +34,7 @@ from rafaga.bundle import (
     Bundle,
     FeatureSpec,
     ForecastSpec,
+    Metric,
     Precision,
     Provenance,
     Variant,
@@ -78,7 +79,7 @@ def publish(entry: Entry, wanted: Wanted, sources: Sources, steps: Steps) -> Pub
     evidence = find_evidence(entry, sources, weights.trained)
     graph = serving_graph(entry, model)
     if not weights.trained:
-        settle_batch_norm(graph, list(evidence.batches())[-1])
+        settle(graph, list(evidence.batches())[-1])
 
     def fill(folder: Path, version: int) -> Bundle:
         return _fill(folder, version, entry, model, graph, weights, evidence, wanted, steps)
@@ -112,8 +113,10 @@ def _fill(
     largest = max((case.inputs for case in cases), key=row_count)
     verify.require_within(PARITY_GATE, verify.measure_batch_invariance(session, largest), "alone and in a batch")
     verify.write_golden(folder / GOLDEN, cases[-1])
-    steps.step("measuring accuracy")
-    metrics = evidence.measure(session, steps.advance) if weights.trained else ()
+    metrics: tuple[Metric, ...] = ()
+    if weights.trained:
+        steps.step("measuring accuracy")
+        metrics = evidence.measure(session, steps.advance)
     variants = [Variant(precision=Precision.FP32, file=path.name, parity=parity, metrics=metrics)]
     if isinstance(evidence, ImageEvidence):
         judge = Judge(path, metrics, cases, evidence, weights.trained, wanted.max_accuracy_drop, steps)

@@ -66,7 +66,7 @@ def measure_parity(session: ort.InferenceSession, cases: Iterable[Case]) -> Pari
     for case in cases:
         found = run(session, case.inputs)
         absolute = max(absolute, _worst(found, case.outputs, _absolute_error))
-        relative = max(relative, _worst(found, case.outputs, bundles.relative_error))
+        relative = max(relative, _worst(found, case.outputs, _relative_error))
         batch_sizes.add(row_count(case.inputs))
     return Parity(max_absolute_error=absolute, max_relative_error=relative, batch_sizes=tuple(sorted(batch_sizes)))
 
@@ -80,7 +80,7 @@ def measure_batch_invariance(session: ort.InferenceSession, inputs: Arrays) -> f
     worst = 0.0
     for row in range(row_count(inputs)):
         single = {name: array[row : row + 1] for name, array in together.items()}
-        worst = max(worst, _worst(run(session, alone(inputs, row)), single, bundles.relative_error))
+        worst = max(worst, _worst(run(session, alone(inputs, row)), single, _relative_error))
     return worst
 
 
@@ -167,6 +167,11 @@ def _worst(found: Arrays, reference: Arrays, measure: Measure) -> float:
             raise ProofFailed(f"output {name} is not finite")
         worst = max(worst, measure(found[name], expected))
     return worst
+
+
+def _relative_error(found: Array, reference: Array) -> float:
+    """max|a - b| / max|b|; absolute where the reference is nothing but zeros."""
+    return _absolute_error(found, reference) / (float(np.max(np.abs(reference), initial=0.0)) or 1.0)
 
 
 def _absolute_error(found: Array, reference: Array) -> float:

@@ -139,7 +139,7 @@ class Metric(Frozen, frozen=True):
 class Parity(Frozen, frozen=True):
     """Largest differences from PyTorch over all outputs and all listed batch sizes.
 
-    `max_relative_error` is max|a - b| / max(1, max|b|) per output, b being PyTorch's.
+    `max_relative_error` is max|a - b| / max|b| per output, b being PyTorch's.
     """
 
     max_absolute_error: float
@@ -177,7 +177,7 @@ class Variant(Frozen, frozen=True):
 
     @property
     def golden_tolerance(self) -> float:
-        """Largest relative error, as in `Parity`, at which answers to the golden inputs count as right on any machine.
+        """Largest `relative_error` at which answers to the golden inputs count as right on any machine.
 
         Wider than what export measured, because other processors add in another order and GPUs may round to TF32.
         """

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import resnet18
 from torchvision.transforms.functional import normalize, to_tensor
 
-from export.graph import serving_graph, settle_batch_norm
+from export.graph import serving_graph, settle
 from export.samples import noise_images
 from models.entry import Entry, ImageInput, Task
 from tests.export import small
@@ -62,9 +62,29 @@ def test_random_weights_tell_images_apart() -> None:
     torch.manual_seed(0)
     graph = serving_graph(entry, resnet18())
     images = {"image": noise_images(8, (64, 64), 3, np.random.default_rng(0))}
-    settle_batch_norm(graph, images)
+    settle(graph, images)
     assert not graph.module.training
     probabilities = graph.reference(images)["probabilities"]
     assert np.isfinite(probabilities).all()
     assert probabilities.max() < 0.5
     assert len(set(probabilities.argmax(axis=1).tolist())) > 2
+
+
+def test_random_weights_without_normalisation_do_not_fade() -> None:
+    """As it is initialised, a deep chain of convolutions answers with its last biases, whatever the image."""
+
+    def chain() -> nn.Module:
+        layers = [nn.Sequential(nn.Conv2d(3 if i == 0 else 16, 16, 3, padding=1), nn.ReLU()) for i in range(16)]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
+
+    torch.manual_seed(0)
+    entry = small.classifier()
+    graph = serving_graph(entry, chain())
+    images = {"image": noise_images(8, (16, 16), 3, np.random.default_rng(0))}
+
+    def spread() -> float:
+        return float(np.ptp(graph.reference(images)["probabilities"], axis=0).max())
+
+    assert spread() < 1e-3
+    settle(graph, images)
+    assert spread() > 0.05

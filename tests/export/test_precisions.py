@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export import accuracy
+from export import accuracy, precisions
 from export.arrays import Array
 from export.evidence import ImageEvidence, Sources
 from export.graph import serving_graph
@@ -157,6 +158,24 @@ def test_an_fp16_file_with_other_answers_is_not_kept(judge: Judge) -> None:
     to_fp16(judge.fp32, judge.fp32.with_name("model.fp16.onnx"))
 
 
+def test_an_fp16_file_that_is_not_finite_is_not_kept(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not cost the model its other files."""
+
+    def overflowing(source: Path, target: Path) -> None:
+        model = onnx.load(source)
+        for tensor in model.graph.initializer:
+            if tensor.dims and tensor.data_type == onnx.TensorProto.FLOAT:
+                array = np.full(tuple(tensor.dims), np.inf, np.float32)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+        onnx.save(model, target)
+
+    monkeypatch.setattr(precisions, "to_fp16", overflowing)
+    untrained = replace(judge, trained=False, baseline=())
+    assert [variant.precision for variant in untrained.variants((Precision.FP16, Precision.INT8))] == ["int8"]
+    assert not judge.fp32.with_name("model.fp16.onnx").exists()
+    to_fp16(judge.fp32, judge.fp32.with_name("model.fp16.onnx"))
+
+
 def test_quantising_says_nothing(
     judge: Judge, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -181,3 +200,4 @@ def test_measures_top1_and_top5(judge: Judge) -> None:
 def test_ties_count_against_the_model() -> None:
     ranks = accuracy._rank_of(np.array([1, 1]), np.array([[0.5, 0.5, 0.0], [0.2, 0.8, 0.0]]))
     assert ranks.tolist() == [1, 0]
+    assert accuracy._rank_of(np.array([0]), np.full((1, 3), np.nan)).tolist() == [2]
