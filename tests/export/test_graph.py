@@ -50,7 +50,7 @@ def test_too_few_outputs_are_named() -> None:
 
 
 def test_random_weights_tell_images_apart() -> None:
-    """Without batch statistics a random ResNet gives almost the same answer to every image."""
+    """As it is initialised, a random ResNet is certain of one class, the same for every image."""
     entry = Entry(
         name="resnet18",
         architecture="ResNet-18",
@@ -67,7 +67,7 @@ def test_random_weights_tell_images_apart() -> None:
     probabilities = graph.reference(images)["probabilities"]
     assert np.isfinite(probabilities).all()
     assert probabilities.max() < 0.5
-    assert len(set(probabilities.argmax(axis=1).tolist())) > 2
+    assert np.ptp(probabilities, axis=0).max() > 0.2 * probabilities.max()
 
 
 def test_random_weights_without_normalisation_do_not_fade() -> None:
