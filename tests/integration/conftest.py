@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,8 @@ from tests import bundles
 from tests.integration import graphs
 from tests.integration.serving import Served, serving
 from tests.integration.valve import Valve
+
+PERF_ANALYZER = Path(__file__).resolve().parents[3] / "shared/bench/perf_analyzer.sh"
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +56,14 @@ def valve(monkeypatch: pytest.MonkeyPatch) -> Valve:
     monkeypatch.setattr(engine, "create_session", create_valved)
     monkeypatch.setattr(model, "QUICK_S", 0.0)  # the thread that stops before a valve must not be the transport's
     return valve
+
+
+@pytest.fixture(scope="session")
+def perf_analyzer() -> Path:
+    """The script installs Triton's load generator at its first run, where that is possible."""
+    if not PERF_ANALYZER.exists():
+        pytest.skip("perf_analyzer is not here")
+    found = subprocess.run([PERF_ANALYZER, "--version"], capture_output=True, text=True, timeout=150, check=False)
+    if found.returncode:
+        pytest.skip(f"perf_analyzer does not run here: {found.stderr[-200:]}")
+    return PERF_ANALYZER

@@ -44,7 +44,7 @@ def test_every_command_of_the_guide(
     monkeypatch.setenv("RAFAGA_SERVER", guided.address)
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "7.png").write_bytes(messages.png(messages.random_digits(7)[0, :, :, 0]))
-    (tmp_path / "co2.csv").write_text("month,ppm\n" + "\n".join(f"{i},{315 + i / 10}" for i in range(36)))
+    (tmp_path / "co2.csv").write_text("month,ppm\n" + "\n".join(f"1958-{i:02d},{315 + i / 10}" for i in range(36)))
     (tmp_path / "arrivals.txt").write_text("\n".join(str(i / 20) for i in range(10)))
     for command in commands():
         assert command[:2] == ["rafaga", "load"]

@@ -20,7 +20,6 @@ from tests.integration.serving import Served, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 TRITON = ROOT / ".venv-triton/bin/python"
-PERF_ANALYZER = ROOT.parent / "shared/bench/perf_analyzer.sh"
 IMAGES = messages.random_digits(0, 40)
 FILES = messages.random_digits(1, 3)
 HISTORY = messages.random_history(0, 12)[np.newaxis]
@@ -86,17 +85,6 @@ def test_tritonclient_over_a_stream(server: Served, tmp_path: Path) -> None:
     assert facts["after the error"] == "0"
     assert facts["as status"] == "StatusCode.NOT_FOUND"
     eventually(lambda: server.in_flight == 0, "the stream's calls ended")
-
-
-@pytest.fixture(scope="module")
-def perf_analyzer() -> Path:
-    """The script installs Triton's load generator at its first run, where that is possible."""
-    if not PERF_ANALYZER.exists():
-        pytest.skip("perf_analyzer is not here")
-    found = subprocess.run([PERF_ANALYZER, "--version"], capture_output=True, text=True, timeout=150, check=False)
-    if found.returncode:
-        pytest.skip(f"perf_analyzer does not run here: {found.stderr[-200:]}")
-    return PERF_ANALYZER
 
 
 @pytest.fixture

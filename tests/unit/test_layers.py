@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SERVICE = Path(__file__).parents[2] / "service" / "rafaga"
-BASE = {"errors", "tensors", "bundle", "images", "v1", "inference"}
+BASE = {"errors", "tensors", "bundle", "images", "series", "v1", "inference"}
 TOP = {"cli", "load", "plan"}
 MODULES = sorted(
     path for path in SERVICE.rglob("*.py") if not {"v1", "inference"} & set(path.relative_to(SERVICE).parts[:1])

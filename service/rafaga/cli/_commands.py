@@ -12,9 +12,9 @@ from typing import TypeVar
 import numpy as np
 
 from rafaga import Classification, Client, DetectedObject, Detections, ModelInfo, RafagaError, Timing
-from rafaga.cli._errors import ExitCode, complain, exit_code, sentence
+from rafaga.cli._errors import ExitCode, UsageError, complain, exit_code, sentence
 from rafaga.cli._output import as_json, table
-from rafaga.cli._series import read_series
+from rafaga.series import SeriesError, read_series
 
 # Enough for the server to form batches, few enough to be a polite neighbour.
 _CONCURRENT_FILES = 16
@@ -130,11 +130,14 @@ def features(args: Namespace, client: Client) -> int:
 
 
 def forecast(args: Namespace, client: Client) -> int:
-    if args.file == "-":
-        history = read_series(sys.stdin, args.column)
-    else:
-        with open(args.file, encoding="utf-8-sig", newline="") as file:
-            history = read_series(file, args.column)
+    try:
+        if args.file == "-":
+            history = read_series(sys.stdin, args.column)
+        else:
+            with open(args.file, encoding="utf-8-sig", newline="") as file:
+                history = read_series(file, args.column)
+    except SeriesError as error:
+        raise UsageError(str(error)) from None
     found = client.forecast(history, model=args.model, version=args.version_of_model, horizon=args.horizon)
     if args.json:
         print(as_json(found))

@@ -87,7 +87,8 @@ def parse_load(arguments: Sequence[str], environ: Mapping[str, str]) -> LoadOpti
     """Raises OptionsError, PayloadError or OSError; SystemExit as argparse does it."""
     args = _load_parser(environ).parse_args(arguments)
     try:
-        payloads = read(args.input, rows=args.rows, height=args.size[0], width=args.size[1], seed=args.seed)
+        height, width = args.size
+        payloads = read(args.input, args.column, rows=args.rows, height=height, width=width, seed=args.seed)
     except UnicodeDecodeError as error:
         raise OptionsError(f"--input: not text: {error}") from None
     trace = None if args.trace is None else _trace(args.trace)
@@ -195,6 +196,7 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
         metavar="FILE|DIR",
         help="images (.jpg, .png) or series (.csv, .txt) to send; random ones otherwise",
     )
+    mix.add_argument("--column", metavar="NAME", help="of the series to send, by name or number from 1")
     mix.add_argument("--rows", type=_whole, default=1, metavar="N", help="random images per request (%(default)s)")
     mix.add_argument(
         "--size",

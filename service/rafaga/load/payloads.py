@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rafaga.series import SeriesError, read_series
+
 # Different requests, so that no cache on the way makes the load lighter than it looks.
 RANDOM_PAYLOADS = 16
 MAX_FILES = 256
@@ -49,15 +51,15 @@ class Payloads:
         return [rng.normal(size=length).cumsum().astype(np.float32) for _ in range(RANDOM_PAYLOADS)]
 
 
-def read(paths: Sequence[Path], **options: Any) -> Payloads:
-    """Images and series from files and folders, by suffix. Raises PayloadError or OSError."""
+def read(paths: Sequence[Path], column: str | None = None, **options: Any) -> Payloads:
+    """Images and series from files and folders, by suffix. Raises PayloadError or OSError. column: of the series."""
     images: list[bytes] = []
     series: list[tuple[float, ...]] = []
     for path in _files(paths):
         if path.suffix.lower() in _IMAGES:
             images.append(path.read_bytes())
         else:
-            series.append(_history(path))
+            series.append(_history(path, column))
     return Payloads(tuple(images), tuple(series), **options)
 
 
@@ -78,18 +80,9 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return files if len(files) <= MAX_FILES else [files[i * len(files) // MAX_FILES] for i in range(MAX_FILES)]
 
 
-def _history(path: Path) -> tuple[float, ...]:
-    """The last column of a CSV file with or without a header, or one number per line."""
-    cells = [line.split(",")[-1].strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    try:
-        return tuple(float(cell) for cell in (cells if _is_number(cells[0]) else cells[1:]))
-    except (ValueError, IndexError) as error:
-        raise PayloadError(f"{path}: expected numbers, in the last column of each line: {error}") from None
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+def _history(path: Path, column: str | None) -> tuple[float, ...]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            return tuple(read_series(file, column))
+        except SeriesError as error:
+            raise PayloadError(f"{path}: {error}") from None

@@ -132,8 +132,9 @@ def test_inputs_are_read_by_suffix(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.md", "x", r"expected a folder or a file ending in"),
-        ("a.csv", "ppm\n315\nhigh\n", "expected numbers"),
-        ("a.txt", "", "expected numbers"),
+        ("a.csv", "ppm\n315\nhigh\n", "line 3 of the history: 'high' is no number"),
+        ("b.csv", "month,ppm\n1,315\n2,316\n", "which column.*--column: month, ppm"),
+        ("a.txt", "", "the history is empty"),
     ],
 )
 def test_an_input_that_cannot_be_sent_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -1,26 +1,28 @@
-"""A history from a file: one number per line, or a column of a CSV file with a header."""
+"""A history from text: one number per line, or a column of a CSV file. What `forecast` asks with and `load` sends."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
 
-from rafaga.cli._errors import UsageError
+
+class SeriesError(ValueError):
+    """What was read is no history; the message says where and what was expected."""
 
 
-def read_series(lines: Iterable[str], column: str | None) -> list[float]:
-    """The named column, or the only one that holds numbers. Raises UsageError naming the line that is wrong.
+def read_series(lines: Iterable[str], column: str | None = None) -> list[float]:
+    """The named column, or the only one that holds numbers. Raises SeriesError naming the line that is wrong.
 
     A first line that is no number is the header. Numbers counting from 1 name columns too, for files without one.
     """
     numbered = [(number, row) for number, row in enumerate(csv.reader(lines), start=1) if any(c.strip() for c in row)]
     if not numbered:
-        raise UsageError("the history is empty; expected one number per line or a CSV file")
+        raise SeriesError("the history is empty; expected one number per line or a CSV file")
     first = numbered[0][1]
     header = None if any(_is_number(cell) for cell in first) else [cell.strip() for cell in first]
     body = numbered[1:] if header else numbered
     if not body:
-        raise UsageError("the history has a header and no numbers")
+        raise SeriesError("the history has a header and no numbers")
     index = _index(column, header, body[0][1])
     return [_number(row, index, line) for line, row in body]
 
@@ -30,11 +32,11 @@ def _index(column: str | None, header: list[str] | None, row: list[str]) -> int:
     if column is not None:
         if column in names:
             return names.index(column)
-        raise UsageError(f"no column {column!r}; the file has {', '.join(names)}")
+        raise SeriesError(f"no column {column!r}; the file has {', '.join(names)}")
     numeric = [i for i, cell in enumerate(row) if _is_number(cell)]
     if len(numeric) == 1:
         return numeric[0]
-    raise UsageError(
+    raise SeriesError(
         f"which column? choose one with --column: {', '.join(names[i] for i in numeric if i < len(names))}"
         if numeric
         else "no column of numbers in the history"
@@ -44,7 +46,7 @@ def _index(column: str | None, header: list[str] | None, row: list[str]) -> int:
 def _number(row: list[str], index: int, line: int) -> float:
     cell = row[index].strip() if index < len(row) else ""
     if not _is_number(cell):
-        raise UsageError(f"line {line} of the history: {cell!r} is no number; fill gaps first")
+        raise SeriesError(f"line {line} of the history: {cell!r} is no number; fill gaps first")
     return float(cell)
 
 

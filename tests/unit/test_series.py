@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rafaga.cli._errors import UsageError
-from rafaga.cli._series import read_series
+from rafaga.series import SeriesError, read_series
 
 CO2 = ["date,ppm,adjusted\n", "1958-03,315.7,314.4\n", "1958-04,317.5,315.2\n"]
 
@@ -41,5 +40,5 @@ def test_what_is_read(lines: list[str], column: str | None, values: list[float])
     ],
 )
 def test_what_is_refused(lines: list[str], column: str | None, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(SeriesError, match=message):
         read_series(lines, column)
