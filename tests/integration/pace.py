@@ -11,21 +11,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import onnxruntime as ort
+import pytest
 from numpy.typing import NDArray
 
+from rafaga.server import engine
 from rafaga.server.engine import Session
 
 
 class Pace:
-    """Sets the pace of every engine that is loaded while it is installed. row_s: seconds of a run, per row."""
+    """The pace of some engines. row_s: seconds of a run, per row."""
 
     def __init__(self, row_s: float) -> None:
         self._row_s = row_s
         self._going = threading.Event()
         self._going.set()
 
-    def of(self, session: Session) -> Session:
-        return _Paced(self, session)
+    @contextmanager
+    def set(self) -> Iterator[None]:
+        """For every engine that is loaded before this ends."""
+        create = engine.create_session
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "create_session", lambda *arguments: _Paced(self, create(*arguments)))
+            yield
 
     @contextmanager
     def standstill(self) -> Iterator[None]:
@@ -47,9 +55,12 @@ class _Paced:
         self._session = session
 
     def run(
-        self, output_names: Sequence[str] | None, input_feed: dict[str, NDArray[np.generic]]
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: dict[str, NDArray[np.generic]],
+        run_options: ort.RunOptions | None = None,
     ) -> Sequence[NDArray[np.generic]]:
         began_s = time.perf_counter()
-        outputs = self._session.run(output_names, input_feed)
+        outputs = self._session.run(output_names, input_feed, run_options)
         self._pace.keep(len(next(iter(input_feed.values()))), began_s)
         return outputs

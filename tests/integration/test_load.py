@@ -106,18 +106,7 @@ def test_callers_that_wait_and_a_mix_of_files_over_rafaga(
     for i in range(3):
         (folder / f"{i}.png").write_bytes(messages.png(messages.random_digits(i)[0, :, :, 0]))
     (folder / "history.csv").write_text("day,value\n" + "\n".join(f"{i},{i / 7}" for i in range(30)))
-    models = [
-        "--model",
-        "digits",
-        "--model",
-        "series",
-        "--model",
-        "backbone",
-        "--input",
-        str(folder),
-        "--column",
-        "value",
-    ]
+    models = ["--model", "digits", "--model", "series", "--model", "backbone"]
     code, run = load(plain, *models, "--input", str(folder), "--column", "value", "--concurrency", "4")
     assert code == 0
     (step,) = run.steps

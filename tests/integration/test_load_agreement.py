@@ -19,7 +19,6 @@ from typing import NamedTuple
 import pytest
 
 from rafaga.load import document
-from rafaga.server import engine
 from tests import bundles
 from tests.integration.pace import Pace
 from tests.integration.serving import Served, serving
@@ -29,7 +28,7 @@ pytestmark = pytest.mark.nightly
 # Long enough that what the generators and the transport cost is little of it; a run for every row, so that neither
 # batches nor windows that cut through them move the rate.
 ROW_S = 0.010
-WINDOW_S = 8
+WINDOW_S = 5
 # Arrivals at random: as many as make the count's own spread (one over its root) small beside 5 %.
 RANDOM_RATE, RANDOM_S = 80, 40
 
@@ -53,11 +52,8 @@ def pace() -> Pace:
 def steady(pace: Pace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("steady")
     bundles.publish_classifier(root)
-    create = engine.create_session
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "create_session", lambda *arguments: pace.of(create(*arguments)))
-        with serving(root, "grpcio", max_batch_size=1, max_queue_wait_ms=60_000) as served:
-            yield served
+    with pace.set(), serving(root, "grpcio", max_batch_size=1, max_queue_wait_ms=60_000) as served:
+        yield served
 
 
 @pytest.fixture

@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["serve"]:
             return _serve.run(_serve_parser(), arguments[1:], os.environ)
         if arguments[:1] == ["load"]:
-            return _load.run(arguments[1:], os.environ)
+            return _load.run("load", arguments[1:], os.environ)
+        if arguments[:1] == ["plan"]:
+            return _load.run("plan", arguments[1:], os.environ)
         args = _parser(os.environ).parse_args(arguments)
         with _client(args) as client:
             command: Callable[[Namespace, Client], int] = args.command
@@ -59,6 +61,7 @@ def _parser(environ: Mapping[str, str]) -> ArgumentParser:
     # Only listed here: their options come with extras, and `main` takes that way before it parses.
     commands.add_parser("serve", help="serve a model repository", add_help=False)
     commands.add_parser("load", help="load-test a server", add_help=False)
+    commands.add_parser("plan", help="how many replicas a rate needs", add_help=False)
     connection = _connection(environ)
 
     models = commands.add_parser("models", parents=[connection], help="what the server has")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from rafaga import Tls
 from rafaga.load import mlperf, schedule
+from rafaga.load.arguments import index, not_negative, positive, size, whole
 from rafaga.load.codecs import Wire
 from rafaga.load.connection import Connection
 from rafaga.load.document import Conditions
@@ -86,11 +87,7 @@ class MergeOptions:
 def parse_load(arguments: Sequence[str], environ: Mapping[str, str]) -> LoadOptions:
     """Raises OptionsError, PayloadError or OSError; SystemExit as argparse does it."""
     args = _load_parser(environ).parse_args(arguments)
-    try:
-        height, width = args.size
-        payloads = read(args.input, args.column, rows=args.rows, height=height, width=width, seed=args.seed)
-    except UnicodeDecodeError as error:
-        raise OptionsError(f"--input: not text: {error}") from None
+    payloads = inputs(args)
     trace = None if args.trace is None else _trace(args.trace)
     models: dict[str, float] = {}
     for name, weight in args.model:
@@ -102,11 +99,11 @@ def parse_load(arguments: Sequence[str], environ: Mapping[str, str]) -> LoadOpti
     if args.find_max and args.part.of > 1:
         raise OptionsError("--find-max chooses its next step from the last: it cannot be shared with --part")
     return LoadOptions(
-        connection=_connection(args),
+        connection=connection(args.server, args),
         conditions=Conditions(
             protocol=args.protocol,
             models=models,
-            payload=_payload(payloads),
+            payload=describe(payloads),
             deadline_ms=args.deadline_ms,
             seed=args.seed,
             slo_p99_ms=args.slo_p99_ms,
@@ -133,7 +130,7 @@ def parse_merge(arguments: Sequence[str]) -> MergeOptions:
         description="Merges the parts of one run, exactly; with a single file, judges or reports it again.",
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what --json wrote")
-    parser.add_argument("--slo-p99-ms", type=_positive, metavar="MS", help="judge by this objective instead")
+    parser.add_argument("--slo-p99-ms", type=positive, metavar="MS", help="judge by this objective instead")
     _add_outputs(parser)
     args = parser.parse_args(arguments)
     objective = None if args.slo_p99_ms is None else Objective(args.slo_p99_ms)
@@ -150,8 +147,8 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
     )
     load = parser.add_argument_group("load, one of")
     which = load.add_mutually_exclusive_group()
-    which.add_argument("--rate", type=_positive, metavar="R", help="requests per second, whatever the server does")
-    which.add_argument("--concurrency", type=_whole, metavar="C", help="callers that each wait for their answer")
+    which.add_argument("--rate", type=positive, metavar="R", help="requests per second, whatever the server does")
+    which.add_argument("--concurrency", type=whole, metavar="C", help="callers that each wait for their answer")
     which.add_argument("--trace", type=Path, metavar="FILE", help="recorded arrivals: a time in seconds per line")
     which.add_argument("--ramp", type=_ramp, metavar="FROM:TO:STEPS", help="rates, one step after the other")
     load.add_argument("--find-max", action="store_true", help="the highest rate that meets --slo-p99-ms")
@@ -170,14 +167,14 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
     )
     time = parser.add_argument_group("time")
     time.add_argument(
-        "--duration", type=_positive, metavar="S", help=f"measured seconds of each step ({DEFAULT_DURATION_S:g})"
+        "--duration", type=positive, metavar="S", help=f"measured seconds of each step ({DEFAULT_DURATION_S:g})"
     )
-    time.add_argument("--warm-up", type=_not_negative, default=2.0, metavar="S", help="before each step (%(default)s)")
+    time.add_argument("--warm-up", type=not_negative, default=2.0, metavar="S", help="before each step (%(default)s)")
     time.add_argument(
-        "--deadline-ms", type=_positive, default=10_000.0, metavar="MS", help="a request's, from when it is due (10000)"
+        "--deadline-ms", type=positive, default=10_000.0, metavar="MS", help="a request's, from when it is due (10000)"
     )
-    time.add_argument("--slo-p99-ms", type=_positive, metavar="MS", help="99 of 100 requests answered within; else 1")
-    time.add_argument("--precision", type=_positive, default=5.0, metavar="PERCENT", help="of --find-max (%(default)s)")
+    time.add_argument("--slo-p99-ms", type=positive, metavar="MS", help="99 of 100 requests answered within; else 1")
+    time.add_argument("--precision", type=positive, default=5.0, metavar="PERCENT", help="of --find-max (%(default)s)")
 
     mix = parser.add_argument_group("requests")
     mix.add_argument(
@@ -188,47 +185,28 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
         metavar="NAME[=WEIGHT]",
         help="several share the requests by weight",
     )
-    mix.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE|DIR",
-        help="images (.jpg, .png) or series (.csv, .txt) to send; random ones otherwise",
-    )
-    mix.add_argument("--column", metavar="NAME", help="of the series to send, by name or number from 1")
-    mix.add_argument("--rows", type=_whole, default=1, metavar="N", help="random images per request (%(default)s)")
-    mix.add_argument(
-        "--size",
-        type=_size,
-        default=(224, 224),
-        metavar="HxW",
-        help="of random images where the model takes any (224x224)",
-    )
-    mix.add_argument("--seed", type=_index, default=0, metavar="N", help="of arrivals, mix and inputs (%(default)s)")
+    add_inputs(mix)
     mix.add_argument(
         "--check-every",
-        type=_index,
+        type=index,
         default=10,
         metavar="N",
         help="compare one answer in N with the one given before the load; 0 compares none (%(default)s)",
     )
 
-    connection = parser.add_argument_group("connection")
-    connection.add_argument(
+    server = parser.add_argument_group("connection")
+    server.add_argument(
         "--server",
         default=environ.get("RAFAGA_SERVER") or "localhost:50051",
         metavar="HOST:PORT",
         help="several with commas between share the calls (environment RAFAGA_SERVER; now %(default)s)",
     )
-    connection.add_argument("--protocol", type=Wire, choices=list(Wire), default=Wire.RAFAGA, help="(%(default)s)")
-    connection.add_argument("--token-file", type=Path, metavar="FILE", help="file with the bearer token")
-    connection.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS, trusting these certificates (PEM)")
-    connection.add_argument("--metrics", metavar="URL", help="the server's /metrics, for its own view of each step")
+    server.add_argument("--protocol", type=Wire, choices=list(Wire), default=Wire.RAFAGA, help="(%(default)s)")
+    add_credentials(server)
+    server.add_argument("--metrics", metavar="URL", help="the server's /metrics, for its own view of each step")
 
     generator = parser.add_argument_group("generator")
-    generator.add_argument("--processes", type=_whole, default=1, metavar="N", help="on this machine (%(default)s)")
-    generator.add_argument("--channels", type=_whole, default=8, metavar="N", help="per process (%(default)s)")
+    add_processes(generator)
     generator.add_argument(
         "--part", type=_part, default=Part(), metavar="K/N", help="this machine's share of a run that N machines share"
     )
@@ -242,6 +220,48 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
     return parser
 
 
+def add_inputs(group: argparse._ArgumentGroup) -> None:
+    """What `inputs` reads."""
+    group.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE|DIR",
+        help="images (.jpg, .png) or series (.csv, .txt) to send; random ones otherwise",
+    )
+    group.add_argument("--column", metavar="NAME", help="of the series to send, by name or number from 1")
+    group.add_argument("--rows", type=whole, default=1, metavar="N", help="random images per request (%(default)s)")
+    group.add_argument(
+        "--size",
+        type=size,
+        default=DEFAULT_SIZE,
+        metavar="HxW",
+        help="of random images where the model takes any (224x224)",
+    )
+    group.add_argument("--seed", type=index, default=0, metavar="N", help="of arrivals, mix and inputs (%(default)s)")
+
+
+def inputs(args: Namespace) -> Payloads:
+    """Raises OptionsError, PayloadError or OSError."""
+    height, width = args.size
+    try:
+        return read(args.input, args.column, rows=args.rows, height=height, width=width, seed=args.seed)
+    except UnicodeDecodeError as error:
+        raise OptionsError(f"--input: not text: {error}") from None
+
+
+def add_credentials(group: argparse._ArgumentGroup) -> None:
+    """What `connection` reads."""
+    group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the bearer token")
+    group.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS, trusting these certificates (PEM)")
+
+
+def add_processes(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--processes", type=whole, default=1, metavar="N", help="on this machine (%(default)s)")
+    group.add_argument("--channels", type=whole, default=8, metavar="N", help="per process (%(default)s)")
+
+
 def _add_outputs(parser: ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("results")
     group.add_argument("--json", metavar="FILE", help="raw counts and figures; - is standard output")
@@ -249,15 +269,16 @@ def _add_outputs(parser: ArgumentParser) -> argparse._ArgumentGroup:
     return group
 
 
-def _connection(args: Namespace) -> Connection:
+def connection(address: str, args: Namespace) -> Connection:
+    """Raises OptionsError or OSError."""
     token = args.token_file.read_text(encoding="utf-8").strip() if args.token_file else None
     tls = Tls.from_files(args.tls_ca) if args.tls_ca else None
-    connection = Connection(args.server, token, tls)
+    found = Connection(address, token, tls)
     try:
-        connection.endpoint()
+        found.endpoint()
     except ValueError as error:
-        raise OptionsError(f"--server: {error}") from None
-    return connection
+        raise OptionsError(f"server {address}: {error}") from None
+    return found
 
 
 def _steps(args: Namespace, trace: Times | None) -> tuple[Step, ...]:
@@ -327,7 +348,8 @@ def _trace(path: Path) -> Times:
     return times
 
 
-def _payload(payloads: Payloads) -> str:
+def describe(payloads: Payloads) -> str:
+    """What is sent, in words."""
     given = [
         f"{len(items)} {name}" for name, items in (("images", payloads.images), ("series", payloads.series)) if items
     ]
@@ -337,58 +359,24 @@ def _payload(payloads: Payloads) -> str:
     return ", ".join([*given, *([] if given else [made])])
 
 
-def _number(allowed: Callable[[float], bool], expected: str) -> Callable[[str], float]:
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and allowed(value)):
-            raise ArgumentTypeError(f"{text!r} is no {expected}")
-        return value
-
-    return convert
-
-
-_positive = _number(lambda value: value > 0, "positive number")
-_not_negative = _number(lambda value: value >= 0, "number from zero up")
-
-
-def _index(text: str) -> int:
-    if not text.isdecimal():
-        raise ArgumentTypeError(f"{text!r} is no whole number from 0 up")
-    return int(text)
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is no whole number from 1 up")
-    return int(text)
-
-
 def _weighted(text: str) -> tuple[str, float]:
     name, _, weight = text.partition("=")
     if not name:
         raise ArgumentTypeError(f"{text!r} names no model")
-    return name, _positive(weight) if weight else 1.0
+    return name, positive(weight) if weight else 1.0
 
 
 def _ramp(text: str) -> tuple[float, ...]:
     parts = text.split(":")
     if len(parts) != 3:
         raise ArgumentTypeError(f"{text!r} is not FROM:TO:STEPS, 100:1000:10 for instance")
-    return schedule.ramp(_positive(parts[0]), _positive(parts[1]), _whole(parts[2]))
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    return _whole(height), _whole(width)
+    return schedule.ramp(positive(parts[0]), positive(parts[1]), whole(parts[2]))
 
 
 def _part(text: str) -> Part:
     index, _, of = text.partition("/")
     try:
-        return Part(_whole(index) - 1, _whole(of))
+        return Part(whole(index) - 1, whole(of))
     except ValueError as error:
         raise ArgumentTypeError(f"{text!r}: {error}") from None
 

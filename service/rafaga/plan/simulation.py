@@ -51,15 +51,21 @@ class Curve:
 
 @dataclass(frozen=True)
 class Request:
+    """waited_s: before it reached the batcher; counted as part of its latency, not of its deadline."""
+
     deadline_s: float
     rows: int = 1
     key: int | None = None
     cost: float = 1.0
+    waited_s: float = 0.0
 
 
 @dataclass
 class Report:
-    """Rows, not requests, of `seconds` under load: `good` were answered in time, `late` after it, `run` computed."""
+    """Rows, not requests, of `seconds` under load: `good` were answered in time, `late` after it, `run` computed.
+
+    busy_s: of the engine. latencies: seconds, of every request that was answered.
+    """
 
     seconds: float
     offered: int = 0
@@ -69,6 +75,7 @@ class Report:
     good: int = 0
     run: int = 0
     batches: int = 0
+    busy_s: float = 0.0
     latencies: list[float] = field(default_factory=list)
 
     @property
@@ -117,7 +124,7 @@ def simulate(
     def submit(request: Request) -> None:
         def answered(_: Arrays, __: JobTiming) -> None:
             if counted():
-                report.latencies.append(clock - job.arrival)
+                report.latencies.append(clock - job.arrival + request.waited_s)
                 if clock <= job.deadline:
                     report.good += job.rows
                 else:
@@ -147,6 +154,7 @@ def simulate(
                 running = None
                 report.run += counted() * batch.rows
                 report.batches += counted()
+                report.busy_s += counted() * took
                 for job, start, stop in batch.parts:
                     job.answer(start, (job.inputs[0][start:stop],), took, batch.rows)
                 batcher.finished(batch, took)

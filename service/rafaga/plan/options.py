@@ -1,0 +1,123 @@
+"""The command line of `rafaga plan` as values."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rafaga.load import options
+from rafaga.load.arguments import not_negative, positive
+from rafaga.load.connection import Connection
+from rafaga.load.options import OptionsError
+from rafaga.load.payloads import Payloads
+
+EPILOG = """\
+exit codes:
+  0  a plan was made, or a profile measured
+  1  no number of replicas meets the objective
+  2  the command line, or a file it names, is wrong
+  3  the server is unreachable
+  4  the request is invalid: an unknown model, not an image, …
+
+examples:
+  rafaga plan --measure localhost:50051 --model lenet5-mnist --profile lenet5.json
+  rafaga plan --profile lenet5.json --rate 2000 --slo-p99-ms 20
+"""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    connection: Connection
+    model: str
+    payloads: Payloads
+    step_s: float
+    processes: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """headroom: share by which the rate may grow."""
+
+    rate: float
+    slo_p99_ms: float
+    headroom: float
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """profile: written after measuring, otherwise read. json: "-" is standard output."""
+
+    measuring: Measuring | None
+    profile: Path | None
+    wanted: Wanted | None
+    seed: int
+    json: str | None
+
+
+def parse(arguments: Sequence[str]) -> PlanOptions:
+    """Raises OptionsError, PayloadError or OSError; SystemExit as argparse does it."""
+    args = _parser().parse_args(arguments)
+    if args.measure is None and args.profile is None:
+        raise OptionsError("what does a replica need? --measure HOST:PORT finds out, --profile FILE tells")
+    if (args.measure is None) != (args.model is None):
+        raise OptionsError("--measure and --model go together")
+    if (args.rate is None) != (args.slo_p99_ms is None):
+        raise OptionsError("--rate and --slo-p99-ms go together")
+    if args.rate is None and (args.measure is None or args.profile is None):
+        raise OptionsError("nothing to do: --rate and --slo-p99-ms make a plan, --measure and --profile a profile")
+    return PlanOptions(
+        measuring=None
+        if args.measure is None
+        else Measuring(
+            options.connection(args.measure, args),
+            args.model,
+            options.inputs(args),
+            args.step,
+            args.processes,
+            args.channels,
+        ),
+        profile=args.profile,
+        wanted=None if args.rate is None else Wanted(args.rate, args.slo_p99_ms, args.headroom / 100),
+        seed=args.seed,
+        json=args.json,
+    )
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="rafaga plan",
+        description="How many replicas a rate needs, and how they should batch: from a measured profile, by simulation "
+        "with the server's own batcher.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    plan = parser.add_argument_group("plan")
+    plan.add_argument("--rate", type=positive, metavar="R", help="requests per second, all replicas together")
+    plan.add_argument("--slo-p99-ms", type=positive, metavar="MS", help="99 of 100 requests answered within")
+    plan.add_argument(
+        "--headroom",
+        type=not_negative,
+        default=20.0,
+        metavar="PERCENT",
+        help="by which the rate may grow before the objective is missed (%(default)g)",
+    )
+    plan.add_argument("--json", metavar="FILE", help="the plan as JSON; - is standard output")
+
+    profile = parser.add_argument_group("profile")
+    profile.add_argument("--profile", type=Path, metavar="FILE", help="read it, or write it after measuring")
+    profile.add_argument(
+        "--measure", metavar="HOST:PORT", help="load this replica, with 1 to 64 callers, and see what it needs"
+    )
+    profile.add_argument("--model", metavar="NAME", help="the model to measure")
+    profile.add_argument(
+        "--step", type=positive, default=3.0, metavar="S", help="seconds for each number of callers (%(default)g)"
+    )
+    options.add_inputs(profile)
+    options.add_credentials(profile)
+    options.add_processes(profile)
+    return parser

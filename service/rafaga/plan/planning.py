@@ -1,0 +1,156 @@
+"""From what one replica can take to how many are needed, and how they should batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from rafaga.load.search import search
+from rafaga.plan.profile import Profile
+from rafaga.plan.replica import BatchSettings, Outcome, Replica
+from rafaga.server.latency import buckets_up_to
+
+# Requests of a simulation that is one of many, and of those whose figures are told: their p99 rests on a hundredth.
+_SEARCH_REQUESTS = 5_000
+_TOLD_REQUESTS = 30_000
+# How far the highest rate may lie below one that missed, and how much better other settings must be to be worth it.
+_PRECISION = 0.03
+_WORTH_IT = 1.03
+# Where halving the batches costs this much, halving them again gains nothing.
+_HOPELESS = 0.6
+
+
+class Unreachable(Exception):
+    """No number of replicas meets the objective."""
+
+
+@dataclass(frozen=True)
+class Considered:
+    """Settings, and the highest rate in requests per second at which one replica with them meets the objective."""
+
+    settings: BatchSettings
+    max_rate: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """A load under which the profile's replica was measured, and what the simulation makes of it."""
+
+    rate: float
+    measured_p50_ms: float
+    measured_p99_ms: float
+    simulated_p50_ms: float
+    simulated_p99_ms: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rates are requests per second.
+
+    headroom_asked and headroom: shares by which the rate may grow, as asked for and as it came out. with_all: a
+    replica of all of them; with_one_lost: one of those that are left, None where none is. replicas_to_lose_one: how
+    many still meet the objective, without any headroom, when one of them is gone.
+    """
+
+    model: str
+    rate: float
+    slo_p99_ms: float
+    headroom_asked: float
+    replicas: int
+    settings: BatchSettings
+    max_rate_per_replica: float
+    headroom: float
+    with_all: Outcome
+    with_one_lost: Outcome | None
+    replicas_to_lose_one: int
+    considered: tuple[Considered, ...]
+    check: Check | None
+    measured: str
+    server: str
+    warnings: tuple[str, ...]
+
+
+def plan(
+    profile: Profile,
+    rate: float,
+    slo_p99_ms: float,
+    headroom: float = 0.0,
+    seed: int = 0,
+    note: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """Raises Unreachable. note: told one line per setting that was tried."""
+    replica = Replica(profile, slo_p99_ms, seed)
+    considered: list[Considered] = []
+    for settings in _candidates(profile, replica):
+        if considered and considered[-1].max_rate < _HOPELESS * max(each.max_rate for each in considered):
+            continue
+        considered.append(Considered(settings, _max_rate(profile, replica, settings)))
+        note(
+            f"batches of up to {settings.max_batch_size}, delay {settings.max_queue_delay_us} µs: "
+            f"{considered[-1].max_rate:,.1f} requests/s per replica"
+        )
+    # The first is what a server does when it is told nothing.
+    chosen = considered[0]
+    for each in considered[1:]:
+        if each.max_rate > _WORTH_IT * chosen.max_rate:
+            chosen = each
+    if not chosen.max_rate:
+        alone = replica.under(0.05 / (profile.run_s(1) + 1 / profile.crowded_rate), chosen.settings, _SEARCH_REQUESTS)
+        raise Unreachable(
+            f"no number of replicas answers 99 of 100 requests within {slo_p99_ms:g} ms: "
+            f"a replica with next to nothing to do takes {alone.p99_ms:.2f} ms at p99"
+        )
+    replicas = math.ceil(rate * (1 + headroom) / chosen.max_rate)
+    lost = None
+    if replicas > 1:
+        lost = replica.under(rate / (replicas - 1), chosen.settings, _TOLD_REQUESTS)
+    return Plan(
+        model=profile.model,
+        rate=rate,
+        slo_p99_ms=slo_p99_ms,
+        headroom_asked=headroom,
+        replicas=replicas,
+        settings=chosen.settings,
+        max_rate_per_replica=chosen.max_rate,
+        headroom=replicas * chosen.max_rate / rate - 1,
+        with_all=replica.under(rate / replicas, chosen.settings, _TOLD_REQUESTS),
+        with_one_lost=lost,
+        replicas_to_lose_one=math.ceil(rate / chosen.max_rate) + 1,
+        considered=tuple(considered),
+        check=_check(profile, replica),
+        measured=profile.measured,
+        server=profile.server,
+        warnings=profile.warnings,
+    )
+
+
+def _check(profile: Profile, replica: Replica) -> Check | None:
+    """At the highest rate of random arrivals that was measured, which nothing was fitted to."""
+    measured = max((each for each in profile.steps if each.offered), key=lambda each: each.offered, default=None)
+    if measured is None:
+        return None
+    simulated = replica.under(measured.offered, BatchSettings(profile.max_batch_size), _TOLD_REQUESTS)
+    return Check(measured.offered, measured.p50_ms, measured.p99_ms, simulated.p50_ms, simulated.p99_ms)
+
+
+def _candidates(profile: Profile, replica: Replica) -> Iterator[BatchSettings]:
+    """The largest batches come first; a delay is tried that is as long as the shortest run."""
+    largest, *smaller = reversed(buckets_up_to(profile.max_batch_size))
+    yield BatchSettings(largest, 0, replica.queue_wait_ms(largest))
+    if smaller:
+        yield BatchSettings(largest, round(profile.run_s(1) * 1e6), replica.queue_wait_ms(largest))
+    for size in smaller:
+        yield BatchSettings(size, 0, replica.queue_wait_ms(size))
+
+
+def _max_rate(profile: Profile, replica: Replica, settings: BatchSettings) -> float:
+    """0 where even a rate that is next to nothing misses."""
+    best_s = min(profile.run_s(b) / b for b in buckets_up_to(settings.max_batch_size))
+    searching = search(min(0.8 * profile.crowded_rate, 0.8 / best_s / profile.request_rows), _PRECISION)
+    rate = next(searching)
+    while True:
+        try:
+            rate = searching.send(replica.under(rate, settings, _SEARCH_REQUESTS).met)
+        except StopIteration as done:
+            return float(done.value)

@@ -1,0 +1,95 @@
+"""Plans of pretended replicas whose limits are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from rafaga.plan import planning, text
+from rafaga.plan.planning import Plan, Unreachable, plan
+from rafaga.plan.profile import Measured, Profile
+from tests.unit.plan.profiles import profile
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_SEARCH_REQUESTS", 1500)
+    monkeypatch.setattr(planning, "_TOLD_REQUESTS", 4000)
+
+
+def linear(row_ms: float) -> Profile:
+    """Rows cost the same in any batch."""
+    return profile([row_ms * (1 << k) for k in range(3)])
+
+
+def test_as_many_replicas_as_the_rate_needs() -> None:
+    """A replica answers less than 100 requests/s, and nearly as many within half a second."""
+    made = plan(linear(10), rate=300, slo_p99_ms=500)
+    assert 80 < made.max_rate_per_replica < 100
+    assert made.replicas == math.ceil(300 / made.max_rate_per_replica)
+    assert made.with_all.rate == pytest.approx(300 / made.replicas)
+    assert made.with_all.met
+    assert made.headroom == pytest.approx(made.replicas * made.max_rate_per_replica / 300 - 1)
+    assert made.replicas_to_lose_one == made.replicas + 1
+
+
+def test_with_one_lost_the_others_take_its_share() -> None:
+    made = plan(linear(10), rate=350, slo_p99_ms=500)
+    assert made.with_one_lost is not None
+    assert made.with_one_lost.rate == pytest.approx(350 / (made.replicas - 1))
+    assert not made.with_one_lost.met
+    assert made.with_one_lost.refused > 0
+    spared = plan(linear(10), rate=100, slo_p99_ms=500, headroom=1.5)
+    assert spared.with_one_lost is not None
+    assert spared.with_one_lost.met
+
+
+def test_headroom_is_asked_for_in_replicas() -> None:
+    tight, ample = (plan(linear(10), 850, 500, headroom=headroom) for headroom in (0.0, 0.5))
+    assert ample.replicas > tight.replicas
+    assert ample.headroom >= 0.5
+
+
+def test_a_model_that_gains_by_batching_batches() -> None:
+    made = plan(profile([4 + 0.13 * (1 << k) for k in range(6)]), rate=3000, slo_p99_ms=40)
+    assert made.settings.max_batch_size == 32
+    assert made.max_rate_per_replica > 2500, "one by one it would be 240"
+    assert any(each.settings.max_queue_delay_us > 0 for each in made.considered)
+
+
+def test_batches_are_no_larger_than_the_objective_allows() -> None:
+    """Large batches are a little more efficient and take longer than anybody may wait."""
+    made = plan(profile([4 + 16 * (1 << k) for k in range(6)]), rate=40, slo_p99_ms=200)
+    assert made.settings.max_batch_size <= 8
+    assert made.with_all.met
+
+
+def test_an_objective_below_one_run_is_out_of_reach() -> None:
+    with pytest.raises(Unreachable, match=r"within 5 ms.*takes 10\.\d\d ms at p99"):
+        plan(linear(10), rate=10, slo_p99_ms=5)
+
+
+def test_the_plan_says_how_well_it_was_checked() -> None:
+    seen = (Measured(1, 0.0, 99.0, 10, 11, 1, 0.1), Measured(0, 50.0, 50.0, 10.5, 42.0, 1.2, 0.1))
+    made = plan(profile([10, 20], steps=seen), rate=50, slo_p99_ms=500)
+    assert made.check is not None
+    assert (made.check.rate, made.check.measured_p99_ms) == (50.0, 42.0)
+    assert made.check.simulated_p50_ms == pytest.approx(10.8, abs=2)
+
+
+def test_the_same_seed_makes_the_same_plan() -> None:
+    assert plan(linear(10), 300, 500, seed=3) == plan(linear(10), 300, 500, seed=3)
+
+
+def say(made: Plan) -> str:
+    return "\n".join(text.lines(made))
+
+
+def test_what_people_read() -> None:
+    said = say(plan(profile([10], warnings=("measured beside others",)), rate=350, slo_p99_ms=500))
+    assert "net: 4 replicas for 350 requests/s with p99 within 500 ms" in said
+    assert "--max-batch-size 1 --max-queue-delay-us 0 --max-queue-wait-ms 490" in said
+    assert "5 replicas meet the objective with one of them lost" in said
+    assert "warning: measured beside others" in said
+    assert "one lost: none is left" in say(plan(profile([10]), rate=1, slo_p99_ms=500))
