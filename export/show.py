@@ -70,7 +70,9 @@ def outcome_table(outcomes: Iterable[Outcome]) -> Table:
     for outcome in outcomes:
         if outcome.published is None:
             failed = ("–",) * 5
-            table.add_row(outcome.name, *failed, f"{outcome.seconds:.1f}", escape(outcome.failure), style="red")
+            table.add_row(
+                outcome.name, *failed, f"{outcome.seconds:.1f}", escape(_first_sentence(outcome.failure)), style="red"
+            )
             continue
         bundle, folder = outcome.published.bundle, outcome.published.folder
         for variant in bundle.variants:
@@ -86,6 +88,11 @@ def outcome_table(outcomes: Iterable[Outcome]) -> Table:
                 "yes" if bundle.weights.trained else "[yellow]no, random[/yellow]",
             )
     return table
+
+
+def _first_sentence(text: str) -> str:
+    """The whole of it was shown when it happened."""
+    return text.split(". ")[0].split("; ")[0]
 
 
 def verdict_table(verdicts: Iterable[Verdict]) -> Table:

@@ -29,6 +29,7 @@ class ForecasterConfig:
     quantile_levels: tuple[float, ...]  # ascending, 0.5 among them
     recent: int  # steps that drift, level and scale are taken over: enough to be steady, few enough to follow changes
     drift: bool  # repeat the mean change from season to season; off for series without a trend
+    adaptive: bool = False  # widen the quantiles by how far the history itself moved; for series without a season
 
 
 class ElmanRNN(nn.RNN):
@@ -74,6 +75,10 @@ class Forecaster(nn.Module):
 
     def __init__(self, config: ForecasterConfig) -> None:
         super().__init__()
+        if config.adaptive and config.season != 1:
+            raise ValueError(
+                f"adaptive quantiles: expected a series without a season, got one of {config.season} steps"
+            )
         self.config = config
         self.median = config.quantile_levels.index(0.5)
         if config.cell is Cell.LSTM:
@@ -112,15 +117,40 @@ class Forecaster(nn.Module):
         if self.config.drift:
             naive = naive + drift * (1 + ahead // season)
         residual = self.head(state).unflatten(1, (self.config.max_horizon, -1))  # [N, H, Q]
-        return naive[:, :, None] + scale[:, :, None] * self.ordered(residual)
+        width = self.spread
+        if self.config.adaptive and not self.training:  # like the spread, no part of what is trained
+            width = width * self.past_moves(history, change.abs(), valid)[:, :, None]
+        return naive[:, :, None] + scale[:, :, None] * self.ordered(residual, width)
 
-    def ordered(self, residual: Tensor) -> Tensor:
-        """[N, H, Q] free numbers -> ascending: the median as it is, the others by positive gaps outwards from it."""
+    def past_moves(self, history: Tensor, change: Tensor, valid: Tensor) -> Tensor:
+        """How far the history moved over several steps, in what its single steps had led to expect. [N, 1]
+
+        1 for a random walk of steady size; more where it trended, or where calm was followed by storms: there the
+        recent steps, which are the unit of all quantiles, say too little of what is to come. The comparison is that of
+        the variance ratio (Lo & MacKinlay 1988), with means of sizes instead of variances, which single crashes decide.
+        """
+        window, total = self.config.recent, history.size(1)
+        step = torch.arange(total, device=history.device)[None, :]  # [1, T]
+        expected = F.avg_pool1d(F.pad(change, (window - 1, 0)), window, stride=1)  # [N, T], mean size of recent changes
+        ratios = []
+        for ahead in (self.config.max_horizon // 4, self.config.max_horizon // 2, self.config.max_horizon):
+            before, unit = (F.pad(x, (ahead, 0))[:, :total] for x in (history, expected))
+            chosen = valid & (step >= window + ahead)
+            moves = torch.where(chosen, (history - before).abs() / (unit * ahead**0.5 + 1e-6), 0.0)
+            # One more move of the expected size: what a history too short for any is taken to have had.
+            ratios.append((moves.sum(1, keepdim=True) + 1) / (chosen.sum(1, keepdim=True) + 1))
+        return torch.stack(ratios).mean(0)
+
+    def ordered(self, residual: Tensor, width: Tensor) -> Tensor:
+        """[N, H, Q] free numbers -> ascending: the median as it is, the others by positive gaps outwards from it.
+
+        `width` multiplies the gaps: [] or [N, 1, 1].
+        """
         middle = residual[:, :, self.median : self.median + 1]
         gaps = F.softplus(residual)
         above = gaps[:, :, self.median + 1 :].cumsum(2)
         below = gaps[:, :, : self.median].flip(2).cumsum(2).flip(2)
-        return middle + self.spread * torch.cat([-below, torch.zeros_like(middle), above], dim=2)
+        return middle + width * torch.cat([-below, torch.zeros_like(middle), above], dim=2)
 
 
 def mean_where(x: Tensor, chosen: Tensor) -> Tensor:

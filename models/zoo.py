@@ -134,17 +134,26 @@ def _forecasters() -> Iterator[Entry]:
     yield _forecaster("lstm-ett", Cell.LSTM, ett, ETT_INPUT, Corpus.ETTH1, hidden=32, recent=240, drift=False)
     # A random walk but for its volatility: nothing is promised of its median.
     sp500_entry = _forecaster(
-        "lstm-sp500", Cell.LSTM, sp500, SP500_INPUT, Corpus.SP500, hidden=16, recent=20, drift=False
+        "lstm-sp500", Cell.LSTM, sp500, SP500_INPUT, Corpus.SP500, hidden=16, recent=20, drift=False, adaptive=True
     )
     yield replace(sp500_entry, expected={})
 
 
 def _forecaster(
-    name: str, cell: Cell, dataset: str, spec: SeriesInput, corpus: Corpus, hidden: int, recent: int, drift: bool
+    name: str,
+    cell: Cell,
+    dataset: str,
+    spec: SeriesInput,
+    corpus: Corpus,
+    hidden: int,
+    recent: int,
+    drift: bool,
+    adaptive: bool = False,
 ) -> Entry:
     from models.forecasting import Forecaster, ForecasterConfig
 
-    config = ForecasterConfig(cell, hidden, spec.season, spec.max_horizon, spec.quantile_levels, recent, drift)
+    levels, season = spec.quantile_levels, spec.season
+    config = ForecasterConfig(cell, hidden, season, spec.max_horizon, levels, recent, drift, adaptive)
     return Entry(
         name=name,
         architecture=f"{cell.upper()} with a multi-horizon quantile head (after Wen et al. 2017)",

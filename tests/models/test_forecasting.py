@@ -31,9 +31,11 @@ def histories(lengths: list[int], total: int, season: int) -> tuple[Tensor, Tens
     return rows * (step < length[:, None]), length
 
 
-@pytest.fixture(params=list(Cell))
+@pytest.fixture(params=[*Cell, "adaptive"])
 def module(request: pytest.FixtureRequest) -> Forecaster:
     torch.manual_seed(0)
+    if request.param == "adaptive":
+        return Forecaster(replace(CONFIG, season=1, adaptive=True, recent=5)).eval()
     return Forecaster(replace(CONFIG, cell=request.param)).eval()
 
 
@@ -86,7 +88,7 @@ def test_the_rnn_is_torchs_own() -> None:
     assert torch.equal(ours(x)[0], reference(x)[0])
 
 
-FORECASTERS = [e for e in catalogue().values() if e.name.endswith("-co2")]
+FORECASTERS = [e for e in catalogue().values() if e.name.endswith(("-co2", "-sp500"))]
 
 
 @pytest.mark.parametrize("entry", FORECASTERS, ids=lambda e: e.name)
@@ -102,3 +104,42 @@ def test_onnx_gives_the_same_at_every_length(entry: Entry, tmp_path: Path) -> No
         inputs = {"history": history.numpy(), "length": length.numpy()}
         (found,) = session.run(None, inputs)
         np.testing.assert_allclose(found, graph.reference(inputs)["quantiles"], atol=2e-4)
+
+
+LEVELS = (0.1, 0.5, 0.9)
+WALK = ForecasterConfig(Cell.LSTM, 8, 1, 8, quantile_levels=LEVELS, recent=10, drift=False, adaptive=True)
+
+
+def moves(history: Tensor) -> float:
+    """What a history says of its own moves, by the forecaster."""
+    module = Forecaster(WALK).eval()
+    change = torch.diff(history, prepend=history[:, :1]).abs()
+    return float(module.past_moves(history, change, torch.ones_like(history, dtype=torch.bool)))
+
+
+def test_a_walk_that_trends_is_known_to_move_further_than_its_steps_say() -> None:
+    torch.manual_seed(0)
+    steps = torch.randn(1, 5000)
+    assert moves(steps.cumsum(1)) == pytest.approx(1, abs=0.1)
+    assert moves((steps + 1).cumsum(1)) > 1.5
+    back_and_forth = torch.where(torch.arange(5000) % 2 == 0, 1.0, -1.0)[None] + 0.01 * steps
+    assert moves(back_and_forth) < 0.2
+    assert moves(steps[:, :12].cumsum(1)) == 1, "too short to say"
+
+
+def test_adaptive_quantiles_are_wider_where_the_history_moved_further() -> None:
+    torch.manual_seed(0)
+    adaptive, plain = Forecaster(WALK).eval(), Forecaster(replace(WALK, adaptive=False)).eval()
+    plain.load_state_dict(adaptive.state_dict())
+    trend = (torch.randn(1, 200) + 1).cumsum(1)
+    length = torch.tensor([200])
+    wide, narrow = (module(trend, length)[0] for module in (adaptive, plain))
+    assert torch.equal(wide[:, 1], narrow[:, 1]), "the median stays"
+    assert (wide[:, 2] - wide[:, 0] > 1.3 * (narrow[:, 2] - narrow[:, 0])).all()
+    adaptive.train()
+    assert torch.equal(adaptive(trend, length)[0], narrow), "the loss does not know of it"
+
+
+def test_adaptive_quantiles_are_for_series_without_a_season() -> None:
+    with pytest.raises(ValueError, match="got one of 12 steps"):
+        Forecaster(replace(WALK, season=12))

@@ -66,7 +66,7 @@ def forecast(client: Client, model: str, asked: Arrays) -> Arrays:
     return {"quantiles": values.T[np.newaxis]}
 
 
-# What a task's own service answers, in the shape of the graph's outputs.
+# What a task's own service answers, in the shape of the graph's outputs. The other tasks' answers are not the graph's.
 OWN_SERVICE: Mapping[Task, Callable[[Client, str, Arrays], Arrays]] = {
     Task.CLASSIFICATION: classified,
     Task.FEATURES: extracted,
@@ -95,7 +95,9 @@ def test_makes_the_whole_way(entry: Entry, tmp_path: Path) -> None:
     with serving(tmp_path, "grpcio") as served, Client(served.address) as client:
         message = open_inference.request(entry.name, **asked)
         raw = open_inference.stub(served).ModelInfer(message, timeout=PATIENCE_S)
-        answers = [open_inference.arrays(raw), OWN_SERVICE[entry.task](client, entry.name, asked)]
+        answers = [open_inference.arrays(raw)]
+        if ask := OWN_SERVICE.get(entry.task):
+            answers.append(ask(client, entry.name, asked))
         assert not client.model(entry.name).trained
     for answer in answers:
         assert answer.keys() == expected.keys()
