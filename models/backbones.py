@@ -72,15 +72,15 @@ class VGG16Backbone(VGG):  # type: ignore[misc]
 
 
 class GoogLeNetBackbone(GoogLeNet):  # type: ignore[misc]
-    """Inception 3b, 4e and 5b of GoogLeNet: 480, 832 and 1024 channels at strides 8, 16 and 32."""
+    """Inception 3b, 4e and 5b of GoogLeNet: 480, 832 and 1024 channels at strides 8, 16 and 32. Takes -1..1."""
 
     def __init__(self) -> None:
-        super().__init__(aux_logits=False, transform_input=True, init_weights=False)
+        super().__init__(aux_logits=False, transform_input=False, init_weights=False)
         del self.fc
         ignore_published(self, "aux1.", "aux2.", "fc.")
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        x = self.maxpool1(self.conv1(self._transform_input(image)))  # [N, 64, H/4, W/4]
+        x = self.maxpool1(self.conv1(image))  # [N, 64, H/4, W/4]
         x = self.maxpool2(self.conv3(self.conv2(x)))  # [N, 192, H/8, W/8]
         b3 = self.inception3b(self.inception3a(x))  # [N, 480, H/8, W/8]
         x = self.inception4c(self.inception4b(self.inception4a(self.maxpool3(b3))))  # [N, 512, H/16, W/16]

@@ -14,14 +14,14 @@ from models.partial_load import ignore_published
 
 
 class GoogLeNetClassifier(GoogLeNet):  # type: ignore[misc]  # torchvision is untyped
-    """float32 [N, 3, 224, 224], normalised as for the other ImageNet networks -> logits float32 [N, 1000].
+    """float32 [N, 3, 224, 224], in -1..1 as the weights were made for -> logits float32 [N, 1000].
 
     Without the two auxiliary heads: they helped gradients along in training and answer nothing afterwards.
-    `transform_input` undoes the usual normalisation, because the weights were made for values in -1..1.
+    torchvision's normalises like its other networks and undoes that again (`transform_input`), channel by channel.
     """
 
     def __init__(self) -> None:
-        super().__init__(aux_logits=False, transform_input=True, init_weights=False)
+        super().__init__(aux_logits=False, transform_input=False, init_weights=False)
         ignore_published(self, "aux1.", "aux2.")
 
 

@@ -295,6 +295,8 @@ def _image_input(member: str) -> ImageInput:
 
     preset = get_weight(member).transforms()
     (crop,), (resize,) = preset.crop_size, preset.resize_size
-    return ImageInput(
-        height=crop, width=crop, channels=3, mean=tuple(preset.mean), std=tuple(preset.std), resize_shorter=resize
-    )
+    mean, std = tuple(preset.mean), tuple(preset.std)
+    if member.startswith("GoogLeNet"):
+        # torchvision normalises as ever and undoes that inside the network; ours takes the outcome, -1..1, at once.
+        mean = std = (0.5,) * 3
+    return ImageInput(height=crop, width=crop, channels=3, mean=mean, std=std, resize_shorter=resize)

@@ -13,6 +13,7 @@ from models.cnn import DigitCNN
 from models.googlenet import GoogLeNetClassifier, NaiveInception
 from models.lenet import LeNet5
 from models.plain import PlainBlock, plain34
+from models.zoo import catalogue
 from tests.models.counting import multiply_adds, on_meta, parameters, shapes
 
 
@@ -122,6 +123,25 @@ def test_googlenet_costs_1_5_billion_multiply_adds_and_has_few_parameters() -> N
     assert parameters(module) == 6_624_904
     # "12x fewer than AlexNet" is the paper's count of its own network; torchvision's two networks stand at 9.2.
     assert parameters(alexnet) / parameters(module) == pytest.approx(9.2, abs=0.05)
+
+
+def test_googlenet_answers_as_torchvisions_does_to_the_same_pixels() -> None:
+    """torchvision normalises by ImageNet's statistics and undoes it inside; ours is given -1..1 at once."""
+    from torchvision.models import GoogLeNet_Weights
+
+    torch.manual_seed(0)
+    published = torchvision.models.googlenet(init_weights=False, transform_input=True, aux_logits=False).eval()
+    ours = GoogLeNetClassifier().eval()
+    ours.load_state_dict(published.state_dict())
+    pixels = torch.rand(2, 3, 64, 64)
+    image, preset = catalogue()["googlenet"].input, GoogLeNet_Weights.IMAGENET1K_V1.transforms()
+
+    def normalised(mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+        return (pixels - torch.tensor(mean).view(1, -1, 1, 1)) / torch.tensor(std).view(1, -1, 1, 1)
+
+    with torch.inference_mode():
+        expected = published(normalised(preset.mean, preset.std))
+        assert torch.allclose(ours(normalised(image.mean, image.std)), expected, atol=1e-4)
 
 
 def test_googlenet_has_22_layers_and_3x3_in_the_5x5_branch() -> None:
