@@ -14,6 +14,10 @@ ifneq ($(wildcard ../shared/data),)
 export RAFAGA_DATA ?= $(abspath ../shared/data)
 endif
 
+ifneq ($(wildcard ../shared/bench/triton_peer.sh),)
+export RAFAGA_PEERS ?= $(abspath ../shared/bench)
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve test test-gpu tools nightly lint format bench bench-gpu protos protos-check clean
 

@@ -1,0 +1,37 @@
+"""The servers under test: one process per transport, and the peer. Those that are not asked sleep and cost nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from bench import models
+from bench.triton import Target, peers, triton
+from demo.server import ServerProcess
+
+TRANSPORTS = ("grpcio", "native")
+TRITON = "Triton"
+
+
+@contextmanager
+def serving(repository: Path, names: Sequence[str], *options: str, threads: int) -> Iterator[dict[str, Target]]:
+    """A server of `names` on each transport with `options`, and Triton where it is at hand."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        chosen = folder / "repository"
+        chosen.mkdir()
+        for name in names:
+            (chosen / name).symlink_to((repository / name).resolve())
+        targets: dict[str, Target] = {}
+        for transport in TRANSPORTS:
+            arguments = ["--transport", transport, "--triton-metrics", "--threads", str(threads), *options]
+            server = ServerProcess(chosen, folder / f"{transport}.log", arguments)
+            stack.callback(server.kill)
+            server.start()
+            targets[transport] = Target(server.address, server.metrics_url, server.pid)
+        if (scripts := peers()) is not None:
+            files = {name: models.file(repository, name) for name in names}
+            targets[TRITON] = stack.enter_context(triton(scripts, files, threads, folder / "triton.log"))
+        yield targets

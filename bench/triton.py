@@ -1,0 +1,134 @@
+"""A real Triton beside the server, and its perf_analyzer as the client of both.
+
+They are not part of this project: RAFAGA_PEERS names a folder with two scripts,
+
+    triton_peer.sh GRPC_PORT NAME=model.onnx[:MAX_BATCH]…    Triton in the foreground, metrics on GRPC_PORT + 1;
+                                                             the environment's THREADS are ONNX Runtime's
+    perf_analyzer.sh ARGUMENTS…                              Triton's load generator
+
+Without them the tables lack Triton's rows, and say so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ENVIRONMENT = "RAFAGA_PEERS"
+_START_TIMEOUT_S = 300.0  # the first start installs it
+_MAX_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server of the Open Inference Protocol with Triton's metrics."""
+
+    address: str
+    metrics_url: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """rate: answers per second. cpu_us: the server's CPU time per answer, microseconds."""
+
+    rate: float
+    p99_ms: float
+    cpu_us: float
+
+
+def peers() -> Path | None:
+    folder = os.environ.get(ENVIRONMENT, "")
+    return Path(folder) if folder and (Path(folder) / "triton_peer.sh").is_file() else None
+
+
+@contextmanager
+def triton(folder: Path, models: Mapping[str, Path], threads: int, log: Path) -> Iterator[Target]:
+    """Serves the ONNX files of `models`."""
+    port = _free_ports()
+    command = ["bash", str(folder / "triton_peer.sh"), str(port)]
+    command += [f"{name}={path}:{_MAX_BATCH}" for name, path in models.items()]
+    environment = {**os.environ, "THREADS": str(threads)}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    target = Target(f"127.0.0.1:{port}", f"http://127.0.0.1:{port + 1}/metrics", process.pid)
+    try:
+        end = time.monotonic() + _START_TIMEOUT_S
+        while not _ready(port - 1):
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"Triton did not start: {log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.2)
+        yield target
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def analyze(folder: Path, target: Target, model: str, concurrency: int, window_s: float) -> Analysis:
+    """Closed loop: the mean of three windows. Raises RuntimeError when requests failed."""
+    answered, cpu_s = _answered(target, model), _cpu_s(target.pid)
+    command = ["bash", str(folder / "perf_analyzer.sh"), "-m", model, "-u", target.address, "-i", "grpc", "-a"]
+    command += ["--concurrency-range", str(concurrency), "-p", str(round(window_s * 1000))]
+    # However much they differ: the blocks show how steady the machine is.
+    command += ["--max-trials", "3", "-s", "900", "--percentile", "99"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    rate = re.search(r"Throughput: ([\d.]+)", done.stdout)
+    p99 = re.search(r"p99 latency: (\d+) usec", done.stdout)
+    if done.returncode or rate is None or p99 is None:
+        raise RuntimeError(f"perf_analyzer failed:\n{done.stdout}{done.stderr}")
+    requests = _answered(target, model) - answered
+    return Analysis(float(rate[1]), int(p99[1]) / 1e3, 1e6 * (_cpu_s(target.pid) - cpu_s) / requests)
+
+
+def _answered(target: Target, model: str) -> float:
+    with urllib.request.urlopen(target.metrics_url, timeout=10) as reply:
+        text = reply.read().decode()
+    found = re.findall(rf'^nv_inference_request_success{{[^}}]*model="{re.escape(model)}"[^}}]*}} (\S+)', text, re.M)
+    return sum(map(float, found))
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU seconds of a process and all it started."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    children = {c for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()}
+    return own + sum(_cpu_s(int(child)) for child in children)
+
+
+def _ready(http_port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/v2/health/ready", timeout=2) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+def _free_ports() -> int:
+    """A port between two others that are free."""
+    while True:
+        sockets: Sequence[socket.socket] = ()
+        try:
+            first = socket.create_server(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            sockets = [first]
+            sockets = [first, *(socket.create_server(("127.0.0.1", p)) for p in (port - 1, port + 1))]
+            return port
+        except (OSError, OverflowError):
+            continue
+        finally:
+            for s in sockets:
+                s.close()
