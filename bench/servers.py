@@ -26,7 +26,7 @@ def serving(repository: Path, names: Sequence[str], *options: str, threads: int)
             (chosen / name).symlink_to((repository / name).resolve())
         targets: dict[str, Target] = {}
         for transport in TRANSPORTS:
-            arguments = ["--transport", transport, "--triton-metrics", "--threads", str(threads), *options]
+            arguments = ["--transport", transport, "--triton-metrics", "true", "--threads", str(threads), *options]
             server = ServerProcess(chosen, folder / f"{transport}.log", arguments)
             stack.callback(server.kill)
             server.start()
