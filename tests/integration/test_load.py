@@ -28,6 +28,7 @@ from rafaga.load.schedule import Part, Pattern
 from rafaga.load.steps import Step
 from rafaga.load.transport import GrpcSend
 from rafaga.load.worker import Setup
+from tests import bundles
 from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, Served, serving
 from tests.integration.valve import Valve
@@ -118,6 +119,22 @@ def test_callers_that_wait_and_a_mix_of_files_over_rafaga(
     assert run.conditions.payload == "3 images, 1 series"
 
 
+@pytest.mark.parametrize("protocol", ["rafaga", "open-inference"])
+def test_every_task_can_be_loaded(tmp_path: Path, load: Callable[..., tuple[int, Run]], protocol: str) -> None:
+    """Objects, segments and next symbols beside the others, all answers checked."""
+    for publish in (bundles.publish_detector, bundles.publish_segmenter, bundles.publish_sequence_model):
+        publish(tmp_path / "repository")
+    names = ("detector", "segmenter", "letters")
+    with serving(tmp_path / "repository", "grpcio") as served:
+        arguments = [word for name in names for word in ("--model", name)]
+        code, run = load(served, *arguments, "--protocol", protocol, "--concurrency", "2", "--check-every", "1")
+    assert code == 0
+    (step,) = run.steps
+    assert set(step.tally.models) == set(names)
+    assert set(step.tally.outcomes) == {OK}
+    assert (step.tally.checked, step.tally.wrong) == (step.tally.ok, 0)
+
+
 def test_a_ramp_goes_step_by_step(plain: Served, load: Callable[..., tuple[int, Run]]) -> None:
     arguments = ["--ramp", "20:60:2", "--arrivals", "constant", "--duration", "0.4"]
     code, run = load(plain, "--model", "digits", *arguments, "--slo-p99-ms", "60000")
@@ -147,6 +164,20 @@ def test_a_stall_of_the_server_is_seen_by_those_that_fell_into_it(
     assert step.tally.outcomes == {OK: 100}
     assert step.tally.latency.count - step.tally.latency.at_most(200_000) > 25
     assert step.figures.latency.p99_ms > 800
+
+
+def test_callers_that_wait_see_a_stall_once_each(
+    repository: Path, valve: Valve, load: Callable[..., tuple[int, Run]]
+) -> None:
+    """Four callers: four requests were under way, and nobody else was there to be late. The maximum tells."""
+    with serving(repository, "grpcio", max_queue_wait_ms=60_000) as served:
+        stalling = _stall(served, valve, after_runs=60)
+        code, run = load(served, "--model", "digits", "--concurrency", "4", "--duration", "2.5")
+        stalling.join()
+    assert code == 0
+    (step,) = run.steps
+    assert step.figures.latency.max_ms > 800
+    assert 1 <= step.tally.latency.count - step.tally.latency.at_most(800_000) <= 4
 
 
 def test_overload_is_refused_by_reason(repository: Path, valve: Valve, load: Callable[..., tuple[int, Run]]) -> None:

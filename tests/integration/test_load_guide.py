@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from rafaga.cli import main
 from rafaga.load import document
+from rafaga.plan import measure, planning
 from tests import bundles
 from tests.integration import messages
 from tests.integration.serving import Served, serving
@@ -46,10 +48,18 @@ def test_every_command_of_the_guide(
     (tmp_path / "digits" / "7.png").write_bytes(messages.png(messages.random_digits(7)[0, :, :, 0]))
     (tmp_path / "co2.csv").write_text("month,ppm\n" + "\n".join(f"1958-{i:02d},{315 + i / 10}" for i in range(36)))
     (tmp_path / "arrivals.txt").write_text("\n".join(str(i / 20) for i in range(10)))
+    monkeypatch.setattr(measure, "CALLERS", (1, 4))
+    monkeypatch.setattr(planning, "_SEARCH_REQUESTS", 200)
+    monkeypatch.setattr(planning, "_TOLD_REQUESTS", 500)
+    addresses = {"localhost:8080": f"127.0.0.1:{guided.server.http_port}", "localhost:50051": guided.address}
     for command in commands():
-        assert command[:2] == ["rafaga", "load"]
-        arguments = [word.replace("localhost:8080", f"127.0.0.1:{guided.server.http_port}") for word in command[1:]]
-        if "merge" in command:
+        assert command[0] == "rafaga"
+        arguments = command[1:]
+        for local, served in addresses.items():
+            arguments = [word.replace(local, served) for word in arguments]
+        if command[1] == "plan":
+            shortened = [*arguments, "--step", "0.3", *(EASY if "--slo-p99-ms" in command else [])]
+        elif "merge" in command:
             shortened = [*arguments, *EASY]
         elif "--find-max" in command:
             shortened = [*arguments, *QUICK, *EASY, "--rate", "1", "--arrivals", "constant"]
@@ -65,6 +75,7 @@ def test_every_command_of_the_guide(
     for page in ("ramp.html", "both.html"):
         assert "<svg" in (tmp_path / page).read_text()
     assert document.read(tmp_path / "result.json").met is True
+    assert json.loads((tmp_path / "plan.json").read_text())["with_all"]["within"] >= 0.99
     assert (tmp_path / "mlperf-server" / "mlperf_log_summary.txt").is_file()
 
 

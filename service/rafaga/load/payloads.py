@@ -50,6 +50,12 @@ class Payloads:
         rng = np.random.default_rng(self.seed)
         return [rng.normal(size=length).cumsum().astype(np.float32) for _ in range(RANDOM_PAYLOADS)]
 
+    def symbols(self, alphabet: Sequence[str], length: int) -> list[list[str]]:
+        """Rows of `length` symbols each, any of them as often."""
+        rng = np.random.default_rng(self.seed)
+        chosen = rng.integers(0, len(alphabet), (RANDOM_PAYLOADS, length))
+        return [[alphabet[index] for index in row] for row in chosen.tolist()]
+
 
 def read(paths: Sequence[Path], column: str | None = None, **options: Any) -> Payloads:
     """Images and series from files and folders, by suffix. Raises PayloadError or OSError. column: of the series."""

@@ -17,7 +17,7 @@ from rafaga.load.codecs import Replies, Target, rafaga_v1, reader
 from rafaga.load.log import Answer
 from rafaga.load.payloads import RANDOM_PAYLOADS, PayloadError, Payloads
 from rafaga.load.targets import models, weights
-from rafaga.v1 import catalog_pb2, common_pb2, forecasting_pb2, vision_pb2
+from rafaga.v1 import catalog_pb2, common_pb2, forecasting_pb2, sequences_pb2, vision_pb2
 
 TIMING = common_pb2.Timing(queue_us=1, preprocess_us=2, inference_us=3, batch_size=4)
 
@@ -66,6 +66,48 @@ def described(**fields: object) -> catalog_pb2.GetModelResponse:
 
 def target(answer: catalog_pb2.GetModelResponse, given: Payloads) -> Target:
     return rafaga_v1.target(lambda method, request: answer.SerializeToString(), "m", 2.0, given)
+
+
+def test_the_same_objects() -> None:
+    def detected(*objects: tuple[int, float, float]) -> bytes:
+        boxes = [
+            vision_pb2.DetectedObject(index=i, score=score, box=vision_pb2.Box(x_min=x, x_max=x + 10, y_max=5))
+            for i, score, x in objects
+        ]
+        return vision_pb2.DetectResponse(
+            results=[vision_pb2.Detections(objects=boxes)], timing=TIMING
+        ).SerializeToString()
+
+    read = reader(Replies.DETECT)
+    reference = detected((1, 0.9, 20), (2, 0.5, 30), (3, 0.5, 40), (4, 0.1, 50))
+    assert read.timing(reference) == Answer(1, 2, 3, 4)
+    assert read.same(reference, reference)
+    assert read.same(detected((1, 0.9, 20.01), (3, 0.5, 40), (2, 0.5, 30), (4, 0.1, 50)), reference), "a tie may turn"
+    assert not read.same(detected((1, 0.9, 21), (2, 0.5, 30), (3, 0.5, 40), (4, 0.1, 50)), reference)
+    assert not read.same(detected((7, 0.9, 20), (2, 0.5, 30), (3, 0.5, 40), (4, 0.1, 50)), reference)
+    assert not read.same(detected((1, 0.9, 20)), reference)
+    assert read.same(detected(), detected())
+
+
+def test_the_same_segments_and_symbols() -> None:
+    def segmented(classes: np.ndarray) -> bytes:
+        result = vision_pb2.Segmentation(height=50, width=40, labels=classes.tobytes())
+        return vision_pb2.SegmentResponse(results=[result], timing=TIMING).SerializeToString()
+
+    read = reader(Replies.SEGMENT)
+    classes = np.random.default_rng(0).integers(0, 20, 2000, dtype=np.uint8)
+    turned = [np.where(np.arange(2000) < count, 99, classes).astype(np.uint8) for count in (2, 3)]
+    assert read.timing(segmented(classes)) == Answer(1, 2, 3, 4)
+    assert [read.same(segmented(each), segmented(classes)) for each in (classes, *turned)] == [True, True, False]
+
+    def predicted(*labels: tuple[int, float]) -> bytes:
+        scored = [common_pb2.ScoredLabel(index=i, probability=p) for i, p in labels]
+        return sequences_pb2.PredictResponse(labels=scored, timing=TIMING).SerializeToString()
+
+    read = reader(Replies.PREDICT)
+    assert read.timing(predicted((1, 0.9))) == Answer(1, 2, 3, 4)
+    assert read.same(predicted((1, 0.9), (2, 0.1)), predicted((1, 0.9), (2, 0.1)))
+    assert not read.same(predicted((3, 0.9), (2, 0.1)), predicted((1, 0.9), (2, 0.1)))
 
 
 def test_random_pixels_have_the_models_shape() -> None:

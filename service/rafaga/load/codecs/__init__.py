@@ -26,6 +26,9 @@ class Replies(StrEnum):
     CLASSIFY = "classify"
     FEATURES = "features"
     FORECAST = "forecast"
+    DETECT = "detect"
+    SEGMENT = "segment"
+    PREDICT = "predict"
     INFER = "infer"
 
 

@@ -33,8 +33,9 @@ _DTYPES = {
     "FP64": "float64",
 }
 
-# The length of a random series, where the metadata leaves it free and tells no limits.
+# The lengths of a random series and of symbols in a row, where the metadata leaves them free and tells no limits.
 _SERIES_LENGTH = 64
+_SYMBOLS_LENGTH = 16
 
 Tensor = pb.ModelMetadataResponse.TensorMetadata
 Input = tuple[str, str, Sequence[int], bytes]
@@ -57,6 +58,9 @@ def _mixed(tensors: Sequence[Tensor], payloads: Payloads) -> list[list[Input]]:
     if first.datatype == "FP32" and list(first.shape) == [-1, -1]:
         return [_series(tensors, np.asarray(history, np.float32)) for history in _histories(payloads)]
     rng = np.random.default_rng(payloads.seed)
+    if first.datatype == "INT64" and list(first.shape) == [-1, -1]:
+        # Whatever they number, there is a zeroth and most have a first.
+        return [_series(tensors, rng.integers(0, 2, _SYMBOLS_LENGTH)) for _ in range(RANDOM_PAYLOADS)]
     return [[_random(tensor, payloads, rng) for tensor in tensors] for _ in range(RANDOM_PAYLOADS)]
 
 
@@ -64,9 +68,9 @@ def _histories(payloads: Payloads) -> Sequence[Sequence[float] | NDArray[np.floa
     return payloads.series or payloads.histories(_SERIES_LENGTH)
 
 
-def _series(tensors: Sequence[Tensor], history: NDArray[np.float32]) -> list[Input]:
-    """One series, and how long it is where the model wants to be told: a forecaster's inputs."""
-    inputs: list[Input] = [(tensors[0].name, "FP32", [1, len(history)], history.tobytes())]
+def _series(tensors: Sequence[Tensor], history: NDArray[np.float32 | np.int64]) -> list[Input]:
+    """One series, and how long it is where the model wants to be told: inputs of forecasters and next-symbol models."""
+    inputs: list[Input] = [(tensors[0].name, tensors[0].datatype, [1, len(history)], history.tobytes())]
     for tensor in tensors[1:]:
         if not tensor.datatype.startswith("INT") or list(tensor.shape) not in ([-1], [-1, 1]):
             raise Unsupported(f"input {tensor.name}: expected the length of the series beside {tensors[0].name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,11 @@ from rafaga.load.codecs import Reader, Replies, Target, close, tolerance
 from rafaga.load.connection import Ask
 from rafaga.load.log import Answer
 from rafaga.load.payloads import Payloads
-from rafaga.v1 import common_pb2, forecasting_pb2, vision_pb2
+from rafaga.v1 import common_pb2, forecasting_pb2, sequences_pb2, vision_pb2
 
 _TOP_K = 5
+# Of the pixels of a segmented image: rounding turns those where two classes are as probable.
+_SAME_PIXELS = 0.999
 
 
 def target(ask: Ask, model: str, weight: float, payloads: Payloads) -> Target:
@@ -56,11 +58,41 @@ def _forecast(model: ModelDescription, payloads: Payloads) -> Calls:
     return calls, Replies.FORECAST
 
 
+def _detect(model: ModelDescription, payloads: Payloads) -> Calls:
+    options = {"model": model.name, "version": 0, "min_score": 0.0, "max_objects": None}
+    if payloads.images:
+        return [_calls.detect(image, **options) for image in payloads.images], Replies.DETECT  # type: ignore[arg-type]
+    pixels = payloads.pixels(model.inputs[0].shape)
+    return [_calls.detect_many(batch, **options) for batch in pixels], Replies.DETECT  # type: ignore[arg-type]
+
+
+def _segment(model: ModelDescription, payloads: Payloads) -> Calls:
+    options = {"model": model.name, "version": 0, "with_probabilities": False}
+    if payloads.images:
+        return [_calls.segment(image, **options) for image in payloads.images], Replies.SEGMENT  # type: ignore[arg-type]
+    pixels = payloads.pixels(model.inputs[0].shape)
+    return [_calls.segment_many(batch, **options) for batch in pixels], Replies.SEGMENT  # type: ignore[arg-type]
+
+
+def _predict(model: ModelDescription, payloads: Payloads) -> Calls:
+    assert model.sequence is not None
+    symbols = payloads.symbols(model.labels, model.sequence.max_length)
+    calls = [_calls.predict(each, model=model.name, version=0, top_k=_TOP_K) for each in symbols]
+    return calls, Replies.PREDICT
+
+
 _CALLS: dict[str, Callable[[ModelDescription, Payloads], Calls]] = {
     "classification": _classify,
     "features": _features,
     "forecasting": _forecast,
+    "detection": _detect,
+    "segmentation": _segment,
+    "sequence": _predict,
 }
+
+
+Ranked: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""Probabilities and indices, [inputs, ranks] each."""
 
 
 class ClassifyReader:
@@ -69,22 +101,12 @@ class ClassifyReader:
 
     def same(self, reply: bytes, reference: bytes) -> bool:
         """Equal probabilities by rank, and equal labels wherever no neighbour in rank is as probable."""
-        probabilities, labels = self._ranked(reply)
-        expected, expected_labels = self._ranked(reference)
-        if not close([probabilities], [expected]):
-            return False
-        steps = np.abs(np.diff(expected, axis=1)) > 2 * tolerance(expected)
-        edge = np.ones((len(expected), 1), bool)
-        # Who comes after the last rank is not known: it may be as probable as the last.
-        clear = np.hstack([edge, steps]) & np.hstack([steps, edge if expected.shape[1] == 1 else ~edge])
-        return bool((labels == expected_labels)[clear].all())
+        (probabilities, labels), (expected, expected_labels) = self._ranked(reply), self._ranked(reference)
+        return close([probabilities], [expected]) and bool((labels == expected_labels)[_clear(expected)].all())
 
     @staticmethod
-    def _ranked(reply: bytes) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """[images, ranks] each."""
-        rows = [result.labels for result in vision_pb2.ClassifyResponse.FromString(reply).results]
-        probabilities = np.array([[label.probability for label in row] for row in rows], np.float32, ndmin=2)
-        return probabilities, np.array([[label.index for label in row] for row in rows], np.int64, ndmin=2)
+    def _ranked(reply: bytes) -> Ranked:
+        return _ranked([result.labels for result in vision_pb2.ClassifyResponse.FromString(reply).results])
 
 
 class FeaturesReader:
@@ -113,11 +135,79 @@ class ForecastReader:
         return [np.array([quantile.values for quantile in quantiles], np.float32)]
 
 
+class DetectReader:
+    def timing(self, reply: bytes) -> Answer:
+        return _timing(vision_pb2.DetectResponse.FromString(reply).timing)
+
+    def same(self, reply: bytes, reference: bytes) -> bool:
+        """As many objects in every image, equally sure by rank, and equal wherever no neighbour in rank is as sure."""
+        images, expected = (vision_pb2.DetectResponse.FromString(each).results for each in (reply, reference))
+        return len(images) == len(expected) and all(map(self._same, images, expected))
+
+    @staticmethod
+    def _same(image: vision_pb2.Detections, reference: vision_pb2.Detections) -> bool:
+        scores, expected = (np.array([[o.score for o in each.objects]], np.float32) for each in (image, reference))
+        if not close([scores], [expected]):
+            return False
+        if not expected.size:
+            return True
+        clear = np.flatnonzero(_clear(expected)[0]).tolist()
+        pairs = [(image.objects[rank], reference.objects[rank]) for rank in clear]
+        boxes, expected_boxes = (
+            np.array([(o.box.x_min, o.box.y_min, o.box.x_max, o.box.y_max) for o in objects], np.float32)
+            for objects in ([found for found, _ in pairs], [wanted for _, wanted in pairs])
+        )
+        return all(found.index == wanted.index for found, wanted in pairs) and close([boxes], [expected_boxes])
+
+
+class SegmentReader:
+    def timing(self, reply: bytes) -> Answer:
+        return _timing(vision_pb2.SegmentResponse.FromString(reply).timing)
+
+    def same(self, reply: bytes, reference: bytes) -> bool:
+        """Equal classes in all but a few pixels."""
+        maps, expected = self._maps(reply), self._maps(reference)
+        return [m.shape for m in maps] == [m.shape for m in expected] and all(
+            float(np.mean(found == wanted)) >= _SAME_PIXELS for found, wanted in zip(maps, expected, strict=True)
+        )
+
+    @staticmethod
+    def _maps(reply: bytes) -> list[NDArray[np.uint8]]:
+        results = vision_pb2.SegmentResponse.FromString(reply).results
+        return [np.frombuffer(each.labels, np.uint8).reshape(each.height, each.width) for each in results]
+
+
+class PredictReader(ClassifyReader):
+    def timing(self, reply: bytes) -> Answer:
+        return _timing(sequences_pb2.PredictResponse.FromString(reply).timing)
+
+    @staticmethod
+    def _ranked(reply: bytes) -> Ranked:
+        return _ranked([sequences_pb2.PredictResponse.FromString(reply).labels])
+
+
 READERS: dict[Replies, type[Reader]] = {
     Replies.CLASSIFY: ClassifyReader,
     Replies.FEATURES: FeaturesReader,
     Replies.FORECAST: ForecastReader,
+    Replies.DETECT: DetectReader,
+    Replies.SEGMENT: SegmentReader,
+    Replies.PREDICT: PredictReader,
 }
+
+
+def _ranked(rows: Sequence[Sequence[common_pb2.ScoredLabel]]) -> Ranked:
+    probabilities = np.array([[label.probability for label in row] for row in rows], np.float32, ndmin=2)
+    return probabilities, np.array([[label.index for label in row] for row in rows], np.int64, ndmin=2)
+
+
+def _clear(expected: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which ranks of [inputs, ranks] cannot change places with a neighbour."""
+    steps = np.abs(np.diff(expected, axis=1)) > 2 * tolerance(expected)
+    edge = np.ones((len(expected), 1), bool)
+    # Who comes after the last rank is not known: it may be as probable as the last.
+    clear: NDArray[np.bool_] = np.hstack([edge, steps]) & np.hstack([steps, edge if expected.shape[1] == 1 else ~edge])
+    return clear
 
 
 def _timing(timing: common_pb2.Timing) -> Answer:
