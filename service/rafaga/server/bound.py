@@ -119,12 +119,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class Flight:
-    """A batch under way: `rows` of `bucket` are somebody's."""
+    """A batch under way: `rows` of `bucket` are somebody's. `landed`: its outputs are there, in the slot's buffers."""
 
     slot: Slot
     rows: int
     bucket: int
-    sent: Future[Arrays]
+    landed: Future[Arrays]
 
 
 def fits(model: Described) -> bool:
@@ -171,6 +171,8 @@ class BoundEngine(Engine):
         self._slots = tuple(self._slot() for _ in range(SLOTS))
         self._free = list(self._slots)
         self._lane = Lane(f"device-{model.name}")
+        # Who waits for a device must not keep the next batch from being sent to it.
+        self._waiting = self._lane if memory.unified else Lane(f"landing-{model.name}")
 
     def run(self, inputs: Arrays) -> Arrays:
         """As `Engine.run`; more rows than the largest bucket take several runs."""
@@ -193,8 +195,7 @@ class BoundEngine(Engine):
     def finish(self, flight: Flight) -> Arrays:
         """Waits for the outputs: one array each, [rows, ...], nobody else's. Raises whatever kept them from coming."""
         try:
-            outputs = flight.sent.result()
-            self._memory.wait(flight.slot.ticket)
+            outputs = flight.landed.result()
             if self._memory.unified:
                 return outputs if flight.rows == flight.bucket else tuple(o[: flight.rows] for o in outputs)
             return tuple(o[: flight.rows].copy() for o in outputs)
@@ -239,7 +240,7 @@ class BoundEngine(Engine):
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Gives the device's memory back; False, and nothing given back, when a run does not end."""
-        if not self._lane.close(timeout_s):
+        if not self._lane.close(timeout_s) or not self._waiting.close(timeout_s):
             return False
         for slot in self._slots:
             slot.bindings.clear()
@@ -263,7 +264,9 @@ class BoundEngine(Engine):
             shapes = tuple(
                 self._fill(slot, at, [block[at] for block in blocks], bucket) for at in range(len(self._inputs))
             )
-            return Flight(slot, rows, bucket, self._lane.post(partial(self._send, slot, shapes, bucket)))
+            landed: Future[Arrays] = Future()
+            self._lane.post(partial(self._fly, slot, shapes, bucket, landed))
+            return Flight(slot, rows, bucket, landed)
         except BaseException:
             self._free.append(slot)
             raise
@@ -297,6 +300,26 @@ class BoundEngine(Engine):
             self._memory.release(twin)
             twin = slot.inputs[at] = larger
         return twin
+
+    def _fly(self, slot: Slot, shapes: tuple[Shape, ...], bucket: int, landed: Future[Arrays]) -> None:
+        """On the lane: sends a batch, and has somebody wait for it."""
+        try:
+            outputs = self._send(slot, shapes, bucket)
+        except BaseException as error:  # whoever waits for the flight gets it
+            landed.set_exception(error)
+            return
+        if self._memory.unified:
+            landed.set_result(outputs)
+        else:
+            self._waiting.post(partial(self._land, slot, outputs, landed))
+
+    def _land(self, slot: Slot, outputs: Arrays, landed: Future[Arrays]) -> None:
+        try:
+            self._memory.wait(slot.ticket)
+        except BaseException as error:
+            landed.set_exception(error)
+        else:
+            landed.set_result(outputs)
 
     def _send(self, slot: Slot, shapes: tuple[Shape, ...], bucket: int) -> Arrays:
         """On the lane: up, run, down. On a GPU it only says so, and returns before any of it is done."""

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 
 import numpy as np
@@ -106,6 +107,9 @@ class ServedModel:
         self._batcher = Batcher(policy, latency, len(engines))
         self._lock = threading.Lock()  # taken as itself, because entering a Condition is two calls in Python
         self._changed = threading.Condition(self._lock)
+        # A full batch waits, or one has landed: for engines that could send another while one runs.
+        self._ripe = threading.Condition(self._lock)
+        self._looking_ahead = 0  # engines that wait for it
         # The cost up to which jobs may be run from outside. Measured at warm-up, because a busy spell is no reason to
         # change to the slower way. What overlaps its batches or has others beside it is not run from outside.
         alone = len(engines) == 1 and not isinstance(engines[0], BoundEngine)
@@ -148,6 +152,8 @@ class ServedModel:
             if self._down and not self._stopping:
                 raise ModelNotReady(_DOWN)
             self._batcher.submit(job, time.monotonic())
+            if self._looking_ahead and self._full:
+                self._ripe.notify()
             if may_run and job.cost <= self._quick_cost:
                 return True
             self._changed.notify()
@@ -408,16 +414,31 @@ class ServedModel:
         except Exception:
             _LOG.exception("a failure could not be delivered", extra={"model": self.bundle.name})
 
-    def _full_one(self, free_at: float) -> Batch | None:
-        """A full batch for an engine that is busy until `free_at`, which is the moment to judge deadlines by: a smaller
-        one is better left to grow."""
+    @property
+    def _full(self) -> bool:
+        return self._batcher.queued_rows >= self._batcher.latency.efficient_rows
+
+    def _full_one(self, free_at: float, landed: Future[Arrays]) -> Batch | None:
+        """A full batch, as soon as there is one, for an engine that is busy until `free_at`, which is the moment to
+        judge deadlines by. None once its batch has `landed`: a smaller one is better left to grow until then."""
+        landed.add_done_callback(self._has_landed)
         with self._lock:
-            if self._stopping or self._batcher.queued_rows < self._batcher.latency.efficient_rows:
-                return None
-            decision = self._batcher.take(max(free_at, time.monotonic()))
+            self._looking_ahead += 1
+            try:
+                while not landed.done() and not (self._full and not self._stopping):
+                    self._ripe.wait()
+                if landed.done():
+                    return None
+                decision = self._batcher.take(max(free_at, time.monotonic()))
+            finally:
+                self._looking_ahead -= 1
         if decision.dropped:
             self._drop(decision.dropped)
         return decision.batch
+
+    def _has_landed(self, _: Future[Arrays]) -> None:
+        with self._lock:
+            self._ripe.notify_all()
 
     def _run(self, shift: _Shift, batch: Batch, flight: Flight | Exception | None = None) -> None:
         """`flight`: the batch is already under way."""
@@ -463,7 +484,7 @@ class ServedModel:
     def _land(self, shift: _Shift, engine: BoundEngine, flight: Flight) -> Arrays:
         """Waits for a batch, and sends the next meanwhile, if there is a full one."""
         if shift.ahead is None and shift.batch is not None:
-            batch = self._full_one(shift.batch.predicted_end)
+            batch = self._full_one(shift.batch.predicted_end, flight.landed)
             if batch is not None:
                 try:
                     shift.ahead = batch, engine.begin(batch.parts)
