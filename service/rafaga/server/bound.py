@@ -264,6 +264,8 @@ class BoundEngine(Engine):
             shapes = tuple(
                 self._fill(slot, at, [block[at] for block in blocks], bucket) for at in range(len(self._inputs))
             )
+            # From here and not from the lane, which ONNX Runtime may hold until the batch before is done.
+            self._memory.upload(self._copies(slot, shapes), slot.ticket)
             landed: Future[Arrays] = Future()
             self._lane.post(partial(self._fly, slot, shapes, bucket, landed))
             return Flight(slot, rows, bucket, landed)
@@ -322,7 +324,7 @@ class BoundEngine(Engine):
             landed.set_result(outputs)
 
     def _send(self, slot: Slot, shapes: tuple[Shape, ...], bucket: int) -> Arrays:
-        """On the lane: up, run, down. On a GPU it only says so, and returns before any of it is done."""
+        """On the lane: run, down. On a GPU it only says so, and may return before any of it is done."""
         session, memory = self._bound, self._memory
         if session is None:
             raise RuntimeError("the engine is closed")
@@ -338,9 +340,7 @@ class BoundEngine(Engine):
                 twin.view((bucket, *_tail(spec)), np.dtype(spec.dtype))
                 for twin, spec in zip(slot.outputs, self._outputs, strict=True)
             )
-        sizes = (d.itemsize * int(np.prod(s, dtype=np.int64)) for d, s in zip(self._dtypes, shapes, strict=True))
-        uploads = zip(self._inputs, slot.inputs, sizes, strict=True)
-        memory.upload([Copy(twin, n) for spec, twin, n in uploads if spec.name not in self._on_host], slot.ticket)
+        memory.arrive(slot.ticket)
         options = self._graphs.get((self._slots.index(slot), bucket), self._options) if self._graphs else self._options
         with self._guard:
             session.run_with_iobinding(binding, options)
@@ -349,6 +349,12 @@ class BoundEngine(Engine):
             [Copy(twin, o.nbytes) for spec, twin, o in downloads if spec.name not in self._on_host], slot.ticket
         )
         return outputs
+
+    def _copies(self, slot: Slot, shapes: tuple[Shape, ...]) -> list[Copy]:
+        """Of the inputs that are read on the device."""
+        sizes = (d.itemsize * int(np.prod(s, dtype=np.int64)) for d, s in zip(self._dtypes, shapes, strict=True))
+        tensors = zip(self._inputs, slot.inputs, sizes, strict=True)
+        return [Copy(twin, size) for spec, twin, size in tensors if spec.name not in self._on_host]
 
     def _binding(self, session: BindingSession, slot: Slot, shapes: tuple[Shape, ...], bucket: int) -> Binding:
         binding = slot.bindings.get(shapes)

@@ -67,7 +67,10 @@ class Memory(Protocol):
     def ticket(self) -> Ticket: ...
 
     def upload(self, copies: Sequence[Copy], ticket: Ticket) -> None:
-        """Begins the copies; what is run next on `stream` waits for them."""
+        """Begins the copies."""
+
+    def arrive(self, ticket: Ticket) -> None:
+        """What is run next on `stream` waits for the uploads."""
 
     def download(self, copies: Sequence[Copy], ticket: Ticket) -> None:
         """Begins the copies once what `stream` was given so far is done."""
@@ -98,6 +101,9 @@ class HostMemory:
 
     def upload(self, copies: Sequence[Copy], ticket: Ticket) -> None:
         """Nothing: it is there already."""
+
+    def arrive(self, ticket: Ticket) -> None:
+        """Nothing, as above."""
 
     def download(self, copies: Sequence[Copy], ticket: Ticket) -> None:
         """Nothing, as above."""
@@ -159,6 +165,8 @@ class CudaMemory:
         for twin, size in copies:
             self._cuda.upload(twin.address, twin.host.ctypes.data, size, self._up)
         self._cuda.record(ticket.uploaded, self._up)
+
+    def arrive(self, ticket: Ticket) -> None:
         self._cuda.await_on(self._compute, ticket.uploaded)
 
     def download(self, copies: Sequence[Copy], ticket: Ticket) -> None:

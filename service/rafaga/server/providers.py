@@ -63,9 +63,7 @@ class CudaSettings:
         }
         if self.memory_bytes is not None:
             options["gpu_mem_limit"] = str(self.memory_bytes)
-        if self.stream:
-            options["user_compute_stream"] = str(self.stream)
-        return options
+        return options | _stream(self.stream)
 
 
 @dataclass(frozen=True)
@@ -94,9 +92,7 @@ class TensorRtSettings:
             options[f"trt_profile_{name}_shapes"] = ",".join(shapes)
         if self.memory_bytes is not None:
             options["trt_max_workspace_size"] = str(self.memory_bytes)
-        if self.stream:
-            options["user_compute_stream"] = str(self.stream)
-        return options
+        return options | _stream(self.stream)
 
 
 def profile_shapes(
@@ -208,6 +204,10 @@ def told(what: str, model: str, every_s: float = _PROGRESS_S) -> Iterator[None]:
         ended.set()
         teller.join()
         _LOG.info("%s ended", what, extra={"model": model, "seconds": round(time.monotonic() - start, 1)})
+
+
+def _stream(address: int) -> Options:
+    return {"has_user_compute_stream": "1", "user_compute_stream": str(address)} if address else {}
 
 
 def _flag(value: bool) -> str:

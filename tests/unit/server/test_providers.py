@@ -45,7 +45,7 @@ class TestOptions:
     def test_of_cuda_when_all_is_set(self) -> None:
         settings = CudaSettings(stream=0xABC, memory_bytes=2**30, nhwc=True, graphs=True, tf32=False)
         options = settings.options(0)
-        assert options["user_compute_stream"] == str(0xABC)
+        assert (options["has_user_compute_stream"], options["user_compute_stream"]) == ("1", str(0xABC))
         assert options["gpu_mem_limit"] == str(2**30)
         assert (options["prefer_nhwc"], options["enable_cuda_graph"], options["use_tf32"]) == ("1", "1", "0")
 
@@ -64,6 +64,7 @@ class TestOptions:
             "trt_profile_opt_shapes": "image:32x224x224x3",
             "trt_profile_max_shapes": "image:32x224x224x3",
             "trt_max_workspace_size": "7",
+            "has_user_compute_stream": "1",
             "user_compute_stream": "5",
         }
 
