@@ -63,6 +63,26 @@ def test_a_setting_that_makes_no_sense_is_named() -> None:
         assert "max_batch_size: expected at least 1, got 0" in started.log[-1].text
 
 
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU here")
+@pytest.mark.parametrize("device", ["cuda", "tensorrt:0"])
+def test_a_device_that_is_not_there_is_named(repository: Path, device: str) -> None:
+    with process("--repository", str(repository), "--device", device) as started:
+        assert started.exit_code() == 2
+        last = started.log[-1].text
+    assert "device: " in last
+    assert "libcuda.so.1" in last or "ExecutionProvider" in last
+    assert "--device-fallback cpu" in last
+    assert not any("Traceback" in line.text for line in started.log)
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU here")
+def test_falling_back_is_allowed_and_told(repository: Path) -> None:
+    with running(repository, "--device", "cuda", "--device-fallback", "cpu") as served:
+        (told,) = (line for line in served.process.log if "fallen back to the CPU" in line.text)
+        assert "WARNING" in told.text
+        assert health(served, "") == "SERVING"
+
+
 def test_a_bundle_with_one_flipped_bit_is_not_served_and_the_others_are(
     repository: Path, transport: str, tmp_path: Path
 ) -> None:

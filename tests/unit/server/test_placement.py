@@ -27,7 +27,7 @@ from rafaga.server.loader import Loader, fastest_on_gpu
 from rafaga.server.metrics import Metrics
 from rafaga.server.model import ServedModel
 from rafaga.server.placement import GpuSettings, Placement, Site, Task, device_buckets
-from rafaga.server.providers import CudaSettings
+from rafaga.server.providers import CudaSettings, TensorRtSettings
 from tests.bundles import classify, publish_backbone, publish_classifier, publish_forecaster
 from tests.unit.server.fake_gpu import GPU, FakeCudart, FakeGpuSession
 
@@ -43,6 +43,7 @@ class Machine:
         self.graphs = graphs
         self.sessions: list[CudaSettings] = []
         self.made: list[FakeGpuSession] = []
+        self.tensorrt: list[TensorRtSettings | None] = []
         self.fails: Callable[[CudaSettings], None] = lambda _: None
         self.spoils: Callable[[CudaSettings], bool] = lambda _: False
         self.plain_delay: Callable[[CudaSettings], float] = lambda _: 0.0
@@ -50,6 +51,7 @@ class Machine:
 
     def create(self, model: bytes, device: Device, settings: CudaSettings, tensorrt: Any = None) -> FakeGpuSession:
         self.sessions.append(settings)
+        self.tensorrt.append(tensorrt)
         self.fails(settings)
         session = create_session(model, 1)
         fake = FakeGpuSession(session, self.cudart, settings.stream, graphs=self.graphs and settings.graphs)
@@ -228,6 +230,38 @@ class TestTuning:
     def test_free_dimensions_are_not_captured(self, machine: Machine, tmp_path: Path) -> None:
         machine.placement(graphs=GpuChoice.ON).engine(CUDA, task(publish_forecaster(tmp_path)))
         assert [s.graphs for s in machine.sessions] == [False]
+
+
+class TestTensorRt:
+    def test_what_it_is_told(
+        self, machine: Machine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    ) -> None:
+        monkeypatch.setattr(Site, "versions", ("tensorrt 1", "onnxruntime 2"))
+        device = Device(DeviceKind.TENSORRT)
+        cache = tmp_path / "cache"
+        placement = machine.placement(nhwc=GpuChoice.AUTO, graphs=GpuChoice.AUTO, tensorrt_cache=cache)
+        with caplog.at_level(logging.INFO):
+            engine = placement.engine(device, task(folder))
+        (settings,) = machine.tensorrt
+        assert settings is not None, "and nothing is tried twice: an engine takes minutes to build"
+        assert settings.cache.parent == cache
+        assert settings.shapes == (("image", (1, 28, 28, 1), (8, 28, 28, 1), (8, 28, 28, 1)),)
+        assert settings.stream == machine.sessions[0].stream
+        messages = [record.message for record in caplog.records]
+        assert messages.index("TensorRT's build begins") < messages.index("TensorRT's build ended")
+        assert engine.close()
+        assert machine.untouched
+
+    def test_a_folder_that_is_not_ours_keeps_the_model_from_it(
+        self, machine: Machine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Site, "versions", ("tensorrt 1",))
+        cache = tmp_path / "cache"
+        cache.mkdir()
+        cache.chmod(0o777)
+        with pytest.raises(DeviceError, match="only this user may write to"):
+            machine.placement(tensorrt_cache=cache).engine(Device(DeviceKind.TENSORRT), task(folder))
+        assert machine.untouched
 
 
 class TestProof:
