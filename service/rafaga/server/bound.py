@@ -12,7 +12,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -25,6 +25,7 @@ from rafaga.bundle import TensorSpec
 from rafaga.server.batcher import Arrays, Part
 from rafaga.server.buffers import Copy, Memory, Ticket, Twin
 from rafaga.server.engine import CLOSED, Described, Engine, Samples, Session
+from rafaga.server.gate import Gate
 from rafaga.server.latency import DISPATCH_S, LatencyTable
 
 SLOTS = 2
@@ -107,7 +108,7 @@ class Lane:
             del item, call, future  # what they hold must not wait for the next
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
     """Buffers for one batch; `bindings` by the shapes that are bound to them."""
 
@@ -136,8 +137,7 @@ def fits(model: Described) -> bool:
 class BoundEngine(Engine):
     """`begin` and `finish` from one thread, at most `depth` flights at a time; `run` is both.
 
-    `buckets`: the batch sizes that are run, the largest last; `exact`: any size up to it is run as it comes. `guard` is
-    held while a shape is run that may be new to ONNX Runtime, and so may make it allocate.
+    `buckets`: the batch sizes that are run, the largest last; `exact`: any size up to it is run as it comes.
     """
 
     depth = SLOTS
@@ -149,15 +149,13 @@ class BoundEngine(Engine):
         memory: Memory,
         buckets: Sequence[int],
         exact: bool = False,
-        guard: AbstractContextManager[object] | None = None,
     ) -> None:
         super().__init__(model, session)
         self._inputs, self._outputs = model.inputs, model.outputs
         self._dtypes = tuple(np.dtype(spec.dtype) for spec in model.inputs)
         self._bound: BindingSession | None = session
         self._memory = memory
-        free = any(size is None for spec in model.inputs for size in spec.shape[1:])
-        self._guard = guard if guard is not None and free else nullcontext()
+        self._gate: Gate | None = None
         # What a kernel of the CPU reads or writes stays on the host: ONNX Runtime would copy such an input once, when
         # it is bound, and never again.
         self._on_host = frozenset[str]() if memory.unified else _on_host(session)
@@ -202,6 +200,10 @@ class BoundEngine(Engine):
         finally:
             self._free.append(flight.slot)
 
+    def join(self, gate: Gate) -> None:
+        """From now on others run on the device, and may have to be alone there."""
+        self._gate = gate
+
     @property
     def resident(self) -> bool:
         """Whether every input is read on the device: what a CUDA graph needs to see."""
@@ -217,8 +219,9 @@ class BoundEngine(Engine):
         seconds = [self.seconds(samples, rows) + DISPATCH_S for rows in self._buckets]
         return LatencyTable(self._buckets, seconds, stepped=not self._exact)
 
-    def try_graphs(self, samples: Samples, always: bool = False) -> tuple[int, ...]:
-        """Captures a CUDA graph for every bucket and slot, and keeps those that are faster than the plain run.
+    def try_graphs(self, samples: Samples, gate: Gate, always: bool = False) -> tuple[int, ...]:
+        """Captures a CUDA graph for every bucket and slot, alone behind `gate`, and keeps those that are faster than
+        the plain run.
 
         Gives the buckets that are replayed from now on. Raises whatever ONNX Runtime raises when it cannot capture.
         """
@@ -228,8 +231,9 @@ class BoundEngine(Engine):
             plain = self.seconds(samples, bucket)
             graphs = {(at, bucket): self._graph_options(at, bucket) for at in range(SLOTS)}
             self._graphs |= graphs
-            for _ in range(_CAPTURE_RUNS * SLOTS):  # the slots take turns
-                self.run(rows)
+            with gate.alone():
+                for _ in range(_CAPTURE_RUNS * SLOTS):  # the slots take turns
+                    self.run(rows)
             replayed = self.seconds(samples, bucket)
             if always or replayed < _WORTHWHILE * plain:
                 won.append(bucket)
@@ -248,7 +252,8 @@ class BoundEngine(Engine):
         self._bound = None
         self._graphs.clear()
         self._session = CLOSED
-        self._memory.close()
+        with self._gate.shared() if self._gate is not None else nullcontext():
+            self._memory.close()
         return super().close(timeout_s)
 
     def _slot(self) -> Slot:
@@ -260,18 +265,25 @@ class BoundEngine(Engine):
         rows = sum(len(block[0]) for block in blocks)
         bucket = rows if self._exact else self._buckets[bisect_left(self._buckets, rows)]
         slot = self._free.pop(0)
+        if self._gate is not None:
+            self._gate.enter()
         try:
             shapes = tuple(
                 self._fill(slot, at, [block[at] for block in blocks], bucket) for at in range(len(self._inputs))
             )
             # From here and not from the lane, which ONNX Runtime may hold until the batch before is done.
             self._memory.upload(self._copies(slot, shapes), slot.ticket)
-            landed: Future[Arrays] = Future()
-            self._lane.post(partial(self._fly, slot, shapes, bucket, landed))
-            return Flight(slot, rows, bucket, landed)
         except BaseException:
+            if self._gate is not None:
+                self._gate.leave()
             self._free.append(slot)
             raise
+        landed: Future[Arrays] = Future()
+        if self._gate is not None:
+            gate = self._gate
+            landed.add_done_callback(lambda _: gate.leave())
+        self._lane.post(partial(self._fly, slot, shapes, bucket, landed))
+        return Flight(slot, rows, bucket, landed)
 
     def _fill(self, slot: Slot, at: int, blocks: Sequence[NDArray[np.generic]], bucket: int) -> Shape:
         """Writes one input's rows into the slot; gives the shape that is run. The last row fills up the bucket: it is
@@ -342,8 +354,7 @@ class BoundEngine(Engine):
             )
         memory.arrive(slot.ticket)
         options = self._graphs.get((self._slots.index(slot), bucket), self._options) if self._graphs else self._options
-        with self._guard:
-            session.run_with_iobinding(binding, options)
+        session.run_with_iobinding(binding, options)
         downloads = zip(self._outputs, slot.outputs, outputs, strict=False)
         memory.download(
             [Copy(twin, o.nbytes) for spec, twin, o in downloads if spec.name not in self._on_host], slot.ticket
@@ -388,27 +399,21 @@ class BoundEngine(Engine):
 
 
 class PaddedEngine(Engine):
-    """On a device, but not bound: outputs' shapes are not known before the run, so ONNX Runtime makes the copies.
+    """On a device, but not bound: outputs' shapes are not known before the run, so ONNX Runtime makes the copies."""
 
-    `guard` is held while it runs: it may allocate, which would spoil a graph that is captured meanwhile.
-    """
-
-    def __init__(
-        self,
-        model: Described,
-        session: Session,
-        memory: Memory,
-        buckets: Sequence[int],
-        guard: AbstractContextManager[object],
-    ) -> None:
+    def __init__(self, model: Described, session: Session, memory: Memory, buckets: Sequence[int]) -> None:
         super().__init__(model, session)
         self._memory = memory
         self._buckets = tuple(buckets)
-        self._guard = guard
+        self._gate = Gate()  # its own, until it joins others
+
+    def join(self, gate: Gate) -> None:
+        """As `BoundEngine.join`."""
+        self._gate = gate
 
     def run(self, inputs: Arrays) -> Arrays:
         rows = len(inputs[0])
-        with self._guard:
+        with self._gate.shared():
             if not self._batched or rows > self._buckets[-1]:
                 return super().run(inputs)
             bucket = self._buckets[bisect_left(self._buckets, rows)]
@@ -422,8 +427,9 @@ class PaddedEngine(Engine):
         return LatencyTable(self._buckets, seconds, stepped=True)
 
     def close(self, timeout_s: float = 10.0) -> bool:
-        self._session = CLOSED
-        self._memory.close()
+        with self._gate.shared():
+            self._session = CLOSED
+            self._memory.close()
         return super().close(timeout_s)
 
 

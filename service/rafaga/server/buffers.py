@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -121,10 +120,8 @@ class CudaMemory:
     device = "cuda"
     unified = False
 
-    def __init__(self, cuda: Cuda, allocating: AbstractContextManager[object]) -> None:
-        """`allocating` is held while memory is taken or given back, which would spoil a graph's capture."""
+    def __init__(self, cuda: Cuda) -> None:
         self.index = cuda.index
-        self._allocating = allocating
         self._cuda = cuda
         self._streams: list[Stream] = []
         self._events: list[Event] = []
@@ -140,21 +137,19 @@ class CudaMemory:
 
     def twin(self, size: int) -> Twin:
         host = _pages(size)
-        with self._allocating:
-            address = self._cuda.allocate(len(host))
-            try:
-                self._cuda.lock(host.ctypes.data, len(host))
-            except DeviceError:
-                self._cuda.free(address)
-                raise
+        address = self._cuda.allocate(len(host))
+        try:
+            self._cuda.lock(host.ctypes.data, len(host))
+        except DeviceError:
+            self._cuda.free(address)
+            raise
         twin = self._twins[address] = Twin(host, address)
         return twin
 
     def release(self, twin: Twin) -> None:
         if self._twins.pop(twin.address, None) is not None:
-            with self._allocating:
-                self._cuda.unlock(twin.host.ctypes.data)
-                self._cuda.free(twin.address)
+            self._cuda.unlock(twin.host.ctypes.data)
+            self._cuda.free(twin.address)
 
     def ticket(self) -> Ticket:
         ticket = Ticket(self._cuda.event(), self._cuda.event(), self._cuda.event())

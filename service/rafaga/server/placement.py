@@ -25,6 +25,7 @@ from rafaga.server.config import GpuChoice
 from rafaga.server.cuda import Cuda
 from rafaga.server.devices import CPU, Choice, Device, DeviceFallback, DeviceKind, Gpu, Nvidia
 from rafaga.server.engine import Described, Engine, Samples
+from rafaga.server.gate import Gate
 from rafaga.server.gpu_memory import HEADROOM, MIB, MemoryBudget, estimate
 from rafaga.server.latency import buckets_up_to
 from rafaga.server.providers import (
@@ -44,6 +45,7 @@ _BOUND_S = 10e-3
 # A layout must be this much faster to be worth leaving the one that everything was tested with.
 _NHWC_WORTHWHILE = 0.98
 
+GpuEngine = BoundEngine | PaddedEngine
 # Raises BundleError when an engine's answers are wrong.
 Proof = Callable[[Engine], None]
 
@@ -73,14 +75,13 @@ class Task:
 
 
 class Site:
-    """One GPU: its memory's budget and its locks. `allocating` is held by whoever may allocate on it while models are
-    served, and while a graph is captured, which an allocation would spoil."""
+    """One GPU, and its memory's budget. `gate` and `loading` are those of all GPUs: one model is loaded at a time."""
 
-    def __init__(self, gpu: Gpu, cuda: Cuda, memory_bytes: int | None) -> None:
+    def __init__(self, gpu: Gpu, cuda: Cuda, memory_bytes: int | None, gate: Gate, loading: threading.Lock) -> None:
         self.gpu = gpu
         self.cuda = cuda
-        self.loading = threading.Lock()
-        self.allocating = threading.RLock()
+        self.gate = gate
+        self.loading = loading
         free, _ = cuda.memory()
         self.budget = MemoryBudget(f"cuda:{gpu.index}", memory_bytes or max(0, free - HEADROOM))
 
@@ -106,9 +107,10 @@ class Placement:
         """Raises DeviceError."""
         sites: dict[int, Site] = {}
         if any(device.gpu for device in choice.devices):
-            gpus = Nvidia().gpus()
+            gpus, gate, loading = Nvidia().gpus(), Gate(), threading.Lock()
             for device in choice.devices:
-                sites[device.index] = Site(gpus[device.index], Cuda.load(device.index), settings.memory_bytes)
+                cuda = Cuda.load(device.index)
+                sites[device.index] = Site(gpus[device.index], cuda, settings.memory_bytes, gate, loading)
         return cls(choice.devices, fallback, threads, settings, sites)
 
     @property
@@ -147,11 +149,11 @@ class GpuLoad:
         self._device, self._site, self._settings, self._task = device, site, settings, task
         self._buckets = device_buckets(task.max_rows, settings.buckets) if task.model.max_batch_size else (1,)
 
-    def engine(self) -> Engine:
+    def engine(self) -> GpuEngine:
         with self._site.loading:
             return self._reserved()
 
-    def _reserved(self) -> Engine:
+    def _reserved(self) -> GpuEngine:
         task, limit = self._task, self._settings.model_memory_bytes
         tensors = (*task.model.inputs, *task.model.outputs)
         expected = estimate(len(task.content), tensors, task.max_rows, SLOTS)
@@ -168,6 +170,7 @@ class GpuLoad:
             reservation.release()
             raise
         engine.on_close(reservation.release)
+        engine.join(self._site.gate)
         free, _ = self._site.cuda.memory()
         taken = max(before - free, 0)
         if limit is not None and taken > limit:
@@ -181,7 +184,7 @@ class GpuLoad:
         _LOG.info("model on the GPU", extra=about | {"memory_mib": taken // MIB, "buckets": list(self._buckets)})
         return engine
 
-    def _proven(self) -> Engine:
+    def _proven(self) -> GpuEngine:
         """Fast first; where its answers are not close enough to PyTorch's, in full precision and without graphs."""
         task = self._task
         if task.proof is None:
@@ -202,7 +205,7 @@ class GpuLoad:
             raise
         return engine
 
-    def _tuned(self, tf32: bool, graphs: GpuChoice) -> Engine:
+    def _tuned(self, tf32: bool, graphs: GpuChoice) -> GpuEngine:
         """The faster of the layouts, with graphs for the buckets where they win."""
         images = any(len(spec.shape) == 4 for spec in self._task.model.inputs)
         choice = self._settings.nhwc if images and self._device.kind is DeviceKind.CUDA else GpuChoice.OFF
@@ -227,7 +230,7 @@ class GpuLoad:
         )
         return self._with_graphs(CudaSettings(nhwc=nhwc, tf32=tf32), graphs)
 
-    def _with_graphs(self, settings: CudaSettings, graphs: GpuChoice) -> Engine:
+    def _with_graphs(self, settings: CudaSettings, graphs: GpuChoice) -> GpuEngine:
         """Where the model cannot be captured (control flow, nodes on the CPU), it is run without."""
         fixed = all(size is not None for spec in self._task.model.inputs for size in spec.shape[1:])
         if (
@@ -237,14 +240,13 @@ class GpuLoad:
             or not fits(self._task.model)
         ):
             return self._made(settings)
-        engine: Engine | None = None
+        engine: GpuEngine | None = None
         about = {"model": self._task.model.name}
         try:
             engine = self._made(dataclasses.replace(settings, graphs=True))
             if not isinstance(engine, BoundEngine) or not engine.resident:
                 raise DeviceError("an input is used on the CPU, which a replay would not notice")
-            with self._site.allocating:
-                won = engine.try_graphs(self._task.samples, always=graphs is GpuChoice.ON)
+            won = engine.try_graphs(self._task.samples, self._site.gate, always=graphs is GpuChoice.ON)
         except DeviceMemoryError:
             if engine is not None:
                 engine.close()
@@ -260,13 +262,13 @@ class GpuLoad:
         engine.close()  # its plain runs keep to one stream for the graphs' sake
         return self._made(settings)
 
-    def _made(self, settings: CudaSettings) -> Engine:
+    def _made(self, settings: CudaSettings) -> GpuEngine:
         """An engine that has run every bucket. Raises DeviceError, or BundleError when the model does not run."""
         task, site = self._task, self._site
         memory: Memory | None = None
-        engine: Engine | None = None
+        engine: GpuEngine | None = None
         try:
-            memory = CudaMemory(site.cuda, site.allocating)
+            memory = CudaMemory(site.cuda)
             settings = dataclasses.replace(
                 settings, stream=memory.stream, memory_bytes=self._settings.model_memory_bytes
             )
@@ -274,11 +276,9 @@ class GpuLoad:
             with told("TensorRT's build", task.model.name) if tensorrt else nullcontext():
                 # The session has no name here: it must be gone before its stream is.
                 if fits(task.model):
-                    engine = BoundEngine(
-                        task.model, self._session(settings), memory, self._buckets, guard=site.allocating
-                    )
+                    engine = BoundEngine(task.model, self._session(settings), memory, self._buckets)
                 else:
-                    engine = PaddedEngine(task.model, self._session(settings), memory, self._buckets, site.allocating)
+                    engine = PaddedEngine(task.model, self._session(settings), memory, self._buckets)
                 for rows in reversed(self._buckets):
                     engine.run(task.samples.tiled(rows))
         except BaseException as error:

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rafaga import bundle as bundles
-from rafaga.errors import DeviceMemoryError
+from rafaga.errors import DeviceError, DeviceMemoryError
 from rafaga.server.batcher import Job, Part
 from rafaga.server.bound import SLOTS, BoundEngine, Lane, PaddedEngine, fits
 from rafaga.server.buffers import CudaMemory, HostMemory
 from rafaga.server.engine import Golden, create_session
+from rafaga.server.gate import Gate
 from tests.bundles import classify, forecast, publish_backbone, publish_classifier, publish_forecaster
 from tests.unit.server.fake_gpu import FakeCudart, FakeGpuSession
 
@@ -54,10 +55,10 @@ class Fixture:
         graphs: bool = False,
     ) -> BoundEngine:
         bundle, model, _ = self.bundle(publish)
-        memory = CudaMemory(self.cudart.cuda(), threading.RLock())
+        memory = CudaMemory(self.cudart.cuda())
         self.session = FakeGpuSession(create_session(model, 1), self.cudart, memory.stream, cpu_inputs, graphs)
         try:
-            return self._kept(BoundEngine(bundle, self.session, memory, BUCKETS, guard=threading.RLock()))
+            return self._kept(BoundEngine(bundle, self.session, memory, BUCKETS))
         except DeviceMemoryError:
             memory.close()
             raise
@@ -210,7 +211,7 @@ class TestGraphs:
         slow = threading.Event()
         session.plain_delay = lambda: slow.wait(0.005) and None
         golden = fixture.bundle(publish_classifier)[2]
-        assert engine.try_graphs(golden) == BUCKETS
+        assert engine.try_graphs(golden, Gate()) == BUCKETS
         assert len(session.captured) == SLOTS * len(BUCKETS), "one for each pair of addresses"
         for seed in range(5):
             image = images(5, seed)
@@ -220,14 +221,49 @@ class TestGraphs:
     def test_they_are_left_where_they_lose(self, fixture: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
         engine = fixture.on_gpu(graphs=True)
         monkeypatch.setattr(engine, "seconds", lambda *_: 1e-3)
-        assert engine.try_graphs(fixture.bundle(publish_classifier)[2]) == ()
+        assert engine.try_graphs(fixture.bundle(publish_classifier)[2], Gate()) == ()
         (got,) = engine.run((images(3),))
         np.testing.assert_allclose(got, classify(images(3)), atol=1e-6)
 
     def test_a_model_that_cannot_be_captured(self, fixture: Fixture) -> None:
         engine = fixture.on_gpu(graphs=False)
         with pytest.raises(RuntimeError, match="CaptureUnsupported"):
-            engine.try_graphs(fixture.bundle(publish_classifier)[2])
+            engine.try_graphs(fixture.bundle(publish_classifier)[2], Gate())
+
+
+class TestGate:
+    def test_a_capture_waits_for_what_is_under_way_and_nobody_begins_beside_it(self, fixture: Fixture) -> None:
+        engine, gate = fixture.on_gpu(), Gate()
+        engine.join(gate)
+        hold = threading.Event()
+        engine._lane.post(hold.wait)
+        flight = engine.begin([part(images(2))])
+        captured = threading.Event()
+
+        def capture() -> None:
+            with gate.alone():
+                captured.set()
+                assert hold.is_set(), "the batch was under way"
+
+        capturing = threading.Thread(target=capture)
+        capturing.start()
+        assert not captured.wait(0.05)
+        hold.set()
+        capturing.join(30)
+        assert captured.is_set()
+        (got,) = engine.finish(flight)
+        np.testing.assert_allclose(got, classify(images(2)), atol=1e-6)
+
+    @pytest.mark.parametrize("function", ["cudaMemcpyAsync", "cudaEventRecord", "cudaEventSynchronize"])
+    def test_a_batch_that_fails_leaves(self, fixture: Fixture, function: str) -> None:
+        engine, gate = fixture.on_gpu(), Gate()
+        engine.join(gate)
+        fixture.cudart.refuses[function] = 700
+        with pytest.raises(DeviceError, match=function):
+            engine.run((images(1),))
+        fixture.cudart.refuses.clear()
+        with gate.alone(0.1):
+            pass
 
 
 class TestEnd:
@@ -274,7 +310,7 @@ class TestPaddedEngine:
     def test_outputs_of_unknown_shape(self, fixture: Fixture) -> None:
         bundle, model, golden = fixture.bundle(publish_backbone)
         memory = HostMemory()
-        engine = PaddedEngine(bundle, create_session(model, 1), memory, BUCKETS, threading.RLock())
+        engine = PaddedEngine(bundle, create_session(model, 1), memory, BUCKETS)
         assert golden.inputs[0].shape[0] >= 1
         for rows in (1, 3, 5, 11):
             inputs = golden.tiled(rows)

@@ -22,6 +22,7 @@ from rafaga.server.bound import BoundEngine, PaddedEngine
 from rafaga.server.config import GpuChoice
 from rafaga.server.devices import CPU, Choice, Device, DeviceFallback, DeviceKind
 from rafaga.server.engine import Engine, Golden, create_session
+from rafaga.server.gate import Gate
 from rafaga.server.gpu_memory import MIB
 from rafaga.server.loader import Loader, fastest_on_gpu
 from rafaga.server.metrics import Metrics
@@ -65,7 +66,7 @@ class Machine:
 
     def placement(self, fallback: DeviceFallback = DeviceFallback.FAIL, **settings: Any) -> Placement:
         gpu = GpuSettings(**({"nhwc": GpuChoice.OFF, "graphs": GpuChoice.OFF} | settings))
-        site = Site(GPU, self.cudart.cuda(), gpu.memory_bytes)
+        site = Site(GPU, self.cudart.cuda(), gpu.memory_bytes, Gate(), threading.Lock())
         return Placement((Device(DeviceKind.CUDA),), fallback, 1, gpu, {0: site})
 
     @property
@@ -370,7 +371,7 @@ class TestSeveralGpus:
     def test_one_engine_each_and_all_of_them_work(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         machine = Machine(monkeypatch)
         one = machine.placement()
-        second = Site(GPU, FakeCudart().cuda(), None)
+        second = Site(GPU, FakeCudart().cuda(), None, one._sites[0].gate, one._sites[0].loading)
         monkeypatch.setattr(placements, "create_gpu_session", lambda model, *_: create_session(model, 1))
         monkeypatch.setattr(placements, "fits", lambda _: False)
         devices = (Device(DeviceKind.CUDA, 0), Device(DeviceKind.CUDA, 1))
