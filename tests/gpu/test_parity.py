@@ -19,7 +19,10 @@ from tests.bundles import (
     publish_backbone,
     publish_classifier,
     publish_convolutions,
+    publish_detector,
     publish_forecaster,
+    publish_segmenter,
+    publish_sequence_model,
 )
 from tests.gpu.conftest import ALWAYS, found_bundles, task
 
@@ -50,8 +53,10 @@ def test_images(
     assert engine.close()
 
 
-@pytest.mark.parametrize("publish", [publish_backbone, publish_forecaster])
-def test_free_dimensions(place: Place, device: Device, tmp_path: Path, publish: Callable[[Path], Path]) -> None:
+@pytest.mark.parametrize(
+    "publish", [publish_backbone, publish_forecaster, publish_detector, publish_segmenter, publish_sequence_model]
+)
+def test_every_task(place: Place, device: Device, tmp_path: Path, publish: Callable[[Path], Path]) -> None:
     given, _, golden = task(publish(tmp_path))
     engine = place().engine(device, given)
     for rows in SIZES:

@@ -220,7 +220,8 @@ def from_arguments(namespace: argparse.Namespace, environ: Mapping[str, str]) ->
     """Raises ConfigError."""
     settings: dict[str, Any] = {}
     if namespace.config is not None:
-        settings |= _from_file(namespace.config)
+        given = _from_file(namespace.config)
+        settings |= {name: _split(name, v) if isinstance(v, str) else v for name, v in given.items()}
     for name in _FIELDS:
         if (value := environ.get(PREFIX + name.upper())) is not None:
             settings[name] = _split(name, value)

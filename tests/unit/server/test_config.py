@@ -132,6 +132,24 @@ def test_types_of_a_file(tmp_path: Path) -> None:
     assert got.log_format is LogFormat.TEXT
 
 
+@pytest.mark.parametrize("text", ['"cuda:0, cuda:1"', '["cuda:0", "cuda:1"]'])
+def test_a_list_in_a_file_may_be_text(tmp_path: Path, text: str) -> None:
+    assert config(file=f"device = {text}", folder=tmp_path).device == ("cuda:0", "cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("gpu", r"device: expected auto, cpu, cuda\[:N\] or tensorrt\[:N\], got 'gpu'"),
+        ("cuda:0,cpu", "device: expected devices of one kind"),
+        ("", "device: .* got nothing"),
+    ],
+)
+def test_devices_that_are_none(device: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        config("--device", device)
+
+
 def test_lists_of_text_are_split_at_commas() -> None:
     got = config("--bearer-token-sha256", f" {HASH},{'b' * 64}, ")
     assert got.bearer_token_sha256 == (HASH, "b" * 64)
@@ -144,6 +162,8 @@ def test_lists_of_text_are_split_at_commas() -> None:
         (["--grpc-port", "many"], "grpc_port"),
         (["--max-batch-size", "0"], "max_batch_size: expected at least 1, got 0"),
         (["--threads", "0"], "threads: expected at least 1"),
+        (["--batch-buckets", "4,0"], "batch_buckets: expected at least 1 each, got 0"),
+        (["--gpu-memory-mib", "0"], "gpu_memory_mib: expected at least 1, got 0"),
         (["--max-queue-wait-ms", "-1"], "max_queue_wait_ms: expected zero or more"),
         (["--drain-timeout-s", "nan"], "drain_timeout_s"),
         (["--drain-delay-s", "inf"], "drain_delay_s"),

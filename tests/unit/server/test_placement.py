@@ -18,7 +18,7 @@ from rafaga.bundle import Bundle, Precision
 from rafaga.errors import BundleError, DeviceError, DeviceMemoryError
 from rafaga.server import placement as placements
 from rafaga.server.batcher import BatchPolicy, Job
-from rafaga.server.bound import BoundEngine, PaddedEngine
+from rafaga.server.bound import BoundEngine, PaddedEngine, fits
 from rafaga.server.config import GpuChoice
 from rafaga.server.devices import CPU, Choice, Device, DeviceFallback, DeviceKind
 from rafaga.server.engine import Engine, Golden, create_session
@@ -29,7 +29,15 @@ from rafaga.server.metrics import Metrics
 from rafaga.server.model import ServedModel
 from rafaga.server.placement import GpuSettings, Placement, Site, Task, device_buckets
 from rafaga.server.providers import CudaSettings, TensorRtSettings
-from tests.bundles import classify, publish_backbone, publish_classifier, publish_forecaster
+from tests.bundles import (
+    classify,
+    publish_backbone,
+    publish_classifier,
+    publish_detector,
+    publish_forecaster,
+    publish_segmenter,
+    publish_sequence_model,
+)
 from tests.unit.server.fake_gpu import GPU, FakeCudart, FakeGpuSession
 
 CUDA = Device(DeviceKind.CUDA)
@@ -133,13 +141,22 @@ class TestGpu:
         assert machine.untouched
         assert placement._sites[0].budget.taken == 0
 
-    @pytest.mark.parametrize("publish", [publish_classifier, publish_forecaster, publish_backbone])
+    @pytest.mark.parametrize(
+        "publish",
+        [
+            publish_classifier,
+            publish_forecaster,
+            publish_backbone,
+            publish_detector,
+            publish_segmenter,
+            publish_sequence_model,
+        ],
+    )
     def test_every_kind_of_model(self, machine: Machine, tmp_path: Path, publish: Callable[[Path], Path]) -> None:
         path = publish(tmp_path)
         model = loader(machine.placement(graphs=GpuChoice.AUTO)).load(path, bundles.load(path))
         assert model.max_batch_size == 8
-        bound = publish is not publish_backbone
-        assert isinstance(model.engines[0], BoundEngine if bound else PaddedEngine)
+        assert isinstance(model.engines[0], BoundEngine if fits(model.bundle) else PaddedEngine)
         model.close()
         assert machine.untouched
 
