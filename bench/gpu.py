@@ -100,7 +100,7 @@ def main() -> int:
     models = tuple(w for w in WORKLOADS if not options.models or w.name in options.models)
     if options.step == "prepare":
         for workload in models:
-            if not (options.packed / workload.name / "model.onnx").exists():
+            if not (options.packed / workload.name / "program.pt2").exists():
                 pack(workload, options.packed / workload.name)
         return 0
     try:
@@ -109,7 +109,7 @@ def main() -> int:
     except (DeviceError, ValueError) as error:
         print(f"bench.gpu: no GPU to measure: {error}", file=sys.stderr)
         return 1
-    missing = [w.name for w in models if not (options.packed / w.name / "model.onnx").exists()]
+    missing = [w.name for w in models if not (options.packed / w.name / "program.pt2").exists()]
     if missing:
         print(f"bench.gpu: {options.packed} lacks {', '.join(missing)}: python -m bench.gpu prepare", file=sys.stderr)
         return 1
@@ -136,21 +136,21 @@ def measure(settings: Settings, packed: Path) -> Results:
         every = [folder for some in folders.values() for folder in some]
         tensorrt = Nvidia().missing_libraries(DeviceKind.TENSORRT)
         steps: list[tuple[str, Callable[[], None]]] = [
-            ("onnxruntime", lambda: _raw("onnxruntime", every, settings, clock, results)),
+            ("onnxruntime", lambda: _raw("onnxruntime", every, packed, settings, clock, results)),
             *(
                 (f"served {precision}", lambda p=precision: _served(p, Path(name), settings, clock, results))
                 for precision in folders
             ),
-            ("torch-eager", lambda: _raw("torch-eager", every, settings, clock, results)),
+            ("torch-eager", lambda: _raw("torch-eager", every, packed, settings, clock, results)),
         ]
         if settings.device != "cpu":
             if tensorrt:
                 results.left_out.append(f"TensorRT: cannot load {', '.join(tensorrt)}")
             else:
-                steps.append(("tensorrt", lambda: _raw("tensorrt", every, settings, clock, results)))
+                steps.append(("tensorrt", lambda: _raw("tensorrt", every, packed, settings, clock, results)))
             # It compiles anew for every size.
             one = replace(settings, rows=settings.rows[-1:])
-            steps.append(("torch-compile", lambda: _raw("torch-compile", every, one, clock, results)))
+            steps.append(("torch-compile", lambda: _raw("torch-compile", every, packed, one, clock, results)))
         for what, step in steps:
             if clock.left_s < 10:
                 results.left_out.append(f"{what}: no time was left")
@@ -163,8 +163,8 @@ def measure(settings: Settings, packed: Path) -> Results:
     return results
 
 
-def _raw(way: str, folders: list[Path], settings: Settings, clock: Clock, results: Results) -> None:
-    command = [sys.executable, "-m", "bench.gpu_raw", way, "--device", settings.device]
+def _raw(way: str, folders: list[Path], packed: Path, settings: Settings, clock: Clock, results: Results) -> None:
+    command = [sys.executable, "-m", "bench.gpu_raw", way, "--device", settings.device, "--packed", str(packed)]
     command += ["--seconds", str(settings.seconds), "--rows", *map(str, settings.rows), "--", *map(str, folders)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

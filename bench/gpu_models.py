@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -22,6 +23,9 @@ from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Parity, Precision, TensorSpec, Variant
 from rafaga.server.batcher import Arrays
 from rafaga.server.engine import available_cores, create_session
+
+if TYPE_CHECKING:
+    import torch
 
 _LARGE = 2**16  # elements: below are biases and normalisation, whose values matter
 _MARK = "drawn "
@@ -53,15 +57,58 @@ def pack(workload: Workload, target: Path) -> None:
         command = [sys.executable, "-m", "export", workload.name, "--weights", "random", "--precisions", "fp32"]
         subprocess.run([*command, "--output", folder], check=True)
         (exported,) = (Path(folder) / workload.name).glob("[1-9]*")
-        model = onnx.load(exported / "model.onnx")
-        for number, tensor in enumerate(model.graph.initializer):
-            if tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) >= _LARGE:
-                values = numpy_helper.to_array(tensor)
-                tensor.doc_string = f"{_MARK}{number} {float(values.mean())} {float(values.std())}"
-                tensor.ClearField("raw_data")
-        target.mkdir(parents=True, exist_ok=True)
-        (target / "model.onnx").write_bytes(model.SerializeToString())
-        (target / "bundle.json").write_bytes((exported / bundles.MANIFEST).read_bytes())
+        pack_bundle(exported, target)
+    _pack_program(workload.name, target)
+
+
+def pack_bundle(folder: Path, target: Path, large: int = _LARGE) -> None:
+    """Of its fp32 file, what tells how to draw each tensor of at least `large` elements."""
+    model = onnx.load(folder / "model.onnx")
+    for number, tensor in enumerate(model.graph.initializer):
+        if tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) >= large:
+            values = numpy_helper.to_array(tensor)
+            tensor.doc_string = f"{_MARK}{number} {float(values.mean())} {float(values.std())}"
+            tensor.ClearField("raw_data")
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "model.onnx").write_bytes(model.SerializeToString())
+    (target / "bundle.json").write_bytes((folder / bundles.MANIFEST).read_bytes())
+
+
+def _pack_program(name: str, target: Path) -> None:
+    """The same for PyTorch: a traced program needs neither torchvision nor this project's modules where it is run."""
+    import torch
+
+    from export.graph import serving_graph
+    from models.zoo import catalogue
+
+    bundle = msgspec.json.decode((target / "bundle.json").read_bytes(), type=Bundle)
+    entry = catalogue()[name]
+    graph = serving_graph(entry, entry.build().eval())
+    example = tuple(torch.from_numpy(array.copy()) for array in sample(bundle.inputs, 2))
+    rows: tuple[dict[int, Any], ...] = tuple({0: torch.export.Dim.DYNAMIC} for _ in example)
+    with torch.no_grad():
+        program = torch.export.export(graph.module.eval(), example, dynamic_shapes=rows)
+    for key, values in list(program.state_dict.items()):
+        if values.numel() >= _LARGE:  # one number, for as many as there were
+            program.state_dict[key] = _parameter(torch.zeros(1, dtype=values.dtype).expand(values.shape))
+    torch.export.save(program, target / "program.pt2")
+
+
+def unpack_program(packed: Path) -> torch.nn.Module:
+    """On the CPU, its large weights drawn."""
+    import torch
+
+    program = torch.export.load(packed / "program.pt2")
+    for key, values in list(program.state_dict.items()):
+        if values.numel() >= _LARGE:
+            program.state_dict[key] = _parameter(0.02 * torch.randn(values.shape, dtype=values.dtype))
+    return program.module()
+
+
+def _parameter(values: torch.Tensor) -> torch.nn.Parameter:
+    import torch
+
+    return torch.nn.Parameter(values, requires_grad=False)
 
 
 def unpack(packed: Path, repository: Path, precision: Precision, max_batch_size: int) -> Path:

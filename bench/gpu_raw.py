@@ -10,14 +10,14 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 
-from bench.gpu_models import sample
+from bench.gpu_models import sample, unpack_program
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision
 from rafaga.server import devices
@@ -53,13 +53,14 @@ def main() -> int:
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--packed", type=Path, required=True, help="what bench.gpu prepared")
     parser.add_argument("folders", type=Path, nargs="+", help="versions of bundles")
     options = parser.parse_args()
     (device,) = devices.parse([options.device]) or ()
     for folder in options.folders:
         bundle = bundles.load(folder)
         try:
-            for note, run in _runs(options.way, folder, bundle, device, options.rows):
+            for note, run in _runs(options.way, folder, bundle, device, options):
                 best = max((_timed(run, rows, options.seconds) for rows in options.rows), key=lambda timed: timed[0])
                 precision = str(bundle.variants[0].precision)
                 _print(Figure(options.way, bundle.name, precision, *best, note))
@@ -86,10 +87,12 @@ def _timed(prepare: Run, rows: int, seconds: float) -> tuple[float, int, float]:
     return rows * len(taken) / sum(taken), rows, float(np.percentile(taken, 99)) * 1e3
 
 
-def _runs(way: str, folder: Path, bundle: Bundle, device: Device, rows: Sequence[int]) -> Iterator[tuple[str, Run]]:
+def _runs(
+    way: str, folder: Path, bundle: Bundle, device: Device, options: argparse.Namespace
+) -> Iterator[tuple[str, Run]]:
     model = (folder / bundle.variants[0].file).read_bytes()
     if way.startswith("torch"):
-        yield "", _torch(bundle, device, compiled=way == "torch-compile")
+        yield "", _torch(bundle, device, options.packed / bundle.name, compiled=way == "torch-compile")
     elif not device.gpu:
         yield "", _bound(create_session(model, available_cores()), bundle, device)
     elif way == "tensorrt":
@@ -98,7 +101,7 @@ def _runs(way: str, folder: Path, bundle: Bundle, device: Device, rows: Sequence
         settings = TensorRtSettings(
             cache=cache_folder(Path("build/gpu-tensorrt"), model, gpu, ["bench"]),
             precision=bundle.variants[0].precision,
-            shapes=profile_shapes(bundle.inputs, sorted(rows)),
+            shapes=profile_shapes(bundle.inputs, sorted(options.rows)),
         )
         yield "", _bound(create_gpu_session(model, trt, CudaSettings(), settings), bundle, device)
     else:
@@ -139,16 +142,12 @@ def _bound(session: ort.InferenceSession, bundle: Bundle, device: Device, graphs
     return prepare
 
 
-def _torch(bundle: Bundle, device: Device, compiled: bool) -> Run:
+def _torch(bundle: Bundle, device: Device, packed: Path, compiled: bool) -> Run:
     import torch
 
-    from export.graph import serving_graph
-    from models.zoo import catalogue
-
-    entry = catalogue()[bundle.name]
     half = bundle.variants[0].precision is Precision.FP16
     place = torch.device("cuda", device.index) if device.gpu else torch.device("cpu")
-    module = serving_graph(entry, entry.build().eval()).module.eval().to(place)
+    module = unpack_program(packed).to(place)
     if len(bundle.inputs[0].shape) == 4:
         module = module.to(memory_format=torch.channels_last)
     call = torch.compile(module, mode="reduce-overhead") if compiled else module
