@@ -3,6 +3,7 @@
 classification   `top1`, `top5`: against the labels
 maps             `similarity`: cosine with the fp32 file's maps; nobody labels a map
 embedding        `recall_at_10`: of the ten nearest images by the fp32 file, how many are found; and `similarity`
+sequence         `legal`, `remembered`: next symbols that the grammar allows, and long-range dependencies that are kept
 forecasting      `mase`, `pinball`, `coverage_P`: against what came
 """
 
@@ -16,15 +17,17 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from export.arrays import Array
+from export.arrays import Array, pad_symbols
 from export.samples import ImageSet
 from export.verify import run
 from models.entry import SeriesInput
+from models.training import reber
 from models.training.forecast_eval import evaluate, held_out, seasonal_naive
 from rafaga.bundle import Metric
 
 Advance = Callable[[int, int], None]  # how many of how many are done
 
+_SEQUENCES = 1024  # of one batch
 _BATCH_BYTES = 8 << 20  # pixels of one batch: large enough for throughput, small enough for any machine
 
 
@@ -113,6 +116,19 @@ def forecast(session: ort.InferenceSession, series: Array, shape: SeriesInput, d
         *evaluate(origins, shape, quantiles, dataset),
         Metric(name="mase_seasonal_naive", value=naive, dataset=dataset, samples=len(origins.length)),
     )
+
+
+def next_symbols(session: ort.InferenceSession) -> tuple[Metric, ...]:
+    """`legal` and `remembered`, on strings of the embedded Reber grammar that training never saw."""
+
+    def following(beginnings: list[str]) -> NDArray[np.int64]:
+        likeliest = []
+        for start in range(0, len(beginnings), _SEQUENCES):
+            sequences = [reber.indices(string) for string in beginnings[start : start + _SEQUENCES]]
+            likeliest.append(run(session, pad_symbols(sequences))["probabilities"].argmax(axis=1))
+        return np.concatenate(likeliest)
+
+    return reber.figures(following)
 
 
 def recorded_baseline(weights: Path, measured: tuple[Metric, ...]) -> tuple[Metric, ...]:

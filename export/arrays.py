@@ -23,16 +23,26 @@ def row_count(arrays: Arrays) -> int:
 
 def pad_time(histories: Sequence[Array]) -> dict[str, Array]:
     """A forecaster's inputs: `history` float32 [N, T] right-padded with zeros, `length` int64 [N]."""
-    length = np.array([len(history) for history in histories], dtype=np.int64)
-    history = np.zeros((len(histories), int(length.max())), dtype=np.float32)
-    for row, values in zip(history, histories, strict=True):
-        row[: len(values)] = values
-    return {"history": history, "length": length}
+    return _padded("history", histories, np.float32)
+
+
+def pad_symbols(sequences: Sequence[Array]) -> dict[str, Array]:
+    """A next-symbol model's inputs: `symbols` int64 [N, T] right-padded with zeros, `length` int64 [N]."""
+    return _padded("symbols", sequences, np.int64)
 
 
 def alone(inputs: Arrays, row: int) -> dict[str, Array]:
     """One row as its own batch, without the padding that its company needed."""
     single = rows(inputs, slice(row, row + 1))
     if "length" in single:
-        single["history"] = single["history"][:, : int(single["length"][0])]
+        length = int(single["length"][0])
+        single |= {name: array[:, :length] for name, array in single.items() if name != "length"}
     return single
+
+
+def _padded(name: str, sequences: Sequence[Array], dtype: type[np.generic]) -> dict[str, Array]:
+    length = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    padded = np.zeros((len(sequences), int(length.max())), dtype=dtype)
+    for row, values in zip(padded, sequences, strict=True):
+        row[: len(values)] = values
+    return {name: padded, "length": length}

@@ -16,13 +16,15 @@ from export.arrays import Array, Arrays, rows
 from export.labels import Labels, read_labels
 from export.samples import ImageData
 from export.verify import open_session
-from models.entry import Corpus, Entry, ImageInput, SeriesInput, Shipped, Task
+from models.entry import Corpus, Entry, ImageInput, SequenceInput, SeriesInput, Shipped, Task
 from models.training.data import ENVIRONMENT, DataUnavailable
 from rafaga.bundle import Metric
 
 PARITY_BATCHES = (1, 2, 5, 8)
-# Backbones take any size: one that divides by every stride, and one that divides by none.
+# Backbones take any size: one that divides by every stride, and one that divides by none. Where the answer is a class
+# per pixel, the images must be so large that a pixel between two classes is less than what rounding may cost.
 PARITY_SIZES = ((64, 96), (97, 131))
+PIXEL_PARITY_SIZES = ((128, 160), (97, 131))
 CALIBRATION_IMAGES = 128
 CALIBRATION_BATCH = 4
 # Maps have thousands of values each, and two files are run: a part of the photos says as much as all of them.
@@ -59,7 +61,7 @@ class ImageEvidence:
 
     def batches(self) -> Iterator[Arrays]:
         """Inputs of the parity proof: every batch size, and every image size where that is free."""
-        for number in range(1 if self.image.height else len(PARITY_SIZES)):
+        for number in range(1 if self.image.height else 2):
             images = {"image": self._take(max(PARITY_BATCHES), number)}
             yield from (rows(images, slice(size)) for size in PARITY_BATCHES)
 
@@ -93,7 +95,8 @@ class ImageEvidence:
         return ()
 
     def _take(self, count: int, number: int, seed: int = 0) -> Array:
-        size = None if self.image.height else PARITY_SIZES[number]
+        sizes = PIXEL_PARITY_SIZES if self.entry.task is Task.SEGMENTATION else PARITY_SIZES
+        size = None if self.image.height else sizes[number]
         return samples.take_images(self.data.held_out, self.image, count, size, self.sources.seed + seed)
 
 
@@ -128,7 +131,35 @@ class SeriesEvidence:
         return samples.take_histories(self.series, self.shape, count, self.sources.seed + seed)
 
 
-Evidence = ImageEvidence | SeriesEvidence
+@dataclass(frozen=True)
+class SequenceEvidence:
+    """Of a next-symbol model."""
+
+    entry: Entry
+    shape: SequenceInput
+    sources: Sources
+    note: str = ""
+
+    def example(self) -> Arrays:
+        return self._take(2, 0)
+
+    def batches(self) -> Iterator[Arrays]:
+        return (self._take(size, size) for size in PARITY_BATCHES)
+
+    def golden(self) -> Arrays:
+        return self._take(4, 1)
+
+    def measure(self, session: ort.InferenceSession, advance: Advance) -> tuple[Metric, ...]:
+        return accuracy.next_symbols(session) if self.entry.corpus is Corpus.REBER else ()
+
+    def _take(self, count: int, seed: int) -> Arrays:
+        seed += self.sources.seed
+        if self.entry.corpus is Corpus.REBER:
+            return samples.take_reber(count, self.shape.max_length, seed)
+        return samples.take_symbols(len(self.entry.labels()), self.shape, count, seed)
+
+
+Evidence = ImageEvidence | SeriesEvidence | SequenceEvidence
 
 
 def find_evidence(entry: Entry, sources: Sources, trained: bool) -> Evidence:
@@ -139,6 +170,8 @@ def find_evidence(entry: Entry, sources: Sources, trained: bool) -> Evidence:
     if isinstance(entry.input, SeriesInput):
         series, note = samples.load_series(entry.corpus, sources.data)
         return SeriesEvidence(entry, entry.input, series, sources, note)
+    if isinstance(entry.input, SequenceInput):
+        return SequenceEvidence(entry, entry.input, sources, "" if entry.corpus else "no sequences to measure with")
     if not trained:
         return ImageEvidence(entry, entry.input, ImageData(None, None), sources)
     try:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from export.arrays import Array, Arrays
-from models.entry import Entry, ImageInput, SeriesInput, Task
+from models.entry import Entry, ImageInput, SequenceInput, SeriesInput, Task
 
 AxisNames = Mapping[int, str]
 
@@ -47,11 +47,18 @@ def serving_graph(entry: Entry, model: nn.Module) -> ServingGraph:
             outputs=("quantiles",),
             dynamic={"history": {0: "batch", 1: "time"}, "length": {0: "batch"}},
         )
+    if isinstance(entry.input, SequenceInput):
+        return ServingGraph(
+            SequenceGraph(model).eval(),
+            inputs=("symbols", "length"),
+            outputs=("probabilities",),
+            dynamic={"symbols": {0: "batch", 1: "time"}, "length": {0: "batch"}},
+        )
     any_size = {} if entry.input.height else {1: "height", 2: "width"}
-    classifies = entry.task is Task.CLASSIFICATION
-    outputs = ("probabilities",) if classifies else tuple(entry.strides)
+    outputs = _IMAGE_OUTPUTS.get(entry.task) or tuple(entry.strides)
+    build = _IMAGE_GRAPHS.get(entry.task, ImageGraph)
     return ServingGraph(
-        ImageGraph(model, entry.input, outputs, softmax=classifies).eval(),
+        build(model, entry.input, outputs).eval(),
         inputs=("image",),
         outputs=outputs,
         dynamic={"image": {0: "batch", **any_size}},
@@ -95,30 +102,57 @@ def _scale_to_unit_variance(module: nn.Module, _: tuple[Tensor, ...], output: Te
 
 
 class ImageGraph(nn.Module):
-    """uint8 [N, height, width, channels] -> the model's maps, or probabilities float32 [N, classes]."""
+    """uint8 [N, height, width, channels] -> the model's maps, or objects."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, model: nn.Module, image: ImageInput, outputs: Sequence[str], softmax: bool) -> None:
+    def __init__(self, model: nn.Module, image: ImageInput, outputs: Sequence[str]) -> None:
         super().__init__()
         self.model = model
         self.outputs = tuple(outputs)
-        self.softmax = softmax
         mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (image.mean, image.std))
         # (x / 255 - mean) / std as one multiplication and one addition; in double precision, so that nothing is lost.
         self.register_buffer("scale", (1 / (255 * std)).float())
         self.register_buffer("shift", (-mean / std).float())
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        maps = self.maps(image)
-        return tuple(logits.softmax(dim=1) for logits in maps) if self.softmax else maps
+        return _in_order(self.model(self.normalised(image)), self.outputs)
 
-    def maps(self, image: Tensor) -> tuple[Tensor, ...]:
-        """What the model itself gives for these pixels."""
+    def normalised(self, image: Tensor) -> Tensor:
+        """What the model is given: float32 [N, channels, height, width]"""
         # Contiguous: PyTorch would go on in channels-last, which ONNX cannot say and writes down as gathers.
-        x = image.permute(0, 3, 1, 2).contiguous().float()  # [N, channels, height, width]
-        return _in_order(self.model(x * self.scale + self.shift), self.outputs)
+        x = image.permute(0, 3, 1, 2).contiguous().float()
+        return x * self.scale + self.shift
+
+
+class ClassifierGraph(ImageGraph):
+    """uint8 [N, height, width, channels] -> probabilities float32 [N, classes]"""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return (self.logits(image).softmax(dim=1),)
+
+    def logits(self, image: Tensor) -> Tensor:
+        (logits,) = super().forward(image)
+        return logits
+
+
+class SegmentationGraph(ImageGraph):
+    """uint8 [N, height, width, channels] -> labels uint8 [N, height, width], the most probable class of each pixel, and
+    probabilities float32 [N, height, width] of those. Scores of every class would be eighty times the image."""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        (scores,) = _in_order(self.model(self.normalised(image)), ("scores",))  # [N, classes, height, width]
+        probabilities, labels = scores.softmax(dim=1).max(dim=1)
+        return labels.to(torch.uint8), probabilities
+
+
+_IMAGE_GRAPHS = {Task.CLASSIFICATION: ClassifierGraph, Task.SEGMENTATION: SegmentationGraph}
+_IMAGE_OUTPUTS = {
+    Task.CLASSIFICATION: ("probabilities",),
+    Task.SEGMENTATION: ("labels", "probabilities"),
+    Task.DETECTION: ("boxes", "scores", "labels"),
+}
 
 
 class ForecastGraph(nn.Module):
@@ -130,6 +164,19 @@ class ForecastGraph(nn.Module):
 
     def forward(self, history: Tensor, length: Tensor) -> tuple[Tensor, ...]:
         return _in_order(self.model(history, length), ("quantiles",))
+
+
+class SequenceGraph(nn.Module):
+    """symbols int64 [N, T], length int64 [N] -> probabilities float32 [N, symbols] of what follows each row's last."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, symbols: Tensor, length: Tensor) -> tuple[Tensor, ...]:
+        logits = self.model(symbols)  # [N, T, symbols]
+        last = (length - 1)[:, None, None].expand(-1, 1, logits.shape[2])
+        return (logits.gather(1, last).squeeze(1).softmax(dim=1),)
 
 
 def _in_order(result: Tensor | Sequence[Tensor] | Mapping[str, Tensor], names: Sequence[str]) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ from onnxscript import optimizer
 
 from export.arrays import Arrays
 from export.graph import ServingGraph
+from export.operators import translations
 
 # Old enough for every current runtime (ONNX Runtime, TensorRT, OpenVINO) and its quantiser, and new enough that every
 # operator of the catalogue is written without a detour.
@@ -39,6 +40,7 @@ def to_onnx(graph: ServingGraph, example: Arrays, path: Path) -> None:
             optimize=True,
             external_data=False,
             verbose=False,
+            custom_translation_table=dict(translations()),
         )
     assert program is not None  # None belongs to the old, TorchScript exporter
     model = program.model

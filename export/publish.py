@@ -20,12 +20,12 @@ from torch import nn
 from export import samples, verify
 from export.arrays import Arrays, row_count
 from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
-from export.graph import ImageGraph, ServingGraph, serving_graph, settle
+from export.graph import ClassifierGraph, ServingGraph, serving_graph, settle
 from export.onnx import OPSET, to_onnx
 from export.precisions import Judge
 from export.progress import Steps
 from export.verify import PARITY_GATE, Case, ProofFailed, open_session
-from models.entry import Entry, ImageInput, SeriesInput, Task
+from models.entry import Entry, ImageInput, SequenceInput, SeriesInput, Task
 from models.loading import load_weights
 from rafaga import bundle as bundles
 from rafaga.bundle import (
@@ -37,6 +37,7 @@ from rafaga.bundle import (
     Metric,
     Precision,
     Provenance,
+    SequenceSpec,
     Variant,
     Weights,
 )
@@ -50,6 +51,7 @@ class Wanted:
 
     fp32 is always published. Recurrent models have no other variant: their states are summed over hundreds of steps,
     which half precision does not survive at the scale of the series, and int8 kernels exist for convolutions alone.
+    Nor have detectors: which boxes are left hangs on the order of scores, and what that costs nobody has measured.
     """
 
     output: Path
@@ -105,7 +107,7 @@ def _fill(
     steps.step("proving against PyTorch")
     cases = [Case(inputs, graph.reference(inputs)) for inputs in (*evidence.batches(), evidence.golden())]
     require_answers(entry, cases)
-    if isinstance(graph.module, ImageGraph) and graph.module.softmax:
+    if isinstance(graph.module, ClassifierGraph):
         require_logits(graph.module, cases[0].inputs)
     session = open_session(path)
     parity = verify.measure_parity(session, cases)
@@ -118,7 +120,7 @@ def _fill(
         steps.step("measuring accuracy")
         metrics = evidence.measure(session, steps.advance)
     variants = [Variant(precision=Precision.FP32, file=path.name, parity=parity, metrics=metrics)]
-    if isinstance(evidence, ImageEvidence):
+    if isinstance(evidence, ImageEvidence) and entry.task is not Task.DETECTION:
         judge = Judge(path, metrics, cases, evidence, weights.trained, wanted.max_accuracy_drop, steps)
         variants += judge.variants(wanted.precisions)
     inputs, outputs = verify.tensor_specs(session)
@@ -140,8 +142,10 @@ def _fill(
         image=samples.preparation(image) if image else None,
         features=tuple(FeatureSpec(output=name, stride=stride) for name, stride in entry.strides.items()),
         forecast=_forecast_spec(entry.input) if isinstance(entry.input, SeriesInput) else None,
+        detection=entry.detection,
+        sequence=SequenceSpec(max_length=entry.input.max_length) if isinstance(entry.input, SequenceInput) else None,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        max_batch_size=_max_batch_size(entry.input),
+        max_batch_size=_max_batch_size(entry),
     )
 
 
@@ -159,10 +163,10 @@ def require_answers(entry: Entry, cases: list[Case]) -> None:
             raise ProofFailed(f"{len(entry.labels())} labels, but the model's output has shape {probabilities.shape}")
 
 
-def require_logits(module: ImageGraph, inputs: Arrays) -> None:
+def require_logits(module: ClassifierGraph, inputs: Arrays) -> None:
     """A model that ends in its own softmax would get a second one, which flattens every answer. Raises ProofFailed."""
     with torch.inference_mode():
-        (logits,) = module.maps(torch.from_numpy(inputs["image"]))
+        logits = module.logits(torch.from_numpy(inputs["image"]))
     if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-4):
         raise ProofFailed("the model gives probabilities; expected logits, the softmax is added by export")
 
@@ -189,10 +193,12 @@ def _forecast_spec(shape: SeriesInput) -> ForecastSpec:
     )
 
 
-def _max_batch_size(taken: ImageInput | SeriesInput) -> int:
+def _max_batch_size(entry: Entry) -> int:
     """Where throughput stops growing: small models need many rows per call, maps of any size need much memory."""
-    if isinstance(taken, SeriesInput):
+    taken = entry.input
+    if not isinstance(taken, ImageInput):
         return 256
     if taken.height is None or taken.width is None:
-        return 8
+        # A detector's second stage is as much work for each image as a classifier, whatever else is in the batch.
+        return 2 if entry.task is Task.DETECTION else 8
     return 256 if taken.height * taken.width * taken.channels <= _SMALL_INPUT_BYTES else 32

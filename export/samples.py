@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export.arrays import Array, pad_time
+from export.arrays import Array, pad_symbols, pad_time
 from export.labels import Labels, LabelsInvalid, class_of
-from models.entry import Corpus, ImageInput, SeriesInput
-from models.training import data
+from models.entry import Corpus, ImageInput, SequenceInput, SeriesInput
+from models.training import data, reber
 from models.training.data import DataUnavailable
 from rafaga import images
 from rafaga.bundle import ImagePreparation
@@ -52,7 +52,11 @@ class ImageData:
 def preparation(image: ImageInput) -> ImagePreparation:
     """The same facts as the service reads them."""
     return ImagePreparation(
-        height=image.height, width=image.width, channels=image.channels, resize_shorter=image.resize_shorter
+        height=image.height,
+        width=image.width,
+        channels=image.channels,
+        resize_shorter=image.resize_shorter,
+        max_longer=image.max_longer,
     )
 
 
@@ -172,3 +176,18 @@ def take_histories(series: Array | None, shape: SeriesInput, count: int, seed: i
     lengths[: min(2, count)] = [shape.min_history, min(longest, len(series))][:count]
     ends = [int(rng.integers(length, len(series), endpoint=True)) for length in lengths]
     return pad_time([series[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)])
+
+
+def take_reber(count: int, longest: int, seed: int) -> dict[str, Array]:
+    """Ragged beginnings of strings of the embedded Reber grammar."""
+    rng = np.random.default_rng(seed)
+    drawn = reber.strings(seed, count, held_out=True)
+    lengths = [int(rng.integers(1, min(len(string), longest))) for string in drawn]
+    return pad_symbols([reber.indices(string[:length]) for string, length in zip(drawn, lengths, strict=True)])
+
+
+def take_symbols(symbols: int, shape: SequenceInput, count: int, seed: int) -> dict[str, Array]:
+    """Ragged sequences of any symbols, of all lengths that a model takes up to a hundred."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, min(shape.max_length, 100), size=count, endpoint=True)
+    return pad_symbols([rng.integers(0, symbols, size=length) for length in lengths.tolist()])

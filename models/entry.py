@@ -13,6 +13,8 @@ from pathlib import Path
 
 from torch import nn
 
+from rafaga.bundle import DetectionSpec
+
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -20,6 +22,9 @@ class Task(StrEnum):
     CLASSIFICATION = "classification"
     FEATURES = "features"
     FORECASTING = "forecasting"
+    DETECTION = "detection"
+    SEGMENTATION = "segmentation"
+    SEQUENCE = "sequence"
 
 
 class Corpus(StrEnum):
@@ -30,6 +35,7 @@ class Corpus(StrEnum):
     CO2 = "co2"
     ETTH1 = "etth1"
     SP500 = "sp500"
+    REBER = "reber"
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class ImageInput:
     """What a vision module takes: float32 [N, channels, height, width], normalised as (x/255 - mean) / std.
 
     `height` and `width` None: any size (backbones). `resize_shorter`: encoded images are resized so that the shorter
-    side has this many pixels before the centre crop; None resizes to exactly height x width.
+    side has this many pixels before the centre crop; None resizes to exactly height x width. `max_longer`: but so that
+    the longer side has no more than this.
     """
 
     height: int | None
@@ -46,6 +53,7 @@ class ImageInput:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resize_shorter: int | None = None
+    max_longer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,16 @@ class SeriesInput:
     season: int
     step: str
     unit: str
+
+
+@dataclass(frozen=True)
+class SequenceInput:
+    """What a next-symbol model takes: `symbols` int64 [N, T], indices into the labels.
+
+    It gives logits float32 [N, T, labels] of the symbol that follows each, and must not look ahead.
+    """
+
+    max_length: int
 
 
 @dataclass(frozen=True)
@@ -93,12 +111,14 @@ class Entry:
     task: Task
     dataset: str
     build: Callable[[], nn.Module]
-    input: ImageInput | SeriesInput
+    input: ImageInput | SeriesInput | SequenceInput
     weights: Shipped | Torchvision | None = None
     labels: Callable[[], tuple[str, ...]] = tuple
     # What `models.training.data` has of it, to measure accuracy and to calibrate int8 with; None where it has nothing.
     corpus: Corpus | None = None
     # Output names in the order the module gives them, with the stride of each map (0: an embedding); features only.
     strides: Mapping[str, int] = field(default_factory=dict)
+    # What a detector gives; detection only.
+    detection: DetectionSpec | None = None
     # Published or required figures by metric name, e.g. {"top1": 0.99}.
     expected: Mapping[str, float] = field(default_factory=dict)

@@ -18,14 +18,17 @@ from models.entry import (
     Corpus,
     Entry,
     ImageInput,
+    SequenceInput,
     SeriesInput,
     Shipped,
     Task,
     Torchvision,
 )
 from models.loading import WeightsError, WeightsMismatch, WeightsUnavailable, load_weights
+from rafaga.bundle import DetectionSpec
 
 if TYPE_CHECKING:
+    from models.detectors import FasterRcnn, Ssd300
     from models.forecasting import Cell
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "Corpus",
     "Entry",
     "ImageInput",
+    "SequenceInput",
     "SeriesInput",
     "Shipped",
     "Task",
@@ -45,6 +49,7 @@ __all__ = [
 ]
 
 COCO_LICENSE = "BSD-3-Clause (torchvision); trained on COCO, whose terms apply"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DIGITS = tuple("0123456789")
 DIGIT_INPUT = ImageInput(height=28, width=28, channels=1, mean=(0.0,), std=(1.0,))  # zero is the background
 CIFAR_INPUT = ImageInput(height=32, width=32, channels=3, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
@@ -70,7 +75,16 @@ def catalogue() -> Mapping[str, Entry]:
     """Every model by name, in the order of the table that people see."""
     return {
         entry.name: entry
-        for entry in (*_digits(), *_photos(), *_forecasters(), *_imagenet_classifiers(), *_extractors())
+        for entry in (
+            *_digits(),
+            *_photos(),
+            *_forecasters(),
+            *_sequences(),
+            *_imagenet_classifiers(),
+            *_extractors(),
+            *_segmenters(),
+            *_detectors(),
+        )
     }
 
 
@@ -167,6 +181,23 @@ def _forecaster(
     )
 
 
+def _sequences() -> Iterator[Entry]:
+    from models.reber import SYMBOLS, ReberLSTM
+
+    yield Entry(
+        name="lstm-reber",
+        architecture="LSTM (Hochreiter & Schmidhuber 1997)",
+        task=Task.SEQUENCE,
+        dataset="embedded Reber grammar",
+        build=ReberLSTM,
+        input=SequenceInput(max_length=256),
+        weights=Shipped("lstm-reber.safetensors"),
+        labels=lambda: tuple(SYMBOLS),
+        corpus=Corpus.REBER,
+        expected={"legal": 0.99, "remembered": 0.99},
+    )
+
+
 def _imagenet_classifiers() -> Iterator[Entry]:
     from torchvision import models
 
@@ -200,7 +231,6 @@ def _imagenet_classifiers() -> Iterator[Entry]:
 
 def _extractors() -> Iterator[Entry]:
     from models.backbones import GoogLeNetBackbone, ResNet50Backbone, ResNet50Fpn, VGG16Backbone, VGG16Embedding
-    from models.segmentation import FcnResNet50
 
     yield _features(
         "resnet50-backbone",
@@ -240,17 +270,68 @@ def _extractors() -> Iterator[Entry]:
         {"embedding": 0},
     )
     yield replace(embedding, input=_image_input("VGG16_Weights.IMAGENET1K_V1"))
-    fcn = _features(
-        "fcn-resnet50",
-        "FCN on a dilated ResNet-50 (Long et al. 2015), class scores per pixel",
-        FcnResNet50,
-        "ResNet50_Weights.IMAGENET1K_V1",  # the same normalisation
-        {"scores": 1},
-    )
-    yield replace(
-        fcn,
+
+
+def _segmenters() -> Iterator[Entry]:
+    from torchvision.models import get_weight
+
+    from models.segmentation import FcnResNet50
+
+    weights = get_weight("FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1")
+    preset, published = weights.transforms(), weights.meta["_metrics"]["COCO-val2017-VOC-labels"]
+    (shorter,) = preset.resize_size
+    yield Entry(
+        name="fcn-resnet50",
+        architecture="FCN on a dilated ResNet-50 (Long et al. 2015)",
+        task=Task.SEGMENTATION,
         dataset="COCO, 20 classes of Pascal VOC",
+        build=FcnResNet50,
+        input=ImageInput(None, None, 3, tuple(preset.mean), tuple(preset.std), shorter),
         weights=Torchvision("FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1", COCO_LICENSE),
+        labels=lambda: tuple(weights.meta["categories"]),
+        expected={"miou": published["miou"] / 100, "pixel_accuracy": published["pixel_acc"] / 100},
+    )
+
+
+def _detectors() -> Iterator[Entry]:
+    from models.detectors import FasterRcnn, Ssd300
+
+    # torchvision keeps how images are prepared in the networks, not with the weights.
+    yield _detector(
+        "ssd300-vgg16",
+        "SSD300 on VGG-16 (Liu et al. 2016)",
+        Ssd300,
+        "SSD300_VGG16_Weights.COCO_V1",
+        ImageInput(300, 300, 3, mean=(0.48235, 0.45882, 0.40784), std=(1 / 255, 1 / 255, 1 / 255)),
+    )
+    yield _detector(
+        "fasterrcnn-resnet50-fpn",
+        "Faster R-CNN on ResNet-50 with a feature pyramid (Ren et al. 2015, Lin et al. 2017)",
+        FasterRcnn,
+        "FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
+        ImageInput(None, None, 3, IMAGENET_MEAN, IMAGENET_STD, resize_shorter=800, max_longer=1333),
+    )
+
+
+def _detector(
+    name: str, architecture: str, build: type[Ssd300] | type[FasterRcnn], member: str, image: ImageInput
+) -> Entry:
+    from torchvision.models import get_weight
+
+    weights = get_weight(member)
+    return Entry(
+        name=name,
+        architecture=architecture,
+        task=Task.DETECTION,
+        dataset="COCO",
+        build=build,
+        input=image,
+        weights=Torchvision(member, COCO_LICENSE),
+        labels=lambda: tuple(weights.meta["categories"]),
+        detection=DetectionSpec(
+            max_objects=build.max_objects, score_threshold=build.score_threshold, iou_threshold=build.iou_threshold
+        ),
+        expected={"box_map": weights.meta["_metrics"]["COCO-val2017"]["box_map"] / 100},
     )
 
 

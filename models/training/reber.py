@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,22 +39,42 @@ class NextSymbol(Problem):
         return F.cross_entropy(logits[known], symbols[:, 1:][known])
 
     def evaluate(self) -> tuple[Metric, ...]:
-        """`legal`: share of likeliest next symbols that the grammar allows. `remembered`: last but one symbol right."""
-        legal, symbols, remembered = 0, 0, 0
-        held_out = strings(seed=1, count=2000, held_out=True)
-        with torch.inference_mode():
-            predicted = self.module(encode(held_out)[0]).argmax(2)  # [N, T]
-        for string, row in zip(held_out, predicted.tolist(), strict=True):
-            allowed = legal_next(string)
-            guesses = [SYMBOLS[index] for index in row[: len(allowed)]]
-            legal += sum(guess in choices for guess, choices in zip(guesses, allowed, strict=True))
-            symbols += len(allowed)
-            remembered += guesses[-2] == string[-2]
-        dataset = "embedded Reber strings kept from training"
-        return (
-            Metric(name="legal", value=legal / symbols, dataset=dataset, samples=symbols),
-            Metric(name="remembered", value=remembered / len(held_out), dataset=dataset, samples=len(held_out)),
-        )
+        def following(beginnings: list[str]) -> npt.NDArray[np.int64]:
+            symbols, length = encode(beginnings)
+            with torch.inference_mode():
+                logits = self.module(symbols)  # [N, T, 7]
+            likeliest: npt.NDArray[np.int64] = logits[torch.arange(len(length)), length - 1].argmax(1).numpy()
+            return likeliest
+
+        return figures(following)
+
+
+def figures(following: Callable[[list[str]], npt.NDArray[np.int64]]) -> tuple[Metric, ...]:
+    """What a network knows of strings that it was never shown.
+
+    following: the likeliest next symbol, int64 [N], for each of N beginnings of strings. `legal`: the share that the
+    grammar allows; `remembered`: of the strings whose last but one symbol is right.
+    """
+    legal, symbols, remembered = 0, 0, 0
+    held_out = strings(seed=1, count=2000, held_out=True)
+    beginnings = [string[:end] for string in held_out for end in range(1, len(string))]
+    guesses = iter(SYMBOLS[index] for index in following(beginnings).tolist())
+    for string in held_out:
+        allowed = legal_next(string)
+        made = [next(guesses) for _ in allowed]
+        legal += sum(guess in choices for guess, choices in zip(made, allowed, strict=True))
+        symbols += len(allowed)
+        remembered += made[-2] == string[-2]
+    dataset = "embedded Reber strings kept from training"
+    return (
+        Metric(name="legal", value=legal / symbols, dataset=dataset, samples=symbols),
+        Metric(name="remembered", value=remembered / len(held_out), dataset=dataset, samples=len(held_out)),
+    )
+
+
+def indices(string: str) -> npt.NDArray[np.int64]:
+    """int64 [len(string)]"""
+    return np.array([SYMBOLS.index(symbol) for symbol in string], dtype=np.int64)
 
 
 def strings(seed: int, count: int, held_out: bool) -> list[str]:

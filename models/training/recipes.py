@@ -9,7 +9,6 @@ from pathlib import Path
 
 from models.entry import Entry, ImageInput, SeriesInput
 from models.forecasting import Forecaster
-from models.reber import ReberLSTM
 from models.training.data import (
     Series,
     cifar10_name,
@@ -66,16 +65,7 @@ def recipes() -> Mapping[str, Recipe]:
             recipe("rnn-co2", co2, replace(CO2_SCHEDULE, epochs=20)),
             recipe("lstm-ett", partial(forecasting, load=load_etth1, drawn=LONG_WINDOWS), LONG_SCHEDULE),
             recipe("lstm-sp500", partial(forecasting, load=load_sp500, drawn=LONG_WINDOWS), LONG_SCHEDULE),
-            # Not in the catalogue: predicting a symbol at every step is none of the tasks that bundles know.
-            (
-                "lstm-reber",
-                Recipe(
-                    architecture="LSTM (Hochreiter & Schmidhuber 1997)",
-                    dataset="embedded Reber grammar",
-                    problem=lambda _: NextSymbol(ReberLSTM(), batch_size=32, batches_per_epoch=100),
-                    schedule=Schedule(epochs=15, peak_rate=1e-2, weight_decay=0.0, clip_norm=1.0),
-                ),
-            ),
+            recipe("lstm-reber", next_symbol, Schedule(epochs=15, peak_rate=1e-2, weight_decay=0.0, clip_norm=1.0)),
         )
     )
 
@@ -105,6 +95,10 @@ def photos(entry: Entry, root: Path | None) -> Problem:
         batch_size=128,
         bfloat16=True,
     )
+
+
+def next_symbol(entry: Entry, _: Path | None) -> Problem:
+    return NextSymbol(entry.build(), batch_size=32, batches_per_epoch=100)
 
 
 def forecasting(entry: Entry, root: Path | None, load: Callable[[Path | None], Series], drawn: Windows) -> Problem:

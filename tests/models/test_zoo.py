@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from models.entry import ImageInput, SeriesInput, Shipped, Task, Torchvision
+from models.entry import ImageInput, SequenceInput, SeriesInput, Shipped, Task, Torchvision
 from models.zoo import Entry, catalogue
 from rafaga.bundle import NAME_PATTERN, sha256_of
 
@@ -19,7 +19,9 @@ ENTRIES = list(catalogue().values())
 def test_entries_are_whole(entry: Entry) -> None:
     assert NAME_PATTERN.fullmatch(entry.name)
     assert isinstance(entry.input, SeriesInput) == (entry.task is Task.FORECASTING)
-    assert bool(entry.labels()) == (entry.task is Task.CLASSIFICATION)
+    assert isinstance(entry.input, SequenceInput) == (entry.task is Task.SEQUENCE)
+    assert bool(entry.labels()) == (entry.task not in (Task.FEATURES, Task.FORECASTING))
+    assert (entry.detection is not None) == (entry.task is Task.DETECTION)
     assert bool(entry.strides) == (entry.task is Task.FEATURES)
     if isinstance(entry.input, ImageInput):
         assert len(entry.input.mean) == len(entry.input.std) == entry.input.channels
@@ -31,8 +33,9 @@ def test_figures_and_labels_are_the_weights_own(entry: Entry) -> None:
     from torchvision.models import get_weight
 
     weights = get_weight(entry.weights.member)  # raises where there is no such member
-    if entry.task is Task.CLASSIFICATION:
+    if entry.labels():
         assert entry.labels() == tuple(weights.meta["categories"])
+    if entry.task is Task.CLASSIFICATION:
         assert entry.expected["top1"] == weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100
 
 
