@@ -50,7 +50,7 @@ def own_entry(own: OwnModel) -> Entry:
         raise OwnModelInvalid("--task classification needs --labels FILE and a fixed --input-size")
     if own.task is Task.FEATURES and not own.strides:
         raise OwnModelInvalid("--task features needs --maps NAME:STRIDE,... in the order in which the model gives them")
-    if own.task is Task.FORECASTING:
+    if own.task not in (Task.CLASSIFICATION, Task.FEATURES):
         raise OwnModelInvalid("--task: expected classification or features")
     imagenet = own.channels == 3
     mean = own.mean or (IMAGENET_MEAN if imagenet else (0.0,) * own.channels)

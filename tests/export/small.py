@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from models.entry import Entry, ImageInput, SeriesInput, Task
+from models.entry import Entry, ImageInput, SequenceInput, SeriesInput, Task
+from models.suppression import best_objects, surest
+from rafaga.bundle import DetectionSpec
 
 CLASSES = ("alpha", "beta", "gamma")
 
@@ -65,6 +68,49 @@ class SmallForecaster(nn.Module):
         return self.head(last).reshape(-1, 4, 3) + history[:, :1, None]
 
 
+class SmallDetector(nn.Module):
+    """float32 [N, 3, H, W] -> 8 objects of three classes: boxes of 12 pixels, eight apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Conv2d(3, 3, 9, stride=8, padding=4)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = self.scores(image)  # [N, 3, H/8, W/8]
+        n, classes, rows, columns = logits.shape
+        y, x = torch.arange(rows)[:, None].expand(rows, columns), torch.arange(columns)[None].expand(rows, columns)
+        corner = torch.stack([x, y, x, y], -1).reshape(-1, 4) * 8.0
+        boxes = (corner + torch.tensor([0.0, 0.0, 12.0, 12.0])).expand(n, classes, -1, -1)  # [N, 3, B, 4]
+        scores = (2 * logits).sigmoid().flatten(2)  # [N, 3, B]
+        kept = surest(boxes.flatten(0, 1), scores.flatten(0, 1), 0.1, 0.5)
+        return best_objects(boxes, kept.reshape(scores.shape), 8)
+
+
+class SmallSegmenter(nn.Module):
+    """float32 [N, 3, H, W] -> scores [N, 3, H, W]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return (self.conv2(self.conv1(image).relu()),)
+
+
+class SmallSequenceModel(nn.Module):
+    """symbols int64 [N, T] -> logits [N, T, 3]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(3, 6, batch_first=True)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        states, _ = self.lstm(nn.functional.one_hot(symbols, 3).float())
+        return self.head(4 * states)
+
+
 def small_image_input(size: int | None = 16) -> ImageInput:
     return ImageInput(height=size, width=size, channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
 
@@ -109,4 +155,41 @@ def forecaster() -> Entry:
             step="month",
             unit="ppm",
         ),
+    )
+
+
+def detector() -> Entry:
+    return Entry(
+        name="small-detector",
+        architecture="one convolution",
+        task=Task.DETECTION,
+        dataset="none",
+        build=SmallDetector,
+        input=replace(small_image_input(None), resize_shorter=64, max_longer=100),
+        labels=lambda: ("nothing", *CLASSES),
+        detection=DetectionSpec(max_objects=8, score_threshold=0.5, iou_threshold=0.1),
+    )
+
+
+def segmenter() -> Entry:
+    return Entry(
+        name="small-segmenter",
+        architecture="two convolutions",
+        task=Task.SEGMENTATION,
+        dataset="none",
+        build=SmallSegmenter,
+        input=small_image_input(None),
+        labels=lambda: CLASSES,
+    )
+
+
+def sequence_model() -> Entry:
+    return Entry(
+        name="small-sequences",
+        architecture="LSTM",
+        task=Task.SEQUENCE,
+        dataset="none",
+        build=SmallSequenceModel,
+        input=SequenceInput(max_length=40),
+        labels=lambda: CLASSES,
     )

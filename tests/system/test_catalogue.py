@@ -41,6 +41,8 @@ LARGE = frozenset(
         "vgg16-backbone",
         "vgg16-embedding",
         "fcn-resnet50",
+        "ssd300-vgg16",
+        "fasterrcnn-resnet50-fpn",
     }
 )
 
@@ -66,11 +68,38 @@ def forecast(client: Client, model: str, asked: Arrays) -> Arrays:
     return {"quantiles": values.T[np.newaxis]}
 
 
-# What a task's own service answers, in the shape of the graph's outputs. The other tasks' answers are not the graph's.
+def detected(client: Client, model: str, asked: Arrays) -> Arrays:
+    found = client.detect(asked["image"][0], model=model, timeout_s=PATIENCE_S)
+    spec = client.model(model).detection
+    assert spec is not None
+    boxes = np.zeros((1, spec.max_objects, 4), np.float32)
+    scores, labels = np.zeros((1, spec.max_objects), np.float32), np.zeros((1, spec.max_objects), np.int64)
+    for row, one in enumerate(found):
+        boxes[0, row] = (one.box.x_min, one.box.y_min, one.box.x_max, one.box.y_max)
+        scores[0, row], labels[0, row] = one.score, one.index
+    return {"boxes": boxes, "scores": scores, "labels": labels}
+
+
+def segmented(client: Client, model: str, asked: Arrays) -> Arrays:
+    found = client.segment(asked["image"][0], model=model, with_probabilities=True, timeout_s=PATIENCE_S)
+    assert found.probabilities is not None
+    return {"labels": found.labels[np.newaxis], "probabilities": found.probabilities[np.newaxis]}
+
+
+def predicted(client: Client, model: str, asked: Arrays) -> Arrays:
+    symbols = [client.model(model).labels[index] for index in asked["symbols"][0]]
+    labels = client.predict(symbols, model=model, top_k=1000, timeout_s=PATIENCE_S).predictions
+    return {"probabilities": np.array([[p.probability for p in sorted(labels, key=lambda p: p.index)]])}
+
+
+# What a task's own service answers, in the shape of the graph's outputs.
 OWN_SERVICE: Mapping[Task, Callable[[Client, str, Arrays], Arrays]] = {
     Task.CLASSIFICATION: classified,
     Task.FEATURES: extracted,
     Task.FORECASTING: forecast,
+    Task.DETECTION: detected,
+    Task.SEGMENTATION: segmented,
+    Task.SEQUENCE: predicted,
 }
 
 

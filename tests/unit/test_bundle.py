@@ -221,6 +221,12 @@ def test_relative_error_is_relative_to_the_largest_value_from_one_up() -> None:
         relative_error(np.zeros(2), np.zeros(3))
 
 
+def test_of_classes_the_error_is_the_share_that_differs() -> None:
+    reference = np.array([[1, 2, 200, 4]], dtype=np.uint8)
+    assert relative_error(np.array([[1, 2, 7, 4]], dtype=np.uint8), reference) == 0.25
+    assert relative_error(reference, reference) == 0.0
+
+
 def test_checksums_are_sha256(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     assert bundles.sha256_of(tmp_path / "empty").startswith("e3b0c44298fc1c14")

@@ -1,0 +1,107 @@
+"""Detection, segmentation and next symbols, from module to bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export.arrays import alone
+from export.evidence import PARITY_BATCHES, Sources
+from export.graph import serving_graph
+from export.onnx import to_onnx
+from export.progress import Silent
+from export.publish import Wanted, publish
+from export.verify import PARITY_GATE, open_session, read_golden, run, verify_bundle
+from models.entry import Entry
+from models.zoo import catalogue
+from rafaga.bundle import GOLDEN, Bundle, Precision, Task
+from tests.export import small
+
+
+def published(entry: Entry, folder: Path, *precisions: Precision) -> tuple[Path, Bundle]:
+    found = publish(entry, Wanted(folder, "random", precisions=precisions or (Precision.FP32,)), Sources(), Silent())
+    assert [verdict.fault for verdict in verify_bundle(found.folder)] == [""] * len(found.bundle.variants)
+    fp32 = found.bundle.variants[0]
+    assert fp32.parity.max_relative_error <= PARITY_GATE
+    assert set(fp32.parity.batch_sizes) >= set(PARITY_BATCHES)
+    return found.folder, found.bundle
+
+
+def test_a_detector(tmp_path: Path) -> None:
+    folder, bundle = published(small.detector(), tmp_path, *Precision)
+    assert bundle.task is Task.DETECTION
+    assert bundle.detection == small.detector().detection
+    assert bundle.labels[0] == "nothing"
+    assert [v.precision for v in bundle.variants] == [Precision.FP32], "nobody has measured what others would cost"
+    assert bundle.image is not None
+    assert (bundle.image.resize_shorter, bundle.image.max_longer) == (64, 100)
+    golden = read_golden(folder / GOLDEN).outputs
+    assert (golden["scores"] > 0).any()
+    assert (np.diff(golden["scores"]) <= 0).all()
+    assert (golden["labels"] > 0).tolist() == (golden["scores"] > 0).tolist()
+
+
+def test_a_detector_that_finds_nothing(tmp_path: Path) -> None:
+    """No box left anywhere is an empty tensor inside the graph."""
+    graph = serving_graph(small.detector(), small.SmallDetector())
+    with torch.no_grad():
+        graph.module.model.scores.weight.zero_()
+        graph.module.model.scores.bias.fill_(-9.0)
+    to_onnx(graph, {"image": np.zeros((2, 40, 48, 3), np.uint8)}, tmp_path / "model.onnx")
+    session = open_session(tmp_path / "model.onnx")
+    for size in (40, 64):
+        image = {"image": np.full((3, size, size, 3), 255, np.uint8)}
+        assert not any(array.any() for array in graph.reference(image).values())
+        found = run(session, image)
+        assert found["boxes"].shape == (3, 8, 4)
+        assert not any(array.any() for array in found.values())
+
+
+def test_a_segmenter_in_every_precision(tmp_path: Path) -> None:
+    folder, bundle = published(small.segmenter(), tmp_path, *Precision)
+    assert bundle.task is Task.SEGMENTATION
+    assert [(o.name, o.dtype) for o in bundle.outputs] == [("labels", "uint8"), ("probabilities", "float32")]
+    golden = read_golden(folder / GOLDEN).outputs
+    assert len(np.unique(golden["labels"])) > 1
+    assert ((golden["probabilities"] > 0) & (golden["probabilities"] <= 1)).all()
+    assert {v.precision for v in bundle.variants} >= {Precision.FP32, Precision.INT8}
+    assert not any(v.default_eligible for v in bundle.variants[1:]), "what was not measured is not chosen"
+
+
+def test_a_sequence_model(tmp_path: Path) -> None:
+    folder, bundle = published(small.sequence_model(), tmp_path, *Precision)
+    assert (bundle.task, bundle.ragged) == (Task.SEQUENCE, True)
+    assert bundle.sequence is not None
+    assert bundle.sequence.max_length == 40
+    assert [v.precision for v in bundle.variants] == [Precision.FP32]
+    golden = read_golden(folder / GOLDEN)
+    assert len(set(golden.inputs["length"].tolist())) > 1, "ragged"
+    session = open_session(folder / "model.onnx")
+    for row, expected in enumerate(golden.outputs["probabilities"]):
+        (found,) = run(session, alone(golden.inputs, row))["probabilities"]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(golden.outputs["probabilities"].sum(1), 1, atol=1e-5)
+
+
+def test_the_shipped_next_symbol_model_keeps_its_figures(tmp_path: Path) -> None:
+    found = publish(catalogue()["lstm-reber"], Wanted(tmp_path), Sources(), Silent())
+    figures = {m.name: m.value for m in found.bundle.variants[0].metrics}
+    assert figures["legal"] >= 0.99
+    assert figures["remembered"] >= 0.99
+    assert found.bundle.weights.trained
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["ssd300-vgg16", "fasterrcnn-resnet50-fpn"])
+def test_a_random_detector_is_not_full_of_objects(name: str, tmp_path: Path) -> None:
+    """As of a trained one, most boxes are background: otherwise load tests would time the suppression of everything."""
+    folder, bundle = published(catalogue()[name], tmp_path)
+    golden = read_golden(folder / GOLDEN).outputs
+    assert bundle.detection is not None
+    counts = (golden["scores"] > 0).sum(axis=1)
+    assert (counts > 0).all()
+    assert len(np.unique(golden["scores"][golden["scores"] > 0])) > counts.sum() // 2, "sure of everything alike"
