@@ -24,7 +24,7 @@ PARITY_BATCHES = (1, 2, 5, 8)
 # Backbones take any size: one that divides by every stride, and one that divides by none. Where the answer is a class
 # per pixel, the images must be so large that a pixel between two classes is less than what rounding may cost.
 PARITY_SIZES = ((64, 96), (97, 131))
-PIXEL_PARITY_SIZES = ((128, 160), (97, 131))
+PIXEL_PARITY_SIZES = ((160, 224), (129, 163))
 CALIBRATION_IMAGES = 128
 CALIBRATION_BATCH = 4
 # Maps have thousands of values each, and two files are run: a part of the photos says as much as all of them.

@@ -17,9 +17,11 @@ from export.arrays import Arrays
 from export.graph import ServingGraph
 from models.detectors import CLASSES, FasterRcnn, Ssd300
 
-# How much likelier than an object the background is, in logits of deviation 2: some dozens of boxes of an image are
-# surer than the detector's threshold.
-_CLASS_DEVIATION, _BACKGROUND = 2.0, {Ssd300: 18.0, FasterRcnn: 12.0}
+# How large the scores of classes are made, as a deviation of logits, and how much likelier than an object the
+# background is: some boxes of an image are then surer than the detector's threshold, and most are not. What a second
+# stage says of boxes that overlap differs little; stretched further, the differences would be rounding errors.
+_DEVIATION = {Ssd300: 2.0, FasterRcnn: 1.0}
+_BACKGROUND = {Ssd300: 18.0, FasterRcnn: 7.0}
 
 
 def settle(graph: ServingGraph, inputs: Arrays) -> None:
@@ -56,15 +58,13 @@ def _measure(norm: FrozenBatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
 
 def _heads(detector: Ssd300 | FasterRcnn) -> Iterator[tuple[nn.Module, float, float]]:
     """Each layer with the deviation that its outputs shall have, and the lead of the background."""
-    background = _BACKGROUND[type(detector)]
+    deviation, background = _DEVIATION[type(detector)], _BACKGROUND[type(detector)]
     if isinstance(detector, Ssd300):
-        yield from ((layer, _CLASS_DEVIATION, background) for layer in detector.head.classification_head.module_list)
+        yield from ((layer, deviation, background) for layer in detector.head.classification_head.module_list)
         yield from ((layer, 1.0, 0.0) for layer in detector.head.regression_head.module_list)
     else:
         yield detector.rpn.head.cls_logits, 2.0, 0.0
-        yield detector.rpn.head.bbox_pred, 0.2, 0.0
-        yield detector.roi_heads.box_predictor.cls_score, _CLASS_DEVIATION, background
-        yield detector.roi_heads.box_predictor.bbox_pred, 1.0, 0.0
+        yield detector.roi_heads.box_predictor.cls_score, deviation, background
 
 
 class _Settled:
