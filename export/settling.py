@@ -1,7 +1,7 @@
-"""Random parameters, brought to where a little training would bring them.
+"""Random detectors, brought to where a little training would bring them.
 
-For proofs and load tests of networks that nobody has trained. As they are initialised, deep ones answer every image
-with the same class at probability 1, and detectors see an object in every box.
+As they are initialised, they see the same object in every box. For proofs and load tests the surest boxes must be few
+and apart, as those of a trained detector are: that is what suppression is made for, and what it is timed with.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from export.arrays import Arrays
 from export.graph import ServingGraph
@@ -24,36 +23,14 @@ _DEVIATION = {Ssd300: 2.0, FasterRcnn: 1.0}
 _BACKGROUND = {Ssd300: 18.0, FasterRcnn: 7.0}
 
 
-def settle(graph: ServingGraph, inputs: Arrays) -> None:
-    """Gives normalisations, and the heads of detectors, the statistics of `inputs`."""
-    _settle_batch_norm(graph, inputs)
-    detectors = [module for module in graph.module.modules() if isinstance(module, Ssd300 | FasterRcnn)]
+def settle_detector(graph: ServingGraph, inputs: Arrays) -> None:
+    """Gives the heads outputs that differ from box to box on `inputs`, and the background a lead."""
     with ExitStack() as hooks:
-        for module in graph.module.modules():
-            if isinstance(module, FrozenBatchNorm2d):
-                hooks.enter_context(module.register_forward_pre_hook(_measure))
-        for detector in detectors:
-            for layer, deviation, background in _heads(detector):
-                hooks.enter_context(layer.register_forward_hook(_Settled(deviation, background)))
+        for detector in graph.module.modules():
+            if isinstance(detector, Ssd300 | FasterRcnn):
+                for layer, deviation, background in _heads(detector):
+                    hooks.enter_context(layer.register_forward_hook(_Settled(deviation, background)))
         graph.reference(inputs)
-
-
-def _settle_batch_norm(graph: ServingGraph, inputs: Arrays) -> None:
-    """As one pass of training would: with the initial mean 0 and variance 1 nothing is normalised, and activations grow
-    from layer to layer."""
-    norms = [module for module in graph.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over what it sees
-        norm.train()
-    graph.reference(inputs)
-    graph.module.eval()
-
-
-def _measure(norm: FrozenBatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
-    variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3))
-    norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance + 1e-5)
 
 
 def _heads(detector: Ssd300 | FasterRcnn) -> Iterator[tuple[nn.Module, float, float]]:

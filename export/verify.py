@@ -170,7 +170,9 @@ def _worst(found: Arrays, reference: Arrays, measure: Measure) -> float:
 
 
 def _relative_error(found: Array, reference: Array) -> float:
-    """max|a - b| / max|b|; absolute where the reference is nothing but zeros."""
+    """max|a - b| / max|b|; absolute where the reference is nothing but zeros. Of integers, classes, as in a bundle."""
+    if reference.dtype.kind in "iu":
+        return bundles.relative_error(found, reference)
     return _absolute_error(found, reference) / (float(np.max(np.abs(reference), initial=0.0)) or 1.0)
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, ssd300_vgg16
 
-from export.graph import ServingGraph
-from export.settling import settle
+from export.graph import ServingGraph, settle
+from export.settling import settle_detector
 from models.backbones import ResNet50Fpn
 from models.detectors import CLASSES, FasterRcnn, Ssd300
 from models.suppression import best_objects, surest
@@ -19,6 +19,13 @@ def normalised(photo: Tensor, detector: nn.Module) -> Tensor:
     transform = detector.transform
     mean, std = (torch.tensor(x)[:, None, None] for x in (transform.image_mean, transform.image_std))
     return ((photo - mean) / std)[None]
+
+
+def settled(module: nn.Module, inputs: Tensor) -> None:
+    """Random parameters that find something, and not everything."""
+    graph = ServingGraph(module, ("image",), ("boxes", "scores", "labels"), {})
+    settle(graph, {"image": inputs.numpy()})
+    settle_detector(graph, {"image": inputs.numpy()})
 
 
 def assert_same_objects(found: tuple[Tensor, Tensor, Tensor], row: int, expected: dict[str, Tensor]) -> None:
@@ -39,7 +46,7 @@ def test_ssd_answers_as_torchvisions() -> None:
     photos = torch.rand(2, 3, 300, 300)
     published = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=CLASSES).eval()
     inputs = torch.cat([normalised(photo, published) for photo in photos])
-    settle(ServingGraph(module, ("image",), ("boxes", "scores", "labels"), {}), {"image": inputs.numpy()})
+    settled(module, inputs)
     published.load_state_dict(module.state_dict())
     with torch.inference_mode():
         expected = published(list(photos))
@@ -59,7 +66,7 @@ def test_faster_rcnn_answers_as_torchvisions(height: int, width: int) -> None:
         ResNet50Fpn().backbone, CLASSES, min_size=min(height, width), max_size=max(height, width)
     ).eval()
     inputs = normalised(photo, published)
-    settle(ServingGraph(module, ("image",), ("boxes", "scores", "labels"), {}), {"image": inputs.numpy()})
+    settled(module, inputs)
     published.load_state_dict(module.state_dict())
     with torch.inference_mode():
         (expected,) = published([photo])
