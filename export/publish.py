@@ -205,6 +205,8 @@ def _max_batch_size(entry: Entry) -> int:
     if not isinstance(taken, ImageInput):
         return 256
     if taken.height is None or taken.width is None:
-        # A detector's second stage is as much work for each image as a classifier, whatever else is in the batch.
+        # A second stage is as much work for each image as a classifier, however small the image is.
         return 2 if entry.task is Task.DETECTION else 8
+    if entry.task is Task.DETECTION:
+        return 8
     return 256 if taken.height * taken.width * taken.channels <= _SMALL_INPUT_BYTES else 32

@@ -16,6 +16,10 @@ import pytest
 from rafaga import AsyncClient, Client, InvalidImage, InvalidRequest, InvalidTensor, RafagaError
 from rafaga.cli import main
 from rafaga.inference import open_inference_pb2, open_inference_pb2_grpc
+from rafaga.load import targets
+from rafaga.load.codecs import Replies, Wire, reader
+from rafaga.load.connection import Connection
+from rafaga.load.payloads import Payloads
 from rafaga.v1 import sequences_pb2, vision_pb2
 from tests import bundles
 from tests.integration import messages
@@ -317,6 +321,17 @@ class TestCommandLine:
         assert json.loads(capsys.readouterr().out)["predictions"][0]["label"] == "a"
         assert main(["predict", "x", "--model", "letters"]) == 4
         assert "expected one of a, b, c, d" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["detector", "free-detector", "segmenter", "letters"])
+def test_load_is_made_for_them_and_their_answers_are_checked(served: Served, model: str) -> None:
+    (target,) = targets.prepare(Connection(served.address), Wire.RAFAGA, {model: 1.0}, Payloads(), PATIENCE_S)
+    read = reader(target.replies)
+    first, second = target.references[:2]
+    assert read.timing(first).batch_size is not None
+    assert read.same(first, first)
+    if target.replies is not Replies.DETECT:  # random images are about as bright
+        assert not read.same(first, second)
 
 
 class TestOpenInference:
