@@ -16,12 +16,14 @@ from export.arrays import Array, Arrays, alone, row_count
 from rafaga import bundle as bundles
 from rafaga.bundle import GOLDEN, Bundle, Parity, TensorSpec, Variant
 from rafaga.errors import BundleError
+from rafaga.objects import paired
 
 # What float32 arithmetic in another order may cost; every fp32 file must stay within it.
 PARITY_GATE = 1e-4
 
 Measure = Callable[[Array, Array], float]
 
+_OBJECTS = ("boxes", "scores", "labels")  # what a detector gives
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(float)": "float32"}
 
 
@@ -157,7 +159,6 @@ def _hidden(relative: Path) -> bool:
 
 
 def _worst(found: Arrays, reference: Arrays, measure: Measure) -> float:
-    worst = 0.0
     for name, expected in reference.items():
         if name not in found:
             raise ProofFailed(f"output {name} is missing; there are {', '.join(found)}")
@@ -165,8 +166,11 @@ def _worst(found: Arrays, reference: Arrays, measure: Measure) -> float:
             raise ProofFailed(f"output {name} has shape {found[name].shape}, PyTorch's has {expected.shape}")
         if not np.isfinite(expected).all() or not np.isfinite(found[name]).all():
             raise ProofFailed(f"output {name} is not finite")
-        worst = max(worst, measure(found[name], expected))
-    return worst
+    names = _OBJECTS if reference.keys() == set(_OBJECTS) else tuple(reference)
+    pair = [found[name] for name in names], [reference[name] for name in names]
+    if names is _OBJECTS:
+        pair = paired(*pair)
+    return max((measure(ours, theirs) for ours, theirs in zip(*pair, strict=True)), default=0.0)
 
 
 def _relative_error(found: Array, reference: Array) -> float:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rafaga.bundle import Bundle, TensorSpec, relative_error
 from rafaga.errors import BundleError
+from rafaga.objects import paired
 from rafaga.server.batcher import Arrays, Part
 from rafaga.server.latency import DISPATCH_S, LatencyTable, buckets_up_to
 
@@ -196,6 +197,7 @@ class Golden(Samples):
         try:
             super().__init__(tuple(arrays[f"input.{spec.name}"] for spec in bundle.inputs))
             self.outputs = tuple(arrays[f"output.{spec.name}"] for spec in bundle.outputs)
+            self.objects = bundle.detection is not None  # in any order: see rafaga.objects
         except KeyError as missing:
             raise BundleError(f"{bundle.name}: golden.npz lacks {missing}") from None
 
@@ -209,6 +211,7 @@ class Golden(Samples):
         turned = object.__new__(Golden)
         turned.inputs = tuple(a[::-1] for a in self.inputs)
         turned.outputs = tuple(a[::-1] for a in self.outputs)
+        turned.objects = self.objects
         return turned
 
     def check(self, outputs: Arrays, tolerance: float) -> None:
@@ -216,6 +219,8 @@ class Golden(Samples):
         for expected, got in zip(self.outputs, outputs, strict=True):
             if got.shape != expected.shape:
                 raise BundleError(f"expected golden outputs of shape {expected.shape}, got {got.shape}")
+        found, reference = paired(outputs, self.outputs) if self.objects else (outputs, self.outputs)
+        for expected, got in zip(reference, found, strict=True):
             error = relative_error(got, expected)
             if not error <= tolerance:  # so that NaN fails too
                 raise BundleError(f"golden outputs differ by {error:.2e} relative, allowed are {tolerance:.2e}")
