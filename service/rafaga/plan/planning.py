@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from rafaga.load.search import search
 from rafaga.plan.profile import Profile
@@ -82,19 +82,27 @@ def plan(
     """Raises Unreachable. note: told one line per setting that was tried."""
     replica = Replica(profile, slo_p99_ms, seed)
     considered: list[Considered] = []
-    for settings in _candidates(profile, replica):
-        if considered and considered[-1].max_rate < _HOPELESS * max(each.max_rate for each in considered):
-            continue
+
+    def consider(settings: BatchSettings) -> Considered:
         considered.append(Considered(settings, _max_rate(profile, replica, settings)))
         note(
             f"batches of up to {settings.max_batch_size}, delay {settings.max_queue_delay_us} µs: "
             f"{considered[-1].max_rate:,.1f} requests/s per replica"
         )
-    # The first is what a server does when it is told nothing.
-    chosen = considered[0]
-    for each in considered[1:]:
-        if each.max_rate > _WORTH_IT * chosen.max_rate:
-            chosen = each
+        return considered[-1]
+
+    # The largest is what a server does when it is told nothing.
+    sizes = (size for size in reversed(buckets_up_to(profile.largest_batch)) if size < profile.largest_batch)
+    chosen = consider(BatchSettings(profile.max_batch_size, 0, replica.queue_wait_ms(profile.max_batch_size)))
+    for size in sizes:
+        tried = consider(BatchSettings(size, 0, replica.queue_wait_ms(size)))
+        if tried.max_rate < _HOPELESS * chosen.max_rate:
+            break
+        chosen = _better(chosen, tried)
+    if profile.largest_batch > 1:
+        # As long as the shortest run: who waits longer for company could have been answered.
+        delayed = replace(chosen.settings, max_queue_delay_us=round(profile.run_s(1) * 1e6))
+        chosen = _better(chosen, consider(delayed))
     if not chosen.max_rate:
         alone = replica.under(0.05 / (profile.run_s(1) + 1 / profile.crowded_rate), chosen.settings, _SEARCH_REQUESTS)
         raise Unreachable(
@@ -134,19 +142,13 @@ def _check(profile: Profile, replica: Replica) -> Check | None:
     return Check(measured.offered, measured.p50_ms, measured.p99_ms, simulated.p50_ms, simulated.p99_ms)
 
 
-def _candidates(profile: Profile, replica: Replica) -> Iterator[BatchSettings]:
-    """The largest batches come first; a delay is tried that is as long as the shortest run."""
-    largest, *smaller = reversed(buckets_up_to(profile.max_batch_size))
-    yield BatchSettings(largest, 0, replica.queue_wait_ms(largest))
-    if smaller:
-        yield BatchSettings(largest, round(profile.run_s(1) * 1e6), replica.queue_wait_ms(largest))
-    for size in smaller:
-        yield BatchSettings(size, 0, replica.queue_wait_ms(size))
+def _better(chosen: Considered, tried: Considered) -> Considered:
+    return tried if tried.max_rate > _WORTH_IT * chosen.max_rate else chosen
 
 
 def _max_rate(profile: Profile, replica: Replica, settings: BatchSettings) -> float:
     """0 where even a rate that is next to nothing misses."""
-    best_s = min(profile.run_s(b) / b for b in buckets_up_to(settings.max_batch_size))
+    best_s = min(profile.run_s(b) / b for b in replica.buckets(settings.max_batch_size))
     searching = search(min(0.8 * profile.crowded_rate, 0.8 / best_s / profile.request_rows), _PRECISION)
     rate = next(searching)
     while True:

@@ -83,15 +83,14 @@ class Profile:
         ):
             raise ValueError("expected positive durations and rates")
 
+    @property
+    def largest_batch(self) -> int:
+        """In rows, of those that were seen."""
+        return self.batch_rows[-1]
+
     def run_s(self, rows: int) -> float:
-        """Mean seconds of a run over `rows`; beyond the largest batch that was seen, as the last rows cost."""
-        last = self.batch_rows[-1]
-        if rows <= last:
-            return float(np.interp(rows, self.batch_rows, self.run_ms)) / 1e3
-        if len(self.batch_rows) == 1:
-            return self.run_ms[-1] * rows / last / 1e3
-        per_row_ms = (self.run_ms[-1] - self.run_ms[-2]) / (last - self.batch_rows[-2])
-        return (self.run_ms[-1] + (rows - last) * per_row_ms) / 1e3
+        """Mean seconds of a run over `rows`, at most `largest_batch`."""
+        return float(np.interp(rows, self.batch_rows, self.run_ms)) / 1e3
 
 
 def quantiles(values: NDArray[np.float64], weights: NDArray[np.float64] | None = None) -> tuple[float, ...]:

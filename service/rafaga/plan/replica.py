@@ -71,9 +71,18 @@ class Replica:
         self._variation = min(max(waits_s / constant_wait_s - 1, 0.0), _MAX_VARIATION)
         self._delay_s = max(0.0, beside_s - constant_wait_s * (1 + self._variation))
 
+    def buckets(self, max_batch_size: int) -> tuple[int, ...]:
+        """No larger than what was seen: however many waited, the server found larger ones no better."""
+        return buckets_up_to(min(max_batch_size, self._profile.largest_batch))
+
     def queue_wait_ms(self, max_batch_size: int) -> int:
         """The longest wait that leaves time for the answer: what waits longer is better refused at once."""
-        left_s = self._slo_p99_ms / 1e3 - self._profile.run_s(max_batch_size) - self._station_s - self._delay_s
+        left_s = (
+            self._slo_p99_ms / 1e3
+            - self._profile.run_s(self.buckets(max_batch_size)[-1])
+            - self._station_s
+            - self._delay_s
+        )
         return max(1, round(left_s * 1e3))
 
     def under(self, rate: float, settings: BatchSettings, requests: int) -> Outcome:
@@ -100,7 +109,7 @@ class Replica:
         def sample(rows: int, cost: float, random: Random) -> float:
             return profile.run_s(rows) * float(np.interp(random.uniform(0, 100), LEVELS, profile.run_spread))
 
-        buckets = buckets_up_to(settings.max_batch_size)
+        buckets = self.buckets(settings.max_batch_size)
         policy = BatchPolicy(settings.max_queue_delay_us / 1e6, settings.max_queue_wait_ms / 1e3)
         batcher = Batcher(policy, LatencyTable(buckets, [profile.run_s(b) + DISPATCH_S for b in buckets]))
         report = simulate(batcher, sample, calls(), end_s, seed=self._seed, warm_up_s=warm_up_s)

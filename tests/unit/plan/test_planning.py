@@ -65,6 +65,14 @@ def test_batches_are_no_larger_than_the_objective_allows() -> None:
     assert made.with_all.met
 
 
+def test_batches_that_a_server_never_formed_are_not_planned_with() -> None:
+    """It may form 32, and found that four are as good: so do its replicas, and nothing has to be set."""
+    made = plan(profile([10.3, 20.2, 40.1], max_batch_size=32), rate=60, slo_p99_ms=200)
+    assert (made.replicas, made.settings.max_batch_size) == (1, 32)
+    assert made.max_rate_per_replica > 70
+    assert made.with_all.mean_batch_rows <= 4
+
+
 def test_an_objective_below_one_run_is_out_of_reach() -> None:
     with pytest.raises(Unreachable, match=r"within 5 ms.*takes 10\.\d\d ms at p99"):
         plan(linear(10), rate=10, slo_p99_ms=5)
