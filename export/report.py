@@ -86,12 +86,14 @@ def render(measured: Sequence[Measured], threads: int) -> str:
 <p class="about">{escape(when)} · {escape(machine)}</p>
 <div class="wide"><table><thead><tr><th>model</th><th>variant</th><th class="n">size</th><th class="n">parity</th>
 <th>accuracy</th><th class="n">latency, batch 1</th><th class="n">best throughput</th><th class="n">against fp32</th>
-<th>chosen by itself</th></tr></thead><tbody>
+<th>may be chosen</th></tr></thead><tbody>
 {rows}
 </tbody></table></div>
-<p class="about">Parity is the largest difference from PyTorch, relative to the largest output or 1. Latency is the
-median of a run. Throughput is at the best batch size. A server chooses a variant by itself only where its accuracy was
-measured and lies within the allowed drop. Other work on the machine slows all figures: compare those of one page.</p>
+<p class="about">Parity is the largest difference from PyTorch, relative to the largest output. Latency is the median
+of a run. Throughput is at the best batch size. A server chooses a variant by itself only where its accuracy was
+measured and lies within the allowed drop, which is stated with what it loses: points of top-1, or of likeness to the
+fp32 file for features, negative where it gains. Other work on the machine slows all figures: compare those of one page.
+</p>
 {sections}
 </body></html>
 """
@@ -232,10 +234,11 @@ def _find(variant: Variant, name: str) -> Metric | None:
 
 def _chosen(bundle: Bundle, variant: Variant) -> str:
     left = f", {len(variant.float_layers)} layers in float" if variant.float_layers else ""
+    loss = variant.loss
+    lost = f"{100 * loss.drop:.2f} of {100 * loss.allowed_drop:g} lost" if loss else "accuracy unknown"
     if variant.default_eligible:
-        return f"yes{left}"
-    why = "accuracy unknown" if not variant.metrics else "loses too much"
-    return f'<span class="warn">no: {why}{left}</span>'
+        return f"yes{f', {lost}' if loss else ''}{left}"
+    return f'<span class="warn">no: {lost}{left}</span>'
 
 
 def _milliseconds(value: float) -> str:

@@ -135,6 +135,27 @@ def test_lenet_of_the_catalogue(mnist_folder: Path, tmp_path: Path) -> None:
         assert figures[variant.precision].value >= figures[Precision.FP32].value - 0.005
 
 
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+def test_resnet20_of_the_catalogue(data_folder: Path, tmp_path: Path) -> None:
+    """The gate at work on a trained network: int8 passes as it is, and with layers in float where less may be lost."""
+    if not (data_folder / "cifar10" / "cifar10_jpeg_60000.tar.xz").is_file():
+        pytest.skip(f"no cifar10/cifar10_jpeg_60000.tar.xz in {data_folder}")
+    arguments = ["resnet20-cifar10", "--data", str(data_folder), "--output", str(tmp_path)]
+    assert main(arguments) == 0
+    assert main([*arguments, "--precisions", "int8", "--max-accuracy-drop", "0.1"]) == 0
+    usual, strict = (bundles.load(tmp_path / "resnet20-cifar10" / version).variant(Precision.INT8) for version in "12")
+    assert usual is not None
+    assert usual.loss is not None
+    assert usual.metrics[0].dataset == "CIFAR-10 test, JPEG copy"
+    assert (usual.float_layers, usual.default_eligible) == ((), True)
+    assert 0.001 < usual.loss.drop <= usual.loss.allowed_drop == 0.005
+    assert strict is not None
+    assert strict.loss is not None
+    assert strict.float_layers != ()
+    assert strict.default_eligible == (strict.loss.drop <= 0.001)
+
+
 def test_lstm_of_the_catalogue(tmp_path: Path) -> None:
     """CO2 comes with statsmodels, so the forecaster is always measured."""
     assert main(["lstm-co2", "--output", str(tmp_path)]) == 0
