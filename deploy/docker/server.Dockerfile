@@ -13,7 +13,8 @@ WORKDIR /src
 RUN python3 -m venv --without-pip /opt/rafaga
 # Packages before the source: they change less often.
 COPY pyproject.toml requirements/constraints.txt deploy/docker/requirements.py ./
-RUN python3 requirements.py server tracing --replace "onnxruntime=${ONNXRUNTIME}" > requirements.txt \
+# `gpu` for its figures of GPUs, a few kilobytes; --replace chooses the build of ONNX Runtime.
+RUN python3 requirements.py server tracing gpu --replace "onnxruntime=${ONNXRUNTIME}" > requirements.txt \
     && python3 -m pip --python /opt/rafaga/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt
 COPY README.md LICENSE ./
 COPY service service

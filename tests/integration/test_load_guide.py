@@ -14,19 +14,15 @@ from rafaga.cli import main
 from rafaga.load import document
 from rafaga.plan import measure, planning
 from tests import bundles
+from tests.documents import ROOT, commands
 from tests.integration import messages
 from tests.integration.serving import Served, serving
 
-GUIDE = Path(__file__).parents[2] / "docs" / "load-testing.md"
+GUIDE = "docs/load-testing.md"
 # The last of two equal options counts.
 QUICK = ["--duration", "0.3", "--warm-up", "0.1"]
 # An objective is a matter of the machine: the guide's is replaced by one that none misses.
 EASY = ["--slo-p99-ms", "60000"]
-
-
-def commands() -> list[list[str]]:
-    blocks = re.findall(r"^```\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
-    return [shlex.split(line) for block in blocks for line in block.splitlines() if line]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +48,7 @@ def test_every_command_of_the_guide(
     monkeypatch.setattr(planning, "_SEARCH_REQUESTS", 200)
     monkeypatch.setattr(planning, "_TOLD_REQUESTS", 500)
     addresses = {"localhost:8080": f"127.0.0.1:{guided.server.http_port}", "localhost:50051": guided.address}
-    for command in commands():
+    for command in map(shlex.split, commands(GUIDE, "")):
         assert command[0] == "rafaga"
         arguments = command[1:]
         for local, served in addresses.items():
@@ -80,5 +76,5 @@ def test_every_command_of_the_guide(
 
 
 def test_the_guide_names_every_exit_code() -> None:
-    rows = re.findall(r"^\| (\d) \| ", GUIDE.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (\d) \| ", (ROOT / GUIDE).read_text(), re.MULTILINE)
     assert rows == ["0", "1", "2", "3", "4"]

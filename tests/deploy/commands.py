@@ -1,0 +1,92 @@
+"""Commands of the documents that cannot be run here, because they need a cluster, a daemon or a chart: checked against
+what they name."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rafaga.server.config import add_arguments, from_arguments
+from tests.deploy.rendering import ROOT, Object, one, overlay, render
+
+Check = Callable[[list[str], Path], None]
+"""Takes the words of a command and the folder in which a reader would give it."""
+
+
+def check(command: str, folder: Path = ROOT, more: Mapping[str, Check] | None = None) -> None:
+    """Fails the test when the command would not do what it says."""
+    known = {**CHECKS, **(more or {})}
+    known[re.split(r"[\s=]", command)[0]](shlex.split(command), folder)
+
+
+def kubectl(words: list[str], folder: Path) -> None:
+    """What it applies renders; what it names is in the manifests."""
+    verb = words[1]
+    assert verb in {"apply", "create", "delete", "get", "label", "rollout", "wait"}
+    if "-k" in words:
+        assert render(folder / words[words.index("-k") + 1])
+    known = {f"{o['kind'].lower()}/{o['metadata']['name']}" for name in ("cpu", "dev") for o in overlay(name)}
+    assert {word for word in words if re.fullmatch(r"[a-z]+/[a-z-]+", word)} <= known | {"deploy/kubernetes"}
+    if words[1:4] == ["create", "secret", "generic"]:
+        reference = next(e for e in _environment() if "valueFrom" in e)["valueFrom"]["secretKeyRef"]
+        assert words[4] == reference["name"]
+        assert any(word.startswith(f"--from-literal={reference['key']}=") for word in words)
+
+
+def _environment() -> list[Object]:
+    env: list[Object] = one(overlay("cpu"), "Deployment")["spec"]["template"]["spec"]["containers"][0]["env"]
+    return env
+
+
+def rafaga_serve(words: list[str], folder: Path) -> None:
+    """The server takes these settings."""
+    assert words[:2] == ["rafaga", "serve"]
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    arguments = [str(folder / w) if (folder / w).is_file() else w for w in words[2:]]
+    from_arguments(parser.parse_args(arguments), {})
+
+
+def docker(words: list[str], folder: Path) -> None:
+    """The Dockerfile is there, has the arguments, and what it copies is there too."""
+    assert words[1] == "build"
+    text = (folder / (words[words.index("-f") + 1] if "-f" in words else "Dockerfile")).read_text()
+    for i, word in enumerate(words):
+        if word == "--build-arg":
+            assert re.search(rf"^ARG {words[i + 1].split('=')[0]}=", text, flags=re.MULTILINE)
+    for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", text, flags=re.MULTILINE):
+        assert all((folder / source).exists() for source in sources.split())
+
+
+def promtool(words: list[str], folder: Path) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool (Debian: prometheus) is not installed")
+    subprocess.run(words, cwd=folder, check=True, capture_output=True, timeout=60)
+
+
+def helm(words: list[str], folder: Path) -> None:
+    """Needs a cluster and a chart; the values are checked in test_monitoring."""
+    assert yaml.safe_load((folder / words[words.index("--values") + 1]).read_text())
+
+
+def nginx(words: list[str], _: Path) -> None:
+    """Which files, is the machine's business; ours is tested in tests/process."""
+    assert words[1:] in (["-t"], ["-s", "reload"])
+
+
+CHECKS: Mapping[str, Check] = {
+    "kubectl": kubectl,
+    "rafaga": rafaga_serve,
+    "docker": docker,
+    "promtool": promtool,
+    "helm": helm,
+    "nginx": nginx,
+}

@@ -1,0 +1,41 @@
+"""The project's documents as tests read them: files to save, and commands to run."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+_BLOCK = re.compile(r"^```(\w*)(?: title=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_INDENTED = re.compile(r"(?<=\n\n)(?: {4}.+\n|\n(?= {4}))+")
+
+
+@dataclass(frozen=True)
+class Block:
+    """`title`: the file that the reader saves it as, or ""."""
+
+    language: str
+    title: str
+    text: str
+
+    @property
+    def lines(self) -> list[str]:
+        return [line for line in self.text.splitlines() if line.strip()]
+
+
+def blocks(document: str, language: str | None = None) -> list[Block]:
+    """Fenced blocks of a document below the checkout, in order; of one language ("" for none) or of all."""
+    found = (Block(*parts) for parts in _BLOCK.findall((ROOT / document).read_text()))
+    return [block for block in found if language is None or block.language == language]
+
+
+def commands(document: str, language: str = "sh") -> list[str]:
+    return [line for block in blocks(document, language) for line in block.lines]
+
+
+def indented(document: str) -> list[str]:
+    """Lines of indented blocks, joined where one ends with a backslash, without what is said about them."""
+    text = "".join(_INDENTED.findall(_BLOCK.sub("", (ROOT / document).read_text())))
+    lines = re.sub(r"\\\n\s*", "", text).splitlines()
+    return [line.split(" # ")[0].strip() for line in lines if line.strip()]
