@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import subprocess
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 
 from rafaga import (
+    AsyncClient,
     Client,
     DeadlineExceeded,
     DeadlineUnreachable,
@@ -31,6 +35,7 @@ from rafaga import (
     errors,
 )
 from rafaga.v1 import catalog_pb2, forecasting_pb2, vision_pb2
+from tests.process.names import naming
 from tests.unit.client.conftest import QUICK
 from tests.unit.client.fake_server import Script, serving
 
@@ -284,7 +289,9 @@ def test_a_closed_client_says_so(address: str) -> None:
         client.models()
 
 
-def test_tls(script: Script, tmp_path: Path) -> None:
+@pytest.fixture
+def identity(tmp_path: Path) -> Tls:
+    """A certificate of localhost that is its own authority, for both sides."""
     key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
     command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(chain)]
@@ -292,16 +299,51 @@ def test_tls(script: Script, tmp_path: Path) -> None:
         subprocess.run(command, check=True, capture_output=True)
     except FileNotFoundError:
         pytest.skip("openssl is not installed")
-    credentials = grpc.ssl_server_credentials(
-        [(key.read_bytes(), chain.read_bytes())], chain.read_bytes(), require_client_auth=True
-    )
+    return Tls.from_files(chain, key, chain)
+
+
+@pytest.fixture
+def secured(script: Script, identity: Tls) -> Iterator[int]:
+    """The port of a server that asks for certificates."""
+    pair = [(identity.private_key, identity.certificate_chain)]
+    credentials = grpc.ssl_server_credentials(pair, identity.certificate_chain, require_client_auth=True)
     with serving(script, "127.0.0.1:0", credentials) as port:
-        identity = Tls.from_files(chain, key, chain)
-        for address in (f"localhost:{port}", f"localhost:{port},localhost:{port}"):
-            with Client(address, tls=identity, token="secret") as client:
-                assert len(client.models()) == 3
-        with Client(f"127.0.0.1:{port}", tls=Tls.from_files(chain, key, chain, "localhost")) as client:
+        yield port
+
+
+def test_tls(secured: int, identity: Tls) -> None:
+    for address in (f"localhost:{secured}", f"localhost:{secured},localhost:{secured}"):
+        with Client(address, tls=identity, token="secret") as client:
             assert len(client.models()) == 3
-        for tls in (Tls.from_files(chain), Tls(), None):  # no identity, unknown authority, no TLS at all
-            with Client(f"localhost:{port}", tls=tls, retry=QUICK) as client, pytest.raises(ServerUnreachable):
-                client.models()
+    by_number = dataclasses.replace(identity, server_name="localhost")
+    for address in (f"127.0.0.1:{secured}", f"127.0.0.1:{secured},127.0.0.1:{secured}"):
+        with Client(address, tls=by_number) as client:
+            assert len(client.models()) == 3
+    nobody = Tls(root_certificates=identity.root_certificates)
+    for tls in (nobody, Tls(), None):  # no identity, unknown authority, no TLS at all
+        with Client(f"localhost:{secured}", tls=tls, retry=QUICK) as client, pytest.raises(ServerUnreachable):
+            client.models()
+
+
+def test_tls_by_asyncio(secured: int, identity: Tls, script: Script) -> None:
+    async def run() -> None:
+        async with AsyncClient(f"localhost:{secured},localhost:{secured}", tls=identity, token="secret") as client:
+            assert len(await client.models()) == 3
+        async with AsyncClient(f"localhost:{secured}", tls=Tls(), retry=QUICK) as client:
+            with pytest.raises(ServerUnreachable):
+                await client.models()
+
+    asyncio.run(run())
+    assert script.metadata[0]["authorization"] == "Bearer secret"
+
+
+def test_a_name_is_looked_up_again_when_its_servers_have_moved(script: Script) -> None:
+    """As pods do in an update: each has a new address."""
+    with naming(["127.0.0.2"]) as names:
+        with serving(script, "127.0.0.2:0") as port:
+            client = Client(names.target(port))
+            assert len(client.models()) == 3
+        with client, serving(script, f"127.0.0.3:{port}"):
+            names.addresses = ["127.0.0.3"]
+            client.wait_until_ready(30)
+            assert len(client.models()) == 3
