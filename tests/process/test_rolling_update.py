@@ -15,11 +15,12 @@ import grpc
 import numpy as np
 import pytest
 
-from rafaga import AsyncClient, Classification, Client, Keepalive
+from rafaga import AsyncClient, Classification, Client, InvalidImage, Keepalive
 from rafaga.v1 import vision_pb2
 from tests import bundles
 from tests.integration import messages
-from tests.integration.serving import PATIENCE_S, connected, eventually
+from tests.integration import open_inference as oip
+from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually
 from tests.process.fleet import Load, Replica, Tally, fleet
 from tests.process.names import naming
 from tests.process.nginx import nginx
@@ -167,6 +168,22 @@ def test_a_replica_that_is_killed_fails_no_call(story: Story, way: str) -> None:
 
 def test_every_replica_answered_what_it_had_accepted(story: Story) -> None:
     assert story.exit_codes == [0, 0, 0]
+
+
+def test_nginx_lets_large_messages_and_streams_through(repository: Path, transport: str, tmp_path: Path) -> None:
+    """More than a megabyte, where nginx stops unless told otherwise, in one message and in many of one stream."""
+    with (
+        fleet(repository, "--transport", transport, replicas=1) as (replica,),
+        nginx(tmp_path / "nginx", [replica.address]) as before,
+        Client(before.address) as client,
+        connected(before.address) as channel,
+    ):
+        with pytest.raises(InvalidImage):  # the server's word, not nginx's
+            client.classify(bytes(2_000_000), model="digits")
+        requests = [oip.images(np.concatenate([image] * 100)) for image in IMAGES] * 2
+        assert sum(len(request.SerializeToString()) for request in requests) > 2**20
+        replies = list(oip.stub(Stubs(channel)).ModelStreamInfer(iter(requests), timeout=PATIENCE_S))
+        assert [bool(reply.error_message) for reply in replies] == [False] * len(requests)
 
 
 def test_a_replica_that_hangs_is_left(repository: Path, transport: str) -> None:
