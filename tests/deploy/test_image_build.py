@@ -5,6 +5,7 @@ Takes minutes, root and 20 GB of disk, so these are nightly tests. `-k cpu` buil
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -37,6 +38,7 @@ class Buildah:
     """Images and containers in a folder of their own."""
 
     def __init__(self, folder: Path) -> None:
+        self._numbers = itertools.count()
         self._options = ["--root", str(folder / "storage"), "--runroot", str(folder / "run")]
 
     def __call__(self, *arguments: str) -> str:
@@ -54,6 +56,7 @@ class Buildah:
     @contextmanager
     def built(self, dockerfile: str, *arguments: str) -> Iterator[Path]:
         """The file system of the image that a Dockerfile makes; removed afterwards, for it is large."""
+        image = f"localhost/built-{next(self._numbers)}"
         self(
             "bud",
             "--network=host",
@@ -63,16 +66,16 @@ class Buildah:
             "--build-arg=BASE_IMAGE=localhost/base",
             *(f"--build-arg={argument}" for argument in arguments),
             f"--file={dockerfile}",
-            "--tag=localhost/built",
+            f"--tag={image}",
             ".",
         )
-        container = self("from", "localhost/built")
+        container = self("from", image)
         try:
             yield Path(self("mount", container))
         finally:
             self("umount", container)
             self("rm", container)
-            self("rmi", "localhost/built")
+            self("rmi", image)
 
     def commit(self, container: str, image: str) -> None:
         self("commit", "--quiet", container, image)
