@@ -4,9 +4,10 @@ Every call of the API reads and changes nothing, so a connection lost in the mid
 request that was refused before any work. What would only fail again is not: an invalid request, a missing model, a
 deadline that has passed or that the server says cannot be met (a later try would have less time still).
 
-A replica that is stopping refuses for as long as it drains, and gRPC goes on sending it its share. Of three replicas,
-three tries in a row would hit the one that drains once in 27 calls, so these refusals do not count as tries: the call
-moves on at once, and keeps doing so for as long as its deadline allows.
+A replica that is stopping, or whose model is down, refuses for as long as that lasts, and gRPC goes on sending it its
+share. Of three replicas, three tries in a row would hit that one once in 27 calls, so these refusals do not count as
+tries: the call moves on at once. From stopping replicas it does so for as long as its deadline allows; where a model is
+down on all of them, it soon gives up.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rafaga.errors import DeadlineUnreachable, Draining, RafagaError, Refused, ServerUnreachable
+from rafaga.errors import DeadlineUnreachable, Draining, ModelNotReady, RafagaError, Refused, ServerUnreachable
 
 # Seconds at first, by how much longer each time, seconds at most.
 _MOVE_BACKOFF = (0.01, 2.0, 0.2)
+# From replicas whose model is down: 1.5 s, and of three replicas the one that is down so often in a row is out of luck.
+_MAX_MOVES = 12
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class RetryPolicy:
 
     The n-th pause is initial_backoff_s * multiplier**(n-1), at most max_backoff_s, spread by ±jitter (a fraction).
     Where the server said when to come back, that is the pause instead, spread upwards only. Refusals by servers that
-    are stopping do not count: see `move_on_s`.
+    are stopping, or whose model is down, do not count: see `move_on_s`.
 
     >>> client = Client("localhost:50051", retry=RetryPolicy(max_attempts=5, max_backoff_s=1.0))  # doctest: +SKIP
     """
@@ -65,8 +68,8 @@ class RetryPolicy:
         return pause_s if pause_s < remaining_s else None
 
     def move_on_s(self, moves: int, remaining_s: float, chance: float) -> float | None:
-        """Seconds to wait after the `moves`-th (1, 2, …) refusal by a server that is stopping: none at first, for
-        another replica can answer at once, then growing, for there may be no other."""
+        """Seconds to wait after the `moves`-th (1, 2, …) refusal by a server that cannot answer for the time being: at
+        first none, for another replica can, then growing, for there may be no other."""
         if self.max_attempts == 1:
             return None
         pause_s = 0.0 if moves == 1 else self._spread(_growing(moves - 1, *_MOVE_BACKOFF), chance)
@@ -113,7 +116,8 @@ class Attempts:
 
     def pause_s(self, error: RafagaError) -> float | None:
         """Seconds until the next try, after one failed with `error`; None when there is none."""
-        if isinstance(error, Draining) and error.retry_after_s is None:
+        elsewhere = isinstance(error, Draining) or (isinstance(error, ModelNotReady) and self._moved < _MAX_MOVES)
+        if elsewhere and isinstance(error, Refused) and error.retry_after_s is None:
             self._moved += 1
             return self._policy.move_on_s(self._moved, self.remaining_s, self._chance())
         self._failed += 1

@@ -6,8 +6,10 @@ import asyncio
 import dataclasses
 import subprocess
 import threading
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -148,7 +150,7 @@ def test_refusals_are_tried_again(client: Client, script: Script) -> None:
 
 def test_the_last_refusal_is_raised_when_the_attempts_are_used_up(client: Client, script: Script) -> None:
     script.failures.extend(
-        [ModelNotReady("first"), ModelNotReady("second"), QueueFull("third", retry_after_s=0.5), ModelNotReady("-")]
+        [QueueFull("first"), QueueFull("second"), QueueFull("third", retry_after_s=0.5), QueueFull("-")]
     )
     with pytest.raises(QueueFull, match="third") as raised:
         client.classify(SEVEN, model="lenet5-mnist")
@@ -165,7 +167,7 @@ def test_a_pushback_past_the_deadline_is_not_waited_for(client: Client, script: 
 
 def test_every_call_carries_a_deadline_and_retries_share_it(address: str, script: Script) -> None:
     with Client(address, timeout_s=9, retry=RetryPolicy(initial_backoff_s=0.5, jitter=0)) as client:
-        script.failures.append(ModelNotReady("loading"))
+        script.failures.append(QueueFull("full"))
         client.models()
         client.models(timeout_s=5)
     first, second, own = script.remaining_s
@@ -243,6 +245,19 @@ def test_a_list_of_servers_is_used_in_turn_and_survives_one_of_them() -> None:
     with serving(scripts[0]) as first, Client(f"127.0.0.1:{first},127.0.0.1:1", retry=QUICK) as client:
         for _ in range(10):
             client.models()
+
+
+def test_a_replica_whose_model_is_down_costs_no_call() -> None:
+    """Of three, which gRPC goes on sending its share: three tries in a row would hit it once in 27 calls."""
+    scripts = Script(), Script(), Script(failures=deque(ModelNotReady("its engine is down") for _ in range(10_000)))
+    with ExitStack() as stack:
+        ports = [stack.enter_context(serving(script)) for script in scripts]
+        client = stack.enter_context(Client(",".join(f"127.0.0.1:{port}" for port in ports)))
+        while not all(script.requests for script in scripts):
+            client.models()
+        with ThreadPoolExecutor(12) as callers:
+            answers = list(callers.map(lambda _: len(client.models()), range(600)))
+    assert answers == [3] * 600
 
 
 def test_wait_until_ready_waits_for_the_server_and_for_its_models(script: Script) -> None:

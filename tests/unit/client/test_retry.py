@@ -75,6 +75,13 @@ def test_refusals_by_a_replica_that_stops_do_not_count_as_tries() -> None:
     assert attempts.pause_s(errors.Draining("…")) is None, "the deadline would pass"
 
 
+def test_a_model_that_is_down_everywhere_is_soon_given_up() -> None:
+    attempts = Attempts(STEADY, 60.0, clock=lambda: 0.0, chance=lambda: 0.5)
+    pauses = [attempts.pause_s(errors.ModelNotReady("…")) for _ in range(16)]
+    assert pauses[:3] == [0, 0.01, 0.02]
+    assert pauses[11:] == [0.2, 0.1, 0.2, 0.3, None], "after twelve moves its tries count"
+
+
 def test_without_retries_a_call_does_not_move_on_either() -> None:
     assert Attempts(RetryPolicy(max_attempts=1), 1.0).pause_s(errors.Draining("…")) is None
 
@@ -99,10 +106,10 @@ def test_attempts_count_against_one_deadline() -> None:
     now = 100.0
     attempts = Attempts(STEADY, 1.0, clock=lambda: now, chance=lambda: 0.5)
     assert attempts.remaining_s == 1.0
-    assert attempts.pause_s(errors.ModelNotReady("…")) == 0.1
+    assert attempts.pause_s(errors.QueueFull("…")) == 0.1
     now = 100.75
     assert attempts.remaining_s == 0.25
-    assert attempts.pause_s(errors.ModelNotReady("…")) == 0.2
+    assert attempts.pause_s(errors.QueueFull("…")) == 0.2
     now = 101.5
     assert attempts.remaining_s == 0
-    assert attempts.pause_s(errors.ModelNotReady("…")) is None
+    assert attempts.pause_s(errors.QueueFull("…")) is None
