@@ -31,6 +31,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("repository")
     bundles.publish_classifier(root, "lenet5-mnist")
     bundles.publish_forecaster(root, "lstm-co2")
+    bundles.publish_detector(root, "ssd300-vgg16")
+    bundles.publish_segmenter(root, "fcn-resnet50")
+    bundles.publish_sequence_model(root, "lstm-reber")
     with serving(root, "grpcio") as server:
         yield server
 
@@ -41,6 +44,7 @@ def at_hand(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAFAGA_SERVER", served.address)
     (tmp_path / "digit.png").write_bytes(messages.png(messages.random_digits(7)[0, :, :, 0]))
+    (tmp_path / "street.jpg").write_bytes(messages.jpeg(messages.random_photo(7, 30, 40)[0]))
     months = [f"{1990 + i // 12}-{i % 12 + 1:02},{315 + i / 10}" for i in range(36)]
     (tmp_path / "co2.csv").write_text("\n".join(["month,ppm", *months]))
     return tmp_path
@@ -80,6 +84,7 @@ def test_rafaga(command: str, at_hand: Path, capsys: pytest.CaptureFixture[str])
     if words[0] == "serve":
         check(command)
         return
+    words = [word.replace("BTBTXS", bundles.ALPHABET) for word in words]  # the small model's symbols
     if "--horizon" in words:
         words[words.index("--horizon") + 1] = str(bundles.HORIZON)
     assert rafaga(words + (QUICK if words[0] == "load" else [])) == 0
