@@ -235,6 +235,8 @@ BAD: dict[str, Bad] = {
     # parameters
     "timeout in words": Bad(given(timeout="soon"), INVALID, REQUEST, "timeout: expected an integer"),
     "negative timeout": Bad(given(timeout=-1), INVALID, REQUEST, "expected microseconds, got -1"),
+    "priority in words": Bad(given(priority="high"), INVALID, REQUEST, "priority: expected an integer"),
+    "negative priority": Bad(given(priority=-1), INVALID, REQUEST, "1 being the highest, got -1"),
     "sequence": Bad(given(sequence_id=7), UNIMPLEMENTED, "UNSUPPORTED", "without sequence_id"),
     "sequence of text": Bad(given(sequence_id="chat"), UNIMPLEMENTED, "UNSUPPORTED", "without sequence_id"),
     "start of a sequence": Bad(given(sequence_start=True), UNIMPLEMENTED, "UNSUPPORTED", "without sequence_start"),

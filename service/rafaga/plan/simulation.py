@@ -8,6 +8,7 @@ deadline counts for nothing, whatever was computed for it.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
@@ -15,7 +16,7 @@ from random import Random
 import numpy as np
 
 from rafaga.errors import RafagaError, Refused
-from rafaga.server.batcher import Arrays, Batch, Batcher, Job, JobTiming
+from rafaga.server.batcher import Arrays, Batch, Batcher, Job, JobTiming, Priority
 from rafaga.server.latency import LatencyTable, buckets_up_to
 
 _ROW = np.zeros((1, 1), np.uint8)
@@ -58,6 +59,7 @@ class Request:
     key: int | None = None
     cost: float = 1.0
     waited_s: float = 0.0
+    priority: Priority = Priority.NORMAL
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Report:
     """Rows, not requests, of `seconds` under load: `good` were answered in time, `late` after it, `run` computed.
 
     busy_s: of the engine. latencies: seconds, of every request that was answered.
+    good_of: the same by priority. longest_s: an accepted request of each priority took to its answer.
     """
 
     seconds: float
@@ -77,6 +80,8 @@ class Report:
     batches: int = 0
     busy_s: float = 0.0
     latencies: list[float] = field(default_factory=list)
+    good_of: Counter[Priority] = field(default_factory=Counter)
+    longest_s: dict[Priority, float] = field(default_factory=dict)
 
     @property
     def goodput(self) -> float:
@@ -124,9 +129,12 @@ def simulate(
     def submit(request: Request) -> None:
         def answered(_: Arrays, __: JobTiming) -> None:
             if counted():
-                report.latencies.append(clock - job.arrival + request.waited_s)
+                took = clock - job.arrival + request.waited_s
+                report.latencies.append(took)
+                report.longest_s[job.priority] = max(took, report.longest_s.get(job.priority, 0.0))
                 if clock <= job.deadline:
                     report.good += job.rows
+                    report.good_of[job.priority] += job.rows
                 else:
                     report.late += job.rows
 
@@ -134,7 +142,8 @@ def simulate(
             raise AssertionError("the simulation counts drops itself")
 
         rows = _ROW if request.rows == 1 else np.zeros((request.rows, 1), np.uint8)
-        job = Job((rows,), answered, failed, clock + request.deadline_s, request.key, request.cost)
+        deadline = clock + request.deadline_s
+        job = Job((rows,), answered, failed, deadline, request.key, request.cost, request.priority)
         report.offered += counted() * job.rows
         try:
             batcher.submit(job, clock)

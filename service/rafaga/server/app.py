@@ -18,6 +18,7 @@ from rafaga.server.batcher import BatchPolicy
 from rafaga.server.calls import Authenticator, Router, Transport
 from rafaga.server.config import Config, ConfigError, LogFormat, ModelControl, TransportKind
 from rafaga.server.engine import available_cores
+from rafaga.server.expiry import Expiry
 from rafaga.server.gpu_figures import GpuFigures
 from rafaga.server.gpu_memory import MIB
 from rafaga.server.health import Health, add_reflection
@@ -81,12 +82,13 @@ def build(config: Config) -> Server:
     repository = Repository(config.repository, loader, metrics, tell, config.model_versions, explicit)
     workers = Workers(config.decode_threads or available_cores(), config.max_pending_decodes)
     limits = RequestLimits(config.max_request_rows, config.max_image_pixels, config.max_free_pixels)
+    expiry = Expiry()
     services = (
         Vision(repository, workers, limits),
         Forecasting(repository),
         Sequences(repository),
         Catalog(repository),
-        OpenInference(repository, workers, limits, version("rafaga")),
+        OpenInference(repository, workers, limits, expiry, version("rafaga")),
     )
     handlers = {path: handler for service in services for path, handler in service.handlers().items()}
     authenticator = Authenticator(config.bearer_token_sha256)
@@ -108,6 +110,7 @@ def build(config: Config) -> Server:
         router=router,
         workers=workers,
         streams=streams,
+        expiry=expiry,
         transport=_transport(config, router, authenticator, health, streams, metrics),
         admin=_admin(config, repository, authenticator, metrics),
         poller=Poller(repository, config.poll_interval_s) if config.model_control is ModelControl.POLL else None,

@@ -6,6 +6,9 @@ Batcher of a model and calls it under its lock.
 - Work-conserving: an idle engine takes what is there at once; while it runs, jobs gather.
 - Earliest due first. A job is due at its deadline, or `max_queue_wait_s` after its arrival where that is sooner: jobs
   without a deadline are served in order of arrival, and nobody waits for ever while others with deadlines arrive.
+- Within a priority, that is: each step down counts like being due `max_queue_wait_s` later. So the higher priority goes
+  first until the lower has waited that long, then age decides. And of every ten rows that higher priorities bring, one
+  more is set aside for each lower one, ahead of everybody: it gets through however many of the others come.
 - Admission keeps a margin: a job is refused when its predicted wait passes `max_queue_wait_s` (QueueFull), or when it
   would finish in the last part of its time, which is wider the less runs keep to their predictions
   (DeadlineUnreachable). Without the margin the queue settles where every answer is a little late.
@@ -23,6 +26,7 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -34,17 +38,26 @@ from rafaga.server.latency import LatencyTable
 # The margin that admission keeps, as a share of the time left: this much, and the spread of the runs, up to so much.
 _MARGIN = 0.1
 _MAX_MARGIN = 0.4
+# For so many rows that higher priorities bring, one is set aside for each lower one.
+_ROWS_PER_SHARE = 10
 # The queue's work is added up by due time, in slots of the longest wait over this many.
 _SLOTS = 256
 
 Arrays = tuple[NDArray[np.generic], ...]
 
 
+class Priority(IntEnum):
+    HIGH = 1
+    NORMAL = 2
+    LOW = 3
+
+
 @dataclass(frozen=True)
 class BatchPolicy:
     """max_queue_delay_s: how long an idle engine waits for company; 0 never waits.
 
-    max_queue_wait_s: a job predicted to wait longer is refused. max_queue_jobs bounds memory, whatever is predicted.
+    max_queue_wait_s: a job predicted to wait longer is refused. max_queue_jobs bounds memory, whatever is predicted: so
+    many of one priority and those above it.
     """
 
     max_queue_delay_s: float = 0.0
@@ -67,6 +80,9 @@ class Job:
 
     inputs: one array per input of the model, each [rows, ...]. key: only jobs of equal key share a batch. cost: work
     per row, relative to the warm-up inputs. deadline: monotonic seconds, or infinity.
+
+    Set by the Batcher: level, the priority, or 0 where the job takes what was set aside for it. due: when it should run
+    at the latest, and later by a step for each level.
     """
 
     __slots__ = (
@@ -80,9 +96,11 @@ class Job:
         "inference_s",
         "inputs",
         "key",
+        "level",
         "on_failure",
         "on_success",
         "pending",
+        "priority",
         "queue_s",
         "row_s",
         "rows",
@@ -98,6 +116,7 @@ class Job:
         deadline: float = math.inf,
         key: Hashable = None,
         cost: float = 1.0,
+        priority: Priority = Priority.NORMAL,
     ) -> None:
         self.inputs = inputs
         self.rows = len(inputs[0])
@@ -106,6 +125,8 @@ class Job:
         self.deadline = deadline
         self.key = key
         self.cost = cost
+        self.priority = priority
+        self.level = int(priority)
         self.arrival = 0.0
         self.sequence = 0
         self.due = 0.0
@@ -207,6 +228,8 @@ class Batcher:
         self.latency = latency
         self._queues: dict[Hashable, list[_Entry]] = {}
         self._jobs = 0
+        self._jobs_of = [0, 0, 0, 0]  # by level
+        self._set_aside = [0, 0, 0, 0]  # rows times _ROWS_PER_SHARE, by priority
         self._rows = 0  # queued and not yet taken
         self._work = _Work(max(policy.max_queue_wait_s, 1e-3) / _SLOTS)  # the same in seconds
         self._sequence = 0
@@ -238,12 +261,16 @@ class Batcher:
             raise DeadlineExceeded("the deadline had passed when the request arrived")
         job.arrival, job.sequence = now, self._sequence
         self._sequence += 1
+        if self._set_aside[job.priority] >= _ROWS_PER_SHARE * min(job.rows, self._cap):
+            job.level = 0
         job.due = self._due(job)
         job.row_s = self.latency.predict(self._cap, job.cost) / self._cap
         if not self.idle:
             self._admit(job, now)
+        self._share(job)
         insort(self._queues.setdefault(job.key, []), _entry(job))
         self._jobs += 1
+        self._jobs_of[job.level] += 1
         self._rows += job.rows
         self._work.add(job.due, job.rows * job.row_s)
 
@@ -265,6 +292,7 @@ class Batcher:
         self._queues.clear()
         self._work.clear()
         self._jobs = self._rows = 0
+        self._jobs_of = [0, 0, 0, 0]
         return jobs
 
     def predicted_wait(self, job: Job, now: float) -> float:
@@ -306,12 +334,20 @@ class Batcher:
         return self.latency.efficient_rows
 
     def _due(self, job: Job) -> float:
-        return min(job.deadline, job.arrival + self.policy.max_queue_wait_s)
+        step_s = self.policy.max_queue_wait_s
+        return min(job.deadline, job.arrival + step_s) + job.level * step_s
+
+    def _share(self, job: Job) -> None:
+        """Sets aside for lower priorities, up to a batch, what they get of the rows of `job`; books what it got so."""
+        if not job.level:
+            self._set_aside[job.priority] -= _ROWS_PER_SHARE * job.rows
+        for lower in range(job.priority + 1, len(self._set_aside)):
+            self._set_aside[lower] = min(self._set_aside[lower] + job.rows, _ROWS_PER_SHARE * self._cap)
 
     def _admit(self, job: Job, now: float) -> None:
         wait = self.predicted_wait(job, now)
         full_s = self._cap * job.row_s
-        if self._jobs >= self.policy.max_queue_jobs:
+        if sum(self._jobs_of[: job.level + 1]) >= self.policy.max_queue_jobs:
             raise QueueFull("the queue is full: retry later", max(wait, full_s))
         over = wait - self.policy.max_queue_wait_s
         if over > 0:
@@ -376,7 +412,8 @@ class Batcher:
         for job in jobs:
             before += job.rest
             # The job that does not fit into the batch as a whole goes on after it.
-            if (end if before <= cap else now + self._run_s(before, job.cost)) > job.deadline:
+            last = end if before <= cap else max(end, now + self._run_s(before, job.cost))
+            if last > job.deadline:
                 late.append(job)
         if late and not full:
             in_time = self._in_time(jobs, now)
@@ -420,6 +457,7 @@ class Batcher:
     def _discard(self, queue: list[_Entry], at: int) -> None:
         job = queue.pop(at)[2]
         self._jobs -= 1
+        self._jobs_of[job.level] -= 1
         if job.rest:
             self._rows -= job.rest
             self._work.add(job.due, -job.rest * job.row_s)

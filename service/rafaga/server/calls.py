@@ -106,6 +106,17 @@ class Call(ABC):
             finally:  # or a thread would be parked for ever
                 self._let_go()
 
+    def expire(self) -> None:
+        """The time that the request itself allows has run out: the caller, who waits, is told, and its work dropped."""
+        if self._unfinished.acquire(blocking=False):
+            error = DeadlineExceeded("the time that the request allows has run out")
+            try:
+                self._send_failure(to_status(error))
+            finally:
+                self._settle(error)
+                if self._on_cancel is not None:
+                    self._on_cancel()
+
     def _let_go(self) -> None:  # noqa: B027  only a transport that parks something overrides it
         """Releases what the transport holds for a call that nobody waits for any more."""
 

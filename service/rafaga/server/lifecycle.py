@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rafaga.server.calls import Router, Transport
 from rafaga.server.config import Config
+from rafaga.server.expiry import Expiry
 from rafaga.server.health import Health
 from rafaga.server.http import HttpServer
 from rafaga.server.repository import Poller, Repository
@@ -37,6 +38,7 @@ class Server:
         router: Router,
         workers: Workers,
         streams: Streams,
+        expiry: Expiry,
         transport: Transport,
         admin: Transport | None,
         poller: Poller | None,
@@ -49,6 +51,7 @@ class Server:
         self._router = router
         self._workers = workers
         self._streams = streams
+        self._expiry = expiry
         self._transport = transport
         self._admin = admin
         self._poller = poller
@@ -120,6 +123,7 @@ class Server:
         self._health.close()
         self._streams.close()
         self._transport.close(0.0 if hurry.is_set() else _REPLY_GRACE_S)
+        self._expiry.close()
         self.repository.close()
         self._workers.close()
         self._http.close()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, Draining, QueueFull, RafagaError, Refused
-from rafaga.server.batcher import Arrays, Batch, Batcher, BatchPolicy, Job, JobTiming
+from rafaga.server.batcher import Arrays, Batch, Batcher, BatchPolicy, Job, JobTiming, Priority
 from rafaga.server.latency import LatencyTable
 
 
@@ -393,6 +393,102 @@ class TestDropping:
         queue.submit(urgent := job("urgent", deadline=0.1), 0.0)
         queue.submit(job("costly", cost=16.0), 0.0)
         assert jobs_of(taken(queue)) == [urgent]
+
+
+class TestPriority:
+    """A batch has room for four rows; a step is a second."""
+
+    def test_the_higher_goes_first_whatever_the_deadlines(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_wait_s=1.0)
+        queue.submit(job("running"), 0.0)
+        first = taken(queue)
+        queue.submit(low := job("low", deadline=0.9, priority=Priority.LOW), 0.1)
+        queue.submit(normal := job("normal", rows=2), 0.2)
+        queue.submit(high := job("high", rows=3, priority=Priority.HIGH), 0.3)
+        queue.finished(first, 0.4)
+        batch = taken(queue, 0.4)
+        assert jobs_of(batch) == [high, normal]
+        queue.finished(batch, 0.1)
+        batch = taken(queue, 0.5)
+        assert jobs_of(batch) == [normal, low]
+
+    def test_inside_a_priority_the_earliest_due_goes_first(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_wait_s=10.0)
+        queue.submit(job("running"), 0.0)
+        first = taken(queue)
+        about = {"rows": 4, "priority": Priority.HIGH}
+        deadlines = {"third": 9.0, "first": 2.0, "second": 5.0}
+        for name, deadline in deadlines.items():
+            queue.submit(job(name, deadline=deadline, **about), 0.1)
+        found = []
+        for _ in deadlines:
+            queue.finished(first, 0.1)
+            first = taken(queue, 0.2)
+            found.append(jobs_of(first)[0].deadline)
+        assert found == [2.0, 5.0, 9.0]
+
+    def test_age_decides_in_the_end(self, job: Callable[..., Job]) -> None:
+        """A step of priority is worth one `max_queue_wait_s`, and no more."""
+        queue = batcher(max_queue_wait_s=1.0)
+        queue.submit(job("running"), 0.0)
+        first = taken(queue)
+        queue.submit(old := job("old", rows=4), 0.1)
+        queue._running.clear()  # it has waited, and nothing is predicted
+        queue.submit(young := job("young", rows=4, priority=Priority.HIGH), 1.2)
+        queue.finished(first, 0.1)
+        assert jobs_of(taken(queue, 1.2)) == [old]
+        assert jobs_of(taken(queue, 1.2)) == [young]
+
+    def test_the_higher_does_not_wait_for_the_lower(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_wait_s=1.0)
+        queue.submit(job("running"), 0.0)
+        taken(queue)
+        with suppress(Refused):
+            for n in range(100):
+                queue.submit(job(f"low {n}", rows=4, priority=Priority.LOW), 0.0)
+        full = queue.predicted_wait(job(priority=Priority.LOW), 0.0)
+        assert full > 0.8
+        assert queue.predicted_wait(job(), 0.0) == pytest.approx(0.11)
+        queue.submit(urgent := job("urgent", deadline=0.5), 0.0)
+        assert jobs_of(taken(queue, 0.1))[0] is urgent
+
+    def test_a_full_queue_is_full_for_its_priority_and_below(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_wait_s=100.0, max_queue_jobs=2)
+        queue.submit(job("running"), 0.0)
+        taken(queue)
+        for name in "ab":
+            queue.submit(job(name), 0.0)
+        for priority in (Priority.NORMAL, Priority.LOW):
+            with pytest.raises(QueueFull):
+                queue.submit(job(priority.name, priority=priority), 0.0)
+        for name in "cd":
+            queue.submit(job(name, priority=Priority.HIGH), 0.0)
+        with pytest.raises(QueueFull):
+            queue.submit(job("high", priority=Priority.HIGH), 0.0)
+        assert queue.queued_jobs == 4
+
+    def test_a_share_is_set_aside_for_the_lower(self, job: Callable[..., Job]) -> None:
+        """Ten rows of a higher priority, and one of the lower goes before them all; then ten more."""
+        queue = batcher(max_queue_wait_s=1000.0)
+        queue.submit(job("running"), 0.0)
+        taken(queue)
+        for n in range(10):
+            queue.submit(job(f"high {n}", priority=Priority.HIGH), 0.0)
+        queue.submit(lower := job("lower"), 0.0)
+        queue.submit(job("lower too"), 0.0)
+        batch = taken(queue, 0.1)
+        assert jobs_of(batch)[0] is lower
+        assert all(each.priority is Priority.HIGH for each in jobs_of(batch)[1:])
+
+    def test_among_equals_nothing_is_set_aside(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_wait_s=1000.0)
+        queue.submit(job("running"), 0.0)
+        taken(queue)
+        waiting = [job(str(n)) for n in range(40)]
+        for each in waiting:
+            queue.submit(each, 0.0)
+        order = [each for _ in range(10) for each in jobs_of(taken(queue, 0.1))]
+        assert order == waiting
 
 
 class TestRemoval:

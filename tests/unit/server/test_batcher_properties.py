@@ -11,19 +11,25 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from rafaga.errors import DeadlineExceeded, EngineFailure, RafagaError, Refused
-from rafaga.server.batcher import Arrays, Batch, Batcher, BatchPolicy, Job, JobTiming
+from rafaga.server.batcher import Arrays, Batch, Batcher, BatchPolicy, Job, JobTiming, Priority
 from rafaga.server.latency import LatencyTable
 
 QUEUE_JOBS = 12
+MAX_WAIT_S = 0.8
+
+
+def urgency(job: Job) -> float:
+    """When it is due, whatever its priority."""
+    return min(job.deadline, job.arrival + MAX_WAIT_S)
 
 
 class Caller:
     """One job and what became of it."""
 
-    def __init__(self, number: int, rows: int, deadline: float, key: int, cost: float) -> None:
+    def __init__(self, number: int, rows: int, deadline: float, key: int, cost: float, priority: Priority) -> None:
         self.first = number * 1000
         inputs = (np.arange(self.first, self.first + rows),)
-        self.job = Job(inputs, self._answered, self._failed, deadline, key, cost)
+        self.job = Job(inputs, self._answered, self._failed, deadline, key, cost, priority)
         self.cancelled = self.dropped = False
         self.ends = 0
         self.next_row = 0  # the first that no batch had yet
@@ -42,7 +48,7 @@ class BatcherMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         table = LatencyTable((1, 2, 4, 8), (0.08, 0.09, 0.11, 0.16))
-        self.batcher = Batcher(BatchPolicy(max_queue_wait_s=0.8, max_queue_jobs=QUEUE_JOBS), table)
+        self.batcher = Batcher(BatchPolicy(max_queue_wait_s=MAX_WAIT_S, max_queue_jobs=QUEUE_JOBS), table)
         self.now = 100.0
         self.accepted: dict[Job, Caller] = {}
         self.queued: list[Caller] = []  # in no particular order
@@ -58,14 +64,16 @@ class BatcherMachine(RuleBasedStateMachine):
         left=st.one_of(st.just(math.inf), st.floats(0.01, 3.0)),
         key=st.integers(0, 1),
         cost=st.sampled_from([0.3, 1.0, 1.0, 3.0]),
+        priority=st.sampled_from(Priority),
     )
-    def submit(self, rows: int, left: float, key: int, cost: float) -> None:
-        caller = Caller(self.count, rows, self.now + left, key, cost)
+    def submit(self, rows: int, left: float, key: int, cost: float, priority: Priority) -> None:
+        caller = Caller(self.count, rows, self.now + left, key, cost, priority)
         self.count += 1
-        idle, jobs = self.batcher.idle, self.batcher.queued_jobs
+        idle = self.batcher.idle
         with suppress(Refused):
             self.batcher.submit(caller.job, self.now)
-            assert jobs < QUEUE_JOBS
+            above = [c for c in self.queued if c.job.level <= caller.job.level]
+            assert len(above) < QUEUE_JOBS
             self.accepted[caller.job] = caller
             self.queued.append(caller)
         assert not idle or caller in self.queued, "an idle engine takes any job"
@@ -99,8 +107,14 @@ class BatcherMachine(RuleBasedStateMachine):
                 self.queued.remove(caller)
             assert alone or job.deadline >= batch.predicted_end - 1e-9, "no work without hope"
         # Nobody who was left behind, of the same key, is more urgent than somebody who was not.
-        behind = [c.job.due for c in self.queued if c.job.key == batch.parts[0].job.key and not c.next_row]
-        assert max(job.due for job, _, _ in batch.parts) <= min(behind, default=math.inf)
+        behind = [c.job for c in self.queued if c.job.key == batch.parts[0].job.key and not c.next_row]
+        assert max(job.due for job, _, _ in batch.parts) <= min((job.due for job in behind), default=math.inf)
+        for job, _, _ in batch.parts:
+            for other in behind:
+                if other.level == job.level:
+                    assert urgency(job) <= urgency(other), "earliest due first, inside a priority"
+                elif other.level < job.level:
+                    assert self.now - job.arrival >= MAX_WAIT_S * 0.999, "the higher first, until age decides"
 
     @precondition(lambda self: self.running is not None)
     @rule(slowness=st.floats(0.3, 5.0))

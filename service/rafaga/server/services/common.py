@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rafaga.bundle import ImagePreparation
 from rafaga.errors import Cancelled, InternalError, InvalidImage, InvalidRequest, InvalidTensor, QueueFull, RafagaError
 from rafaga.images import prepare
-from rafaga.server.batcher import Arrays, Job, JobTiming
+from rafaga.server.batcher import Arrays, Job, JobTiming, Priority
 from rafaga.server.calls import Call
 from rafaga.server.model import ServedModel
 from rafaga.v1 import common_pb2
@@ -41,6 +41,7 @@ def submit(
     model: ServedModel,
     inputs: Arrays,
     reply: Callable[[Arrays, JobTiming], Message | bytes],
+    priority: Priority = Priority.NORMAL,
 ) -> None:
     """Queues `inputs` and answers `call` with what `reply` makes of the outputs. Raises Refused errors."""
     # Series of any length share a batch, everything else only with its like: whichever service it came through.
@@ -52,7 +53,7 @@ def submit(
         answer = reply(outputs, timing)
         call.reply(answer if isinstance(answer, bytes) else answer.SerializeToString())
 
-    job = Job(inputs, succeed, call.fail, call.deadline, key, cost)
+    job = Job(inputs, succeed, call.fail, call.deadline, key, cost, priority)
     if model.submit(job, may_run=call.may_run):
         call.step = model.step
     call.on_cancel(lambda: model.cancel(job))

@@ -18,8 +18,9 @@ from google.protobuf.message import Message
 from rafaga.bundle import TensorSpec
 from rafaga.errors import InvalidRequest, InvalidTensor, ModelNotFound, Unsupported
 from rafaga.inference import open_inference_pb2 as pb
-from rafaga.server.batcher import Arrays, JobTiming
+from rafaga.server.batcher import Arrays, JobTiming, Priority
 from rafaga.server.calls import Call, Handler
+from rafaga.server.expiry import Expiry
 from rafaga.server.metrics import Statistics
 from rafaga.server.model import ServedModel
 from rafaga.server.repository import Repository, State
@@ -63,10 +64,13 @@ class _Asked(NamedTuple):
 
 
 class OpenInference:
-    def __init__(self, repository: Repository, workers: Workers, limits: RequestLimits, server_version: str) -> None:
+    def __init__(
+        self, repository: Repository, workers: Workers, limits: RequestLimits, expiry: Expiry, server_version: str
+    ) -> None:
         self._repository = repository
         self._workers = workers
         self._limits = limits
+        self._expiry = expiry
         self._server_version = server_version
 
     def handlers(self) -> dict[str, Handler]:
@@ -143,19 +147,24 @@ class OpenInference:
 
     def infer(self, call: Call) -> None:
         request = parse(pb.ModelInferRequest, call)
+        priority = Priority.NORMAL
         if request.parameters:
             _refuse_sequences(request)
-            call.deadline = min(call.deadline, _timeout(request, call.received))
+            priority = _priority(request)
+            deadline = _timeout(request, call.received)
+            if deadline < call.deadline:
+                call.deadline = deadline
+                self._expiry.watch(call, deadline)
         asked = self._find(request.model_name, request.model_version)
         model = asked.model
         wanted = wanted_outputs(request, model)
         if model.bundle.image is not None and [i.datatype for i in request.inputs] == ["BYTES"]:
             files = bytes_input(request, model)
-            self._workers.run(call, lambda: self._decode(call, request, model, wanted, files))
+            self._workers.run(call, lambda: self._decode(call, request, model, wanted, priority, files))
         elif asked.files:
             raise InvalidTensor(f"model {asked.name!r} takes one input, of datatype BYTES and shape [N, 1]")
         else:
-            self._submit(call, request, model, wanted, inputs(request, model, self._limits))
+            self._submit(call, request, model, wanted, priority, inputs(request, model, self._limits))
 
     def _decode(
         self,
@@ -163,13 +172,14 @@ class OpenInference:
         request: pb.ModelInferRequest,
         model: ServedModel,
         wanted: Sequence[WantedOutput],
+        priority: Priority,
         files: Sequence[bytes],
     ) -> None:
         start = time.perf_counter()
         assert model.bundle.image is not None
         rows = decode(call, files, model.bundle.image, self._limits).rows
         model.metrics.preprocessed(time.perf_counter() - start)
-        self._submit(call, request, model, wanted, (rows,))
+        self._submit(call, request, model, wanted, priority, (rows,))
 
     def _submit(
         self,
@@ -177,6 +187,7 @@ class OpenInference:
         request: pb.ModelInferRequest,
         model: ServedModel,
         wanted: Sequence[WantedOutput],
+        priority: Priority,
         rows: Arrays,
     ) -> None:
         name, identity = request.model_name, request.id
@@ -184,7 +195,7 @@ class OpenInference:
         def reply(outputs: Arrays, timing: JobTiming) -> bytes:
             return response(name, identity, model, wanted, outputs)
 
-        submit(call, model, rows, reply)
+        submit(call, model, rows, reply, priority)
 
     def _own_name(self, name: str) -> str:
         return name if name in self._repository else name.removesuffix(_ENCODED)
@@ -233,6 +244,16 @@ def _timeout(request: pb.ModelInferRequest, received: float) -> float:
     if microseconds < 0:
         raise InvalidRequest(f"timeout: expected microseconds, got {microseconds}")
     return received + microseconds / 1e6 if microseconds else math.inf
+
+
+def _priority(request: pb.ModelInferRequest) -> Priority:
+    """1 is the highest and 0 the default, as in Triton; what is beyond the lowest is the lowest."""
+    if "priority" not in request.parameters:
+        return Priority.NORMAL
+    level = integer("priority", request.parameters["priority"])
+    if level < 0:
+        raise InvalidRequest(f"priority: expected 0 (the default) or more, 1 being the highest, got {level}")
+    return Priority(min(level, Priority.LOW)) if level else Priority.NORMAL
 
 
 def _refuse_sequences(request: pb.ModelInferRequest) -> None:
