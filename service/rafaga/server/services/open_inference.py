@@ -147,14 +147,12 @@ class OpenInference:
 
     def infer(self, call: Call) -> None:
         request = parse(pb.ModelInferRequest, call)
-        priority = Priority.NORMAL
+        priority, timeout = Priority.NORMAL, math.inf
         if request.parameters:
             _refuse_sequences(request)
-            priority = _priority(request)
-            deadline = _timeout(request, call.received)
-            if deadline < call.deadline:
-                call.deadline = deadline
-                self._expiry.watch(call, deadline)
+            priority, timeout = _priority(request), _timeout(request, call.received)
+        sooner = timeout < call.deadline
+        call.deadline = min(call.deadline, timeout)
         asked = self._find(request.model_name, request.model_version)
         model = asked.model
         wanted = wanted_outputs(request, model)
@@ -165,6 +163,8 @@ class OpenInference:
             raise InvalidTensor(f"model {asked.name!r} takes one input, of datatype BYTES and shape [N, 1]")
         else:
             self._submit(call, request, model, wanted, priority, inputs(request, model, self._limits))
+        if sooner:  # once it was accepted: a refusal says more
+            self._expiry.watch(call, timeout)
 
     def _decode(
         self,
