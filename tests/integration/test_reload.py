@@ -24,7 +24,7 @@ from grpc_health.v1 import health_pb2
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.inference import open_inference_pb2_grpc
 from rafaga.server import repository as repositories
-from rafaga.server.config import ModelControl, ModelVersions
+from rafaga.server.config import ModelControl
 from rafaga.v1 import catalog_pb2
 from tests import bundles, plain
 from tests.integration import messages
@@ -106,7 +106,7 @@ def test_all_versions_are_served_each_to_those_who_name_it(serve: Callable[..., 
         publish(tmp_path, version, version)
     bundles.publish_classifier(tmp_path)
     bundles.publish_classifier(tmp_path)
-    served = serve(tmp_path, model_versions=ModelVersions.ALL)
+    served = serve(tmp_path, model_versions=("all",))
     for version in (1, 2, 10):
         assert factor(served, version=str(version)) == (version, str(version))
     assert factor(served) == (10, "10")

@@ -37,6 +37,7 @@ from rafaga.server.services.open_inference_stream import Streams
 from rafaga.server.services.sequences import Sequences
 from rafaga.server.services.vision import Vision
 from rafaga.server.transport_grpcio import GrpcioTransport, Limits, Tls
+from rafaga.server.versions import Versions
 from rafaga.server.watch import WatchPolicy
 
 if TYPE_CHECKING:  # an extra of its own
@@ -79,7 +80,7 @@ def build(config: Config) -> Server:
         health.server(ready=repository.ready)
 
     explicit = config.model_control is ModelControl.EXPLICIT
-    repository = Repository(config.repository, loader, metrics, tell, config.model_versions, explicit)
+    repository = Repository(config.repository, loader, metrics, tell, Versions.parse(config.model_versions), explicit)
     workers = Workers(config.decode_threads or available_cores(), config.max_pending_decodes)
     limits = RequestLimits(config.max_request_rows, config.max_image_pixels, config.max_free_pixels)
     expiry = Expiry()

@@ -22,6 +22,7 @@ import msgspec
 from rafaga.bundle import Precision
 from rafaga.server import devices
 from rafaga.server.devices import DeviceFallback
+from rafaga.server.versions import Versions
 
 PREFIX = "RAFAGA_"
 
@@ -33,11 +34,6 @@ class ConfigError(Exception):
 class TransportKind(StrEnum):
     GRPCIO = "grpcio"
     NATIVE = "native"
-
-
-class ModelVersions(StrEnum):
-    LATEST = "latest"
-    ALL = "all"
 
 
 class ModelControl(StrEnum):
@@ -83,7 +79,9 @@ class Config:
     http_port: int = _setting(8080, "port of /metrics, /healthz and /readyz; 0 takes a free one")
     transport: TransportKind = _setting(TransportKind.GRPCIO, "native is for trusted clients only: docs/transports.md")
 
-    model_versions: ModelVersions = _setting(ModelVersions.LATEST, "of each model: latest, or all that are there")
+    model_versions: tuple[str, ...] = _setting(
+        ("latest",), "latest, latest:N or all; for one model NAME=latest:N, NAME=all or NAME=1,3"
+    )
     model_control: ModelControl = _setting(
         ModelControl.NONE, "after the start: none, poll the repository for changes, or explicit requests to admin_port"
     )
@@ -176,6 +174,10 @@ class Config:
         for name in ("poll_interval_s", "engine_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected more than zero, got {getattr(self, name)}")
+        try:
+            Versions.parse(self.model_versions)
+        except ValueError as error:
+            raise ConfigError(f"model_versions: {error}") from None
         explicit = self.model_control is ModelControl.EXPLICIT
         if explicit != (self.admin_port is not None):
             raise ConfigError("admin_port and model_control explicit go together")
@@ -250,7 +252,7 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from None
     if unknown := sorted(settings.keys() - _FIELDS.keys()):
         raise ConfigError(f"{path}: unknown settings: {', '.join(unknown)}")
-    return settings
+    return {name: _split(name, value) if isinstance(value, str) else value for name, value in settings.items()}
 
 
 def _split(name: str, value: str) -> str | list[str]:

@@ -20,11 +20,11 @@ from pathlib import Path
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Task
 from rafaga.errors import BundleError, InvalidRequest, ModelNotFound, ModelNotReady
-from rafaga.server.config import ModelVersions
 from rafaga.server.loader import Loader, is_plain
 from rafaga.server.metrics import Metrics
 from rafaga.server.model import ServedModel
 from rafaga.server.plain import PlainModel
+from rafaga.server.versions import Versions
 
 _LOG = logging.getLogger(__name__)
 
@@ -89,14 +89,14 @@ class Repository:
         loader: Loader,
         metrics: Metrics,
         on_state: Callable[[str, bool], None] = lambda *_: None,
-        versions: ModelVersions = ModelVersions.LATEST,
+        versions: Versions | None = None,
         explicit: bool = False,
     ) -> None:
         self._root = root
         self._loader = loader
         self._metrics = metrics
         self._on_state = on_state  # (model, ready)
-        self._versions = versions
+        self._versions = versions or Versions()
         self._explicit = explicit
         self._table: dict[str, tuple[Slot, ...]] = {}  # newest version first
         self._writing = threading.Lock()
@@ -162,13 +162,14 @@ class Repository:
         """At the start: all, or with explicit control those of `names`.
 
         A model that fails is reported and not served; the others are. Raises FileNotFoundError without a repository, or
-        without one of `names`.
+        without one of `names`, or one that has a rule of versions of its own.
         """
         with self._changing:
             found = _scan(self._root)
             if names == (EVERY_MODEL,):
                 names = tuple(found)
-            if missing := sorted(set(names) - found.keys()):
+            asked = set(names) if self._explicit else self._versions.by_model.keys()
+            if missing := sorted(asked - found.keys()):
                 raise FileNotFoundError(f"no model {', '.join(missing)} in {self._root}")
             if self._explicit:
                 found = {name: found[name] for name in names}
@@ -240,8 +241,11 @@ class Repository:
 
     def _update(self, name: str, folders: Mapping[int, Path], again: bool = False) -> list[int]:
         """Brings one model to what is on disk; gives the versions that are refused. `again`: also tries those again."""
-        wanted = sorted(folders) if self._versions is ModelVersions.ALL else [max(folders)]
+        wanted = self._versions.wanted(name, folders)
         for version in wanted:
+            if version not in folders:
+                self._miss(name, version)
+                continue
             stamp = _stamp(folders[version])
             slot = self._version(name, version)
             if slot is None or slot.stamp != stamp or (again and slot.reason):
@@ -256,6 +260,19 @@ class Repository:
                     if slot.model is not None:
                         self._retire(slot.model)
         return [slot.version for slot in self._table.get(name, ()) if slot.version in wanted and slot.reason]
+
+    def _miss(self, name: str, version: int) -> None:
+        """A version that was asked for by its number is not on disk, or not any more."""
+        slot = self._version(name, version)
+        if slot is not None and slot.model is None and not slot.stamp:
+            return  # known
+        folder, reason = self._root / name / str(version), "it is asked for by its number and not in the repository"
+        missing = Slot(name, version, folder, (), late=self._serving, state=State.FAILED, reason=reason)
+        self._put(name, version, missing)
+        self._metrics.model_refused(name, version, still_served=False)
+        _LOG.error("model not served: %s", reason, extra={"model": name, "version": version})
+        if slot is not None and slot.model is not None:
+            self._retire(slot.model)
 
     def _load(self, slot: Slot, before: Slot | None) -> None:
         """Puts a new version, or a new state of one, into service; or tells why not, and leaves `before` there."""

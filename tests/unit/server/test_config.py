@@ -115,6 +115,7 @@ def test_types_of_a_file(tmp_path: Path) -> None:
         transport = "native"
         precision = "fp16"
         model_control = "explicit"
+        model_versions = "all"
         admin_port = 0
         load_models = ["one", "two"]
         threads = 2
@@ -130,6 +131,7 @@ def test_types_of_a_file(tmp_path: Path) -> None:
     assert (got.load_models, got.threads, got.drain_delay_s) == (("one", "two"), 2, 1.5)
     assert got.bearer_token_sha256 == (HASH,)
     assert got.log_format is LogFormat.TEXT
+    assert got.model_versions == ("all",)  # a list of one needs no brackets
 
 
 @pytest.mark.parametrize("text", ['"cuda:0, cuda:1"', '["cuda:0", "cuda:1"]'])
@@ -178,6 +180,7 @@ def test_lists_of_text_are_split_at_commas() -> None:
         (["--tls-key", "key.pem"], "tls_key and tls_certificate go together"),
         (["--tls-client-ca", "ca.pem"], "tls_client_ca needs"),
         (["--transport", "native", "--tls-key", "k", "--tls-certificate", "c"], "no TLS"),
+        (["--model-versions", "newest"], "model_versions: expected latest, latest:N, all"),
         (["--model-control", "explicit"], "admin_port and model_control explicit go together"),
         (["--load-models", "a"], "load_models is for model_control explicit"),
     ],

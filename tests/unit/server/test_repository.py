@@ -10,12 +10,14 @@ import pytest
 
 from rafaga.errors import BundleError, ModelNotFound, ModelNotReady
 from rafaga.server import repository as repositories
-from rafaga.server.config import Config, ConfigError, ModelControl, ModelVersions
+from rafaga.server.config import Config, ConfigError, ModelControl
 from rafaga.server.metrics import Metrics
 from rafaga.server.plain import PlainModel
 from rafaga.server.repository import Repository, State
+from rafaga.server.versions import VersionPolicy, Versions
 
 GOOD, BAD = b"good", b"bad"
+LATEST, ALL = Versions(), Versions(VersionPolicy(newest=None))
 
 
 class FakeModel:
@@ -67,8 +69,8 @@ class FakeLoader:
 class Shelf:
     """A repository on disk, the Repository that serves it, and what health was told."""
 
-    def __init__(self, root: Path, versions: ModelVersions, explicit: bool = False) -> None:
-        metrics = Metrics()
+    def __init__(self, root: Path, versions: Versions, explicit: bool = False) -> None:
+        self.metrics = metrics = Metrics()
         self.root = root
         self.loader = FakeLoader(metrics)
         self.health: dict[str, bool] = {}
@@ -94,6 +96,10 @@ class Shelf:
     def states(self) -> dict[tuple[str, int], State]:
         return {(slot.name, slot.version): slot.condition for slot in self.repository.slots}
 
+    def failures(self, name: str, version: int) -> float | None:
+        labels = {"model": name, "version": str(version)}
+        return self.metrics.registry.get_sample_value("rafaga_model_load_failures_total", labels)
+
     @property
     def serving(self) -> list[tuple[str, int]]:
         return [(slot.name, slot.version) for slot in self.repository.slots if slot.model is not None]
@@ -106,12 +112,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def latest(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path, ModelVersions.LATEST)
+    return Shelf(tmp_path, LATEST)
 
 
 @pytest.fixture
 def every(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path, ModelVersions.ALL)
+    return Shelf(tmp_path, ALL)
 
 
 def test_latest_loads_no_other(latest: Shelf) -> None:
@@ -135,7 +141,7 @@ def test_what_is_no_version_of_a_model_is_passed_over(latest: Shelf) -> None:
 
 def test_without_a_repository_there_is_nothing_to_serve(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no model repository"):
-        Shelf(tmp_path / "nowhere", ModelVersions.LATEST).repository.load()
+        Shelf(tmp_path / "nowhere", LATEST).repository.load()
 
 
 def test_an_unchanged_folder_is_not_loaded_again(latest: Shelf) -> None:
@@ -190,8 +196,8 @@ def test_all_versions_come_and_go_each_for_itself(every: Shelf) -> None:
         every.repository.model("a", 1)
 
 
-@pytest.mark.parametrize("versions", ModelVersions)
-def test_a_failure_at_the_start_keeps_the_server_from_being_ready(tmp_path: Path, versions: ModelVersions) -> None:
+@pytest.mark.parametrize("versions", [LATEST, ALL], ids=["latest", "all"])
+def test_a_failure_at_the_start_keeps_the_server_from_being_ready(tmp_path: Path, versions: Versions) -> None:
     shelf = Shelf(tmp_path, versions)
     shelf.put("a", 1)
     shelf.put("a", 2, BAD)
@@ -213,7 +219,7 @@ def test_a_failure_later_does_not(latest: Shelf) -> None:
 
 
 def test_nothing_to_serve_is_not_ready_unless_nothing_was_asked_for(tmp_path: Path) -> None:
-    asked, polled = Shelf(tmp_path, ModelVersions.LATEST, explicit=True), Shelf(tmp_path, ModelVersions.LATEST)
+    asked, polled = Shelf(tmp_path, LATEST, explicit=True), Shelf(tmp_path, LATEST)
     for shelf in (asked, polled):
         assert not shelf.repository.ready  # not started
         shelf.repository.load()
@@ -241,7 +247,7 @@ def test_a_load_that_ends_after_the_server_stopped_serves_nothing(latest: Shelf)
 
 
 def test_unloading_ends_the_model_before_it_returns(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, ModelVersions.ALL, explicit=True)
+    shelf = Shelf(tmp_path, ALL, explicit=True)
     shelf.put("a", 1)
     shelf.put("a", 2)
     shelf.repository.load()
@@ -254,7 +260,7 @@ def test_unloading_ends_the_model_before_it_returns(tmp_path: Path) -> None:
 
 
 def test_asking_again_tries_again_only_what_failed(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, ModelVersions.ALL, explicit=True)
+    shelf = Shelf(tmp_path, ALL, explicit=True)
     shelf.put("a", 1)
     shelf.put("a", 2, BAD)
     shelf.repository.load()
@@ -306,3 +312,72 @@ def test_a_model_that_was_replaced_turns_no_health(latest: Shelf) -> None:
     latest.repository.update()
     latest.loader.models[0].engine(down=True)
     assert (latest.health["a"], latest.repository.ready) == (True, True)
+
+
+@pytest.fixture
+def chosen(tmp_path: Path) -> Shelf:
+    """1 and 3 of model a, the newest two of the others."""
+    return Shelf(tmp_path, Versions.parse(["latest:2", "a=1,3"]))
+
+
+def test_versions_by_their_numbers(chosen: Shelf) -> None:
+    for version in (1, 2, 3, 4):
+        chosen.put("a", version)
+        chosen.put("b", version)
+    chosen.repository.load()
+    assert chosen.serving == [("a", 1), ("a", 3), ("b", 3), ("b", 4)]
+    assert chosen.repository.ready
+    assert chosen.repository.slot("a", 0).version == 3
+    with pytest.raises(ModelNotFound, match="has no version 4; versions 1, 3 are served"):
+        chosen.repository.model("a", 4)
+    chosen.put("a", 5)
+    chosen.put("b", 5)
+    chosen.repository.update()
+    assert chosen.serving == [("a", 1), ("a", 3), ("b", 4), ("b", 5)]
+
+
+def test_a_version_that_is_asked_for_and_not_there(chosen: Shelf) -> None:
+    """Not ready, and the catalogue says why; it is served once it comes."""
+    chosen.put("a", 1)
+    chosen.repository.load()
+    assert chosen.serving == [("a", 1)]
+    assert not chosen.repository.ready
+    assert chosen.states["a", 3] is State.FAILED
+    assert "not in the repository" in chosen.repository.slot("a", 3).why
+    assert chosen.failures("a", 3) == 1
+    chosen.repository.update()
+    assert chosen.failures("a", 3) == 1  # said once
+    chosen.put("a", 3)
+    chosen.repository.update()
+    assert chosen.serving == [("a", 1), ("a", 3)]
+    assert chosen.repository.ready
+
+
+def test_a_version_that_is_asked_for_and_goes(chosen: Shelf) -> None:
+    for version in (1, 3):
+        chosen.put("a", version)
+    chosen.repository.load()
+    chosen.remove("a", 3)
+    chosen.repository.update()
+    assert chosen.serving == [("a", 1)]
+    assert chosen.states["a", 3] is State.FAILED
+    assert chosen.repository.ready, "it came and went while the server served"
+
+
+def test_a_model_with_a_rule_of_its_own_must_be_there(chosen: Shelf) -> None:
+    chosen.put("b", 1)
+    with pytest.raises(FileNotFoundError, match="no model a in"):
+        chosen.repository.load()
+
+
+def test_an_admin_loads_versions_by_their_numbers(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, Versions.parse(["a=1,3"]), explicit=True)
+    for version in (1, 2):
+        shelf.put("a", version)
+    shelf.repository.load()
+    with pytest.raises(ModelNotReady, match="version 3 was refused"):
+        shelf.repository.load_model("a")
+    assert shelf.serving == [("a", 1)]
+    shelf.put("a", 3)
+    shelf.repository.load_model("a")
+    assert shelf.serving == [("a", 1), ("a", 3)]
