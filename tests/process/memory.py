@@ -1,0 +1,46 @@
+"""Whether a process grows: resident memory over time, and the one judgement that every soak goes by."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+MIB = 2**20
+LIMIT_BYTES = 6 * MIB
+"""What the second half of a soak may add: caches that fill, arenas of threads that come late."""
+
+
+def growth_bytes(resident: Sequence[float]) -> float:
+    """What the second half of evenly spaced readings added, by the median slope between pairs (Theil-Sen): neither a
+    reading that is off nor the way up in the first half counts."""
+    half = np.asarray(resident[len(resident) // 2 :], np.float64)
+    if len(half) < 8:
+        raise ValueError(f"expected 16 readings or more, got {len(resident)}")
+    first, second = np.triu_indices(len(half), k=1)
+    return float(np.median((half[second] - half[first]) / (second - first)) * (len(half) - 1))
+
+
+def grows(resident: Sequence[float]) -> bool:
+    return growth_bytes(resident) > LIMIT_BYTES
+
+
+@contextmanager
+def watching(resident_bytes: Callable[[], float], every_s: float) -> Iterator[list[float]]:
+    """Readings, until the end of the block."""
+    readings: list[float] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(every_s):
+            readings.append(resident_bytes())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield readings
+    finally:
+        stop.set()
+        thread.join()

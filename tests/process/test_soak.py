@@ -1,0 +1,170 @@
+"""Hours in small: cancelled calls, bad inputs and reloads by the thousand, and the server is no larger for it.
+
+RAFAGA_SOAK_S sets the seconds of the long run (600). A process that leaks on purpose shows that the judge can say no.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+
+from rafaga.v1 import vision_pb2
+from tests import bundles, plain
+from tests.integration import graphs, messages
+from tests.integration import open_inference as oip
+from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually
+from tests.process.memory import LIMIT_BYTES, MIB, grows, growth_bytes, watching
+from tests.process.running import Running, running
+
+LONG_S = float(os.environ.get("RAFAGA_SOAK_S", "600"))
+CALLERS = 6
+RELOAD_S = 1.0
+DIGITS = [messages.random_digits(n, 1 + n % 3) for n in range(16)]
+POISON = np.full((1, 1, 1, 1), 200, np.uint8)
+X = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+
+# Keeps a list of what it made, eight times a second; the same beside it does not keep it.
+LEAK = "import sys, time; kept = []\nwhile True: made = b'x' * {size}; {keep}; time.sleep(0.125)"
+
+
+class Soak:
+    """Callers that do what callers do, and worse."""
+
+    def __init__(self, served: Running, root: Path, seconds: float) -> None:
+        self._served = served
+        self._root = root
+        self._end = time.monotonic() + seconds
+
+    def call(self, number: int) -> Counter[str]:
+        """One caller, with a new connection now and then; gives what became of its calls."""
+        rng, seen = Random(number), Counter[str]()
+        while time.monotonic() < self._end:
+            with connected(self._served.address) as channel:
+                stubs = Stubs(channel)
+                for _ in range(500):
+                    if time.monotonic() >= self._end:
+                        break
+                    try:
+                        seen[self._one(stubs, rng)] += 1
+                    except grpc.RpcError as error:
+                        seen[error.code().name] += 1
+        return seen
+
+    def _one(self, stubs: Stubs, rng: Random) -> str:
+        image = rng.choice(DIGITS)
+        draw = rng.random()
+        if draw < 0.2:  # cancelled: at once, or a moment later
+            call = stubs.vision.Classify.future(messages.classify(image))
+            if rng.random() < 0.5:
+                time.sleep(rng.random() * 0.004)
+            return "cancelled" if call.cancel() else "answered before"
+        if draw < 0.25:
+            stubs.vision.Classify(messages.classify_files(b"\x89PNG nonsense" + rng.randbytes(200)), timeout=PATIENCE_S)
+        elif draw < 0.3:
+            stubs.vision.Classify(messages.classify(POISON, "fragile"), timeout=PATIENCE_S)
+        elif draw < 0.35:
+            method = stubs.channel.unary_unary("/rafaga.v1.Vision/Classify")
+            method(rng.randbytes(rng.randrange(300)), timeout=PATIENCE_S)
+        elif draw < 0.4:
+            pixels = vision_pb2.ImageTensor(data=b"1", batch=2**31, height=2**31, width=3, channels=1)
+            stubs.vision.Classify(vision_pb2.ClassifyRequest(model="digits", pixels=pixels), timeout=PATIENCE_S)
+        elif draw < 0.6:
+            response = oip.stub(stubs).ModelInfer(oip.request("scaled", x=X), timeout=PATIENCE_S)
+            np.testing.assert_allclose(oip.arrays(response)["y"], X * int(response.model_version), rtol=1e-5)
+        else:
+            answer = stubs.vision.Classify(messages.classify(image), timeout=PATIENCE_S)
+            assert messages.probabilities(answer) == pytest.approx(bundles.classify(image), abs=1e-5)
+        return "answered"
+
+    def reload(self) -> int:
+        """Publishes one version after the other, and takes the old ones away; gives the last."""
+        version = 1
+        while time.monotonic() + RELOAD_S < self._end:
+            time.sleep(RELOAD_S)
+            version += 1
+            plain.publish(self._root / ".beside", "scaled", plain.scaled(version), version)
+            (self._root / ".beside/scaled" / str(version)).rename(self._root / "scaled" / str(version))
+            shutil.rmtree(self._root / "scaled" / str(version - 2), ignore_errors=True)
+        return version
+
+
+@pytest.mark.parametrize(
+    "seconds", [6.0, pytest.param(LONG_S, marks=[pytest.mark.nightly, pytest.mark.timeout(LONG_S + 300)])]
+)
+def test_soak(tmp_path: Path, transport: str, seconds: float) -> None:
+    bundles.publish_classifier(tmp_path)
+    graphs.publish_fragile(tmp_path)
+    plain.publish(tmp_path, "scaled", plain.scaled(1))
+    polling = ("--model-control", "poll", "--poll-interval-s", "0.2")
+    with running(tmp_path, "--transport", transport, *polling) as served:
+        soak = Soak(served, tmp_path, seconds)
+        with (
+            watching(lambda: served.metric("process_resident_memory_bytes"), seconds / 60) as resident,
+            ThreadPoolExecutor(CALLERS + 1) as pool,
+        ):
+            calls = [pool.submit(soak.call, number) for number in range(CALLERS)]
+            version = pool.submit(soak.reload).result()
+            seen = sum((call.result() for call in calls), Counter[str]())
+        eventually(lambda: served.metric("rafaga_requests_in_flight") == 0, "every call ended")
+        eventually(lambda: served.metric("rafaga_queue_rows") == 0, "the queues are empty")
+        assert served.metric("rafaga_model_ready", model="scaled", version=str(version)) == 1
+        assert served.metric("rafaga_engine_restarts_total") == 0
+        print(
+            f"{transport}: {sum(seen.values())} calls in {seconds:.0f} s, {version} versions, {dict(seen)}; resident "
+            f"{resident[0] / MIB:.1f}, {resident[len(resident) // 2] / MIB:.1f}, {resident[-1] / MIB:.1f} MiB at the "
+            f"beginning, half-way and at the end: {growth_bytes(resident) / MIB:+.2f} MiB by slope"
+        )
+        assert seen["answered"] > 0
+        assert seen["cancelled"] > 0
+        assert seen["INVALID_ARGUMENT"] > 0
+        assert seen["INTERNAL"] > 0
+        others = {"answered", "answered before", "cancelled", "INVALID_ARGUMENT", "INTERNAL"}
+        assert seen.keys() <= others | {"NOT_FOUND", "RESOURCE_EXHAUSTED", "UNAVAILABLE"}
+        if seconds >= 60:  # before, caches are still being filled
+            assert not grows(resident)
+
+
+@pytest.mark.parametrize(("keep", "leaks"), [("kept.append(made)", True), ("kept = [made]", False)])
+def test_a_process_that_leaks_is_caught(keep: str, leaks: bool) -> None:
+    size = 2 * LIMIT_BYTES // 16
+    with subprocess.Popen([sys.executable, "-c", LEAK.format(size=size, keep=keep)]) as process:
+        try:
+            with watching(lambda: psutil.Process(process.pid).memory_info().rss, 0.125) as resident:
+                time.sleep(5)
+        finally:
+            process.kill()
+    assert grows(resident) is leaks
+
+
+def climbing(start: float, per_reading: float, readings: int, noise: float = 0.5 * MIB) -> Sequence[float]:
+    rng = Random(readings)
+    return [start + per_reading * n + rng.uniform(-noise, noise) for n in range(readings)]
+
+
+@pytest.mark.parametrize(
+    ("resident", "verdict"),
+    [
+        (climbing(100 * MIB, 0.0, 60), False),
+        (climbing(100 * MIB, 0.3 * MIB, 60), True),
+        ([*climbing(60 * MIB, 2 * MIB, 30), *climbing(120 * MIB, 0.0, 30)], False),  # only at the beginning
+        ([*climbing(100 * MIB, 0.0, 45), 900 * MIB, *climbing(100 * MIB, 0.0, 14)], False),  # one reading is off
+        ([100 * MIB + (n % 7) * MIB for n in range(60)], False),  # a saw
+        ([100 * MIB + (n % 7) * MIB + n * 0.4 * MIB for n in range(60)], True),  # a saw that climbs
+        (climbing(100 * MIB, -0.5 * MIB, 60), False),
+    ],
+)
+def test_the_judge(resident: Sequence[float], verdict: bool) -> None:
+    assert grows(resident) is verdict
