@@ -55,11 +55,18 @@ class Tls:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server takes. Both transports honour these; how strictly is in docs/transports.md."""
+    """What one server takes. Both transports honour these; how strictly is in docs/transports.md.
+
+    keepalive_ms: between pings that find a dead peer, which has keepalive_timeout_ms to answer.
+    min_ping_interval_ms: of clients' own pings; those that ping more often are sent away.
+    """
 
     max_request_bytes: int
     max_concurrent_calls: int
     max_concurrent_streams: int = 1024  # of one connection
+    keepalive_ms: int = 60_000
+    keepalive_timeout_ms: int = 20_000
+    min_ping_interval_ms: int = 10_000
 
 
 class GrpcioTransport:
@@ -133,9 +140,11 @@ class GrpcioTransport:
             ("grpc.so_reuseport", 0),
             # Identity only: a compressed message can inflate a thousandfold.
             ("grpc.compression_enabled_algorithms_bitset", 1),
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_time_ms", self._limits.keepalive_ms),
+            ("grpc.keepalive_timeout_ms", self._limits.keepalive_timeout_ms),
+            # Otherwise the core waits a minute for the answer, whatever the line above says.
+            ("grpc.http2.ping_timeout_ms", self._limits.keepalive_timeout_ms),
+            ("grpc.http2.min_ping_interval_without_data_ms", self._limits.min_ping_interval_ms),
             ("grpc.keepalive_permit_without_calls", 1),
         ]
 

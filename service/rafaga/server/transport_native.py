@@ -66,8 +66,8 @@ class NativeTransport:
             [(method, False) for method in self._router.methods],
             io_threads=_IO_THREADS,
             call_details=True,
-            keepalive_time_ms=60_000,
-            keepalive_timeout_ms=20_000,
+            keepalive_time_ms=self._limits.keepalive_ms,
+            keepalive_timeout_ms=self._limits.keepalive_timeout_ms,
             max_concurrent_streams=self._limits.max_concurrent_streams,
         )
         self._folder = tempfile.mkdtemp(prefix="rafaga-")  # private to this user
