@@ -7,9 +7,10 @@ from collections.abc import Callable
 import grpc
 import pytest
 
+from rafaga.errors import PUSHBACK_KEY
 from tests import bundles
 from tests.integration import http2, messages
-from tests.integration.serving import PATIENCE_S, Served, eventually, refusal, wait_for_queue
+from tests.integration.serving import PATIENCE_S, Served, eventually, refusal, refusal_of, wait_for_queue
 from tests.integration.valve import Decoder, Valve
 
 DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED
@@ -128,6 +129,30 @@ def test_a_queue_of_n_refuses_exactly_what_is_beyond(serve: Callable[..., Served
     assert all(future.result(PATIENCE_S).results for future in (first, *queued))
     assert served.metric("rafaga_refusals_total") == 2
     assert served.metric("rafaga_requests_total", code="OK") == 4
+
+
+def test_n_and_two_at_once_into_a_queue_of_n(serve: Callable[..., Served], valve: Valve, transport: str) -> None:
+    """Exactly two are refused, and told when to come back in every way that the transport has."""
+    served = serve(max_queue_requests=3)
+    with valve.closed():
+        first = served.vision.Classify.future(messages.classify(IMAGE))
+        valve.wait_for_engine()
+        calls = [served.vision.Classify.future(messages.classify(IMAGE)) for _ in range(5)]
+        eventually(lambda: sum(call.done() for call in calls) == 2, "two are refused")
+        wait_for_queue(served, "digits", 3)
+        refused = [call for call in calls if call.done()]
+    for call in refused:
+        found = refusal_of(call)
+        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        assert getattr(found.error, "retry_after_s", 0) > 0
+        pushback = dict(call.trailing_metadata()).get(PUSHBACK_KEY)  # the native front keeps it for itself
+        assert (pushback is not None and int(pushback) > 0) is (transport == "grpcio")
+    answered = [first, *(call for call in calls if call not in refused)]
+    assert all(call.result(PATIENCE_S).results for call in answered)
+    assert served.metric("rafaga_refusals_total") == served.metric("rafaga_refusals_total", reason="QUEUE_FULL") == 2
+    assert served.metric("rafaga_requests_total", code="OK") == 4
+    assert served.metric("rafaga_requests_total", code="RESOURCE_EXHAUSTED") == 2
+    assert served.metric("rafaga_requests_total") == 6
 
 
 def test_a_deadline_that_passes_while_decoding_costs_no_inference(
