@@ -10,9 +10,11 @@ import contextlib
 import ctypes
 import io
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 import onnxruntime as ort
@@ -187,23 +189,34 @@ class Nvidia:
 
 
 def preload() -> str:
-    """Loads what CUDA needs from the nvidia-* packages of this environment, which the system's loader does not find.
+    """Loads what CUDA and TensorRT need from this environment's packages, which the system's loader does not find.
 
-    Gives what ONNX Runtime has to say about it. Without this, a session on the GPU quietly becomes one on the CPU.
+    Gives what ONNX Runtime has to say about it. Without this, a session on the GPU quietly becomes one on the CPU. ONNX
+    Runtime looks beside itself alone; where it lies in another folder than PyTorch, so do the libraries.
     """
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(OSError):
         ort.preload_dlls()
+    folders = [
+        folder
+        for path in map(Path, sys.path)
+        for folder in (*path.glob("nvidia/*/lib"), path / "tensorrt_libs")
+        if folder.is_dir()
+    ]
+    for name in needed_libraries(DeviceKind.TENSORRT):
+        if not _loads(name):
+            # Any will do: once one is loaded, those that need it find it by its name.
+            any(_loads(str(folder / name)) for folder in folders if (folder / name).is_file())
     return said.getvalue()
 
 
 def needed_libraries(kind: DeviceKind) -> tuple[str, ...]:
-    """Beside the driver's own. The CUDA version is the one that ONNX Runtime was built with."""
+    """Beside the driver's own, those that others need first. The CUDA version is that of ONNX Runtime's build."""
     if kind is DeviceKind.CPU:
         return ()
     major = str(ort.cuda_version or "13").partition(".")[0]
     own = tuple(f"lib{name}.so.{major}" for name in ("cudart", "cublasLt", "cublas"))
-    cuda = (*own, "libcurand.so.10", f"libcufft.so.{12 if int(major) >= 13 else 11}", "libcudnn.so.9")
+    cuda = (*own, "libcurand.so.10", "libcudnn.so.9")
     return cuda if kind is DeviceKind.CUDA else (*cuda, "libnvinfer.so.10", "libnvonnxparser.so.10")
 
 

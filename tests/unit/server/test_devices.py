@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -146,10 +148,9 @@ class TestLibraries:
     def test_those_of_the_version_that_onnx_runtime_was_built_with(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(devices.ort, "cuda_version", "13.0", raising=False)
         assert "libcudart.so.13" in needed_libraries(DeviceKind.CUDA)
-        assert "libcufft.so.12" in needed_libraries(DeviceKind.CUDA)
         assert "libnvinfer.so.10" in needed_libraries(DeviceKind.TENSORRT)
         monkeypatch.setattr(devices.ort, "cuda_version", "12.8", raising=False)
-        assert {"libcudart.so.12", "libcufft.so.11"} <= set(needed_libraries(DeviceKind.CUDA))
+        assert {"libcudart.so.12", "libcublas.so.12"} <= set(needed_libraries(DeviceKind.CUDA))
         assert needed_libraries(DeviceKind.CPU) == ()
 
     def test_what_does_not_load_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +161,31 @@ class TestLibraries:
         monkeypatch.setattr(devices.ctypes, "CDLL", load)
         monkeypatch.setattr(devices, "preload", lambda: "")
         assert Nvidia().missing_libraries(DeviceKind.CUDA) == ("libcudnn.so.9",)
+
+    def test_packages_anywhere_on_the_path_are_found(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """ONNX Runtime in one folder, PyTorch's libraries in another, TensorRT's in a third."""
+        cuda, tensorrt = tmp_path / "a" / "nvidia" / "cu13" / "lib", tmp_path / "b" / "tensorrt_libs"
+        for folder, name in ((cuda, "libcurand.so.10"), (tensorrt, "libnvinfer.so.10")):
+            folder.mkdir(parents=True)
+            (folder / name).touch()
+        loaded: set[str] = set()
+
+        def load(name: str, *_: object) -> None:
+            if not Path(name).is_file() and name not in loaded:
+                raise OSError(f"{name}: cannot open shared object file")
+            loaded.add(Path(name).name)
+
+        monkeypatch.setattr(devices.ctypes, "CDLL", load)
+        monkeypatch.setattr(devices.ort, "preload_dlls", lambda: None)
+        monkeypatch.setattr(devices.ort, "cuda_version", "13.0", raising=False)
+        monkeypatch.setattr(sys, "path", [str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "nowhere")])
+        assert Nvidia().missing_libraries(DeviceKind.TENSORRT) == (
+            "libcudart.so.13",
+            "libcublasLt.so.13",
+            "libcublas.so.13",
+            "libcudnn.so.9",
+            "libnvonnxparser.so.10",
+        )
 
     def test_preloading_keeps_quiet(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
         monkeypatch.setattr(devices.ort, "preload_dlls", lambda: print("Failed to load libcurand.so.10"))
