@@ -143,6 +143,9 @@ class Server:
         return not left
 
 
+_SIGNAL_SLICE_S = 0.2
+
+
 class ShutdownSignals:
     """Catches SIGTERM and SIGINT while entered, and gives the old handlers back."""
 
@@ -168,7 +171,10 @@ class ShutdownSignals:
         self._caught.put(None)
 
     def wait(self) -> None:
-        self._first.wait()
+        # In slices: the handlers run in this thread alone, and a signal that comes in the moment before it sleeps does
+        # not wake it.
+        while not self._first.wait(_SIGNAL_SLICE_S):
+            pass
 
     def _tell(self) -> None:
         while self._caught.get() is not None:
