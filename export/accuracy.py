@@ -3,13 +3,14 @@
 classification   `top1`, `top5`: against the labels
 maps             `similarity`: cosine with the fp32 file's maps; nobody labels a map
 embedding        `recall_at_10`: of the ten nearest images by the fp32 file, how many are found; and `similarity`
+segmentation     `agreement`: share of pixels with the fp32 file's class
 sequence         `legal`, `remembered`: next symbols that the grammar allows, and long-range dependencies that are kept
 forecasting      `mase`, `pinball`, `coverage_P`: against what came
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from export.arrays import Array, pad_symbols
+from export.arrays import Array, Arrays, pad_symbols
 from export.samples import ImageSet
 from export.verify import run
 from models.entry import SeriesInput
@@ -76,15 +77,11 @@ def resemble(
     chosen = spread(len(images), limit)
     cosines: dict[str, list[float]] = {}
     embeddings: dict[str, list[tuple[Array, Array]]] = {}
-    size = max(1, _BATCH_BYTES // images.read([0]).nbytes)
-    for start in range(0, len(chosen), size):
-        pixels = {"image": images.read(chosen[start : start + size])}
-        found, reference = run(session, pixels), run(fp32, pixels)
+    for found, reference in _both(session, fp32, images, chosen, advance):
         for name, expected in reference.items():
             cosines.setdefault(name, []).extend(_cosine(found[name], expected))
             if expected.ndim == 2:
                 embeddings.setdefault(name, []).append((found[name], expected))
-        advance(start + len(pixels["image"]), len(chosen))
     recalls = [
         recall(np.concatenate([found for found, _ in pairs]), np.concatenate([expected for _, expected in pairs]))
         for pairs in embeddings.values()
@@ -96,6 +93,38 @@ def resemble(
     return tuple(
         Metric(name=name, value=value, dataset=images.name, samples=len(chosen)) for name, value in figures.items()
     )
+
+
+def agree(
+    session: ort.InferenceSession,
+    fp32: ort.InferenceSession,
+    images: ImageSet,
+    limit: int | None = None,
+    advance: Advance = lambda *_: None,
+) -> tuple[Metric, ...]:
+    """`agreement`: the share of pixels that a smaller file's `labels` [N, H, W] give the class of the file `fp32`."""
+    chosen = spread(len(images), limit)
+    same = [
+        (found["labels"] == reference["labels"]).mean(axis=(1, 2))
+        for found, reference in _both(session, fp32, images, chosen, advance)
+    ]
+    value = float(np.concatenate(same).mean())
+    return (Metric(name="agreement", value=value, dataset=images.name, samples=len(chosen)),)
+
+
+def _both(
+    session: ort.InferenceSession,
+    fp32: ort.InferenceSession,
+    images: ImageSet,
+    chosen: Sequence[int],
+    advance: Advance,
+) -> Iterator[tuple[Arrays, Arrays]]:
+    """The answers of both files, batch by batch."""
+    size = max(1, _BATCH_BYTES // images.read([0]).nbytes)
+    for start in range(0, len(chosen), size):
+        pixels = {"image": images.read(chosen[start : start + size])}
+        yield run(session, pixels), run(fp32, pixels)
+        advance(start + len(pixels["image"]), len(chosen))
 
 
 def recall(found: Array, reference: Array, neighbours: int = 10) -> float:

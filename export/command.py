@@ -12,7 +12,7 @@ from rich.console import Console
 from export.evidence import Sources
 from export.labels import Labels, LabelsInvalid, read_labels
 from export.own import OwnModel, OwnModelInvalid, numbers_of, own_entry, size_of, strides_of
-from export.precisions import RECALL, SIMILARITY, TOP1
+from export.precisions import AGREEMENT, RECALL, SIMILARITY, TOP1
 from export.progress import shown
 from export.publish import Published, Wanted, publish
 from export.show import Outcome, catalogue_table, new_console, outcome_table
@@ -162,7 +162,7 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
         type=float,
         metavar="POINTS",
         help="what a variant may lose and still be chosen by the server; default: "
-        + ", ".join(f"{100 * c.allowed_drop:g} of {c.metric}" for c in (TOP1, SIMILARITY, RECALL)),
+        + ", ".join(f"{100 * c.allowed_drop:g} of {c.metric}" for c in (TOP1, SIMILARITY, RECALL, AGREEMENT)),
     )
 
 

@@ -81,18 +81,20 @@ class ImageEvidence:
         return [images[start : start + CALIBRATION_BATCH] for start in range(0, len(images), CALIBRATION_BATCH)]
 
     def measure(self, session: ort.InferenceSession, advance: Advance, fp32: Path | None = None) -> tuple[Metric, ...]:
-        """Empty where it cannot be known. `fp32`: the file that features are compared with, None for that file itself.
+        """Empty where it cannot be known. `fp32`: the file that others are compared with, None for that file itself.
 
-        Features have no labels: PyTorch's own are right by definition, and the fp32 file's are PyTorch's.
+        Features have no labels: PyTorch's own are right by definition, and the fp32 file's are PyTorch's. Nor have the
+        pixels of the photos at hand.
         """
         if self.data.held_out is None:
             return ()
         if self.entry.task is Task.CLASSIFICATION:
             return accuracy.classify(session, self.data.held_out, self.sources.samples, advance)
-        if self.entry.task is Task.FEATURES and fp32 is not None:
-            limit = self.sources.samples or FEATURE_SAMPLES
-            return accuracy.resemble(session, open_session(fp32), self.data.held_out, limit, advance)
-        return ()
+        compare = {Task.FEATURES: accuracy.resemble, Task.SEGMENTATION: accuracy.agree}.get(self.entry.task)
+        if compare is None or fp32 is None:
+            return ()
+        limit = self.sources.samples or FEATURE_SAMPLES
+        return compare(session, open_session(fp32), self.data.held_out, limit, advance)
 
     def _take(self, count: int, number: int, seed: int = 0) -> Array:
         sizes = PIXEL_PARITY_SIZES if self.entry.task is Task.SEGMENTATION else PARITY_SIZES

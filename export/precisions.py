@@ -46,9 +46,13 @@ SIMILARITY = Criterion("similarity", 0.01, reference=1.0)
 # Where two photos are about as near, rounding decides which comes first: of those networks' pooled features, 0.93 and
 # 0.89 are left. Approximate indices for vector search are run at 0.9 and above.
 RECALL = Criterion("recall_at_10", 0.1, reference=1.0)
+# Of one pixel in a hundred another class: mostly along the outlines, where the classes are about as probable.
+AGREEMENT = Criterion("agreement", 0.01, reference=1.0)
 
 
 def criterion_of(entry: Entry) -> Criterion:
+    if entry.task is Task.SEGMENTATION:
+        return AGREEMENT
     if entry.task is Task.FEATURES:
         return RECALL if 0 in entry.strides.values() else SIMILARITY
     return TOP1

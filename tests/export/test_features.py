@@ -118,6 +118,16 @@ def test_embeddings_are_judged_by_their_neighbours(tmp_path: Path) -> None:
     assert int8.default_eligible == (figures(int8)["recall_at_10"] >= 0.9)
 
 
+def test_segmenters_are_judged_by_the_class_of_every_pixel(tmp_path: Path) -> None:
+    half, eighth = judge_of(small.segmenter(), tmp_path).variants((Precision.FP16, Precision.INT8))
+    for variant in (half, eighth):
+        assert variant.loss is not None
+        assert (variant.loss.metric, variant.loss.allowed_drop) == ("agreement", 0.01)
+        assert variant.loss.drop == pytest.approx(1 - figures(variant)["agreement"])
+        assert variant.default_eligible == (figures(variant)["agreement"] >= 0.99)
+    assert figures(half)["agreement"] > 0.99
+
+
 def test_layers_go_back_to_float_until_the_maps_are_alike(tmp_path: Path) -> None:
     """A limit that the network misses as a whole and meets with one of its two layers in float."""
     whole, second = tmp_path / "whole", tmp_path / "second"
