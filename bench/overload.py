@@ -17,7 +17,7 @@ _ALONE, _BUSY, _TWICE, _FIVEFOLD = "alone", 0.8, 2.0, 5.0
 
 
 def overload(repository: Path, blocks: int, threads: int) -> str:
-    with serving(repository, (_MODEL,), "--precision", "fp32", threads=threads) as targets:
+    with serving(repository, (_MODEL,), "--precision", "fp32", threads=threads, peer=True) as targets:
         peaks = {
             s: closed_loop(t.address, _MODEL, _PEAK_CALLERS, _SECONDS, "open-inference").rate
             for s, t in targets.items()

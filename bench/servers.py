@@ -16,8 +16,10 @@ TRITON = "Triton"
 
 
 @contextmanager
-def serving(repository: Path, names: Sequence[str], *options: str, threads: int) -> Iterator[dict[str, Target]]:
-    """A server of `names` on each transport with `options`, and Triton where it is at hand."""
+def serving(
+    repository: Path, names: Sequence[str], *options: str, threads: int, peer: bool = False
+) -> Iterator[dict[str, Target]]:
+    """A server of `names` on each transport with `options`; `peer`: and Triton, where it is at hand."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         chosen = folder / "repository"
@@ -31,7 +33,7 @@ def serving(repository: Path, names: Sequence[str], *options: str, threads: int)
             stack.callback(server.kill)
             server.start()
             targets[transport] = Target(server.address, server.metrics_url, server.pid)
-        if (scripts := peers()) is not None:
+        if peer and (scripts := peers()) is not None:
             files = {name: models.file(repository, name) for name in names}
             targets[TRITON] = stack.enter_context(triton(scripts, files, threads, folder / "triton.log"))
         yield targets

@@ -26,7 +26,7 @@ def against_triton(repository: Path, blocks: int) -> str:
         "C++ backend, which no public package carries, is faster at one caller. / Triton: requests per second over "
         "Triton's, block by block. CPU: the server's, per request.\n",
     ]
-    with serving(repository, (LENET, LSTM), "--precision", "fp32", threads=1) as targets:
+    with serving(repository, (LENET, LSTM), "--precision", "fp32", threads=1, peer=True) as targets:
         for model in (LENET, LSTM):
             results = interleaved(
                 {

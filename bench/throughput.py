@@ -14,6 +14,8 @@ from bench.models import LARGE, file
 from bench.servers import TRANSPORTS, serving
 
 _SECONDS = 6.0  # a slow model answers a batch at a time: a short window counts one more or less
+# Callers in a closed loop wait as long as they must: a refusal would only bring the next request.
+_OPTIONS = ("--max-queue-wait-ms", "30000", "--precision")
 _RAW, _INT8 = "ONNX Runtime alone", "int8"
 
 
@@ -28,8 +30,8 @@ def large_models(repository: Path, blocks: int, threads: int) -> str:
     for model in LARGE:
         alone = raw.load(file(repository, model).parent, threads)
         with ExitStack() as stack:
-            precise = stack.enter_context(serving(repository, (model,), "--precision", "fp32", threads=threads))
-            quick = stack.enter_context(serving(repository, (model,), "--precision", "int8", threads=threads))
+            precise = stack.enter_context(serving(repository, (model,), *_OPTIONS, "fp32", threads=threads))
+            quick = stack.enter_context(serving(repository, (model,), *_OPTIONS, "int8", threads=threads))
             callers = max(16, 2 * alone.best_rows)
             measures: dict[str, Callable[[], float]] = {_RAW: partial(alone.rate, _SECONDS)}
             for transport in TRANSPORTS:
