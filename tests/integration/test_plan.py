@@ -138,5 +138,5 @@ def test_what_was_planned_is_what_callers_see(paced: Served, tmp_path: Path) -> 
     measured = document.read(run).steps[0].figures.latency
     print(f"p50 {measured.p50_ms:.1f} ms, planned {plan['with_all']['p50_ms']:.1f} ms")
     print(f"p99 {measured.p99_ms:.1f} ms, planned {plan['with_all']['p99_ms']:.1f} ms")
-    assert measured.p50_ms == pytest.approx(plan["with_all"]["p50_ms"], rel=0.15)
+    assert measured.p50_ms == pytest.approx(plan["with_all"]["p50_ms"], rel=0.3)
     assert measured.p99_ms == pytest.approx(plan["with_all"]["p99_ms"], rel=0.3)
