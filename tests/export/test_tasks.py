@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torchvision.models.detection import FasterRCNN, ssd300_vgg16
 
 from export.arrays import alone
-from export.evidence import PARITY_BATCHES, Sources
-from export.graph import serving_graph
+from export.evidence import PARITY_BATCHES, Sources, find_evidence
+from export.graph import serving_graph, settle
 from export.onnx import to_onnx
 from export.progress import Silent
 from export.publish import Wanted, publish
+from export.samples import MAX_PIXELS, preparation
+from export.settling import settle_detector
 from export.verify import PARITY_GATE, open_session, read_golden, run, verify_bundle
-from models.entry import Entry
+from models.backbones import ResNet50Fpn
+from models.detectors import CLASSES
+from models.entry import Entry, ImageInput
 from models.zoo import catalogue
-from rafaga.bundle import GOLDEN, Bundle, Precision, Task
+from rafaga.bundle import GOLDEN, Bundle, Precision, Task, relative_error
+from rafaga.images import prepare
+from rafaga.objects import paired
 from tests.export import small
 
 
@@ -105,3 +114,55 @@ def test_a_random_detector_is_not_full_of_objects(name: str, tmp_path: Path) -> 
     counts = (golden["scores"] > 0).sum(axis=1)
     assert (counts > 0).all()
     assert len(np.unique(golden["scores"][golden["scores"] > 0])) > counts.sum() // 2, "sure of everything alike"
+
+
+PHOTOS = (
+    Path(os.environ.get("RAFAGA_DATA", Path(__file__).parents[2].parent / "shared" / "data")) / "detection" / "photos"
+)
+
+
+def published_by_torchvision(name: str) -> nn.Module:
+    """torchvision's whole detector, from a list of images to boxes in their pixels."""
+    if name == "ssd300-vgg16":
+        return ssd300_vgg16(weights=None, weights_backbone=None, num_classes=CLASSES).eval()
+    return FasterRCNN(ResNet50Fpn().backbone, CLASSES).eval()
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["ssd300-vgg16", "fasterrcnn-resnet50-fpn"])
+def test_photos_give_the_boxes_of_torchvisions_own_detector(name: str, tmp_path: Path) -> None:
+    """1. Random weights, settled, in both. 2. Export. 3. Photos as the service prepares them: torchvision's own
+    resizing then has nothing left to do. 4. The same objects."""
+    files = sorted(PHOTOS.glob("*.jpg"))[:3]
+    if not files:
+        pytest.skip(f"no photos in {PHOTOS}")
+    entry = catalogue()[name]
+    torch.manual_seed(0)
+    module = entry.build()
+    graph = serving_graph(entry, module)
+    noise = list(find_evidence(entry, Sources(), trained=False).batches())[-1]
+    settle(graph, noise)
+    settle_detector(graph, noise)
+    theirs = published_by_torchvision(name)
+    theirs.load_state_dict(module.state_dict())
+    example = {"image": noise["image"][:2]}
+    to_onnx(graph, example, tmp_path / "model.onnx")
+    session = open_session(tmp_path / "model.onnx")
+    assert isinstance(entry.input, ImageInput)
+    objects = 0
+    for file in files:
+        pixels, _ = prepare(file.read_bytes(), preparation(entry.input), MAX_PIXELS)
+        with torch.inference_mode():
+            (expected,) = theirs([torch.from_numpy(pixels).permute(2, 0, 1) / 255])
+        found = run(session, {"image": pixels[np.newaxis]})
+        count = len(expected["boxes"])
+        reference = {output: np.zeros_like(array) for output, array in found.items()}
+        for output, array in reference.items():
+            array[0, :count] = expected[output].numpy()
+        order = ("boxes", "scores", "labels")
+        ours, wanted = paired([found[o] for o in order], [reference[o] for o in order])
+        for a, b in zip(ours, wanted, strict=True):
+            assert relative_error(a, b) <= PARITY_GATE
+        objects += len(wanted[1])
+    assert objects > 10
