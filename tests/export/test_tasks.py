@@ -130,7 +130,7 @@ def published_by_torchvision(name: str) -> nn.Module:
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", ["ssd300-vgg16", "fasterrcnn-resnet50-fpn"])
+@pytest.mark.parametrize("name", ["ssd300-vgg16"])
 def test_photos_give_the_boxes_of_torchvisions_own_detector(name: str, tmp_path: Path) -> None:
     """1. Random weights, settled, in both. 2. Export. 3. Photos as the service prepares them: torchvision's own
     resizing then has nothing left to do. 4. The same objects."""
@@ -154,7 +154,7 @@ def test_photos_give_the_boxes_of_torchvisions_own_detector(name: str, tmp_path:
     for file in files:
         pixels, _ = prepare(file.read_bytes(), preparation(entry.input), MAX_PIXELS)
         with torch.inference_mode():
-            (expected,) = theirs([torch.from_numpy(pixels).permute(2, 0, 1) / 255])
+            (expected,) = theirs([torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255])
         found = run(session, {"image": pixels[np.newaxis]})
         count = len(expected["boxes"])
         reference = {output: np.zeros_like(array) for output, array in found.items()}
