@@ -25,6 +25,7 @@ from rafaga.server.engine import Engine, Samples, assemble, padding_rows
 from rafaga.server.latency import LatencyTable
 from rafaga.server.metrics import ModelMetrics
 from rafaga.server.plain import PlainModel
+from rafaga.server.shift import Relieved, Run, Shift
 from rafaga.server.watch import Watch, WatchPolicy
 
 _LOG = logging.getLogger(__name__)
@@ -33,47 +34,6 @@ QUICK_S = 3e-3
 """Batches that run no longer may be run by the thread that brings the requests: waking another one takes long too."""
 
 _DOWN = "the model's engine was lost and is being restarted: ask another replica, or later"
-
-
-class _Run:
-    """What an engine computes, and until when it may. Whoever claims it first, engine or watch, owes the answers."""
-
-    __slots__ = ("_unclaimed", "bound_s", "give_up_at", "parts")
-
-    def __init__(self, parts: Sequence[Part], bound_s: float) -> None:
-        self.parts = parts
-        self.bound_s = bound_s
-        self.give_up_at = time.monotonic() + bound_s
-        self._unclaimed = threading.Lock()
-
-    def claim(self) -> bool:
-        return self._unclaimed.acquire(blocking=False)
-
-
-class _Shift:
-    """One engine at work, in a thread of its own, until it is relieved.
-
-    ahead: a batch that was taken and sent while another still ran, and the flight it is on.
-    """
-
-    def __init__(self, engine: Engine, serve: Callable[[_Shift], None], name: str) -> None:
-        self.engine = engine
-        self.ahead: tuple[Batch, Flight | Exception] | None = None
-        self.thread = threading.Thread(target=serve, args=(self,), name=f"engine-{name}", daemon=True)
-        self.batch: Batch | None = None
-        self.run: _Run | None = None
-        self.sound = True  # it has run something since it last failed
-        self.relieved = False
-
-    @property
-    def owed(self) -> tuple[Batch, ...]:
-        """The batches that its engine has taken and not answered."""
-        ahead = self.ahead
-        return tuple(batch for batch in (self.batch, None if ahead is None else ahead[0]) if batch is not None)
-
-
-class _Relieved(Exception):
-    """The engine was given up during this run: its thread owes nothing any more."""
 
 
 class ServedModel:
@@ -118,7 +78,7 @@ class ServedModel:
         self._down = False
         self._tell: Callable[[], None] = lambda: None
         self._probe = samples.tiled(1)
-        self._shifts = [_Shift(engine, self._serve, bundle.name) for engine in engines]
+        self._shifts = [Shift(engine, self._serve, bundle.name) for engine in engines]
         self._stuck: list[threading.Thread] = []
         self._renew = renew
         self._watch_policy = watch or WatchPolicy()
@@ -176,7 +136,7 @@ class ServedModel:
                 self._changed.notify_all()
             return self._batcher.queued_jobs > 0
 
-    def _claim(self, shift: _Shift) -> Batch | None:
+    def _claim(self, shift: Shift) -> Batch | None:
         """The next batch, unless the engine's thread has one or there is something to wait for: it then goes on."""
         with self._lock:
             if shift.batch is not None or shift.relieved or self._stopping:
@@ -266,7 +226,7 @@ class ServedModel:
             if run.give_up_at <= time.monotonic() and run.claim():
                 self._lose(shift, "its run passed its bound", run)
 
-    def _runs(self) -> list[tuple[_Shift, _Run]]:
+    def _runs(self) -> list[tuple[Shift, Run]]:
         """What engines that were not given up compute now."""
         runs = ((shift, shift.run) for shift in self._shifts if not shift.relieved)
         return [(shift, run) for shift, run in runs if run is not None]
@@ -279,7 +239,7 @@ class ServedModel:
             return
         number = next(n for n, shift in enumerate(self._shifts) if shift.relieved)
         try:
-            shift = _Shift(self._renew(number), self._serve, self.bundle.name)
+            shift = Shift(self._renew(number), self._serve, self.bundle.name)
         except Exception:  # onnxruntime raises bare exceptions of many kinds
             _LOG.exception("no new engine yet", extra=about)
             return
@@ -296,7 +256,7 @@ class ServedModel:
         _LOG.warning("a new engine serves", extra=about)
         self._tell()
 
-    def _lose(self, shift: _Shift, why: str, run: _Run | None = None) -> None:
+    def _lose(self, shift: Shift, why: str, run: Run | None = None) -> None:
         """Ends an engine and fails exactly what it owes. `run`: what it computes, claimed from it.
 
         That run's jobs are not to be sent again, since one of them may be what engines hang on. All others may be.
@@ -329,7 +289,7 @@ class ServedModel:
         for job in (*(part.job for part in batch), *waiting):
             self._fail(job, ModelNotReady(_DOWN))
 
-    def _serve(self, shift: _Shift) -> None:
+    def _serve(self, shift: Shift) -> None:
         try:
             while not shift.relieved and (taken := shift.ahead or self._next(shift)) is not None:
                 batch, flight = taken if isinstance(taken, tuple) else (taken, None)
@@ -346,11 +306,11 @@ class ServedModel:
             if not shift.engine.close():
                 _LOG.error("a run does not end: its memory stays taken", extra={"model": self.bundle.name})
 
-    def _run_guarded(self, shift: _Shift, batch: Batch, flight: Flight | Exception | None = None) -> bool:
+    def _run_guarded(self, shift: Shift, batch: Batch, flight: Flight | Exception | None = None) -> bool:
         """Runs and answers the shift's batch. False when its engine was given up meanwhile."""
         try:
             self._run(shift, batch, flight)
-        except _Relieved:
+        except Relieved:
             return False
         except Exception:
             _LOG.exception("a batch was lost to a defect", extra={"model": self.bundle.name})
@@ -366,7 +326,7 @@ class ServedModel:
         for job in left:
             self._fail(job, Draining("the model stopped before the request ran: send it again"))
 
-    def _next(self, shift: _Shift) -> Batch | None:
+    def _next(self, shift: Shift) -> Batch | None:
         """Waits for a batch; None when the model is closing, or the engine was lost."""
         while True:
             self._let_in()
@@ -440,7 +400,7 @@ class ServedModel:
         with self._lock:
             self._ripe.notify_all()
 
-    def _run(self, shift: _Shift, batch: Batch, flight: Flight | Exception | None = None) -> None:
+    def _run(self, shift: Shift, batch: Batch, flight: Flight | Exception | None = None) -> None:
         """`flight`: the batch is already under way."""
         start = time.perf_counter()
         bound_s = self._watch_policy.bound_s(batch.predicted_end - time.monotonic())
@@ -462,7 +422,7 @@ class ServedModel:
                     self._batcher.finished(batch, seconds)
 
     def _answer(
-        self, shift: _Shift, parts: Sequence[Part], bound_s: float, flight: Flight | Exception | None = None
+        self, shift: Shift, parts: Sequence[Part], bound_s: float, flight: Flight | Exception | None = None
     ) -> Exception | None:
         """Runs and answers `parts`, or gives what the engine raised."""
         start = time.perf_counter()
@@ -471,17 +431,19 @@ class ServedModel:
                 raise flight
             if isinstance(shift.engine, BoundEngine):
                 landing = partial(self._land, shift, shift.engine, flight or shift.engine.begin(parts))
-                outputs = self._compute(shift, parts, landing, bound_s)
+                outputs = shift.compute(Run(parts, bound_s), landing, self._watch.expect)
             else:
-                outputs = self._compute(shift, parts, partial(shift.engine.run, assemble(parts)), bound_s)
-        except _Relieved:
+                outputs = shift.compute(
+                    Run(parts, bound_s), partial(shift.engine.run, assemble(parts)), self._watch.expect
+                )
+        except Relieved:
             raise
         except Exception as error:
             return error
         self._deliver(parts, outputs, time.perf_counter() - start)
         return None
 
-    def _land(self, shift: _Shift, engine: BoundEngine, flight: Flight) -> Arrays:
+    def _land(self, shift: Shift, engine: BoundEngine, flight: Flight) -> Arrays:
         """Waits for a batch, and sends the next meanwhile, if there is a full one."""
         if shift.ahead is None and shift.batch is not None:
             batch = self._full_one(shift.batch.predicted_end, flight.landed)
@@ -492,20 +454,7 @@ class ServedModel:
                     shift.ahead = batch, error
         return engine.finish(flight)
 
-    def _compute(self, shift: _Shift, parts: Sequence[Part], compute: Callable[[], Arrays], bound_s: float) -> Arrays:
-        """One run, watched. Raises what the engine raises, or _Relieved once nobody waits for it any more."""
-        run = shift.run = _Run(parts, bound_s)
-        self._watch.expect(run.give_up_at)
-        try:
-            outputs = compute()
-            shift.sound = True
-        finally:
-            if not run.claim():
-                raise _Relieved
-            shift.run = None
-        return outputs
-
-    def _isolate(self, shift: _Shift, parts: Sequence[Part], bound_s: float) -> list[Job]:
+    def _isolate(self, shift: Shift, parts: Sequence[Part], bound_s: float) -> list[Job]:
         """Of parts that made the engine fail together, answers by halves all but those that make it fail alone, which
         it gives."""
         if len(parts) == 1:
@@ -518,12 +467,12 @@ class ServedModel:
                 blamed += self._isolate(shift, wanted, bound_s)
         return blamed
 
-    def _blame(self, shift: _Shift, jobs: Sequence[Job], bound_s: float) -> None:
+    def _blame(self, shift: Shift, jobs: Sequence[Job], bound_s: float) -> None:
         """Fails jobs that the engine failed on, unless it fails on what it ran before too: then it is the engine."""
         if not shift.sound:
             try:
-                self._compute(shift, (), partial(shift.engine.run, self._probe), bound_s)
-            except _Relieved:
+                shift.compute(Run((), bound_s), partial(shift.engine.run, self._probe), self._watch.expect)
+            except Relieved:
                 raise
             except Exception:
                 _LOG.exception("the engine fails on its own sample", extra={"model": self.bundle.name})
