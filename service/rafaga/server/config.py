@@ -114,6 +114,8 @@ class Config:
         PrecisionChoice.AUTO, "variant to serve: auto (the fastest that kept its accuracy), fp32, fp16 or int8"
     )
     threads: int | None = _setting(None, "ONNX Runtime threads per model; default: chosen per model by a timed run")
+    spinning: bool = _setting(False, "ONNX Runtime's threads spin while they wait: quicker where cores are plenty")
+    instances: int = _setting(1, "engines of each model on each device; on the CPU they share the cores")
     max_batch_size: int = _setting(32, "rows per batch, where the bundle allows as many")
     max_queue_delay_us: int = _setting(0, "how long an idle engine waits for company")
     max_queue_wait_ms: int = _setting(1000, "requests predicted to wait longer are refused")
@@ -143,6 +145,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in (
+            "instances",
             "max_batch_size",
             "max_queue_requests",
             "max_concurrent_calls",

@@ -50,14 +50,14 @@ def available_cores() -> int:
     return cores
 
 
-def create_session(model: bytes, threads: int) -> ort.InferenceSession:
+def create_session(model: bytes, threads: int, spinning: bool = False) -> ort.InferenceSession:
     """A CPU session. The model comes as bytes: what was hashed is what runs. onnx_file sees to it that it is whole."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # plans memory per batch size, and sizes vary
-    # Spinning threads burn the cores that the transport and the decoders need.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Spinning threads burn the cores that the transport and the decoders need, unless there are plenty.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     options.log_severity_level = 3
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
@@ -97,15 +97,17 @@ class Engine:
         self._options = ort.RunOptions()
 
     @classmethod
-    def load(cls, bundle: Described, model: bytes, samples: Samples, threads: int | None) -> Engine:
+    def load(
+        cls, bundle: Described, model: bytes, samples: Samples, threads: int | None, spinning: bool = False
+    ) -> Engine:
         """`threads` None: all cores for models that use them, one for small ones, decided by a timed run.
 
         Raises BundleError when ONNX Runtime refuses the model.
         """
         try:
-            engine = cls(bundle, create_session(model, threads or available_cores()))
+            engine = cls(bundle, create_session(model, threads or available_cores(), spinning))
             if threads is None and available_cores() > 1 and engine.seconds(samples, 1) < _SINGLE_THREAD_S:
-                engine = cls(bundle, create_session(model, 1))
+                engine = cls(bundle, create_session(model, 1, spinning))
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds
             raise BundleError(f"{bundle.name}: ONNX Runtime does not run the model: {error}") from None
         return engine

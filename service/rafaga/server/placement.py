@@ -24,7 +24,7 @@ from rafaga.server.buffers import CudaMemory, HostMemory, Memory
 from rafaga.server.config import GpuChoice
 from rafaga.server.cuda import Cuda
 from rafaga.server.devices import CPU, Choice, Device, DeviceFallback, DeviceKind, Gpu, Nvidia
-from rafaga.server.engine import Described, Engine, Samples
+from rafaga.server.engine import Described, Engine, Samples, available_cores
 from rafaga.server.gate import Gate
 from rafaga.server.gpu_memory import HEADROOM, MIB, MemoryBudget, estimate
 from rafaga.server.latency import buckets_up_to
@@ -94,24 +94,35 @@ class Site:
 
 @dataclass(frozen=True)
 class Placement:
-    """`devices`: where each model has an engine."""
+    """`devices`: where each model has an engine; one that has several is there as often. `threads`: of ONNX Runtime,
+    for each engine on the CPU; None: its share of the cores, or one where a timed run says so."""
 
     devices: tuple[Device, ...] = (CPU,)
     fallback: DeviceFallback = DeviceFallback.FAIL
     threads: int | None = None
     settings: GpuSettings = GpuSettings()
+    instances: int = 1
+    spinning: bool = False
     _sites: dict[int, Site] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def on(cls, choice: Choice, fallback: DeviceFallback, threads: int | None, settings: GpuSettings) -> Placement:
-        """Raises DeviceError."""
+    def on(
+        cls,
+        choice: Choice,
+        fallback: DeviceFallback,
+        threads: int | None,
+        settings: GpuSettings,
+        instances: int = 1,
+        spinning: bool = False,
+    ) -> Placement:
+        """`instances`: engines on each device. Raises DeviceError."""
         sites: dict[int, Site] = {}
         if any(device.gpu for device in choice.devices):
             gpus, gate, loading = Nvidia().gpus(), Gate(), threading.Lock()
             for device in choice.devices:
                 cuda = Cuda.load(device.index)
                 sites[device.index] = Site(gpus[device.index], cuda, settings.memory_bytes, gate, loading)
-        return cls(choice.devices, fallback, threads, settings, sites)
+        return cls(choice.devices * instances, fallback, threads, settings, instances, spinning, sites)
 
     @property
     def gpu(self) -> bool:
@@ -122,7 +133,7 @@ class Placement:
         return self.gpu and self.fallback is DeviceFallback.CPU
 
     def on_cpu(self) -> Placement:
-        return dataclasses.replace(self, devices=(CPU,))
+        return dataclasses.replace(self, devices=(CPU,) * self.instances)
 
     def engine(self, device: Device, task: Task) -> Engine:
         """Raises BundleError when ONNX Runtime does not run the model or its answers are wrong, and DeviceError when it
@@ -132,7 +143,10 @@ class Placement:
         return GpuLoad(device, self._sites[device.index], self.settings, task).engine()
 
     def _on_the_cpu(self, task: Task) -> Engine:
-        engine = Engine.load(task.model, task.content, task.samples, self.threads)
+        threads = self.threads
+        if threads is None and self.instances > 1:
+            threads = max(1, available_cores() // self.instances)
+        engine = Engine.load(task.model, task.content, task.samples, threads, self.spinning)
         session = engine.session
         long = fits(task.model) and engine.seconds(task.samples, 1) >= _BOUND_S
         if long and isinstance(session, ort.InferenceSession):

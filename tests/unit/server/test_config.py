@@ -76,6 +76,7 @@ OTHER = {
     "tls_client_ca": "ca.pem",
     "tracing_endpoint": "localhost:4317",
     "tracing_sample_ratio": "0.5",
+    "spinning": "true",
     "triton_metrics": "true",
     "load_models": "a,b",
     "log_format": "text",
