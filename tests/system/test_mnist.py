@@ -1,16 +1,16 @@
 """The whole way at once: the shipped LeNet-5, exported, served in a process of its own, and asked by 32 callers.
 
-1. `python -m export` publishes the bundle. 2. `rafaga serve` serves it. 3. 32 threads share one client and send all
+1. `python -m export` publishes the bundle. 2. `rafaga serve` serves it. 3. 32 tasks share one client and send all
 10,000 test digits of MNIST, one per request. 4. The answers are compared with the labels and with PyTorch's.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from demo.server import ServerProcess
 from models.loading import load_weights
 from models.training.data import load_mnist
 from models.zoo import catalogue
-from rafaga import Classification, Client
+from rafaga import AsyncClient, Classification
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "lenet5-mnist"
@@ -52,6 +52,21 @@ def server(transport: str, repository: Path, tmp_path: Path) -> Iterator[ServerP
     assert server.stop() == 0
 
 
+async def ask_all(address: str, images: np.ndarray) -> list[Classification]:
+    """By callers that each wait for their answer."""
+    answers: dict[int, Classification] = {}
+    left = iter(range(len(images)))
+
+    async with AsyncClient(address) as client:
+
+        async def caller() -> None:
+            for i in left:
+                answers[i] = await client.classify(images[i], model=MODEL, top_k=10, timeout_s=60)
+
+        await asyncio.gather(*(caller() for _ in range(CALLERS)))
+    return [answers[i] for i in range(len(images))]
+
+
 def test_all_test_digits_from_concurrent_callers(server: ServerProcess, data: Path) -> None:
     images, labels = load_mnist(data, train=False)
     entry = catalogue()[MODEL]
@@ -62,12 +77,7 @@ def test_all_test_digits_from_concurrent_callers(server: ServerProcess, data: Pa
         mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (entry.input.mean, entry.input.std))
         expected = module.eval()((scaled - mean) / std).softmax(1).numpy()
 
-    with Client(server.address) as client, ThreadPoolExecutor(CALLERS) as callers:
-
-        def ask(image: np.ndarray) -> Classification:
-            return client.classify(image, model=MODEL, top_k=10, timeout_s=60)
-
-        answers = list(callers.map(ask, images))
+    answers = asyncio.run(ask_all(server.address, images))
 
     got = np.zeros_like(expected)
     for row, answer in zip(got, answers, strict=True):

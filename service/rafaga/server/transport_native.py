@@ -27,7 +27,6 @@ from rafaga.server.transport_grpcio import PAUSE_BEFORE_CLOSE_S, GrpcioTransport
 _LOG = logging.getLogger(__name__)
 
 _MAX_EVENTS = 256
-_BURST = 32  # calls that are gathered before their batch runs, if they are there
 _IO_THREADS = 1
 _BEHIND_CALLS = 64  # beside the spare threads
 
@@ -99,7 +98,6 @@ class NativeTransport:
         front, methods = self._front, self._router.methods
         assert front is not None
         steps: set[Callable[[], bool]] = set()
-        gathered = 0
         while (events := front.recv_batch_details(_MAX_EVENTS, 0 if steps else None)) is not None:
             for kind, call_id, method, payload, _, details in events:
                 try:
@@ -115,10 +113,6 @@ class NativeTransport:
                     # This thread serves everybody: nothing that one call does may end it.
                     _LOG.exception("a call could not be dispatched")
                     front.fail(call_id, grpc.StatusCode.INTERNAL.value[0], "the server failed on this request")
-            gathered += len(events)
-            if events and steps and gathered < _BURST:
-                continue  # whoever came meanwhile shares the batch; after a lone request nobody has
-            gathered = 0
             # One batch of each quick model: meanwhile more requests arrive, for the next.
             steps = {step for step in steps if step()}
 
