@@ -22,9 +22,9 @@ def against_triton(repository: Path, blocks: int) -> str:
     parts = [
         "## Small models, beside Triton\n",
         "Triton's perf_analyzer is the client of all, closed loop, one row per request. One ONNX Runtime thread each, "
-        "which is the best for Triton too; spinning off. Triton (core 2.51) runs the models in its Python backend: its "
-        "C++ backend, which no public package carries, is faster at one caller. / Triton: requests per second over "
-        "Triton's, block by block. CPU: the server's, per request.\n",
+        "which is the best for Triton too; spinning off. Triton (core 2.51) runs the models in its Python backend, the "
+        "one that public packages carry. / Triton: requests per second over Triton's, block by block. CPU: the "
+        "server's, per request.\n",
     ]
     with serving(repository, (LENET, LSTM), "--precision", "fp32", threads=1, peer=True) as targets:
         for model in (LENET, LSTM):
