@@ -157,7 +157,7 @@ class TestThreads:
     def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         asked: list[int] = []
 
-        def create(model: bytes, threads: int) -> FakeSession:
+        def create(model: bytes, threads: int, spinning: bool = False) -> FakeSession:
             assert model == b"model"
             asked.append(threads)
             return FakeSession()
