@@ -101,9 +101,9 @@ class Placement:
     fallback: DeviceFallback = DeviceFallback.FAIL
     threads: int | None = None
     settings: GpuSettings = GpuSettings()
+    _sites: dict[int, Site] = field(default_factory=dict, repr=False)
     instances: int = 1
     spinning: bool = False
-    _sites: dict[int, Site] = field(default_factory=dict, repr=False)
 
     @classmethod
     def on(
@@ -122,7 +122,7 @@ class Placement:
             for device in choice.devices:
                 cuda = Cuda.load(device.index)
                 sites[device.index] = Site(gpus[device.index], cuda, settings.memory_bytes, gate, loading)
-        return cls(choice.devices * instances, fallback, threads, settings, instances, spinning, sites)
+        return cls(choice.devices * instances, fallback, threads, settings, sites, instances, spinning)
 
     @property
     def gpu(self) -> bool:
