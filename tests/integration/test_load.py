@@ -157,7 +157,8 @@ def test_a_stall_of_the_server_is_seen_by_those_that_fell_into_it(
     """Nobody is answered for most of the window; a generator that waits would have sent one request in that time."""
     with serving(repository, "grpcio", max_queue_wait_ms=60_000) as served:
         stalling = _stall(served, valve, after_runs=60)
-        code, run = load(served, "--model", "digits", "--rate", "50", "--duration", "2", "--arrivals", "constant")
+        arguments = ["--rate", "50", "--duration", "2", "--warm-up", "0", "--arrivals", "constant"]
+        code, run = load(served, "--model", "digits", *arguments)
         stalling.join()
     assert code == 0
     (step,) = run.steps
@@ -172,7 +173,8 @@ def test_callers_that_wait_see_a_stall_once_each(
     """Four callers: four requests were under way, and nobody else was there to be late. The maximum tells."""
     with serving(repository, "grpcio", max_queue_wait_ms=60_000) as served:
         stalling = _stall(served, valve, after_runs=60)
-        code, run = load(served, "--model", "digits", "--concurrency", "4", "--duration", "2.5")
+        arguments = ["--concurrency", "4", "--duration", "2.5", "--warm-up", "0"]  # no stall can hide in a warm-up
+        code, run = load(served, "--model", "digits", *arguments)
         stalling.join()
     assert code == 0
     (step,) = run.steps
