@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import grpc
 import pytest
 
+from rafaga.server.calls import Call
 from tests import bundles
 from tests.integration import http2, messages
 from tests.integration.serving import PATIENCE_S, Served, connected, eventually, wait_for_queue
@@ -149,3 +151,19 @@ def test_many_callers_who_come_and_go(served: Served) -> None:
             found = messages.probabilities(call.result(PATIENCE_S))
             assert found == pytest.approx(bundles.classify(images[number % 8]), abs=1e-5)
     assert_serves(served)
+
+
+def test_a_call_is_freed_when_it_ends_and_not_by_the_garbage_collector(served: Served) -> None:
+    """Answered, refused or cancelled: its request may be large, and the collector comes round when it likes."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            served.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S)
+            with pytest.raises(grpc.RpcError):
+                served.vision.Classify(messages.classify(IMAGE, model="nobody"), timeout=PATIENCE_S)
+            served.vision.Classify.future(messages.classify(IMAGE)).cancel()
+        # The threads that serve hold on to the last they saw.
+        eventually(lambda: sum(isinstance(o, Call) for o in gc.get_objects()) <= 3, "calls are freed")
+    finally:
+        gc.enable()

@@ -58,6 +58,8 @@ class Call(ABC):
         self.deadline = deadline
         self.received = time.monotonic()
         self._unfinished = threading.Lock()  # taken by the first to finish the call: an atomic test-and-set
+        # What it holds leads back to the call. Finishing lets go of it, so that requests are freed when they are
+        # answered, and not when the garbage collector comes round.
         self._on_cancel: Callable[[], None] | None = None
         self._account: _Account | None = None
         self.step: Callable[[], bool] | None = None
@@ -79,6 +81,7 @@ class Call(ABC):
         """`callback` runs when the caller cancels, hangs up or its deadline passes; at once if that has happened."""
         self._on_cancel = callback
         if self.finished:
+            self._on_cancel = None
             callback()
 
     def reply(self, payload: bytes) -> None:
@@ -87,6 +90,7 @@ class Call(ABC):
                 self._send(payload)
             finally:  # a call that could not be answered must not be waited for
                 self._settle(None)
+                self._on_cancel = None
 
     def fail(self, error: RafagaError) -> None:
         if self._unfinished.acquire(blocking=False):
@@ -94,6 +98,7 @@ class Call(ABC):
                 self._send_failure(to_status(error))
             finally:
                 self._settle(error)
+                self._on_cancel = None
 
     def cancel(self) -> None:
         """For transports: the caller went away or its time ran out. There is nobody left to answer."""
@@ -101,8 +106,7 @@ class Call(ABC):
             late = time.monotonic() >= self.deadline
             self._settle(DeadlineExceeded("the deadline passed") if late else Cancelled("the caller went away"))
             try:
-                if self._on_cancel is not None:
-                    self._on_cancel()
+                self._drop_work()
             finally:  # or a thread would be parked for ever
                 self._let_go()
 
@@ -114,8 +118,12 @@ class Call(ABC):
                 self._send_failure(to_status(error))
             finally:
                 self._settle(error)
-                if self._on_cancel is not None:
-                    self._on_cancel()
+                self._drop_work()
+
+    def _drop_work(self) -> None:
+        callback, self._on_cancel = self._on_cancel, None
+        if callback is not None:
+            callback()
 
     def _let_go(self) -> None:  # noqa: B027  only a transport that parks something overrides it
         """Releases what the transport holds for a call that nobody waits for any more."""
