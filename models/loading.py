@@ -67,13 +67,13 @@ def load_weights(entry: Entry, module: nn.Module, choice: str | Path = AUTO) -> 
                 sha256=sha256_of(shipped.path),
             )
         case Torchvision() as published:
-            path = _download(published)
+            path, sha256 = _download(published)
             _fill(module, read_state(path), published.member)
             return Weights(
                 trained=True,
                 source=f"torchvision {published.member}",
                 license=published.license,
-                sha256=sha256_of(path),
+                sha256=sha256,
             )
         case None:
             raise WeightsUnavailable(
@@ -114,8 +114,12 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         raise WeightsMismatch(source, missing, unexpected, reshaped) from error
 
 
-def _download(published: Torchvision) -> Path:
-    """The checkpoint in torch's cache folder, checked against the hash in its name; fetched there when it is absent."""
+def _download(published: Torchvision) -> tuple[Path, str]:
+    """The checkpoint in torch's cache folder, fetched there when it is absent, and its sha256.
+
+    It is the published file whoever put it there: the hash must begin as the file's name ends. Raises
+    WeightsUnavailable.
+    """
     from torchvision.models import get_weight
 
     weights = get_weight(published.member)
@@ -128,7 +132,15 @@ def _download(published: Torchvision) -> Path:
                 f"{published.member} could not be downloaded ({_first_line(error)}). By hand: fetch {weights.url} on a "
                 f"machine with access and pass it with --weights {path.name}, or put it into {path.parent}"
             ) from error
-    return path
+    sha256 = sha256_of(path)
+    beginning = path.stem.rpartition("-")[2]
+    if not sha256.startswith(beginning):
+        raise WeightsUnavailable(
+            f"{path} is not the published file: its sha256 begins with {sha256[: len(beginning)]}, expected "
+            f"{beginning}. Delete it to have it downloaded again, or put {weights.url} in its place; weights of your "
+            f"own go with --weights FILE"
+        )
+    return path, sha256
 
 
 def _first_line(error: BaseException) -> str:

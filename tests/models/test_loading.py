@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from urllib.error import URLError
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torchvision.models import get_weight
 
 from models.entry import Shipped, Torchvision
 from models.loading import UNTRAINED
@@ -124,14 +128,68 @@ def test_offline_the_manual_way_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         assert part in str(caught.value)
 
 
-def test_a_checkpoint_in_torchs_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = catalogue()["resnet18"]
-    module = entry.build()
-    (tmp_path / "checkpoints").mkdir()
-    torch.save(module.state_dict(), tmp_path / "checkpoints" / "resnet18-f37072fd.pth")
+@dataclass(frozen=True)
+class Published:
+    """What loading asks of a member of torchvision's weight enums."""
+
+    url: str
+    content: bytes = b""
+
+    def get_state_dict(self, **_: object) -> None:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / self.url.rpartition("/")[2]
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(self.content)
+
+
+RESNET18 = catalogue()["resnet18"]
+URL = "https://download.pytorch.org/models/resnet18-{}.pth"
+
+
+def saved(module: torch.nn.Module) -> bytes:
+    buffer = BytesIO()
+    torch.save(module.state_dict(), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "downloaded"])
+def test_a_checkpoint_with_the_hash_of_its_name_is_used(
+    cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, other = RESNET18.build(), RESNET18.build()
+    content = saved(module)
+    sha256 = hashlib.sha256(content).hexdigest()
+    published = Published(URL.format(sha256[:8]), content)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    other = entry.build()
-    note = load_weights(entry, other)
+    if cached:
+        published.get_state_dict()
+        published = replace(published, content=b"never asked for")
+    monkeypatch.setattr("torchvision.models.get_weight", lambda _: published)
+    note = load_weights(RESNET18, other)
     assert torch.equal(other.conv1.weight, module.conv1.weight)
     assert note.source == "torchvision ResNet18_Weights.IMAGENET1K_V1"
-    assert note.license == Torchvision("x").license
+    assert (note.trained, note.license, note.sha256) == (True, Torchvision("x").license, sha256)
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "downloaded"])
+def test_a_checkpoint_that_is_not_the_published_one_is_refused(
+    cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = Published(URL.format("f37072fd"), saved(RESNET18.build()))
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    if cached:
+        published.get_state_dict()  # put there by hand
+    monkeypatch.setattr("torchvision.models.get_weight", lambda _: published)
+    module = RESNET18.build()
+    before = module.conv1.weight.clone()
+    with pytest.raises(WeightsUnavailable) as caught:
+        load_weights(RESNET18, module)
+    for part in ("resnet18-f37072fd.pth is not the published file", "expected f37072fd", "Delete it", published.url):
+        assert part in str(caught.value)
+    assert torch.equal(module.conv1.weight, before)
+
+
+def test_every_published_file_carries_its_hash_in_its_name() -> None:
+    for entry in catalogue().values():
+        if isinstance(entry.weights, Torchvision):
+            url = get_weight(entry.weights.member).url
+            assert re.fullmatch(r".*-[0-9a-f]{8}\.pth", url), url
