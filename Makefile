@@ -19,7 +19,7 @@ export RAFAGA_PEERS ?= $(abspath ../shared/bench)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-gpu tools nightly lint format bench bench-gpu protos protos-check clean
+.PHONY: help setup demo serve test test-gpu tools browser nightly lint format bench bench-gpu protos protos-check clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,11 @@ nightly: setup $(TRITON)  ## The long tests too
 tools:  ## As root on Debian: the programs that some tests ask; without them those are skipped
 	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -qq -y --no-install-recommends nginx-light prometheus kubernetes-client openssl > /dev/null
+
+# Apart, because it is larger than all the other tools together.
+browser:  ## As root on Debian: headless Chromium, in which tests look at the pages with plots
+	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core > /dev/null
 
 # Triton's client, which the tests ask the server with. Where it cannot be had, they are skipped and the rest runs.
 $(TRITON): requirements/tritonclient.txt

@@ -16,6 +16,7 @@ import onnxruntime as ort
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from export import speed
 from export.arrays import Arrays
@@ -192,7 +193,12 @@ def _plots(one: Measured) -> str:
         longest = max(one.timings.values(), key=len)
         _axes(throughput, longest, "throughput, rows per second")
         throughput.set_ylim(bottom=0)
+        throughput.yaxis.set_major_formatter("{x:,.10g}")
         latency.set_yscale("log")
+        # Plain numbers at round steps: by itself the library writes 2×10⁻² to 9×10⁻² over each other.
+        latency.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        latency.yaxis.set_major_formatter("{x:g}")
+        latency.yaxis.set_minor_formatter(NullFormatter())
         _axes(latency, longest, "median latency, ms")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})

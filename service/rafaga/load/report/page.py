@@ -53,8 +53,9 @@ _SECTIONS = (
     (
         "Distribution",
         plots.distribution,
-        "Each grid line to the right is a tenth of the requests of the one before. Where the dashed line lies below "
-        "the other, requests waited in the generator; a tool that starts its clock at the send would not have seen it.",
+        "Each grid line from 90 on leaves a tenth of the requests of the one before. Of a single load a dashed line "
+        "shows what a tool reports that starts its clock at the send: where it lies below the other, requests waited "
+        "in the generator.",
     ),
     (
         "Batches",
@@ -90,7 +91,7 @@ def _body(run: Run, title: str) -> Iterator[str]:
     yield f"<h1>{escape(title)}</h1>"
     yield (
         f'<p class="sub">{escape(run.server)} over {conditions.protocol} · {escape(_mix(run))} · '
-        f"{escape(conditions.payload)} · deadline {conditions.deadline_ms:g} ms · "
+        f"{escape(conditions.payload)} · deadline {conditions.deadline_ms:,.10g} ms · "
         f"{escape(run.started.replace('T', ' ').replace('+00:00', ' UTC'))}{share}</p>"
     )
     yield from _verdict(run)

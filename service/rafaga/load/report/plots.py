@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from rafaga.load.document import Run, StepResult
@@ -61,8 +61,9 @@ def latency_against_throughput(run: Run) -> str:
             answered = [(x, y) for x, y, r in zip(offered, values, results, strict=True) if r.tally.ok]
             left.plot([x for x, _ in answered], [y for _, y in answered], "o-", color=colour, label=label)
         _objective(left, run)
+        _thousands(left)
         _log_milliseconds(left)
-        left.set(title="Latency", xlabel="offered, requests/s", ylabel="ms")
+        left.set(title="Latency", xlabel="offered, requests/s", ylabel="latency, ms")
         left.legend(loc="best", fontsize=9)
         right.plot(offered, offered, color=_GREY, linestyle=":", label="offered")
         right.plot(offered, [r.figures.answered for r in results], "o-", color=_TEAL, label="answered")
@@ -71,6 +72,7 @@ def latency_against_throughput(run: Run) -> str:
             right.plot(offered, goodput, "o-", color=_BLUE, label="within the objective")
         right.set(title="Throughput", xlabel="offered, requests/s", ylabel="requests/s")
         right.set_ylim(bottom=0)
+        _thousands(right)
         right.legend(loc="best", fontsize=9)
         return _svg(figure, "throughput")
 
@@ -91,12 +93,13 @@ def over_time(run: Run) -> str:
                     axes.axvline(at_s, color=_MUTED, linewidth=0.8, linestyle=":")
         _objective(top, run)
         _log_milliseconds(top)
-        top.set(title="Latency of requests by when they were due", ylabel="ms")
-        bottom.set(title="What became of them", xlabel="s", ylabel="requests/s")
+        top.set(title="Latency of requests by when they were due", ylabel="latency, ms")
+        bottom.set(title="What became of them", xlabel="time measured, s", ylabel="requests/s")
         for axes in (top, bottom):
             axes.set_xlim(0, at_s)
             _legend_beside(axes)
         bottom.set_ylim(bottom=0)
+        _thousands(bottom)
         return _svg(figure, "time")
 
 
@@ -139,18 +142,17 @@ def distribution(run: Run) -> str:
             axes.plot(x, _milliseconds(result.tally.latency.percentiles_us(levels)), color=colour, label=label)
             if len(results) == 1 and result.step.open:
                 sent = _milliseconds(result.tally.from_send.percentiles_us(levels))
-                axes.plot(x, sent, color=_GREY, linestyle="--", label="from when sent, as some tools report it")
+                axes.plot(x, sent, color=_GREY, linestyle="--", label="from when sent")
         _objective(axes, run)
         if run.conditions.slo_p99_ms is not None:
             axes.axvline(2, color=_INK, linewidth=1, linestyle=":")
         ticks = [0, np.log10(2), *range(1, int(nines) + 1)]
         axes.set_xticks(ticks, ["0", "50", *(f"{100 * (1 - 10.0**-n):.{max(0, n - 2)}f}" for n in ticks[2:])])
         _log_milliseconds(axes)
-        axes.set(title="Latency by percentile", xlabel="% of answers are not above", ylabel="ms", xlim=(0, nines))
-        if len(results) == 1:
-            axes.legend(loc="upper left", fontsize=9)
-        else:
-            _legend_beside(axes)
+        axes.set(
+            title="Latency by percentile", xlabel="percentile of the answers", ylabel="latency, ms", xlim=(0, nines)
+        )
+        _legend_beside(axes)
         return _svg(figure, "distribution")
 
 
@@ -176,6 +178,7 @@ def batch_sizes(run: Run) -> str:
             panel.plot(x, [r.figures.mean_batch_size for r in told], "o-", color=_BLUE)
             panel.set(title="By load", xlabel="offered, requests/s", ylabel="mean rows a request shared")
             panel.set_ylim(bottom=0)
+            _thousands(panel)
         return _svg(figure, "batches")
 
 
@@ -231,7 +234,7 @@ def breakdown(run: Run) -> str:
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0, labelcolor=_INK)
-        axes.set(title="Mean latency of an answer", xlabel="ms")
+        axes.set(title="Mean latency of an answer", xlabel="latency, ms")
         figure.legend(loc="outside lower center", ncols=5, fontsize=9)
         return _svg(figure, "breakdown")
 
@@ -261,6 +264,12 @@ def _figures(results: Sequence[StepResult]) -> list[Figures]:
     return [r.figures for r in results]
 
 
+def _thousands(axes: Axes) -> None:
+    """1,500 as everywhere on the page."""
+    axes.xaxis.set_major_formatter("{x:,.10g}")
+    axes.yaxis.set_major_formatter("{x:,.10g}")
+
+
 def _panels(count: int, height: float, stacked: bool = False) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     grid = figure.subplots(*((count, 1) if stacked else (1, count)), squeeze=False, sharex=stacked)
@@ -275,7 +284,7 @@ def _objective(axes: Axes, run: Run) -> None:
 def _log_milliseconds(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter("{x:,.10g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 

@@ -1,0 +1,64 @@
+"""The pages that the project writes, opened in a browser: every plot shows something, and every word can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from export import report
+from export.progress import Silent
+from export.speed import Timing
+from rafaga.bundle import Precision
+from rafaga.load.report import page
+from tests import bundles
+from tests.browser import see
+from tests.unit.load.test_report import ramp
+from tests.unit.load.test_tally import counted, result, rows, run
+
+
+def export_report(folder: Path) -> str:
+    """Timings of a small model on a quick machine: a scale of milliseconds from hundredths to tenths."""
+    bundles.publish_classifier(folder, "digits")
+    measured = report.measure_bundle(folder / "digits" / "1", 0.001, 1, Silent())
+    timings = [Timing(2**i, ms, 1.2 * ms) for i, ms in enumerate((0.016, 0.024, 0.041, 0.074, 0.194, 0.374))]
+    return report.render([replace(measured, timings={Precision.FP32: timings})], threads=1)
+
+
+def load_report(folder: Path) -> str:
+    return page.render(ramp())
+
+
+def load_report_of_one_step(folder: Path) -> str:
+    return page.render(run(result(counted(rows()), 0.1)))
+
+
+@pytest.mark.parametrize(
+    ("write", "panels"),
+    [(load_report, [2, 2, 1, 3, 1, 1]), (load_report_of_one_step, [2, 1, 1, 1, 1]), (export_report, [2])],
+)
+def test_every_plot_shows_something_and_every_word_can_be_read(
+    write: Callable[[Path], str], panels: list[int], tmp_path: Path
+) -> None:
+    seen = see(write(tmp_path), tmp_path)
+    assert [len(plot.axes) for plot in seen.plots] == panels
+    for plot in seen.plots:
+        assert all(seen.colourful(axes) > 0.005 for axes in plot.axes)
+        assert plot.collisions == []
+        assert plot.cut == []
+    assert seen.width <= seen.pixels.shape[1], "nobody has to scroll sideways"
+
+
+def test_an_empty_plot_and_colliding_words_would_be_noticed(tmp_path: Path) -> None:
+    empty = (
+        '<svg width="300" height="200"><g id="axes_1"><g id="patch_1"><rect width="200" height="100" fill="#fff"/></g>'
+        '</g><text x="10" y="50">one</text><text x="15" y="50">other</text><text x="290" y="50">beyond</text></svg>'
+    )
+    seen = see(f"<!doctype html><html><body>{empty}</body></html>", tmp_path)
+    (plot,) = seen.plots
+    (axes,) = plot.axes
+    assert seen.colourful(axes) == 0
+    assert plot.collisions == [("one", "other")]
+    assert plot.cut == ["beyond"]
