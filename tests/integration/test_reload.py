@@ -29,9 +29,9 @@ from rafaga.v1 import catalog_pb2
 from tests import bundles, plain
 from tests.integration import messages
 from tests.integration import open_inference as oip
-from tests.integration.serving import PATIENCE_S, Served, connected, eventually, refusal, wait_for_queue
+from tests.integration.serving import PATIENCE_S, Served, connected, eventually, refusal, refusal_of, wait_for_queue
 from tests.integration.test_open_inference_clients import TRITON
-from tests.integration.valve import Valve
+from tests.integration.valve import Decoder, Valve
 
 X = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
 POLL = {"model_control": ModelControl.POLL, "poll_interval_s": 0.05}
@@ -477,7 +477,9 @@ def test_tritonclient_loads_and_unloads(serve: Callable[..., Served], tmp_path: 
 
 
 def test_many_load_and_unload_while_many_ask(serve: Callable[..., Served], tmp_path: Path) -> None:
-    """32 threads load and unload, 32 ask: an answer is right, and an error says that the model is not there now."""
+    """32 threads load and unload, 32 ask: an answer is right, and an error says that the model is not there, or loads.
+
+    Nobody is told that the server stops."""
     names = [f"scaled-{number}" for number in range(4)]
     for number, name in enumerate(names):
         publish(tmp_path, 2 + number, name=name)
@@ -501,7 +503,7 @@ def test_many_load_and_unload_while_many_ask(serve: Callable[..., Served], tmp_p
                 codes.add(error.code())  # unloaded by another
         return changes
 
-    def ask(number: int) -> tuple[int, set[grpc.StatusCode]]:
+    def ask(number: int) -> tuple[int, set[tuple[str | None, bool]]]:
         answers, refusals, rng = 0, set(), np.random.default_rng(number)
         while not stop.is_set():
             name = names[rng.integers(len(names))]
@@ -509,7 +511,8 @@ def test_many_load_and_unload_while_many_ask(serve: Callable[..., Served], tmp_p
                 assert factor(served, name) == (expected[name], "1")
                 answers += 1
             except grpc.RpcError as error:
-                refusals.add(error.code())
+                refused = refusal_of(error)
+                refusals.add((refused.reason, "is loading" in refused.message))
         return answers, refusals
 
     with admin_of(served) as admin, ThreadPoolExecutor(64) as pool:
@@ -526,10 +529,43 @@ def test_many_load_and_unload_while_many_ask(serve: Callable[..., Served], tmp_p
     assert codes <= {grpc.StatusCode.NOT_FOUND}
     assert sum(answers for answers, _ in answered) > 32
     assert set().union(*(refusals for _, refusals in answered)) <= {
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.UNAVAILABLE,
+        ("MODEL_NOT_FOUND", False),
+        ("MODEL_NOT_READY", True),
     }
     assert served.in_flight == 0
+
+
+def test_a_request_that_found_the_model_before_it_was_unloaded_is_told_so(
+    serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. Its image is being decoded. 2. The model is unloaded. 3. It finds no model, at a server that goes on."""
+    bundles.publish_classifier(tmp_path)
+    served, decoder = serve(tmp_path, **EXPLICIT, load_models=("*",)), Decoder(monkeypatch)
+    late = served.vision.Classify.future(messages.classify_files(b"not looked at"))
+    decoder.wait_for_image()
+    with admin_of(served) as admin:
+        unload(admin, "digits")
+    decoder.go_on()
+    refused = refusal(lambda: late.result(PATIENCE_S))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+    assert "unloaded" in refused.message
+
+
+def test_a_request_that_found_a_version_long_before_it_was_replaced_is_to_be_sent_again(
+    serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. Its image is decoded for longer than an old version lingers. 2. Another try finds the new one."""
+    bundles.publish_classifier(tmp_path)
+    served, decoder = serve(tmp_path, **POLL), Decoder(monkeypatch)
+    late = served.vision.Classify.future(messages.classify_files(b"not looked at"))
+    decoder.wait_for_image()
+    bundles.publish_classifier(tmp_path)
+    eventually(lambda: served.metric("rafaga_model_swap_seconds", model="digits") > 0, "version 1 has ended")
+    decoder.go_on()
+    refused = refusal(lambda: late.result(PATIENCE_S))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
+    assert "again" in refused.message
+    assert served.vision.Classify(messages.classify_files(b"again"), timeout=PATIENCE_S).model.version == 2
 
 
 def test_unloading_frees_the_memory(serve: Callable[..., Served], tmp_path: Path) -> None:

@@ -18,7 +18,15 @@ from functools import partial
 import numpy as np
 
 from rafaga.bundle import Bundle, Variant
-from rafaga.errors import DeadlineExceeded, Draining, EngineFailure, InternalError, ModelNotReady, RafagaError
+from rafaga.errors import (
+    DeadlineExceeded,
+    Draining,
+    EngineFailure,
+    InternalError,
+    ModelNotFound,
+    ModelNotReady,
+    RafagaError,
+)
 from rafaga.server.batcher import Arrays, Batch, Batcher, BatchPolicy, Job, Part
 from rafaga.server.bound import BoundEngine, Flight
 from rafaga.server.engine import Engine, Samples, assemble, padding_rows
@@ -75,6 +83,7 @@ class ServedModel:
         alone = len(engines) == 1 and not isinstance(engines[0], BoundEngine)
         self._quick_cost = QUICK_S / latency.predict(latency.efficient_rows) if alone else 0.0
         self._stopping = False
+        self._retired: Callable[[], RafagaError] | None = None
         self._down = False
         self._tell: Callable[[], None] = lambda: None
         self._probe = samples.tiled(1)
@@ -109,6 +118,8 @@ class ServedModel:
         `may_run`: the caller could run a quick batch itself. True when it is to: by `step`, nobody else was woken.
         """
         with self._lock:
+            if self._retired is not None:
+                raise self._retired()
             if self._down and not self._stopping:
                 raise ModelNotReady(_DOWN)
             self._batcher.submit(job, time.monotonic())
@@ -165,6 +176,17 @@ class ServedModel:
         with self._lock:
             self._batcher.drain()
             self._changed.notify_all()
+
+    def retire(self, *, replaced: bool) -> None:
+        """`drain`, while the server goes on: who found the model before is told that it went. `replaced`: by another
+        version, which the request finds when it is sent again."""
+        about = f"model {self.bundle.name!r} version {self.bundle.version}"
+        with self._lock:
+            if replaced:
+                self._retired = lambda: ModelNotReady(f"{about} was just replaced: send the request again")
+            else:
+                self._retired = lambda: ModelNotFound(f"{about} was just unloaded")
+        self.drain()
 
     @property
     def idle(self) -> bool:
@@ -324,7 +346,8 @@ class ServedModel:
             self._batcher.drain()
             left = self._batcher.remove_all()
         for job in left:
-            self._fail(job, Draining("the model stopped before the request ran: send it again"))
+            error = self._retired() if self._retired else Draining("the server stopped before the request ran")
+            self._fail(job, error)
 
     def _next(self, shift: Shift) -> Batch | None:
         """Waits for a batch; None when the model is closing, or the engine was lost."""

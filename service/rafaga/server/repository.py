@@ -187,7 +187,7 @@ class Repository:
                 self._update(name, folders)
             for name in self._table.keys() - found.keys():
                 for model in self._remove(name):
-                    self._retire(model)
+                    self._retire(model, replaced=False)
 
     def load_model(self, name: str) -> None:
         """Loads what is new or has changed of one model, and tries again what failed.
@@ -212,7 +212,7 @@ class Repository:
             models = self._remove(name)
         _LOG.info("model unloaded", extra={"model": name})
         for model in models:
-            _finish(model)
+            _finish(model, replaced=False)
 
     def on_disk(self) -> list[tuple[str, int]]:
         """Every version of every model in the repository, served or not."""
@@ -272,7 +272,7 @@ class Repository:
         self._metrics.model_refused(name, version, still_served=False)
         _LOG.error("model not served: %s", reason, extra={"model": name, "version": version})
         if slot is not None and slot.model is not None:
-            self._retire(slot.model)
+            self._retire(slot.model, replaced=False)
 
     def _load(self, slot: Slot, before: Slot | None) -> None:
         """Puts a new version, or a new state of one, into service; or tells why not, and leaves `before` there."""
@@ -349,7 +349,7 @@ class Repository:
             self._metrics.model_gone(name, slot.version)
         return [slot.model for slot in slots if slot.model is not None]
 
-    def _retire(self, model: ServedModel) -> None:
+    def _retire(self, model: ServedModel, *, replaced: bool = True) -> None:
         """Lets a model that was taken out of service end in peace, in a thread of its own."""
         with self._writing:
             if self._closing:
@@ -359,7 +359,7 @@ class Repository:
 
         def end() -> None:
             time.sleep(_LINGER_S)
-            _finish(model)
+            _finish(model, replaced)
             self._retiring.discard(model)
             self._metrics.model_swapped(model.bundle.name, time.perf_counter() - start)
 
@@ -388,9 +388,9 @@ class Poller:
                 _LOG.exception("the repository could not be read")
 
 
-def _finish(model: ServedModel) -> None:
+def _finish(model: ServedModel, replaced: bool) -> None:
     """Answers what was queued, then stops."""
-    model.drain()
+    model.retire(replaced=replaced)
     end = time.monotonic() + _DRAIN_S
     while not model.idle and time.monotonic() < end:
         time.sleep(0.005)

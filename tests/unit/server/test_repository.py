@@ -45,6 +45,9 @@ class FakeModel:
     def drain(self) -> None:
         self.life.append("drain")
 
+    def retire(self, *, replaced: bool) -> None:
+        self.life.append("replaced" if replaced else "gone")
+
     def close(self) -> None:
         self.life.append("close")
 
@@ -254,7 +257,7 @@ def test_unloading_ends_the_model_before_it_returns(tmp_path: Path) -> None:
     assert shelf.repository.on_disk() == [("a", 1), ("a", 2)]
     shelf.repository.load_model("a")
     shelf.repository.unload_model("a")
-    assert [model.life for model in shelf.loader.models] == [["start", "drain", "close"]] * 2
+    assert [model.life for model in shelf.loader.models] == [["start", "gone", "close"]] * 2
     with pytest.raises(ModelNotFound):
         shelf.repository.unload_model("a")
 
