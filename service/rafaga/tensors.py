@@ -27,15 +27,16 @@ def from_wire(data: bytes, dtype: np.dtype[np.generic], shape: Sequence[int]) ->
         raise InvalidTensor(
             f"expected {expected} bytes for {dtype.name} {list(shape)}, got {len(data)}: shape and data disagree"
         )
-    return np.frombuffer(data, _on_wire(dtype)).reshape(shape)
+    return np.frombuffer(data, on_wire(dtype)).reshape(shape)
 
 
 def to_wire(array: NDArray[np.generic]) -> bytes:
     """Little-endian row-major bytes of `array`."""
-    return array.astype(_on_wire(array.dtype), copy=False).tobytes()
+    return array.astype(on_wire(array.dtype), copy=False).tobytes()
 
 
-def _on_wire(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+def on_wire(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    """`dtype` in little-endian byte order."""
     return dtype if dtype.byteorder in _WIRE_ORDERS else dtype.newbyteorder("<")
 
 

@@ -366,3 +366,26 @@ def test_many_callers_of_many_kinds_get_their_own_answers(server: Served) -> Non
 
     with ThreadPoolExecutor(16) as callers:
         assert len(list(callers.map(ask, range(150)))) == 150
+
+
+def test_a_request_like_the_one_before_gets_the_answer_to_its_own_numbers(server: Served) -> None:
+    """The server does not parse it again; typed contents and other batch sizes in between change nothing."""
+    for seed in range(4):
+        digits = messages.random_digits(seed, rows=1 + seed // 2)
+        for typed in (False, False, True):
+            expected = bundles.classify(digits)
+            np.testing.assert_allclose(answer(server, oip.images(digits, typed=typed)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "lengths", "reason"),
+    [({}, [13], "INVALID_TENSOR"), ({}, [-1], "INVALID_TENSOR"), ({"timeout": -5}, [12], "INVALID_REQUEST")],
+)
+def test_a_request_like_one_before_is_checked_as_well(
+    server: Served, parameters: dict[str, Any], lengths: list[int], reason: str
+) -> None:
+    good = oip.request("series", history=HISTORY, length=np.array([12]))
+    first = infer(server, good).raw_output_contents
+    bad = oip.request("series", given=parameters, history=HISTORY, length=np.array(lengths))
+    assert refusal(lambda: infer(server, bad)).reason == reason
+    assert infer(server, good).raw_output_contents == first

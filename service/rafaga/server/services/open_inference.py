@@ -26,12 +26,13 @@ from rafaga.server.model import ServedModel
 from rafaga.server.repository import Repository, State
 from rafaga.server.services.common import RequestLimits, Workers, decode, parse, submit
 from rafaga.server.services.open_inference_stream import INFER, SERVICE
+from rafaga.server.services.open_inference_templates import Meaning, Template, Templates
 from rafaga.server.services.open_inference_tensors import (
-    WantedOutput,
     bytes_input,
     datatype,
     inputs,
     integer,
+    ragged_rows,
     response,
     shape,
     wanted_outputs,
@@ -72,6 +73,7 @@ class OpenInference:
         self._limits = limits
         self._expiry = expiry
         self._server_version = server_version
+        self._templates = Templates()
 
     def handlers(self) -> dict[str, Handler]:
         return {
@@ -146,56 +148,56 @@ class OpenInference:
         _reply(call, index(self._repository, request))
 
     def infer(self, call: Call) -> None:
+        template = self._templates.find(call.request)
+        if template is None or not self._infer_like(call, template):
+            self._infer_new(call)
+
+    def _infer_like(self, call: Call, template: Template) -> bool:
+        """False when another model stands behind the name now."""
+        meaning = template.meaning
+        model = self._repository.model(meaning.name, template.version)
+        if model is not template.model():
+            return False
+        rows = template.rows(call.request)
+        if model.bundle.ragged:
+            rows = ragged_rows(rows, model.bundle)
+        due = _limit(call, meaning.timeout_s)
+        _submit(call, model, meaning, rows)
+        self._watch(call, due)
+        return True
+
+    def _infer_new(self, call: Call) -> None:
         request = parse(pb.ModelInferRequest, call)
-        priority, timeout = Priority.NORMAL, math.inf
+        priority, timeout_s = Priority.NORMAL, math.inf
         if request.parameters:
             _refuse_sequences(request)
-            priority, timeout = _priority(request), _timeout(request, call.received)
-        sooner = timeout < call.deadline
-        call.deadline = min(call.deadline, timeout)
+            priority, timeout_s = _priority(request), _timeout(request)
+        due = _limit(call, timeout_s)
         asked = self._find(request.model_name, request.model_version)
         model = asked.model
-        wanted = wanted_outputs(request, model)
+        meaning = Meaning(request.model_name, request.id, wanted_outputs(request, model), priority, timeout_s)
         if model.bundle.image is not None and [i.datatype for i in request.inputs] == ["BYTES"]:
             files = bytes_input(request, model)
-            self._workers.run(call, lambda: self._decode(call, request, model, wanted, priority, files))
+            self._workers.run(call, lambda: self._decode(call, model, meaning, files))
         elif asked.files:
             raise InvalidTensor(f"model {asked.name!r} takes one input, of datatype BYTES and shape [N, 1]")
         else:
-            self._submit(call, request, model, wanted, priority, inputs(request, model, self._limits))
-        if sooner:  # once it was accepted: a refusal says more
-            self._expiry.watch(call, timeout)
+            rows = inputs(request, model, self._limits)
+            self._templates.keep(call.request, request, meaning, _version(request.model_version), model, rows)
+            _submit(call, model, meaning, rows)
+        self._watch(call, due)
 
-    def _decode(
-        self,
-        call: Call,
-        request: pb.ModelInferRequest,
-        model: ServedModel,
-        wanted: Sequence[WantedOutput],
-        priority: Priority,
-        files: Sequence[bytes],
-    ) -> None:
+    def _watch(self, call: Call, due: float) -> None:
+        """Ends the call when its own time runs out before its deadline. Once it was accepted: a refusal says more."""
+        if due < math.inf:
+            self._expiry.watch(call, due)
+
+    def _decode(self, call: Call, model: ServedModel, meaning: Meaning, files: Sequence[bytes]) -> None:
         start = time.perf_counter()
         assert model.bundle.image is not None
         rows = decode(call, files, model.bundle.image, self._limits).rows
         model.metrics.preprocessed(time.perf_counter() - start)
-        self._submit(call, request, model, wanted, priority, (rows,))
-
-    def _submit(
-        self,
-        call: Call,
-        request: pb.ModelInferRequest,
-        model: ServedModel,
-        wanted: Sequence[WantedOutput],
-        priority: Priority,
-        rows: Arrays,
-    ) -> None:
-        name, identity = request.model_name, request.id
-
-        def reply(outputs: Arrays, timing: JobTiming) -> bytes:
-            return response(name, identity, model, wanted, outputs)
-
-        submit(call, model, rows, reply, priority)
+        _submit(call, model, meaning, (rows,))
 
     def _own_name(self, name: str) -> str:
         return name if name in self._repository else name.removesuffix(_ENCODED)
@@ -224,6 +226,24 @@ def index(repository: Repository, request: pb.RepositoryIndexRequest) -> pb.Repo
     return message
 
 
+def _submit(call: Call, model: ServedModel, meaning: Meaning, rows: Arrays) -> None:
+    name, identity, wanted, priority, _ = meaning
+
+    def reply(outputs: Arrays, timing: JobTiming) -> bytes:
+        return response(name, identity, model, wanted, outputs)
+
+    submit(call, model, rows, reply, priority)
+
+
+def _limit(call: Call, timeout_s: float) -> float:
+    """Moves the deadline where the request's own time ends sooner, which is then given; infinity otherwise."""
+    due = call.received + timeout_s
+    if due >= call.deadline:
+        return math.inf
+    call.deadline = due
+    return due
+
+
 def _reply(call: Call, message: Message) -> None:
     call.reply(message.SerializeToString())
 
@@ -237,13 +257,14 @@ def _version(text: str) -> int:
     return int(text)
 
 
-def _timeout(request: pb.ModelInferRequest, received: float) -> float:
+def _timeout(request: pb.ModelInferRequest) -> float:
+    """Seconds; infinity without one."""
     if "timeout" not in request.parameters:
         return math.inf
     microseconds = integer("timeout", request.parameters["timeout"])
     if microseconds < 0:
         raise InvalidRequest(f"timeout: expected microseconds, got {microseconds}")
-    return received + microseconds / 1e6 if microseconds else math.inf
+    return microseconds / 1e6 if microseconds else math.inf
 
 
 def _priority(request: pb.ModelInferRequest) -> Priority:

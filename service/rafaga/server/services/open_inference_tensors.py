@@ -130,7 +130,7 @@ def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLim
     limits.check_rows(rows)
     if model.bundle.image is not None:
         limits.check_free_size(model.bundle.image, *arrays[0].shape[1:3])
-    return _ragged(arrays, model.bundle) if ragged else tuple(arrays)
+    return ragged_rows(arrays, model.bundle) if ragged else tuple(arrays)
 
 
 def _wrong_names(request: pb.ModelInferRequest, specs: Sequence[TensorSpec]) -> InvalidTensor:
@@ -189,8 +189,9 @@ def _array(
     return array.reshape(sizes)
 
 
-def _ragged(arrays: Sequence[NDArray[np.generic]], bundle: Bundle | PlainModel) -> Arrays:
-    """Whatever stands behind a row's end is replaced by the zeros that the model was made for."""
+def ragged_rows(arrays: Sequence[NDArray[np.generic]], bundle: Bundle | PlainModel) -> Arrays:
+    """Values and lengths, checked; whatever stands behind a row's end is replaced by the zeros that the model was made
+    for. Raises InvalidTensor."""
     values, length = arrays
     shortest, longest, what = _limits_of(bundle)
     if values.shape[1] > longest:
@@ -302,12 +303,17 @@ def _head(name: str, version: str, tensors: tuple[tuple[str, str, tuple[int, ...
 
 def field(number: int, payload: bytes) -> bytes:
     """A length-delimited field, as protobuf puts it on the wire. Fields one after the other are a message."""
-    head, length = bytearray([number << 3 | 2]), len(payload)
+    return head_of(number, len(payload)) + payload
+
+
+def head_of(number: int, length: int) -> bytes:
+    """What stands before the `length` bytes of a length-delimited field."""
+    head = bytearray([number << 3 | 2])
     while length > 127:
         head.append(length & 127 | 128)
         length >>= 7
     head.append(length)
-    return bytes(head) + payload
+    return bytes(head)
 
 
 def _with_lengths(elements: Iterable[bytes]) -> bytes:

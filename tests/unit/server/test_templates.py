@@ -1,0 +1,137 @@
+"""A request that is taken for one like an earlier one means exactly what parsing it would say."""
+
+from __future__ import annotations
+
+import gc
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rafaga.bundle import TensorSpec
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.server.services.open_inference_templates import Meaning, Templates
+
+
+class FakeModel(SimpleNamespace):
+    """What is asked of a ServedModel here."""
+
+
+def served(batched: bool = True) -> Any:
+    specs = (
+        TensorSpec(name="values", dtype="float32", shape=(None, 3)),
+        TensorSpec(name="length", dtype="int64", shape=(None,)),
+    )
+    return FakeModel(batched=batched, bundle=SimpleNamespace(inputs=specs))
+
+
+def message(values: np.ndarray, length: np.ndarray, turned: bool = False, **fields: Any) -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name="series", **fields)
+    tensors = [("values", "FP32", values), ("length", "INT64", length)]
+    for name, datatype, array in reversed(tensors) if turned else tensors:
+        request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+        request.raw_input_contents.append(array.tobytes())
+    return request
+
+
+def arrays(seed: int, rows: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return generator.normal(size=(rows, 3)).astype(np.float32), generator.integers(0, 3, rows)
+
+
+def kept(request: pb.ModelInferRequest, rows: tuple[np.ndarray, ...], model: Any, **meaning: Any) -> Templates:
+    templates = Templates()
+    data = request.SerializeToString()
+    templates.keep(data, request, Meaning("series", request.id, (), **meaning), 0, model, rows)
+    return templates
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["in the model's order", "in another order"])
+def test_other_numbers_are_read_from_the_request_itself(turned: bool) -> None:
+    model = served()
+    templates = kept(message(*arrays(0), turned=turned), arrays(0), model)
+    found = templates.find(message(*arrays(1), turned=turned).SerializeToString())
+    assert found is not None
+    assert found.model() is model
+    for got, expected in zip(
+        found.rows(message(*arrays(1), turned=turned).SerializeToString()), arrays(1), strict=True
+    ):
+        np.testing.assert_array_equal(got, expected)
+        assert got.dtype == expected.dtype
+
+
+def test_what_says_anything_else_is_not_alike() -> None:
+    model = served()
+    templates = kept(message(*arrays(0)), arrays(0), model)
+    others = [
+        message(*arrays(0, rows=3)),
+        message(*arrays(0), turned=True),
+        message(*arrays(0), model_version="1"),
+        message(*arrays(0), id="7"),
+        message(*arrays(0), parameters={"timeout": pb.InferParameter(int64_param=5)}),
+    ]
+    for other in others:
+        assert templates.find(other.SerializeToString()) is None
+
+
+def test_requests_with_ids_or_of_models_without_batches_are_not_kept() -> None:
+    rows = arrays(0)
+    for request, model in ((message(*rows, id="7"), served()), (message(*rows), served(batched=False))):
+        assert kept(request, rows, model).find(request.SerializeToString()) is None
+
+
+def test_a_head_of_any_size_and_requests_of_any_number_are_not_kept() -> None:
+    rows, model = arrays(0), served()
+    long = message(*rows, parameters={"x" * 5000: pb.InferParameter(bool_param=True)})
+    assert kept(long, rows, model).find(long.SerializeToString()) is None
+    templates = Templates()
+    for i in range(1000):
+        request = message(*rows, model_version="1" * i)
+        templates.keep(request.SerializeToString(), request, Meaning("series", "", ()), 0, model, rows)
+    assert len(templates._kept) <= 256
+
+
+def test_a_model_that_went_is_not_held() -> None:
+    model = served()
+    templates = kept(message(*arrays(0)), arrays(0), model)
+    del model
+    gc.collect()
+    found = templates.find(message(*arrays(0)).SerializeToString())
+    assert found is not None
+    assert found.model() is None
+
+
+@given(st.data())
+def test_whatever_is_found_parses_to_the_same(data: st.DataObject) -> None:
+    """A request is damaged at random: it may still be found alike, but then it is."""
+    model = served()
+    original = message(*arrays(0), turned=data.draw(st.booleans()))
+    templates = kept(original, arrays(0), model)
+    damaged = bytearray(original.SerializeToString())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(damaged) - 1))
+        match data.draw(st.sampled_from(["change", "insert", "remove"])):
+            case "change":
+                damaged[at] = data.draw(st.integers(0, 255))
+            case "insert":
+                damaged.insert(at, data.draw(st.integers(0, 255)))
+            case _:
+                del damaged[at]
+    request = bytes(damaged)
+    found = templates.find(request)
+    if found is None:
+        return
+    try:
+        parsed = pb.ModelInferRequest.FromString(request)
+    except DecodeError:
+        pytest.fail("what is found must parse")
+    order = {tensor.name: i for i, tensor in enumerate(parsed.inputs)}
+    for spec, rows in zip(model.bundle.inputs, found.rows(request), strict=True):
+        assert rows.tobytes() == parsed.raw_input_contents[order[spec.name]]
+    for each in (parsed, original):
+        del each.raw_input_contents[:]
+    assert parsed == original
