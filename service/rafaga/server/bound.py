@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import traceback
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -199,6 +200,7 @@ class BoundEngine(Engine):
             return tuple(o[: flight.rows].copy() for o in outputs)
         finally:
             self._free.append(flight.slot)
+            del flight  # its error's traceback holds this frame: a ring that would keep the buffers
 
     def join(self, gate: Gate) -> None:
         """From now on others run on the device, and may have to be alone there."""
@@ -246,13 +248,14 @@ class BoundEngine(Engine):
         """Gives the device's memory back; False, and nothing given back, when a run does not end."""
         if not self._lane.close(timeout_s) or not self._waiting.close(timeout_s):
             return False
-        for slot in self._slots:
-            slot.bindings.clear()
-        # In this order: a session lives no longer than the stream it runs on.
-        self._bound = None
-        self._graphs.clear()
-        self._session = CLOSED
         with self._gate.shared() if self._gate is not None else nullcontext():
+            # In this order: a session lives no longer than the stream it runs on. Its end frees memory of the device
+            # too, which a capture forbids.
+            for slot in self._slots:
+                slot.bindings.clear()
+            self._bound = None
+            self._graphs.clear()
+            self._session = CLOSED
             self._memory.close()
         return super().close(timeout_s)
 
@@ -320,7 +323,11 @@ class BoundEngine(Engine):
         try:
             outputs = self._send(slot, shapes, bucket)
         except BaseException as error:  # whoever waits for the flight gets it
+            # But not what the failed calls held: the session and its bindings, which the error would keep alive past
+            # their stream.
+            traceback.clear_frames(error.__traceback__)
             landed.set_exception(error)
+            del landed  # the error's traceback holds this frame: a ring
             return
         if self._memory.unified:
             landed.set_result(outputs)
@@ -332,6 +339,7 @@ class BoundEngine(Engine):
             self._memory.wait(slot.ticket)
         except BaseException as error:
             landed.set_exception(error)
+            del landed  # as in `_fly`
         else:
             landed.set_result(outputs)
 

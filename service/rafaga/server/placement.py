@@ -9,6 +9,7 @@ import ctypes
 import dataclasses
 import logging
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ _LOG = logging.getLogger(__name__)
 _BOUND_S = 10e-3
 # A layout must be this much faster to be worth leaving the one that everything was tested with.
 _NHWC_WORTHWHILE = 0.98
+# Characters of ONNX Runtime's messages that are logged.
+_SAID = 300
 
 GpuEngine = BoundEngine | PaddedEngine
 # Raises BundleError when an engine's answers are wrong.
@@ -156,12 +159,27 @@ class Placement:
         return engine
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a model is run on a GPU: what is used, and what is used where it wins."""
+
+    tf32: bool
+    graphs: GpuChoice
+    nhwc: GpuChoice
+
+    def __str__(self) -> str:
+        return f"with TF32 {'on' if self.tf32 else 'off'}, CUDA graphs {self.graphs}, NHWC {self.nhwc}"
+
+
 class GpuLoad:
     """One model's way onto one GPU."""
 
     def __init__(self, device: Device, site: Site, settings: GpuSettings, task: Task) -> None:
         self._device, self._site, self._settings, self._task = device, site, settings, task
         self._buckets = device_buckets(task.max_rows, settings.buckets) if task.model.max_batch_size else (1,)
+        # Of the engine that was made last, which is the one that is served.
+        self._made_with = CudaSettings()
+        self._replayed: tuple[int, ...] = ()
 
     def engine(self) -> GpuEngine:
         with self._site.loading:
@@ -195,66 +213,102 @@ class GpuLoad:
                 "gpu_model_memory_mib or lower max_batch_size"
             )
         reservation.settle(max(taken, 1))
-        about = {"model": task.model.name, "device": str(self._device), "gpu": self._site.gpu.name}
-        _LOG.info("model on the GPU", extra=about | {"memory_mib": taken // MIB, "buckets": list(self._buckets)})
+        about: dict[str, object] = {"model": task.model.name, "device": str(self._device), "gpu": self._site.gpu.name}
+        about |= {"precision": task.precision.value, "tf32": self._made_with.tf32, "nhwc": self._made_with.nhwc}
+        buckets = {"buckets": list(self._buckets), "graphs": list(self._replayed)}
+        _LOG.info("model on the GPU", extra=about | buckets | {"memory_mib": taken // MIB})
         return engine
 
     def _proven(self) -> GpuEngine:
-        """Fast first; where its answers are not close enough to PyTorch's, in full precision and without graphs."""
-        task = self._task
-        if task.proof is None:
-            return self._tuned(tf32=False, graphs=self._settings.graphs)
-        engine = self._tuned(tf32=True, graphs=self._settings.graphs)
-        try:
-            task.proof(engine)
-        except BundleError as error:
+        """Fast first; where its answers are not close enough to PyTorch's, in full precision, and at last as plainly as
+        it goes."""
+        full = self._full_precision
+        if self._task.proof is None:
+            return self._tuned(full)
+        ways = (dataclasses.replace(full, tf32=True), full, Way(tf32=False, graphs=GpuChoice.OFF, nhwc=GpuChoice.OFF))
+        wrong: BundleError | None = None
+        for way in dict.fromkeys(ways):
+            if wrong is not None:
+                _LOG.warning("loaded again, %s: %s", way, wrong, extra={"model": self._task.model.name})
+            engine = self._tuned(way)
+            wrong = self._disproof(engine)
+            if wrong is None:
+                return engine
             engine.close()
-            _LOG.warning("loaded again, without TF32 and CUDA graphs: %s", error, extra={"model": task.model.name})
-        else:
-            return engine
-        engine = self._tuned(tf32=False, graphs=GpuChoice.OFF)
+        assert wrong is not None
+        raise wrong
+
+    def _disproof(self, engine: GpuEngine) -> BundleError | None:
+        """What is wrong with the engine's answers; closes it where they could not be had."""
+        if self._task.proof is None:
+            return None
         try:
-            task.proof(engine)
-        except BaseException:
+            self._task.proof(engine)
+        except BundleError as error:
+            traceback.clear_frames(error.__traceback__)
+            return error.with_traceback(None)
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)
             engine.close()
             raise
-        return engine
+        return None
 
-    def _tuned(self, tf32: bool, graphs: GpuChoice) -> GpuEngine:
-        """The faster of the layouts, with graphs for the buckets where they win."""
-        images = any(len(spec.shape) == 4 for spec in self._task.model.inputs)
-        choice = self._settings.nhwc if images and self._device.kind is DeviceKind.CUDA else GpuChoice.OFF
-        if choice is not GpuChoice.AUTO:
-            return self._with_graphs(CudaSettings(nhwc=choice is GpuChoice.ON, tf32=tf32), graphs)
-        seconds: list[float] = []
-        for nhwc in (False, True):
-            engine = self._made(CudaSettings(nhwc=nhwc, tf32=tf32))
-            try:
-                seconds.append(engine.seconds(self._task.samples, self._buckets[-1]))
-            finally:
-                engine.close()
-        nhwc = seconds[1] < _NHWC_WORTHWHILE * seconds[0]
-        _LOG.info(
-            "layout chosen",
-            extra={
-                "model": self._task.model.name,
-                "nhwc": nhwc,
-                "nchw_ms": round(seconds[0] * 1e3, 3),
-                "nhwc_ms": round(seconds[1] * 1e3, 3),
-            },
+    @property
+    def _full_precision(self) -> Way:
+        """With everything else that is set and can be had for this model."""
+        inputs, cuda = self._task.model.inputs, self._device.kind is DeviceKind.CUDA
+        images = any(len(spec.shape) == 4 for spec in inputs)
+        fixed = all(size is not None for spec in inputs for size in spec.shape[1:])
+        return Way(
+            tf32=False,
+            graphs=self._settings.graphs if cuda and fixed and fits(self._task.model) else GpuChoice.OFF,
+            nhwc=self._settings.nhwc if cuda and images else GpuChoice.OFF,
         )
-        return self._with_graphs(CudaSettings(nhwc=nhwc, tf32=tf32), graphs)
+
+    def _tuned(self, way: Way) -> GpuEngine:
+        """The faster of the layouts, with graphs for the buckets where they win."""
+        nhwc = way.nhwc is GpuChoice.ON or (way.nhwc is GpuChoice.AUTO and self._nhwc_wins(way.tf32))
+        return self._with_graphs(CudaSettings(nhwc=nhwc, tf32=way.tf32), way.graphs)
+
+    def _nhwc_wins(self, tf32: bool) -> bool:
+        """Whether channels last are clearly faster, and as right. A model that does not run like that at all, for want
+        of a kernel or of memory, is served as everything else was tested."""
+        about: dict[str, object] = {"model": self._task.model.name}
+        plain = self._made(CudaSettings(tf32=tf32))
+        nchw_s = self._seconds(plain)
+        plain.close()
+        try:
+            engine = self._made(CudaSettings(nhwc=True, tf32=tf32))
+            nhwc_s = self._seconds(engine)
+            wrong = self._disproof(engine)
+            engine.close()
+        except Exception as error:  # onnxruntime raises bare exceptions of many kinds
+            _LOG.warning("NHWC is left: %s", str(error)[:_SAID], extra=about)
+            return False
+        if wrong is not None:
+            _LOG.warning("NHWC is left: %s", wrong, extra=about)
+            return False
+        wins = nhwc_s < _NHWC_WORTHWHILE * nchw_s
+        figures = {"nhwc": wins, "nchw_ms": round(nchw_s * 1e3, 3), "nhwc_ms": round(nhwc_s * 1e3, 3)}
+        _LOG.info("layout chosen", extra=about | figures)
+        return wins
+
+    def _seconds(self, engine: GpuEngine) -> float:
+        try:
+            return engine.seconds(self._task.samples, self._buckets[-1])
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)
+            engine.close()
+            raise
 
     def _with_graphs(self, settings: CudaSettings, graphs: GpuChoice) -> GpuEngine:
         """Where the model cannot be captured (control flow, nodes on the CPU), it is run without."""
-        fixed = all(size is not None for spec in self._task.model.inputs for size in spec.shape[1:])
-        if (
-            graphs is GpuChoice.OFF
-            or not fixed
-            or self._device.kind is not DeviceKind.CUDA
-            or not fits(self._task.model)
-        ):
-            return self._made(settings)
+        engine = self._captured(settings, graphs) if graphs is not GpuChoice.OFF else None
+        # Made only now, when what was tried is gone: two would not fit beside each other.
+        return engine or self._made(settings)
+
+    def _captured(self, settings: CudaSettings, graphs: GpuChoice) -> BoundEngine | None:
+        """None: graphs do not help, or cannot be had."""
         engine: GpuEngine | None = None
         about = {"model": self._task.model.name}
         try:
@@ -262,26 +316,25 @@ class GpuLoad:
             if not isinstance(engine, BoundEngine) or not engine.resident:
                 raise DeviceError("an input is used on the CPU, which a replay would not notice")
             won = engine.try_graphs(self._task.samples, self._site.gate, always=graphs is GpuChoice.ON)
-        except DeviceMemoryError:
-            if engine is not None:
-                engine.close()
-            raise
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds
+            traceback.clear_frames(error.__traceback__)
             if engine is not None:
                 engine.close()
-            _LOG.info("no CUDA graphs: %s", str(error)[:300], extra=about)
-            return self._made(settings)
+            _LOG.info("no CUDA graphs: %s", str(error)[:_SAID], extra=about)
+            return None
         _LOG.info("CUDA graphs captured", extra=about | {"buckets": list(won)})
         if won:
+            self._replayed = won
             return engine
         engine.close()  # its plain runs keep to one stream for the graphs' sake
-        return self._made(settings)
+        return None
 
     def _made(self, settings: CudaSettings) -> GpuEngine:
         """An engine that has run every bucket. Raises DeviceError, or BundleError when the model does not run."""
         task, site = self._task, self._site
         memory: Memory | None = None
         engine: GpuEngine | None = None
+        self._made_with, self._replayed = settings, ()
         try:
             memory = CudaMemory(site.cuda)
             settings = dataclasses.replace(
@@ -297,6 +350,8 @@ class GpuLoad:
                 for rows in reversed(self._buckets):
                     engine.run(task.samples.tiled(rows))
         except BaseException as error:
+            # The calls that failed hold the session, which must be gone before its stream is.
+            traceback.clear_frames(error.__traceback__)
             if engine is not None:
                 engine.close()
             elif memory is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import logging
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,7 @@ class Machine:
         self.fails: Callable[[CudaSettings], None] = lambda _: None
         self.spoils: Callable[[CudaSettings], bool] = lambda _: False
         self.plain_delay: Callable[[CudaSettings], float] = lambda _: 0.0
+        self.late: list[FakeGpuSession] = []
         monkeypatch.setattr(placements, "create_gpu_session", self.create)
 
     def create(self, model: bytes, device: Device, settings: CudaSettings, tensorrt: Any = None) -> FakeGpuSession:
@@ -208,6 +212,34 @@ class TestTuning:
         machine.placement(nhwc=GpuChoice.AUTO).engine(CUDA, task(folder))
         assert machine.sessions[-1].nhwc is False
 
+    @pytest.mark.parametrize(
+        "message", ["Could not find an implementation for com.ms.internal.nhwc.Conv", "out of memory"]
+    )
+    def test_nhwc_that_does_not_run_is_left(
+        self, machine: Machine, folder: Path, message: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def refuse(settings: CudaSettings) -> None:
+            if settings.nhwc:
+                raise RuntimeError(message)
+
+        machine.fails = refuse
+        engine = machine.placement(nhwc=GpuChoice.AUTO).engine(CUDA, task(folder))
+        assert [s.nhwc for s in machine.sessions] == [False, True, False]
+        assert "NHWC is left" in caplog.text
+        assert engine.close()
+        assert machine.untouched
+
+    def test_nhwc_that_is_fast_and_wrong_is_left_and_costs_nothing_else(
+        self, machine: Machine, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        machine.plain_delay = lambda settings: 0.0 if settings.nhwc else 0.004
+        machine.spoils = lambda settings: settings.nhwc
+        engine = machine.placement(nhwc=GpuChoice.AUTO).engine(CUDA, task(folder))
+        assert [(s.nhwc, s.tf32) for s in machine.sessions] == [(False, True), (True, True), (False, True)]
+        assert "NHWC is left: golden outputs differ" in caplog.text
+        assert engine.close()
+        assert machine.untouched
+
     def test_models_without_images_have_no_layout(self, machine: Machine, tmp_path: Path) -> None:
         machine.placement(nhwc=GpuChoice.AUTO).engine(CUDA, task(publish_forecaster(tmp_path)))
         assert len(machine.sessions) == 1
@@ -290,7 +322,34 @@ class TestProof:
         with caplog.at_level(logging.WARNING):
             machine.placement(graphs=GpuChoice.OFF).engine(CUDA, task(folder))
         assert [(s.tf32, s.graphs) for s in machine.sessions] == [(True, False), (False, False)]
-        assert "without TF32 and CUDA graphs: golden outputs differ" in caplog.text
+        assert "loaded again, with TF32 off, CUDA graphs off, NHWC off: golden outputs differ" in caplog.text
+
+    def test_graphs_stay_where_only_tf32_was_wrong(
+        self, machine: Machine, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        machine.spoils = lambda settings: settings.tf32
+        with caplog.at_level(logging.INFO):
+            engine = machine.placement(graphs=GpuChoice.ON).engine(CUDA, task(folder))
+        assert [(s.tf32, s.graphs) for s in machine.sessions] == [(True, True), (False, True)]
+        (told,) = (r for r in caplog.records if r.message == "model on the GPU")
+        assert (told.tf32, told.nhwc, told.graphs) == (False, False, [1, 2, 4, 8])  # type: ignore[attr-defined]
+        assert engine.close()
+        assert machine.untouched
+
+    def test_graphs_go_where_they_are_wrong_too(self, machine: Machine, folder: Path) -> None:
+        machine.spoils = lambda settings: settings.graphs
+        engine = machine.placement(graphs=GpuChoice.ON).engine(CUDA, task(folder))
+        assert [(s.tf32, s.graphs) for s in machine.sessions] == [(True, True), (False, True), (False, False)]
+        assert engine.close()
+        assert machine.untouched
+
+    def test_a_proof_that_cannot_be_had_leaves_nothing_behind(self, machine: Machine, folder: Path) -> None:
+        def proof(_: Engine) -> None:
+            raise RuntimeError("cuDNN failed")
+
+        with pytest.raises(RuntimeError, match="cuDNN failed"):
+            machine.placement().engine(CUDA, dataclasses.replace(task(folder), proof=proof))
+        assert machine.untouched
 
     def test_answers_that_stay_wrong_are_refused(self, machine: Machine, folder: Path) -> None:
         machine.spoils = lambda _: True
@@ -308,6 +367,97 @@ class TestProof:
         assert [s.tf32 for s in machine.sessions] == [False]
         model.close()
         assert machine.untouched
+
+
+class TestLifetimes:
+    """What ONNX Runtime keeps of a GPU goes with its session: at once, not when the garbage is collected, and never
+    after the stream it ran on."""
+
+    @pytest.fixture(autouse=True)
+    def no_collector(self) -> Iterator[None]:
+        gc.disable()
+        yield
+        gc.enable()
+
+    @pytest.fixture
+    def living(self) -> weakref.WeakSet[FakeGpuSession]:
+        return weakref.WeakSet()
+
+    @pytest.fixture
+    def lonely(
+        self, machine: Machine, living: weakref.WeakSet[FakeGpuSession], monkeypatch: pytest.MonkeyPatch
+    ) -> Machine:
+        """A machine that looks, whenever a session is made or a stream ends, whether another still lives."""
+        destroy = machine.cudart._cudaStreamDestroy
+
+        def create(*arguments: Any) -> FakeGpuSession:
+            machine.late += living
+            session = Machine.create(machine, *arguments)
+            machine.made.clear()
+            living.add(session)
+            return session
+
+        def end(stream: int) -> None:
+            machine.late += living
+            destroy(stream)
+
+        monkeypatch.setattr(placements, "create_gpu_session", create)
+        monkeypatch.setattr(machine.cudart, "_cudaStreamDestroy", end)
+        return machine
+
+    def test_of_a_model_that_cannot_be_captured(self, lonely: Machine, folder: Path) -> None:
+        lonely.graphs = False
+        engine = lonely.placement(graphs=GpuChoice.ON).engine(CUDA, task(folder))
+        assert [s.graphs for s in lonely.sessions] == [True, False]
+        assert engine.close()
+        assert (lonely.late, lonely.untouched) == ([], True)
+
+    @pytest.mark.parametrize("publish", [publish_classifier, publish_backbone])
+    def test_of_one_that_fails_as_it_is_run(
+        self, lonely: Machine, tmp_path: Path, publish: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(self: FakeGpuSession, *_: Any) -> None:
+            raise RuntimeError("CUDA failure 700")
+
+        monkeypatch.setattr(FakeGpuSession, "run", fail)
+        monkeypatch.setattr(FakeGpuSession, "run_with_iobinding", fail)
+        with pytest.raises(BundleError, match="CUDA failure 700"):
+            lonely.placement().engine(CUDA, task(publish(tmp_path)))
+        assert (lonely.late, lonely.untouched) == ([], True)
+
+    def test_of_one_whose_answers_are_wrong(self, lonely: Machine, folder: Path) -> None:
+        lonely.spoils = lambda settings: settings.tf32 or settings.graphs
+        engine = lonely.placement(nhwc=GpuChoice.AUTO, graphs=GpuChoice.ON).engine(CUDA, task(folder))
+        assert engine.close()
+        assert (lonely.late, lonely.untouched) == ([], True)
+
+    def test_of_one_that_failed_while_it_was_served(
+        self, lonely: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine = lonely.placement().engine(CUDA, task(folder))
+
+        def fail(self: FakeGpuSession, *_: Any) -> None:
+            raise RuntimeError("CUDA failure 700")
+
+        monkeypatch.setattr(FakeGpuSession, "run_with_iobinding", fail)
+        with pytest.raises(RuntimeError, match="700") as kept:
+            engine.run((np.zeros((1, 28, 28, 1), np.uint8),))
+        assert engine.close()
+        assert kept.value.__traceback__ is not None, "the error is still looked at"
+        assert (lonely.late, lonely.untouched) == ([], True)
+
+    def test_the_session_ends_while_nobody_captures(self, lonely: Machine, folder: Path) -> None:
+        for publish in (lambda: folder, lambda: publish_backbone(folder.parent.parent)):
+            placement = lonely.placement()
+            inside: list[int] = []
+            engine = placement.engine(CUDA, task(publish()))
+            session = engine.session
+            weakref.finalize(
+                session, lambda gate, inside: inside.append(gate._inside), placement._sites[0].gate, inside
+            )
+            del session
+            assert engine.close()
+            assert inside == [1], "it was let in by the gate"
 
 
 class TestMemory:
