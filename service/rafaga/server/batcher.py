@@ -23,8 +23,10 @@ Batcher of a model and calls it under its lock.
 from __future__ import annotations
 
 import math
+import threading
 from bisect import bisect_left, insort
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -74,7 +76,7 @@ class JobTiming(NamedTuple):
 
 
 class Job:
-    """One caller's rows on their way through a model. Exactly one of the two callbacks is called, once.
+    """One caller's rows on their way through a model. Exactly one of the two callbacks is called, once, by any thread.
 
     Only an `on_success` that raises is followed by `on_failure`: the caller has no answer then.
 
@@ -87,6 +89,7 @@ class Job:
 
     __slots__ = (
         "_outputs",
+        "_parting",
         "arrival",
         "batch_size",
         "cost",
@@ -132,12 +135,14 @@ class Job:
         self.due = 0.0
         self.row_s = 0.0  # predicted seconds per row in efficient batches, at the time of submission
         self.taken = 0  # rows handed out in batches
-        self.pending = self.rows  # rows not answered
+        self.pending = self.rows  # of a job in parts, the rows not answered
         self.queue_s = 0.0
         self.inference_s = 0.0
         self.batch_size = 0
         self.finished = False
         self._outputs: Arrays | None = None
+        # Its parts may end on several engines at once; one row has no parts.
+        self._parting = threading.Lock() if self.rows > 1 else None
 
     @property
     def rest(self) -> int:
@@ -145,8 +150,9 @@ class Job:
         return self.rows - self.taken
 
     def fail(self, error: RafagaError) -> None:
-        if not self.finished:
-            self.finished = True
+        with self._parting or nullcontext():
+            first, self.finished = not self.finished, True
+        if first:
             self.on_failure(error)
 
     def abandon(self) -> None:
@@ -154,29 +160,35 @@ class Job:
         self.finished = True
 
     def answer(self, start: int, outputs: Arrays, inference_s: float, batch_size: int) -> None:
-        """Takes the outputs of rows [start, start + len); the last part completes the job."""
-        self.inference_s += inference_s
-        self.batch_size = max(self.batch_size, batch_size)
-        count = len(outputs[0])
-        self.pending -= count
+        """Takes the outputs of rows [start, start + len); the last part to come completes the job."""
+        if len(outputs[0]) == self.rows:
+            self.inference_s, self.batch_size = inference_s, batch_size
+        else:
+            joined = self._join(start, outputs, inference_s, batch_size)
+            if joined is None:
+                return
+            outputs = joined
         if self.finished:
             return
-        if count == self.rows:
-            whole = outputs
-        else:
-            if self._outputs is None:
-                self._outputs = tuple(np.empty((self.rows, *o.shape[1:]), o.dtype) for o in outputs)
-            for kept, part in zip(self._outputs, outputs, strict=True):
-                kept[start : start + count] = part
-            if self.pending:
-                return
-            whole = self._outputs
         self.finished = True
         try:
-            self.on_success(whole, JobTiming(self.queue_s, self.inference_s, self.batch_size))
+            self.on_success(outputs, JobTiming(self.queue_s, self.inference_s, self.batch_size))
         except Exception:
             self.on_failure(InternalError("the answer could not be built"))
             raise
+
+    def _join(self, start: int, part: Arrays, inference_s: float, batch_size: int) -> Arrays | None:
+        """All outputs, once every part is there: for one of the threads that bring them."""
+        assert self._parting is not None
+        with self._parting:
+            if self._outputs is None:
+                self._outputs = tuple(np.empty((self.rows, *o.shape[1:]), o.dtype) for o in part)
+            for kept, rows in zip(self._outputs, part, strict=True):
+                kept[start : start + len(rows)] = rows
+            self.inference_s += inference_s
+            self.batch_size = max(self.batch_size, batch_size)
+            self.pending -= len(part[0])
+            return None if self.pending else self._outputs
 
 
 class Part(NamedTuple):

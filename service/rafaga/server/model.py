@@ -123,7 +123,7 @@ class ServedModel:
             if self._down and not self._stopping:
                 raise ModelNotReady(_DOWN)
             self._batcher.submit(job, time.monotonic())
-            if self._looking_ahead and self._full:
+            if self._looking_ahead and self._full():
                 self._ripe.notify()
             if may_run and job.cost <= self._quick_cost:
                 return True
@@ -295,6 +295,7 @@ class ServedModel:
             for batch in owed:
                 self._batcher.finished(batch, None)
             self._changed.notify_all()
+            self._ripe.notify_all()
         shift.engine.terminate()
         if shift.thread is not threading.current_thread():
             self._stuck.append(shift.thread)
@@ -313,11 +314,10 @@ class ServedModel:
 
     def _serve(self, shift: Shift) -> None:
         try:
-            while not shift.relieved and (taken := shift.ahead or self._next(shift)) is not None:
-                batch, flight = taken if isinstance(taken, tuple) else (taken, None)
-                shift.batch, shift.ahead = batch, None
-                if not self._run_guarded(shift, batch, flight):
-                    return
+            while not shift.relieved:
+                batch, flight = shift.catch_up() or (self._next(shift), None)
+                if batch is None or not self._run_guarded(shift, batch, flight):
+                    break
         except BaseException:  # whatever it is, it has nowhere to go from here
             _LOG.critical("the engine's thread ended on a defect", exc_info=True, extra={"model": self.bundle.name})
         finally:
@@ -361,7 +361,9 @@ class ServedModel:
                     continue
                 decision = self._batcher.take(time.monotonic())
                 shift.batch = decision.batch
-                if decision.batch is None and not decision.dropped:
+                if decision.batch is not None:
+                    self._pass_on()
+                elif not decision.dropped:
                     timeout = None if decision.wake_at is None else max(0.0, decision.wake_at - time.monotonic())
                     self._changed.wait(timeout)
                     continue
@@ -397,22 +399,34 @@ class ServedModel:
         except Exception:
             _LOG.exception("a failure could not be delivered", extra={"model": self.bundle.name})
 
-    @property
-    def _full(self) -> bool:
-        return self._batcher.queued_rows >= self._batcher.latency.efficient_rows
+    def _full(self, batches: int = 1) -> bool:
+        return self._batcher.queued_rows >= batches * self._batcher.latency.efficient_rows
 
-    def _full_one(self, free_at: float, landed: Future[Arrays]) -> Batch | None:
+    def _pass_on(self) -> None:
+        """Under the lock, after taking a batch: another engine that waits gets what is left."""
+        if len(self._shifts) > 1 and self._batcher.queued_jobs:
+            self._changed.notify()
+            if self._looking_ahead and self._full():
+                self._ripe.notify()
+
+    def _full_one(self, shift: Shift, free_at: float, landed: Future[Arrays]) -> Batch | None:
         """A full batch, as soon as there is one, for an engine that is busy until `free_at`, which is the moment to
-        judge deadlines by. None once its batch has `landed`: a smaller one is better left to grow until then."""
+        judge deadlines by; the shift owes it. None once its batch has `landed`, for a smaller one is better left to
+        grow until then, or the engine was lost."""
         landed.add_done_callback(self._has_landed)
         with self._lock:
             self._looking_ahead += 1
             try:
-                while not landed.done() and not (self._full and not self._stopping):
+                while not (over := landed.done() or shift.relieved):
+                    idle = sum(not (other.owed or other.relieved) for other in self._shifts)  # they come first
+                    if self._full(1 + idle) and not self._stopping:
+                        break
                     self._ripe.wait()
-                if landed.done():
+                if over:
                     return None
                 decision = self._batcher.take(max(free_at, time.monotonic()))
+                shift.ahead = decision.batch
+                self._pass_on()
             finally:
                 self._looking_ahead -= 1
         if decision.dropped:
@@ -469,12 +483,12 @@ class ServedModel:
     def _land(self, shift: Shift, engine: BoundEngine, flight: Flight) -> Arrays:
         """Waits for a batch, and sends the next meanwhile, if there is a full one."""
         if shift.ahead is None and shift.batch is not None:
-            batch = self._full_one(shift.batch.predicted_end, flight.landed)
+            batch = self._full_one(shift, shift.batch.predicted_end, flight.landed)
             if batch is not None:
                 try:
-                    shift.ahead = batch, engine.begin(batch.parts)
+                    shift.flight = engine.begin(batch.parts)
                 except Exception as error:  # it is that batch's, when its turn comes
-                    shift.ahead = batch, error
+                    shift.flight = error
         return engine.finish(flight)
 
     def _isolate(self, shift: Shift, parts: Sequence[Part], bound_s: float) -> list[Job]:

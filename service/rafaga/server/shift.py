@@ -37,14 +37,15 @@ class Run:
 class Shift:
     """One engine at work, in a thread of its own, until it is relieved.
 
-    ahead: a batch that was taken and sent while another still ran, and the flight it is on.
+    ahead: a batch that was taken while another still ran; and the flight it is on, once it was sent.
     """
 
     def __init__(self, engine: Engine, serve: Callable[[Shift], None], name: str) -> None:
         self.engine = engine
-        self.ahead: tuple[Batch, Flight | Exception] | None = None
         self.thread = threading.Thread(target=serve, args=(self,), name=f"engine-{name}", daemon=True)
         self.batch: Batch | None = None
+        self.ahead: Batch | None = None
+        self.flight: Flight | Exception | None = None
         self.run: Run | None = None
         self.sound = True  # it has run something since it last failed
         self.relieved = False
@@ -52,8 +53,16 @@ class Shift:
     @property
     def owed(self) -> tuple[Batch, ...]:
         """The batches that its engine has taken and not answered."""
-        ahead = self.ahead
-        return tuple(batch for batch in (self.batch, None if ahead is None else ahead[0]) if batch is not None)
+        # In this order: what catches up meanwhile is seen twice rather than not at all.
+        return tuple(batch for batch in (self.ahead, self.batch) if batch is not None)
+
+    def catch_up(self) -> tuple[Batch, Flight | Exception | None] | None:
+        """The batch ahead, if there is one, which is now the one to answer, and its flight."""
+        if self.ahead is None:
+            return None
+        caught_up = self.ahead, self.flight
+        self.batch, self.ahead, self.flight = self.ahead, None, None
+        return caught_up
 
     def compute(self, run: Run, outputs: Callable[[], Arrays], expect: Callable[[float], None]) -> Arrays:
         """One run, watched: `expect` is told until when. Raises what the engine raises, or Relieved once nobody waits

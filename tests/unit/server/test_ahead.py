@@ -235,6 +235,37 @@ def test_an_engine_that_hangs_loses_both_batches_and_a_new_one_comes(start: Call
     served.sessions[0].gate.set()
 
 
+def test_an_engine_that_was_given_up_takes_nothing_more(start: Callable[..., Served]) -> None:
+    """It hung with nobody behind it; the full batch that comes later is the next engine's."""
+    served = start(timeout_s=0.3, slowness=1.0, first_delay_s=0.01)
+    assert isinstance(held(served).wait(), EngineFailure)
+    eventually(lambda: not served.model.down)
+    served.model._watch_policy = WatchPolicy(timeout_s=WAIT_S)
+    first = held(served)
+    others = [served.submit(n) for n in (10, 11, 12, 13)]
+    eventually(lambda: served.model._batcher.queued_rows == 0)
+    served.session.gate.set()
+    assert first.answered()
+    assert all(other.answered() for other in others)
+    assert served.model.idle
+    served.sessions[0].gate.set()
+
+
+def test_a_batch_that_was_taken_and_not_yet_sent_is_owed(
+    start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = start(timeout_s=0.3, slowness=1.0, first_delay_s=0.01)
+    begin = served.engines[0].begin
+    hung = held(served)
+    monkeypatch.setattr(served.engines[0], "begin", lambda parts: (hung.wait(), begin(parts))[1])
+    behind = [served.submit(n) for n in (10, 11, 12, 13)]
+    assert isinstance(hung.wait(), EngineFailure)
+    assert all(isinstance(caller.wait(), ModelNotReady) for caller in behind)
+    served.sessions[0].gate.set()
+    eventually(lambda: not served.model.down)
+    assert served.model.idle
+
+
 def test_many_callers(start: Callable[..., Served]) -> None:
     served = start()
     ends: list[bool] = []

@@ -1,0 +1,157 @@
+"""Several engines on one queue: they share its work, put split answers together, and are looked after one by one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from rafaga.errors import EngineFailure
+from rafaga.server.batcher import Arrays, BatchPolicy, Job, JobTiming
+from rafaga.server.engine import Engine, Samples
+from rafaga.server.latency import LatencyTable
+from rafaga.server.metrics import Metrics
+from rafaga.server.model import ServedModel
+from rafaga.server.plain import PlainModel
+from rafaga.server.watch import WatchPolicy
+from tests.unit.server.test_watch import SPEC, WAIT_S, Caller, Session
+
+DESCRIBED = PlainModel("doubler", 1, SPEC, SPEC, 8)
+
+
+class Gated(Session):
+    """Runs when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.started = threading.Semaphore(0)
+
+    def run(self, names: object, feed: dict[str, np.ndarray], options: object = None) -> list[np.ndarray]:
+        self.started.release()
+        assert self.gate.wait(WAIT_S)
+        return super().run(names, feed, options)
+
+
+class Served:
+    """Two engines; those in `refused` cannot be brought up again."""
+
+    def __init__(self, watch: WatchPolicy | None = None) -> None:
+        self.sessions = [Gated(), Gated()]
+        self.refused: set[int] = set()
+        self.made = self.sessions[:]
+        self.model = ServedModel(
+            DESCRIBED,
+            None,
+            [Engine(DESCRIBED, session) for session in self.sessions],
+            LatencyTable((1, 2, 4, 8), (1e-3,) * 4),
+            BatchPolicy(max_queue_wait_s=600.0),
+            Metrics().model("doubler"),
+            Samples((np.zeros(1, np.int64),)),
+            self.renew,
+            watch,
+        )
+        self.model.start()
+
+    def renew(self, number: int) -> Engine:
+        if number in self.refused:
+            raise RuntimeError("no device")
+        self.sessions[number] = Gated()
+        self.made.append(self.sessions[number])
+        return Engine(DESCRIBED, self.sessions[number])
+
+    def submit(self, *values: int) -> Caller:
+        caller = Caller(values)
+        self.model.submit(caller.job)
+        return caller
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Served]]:
+    started: list[Served] = []
+
+    def start(watch: WatchPolicy | None = None) -> Served:
+        started.append(Served(watch))
+        return started[-1]
+
+    yield start
+    for served in started:
+        for session in served.made:
+            session.gate.set()
+            session.go_on.set()
+        served.model.close()
+
+
+def test_a_large_request_keeps_every_engine_busy(start: Callable[..., Served]) -> None:
+    served = start()
+    for session in served.sessions:
+        session.gate.clear()
+    caller = served.submit(*range(100, 132))
+    assert all(session.started.acquire(timeout=WAIT_S) for session in served.sessions)
+    for session in served.sessions:
+        session.gate.set()
+    assert caller.end() == [2 * n for n in range(100, 132)]
+
+
+def test_split_answers_are_whole(start: Callable[..., Served]) -> None:
+    """Many at once, their parts on whichever engine is free."""
+    served = start()
+    callers = [served.submit(*range(n, n + 30)) for n in range(1000, 1100)]
+    for caller in callers:
+        assert caller.end() == [2 * n for n in caller.job.inputs[0]]
+    assert served.model.idle
+
+
+def test_parts_that_are_answered_at_once() -> None:
+    """Copying lets other threads in: the last part completes the answer, not the one that was counted last."""
+    for _ in range(5):
+        ends: list[tuple[Arrays, JobTiming]] = []
+
+        def answered(outputs: Arrays, timing: JobTiming, ends: list[tuple[Arrays, JobTiming]] = ends) -> None:
+            ends.append((tuple(o.copy() for o in outputs), timing))
+
+        job = Job((np.zeros((4, 1)),), answered, lambda error: pytest.fail(str(error)))
+        together = threading.Barrier(4)
+
+        def bring(row: int, job: Job = job, together: threading.Barrier = together) -> None:
+            part = np.full((1, 500_000), row)
+            together.wait(WAIT_S)
+            job.answer(row, (part,), 0.25, row + 1)
+
+        threads = [threading.Thread(target=bring, args=(row,)) for row in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT_S)
+        ((outputs, timing),) = ends
+        assert (outputs[0] == np.arange(4)[:, np.newaxis]).all()
+        assert timing == JobTiming(0.0, 1.0, 4)
+
+
+def test_parts_that_fail_at_once() -> None:
+    for _ in range(200):
+        ends: list[Exception] = []
+        job = Job((np.zeros(2),), lambda *_: pytest.fail("answered"), ends.append)
+        together = threading.Barrier(2)
+
+        def fail(job: Job = job, together: threading.Barrier = together) -> None:
+            together.wait(WAIT_S)
+            job.fail(EngineFailure("broken"))
+
+        threads = [threading.Thread(target=fail) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT_S)
+        assert len(ends) == 1
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
