@@ -229,16 +229,22 @@ class Golden(Samples):
 
 
 def assemble(parts: Sequence[Part]) -> Arrays:
-    """The rows of all parts, one array per input: one copy, or none for a lone part.
+    """The rows of all parts, one array per input: one copy, or none for a lone part whose numbers are aligned in memory.
+    Kernels may rely on that, and requests are read where they happen to lie.
 
     Rows of different lengths (ragged series) are padded with zeros on the right up to the longest.
     """
     if len(parts) == 1:
         job, start, stop = parts[0]
-        return job.inputs if stop - start == job.rows else tuple(a[start:stop] for a in job.inputs)
+        whole = stop - start == job.rows
+        return tuple(_aligned(a if whole else a[start:stop]) for a in job.inputs)
     return tuple(
         _joined([part.job.inputs[i][part.start : part.stop] for part in parts]) for i in range(len(parts[0].job.inputs))
     )
+
+
+def _aligned(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    return array if array.flags.aligned else array.copy()
 
 
 def padding_rows(parts: Sequence[Part]) -> float:

@@ -51,6 +51,13 @@ def part(*arrays: np.ndarray, start: int = 0, stop: int | None = None) -> Part:
 
 
 class TestAssemble:
+    def test_numbers_that_lie_askew_in_their_request_are_aligned(self) -> None:
+        request = b"\0" + np.arange(6, dtype=np.float32).tobytes()
+        rows = np.frombuffer(request, np.float32, 6, 1).reshape(2, 3)
+        (got,) = assemble([part(rows)])
+        assert got.flags.aligned
+        np.testing.assert_array_equal(got, rows)
+
     def test_a_lone_job_is_not_copied(self) -> None:
         rows = np.arange(6.0).reshape(3, 2)
         assert assemble([part(rows)])[0] is rows
