@@ -229,8 +229,8 @@ class Golden(Samples):
 
 
 def assemble(parts: Sequence[Part]) -> Arrays:
-    """The rows of all parts, one array per input: one copy, or none for a lone part whose numbers are aligned in memory.
-    Kernels may rely on that, and requests are read where they happen to lie.
+    """The rows of all parts, one array per input: one copy, or none for a lone part whose numbers are aligned in memory:
+    kernels may rely on that, and requests are read where they happen to lie.
 
     Rows of different lengths (ragged series) are padded with zeros on the right up to the longest.
     """
