@@ -23,18 +23,13 @@ Batcher of a model and calls it under its lock.
 from __future__ import annotations
 
 import math
-import threading
 from bisect import bisect_left, insort
-from collections.abc import Callable, Hashable
-from contextlib import nullcontext
+from collections.abc import Hashable
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, Draining, InternalError, QueueFull, RafagaError
+from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, Draining, QueueFull
+from rafaga.server.job import Job, Part
 from rafaga.server.latency import LatencyTable
 
 # The margin that admission keeps, as a share of the time left: this much, and the spread of the runs, up to so much.
@@ -44,14 +39,6 @@ _MAX_MARGIN = 0.4
 _ROWS_PER_SHARE = 10
 # The queue's work is added up by due time, in slots of the longest wait over this many.
 _SLOTS = 256
-
-Arrays = tuple[NDArray[np.generic], ...]
-
-
-class Priority(IntEnum):
-    HIGH = 1
-    NORMAL = 2
-    LOW = 3
 
 
 @dataclass(frozen=True)
@@ -65,138 +52,6 @@ class BatchPolicy:
     max_queue_delay_s: float = 0.0
     max_queue_wait_s: float = 1.0
     max_queue_jobs: int = 4096
-
-
-class JobTiming(NamedTuple):
-    """Seconds, and the rows of the (largest) batch the job was part of."""
-
-    queue_s: float
-    inference_s: float
-    batch_size: int
-
-
-class Job:
-    """One caller's rows on their way through a model. Exactly one of the two callbacks is called, once, by any thread.
-
-    Only an `on_success` that raises is followed by `on_failure`: the caller has no answer then.
-
-    inputs: one array per input of the model, each [rows, ...]. key: only jobs of equal key share a batch. cost: work
-    per row, relative to the warm-up inputs. deadline: monotonic seconds, or infinity.
-
-    Set by the Batcher: level, the priority, or 0 where the job takes what was set aside for it. due: when it should run
-    at the latest, and later by a step for each level.
-    """
-
-    __slots__ = (
-        "_outputs",
-        "_parting",
-        "arrival",
-        "batch_size",
-        "cost",
-        "deadline",
-        "due",
-        "finished",
-        "inference_s",
-        "inputs",
-        "key",
-        "level",
-        "on_failure",
-        "on_success",
-        "pending",
-        "priority",
-        "queue_s",
-        "row_s",
-        "rows",
-        "sequence",
-        "taken",
-    )
-
-    def __init__(
-        self,
-        inputs: Arrays,
-        on_success: Callable[[Arrays, JobTiming], None],
-        on_failure: Callable[[RafagaError], None],
-        deadline: float = math.inf,
-        key: Hashable = None,
-        cost: float = 1.0,
-        priority: Priority = Priority.NORMAL,
-    ) -> None:
-        self.inputs = inputs
-        self.rows = len(inputs[0])
-        self.on_success = on_success
-        self.on_failure = on_failure
-        self.deadline = deadline
-        self.key = key
-        self.cost = cost
-        self.priority = priority
-        self.level = int(priority)
-        self.arrival = 0.0
-        self.sequence = 0
-        self.due = 0.0
-        self.row_s = 0.0  # predicted seconds per row in efficient batches, at the time of submission
-        self.taken = 0  # rows handed out in batches
-        self.pending = self.rows  # of a job in parts, the rows not answered
-        self.queue_s = 0.0
-        self.inference_s = 0.0
-        self.batch_size = 0
-        self.finished = False
-        self._outputs: Arrays | None = None
-        # Its parts may end on several engines at once; one row has no parts.
-        self._parting = threading.Lock() if self.rows > 1 else None
-
-    @property
-    def rest(self) -> int:
-        """Rows not yet taken."""
-        return self.rows - self.taken
-
-    def fail(self, error: RafagaError) -> None:
-        with self._parting or nullcontext():
-            first, self.finished = not self.finished, True
-        if first:
-            self.on_failure(error)
-
-    def abandon(self) -> None:
-        """The caller went away: no callback any more."""
-        self.finished = True
-
-    def answer(self, start: int, outputs: Arrays, inference_s: float, batch_size: int) -> None:
-        """Takes the outputs of rows [start, start + len); the last part to come completes the job."""
-        if len(outputs[0]) == self.rows:
-            self.inference_s, self.batch_size = inference_s, batch_size
-        else:
-            joined = self._join(start, outputs, inference_s, batch_size)
-            if joined is None:
-                return
-            outputs = joined
-        if self.finished:
-            return
-        self.finished = True
-        try:
-            self.on_success(outputs, JobTiming(self.queue_s, self.inference_s, self.batch_size))
-        except Exception:
-            self.on_failure(InternalError("the answer could not be built"))
-            raise
-
-    def _join(self, start: int, part: Arrays, inference_s: float, batch_size: int) -> Arrays | None:
-        """All outputs, once every part is there: for one of the threads that bring them."""
-        assert self._parting is not None
-        with self._parting:
-            if self._outputs is None:
-                self._outputs = tuple(np.empty((self.rows, *o.shape[1:]), o.dtype) for o in part)
-            for kept, rows in zip(self._outputs, part, strict=True):
-                kept[start : start + len(rows)] = rows
-            self.inference_s += inference_s
-            self.batch_size = max(self.batch_size, batch_size)
-            self.pending -= len(part[0])
-            return None if self.pending else self._outputs
-
-
-class Part(NamedTuple):
-    """Rows [start, stop) of a job."""
-
-    job: Job
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,10 +23,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from rafaga.bundle import TensorSpec
-from rafaga.server.batcher import Arrays, Part
 from rafaga.server.buffers import Copy, Memory, Ticket, Twin
 from rafaga.server.engine import CLOSED, Described, Engine, Samples, Session
 from rafaga.server.gate import Gate
+from rafaga.server.job import Arrays, Part
 from rafaga.server.latency import DISPATCH_S, LatencyTable
 
 SLOTS = 2

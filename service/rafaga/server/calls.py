@@ -32,7 +32,7 @@ from rafaga.errors import (
     Unauthenticated,
     to_status,
 )
-from rafaga.server.batcher import JobTiming
+from rafaga.server.job import JobTiming
 from rafaga.server.metrics import MethodMetrics, Metrics
 
 _LOG = logging.getLogger(__name__)

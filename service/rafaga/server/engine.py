@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rafaga.bundle import Bundle, TensorSpec, relative_error
 from rafaga.errors import BundleError
 from rafaga.objects import paired
-from rafaga.server.batcher import Arrays, Part
+from rafaga.server.job import Arrays, Part
 from rafaga.server.latency import DISPATCH_S, LatencyTable, buckets_up_to
 
 # Below this a second thread costs more in waking up than it computes.
@@ -229,8 +229,8 @@ class Golden(Samples):
 
 
 def assemble(parts: Sequence[Part]) -> Arrays:
-    """The rows of all parts, one array per input: one copy, or none for a lone part whose numbers are aligned in memory:
-    kernels may rely on that, and requests are read where they happen to lie.
+    """The rows of all parts, one array per input: one copy, or none for a lone part that is aligned in memory. Kernels
+    may rely on that, and requests are read where they happen to lie.
 
     Rows of different lengths (ragged series) are padded with zeros on the right up to the longest.
     """

@@ -27,9 +27,10 @@ from rafaga.errors import (
     ModelNotReady,
     RafagaError,
 )
-from rafaga.server.batcher import Arrays, Batch, Batcher, BatchPolicy, Job, Part
+from rafaga.server.batcher import Batch, Batcher, BatchPolicy
 from rafaga.server.bound import BoundEngine, Flight
 from rafaga.server.engine import Engine, Samples, assemble, padding_rows
+from rafaga.server.job import Arrays, Job, Part
 from rafaga.server.latency import LatencyTable
 from rafaga.server.metrics import ModelMetrics
 from rafaga.server.plain import PlainModel

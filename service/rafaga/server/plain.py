@@ -18,8 +18,8 @@ from rafaga.bundle import (
     Weights,
 )
 from rafaga.errors import BundleError
-from rafaga.server.batcher import Arrays
 from rafaga.server.engine import Engine, Samples, Session
+from rafaga.server.job import Arrays
 
 MODEL = "model.onnx"
 

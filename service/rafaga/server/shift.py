@@ -10,9 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from rafaga.server.batcher import Arrays, Batch, Part
+from rafaga.server.batcher import Batch
 from rafaga.server.bound import Flight
 from rafaga.server.engine import Engine
+from rafaga.server.job import Arrays, Part
 
 
 class Relieved(Exception):

@@ -13,10 +13,11 @@ import pytest
 
 from rafaga.bundle import TensorSpec
 from rafaga.errors import EngineFailure, ModelNotReady, RafagaError
-from rafaga.server.batcher import Arrays, BatchPolicy, Job
+from rafaga.server.batcher import BatchPolicy
 from rafaga.server.bound import BoundEngine
 from rafaga.server.buffers import HostMemory
 from rafaga.server.engine import Samples
+from rafaga.server.job import Arrays, Job
 from rafaga.server.latency import LatencyTable
 from rafaga.server.metrics import Metrics
 from rafaga.server.model import ServedModel

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, Draining, QueueFull, RafagaError, Refused
-from rafaga.server.batcher import Arrays, Batch, Batcher, BatchPolicy, Job, JobTiming, Priority
+from rafaga.server.batcher import Batch, Batcher, BatchPolicy
+from rafaga.server.job import Arrays, Job, JobTiming, Priority
 from rafaga.server.latency import LatencyTable
 
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from rafaga import bundle as bundles
 from rafaga.errors import DeviceError, DeviceMemoryError
-from rafaga.server.batcher import Job, Part
 from rafaga.server.bound import SLOTS, BoundEngine, Lane, PaddedEngine, fits
 from rafaga.server.buffers import CudaMemory, HostMemory
 from rafaga.server.engine import Golden, create_session
 from rafaga.server.gate import Gate
+from rafaga.server.job import Job, Part
 from tests.bundles import classify, forecast, publish_backbone, publish_classifier, publish_forecaster
 from tests.unit.server.fake_gpu import FakeCudart, FakeGpuSession
 

@@ -16,8 +16,8 @@ from rafaga import bundle as bundles
 from rafaga.bundle import TensorSpec
 from rafaga.errors import BundleError
 from rafaga.server import engine as engines
-from rafaga.server.batcher import Arrays, Job, Part
 from rafaga.server.engine import Engine, Golden, Samples, assemble, available_cores, padding_rows
+from rafaga.server.job import Arrays, Job, Part
 from rafaga.server.latency import DISPATCH_S
 from tests import plain
 from tests.bundles import classify, publish_classifier

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from rafaga.errors import EngineFailure
-from rafaga.server.batcher import Arrays, BatchPolicy, Job, JobTiming
+from rafaga.server.batcher import BatchPolicy
 from rafaga.server.engine import Engine, Samples
+from rafaga.server.job import Arrays, Job, JobTiming
 from rafaga.server.latency import LatencyTable
 from rafaga.server.metrics import Metrics
 from rafaga.server.model import ServedModel

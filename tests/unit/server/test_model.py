@@ -21,8 +21,9 @@ from rafaga.errors import (
     RafagaError,
     Refused,
 )
-from rafaga.server.batcher import Arrays, BatchPolicy, Decision, Job, JobTiming
+from rafaga.server.batcher import BatchPolicy, Decision
 from rafaga.server.engine import Engine, Samples
+from rafaga.server.job import Arrays, Job, JobTiming
 from rafaga.server.latency import LatencyTable
 from rafaga.server.metrics import Metrics
 from rafaga.server.model import ServedModel

@@ -20,13 +20,14 @@ from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision
 from rafaga.errors import BundleError, DeviceError, DeviceMemoryError
 from rafaga.server import placement as placements
-from rafaga.server.batcher import BatchPolicy, Job
+from rafaga.server.batcher import BatchPolicy
 from rafaga.server.bound import BoundEngine, PaddedEngine, fits
 from rafaga.server.config import GpuChoice
 from rafaga.server.devices import CPU, Choice, Device, DeviceFallback, DeviceKind
 from rafaga.server.engine import Engine, Golden, create_session
 from rafaga.server.gate import Gate
 from rafaga.server.gpu_memory import MIB
+from rafaga.server.job import Job
 from rafaga.server.loader import Loader, fastest_on_gpu
 from rafaga.server.metrics import Metrics
 from rafaga.server.model import ServedModel

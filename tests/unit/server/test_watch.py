@@ -12,8 +12,9 @@ import pytest
 
 from rafaga.bundle import TensorSpec
 from rafaga.errors import Draining, EngineFailure, ModelNotReady, RafagaError
-from rafaga.server.batcher import Arrays, BatchPolicy, Job, JobTiming
+from rafaga.server.batcher import BatchPolicy
 from rafaga.server.engine import Engine, Samples
+from rafaga.server.job import Arrays, Job, JobTiming
 from rafaga.server.latency import LatencyTable
 from rafaga.server.metrics import Metrics
 from rafaga.server.model import ServedModel

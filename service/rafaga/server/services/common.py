@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from rafaga.bundle import ImagePreparation
 from rafaga.errors import Cancelled, InternalError, InvalidImage, InvalidRequest, InvalidTensor, QueueFull, RafagaError
 from rafaga.images import prepare
-from rafaga.server.batcher import Arrays, Job, JobTiming, Priority
 from rafaga.server.calls import Call
+from rafaga.server.job import Arrays, Job, JobTiming, Priority
 from rafaga.server.model import ServedModel
 from rafaga.v1 import common_pb2
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from rafaga.bundle import ForecastSpec, Task
 from rafaga.errors import InvalidRequest, InvalidTensor
-from rafaga.server.batcher import Arrays, JobTiming
 from rafaga.server.calls import Call, Handler
+from rafaga.server.job import Arrays, JobTiming
 from rafaga.server.model import ServedModel
 from rafaga.server.repository import Repository
 from rafaga.server.services.common import model_info, parse, submit, timing_message

@@ -18,9 +18,9 @@ from google.protobuf.message import Message
 from rafaga.bundle import TensorSpec
 from rafaga.errors import InvalidRequest, InvalidTensor, ModelNotFound, Unsupported
 from rafaga.inference import open_inference_pb2 as pb
-from rafaga.server.batcher import Arrays, JobTiming, Priority
 from rafaga.server.calls import Call, Handler
 from rafaga.server.expiry import Expiry
+from rafaga.server.job import Arrays, JobTiming, Priority
 from rafaga.server.metrics import Statistics
 from rafaga.server.model import ServedModel
 from rafaga.server.repository import Repository, State

@@ -19,7 +19,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from rafaga.inference import open_inference_pb2 as pb
-from rafaga.server.batcher import Arrays, Priority
+from rafaga.server.job import Arrays, Priority
 from rafaga.server.model import ServedModel
 from rafaga.server.services.open_inference_tensors import WantedOutput, head_of
 from rafaga.tensors import on_wire

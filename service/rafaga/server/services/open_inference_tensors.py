@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rafaga.bundle import Bundle, TensorSpec
 from rafaga.errors import InvalidRequest, InvalidTensor, Unsupported
 from rafaga.inference import open_inference_pb2 as pb
-from rafaga.server.batcher import Arrays
+from rafaga.server.job import Arrays
 from rafaga.server.model import ServedModel
 from rafaga.server.plain import PlainModel
 from rafaga.server.services.common import RequestLimits

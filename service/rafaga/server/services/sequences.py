@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from rafaga.bundle import Task
 from rafaga.errors import InvalidRequest
-from rafaga.server.batcher import Arrays, JobTiming
 from rafaga.server.calls import Call, Handler
+from rafaga.server.job import Arrays, JobTiming
 from rafaga.server.model import ServedModel
 from rafaga.server.repository import Repository
 from rafaga.server.services.common import best_of, model_info, parse, submit, timing_message

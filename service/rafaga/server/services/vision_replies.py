@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rafaga.server.batcher import Arrays, JobTiming
+from rafaga.server.job import Arrays, JobTiming
 from rafaga.server.model import ServedModel
 from rafaga.server.services.common import best_of, model_info, timing_message
 from rafaga.tensors import to_wire
