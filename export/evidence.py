@@ -14,11 +14,11 @@ from export import accuracy, samples
 from export.accuracy import Advance
 from export.arrays import Array, Arrays, rows
 from export.labels import Labels, read_labels
-from export.samples import ImageData
+from export.samples import ImageData, ImageSet
 from export.verify import open_session
 from models.entry import Corpus, Entry, ImageInput, SequenceInput, SeriesInput, Shipped, Task
 from models.training.data import ENVIRONMENT, DataUnavailable
-from rafaga.bundle import Metric
+from rafaga.bundle import Calibration, Metric
 
 PARITY_BATCHES = (1, 2, 5, 8)
 # Backbones take any size: one that divides by every stride, and one that divides by none. Where the answer is a class
@@ -26,6 +26,7 @@ PARITY_BATCHES = (1, 2, 5, 8)
 PARITY_SIZES = ((64, 96), (97, 131))
 PIXEL_PARITY_SIZES = ((160, 224), (129, 163))
 CALIBRATION_IMAGES = 128
+NOISE_IMAGES = 32  # where there are no images to calibrate with; more of them would say nothing more
 CALIBRATION_BATCH = 4
 # Maps have thousands of values each, and two files are run: a part of the photos says as much as all of them.
 FEATURE_SAMPLES = 256
@@ -77,24 +78,43 @@ class ImageEvidence:
         else:
             size = (self.image.height or 224, self.image.width or 224)
             rng = np.random.default_rng(self.sources.seed + 2)
-            images = samples.noise_images(CALIBRATION_IMAGES // 4, size, self.image.channels, rng)
+            images = samples.noise_images(NOISE_IMAGES, size, self.image.channels, rng)
         return [images[start : start + CALIBRATION_BATCH] for start in range(0, len(images), CALIBRATION_BATCH)]
 
+    @property
+    def calibrated_on(self) -> Calibration:
+        source = self.data.calibration
+        if source is None:
+            return Calibration(dataset="noise", samples=NOISE_IMAGES)
+        return Calibration(dataset=source.name, samples=min(CALIBRATION_IMAGES, len(source)))
+
     def measure(self, session: ort.InferenceSession, advance: Advance, fp32: Path | None = None) -> tuple[Metric, ...]:
-        """Empty where it cannot be known. `fp32`: the file that others are compared with, None for that file itself.
+        """Figures to be reported. Empty where they cannot be known. `fp32`: the file that others are compared with,
+        None for that file itself.
 
         Features have no labels: PyTorch's own are right by definition, and the fp32 file's are PyTorch's. Nor have the
         pixels of the photos at hand.
         """
-        if self.data.held_out is None:
+        return self._measure(self.data.held_out, session, advance, fp32)
+
+    def measure_to_choose(
+        self, session: ort.InferenceSession, advance: Advance, fp32: Path | None = None
+    ) -> tuple[Metric, ...]:
+        """The same figures on images that nothing is reported on, for what is decided by them."""
+        return self._measure(self.data.choosing, session, advance, fp32)
+
+    def _measure(
+        self, images: ImageSet | None, session: ort.InferenceSession, advance: Advance, fp32: Path | None
+    ) -> tuple[Metric, ...]:
+        if images is None or not len(images):
             return ()
         if self.entry.task is Task.CLASSIFICATION:
-            return accuracy.classify(session, self.data.held_out, self.sources.samples, advance)
+            return accuracy.classify(session, images, self.sources.samples, advance)
         compare = {Task.FEATURES: accuracy.resemble, Task.SEGMENTATION: accuracy.agree}.get(self.entry.task)
         if compare is None or fp32 is None:
             return ()
         limit = self.sources.samples or FEATURE_SAMPLES
-        return compare(session, open_session(fp32), self.data.held_out, limit, advance)
+        return compare(session, open_session(fp32), images, limit, advance)
 
     def _take(self, count: int, number: int, seed: int = 0) -> Array:
         sizes = PIXEL_PARITY_SIZES if self.entry.task is Task.SEGMENTATION else PARITY_SIZES
@@ -175,11 +195,11 @@ def find_evidence(entry: Entry, sources: Sources, trained: bool) -> Evidence:
     if isinstance(entry.input, SequenceInput):
         return SequenceEvidence(entry, entry.input, sources, "" if entry.corpus else "no sequences to measure with")
     if not trained:
-        return ImageEvidence(entry, entry.input, ImageData(None, None), sources)
+        return ImageEvidence(entry, entry.input, ImageData(), sources)
     try:
         return ImageEvidence(entry, entry.input, _image_data(entry, entry.input, sources), sources)
     except DataUnavailable as error:
-        return ImageEvidence(entry, entry.input, ImageData(None, None), sources, str(error))
+        return ImageEvidence(entry, entry.input, ImageData(), sources, str(error))
 
 
 def _image_data(entry: Entry, image: ImageInput, sources: Sources) -> ImageData:
@@ -192,10 +212,10 @@ def _image_data(entry: Entry, image: ImageInput, sources: Sources) -> ImageData:
     if entry.task is Task.CLASSIFICATION:
         classes = sources.labels or _labels_beside(folder) or Labels(entry.labels())
     prepared_as = samples.measured_preparation(image)
-    held_out = samples.photos(folder, classes, prepared_as)
+    everything = samples.photos(folder, classes, prepared_as)
     if sources.calibration_images is None:
-        return samples.split_photos(held_out)
-    return ImageData(held_out, samples.photos(sources.calibration_images, None, prepared_as))
+        return samples.split_photos(everything)
+    return samples.split_photos(everything, samples.photos(sources.calibration_images, None, prepared_as))
 
 
 def _sample_photos(root: Path | None) -> Path | None:

@@ -2,8 +2,9 @@
 
 The judge is accuracy on held-out data: a variant may lose at most a stated part of it against the fp32 file on the same
 samples. An int8 file that loses more gets its most sensitive layers back in float, one, two, four and so on, until
-it is within the limit; that choice ranks layers by calibration data alone. What cannot be measured is published for
-those who ask for it by name, and never chosen.
+it is within the limit. Layers are ranked by calibration data, how many go back is decided on data kept for that, and
+neither is what the figure is reported on. What cannot be measured, or only on a few samples, is published for those who
+ask for it by name, and never chosen.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from export import verify
@@ -18,13 +20,16 @@ from export.accuracy import value_of
 from export.evidence import ImageEvidence
 from export.progress import Steps
 from export.speed import speedup
-from export.variants import Calibrated, calibrated, to_fp16
+from export.variants import calibrated, to_fp16
 from export.verify import Case, ProofFailed, open_session
 from models.entry import Entry, Task
-from rafaga.bundle import Loss, Metric, Parity, Precision, Variant
+from rafaga.bundle import Calibration, Loss, Metric, Parity, Precision, Variant
 
 # Ten bits of mantissa, rounded anew in every layer: what a healthy network loses, with room for deep ones.
 FP16_PARITY_GATE = 2e-2
+
+# Half a point of accuracy is one of these. Fewer cannot tell it from nothing.
+REQUIRED_SAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,13 @@ class Criterion:
     metric: str
     allowed_drop: float
     reference: float | None = None
+
+    def drop(self, metrics: tuple[Metric, ...], baseline: tuple[Metric, ...]) -> float:
+        """How much is lost, as a fraction of 1; NaN, which is within no limit, where it is unknown."""
+        before, after = value_of(self.metric, baseline), value_of(self.metric, metrics)
+        before = self.reference if before is None else before
+        # Rounded: 0.805 - 0.8 is a little more than half a point.
+        return math.nan if before is None or after is None else round(before - after, 12)
 
 
 TOP1 = Criterion("top1", 0.005)
@@ -65,12 +77,7 @@ class Trial:
     path: Path
     metrics: tuple[Metric, ...]
     float_layers: tuple[str, ...] = ()
-
-    def drop(self, criterion: Criterion, baseline: tuple[Metric, ...]) -> float:
-        """How much is lost, as a fraction of 1; NaN, which is within no limit, where it is unknown."""
-        before, after = value_of(criterion.metric, baseline), value_of(criterion.metric, self.metrics)
-        before = criterion.reference if before is None else before
-        return math.nan if before is None or after is None else before - after
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -121,46 +128,56 @@ class Judge:
         batches = self.evidence.calibration()
         path = self.fp32.with_name("model.int8.onnx")
         with calibrated(self.fp32, batches) as graph:
-            trial = self._quantised(graph, path, ())
-            if self._drop(trial) > self.criterion.allowed_drop:
+            float_layers: list[str] = []
+            graph.quantise(path)
+            if self._loses_too_much(path, float_layers):
                 self.steps.step("int8: finding sensitive layers")
                 ranked = graph.sensitivity({"image": batches[0]}, self.steps.advance)
                 for count in _doubling(len(ranked) // 2):
-                    trial = self._quantised(graph, path, ranked[:count])
-                    if self._drop(trial) <= self.criterion.allowed_drop:
+                    float_layers = ranked[:count]
+                    graph.quantise(path, float_layers)
+                    if not self._loses_too_much(path, float_layers):
                         break
-        return trial
+        self.steps.step("int8: measuring accuracy")
+        return replace(self._try(path, float_layers), calibration=self.evidence.calibrated_on)
 
-    def _quantised(self, graph: Calibrated, path: Path, left_in_float: Sequence[str]) -> Trial:
-        what = f", {len(left_in_float)} layers in float" if left_in_float else ""
-        self.steps.step(f"int8{what}")
-        graph.quantise(path, left_in_float)
-        return self._try(path, left_in_float)
+    def _loses_too_much(self, path: Path, float_layers: Sequence[str]) -> bool:
+        """On the images that such choices are made with. False where there are none: then nothing is chosen."""
+        if not self.trained:
+            return False
+        self.steps.step(f"int8, {len(float_layers)} layers in float" if float_layers else "int8")
+        found = self.evidence.measure_to_choose(open_session(path), self.steps.advance, self.fp32)
+        return self.criterion.drop(found, self._baseline_to_choose) > self.criterion.allowed_drop
+
+    @cached_property
+    def _baseline_to_choose(self) -> tuple[Metric, ...]:
+        return self.evidence.measure_to_choose(open_session(self.fp32), self.steps.advance)
 
     def _try(self, path: Path, float_layers: Sequence[str]) -> Trial:
         metrics = self.evidence.measure(open_session(path), self.steps.advance, self.fp32) if self.trained else ()
         return Trial(path, metrics, tuple(float_layers))
 
-    def _drop(self, trial: Trial) -> float:
-        return trial.drop(self.criterion, self.baseline)
-
     def _judged(self, precision: Precision, trial: Trial, parity: Parity) -> Variant:
+        loss = self._loss(trial)
         return Variant(
             precision=precision,
             file=trial.path.name,
             parity=parity,
             metrics=trial.metrics,
-            default_eligible=self._drop(trial) <= self.criterion.allowed_drop,
-            loss=self._loss(trial),
+            default_eligible=loss is not None and loss.within and loss.samples >= REQUIRED_SAMPLES,
+            loss=loss,
+            calibration=trial.calibration,
             float_layers=trial.float_layers,
             cpu_speedup=round(speedup(self.fp32, trial.path, self.cases[-1].inputs), 2),
         )
 
     def _loss(self, trial: Trial) -> Loss | None:
-        drop = self._drop(trial)
+        criterion = self.criterion
+        drop = criterion.drop(trial.metrics, self.baseline)
         if math.isnan(drop):
             return None
-        return Loss(metric=self.criterion.metric, drop=drop, allowed_drop=self.criterion.allowed_drop)
+        samples = next(metric.samples for metric in trial.metrics if metric.name == criterion.metric)
+        return Loss(metric=criterion.metric, drop=drop, allowed_drop=criterion.allowed_drop, samples=samples)
 
 
 def _doubling(most: int) -> Iterator[int]:

@@ -50,9 +50,9 @@ _SMALL_INPUT_BYTES = 4096
 class Wanted:
     """What is to be published, as the command line says it. `version` None: the next free number.
 
-    fp32 is always published. Recurrent models have no other variant: their states are summed over hundreds of steps,
-    which half precision does not survive at the scale of the series, and int8 kernels exist for convolutions alone.
-    Nor have detectors: which boxes are left hangs on the order of scores, and what that costs nobody has measured.
+    fp32 is always published. Recurrent models have no other variant: ONNX Runtime's static quantiser knows no LSTM, GRU
+    or RNN, and an LSTM that its converter turned to half precision may crash the process that loads it. Nor have
+    detectors: which boxes are left hangs on the order of scores, and what that costs nobody has measured.
     """
 
     output: Path

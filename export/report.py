@@ -244,6 +244,8 @@ def _chosen(bundle: Bundle, variant: Variant) -> str:
     lost = f"{100 * loss.drop:.2f} of {100 * loss.allowed_drop:g} lost" if loss else "accuracy unknown"
     if variant.default_eligible:
         return f"yes{f', {lost}' if loss else ''}{left}"
+    if loss and loss.within:
+        lost += f", but {loss.samples} samples are too few"
     return f'<span class="warn">no: {lost}{left}</span>'
 
 

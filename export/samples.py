@@ -23,6 +23,8 @@ from rafaga.bundle import ImagePreparation
 # Photos of a person's own disk, not of a stranger: the limit only catches accidents.
 MAX_PIXELS = 100_000_000
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
+_NAMES_OF_ANY_PHOTOS = ("images", "img", "photos", "pictures")
+_CHOOSING_IMAGES = 2000  # of a training split; as many as half a point of accuracy needs to be seen
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,15 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class ImageData:
-    """`held_out` is never calibrated with; either is None where it cannot be had."""
+    """Three parts that share no image; each is None where it cannot be had.
 
-    held_out: ImageSet | None
-    calibration: ImageSet | None
+    `held_out` is what figures are reported on, and nothing else. `calibration` gives the ranges of int8 files.
+    `choosing` decides which of their layers stay in float: a figure would flatter the file that was chosen by it.
+    """
+
+    held_out: ImageSet | None = None
+    calibration: ImageSet | None = None
+    choosing: ImageSet | None = None
 
 
 def preparation(image: ImageInput) -> ImagePreparation:
@@ -79,7 +86,13 @@ def corpus_images(corpus: Corpus, root: Path | None) -> ImageData:
         pixels = pixels if pixels.ndim == 4 else pixels[..., np.newaxis]
         return ImageSet(name(root, train), labels, lambda rows: pixels[np.asarray(rows)])
 
-    return ImageData(held_out=split(train=False), calibration=split(train=True))
+    training = split(train=True)
+    even, odd = range(0, len(training), 2), range(1, len(training), 2)
+    return ImageData(
+        held_out=split(train=False),
+        calibration=training.subset(even, training.name),
+        choosing=training.subset(odd[:: max(1, len(odd) // _CHOOSING_IMAGES)], training.name),
+    )
 
 
 def photos(folder: Path, labels: Labels | None, prepared_as: ImagePreparation) -> ImageSet:
@@ -96,7 +109,13 @@ def photos(folder: Path, labels: Labels | None, prepared_as: ImagePreparation) -
     def read(rows: Sequence[int]) -> Array:
         return np.stack([images.prepare(files[row].read_bytes(), prepared_as, MAX_PIXELS).pixels for row in rows])
 
-    return ImageSet(folder.name, np.array(classes, dtype=np.int64), read)
+    return ImageSet(_data_name(folder), np.array(classes, dtype=np.int64), read)
+
+
+def _data_name(folder: Path) -> str:
+    """Of a data set: its folder's, but for names that say nothing, as in `imagenet_samples/images`."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name.lower() in _NAMES_OF_ANY_PHOTOS else folder.name
 
 
 def _classes(files: Sequence[Path], folder: Path, labels: Labels) -> Iterator[int]:
@@ -108,14 +127,16 @@ def _classes(files: Sequence[Path], folder: Path, labels: Labels) -> Iterator[in
         yield found
 
 
-def split_photos(everything: ImageSet, calibration_every: int = 8) -> ImageData:
-    """Sets every eighth photo apart for calibration; the rest is held out."""
-    rows = range(len(everything))
-    held_out = [row for row in rows if row % calibration_every]
-    return ImageData(
-        held_out=everything.subset(held_out, f"{everything.name}, {len(held_out)} of {len(everything)}"),
-        calibration=everything.subset(rows[::calibration_every], f"{everything.name}, the others"),
-    )
+def split_photos(everything: ImageSet, calibration: ImageSet | None = None) -> ImageData:
+    """Of eight photos one calibrates, where there are none of its own for that, two choose, and five are held out."""
+
+    def part(*places: int) -> ImageSet:
+        rows = [row for row in range(len(everything)) if row % 8 in places]
+        return everything.subset(rows, f"{everything.name}, {len(rows)} of {len(everything)}")
+
+    if calibration is not None:
+        return ImageData(held_out=part(0, 1, 3, 4, 5, 7), calibration=calibration, choosing=part(2, 6))
+    return ImageData(held_out=part(1, 3, 4, 5, 7), calibration=part(0), choosing=part(2, 6))
 
 
 def noise_images(count: int, size: tuple[int, int], channels: int, rng: np.random.Generator) -> Array:

@@ -115,7 +115,10 @@ def _accuracy(published: Published, variant: Variant) -> str:
         return f"[yellow]not measured: {escape(published.note)}[/yellow]" if published.note else "–"
     if variant.float_layers:
         figures += f", {len(variant.float_layers)} layers in float"
-    return figures if variant.default_eligible else f"{figures} [yellow](only on request: loses too much)[/yellow]"
+    if variant.default_eligible:
+        return figures
+    why = "measured on too few" if variant.loss and variant.loss.within else "loses too much"
+    return f"{figures} [yellow](only on request: {why})[/yellow]"
 
 
 def _figures(metrics: Iterable[Metric]) -> str:

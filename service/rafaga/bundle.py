@@ -150,18 +150,31 @@ class Parity(Frozen, frozen=True):
 class Loss(Frozen, frozen=True):
     """What a variant loses against the fp32 file on the same samples: `drop` of the figure `metric`, a fraction of 1.
 
-    The fp32 file has the same figure, or 1 where the figure is likeness to that file.
+    The fp32 file has the same figure, or 1 where the figure is likeness to that file. `samples`: how many; 0 unknown.
     """
 
     metric: str
     drop: float
     allowed_drop: float
+    samples: int = 0
+
+    @property
+    def within(self) -> bool:
+        return self.drop <= self.allowed_drop
+
+
+class Calibration(Frozen, frozen=True):
+    """What the ranges of an int8 file's activations were measured on; `dataset` "noise" where there were no images."""
+
+    dataset: str
+    samples: int
 
 
 class Variant(Frozen, frozen=True):
     """One ONNX file.
 
-    A variant that lost more accuracy than allowed, or whose `loss` is unknown, is kept but not `default_eligible`.
+    A variant that lost more accuracy than allowed, or whose `loss` is unknown or was measured on too few samples, is
+    kept but not `default_eligible`.
     `float_layers` names the nodes of an int8 file that stay in float because quantising them costs too much.
     `cpu_speedup` is its throughput over the fp32 file's on one thread of the processor that exported it; 0 unmeasured.
     """
@@ -174,6 +187,7 @@ class Variant(Frozen, frozen=True):
     float_layers: tuple[str, ...] = ()
     cpu_speedup: float = 0.0
     loss: Loss | None = None
+    calibration: Calibration | None = None
 
     @property
     def golden_tolerance(self) -> float:

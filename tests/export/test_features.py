@@ -54,7 +54,9 @@ def judge_of(entry: Entry, folder: Path, max_drop: float | None = None) -> Judge
     torch.manual_seed(0)
     graph = serving_graph(entry, entry.build())
     size = entry.input.height or 64
-    evidence = ImageEvidence(entry, entry.input, ImageData(photos(60, 1, size), photos(32, 2, size)), Sources())
+    evidence = ImageEvidence(
+        entry, entry.input, ImageData(photos(200, 1, size), photos(32, 2, size), photos(60, 3, size)), Sources()
+    )
     path = folder / "model.onnx"
     to_onnx(graph, evidence.example(), path)
     cases = [Case(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
@@ -149,7 +151,7 @@ def test_what_is_not_alike_enough_is_not_chosen(tmp_path: Path) -> None:
 
 
 def test_by_the_command(tmp_path: Path) -> None:
-    """One's own trained backbone: measured on photos, stored, and so a choice for the server."""
+    """One's own trained backbone: measured on photos and stored; on so few that no server chooses by it."""
     photos_folder = tmp_path / "photos"
     photos_folder.mkdir()
     for number, pixels in enumerate(noise_images(24, (70, 90), 3, np.random.default_rng(3))):
@@ -166,11 +168,13 @@ def test_by_the_command(tmp_path: Path) -> None:
     bundle = bundles.load(tmp_path / "own" / "1")
     for variant in bundle.variants[1:]:
         (similarity,) = variant.metrics
-        assert (similarity.name, similarity.samples) == ("similarity", 21), "every eighth photo calibrates"
-        assert variant.default_eligible
+        assert (similarity.name, similarity.samples) == ("similarity", 15), "others calibrate and choose"
         assert variant.loss is not None
+        assert (variant.loss.within, variant.default_eligible) == (True, False)
     fast = tuple(replace_speed(variant, 3.0) for variant in bundle.variants)
-    assert fastest_eligible(msgspec.structs.replace(bundle, variants=fast))[0].precision is not Precision.FP32
+    chosen, why = fastest_eligible(msgspec.structs.replace(bundle, variants=fast))
+    assert chosen.precision is Precision.FP32
+    assert "measured on too few samples (15)" in why
 
 
 def replace_speed(variant: Variant, cpu_speedup: float) -> Variant:

@@ -14,7 +14,7 @@ from export.labels import Labels
 from export.own import OwnModel, OwnModelInvalid, numbers_of, own_entry, size_of, strides_of
 from models.entry import ImageInput, Task
 from rafaga import bundle as bundles
-from rafaga.bundle import ImagePreparation
+from rafaga.bundle import Calibration, ImagePreparation
 from tests.export import small
 
 GREY = ImageInput(32, 32, 1, (0.5,), (0.25,), 36)
@@ -90,8 +90,8 @@ def test_words_of_the_command_line() -> None:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
+    folder = tmp_path / "birds" / "images"
+    folder.mkdir(parents=True)
     for number in range(16):
         colour = (40 + 10 * number, 250 - 10 * number, 7 * number)
         Image.new("RGB", (24, 20), colour).save(folder / f"{small.CLASSES[number % 3]}_{number}.png")
@@ -121,7 +121,10 @@ def test_as_a_command(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixtur
     assert [variant.precision for variant in bundle.variants] == ["fp32", "fp16", "int8"]
     for variant in bundle.variants:
         (top1,) = variant.metrics
-        assert (top1.samples, top1.dataset) == (14, "photos, 14 of 16")
+        assert (top1.samples, top1.dataset) == (10, "birds, 10 of 16")
+    half, eighth = bundle.variants[1:]
+    assert not half.default_eligible, "ten photos show nothing"
+    assert (half.calibration, eighth.calibration) == (None, Calibration(dataset="birds, 2 of 16", samples=2))
     assert main(["verify", str(tmp_path / "repository")]) == 0
 
 

@@ -83,7 +83,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
     """Of the outlier network, with fp32 traced and measured."""
     path = tmp_path_factory.mktemp("outlier") / "model.onnx"
     graph = serving_graph(ENTRY, Outlier())
-    evidence = ImageEvidence(ENTRY, ENTRY.input, ImageData(images(200, 1), images(64, 2)), Sources())  # type: ignore[arg-type]
+    evidence = ImageEvidence(ENTRY, ENTRY.input, ImageData(images(200, 1), images(64, 2), images(100, 3)), Sources())  # type: ignore[arg-type]
     to_onnx(graph, evidence.example(), path)
     cases = [Case(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
     baseline = evidence.measure(open_session(path), lambda *_: None)

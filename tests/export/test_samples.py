@@ -13,7 +13,7 @@ from export.labels import Labels, LabelsInvalid
 from export.samples import ImageSet, noise_images, photos, split_photos, take_histories
 from models.entry import Corpus
 from models.training.data import DataUnavailable
-from rafaga.bundle import ImagePreparation
+from rafaga.bundle import Calibration, ImagePreparation
 from tests.export import small
 
 PREPARED = ImagePreparation(height=16, width=16, channels=3)
@@ -79,17 +79,35 @@ def test_a_folder_without_photos_is_named(tmp_path: Path) -> None:
         photos(tmp_path, None, PREPARED)
 
 
-def test_calibration_photos_are_not_measured_on(folder: Path) -> None:
+def test_what_calibrates_or_chooses_is_not_measured_on(folder: Path) -> None:
     data = split_photos(photos(folder, Labels(small.CLASSES), PREPARED))
     assert data.held_out is not None
     assert data.calibration is not None
-    held_out, calibration = (
-        {int(image[0, 0, 0]) for image in part.read(range(len(part)))} for part in (data.held_out, data.calibration)
+    assert data.choosing is not None
+    held_out, calibration, choosing = (
+        {int(image[0, 0, 0]) for image in part.read(range(len(part)))}
+        for part in (data.held_out, data.calibration, data.choosing)
     )
-    assert len(held_out) == 21
-    assert len(calibration) == 3
-    assert not held_out & calibration
-    assert data.held_out.name.endswith("21 of 24")
+    assert (len(held_out), len(calibration), len(choosing)) == (15, 3, 6)
+    assert len(held_out | calibration | choosing) == 24
+    assert data.held_out.name == f"{folder.name}, 15 of 24"
+
+
+def test_calibration_photos_of_their_own(folder: Path) -> None:
+    everything = photos(folder, Labels(small.CLASSES), PREPARED)
+    data = split_photos(everything, everything)
+    assert data.calibration is everything
+    assert data.held_out is not None
+    assert data.choosing is not None
+    assert (len(data.held_out), len(data.choosing)) == (18, 6)
+
+
+@pytest.mark.parametrize(("path", "name"), [("birds/images", "birds"), ("birds/val", "val"), ("birds", "birds")])
+def test_data_is_called_by_a_name_that_says_something(tmp_path: Path, path: str, name: str) -> None:
+    place = tmp_path / path
+    place.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(place / "a.png")
+    assert photos(place, None, PREPARED).name == name
 
 
 def test_digits_are_calibrated_on_the_training_split(mnist_folder: Path) -> None:
@@ -103,6 +121,9 @@ def test_digits_are_calibrated_on_the_training_split(mnist_folder: Path) -> None
     assert evidence.data.calibration is not None
     assert evidence.data.held_out is not None
     assert evidence.data.calibration.name == "MNIST training"
+    assert evidence.data.choosing is not None
+    assert (evidence.data.choosing.name, len(evidence.data.choosing)) == ("MNIST training", 2000)
+    assert evidence.calibrated_on == Calibration(dataset="MNIST training", samples=CALIBRATION_IMAGES)
     assert (evidence.data.held_out.name, len(evidence.data.held_out)) == ("MNIST test", 10000)
     assert sum(len(batch) for batch in evidence.calibration()) == CALIBRATION_IMAGES
 

@@ -161,7 +161,9 @@ def lost(variant: Variant) -> str:
     if variant.loss is None:
         return "kept its accuracy" if variant.default_eligible else "loses nobody knows how much accuracy"
     loss = variant.loss
-    return f"loses {100 * loss.drop:.2f} points of {loss.metric} where {100 * loss.allowed_drop:g} are allowed"
+    facts = f"loses {100 * loss.drop:.2f} points of {loss.metric} where {100 * loss.allowed_drop:g} are allowed"
+    few = loss.within and not variant.default_eligible
+    return f"{facts}, but measured on too few samples ({loss.samples})" if few else facts
 
 
 def fastest_on_gpu(bundle: Bundle) -> tuple[Variant, str]:

@@ -55,6 +55,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
             "fp32",
             "int8 is 3.0 times as fast as fp32 at export, loses nobody knows how much accuracy",
         ),
+        (
+            [msgspec.structs.replace(variant(Precision.INT8, 3.0, 0.0), default_eligible=False)],
+            "fp32",
+            "int8 is 3.0 times as fast as fp32 at export, loses 0.00 points of top1 where 0.5 are allowed, "
+            "but measured on too few samples (0)",
+        ),
     ],
 )
 def test_the_fastest_that_kept_its_accuracy(bundle: Bundle, others: list[Variant], chosen: str, why: str) -> None:
