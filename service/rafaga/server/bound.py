@@ -157,6 +157,7 @@ class BoundEngine(Engine):
         self._bound: BindingSession | None = session
         self._memory = memory
         self._gate: Gate | None = None
+        self._grow: Callable[[int], None] = lambda _: None
         # What a kernel of the CPU reads or writes stays on the host: ONNX Runtime would copy such an input once, when
         # it is bound, and never again.
         self._on_host = frozenset[str]() if memory.unified else _on_host(session)
@@ -205,6 +206,11 @@ class BoundEngine(Engine):
     def join(self, gate: Gate) -> None:
         """From now on others run on the device, and may have to be alone there."""
         self._gate = gate
+
+    def on_growth(self, call: Callable[[int], None]) -> None:
+        """From now on `call` is told of bytes before buffers grow by them, and raises where there is no room. A batch
+        that needs them then fails; others do not."""
+        self._grow = call
 
     @property
     def resident(self) -> bool:
@@ -312,7 +318,13 @@ class BoundEngine(Engine):
         twin = slot.inputs[at]
         size = self._dtypes[at].itemsize * int(np.prod(shape, dtype=np.int64))
         if size > len(twin.host):
-            larger = self._memory.twin(2 * size)
+            more = 2 * size - len(twin.host)
+            self._grow(more)
+            try:
+                larger = self._memory.twin(2 * size)
+            except BaseException:
+                self._grow(-more)
+                raise
             slot.bindings.clear()
             self._memory.release(twin)
             twin = slot.inputs[at] = larger
@@ -418,6 +430,9 @@ class PaddedEngine(Engine):
     def join(self, gate: Gate) -> None:
         """As `BoundEngine.join`."""
         self._gate = gate
+
+    def on_growth(self, call: Callable[[int], None]) -> None:
+        """Never: ONNX Runtime allocates for itself, within its arena's limit."""
 
     def run(self, inputs: Arrays) -> Arrays:
         rows = len(inputs[0])

@@ -20,7 +20,12 @@ _WEIGHTS = 2
 
 
 class Reservation:
-    """One model's share of a budget. `settle` when its size is known; `release` when it is gone."""
+    """One model's share of a budget. `settle` when its size is known, `grow` when it takes more later (or, below zero,
+    less), `release` when it is gone.
+
+    The first two raise DeviceMemoryError, and change nothing, where all shares together would pass the budget by more
+    than the headroom: what the libraries load once is charged to whoever came first.
+    """
 
     def __init__(self, budget: MemoryBudget, model: str, size: int) -> None:
         self.model = model
@@ -30,8 +35,11 @@ class Reservation:
     def settle(self, size: int) -> None:
         self._budget._change(self, size)
 
+    def grow(self, by: int) -> None:
+        self._budget._grow(self, by)
+
     def release(self) -> None:
-        self._budget._change(self, 0)
+        self._budget._release(self)
 
 
 class MemoryBudget:
@@ -65,11 +73,27 @@ class MemoryBudget:
 
     def _change(self, reservation: Reservation, size: int) -> None:
         with self._lock:
-            reservation.size = size
-            if size:
-                self._taken[reservation] = size
-            else:
-                self._taken.pop(reservation, None)
+            self._set(reservation, size)
+
+    def _grow(self, reservation: Reservation, by: int) -> None:
+        with self._lock:
+            if reservation in self._taken:  # an engine that was let go may still end a batch
+                self._set(reservation, reservation.size + by)
+
+    def _set(self, reservation: Reservation, size: int) -> None:
+        others = sum(taken for holder, taken in self._taken.items() if holder is not reservation)
+        if size > reservation.size and others + size > self._total + HEADROOM:
+            raise DeviceMemoryError(
+                f"{reservation.model} takes {size // MIB} MiB of {self._device}, {max(self._total - others, 0) // MIB} "
+                f"of {self._total // MIB} MiB are left: serve fewer models on it, lower max_batch_size, or raise "
+                "gpu_memory_mib"
+            )
+        reservation.size = self._taken[reservation] = size
+
+    def _release(self, reservation: Reservation) -> None:
+        with self._lock:
+            reservation.size = 0
+            self._taken.pop(reservation, None)
 
 
 def estimate(model_bytes: int, tensors: Sequence[TensorSpec], rows: int, slots: int) -> int:

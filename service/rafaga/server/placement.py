@@ -34,6 +34,7 @@ from rafaga.server.providers import (
     TensorRtSettings,
     cache_folder,
     create_gpu_session,
+    incomplete_profile,
     profile_shapes,
     raise_if_out_of_memory,
     told,
@@ -180,6 +181,7 @@ class GpuLoad:
         # Of the engine that was made last, which is the one that is served.
         self._made_with = CudaSettings()
         self._replayed: tuple[int, ...] = ()
+        self._about: dict[str, object] = {"model": task.model.name}
 
     def engine(self) -> GpuEngine:
         with self._site.loading:
@@ -212,8 +214,13 @@ class GpuLoad:
                 f"{task.model.name} took {taken // MIB} MiB of {self._device}, a model may have {limit // MIB}: raise "
                 "gpu_model_memory_mib or lower max_batch_size"
             )
-        reservation.settle(max(taken, 1))
-        about: dict[str, object] = {"model": task.model.name, "device": str(self._device), "gpu": self._site.gpu.name}
+        try:
+            reservation.settle(max(taken, 1))
+        except DeviceMemoryError:
+            engine.close()
+            raise
+        engine.on_growth(reservation.grow)
+        about = self._about | {"device": str(self._device), "gpu": self._site.gpu.name}
         about |= {"precision": task.precision.value, "tf32": self._made_with.tf32, "nhwc": self._made_with.nhwc}
         buckets = {"buckets": list(self._buckets), "graphs": list(self._replayed)}
         _LOG.info("model on the GPU", extra=about | buckets | {"memory_mib": taken // MIB})
@@ -229,7 +236,7 @@ class GpuLoad:
         wrong: BundleError | None = None
         for way in dict.fromkeys(ways):
             if wrong is not None:
-                _LOG.warning("loaded again, %s: %s", way, wrong, extra={"model": self._task.model.name})
+                _LOG.warning("loaded again, %s: %s", way, wrong, extra=self._about)
             engine = self._tuned(way)
             wrong = self._disproof(engine)
             if wrong is None:
@@ -273,7 +280,6 @@ class GpuLoad:
     def _nhwc_wins(self, tf32: bool) -> bool:
         """Whether channels last are clearly faster, and as right. A model that does not run like that at all, for want
         of a kernel or of memory, is served as everything else was tested."""
-        about: dict[str, object] = {"model": self._task.model.name}
         plain = self._made(CudaSettings(tf32=tf32))
         nchw_s = self._seconds(plain)
         plain.close()
@@ -283,14 +289,14 @@ class GpuLoad:
             wrong = self._disproof(engine)
             engine.close()
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds
-            _LOG.warning("NHWC is left: %s", str(error)[:_SAID], extra=about)
+            _LOG.warning("NHWC is left: %s", str(error)[:_SAID], extra=self._about)
             return False
         if wrong is not None:
-            _LOG.warning("NHWC is left: %s", wrong, extra=about)
+            _LOG.warning("NHWC is left: %s", wrong, extra=self._about)
             return False
         wins = nhwc_s < _NHWC_WORTHWHILE * nchw_s
         figures = {"nhwc": wins, "nchw_ms": round(nchw_s * 1e3, 3), "nhwc_ms": round(nhwc_s * 1e3, 3)}
-        _LOG.info("layout chosen", extra=about | figures)
+        _LOG.info("layout chosen", extra=self._about | figures)
         return wins
 
     def _seconds(self, engine: GpuEngine) -> float:
@@ -310,7 +316,6 @@ class GpuLoad:
     def _captured(self, settings: CudaSettings, graphs: GpuChoice) -> BoundEngine | None:
         """None: graphs do not help, or cannot be had."""
         engine: GpuEngine | None = None
-        about = {"model": self._task.model.name}
         try:
             engine = self._made(dataclasses.replace(settings, graphs=True))
             if not isinstance(engine, BoundEngine) or not engine.resident:
@@ -320,9 +325,9 @@ class GpuLoad:
             traceback.clear_frames(error.__traceback__)
             if engine is not None:
                 engine.close()
-            _LOG.info("no CUDA graphs: %s", str(error)[:_SAID], extra=about)
+            _LOG.info("no CUDA graphs: %s", str(error)[:_SAID], extra=self._about)
             return None
-        _LOG.info("CUDA graphs captured", extra=about | {"buckets": list(won)})
+        _LOG.info("CUDA graphs captured", extra=self._about | {"buckets": list(won)})
         if won:
             self._replayed = won
             return engine
@@ -334,20 +339,21 @@ class GpuLoad:
         task, site = self._task, self._site
         memory: Memory | None = None
         engine: GpuEngine | None = None
+        tensorrt = self._device.kind is DeviceKind.TENSORRT
         self._made_with, self._replayed = settings, ()
         try:
             memory = CudaMemory(site.cuda)
             settings = dataclasses.replace(
                 settings, stream=memory.stream, memory_bytes=self._settings.model_memory_bytes
             )
-            tensorrt = self._device.kind is DeviceKind.TENSORRT
             with told("TensorRT's build", task.model.name) if tensorrt else nullcontext():
                 # The session has no name here: it must be gone before its stream is.
                 if fits(task.model):
                     engine = BoundEngine(task.model, self._session(settings), memory, self._buckets)
                 else:
                     engine = PaddedEngine(task.model, self._session(settings), memory, self._buckets)
-                for rows in reversed(self._buckets):
+                # The extremes first: TensorRT builds anew for a size beyond those it saw, unless it was told them all.
+                for rows in dict.fromkeys((self._buckets[-1], *self._buckets)):
                     engine.run(task.samples.tiled(rows))
         except BaseException as error:
             # The calls that failed hold the session, which must be gone before its stream is.
@@ -359,9 +365,9 @@ class GpuLoad:
             if isinstance(error, BundleError) or not isinstance(error, Exception):
                 raise
             raise_if_out_of_memory(error, self._device)
-            raise BundleError(
-                f"{task.model.name}: ONNX Runtime does not run the model on {self._device}: {error}"
-            ) from None
+            text = f"{task.model.name}: ONNX Runtime does not run the model on {self._device}: {error}"
+            # What TensorRT does not build may well run elsewhere, so whoever allows the CPU gets it there.
+            raise DeviceError(text) if tensorrt else BundleError(text) from None
         return engine
 
     def _session(self, settings: CudaSettings) -> ort.InferenceSession:
@@ -375,7 +381,15 @@ class GpuLoad:
             stream=settings.stream,
             memory_bytes=settings.memory_bytes,
         )
-        return create_gpu_session(task.content, device, settings, tensorrt)
+        try:
+            return create_gpu_session(task.content, device, settings, tensorrt)
+        except Exception as error:  # onnxruntime raises bare exceptions of many kinds
+            if not tensorrt.shapes or not incomplete_profile(error):
+                raise
+        _LOG.warning(
+            "TensorRT takes only parts of the model, and builds them for sizes as they come", extra=self._about
+        )
+        return create_gpu_session(task.content, device, settings, dataclasses.replace(tensorrt, shapes=()))
 
 
 def device_buckets(max_rows: int, configured: Sequence[int]) -> tuple[int, ...]:

@@ -30,6 +30,8 @@ _PROGRESS_S = 10.0
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|Failed to allocate memory|Available memory of \d+ is smaller|ALLOC_FAILED|OutOfMemory", re.I
 )
+# How ONNX Runtime says that a part of the graph given to TensorRT has an input of its own with free dimensions.
+_INCOMPLETE_PROFILE = re.compile(r"User needs to provide all the dynamic shape inputs", re.I)
 
 Options = dict[str, str]
 
@@ -143,6 +145,12 @@ def create_gpu_session(
             f"{', '.join(session.get_providers())}; its messages above name what is missing"
         )
     return session
+
+
+def incomplete_profile(error: Exception) -> bool:
+    """Whether TensorRT refused a profile because it names the model's inputs only: where the graph falls into parts, at
+    operators that TensorRT does not have, what goes from one to the next has shapes that nobody knows beforehand."""
+    return _INCOMPLETE_PROFILE.search(str(error)) is not None
 
 
 def raise_if_out_of_memory(error: Exception, device: Device) -> None:

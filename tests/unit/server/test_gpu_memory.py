@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rafaga.bundle import TensorSpec
 from rafaga.errors import BundleError, DeviceMemoryError
-from rafaga.server.gpu_memory import MIB, MemoryBudget, estimate
+from rafaga.server.gpu_memory import HEADROOM, MIB, MemoryBudget, estimate
 
 
 def test_what_fits_is_taken_and_given_back() -> None:
@@ -42,6 +42,24 @@ def test_what_was_measured_takes_the_place_of_what_was_guessed() -> None:
     reservation.settle(120)  # more than was thought: the next one is refused
     with pytest.raises(DeviceMemoryError, match="0 of 0 MiB are left"):
         budget.reserve("c", 1)
+
+
+def test_what_is_measured_may_pass_the_budget_by_the_headroom_and_no_more() -> None:
+    budget = MemoryBudget("cuda:0", 100)
+    a, b = budget.reserve("a", 60), budget.reserve("b", 40)
+    a.settle(60 + HEADROOM)
+    with pytest.raises(DeviceMemoryError, match="b takes 0 MiB of cuda:0, 0 of 0 MiB are left: serve fewer"):
+        b.settle(41)
+    with pytest.raises(DeviceMemoryError):
+        b.grow(1)
+    assert (a.size, b.size, budget.taken) == (60 + HEADROOM, 40, 100 + HEADROOM)
+    b.settle(30)
+    b.grow(10)
+    b.grow(-20)
+    assert b.size == 20
+    a.release()
+    a.grow(5)
+    assert budget.taken == 20, "who has gone takes nothing any more"
 
 
 @settings(derandomize=True, max_examples=60)

@@ -19,9 +19,10 @@ import pytest
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision
 from rafaga.errors import BundleError, DeviceError, DeviceMemoryError
+from rafaga.server import gpu_memory
 from rafaga.server import placement as placements
 from rafaga.server.batcher import BatchPolicy
-from rafaga.server.bound import BoundEngine, PaddedEngine, fits
+from rafaga.server.bound import SLOTS, BoundEngine, PaddedEngine, fits
 from rafaga.server.config import GpuChoice
 from rafaga.server.devices import CPU, Choice, Device, DeviceFallback, DeviceKind
 from rafaga.server.engine import Engine, Golden, create_session
@@ -303,6 +304,68 @@ class TestTensorRt:
         assert engine.close()
         assert machine.untouched
 
+    @pytest.fixture
+    def partitioned(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+        """TensorRT has no kernel for some node: it knows nothing of the shapes between the parts."""
+        monkeypatch.setattr(Site, "versions", ("tensorrt 1",))
+
+        def refuse(_: CudaSettings) -> None:
+            told = machine.tensorrt[-1]
+            if told is not None and told.shapes:
+                raise RuntimeError(
+                    "[TensorRT EP] User needs to provide all the dynamic shape inputs with associated profiles if they "
+                    "want to explicitly set profiles through provider options."
+                )
+
+        machine.fails = refuse
+        return machine
+
+    def test_a_model_in_parts_is_built_for_the_sizes_that_come(
+        self, partitioned: Machine, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        placement = partitioned.placement(tensorrt_cache=tmp_path / "cache")
+        engine = placement.engine(Device(DeviceKind.TENSORRT), task(folder))
+        assert [bool(told and told.shapes) for told in partitioned.tensorrt] == [True, False]
+        assert "TensorRT takes only parts of the model" in caplog.text
+        seen = [shapes[0][0] for shapes in partitioned.made[0].shapes]
+        assert seen[:2] == [8, 1], "the extremes first: what lies between needs no build of its own"
+        image = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
+        np.testing.assert_allclose(engine.run((image,))[0], classify(image), atol=1e-6)
+        assert engine.close()
+        assert partitioned.untouched
+
+    @pytest.fixture
+    def unbuildable(self, partitioned: Machine) -> Machine:
+        refuse = partitioned.fails
+
+        def fail(settings: CudaSettings) -> None:
+            refuse(settings)
+            raise RuntimeError("TensorRT EP failed to create engine from network")
+
+        partitioned.fails = fail
+        return partitioned
+
+    def on_tensorrt(self, machine: Machine, fallback: DeviceFallback, cache: Path) -> Loader:
+        placement = machine.placement(fallback, tensorrt_cache=cache)
+        return loader(dataclasses.replace(placement, devices=(Device(DeviceKind.TENSORRT),)))
+
+    def test_what_it_does_not_build_is_refused_with_its_reason(
+        self, unbuildable: Machine, folder: Path, tmp_path: Path
+    ) -> None:
+        loads = self.on_tensorrt(unbuildable, DeviceFallback.FAIL, tmp_path / "cache")
+        with pytest.raises(DeviceError, match=r"does not run the model on tensorrt.*failed to create engine"):
+            loads.load(folder, bundles.load(folder))
+        assert unbuildable.untouched
+
+    def test_or_served_by_the_cpu_where_that_is_allowed(
+        self, unbuildable: Machine, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        model = self.on_tensorrt(unbuildable, DeviceFallback.CPU, tmp_path / "cache").load(folder, bundles.load(folder))
+        assert type(model.engines[0]) is Engine
+        assert "FALLEN BACK to the CPU, as device_fallback allows: digits: ONNX Runtime does not run" in caplog.text
+        assert unbuildable.untouched
+        model.close()
+
     def test_a_folder_that_is_not_ours_keeps_the_model_from_it(
         self, machine: Machine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -487,6 +550,46 @@ class TestMemory:
             placement.engine(CUDA, task(folder))
         assert list(machine.cudart.memory) == hogged
         assert placement._sites[0].budget.taken == 0
+
+    def test_a_model_that_takes_what_is_not_left_is_put_out(self, machine: Machine, folder: Path) -> None:
+        """Nobody set a limit for one model: what is measured after the load counts, not what was expected before."""
+        hogged: list[int] = []
+
+        def hog(_: CudaSettings) -> None:
+            hogged.append(machine.cudart.cuda().allocate(813 * MIB))
+
+        placement = machine.placement(memory_bytes=290 * MIB)
+        machine.fails = hog
+        with pytest.raises(DeviceMemoryError, match=r"digits takes 81\d MiB of cuda:0, 290 of 290 MiB are left"):
+            placement.engine(CUDA, task(folder))
+        assert list(machine.cudart.memory) == hogged
+        assert placement._sites[0].budget.taken == 0
+
+    def test_buffers_that_grow_are_counted_and_stop_at_the_budget(
+        self, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A series too long for what is left fails alone; shorter ones go on."""
+        placement = machine.placement()
+        budget = placement._sites[0].budget
+        engine = placement.engine(CUDA, task(publish_forecaster(tmp_path)))
+        loaded = budget.taken
+
+        def ask(steps: int) -> None:
+            engine.run((np.ones((2, steps), np.float32), np.full(2, steps, np.int64)))
+
+        for _ in range(SLOTS):
+            ask(5_000)
+        grown = budget.taken - loaded
+        assert 0 < grown < MIB
+        monkeypatch.setattr(gpu_memory, "HEADROOM", 0)
+        monkeypatch.setattr(budget, "_total", budget.taken)
+        with pytest.raises(DeviceMemoryError, match=r"series takes .* are left"):
+            ask(50_000)
+        assert budget.taken - loaded == grown, "a refusal takes nothing"
+        for _ in range(SLOTS):
+            ask(5_000)
+        assert engine.close()
+        assert (machine.untouched, budget.taken) == (True, 0)
 
     def test_memory_that_runs_out_is_called_so(self, machine: Machine, folder: Path) -> None:
         def full(_: CudaSettings) -> None:
