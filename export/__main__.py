@@ -28,9 +28,9 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], int]:
 
 
 def _verify(arguments: Sequence[str]) -> int:
-    from export.progress import shown
     from export.show import new_console, verdict_table
     from export.verify import Verdict, find_bundles, verify_bundle
+    from models.progress import shown
 
     parser = argparse.ArgumentParser("python -m export verify", description="Prove published bundles again, anywhere.")
     parser.add_argument(
@@ -53,10 +53,10 @@ def _verify(arguments: Sequence[str]) -> int:
 
 
 def _report(arguments: Sequence[str]) -> int:
-    from export.progress import shown
     from export.report import measure_bundle, render
     from export.show import new_console
     from export.verify import find_bundles
+    from models.progress import shown
     from rafaga.errors import BundleError
 
     parser = argparse.ArgumentParser(

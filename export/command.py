@@ -13,12 +13,12 @@ from export.evidence import Sources
 from export.labels import Labels, LabelsInvalid, read_labels
 from export.own import OwnModel, OwnModelInvalid, numbers_of, own_entry, size_of, strides_of
 from export.precisions import AGREEMENT, RECALL, SIMILARITY, TOP1
-from export.progress import shown
 from export.publish import Published, Wanted, publish
 from export.show import Outcome, catalogue_table, new_console, outcome_table
 from export.verify import ProofFailed
 from models.entry import Entry, Task
 from models.loading import AUTO, RANDOM, WeightsError
+from models.progress import shown
 from models.zoo import catalogue
 from rafaga.bundle import Precision
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from export import verify
 from export.accuracy import value_of
 from export.evidence import ImageEvidence
-from export.progress import Steps
 from export.speed import speedup
 from export.variants import calibrated, to_fp16
 from export.verify import Case, ProofFailed, open_session
 from models.entry import Entry, Task
+from models.progress import Steps
 from rafaga.bundle import Calibration, Loss, Metric, Parity, Precision, Variant
 
 # Ten bits of mantissa, rounded anew in every layer: what a healthy network loses, with room for deep ones.

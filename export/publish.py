@@ -23,11 +23,11 @@ from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
 from export.graph import ClassifierGraph, ServingGraph, serving_graph, settle
 from export.onnx import OPSET, to_onnx
 from export.precisions import Judge
-from export.progress import Steps
 from export.settling import settle_detector
 from export.verify import PARITY_GATE, Case, ProofFailed, open_session
 from models.entry import Entry, ImageInput, SequenceInput, SeriesInput, Task
 from models.loading import load_weights
+from models.progress import Steps
 from rafaga import bundle as bundles
 from rafaga.bundle import (
     GOLDEN,

@@ -20,9 +20,9 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from export import speed
 from export.arrays import Arrays
-from export.progress import Steps
 from export.speed import Timing
 from export.verify import open_session, read_golden
+from models.progress import Steps
 from rafaga import bundle as bundles
 from rafaga.bundle import GOLDEN, Bundle, Metric, Precision, Variant
 

@@ -18,12 +18,13 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from models.entry import WEIGHTS
+from models.progress import shown
 from models.training.data import DataUnavailable
-from models.training.loop import fit
+from models.training.loop import fit, training_device
+from models.training.options import CHECKPOINTS, add_options
 from models.training.recipes import recipes
 from rafaga.bundle import Metric, sha256_of
-
-CHECKPOINTS = Path("runs") / "training"
+from rafaga.errors import DeviceError
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +39,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     epochs: int
     training_seconds: float
+    device: str
     created: str
     torch: str
     dtype: str
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         train(options, console)
-    except DataUnavailable as error:
+    except (DataUnavailable, DeviceError) as error:
         console.print(str(error), style="red", markup=False)
         return 1
     return 0
@@ -66,21 +68,24 @@ def train(options: argparse.Namespace, console: Console) -> None:
     recipe = recipes()[name]
     epochs = options.epochs or recipe.schedule.epochs
     output: Path = options.output or WEIGHTS / f"{name}.safetensors"
-    console.print(f"{name}: {recipe.architecture}, {recipe.dataset}, {epochs} epochs, seed {options.seed}")
+    device = training_device(options.device)
+    console.print(f"{name}: {recipe.architecture}, {recipe.dataset}, {epochs} epochs, seed {options.seed}, on {device}")
 
     torch.manual_seed(options.seed)
-    problem = recipe.problem(options.data)
+    with shown(console, name) as steps:
+        problem = recipe.problem(options.data, steps)
     schedule = replace(recipe.schedule, epochs=epochs)
-    seconds = fit(problem, schedule, CHECKPOINTS / f"{name}.pt", options.resume, console)
+    seconds = fit(problem, schedule, CHECKPOINTS / f"{name}.pt", options.resume, console, device)
     rehearsals = problem.rehearsals()
     for number, rehearsal in enumerate(rehearsals, start=1):
         console.print(f"calibrating {number}/{len(rehearsals)}: the same without one block of the data, tried on it")
-        seconds += fit(rehearsal, schedule, CHECKPOINTS / f"{name}-{number}.pt", options.resume, console)
-    if rehearsals:
-        problem.calibrate(rehearsals)
-    if recipe.half:  # measured as they are shipped: rounded
-        problem.module.half().float()
-    metrics = problem.evaluate()
+        seconds += fit(rehearsal, schedule, CHECKPOINTS / f"{name}-{number}.pt", options.resume, console, device)
+    with shown(console, name) as steps:
+        if rehearsals:
+            problem.calibrate(rehearsals, steps)
+        if recipe.half:  # measured as they are shipped: rounded
+            problem.module.half().float()
+        metrics = problem.evaluate(steps)
     for metric in metrics:
         console.print(f"{metric.name:>24} {metric.value:.4f}  {metric.dataset}, {metric.samples} samples")
 
@@ -100,6 +105,7 @@ def train(options: argparse.Namespace, console: Console) -> None:
         seed=options.seed,
         epochs=epochs,
         training_seconds=round(seconds, 1),
+        device=device.type,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         torch=str(torch.__version__),
         dtype="float16" if recipe.half else "float32",
@@ -113,13 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m models.training", description=__doc__.splitlines()[0])
     parser.add_argument("name", nargs="?", help="what to train; see --list")
     parser.add_argument("--list", action="store_true", help="name the recipes and stop")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with a copy of the data; else downloaded")
-    parser.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's own")
-    parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument("--output", type=Path, metavar="FILE", help="instead of models/weights/NAME.safetensors")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue from the last epoch's checkpoint in runs/training"
-    )
+    add_options(parser)
     return parser
 
 

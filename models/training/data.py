@@ -27,6 +27,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from models.progress import SILENT, Steps
+
 ENVIRONMENT = "RAFAGA_DATA"
 
 Images = npt.NDArray[np.uint8]
@@ -72,7 +74,7 @@ def mnist_name(root: Path | None, train: bool) -> str:
     return f"MNIST {'training' if train else 'test'}"
 
 
-def load_cifar10(root: Path | None, train: bool) -> tuple[Images, Labels]:
+def load_cifar10(root: Path | None, train: bool, steps: Steps = SILENT) -> tuple[Images, Labels]:
     """CIFAR-10 (Krizhevsky 2009).
 
     Takes the original through torchvision (`cifar-10-batches-py/`), or the copy in JPEG form that some pass on,
@@ -81,7 +83,7 @@ def load_cifar10(root: Path | None, train: bool) -> tuple[Images, Labels]:
     """
     archive = cifar10_jpeg(root)
     if archive is not None:
-        return _cifar10_from_jpeg(archive, "train" if train else "test")
+        return _cifar10_from_jpeg(archive, "train" if train else "test", steps)
     from torchvision.datasets import CIFAR10
 
     home = root if root is not None else cache_folder()
@@ -200,15 +202,18 @@ def _read_idx(path: Path) -> Images:
     return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * raw[3]).reshape(shape.tolist())
 
 
-def _cifar10_from_jpeg(archive: Path, part: str) -> tuple[Images, Labels]:
+def _cifar10_from_jpeg(archive: Path, part: str, steps: Steps) -> tuple[Images, Labels]:
     from PIL import Image
 
     cache = cache_folder() / "cifar10-jpeg"
     files = cache / f"{part}-images.npy", cache / f"{part}-labels.npy"
     if not all(file.is_file() for file in files):
         photos: dict[str, tuple[list[Images], list[int]]] = {"train": ([], []), "test": ([], [])}
-        with tarfile.open(archive) as tar:
-            for member in tar:
+        steps.step(f"decoding {archive.name}, once")
+        with archive.open("rb") as packed, tarfile.open(fileobj=packed) as tar:
+            for number, member in enumerate(tar):
+                if number % 500 == 0:  # how many photos there are is known at the end alone
+                    steps.advance(packed.tell(), archive.stat().st_size)
                 path = Path(member.name)
                 if not member.isfile() or path.suffix != ".jpg":
                     continue

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.entry import SeriesInput
+from models.progress import SILENT, Steps
 from models.training.data import Series
 from rafaga.bundle import Metric
 
@@ -84,11 +85,11 @@ def intervals(levels: tuple[float, ...]) -> Iterator[tuple[int, int]]:
     return ((i, len(levels) - 1 - i) for i in range(len(levels) // 2))
 
 
-def baselines(origins: Origins, spec: SeriesInput, dataset: str) -> tuple[Metric, ...]:
+def baselines(origins: Origins, spec: SeriesInput, dataset: str, steps: Steps = SILENT) -> tuple[Metric, ...]:
     """`mase_seasonal_naive` and `mase_holt_winters` on the same origins."""
     figures = {
         "mase_seasonal_naive": _mean_error(origins, seasonal_naive(origins, spec)) / origins.scale,
-        "mase_holt_winters": _mean_error(origins, holt_winters(origins, spec)) / origins.scale,
+        "mase_holt_winters": _mean_error(origins, holt_winters(origins, spec, steps)) / origins.scale,
     }
     return _metrics(figures, dataset, len(origins.length))
 
@@ -99,12 +100,13 @@ def seasonal_naive(origins: Origins, spec: SeriesInput) -> Series:
     return np.take_along_axis(origins.history, origins.length[:, None] - spec.season + ahead, axis=1)
 
 
-def holt_winters(origins: Origins, spec: SeriesInput) -> Series:
+def holt_winters(origins: Origins, spec: SeriesInput, steps: Steps = SILENT) -> Series:
     """Additive exponential smoothing (statsmodels), damped trend, fitted anew at every origin. [N, max_horizon]"""
     from statsmodels.tsa.holtwinters import ExponentialSmoothing
 
     seasonal = "add" if spec.season > 1 else None
-    rows = []
+    steps.step("fitting Holt-Winters at every origin, to compare with")
+    rows: list[npt.NDArray[np.float64]] = []
     for history, length in zip(origins.history, origins.length, strict=True):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an optimiser that stops early still gives the baseline's best
@@ -116,6 +118,7 @@ def holt_winters(origins: Origins, spec: SeriesInput) -> Series:
                 seasonal_periods=spec.season if seasonal else None,
             ).fit()
         rows.append(model.forecast(spec.max_horizon))
+        steps.advance(len(rows), len(origins.length))
     return np.array(rows, dtype=np.float32)
 
 

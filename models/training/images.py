@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.entry import ImageInput
+from models.progress import SILENT, Steps
 from models.training.data import Images, Labels
 from models.training.loop import Batch, Problem
 from rafaga.bundle import Metric
@@ -49,19 +50,19 @@ class ImageClassification(Problem):
 
     def loss(self, batch: Batch) -> Tensor:
         images, labels = batch
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16):
             logits = self.module(images)
         return F.cross_entropy(logits.float(), labels)
 
-    def evaluate(self) -> tuple[Metric, ...]:
-        correct = 0
+    def evaluate(self, steps: Steps = SILENT) -> tuple[Metric, ...]:
+        steps.step(f"measuring on {self.held_out_name}")
+        correct, samples = 0, len(self.held_out_labels)
         with torch.inference_mode():
-            for images, labels in zip(
-                torch.split(self.held_out_images, 500), torch.split(self.held_out_labels, 500), strict=True
-            ):
-                logits = self.module(prepare(images, self.prepared_as))
-                correct += int((logits.argmax(1) == labels).sum())
-        samples = len(self.held_out_labels)
+            for start in range(0, samples, 500):
+                rows = slice(start, start + 500)
+                logits = self.module(prepare(self.held_out_images[rows], self.prepared_as))
+                correct += int((logits.argmax(1) == self.held_out_labels[rows]).sum())
+                steps.advance(min(rows.stop, samples), samples)
         return (Metric(name="top1", value=correct / samples, dataset=self.held_out_name, samples=samples),)
 
 

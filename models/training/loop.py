@@ -1,7 +1,8 @@
 """The one training loop: shuffled batches, a one-cycle schedule, a checkpoint after every epoch.
 
 A run that is stopped and resumed ends in the same weights as one that was not: the checkpoint holds weights, optimiser,
-schedule and the state of the random generator, and nothing else draws from it.
+schedule and the state of the random generators, and nothing else draws from them. On a GPU that holds as far as cuDNN's
+sums come in the same order. Batches are drawn and augmented on the CPU, so a seed gives the same ones on every device.
 """
 
 from __future__ import annotations
@@ -19,9 +20,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from models.progress import SILENT, Steps
 from rafaga.bundle import Metric
+from rafaga.errors import DeviceError
 
 Batch = tuple[Tensor, ...]
+CPU = torch.device("cpu")
+
+
+class Device(StrEnum):
+    AUTO = "auto"  # the first GPU, where there is one
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 class Optimiser(StrEnum):
@@ -53,27 +63,44 @@ class Problem(ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
-        """Mean loss of `batch`, a scalar."""
+        """Mean loss of `batch`, a scalar. Module and batch are on the same device, whichever it is."""
 
     def rehearsals(self) -> Sequence[Problem]:
         """The same problem on parts of its training data, for recipes that are calibrated on the rest of it."""
         return ()
 
-    def calibrate(self, rehearsals: Sequence[Problem]) -> None:
+    def calibrate(self, rehearsals: Sequence[Problem], steps: Steps = SILENT) -> None:
         """Fits what the loss does not, to what the trained `rehearsals` get wrong on data that they did not see."""
         raise NotImplementedError
 
     @abstractmethod
-    def evaluate(self) -> tuple[Metric, ...]:
-        """Figures on data that training never saw."""
+    def evaluate(self, steps: Steps = SILENT) -> tuple[Metric, ...]:
+        """Figures on data that training never saw, with the module on the CPU."""
 
 
-def fit(problem: Problem, schedule: Schedule, checkpoint: Path, resume: bool, console: Console) -> float:
+def training_device(wanted: Device) -> torch.device:
+    """Raises DeviceError where a GPU is asked for and there is none."""
+    if wanted is Device.CPU or (wanted is Device.AUTO and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise DeviceError("--device cuda: PyTorch finds no GPU here; --device cpu trains without one")
+    return torch.device("cuda", 0)
+
+
+def fit(
+    problem: Problem,
+    schedule: Schedule,
+    checkpoint: Path,
+    resume: bool,
+    console: Console,
+    device: torch.device = CPU,
+) -> float:
     """Trains `problem.module` in place and returns the seconds it took, those before a resumption included.
 
-    `resume` continues from `checkpoint` where that file exists.
+    `resume` continues from `checkpoint` where that file exists, whatever device wrote it. The module comes back to the
+    CPU, where it is measured as it will be served.
     """
-    module = problem.module.train()
+    module = problem.module.to(device).train()
     optimiser = _optimiser(module, schedule)
     steps = schedule.epochs * problem.batches_per_epoch
     rates = torch.optim.lr_scheduler.OneCycleLR(
@@ -81,11 +108,13 @@ def fit(problem: Problem, schedule: Schedule, checkpoint: Path, resume: bool, co
     )
     epoch, seconds, started = 0, 0.0, time.monotonic()
     if resume and checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, map_location=CPU, weights_only=True)
         module.load_state_dict(state["module"])
         optimiser.load_state_dict(state["optimiser"])
         rates.load_state_dict(state["rates"])
         torch.set_rng_state(state["rng"])
+        if device.type == "cuda" and "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"], device)
         epoch, seconds = state["epoch"], state["seconds"]
         console.print(f"resumed after epoch {epoch}")
     with Progress(
@@ -101,7 +130,7 @@ def fit(problem: Problem, schedule: Schedule, checkpoint: Path, resume: bool, co
         for epoch in range(epoch + 1, schedule.epochs + 1):  # noqa: B020  # continues where the checkpoint ended
             total = 0.0
             for count, batch in enumerate(problem.batches(), start=1):
-                loss = problem.loss(batch)
+                loss = problem.loss(tuple(part.to(device) for part in batch))
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 if schedule.clip_norm is not None:
@@ -117,11 +146,12 @@ def fit(problem: Problem, schedule: Schedule, checkpoint: Path, resume: bool, co
                     "optimiser": optimiser.state_dict(),
                     "rates": rates.state_dict(),
                     "rng": torch.get_rng_state(),
+                    **({"cuda_rng": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}),
                     "epoch": epoch,
                     "seconds": seconds + time.monotonic() - started,
                 },
             )
-    module.eval()
+    module.to(CPU).eval()
     return seconds + time.monotonic() - started
 
 

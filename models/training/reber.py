@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.progress import SILENT, Steps
 from models.reber import SYMBOLS, embedded_string, encode, legal_next
 from models.training.loop import Batch, Problem
 from rafaga.bundle import Metric
@@ -35,10 +36,12 @@ class NextSymbol(Problem):
     def loss(self, batch: Batch) -> Tensor:
         symbols, length = batch
         logits = self.module(symbols[:, :-1])  # [N, T - 1, 7]
-        known = torch.arange(1, symbols.size(1)) < length[:, None]  # [N, T - 1]
+        known = torch.arange(1, symbols.size(1), device=symbols.device) < length[:, None]  # [N, T - 1]
         return F.cross_entropy(logits[known], symbols[:, 1:][known])
 
-    def evaluate(self) -> tuple[Metric, ...]:
+    def evaluate(self, steps: Steps = SILENT) -> tuple[Metric, ...]:
+        steps.step("measuring on strings kept from training")
+
         def following(beginnings: list[str]) -> npt.NDArray[np.int64]:
             symbols, length = encode(beginnings)
             with torch.inference_mode():

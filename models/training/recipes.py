@@ -9,6 +9,7 @@ from pathlib import Path
 
 from models.entry import Entry, ImageInput, SeriesInput
 from models.forecasting import Forecaster
+from models.progress import Steps
 from models.training.data import (
     Series,
     cifar10_name,
@@ -37,11 +38,11 @@ CIFAR_SCHEDULE = Schedule(epochs=20, peak_rate=0.2, weight_decay=5e-4, optimiser
 
 @dataclass(frozen=True)
 class Recipe:
-    """`problem(root)` reads the data below `root` (None: see models.training.data) and builds the module."""
+    """`problem(root, steps)` reads the data below `root` (None: see models.training.data) and builds the module."""
 
     architecture: str
     dataset: str
-    problem: Callable[[Path | None], Problem]
+    problem: Callable[[Path | None, Steps], Problem]
     schedule: Schedule
     half: bool = False  # ship the weights as float16
 
@@ -50,7 +51,7 @@ def recipes() -> Mapping[str, Recipe]:
     entries = catalogue()
 
     def recipe(
-        name: str, problem: Callable[[Entry, Path | None], Problem], schedule: Schedule, half: bool = False
+        name: str, problem: Callable[[Entry, Path | None, Steps], Problem], schedule: Schedule, half: bool = False
     ) -> tuple[str, Recipe]:
         entry = entries[name]
         return name, Recipe(entry.architecture, entry.dataset, partial(problem, entry), schedule, half)
@@ -70,7 +71,7 @@ def recipes() -> Mapping[str, Recipe]:
     )
 
 
-def digits(entry: Entry, root: Path | None) -> Problem:
+def digits(entry: Entry, root: Path | None, _: Steps) -> Problem:
     assert isinstance(entry.input, ImageInput)
     return ImageClassification(
         entry.build(),
@@ -83,13 +84,13 @@ def digits(entry: Entry, root: Path | None) -> Problem:
     )
 
 
-def photos(entry: Entry, root: Path | None) -> Problem:
+def photos(entry: Entry, root: Path | None, steps: Steps) -> Problem:
     assert isinstance(entry.input, ImageInput)
     return ImageClassification(
         entry.build(),
         entry.input,
-        training=load_cifar10(root, train=True),
-        held_out=load_cifar10(root, train=False),
+        training=load_cifar10(root, train=True, steps=steps),
+        held_out=load_cifar10(root, train=False, steps=steps),
         held_out_name=cifar10_name(root, train=False),
         augment=crop_and_flip,
         batch_size=128,
@@ -97,11 +98,13 @@ def photos(entry: Entry, root: Path | None) -> Problem:
     )
 
 
-def next_symbol(entry: Entry, _: Path | None) -> Problem:
+def next_symbol(entry: Entry, _: Path | None, __: Steps) -> Problem:
     return NextSymbol(entry.build(), batch_size=32, batches_per_epoch=100)
 
 
-def forecasting(entry: Entry, root: Path | None, load: Callable[[Path | None], Series], drawn: Windows) -> Problem:
+def forecasting(
+    entry: Entry, root: Path | None, _: Steps, load: Callable[[Path | None], Series], drawn: Windows
+) -> Problem:
     module = entry.build()
     assert isinstance(entry.input, SeriesInput)
     assert isinstance(module, Forecaster)

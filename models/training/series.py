@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.entry import SeriesInput
 from models.forecasting import Forecaster
+from models.progress import SILENT, Steps
 from models.training.data import Series
 from models.training.forecast_eval import baselines, evaluate, held_out, intervals, rolling_origins, training_size
 from models.training.loop import Batch, Problem
@@ -89,10 +90,11 @@ class Forecasting(Problem):
     def loss(self, batch: Batch) -> Tensor:
         history, length, future, known = batch
         error = (future[:, :, None] - self.module(history, length)) / self.unit  # [N, H, Q]
-        pinball = torch.maximum(self.levels * error, (self.levels - 1) * error).mean(2)
+        levels = self.levels.to(error.device)
+        pinball = torch.maximum(levels * error, (levels - 1) * error).mean(2)
         return (pinball * known).sum() / known.sum()
 
-    def calibrate(self, rehearsals: Sequence[Problem]) -> None:
+    def calibrate(self, rehearsals: Sequence[Problem], steps: Steps = SILENT) -> None:
         """Takes the spread that `rehearsals` would have needed on the blocks they were kept from.
 
         A network is surer of the years it was trained on than of others. Per interval, the factor that covers its
@@ -100,7 +102,13 @@ class Forecasting(Problem):
         prediction, Vovk 2015, with the score of Romano et al. 2019); the mean over the intervals keeps quantiles from
         crossing.
         """
-        outside = np.concatenate([r.outside() for r in rehearsals if isinstance(r, Forecasting)])  # [M, intervals]
+        steps.step("comparing with the blocks kept apart")
+        blocks = []
+        for number, rehearsal in enumerate(rehearsals, start=1):
+            assert isinstance(rehearsal, Forecasting)  # its own
+            blocks.append(rehearsal.outside())
+            steps.advance(number, len(rehearsals))
+        outside = np.concatenate(blocks)  # [M, intervals]
         shares = [self.spec.quantile_levels[high] - self.spec.quantile_levels[low] for low, high in self.intervals]
         factors = [np.quantile(outside[:, i], share) for i, share in enumerate(shares)]
         self.module.spread.fill_(float(np.mean(factors)))
@@ -117,10 +125,12 @@ class Forecasting(Problem):
             columns.append((error / edge).ravel())
         return np.stack(columns, axis=1)
 
-    def evaluate(self) -> tuple[Metric, ...]:
+    def evaluate(self, steps: Steps = SILENT) -> tuple[Metric, ...]:
         origins = held_out(self.series, self.spec)
         dataset = f"{self.name}, last fifth"
-        return evaluate(origins, self.spec, self.forecast, dataset) + baselines(origins, self.spec, dataset)
+        steps.step("forecasting the last fifth")
+        figures = evaluate(origins, self.spec, self.forecast, dataset)
+        return figures + baselines(origins, self.spec, dataset, steps)
 
     def forecast(self, history: Series, length: npt.NDArray[np.int64]) -> Series:
         with torch.inference_mode():

@@ -20,10 +20,10 @@ from export.evidence import ImageEvidence, Sources
 from export.graph import serving_graph
 from export.onnx import to_onnx
 from export.precisions import Judge
-from export.progress import Silent
 from export.samples import ImageData, ImageSet, noise_images
 from export.verify import Case, open_session
 from models.entry import Entry, ImageInput
+from models.progress import Silent
 from rafaga import bundle as bundles
 from rafaga.bundle import Precision, Variant
 from rafaga.server.loader import fastest_eligible

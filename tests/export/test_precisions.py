@@ -17,11 +17,11 @@ from export.evidence import ImageEvidence, Sources
 from export.graph import serving_graph
 from export.onnx import to_onnx
 from export.precisions import Judge
-from export.progress import Silent
 from export.samples import ImageData, ImageSet
 from export.variants import calibrated, to_fp16
 from export.verify import Case, open_session, tensor_specs
 from models.entry import Entry, ImageInput, Task
+from models.progress import Silent
 from rafaga.bundle import Precision, Variant
 
 SIZE = 8

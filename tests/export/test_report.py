@@ -12,10 +12,10 @@ import pytest
 from export import report
 from export.__main__ import main
 from export.evidence import Sources
-from export.progress import Silent
 from export.publish import Wanted, publish
 from export.report import measure_bundle, render
 from export.speed import Timing, of_batch
+from models.progress import Silent
 from rafaga.bundle import Precision
 from tests.export import small
 

@@ -15,7 +15,6 @@ from export.arrays import alone
 from export.evidence import PARITY_BATCHES, Sources, find_evidence
 from export.graph import serving_graph, settle
 from export.onnx import to_onnx
-from export.progress import Silent
 from export.publish import Wanted, publish
 from export.samples import MAX_PIXELS, preparation
 from export.settling import settle_detector
@@ -23,6 +22,7 @@ from export.verify import PARITY_GATE, open_session, read_golden, run, verify_bu
 from models.backbones import ResNet50Fpn
 from models.detectors import CLASSES
 from models.entry import Entry, ImageInput
+from models.progress import Silent
 from models.zoo import catalogue
 from rafaga.bundle import GOLDEN, Bundle, Precision, Task, relative_error
 from rafaga.images import prepare

@@ -14,7 +14,6 @@ import pytest
 from export.evidence import Sources, find_evidence
 from export.graph import serving_graph
 from export.onnx import to_onnx
-from export.progress import Silent
 from export.publish import Wanted, publish, require_answers
 from export.verify import (
     Case,
@@ -28,6 +27,7 @@ from export.verify import (
     verify_bundle,
     write_golden,
 )
+from models.progress import Silent
 from rafaga.bundle import Precision
 from tests.export import small
 

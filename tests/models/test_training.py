@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import gzip
 import json
+import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.training import data
+from models.progress import SILENT, Steps
+from models.training import data, degradation
 from models.training.__main__ import main
 from models.training.data import DataUnavailable, load_co2, load_etth1, load_mnist, load_sp500
+from models.training.forecast_eval import baselines, held_out
 from models.training.images import crop_and_flip, jitter_digits
-from models.training.loop import Batch, Optimiser, Problem, Schedule, fit
+from models.training.loop import Batch, Device, Optimiser, Problem, Schedule, fit, training_device
+from models.training.recipes import CIFAR_NETWORKS, recipes
 from models.zoo import catalogue
 from rafaga.bundle import Metric
 from tests.models.places import data_root
@@ -151,7 +158,7 @@ class Line(Problem):
     def loss(self, batch: Batch) -> Tensor:
         return F.mse_loss(self.module(batch[0]), batch[1])
 
-    def evaluate(self) -> tuple[Metric, ...]:
+    def evaluate(self, steps: Steps = SILENT) -> tuple[Metric, ...]:
         return ()
 
 
@@ -170,10 +177,123 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, opti
         assert torch.equal(value, resumed.module.state_dict()[key])
 
 
+class Told:
+    """Steps as they are told: the names, and the furthest of each."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, tuple[int, int]] = {}
+
+    def step(self, what: str) -> None:
+        self.steps[what] = (0, 0)
+
+    def advance(self, done: int, total: int) -> None:
+        what = next(reversed(self.steps))
+        assert self.steps[what][0] <= done <= total
+        self.steps[what] = (done, total)
+
+
+def write_cifar10(root: Path, photos: int) -> None:
+    """The JPEG copy, with as many photos of each class in either part."""
+    (root / "cifar10").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    with tarfile.open(root / "cifar10" / "cifar10_jpeg_60000.tar.xz", "w:xz") as tar:
+        for part in ("train", "test"):
+            for label, name in enumerate(data.CIFAR10_CLASSES):
+                for number in range(photos):
+                    pixels = rng.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+                    pixels[3 * label : 3 * label + 4] += 190
+                    buffer = BytesIO()
+                    Image.fromarray(pixels).save(buffer, "jpeg")
+                    entry = tarfile.TarInfo(f"cifar10/{part}/{name}/{number:04}.jpg")
+                    entry.size = buffer.tell()
+                    buffer.seek(0)
+                    tar.addfile(entry, buffer)
+
+
+def test_decoding_the_jpeg_copy_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar10(tmp_path, photos=30)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    told = Told()
+    images, labels = data.load_cifar10(tmp_path, train=False, steps=told)
+    assert images.shape == (300, 32, 32, 3)
+    assert np.bincount(labels).tolist() == [30] * 10
+    (what,) = told.steps
+    assert "decoding" in what
+    done, total = told.steps[what]
+    assert 0 < done <= total == data.cifar10_jpeg(tmp_path).stat().st_size
+    again = Told()
+    data.load_cifar10(tmp_path, train=True, steps=again)
+    assert not again.steps, "cached"
+
+
+def test_measuring_tells_how_far_it_is(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "mnist")
+    told = Told()
+    recipes()["lenet5-mnist"].problem(tmp_path, told).evaluate(told)
+    assert told.steps == {"measuring on MNIST test": (256, 256)}
+
+
+def test_fitting_the_statistical_baseline_tells_how_far_it_is() -> None:
+    series = np.sin(np.arange(80, dtype=np.float32)) + 10
+    spec = replace(catalogue()["lstm-sp500"].input, min_history=20, max_history=30, max_horizon=4)
+    told = Told()
+    origins = held_out(series, spec)
+    baselines(origins, spec, "a wave", told)
+    (fitting,) = told.steps.values()
+    assert fitting == (len(origins.length), len(origins.length))
+
+
+def test_a_device_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert training_device(Device.AUTO) == training_device(Device.CPU) == torch.device("cpu")
+    for command, asked in ((main, ["lstm-co2"]), (degradation.main, [])):
+        assert command([*asked, "--device", "cuda"]) == 1
+        assert "no GPU" in capsys.readouterr().out
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert training_device(Device.AUTO) == training_device(Device.CUDA) == torch.device("cuda", 0)
+    assert training_device(Device.CPU) == torch.device("cpu")
+
+
+def test_plain_and_residual_networks_are_compared_by_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cifar10(tmp_path, photos=13)  # one batch
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code = degradation.main(["--data", str(tmp_path), "--epochs", "1", "--device", "cpu"])
+    said = capsys.readouterr().out
+    for name in CIFAR_NETWORKS:
+        assert f"{name}: 1 epochs, seed 0, on cpu" in said
+    assert code == (0 if said.count(", holds") == len(degradation.CLAIMS) else 1)
+
+
+def test_two_networks_alone_can_be_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cifar10(tmp_path, photos=13)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pair = ["plain20-cifar10", "resnet20-cifar10"]
+    degradation.main(["--networks", *pair, "--data", str(tmp_path), "--epochs", "1", "--device", "cpu"])
+    said = capsys.readouterr().out
+    assert [name for name in CIFAR_NETWORKS if f"{name}: 1 epochs" in said] == sorted(pair, reverse=True)
+    assert "resnet20-cifar10 better than plain20-cifar10" in said
+
+
+def test_the_claims_of_the_paper_are_judged() -> None:
+    paper = {"plain20-cifar10": 0.91, "plain56-cifar10": 0.87, "resnet20-cifar10": 0.92, "resnet56-cifar10": 0.93}
+    assert [claim.points for claim in degradation.claims(paper)] == pytest.approx([4, 6, 1])
+    assert all(claim.holds for claim in degradation.claims(paper))
+    healed = {**paper, "plain56-cifar10": 0.92}
+    assert [claim.holds for claim in degradation.claims(healed)] == [False, True, True]
+
+
 def test_the_command_trains_measures_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_mnist(tmp_path / "data" / "mnist")
     monkeypatch.chdir(tmp_path)
-    arguments = ["lenet5-mnist", "--data", "data", "--epochs", "2", "--seed", "3"]
+    arguments = ["lenet5-mnist", "--data", "data", "--epochs", "2", "--seed", "3", "--device", "cpu"]
     assert main([*arguments, "--output", "a.safetensors"]) == 0
     assert main([*arguments, "--output", "b.safetensors"]) == 0
     first, second = load_file("a.safetensors"), load_file("b.safetensors")
@@ -182,6 +302,7 @@ def test_the_command_trains_measures_and_saves(tmp_path: Path, monkeypatch: pyte
     record = json.loads((tmp_path / "a.json").read_text())
     assert record["command"] == "python -m models.training lenet5-mnist --epochs 2 --seed 3"
     assert record["metrics"][0]["samples"] == 256
+    assert record["device"] == "cpu"
     assert str(tmp_path) not in json.dumps(record)
 
 

@@ -15,10 +15,10 @@ import pytest
 
 from export.arrays import Arrays, alone
 from export.evidence import PARITY_BATCHES, Sources
-from export.progress import Silent
 from export.publish import Wanted, publish
 from export.verify import PARITY_GATE, read_golden
 from models.entry import Entry, Task
+from models.progress import Silent
 from models.zoo import catalogue
 from rafaga import Client
 from rafaga.bundle import GOLDEN, Precision, relative_error

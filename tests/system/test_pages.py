@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from export import report
-from export.progress import Silent
 from export.speed import Timing
+from models.progress import Silent
 from rafaga.bundle import Precision
 from rafaga.load.report import page
 from tests import bundles

@@ -1,4 +1,7 @@
-"""What a person sees while models are exported: a spinner with the step at hand, a bar where the amount is known."""
+"""What a person sees while a model is trained, measured or exported.
+
+A spinner with the step at hand, a bar where the amount is known. Works without torch: `verify` shows it too.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,9 @@ class Silent:
         pass
 
 
+SILENT = Silent()
+
+
 class SpinnerSteps:
     """One line on the screen. Where there is no screen, each step is one plain line."""
 
@@ -53,7 +59,7 @@ class SpinnerSteps:
 
 @contextmanager
 def shown(console: Console, title: str) -> Iterator[Steps]:
-    """Shows the steps of one model until the block ends."""
+    """Shows the steps of one piece of work, e.g. of one model, until the block ends."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
