@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from grpc_health.v1 import health_pb2
 
+from rafaga.errors import DeviceError
+from rafaga.server.engine import Engine
+from rafaga.server.watch import WatchPolicy
 from tests import bundles
 from tests.deploy.rendering import KUBERNETES, Object, container, one, overlay, render, settings
 from tests.integration.serving import PATIENCE_S, Served, eventually
@@ -43,6 +46,27 @@ def test_a_refused_bundle_stops_the_update_and_restarts_nothing(
     served, only = serve(tmp_path), container(overlay("cpu"))
     assert ask(served, only["startupProbe"]) == SERVING
     assert ask(served, only["livenessProbe"]) == SERVING
+    assert ask(served, only["readinessProbe"]) == NOT_SERVING
+
+
+def test_a_device_that_is_lost_to_the_process_ends_it(
+    serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. The engine breaks, and no new one comes up, again and again. 2. Kubernetes is told to restart the pod."""
+    bundles.publish_classifier(tmp_path)
+    served, only = serve(tmp_path), container(overlay("cpu"))
+    model = served.server.repository.slot("digits", 0).model
+    assert model is not None
+    assert served.get("/healthz")[0] == 200
+
+    def refuse(_: int) -> Engine:
+        raise DeviceError("cuda:0: cudaSetDevice: an illegal memory access was encountered (700)")
+
+    monkeypatch.setattr(model, "_renew", refuse)
+    monkeypatch.setattr(model, "_watch_policy", WatchPolicy(max_failures=1))
+    model._lose(model._shifts[0], "CUDA failure 700")
+    eventually(lambda: ask(served, only["livenessProbe"]) == NOT_SERVING, "liveness fails")
+    assert served.get("/healthz")[0] == 503
     assert ask(served, only["readinessProbe"]) == NOT_SERVING
 
 

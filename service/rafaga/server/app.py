@@ -82,6 +82,7 @@ def build(config: Config) -> Server:
     def tell(model: str, ready: bool) -> None:
         health.model(model, ready)
         health.server(ready=repository.ready)
+        health.process(alive=repository.alive)
 
     explicit = config.model_control is ModelControl.EXPLICIT
     repository = Repository(config.repository, loader, metrics, tell, Versions.parse(config.model_versions), explicit)
@@ -119,7 +120,9 @@ def build(config: Config) -> Server:
         transport=_transport(config, router, authenticator, health, streams, metrics),
         admin=_admin(config, repository, authenticator, metrics),
         poller=Poller(repository, config.poll_interval_s) if config.model_control is ModelControl.POLL else None,
-        http=HttpServer(config.host, config.http_port, metrics.registry, lambda: repository.ready),
+        http=HttpServer(
+            config.host, config.http_port, metrics.registry, lambda: repository.ready, lambda: repository.alive
+        ),
         tracer=tracer,
     )
 

@@ -18,7 +18,7 @@ from rafaga.v1 import catalog_pb2
 
 _SERVER = ""
 # Needs no model, so it serves from when the port opens: whoever restarts what is not alive must not restart a server
-# for a bundle that it refused.
+# for a bundle that it refused, but one whose device is lost to the process.
 _CATALOG = catalog_pb2.DESCRIPTOR.services_by_name["Catalog"].full_name
 
 MAX_WATCHES = 64
@@ -36,6 +36,9 @@ class Health:
 
     def server(self, *, ready: bool) -> None:
         self._set(_SERVER, ready)
+
+    def process(self, *, alive: bool) -> None:
+        self._set(_CATALOG, alive)
 
     def model(self, name: str, ready: bool) -> None:
         self._set(name, ready)

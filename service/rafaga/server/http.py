@@ -1,4 +1,4 @@
-"""The HTTP side: /metrics for Prometheus, /healthz (the process lives) and /readyz (every model is served)."""
+"""The HTTP side: /metrics for Prometheus, /healthz (no new process is needed) and /readyz (every model is served)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ if TYPE_CHECKING:
 
 
 _POLL_S = 0.1  # closing waits as long
+_UNAVAILABLE = "503 Service Unavailable"
 
 
 class HttpServer:
-    def __init__(self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        ready: Callable[[], bool],
+        alive: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._address = (host, port)
-        self._application = _application(registry, ready)
+        self._application = _application(registry, ready, alive)
         self._server: WSGIServer | None = None
 
     @property
@@ -55,7 +63,7 @@ class _Handler(WSGIRequestHandler):
         """Scrapes and probes are not worth a line each."""
 
 
-def _application(registry: CollectorRegistry, ready: Callable[[], bool]) -> WSGIApplication:
+def _application(registry: CollectorRegistry, ready: Callable[[], bool], alive: Callable[[], bool]) -> WSGIApplication:
     metrics: WSGIApplication = make_wsgi_app(registry)
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -67,9 +75,9 @@ def _application(registry: CollectorRegistry, ready: Callable[[], bool]) -> WSGI
             case "/metrics":
                 return metrics(environ, start_response)
             case "/healthz":
-                return answer("200 OK", "alive\n")
+                return answer("200 OK", "alive\n") if alive() else answer(_UNAVAILABLE, "only a new process helps\n")
             case "/readyz":
-                return answer("200 OK", "ready\n") if ready() else answer("503 Service Unavailable", "not ready\n")
+                return answer("200 OK", "ready\n") if ready() else answer(_UNAVAILABLE, "not ready\n")
             case _:
                 return answer("404 Not Found", "there are /metrics, /healthz and /readyz\n")
 

@@ -19,7 +19,9 @@ import numpy as np
 
 from rafaga.bundle import Bundle, Variant
 from rafaga.errors import (
+    BundleError,
     DeadlineExceeded,
+    DeviceError,
     Draining,
     EngineFailure,
     InternalError,
@@ -90,6 +92,8 @@ class ServedModel:
         self._probe = samples.tiled(1)
         self._shifts = [Shift(engine, self._serve, bundle.name) for engine in engines]
         self._stuck: list[threading.Thread] = []
+        self._failures = 0  # new engines that the device refused, since the last that it took
+        self._hopeless = False
         self._renew = renew
         self._watch_policy = watch or WatchPolicy()
         self._watch = Watch(self, self._watch_policy, bundle.name)
@@ -112,6 +116,11 @@ class ServedModel:
     def down(self) -> bool:
         """All its engines were lost, and there is no new one yet."""
         return self._down
+
+    @property
+    def hopeless(self) -> bool:
+        """It is down, and only a new process helps."""
+        return self._down and self._hopeless
 
     def submit(self, job: Job, *, may_run: bool = False) -> bool:
         """Queues `job`, or raises a Refused error and leaves its callbacks uncalled.
@@ -258,19 +267,24 @@ class ServedModel:
         about = {"model": self.bundle.name}
         self._stuck = [thread for thread in self._stuck if thread.is_alive()]
         if len(self._stuck) >= self._watch_policy.max_stuck:
-            _LOG.critical("no new engine: lost ones still hang, only a new process helps", extra=about)
+            self._give_up_hope("lost ones still hang")
             return
         number = next(n for n, shift in enumerate(self._shifts) if shift.relieved)
         try:
             shift = Shift(self._renew(number), self._serve, self.bundle.name)
-        except Exception:  # onnxruntime raises bare exceptions of many kinds
+        except Exception as error:  # onnxruntime raises bare exceptions of many kinds
             _LOG.exception("no new engine yet", extra=about)
+            # What is wrong with the bundle would be wrong in a new process too.
+            self._failures += not isinstance(error, BundleError) or isinstance(error, DeviceError)
+            if self._failures >= self._watch_policy.max_failures:
+                self._give_up_hope(f"the device refused {self._failures} in a row")
             return
         with self._lock:
             stopping = self._stopping
             if not stopping:
                 self._shifts[number] = shift
-                self._down = False
+                self._down = self._hopeless = False
+                self._failures = 0
                 shift.thread.start()
         if stopping:
             shift.engine.close()
@@ -278,6 +292,12 @@ class ServedModel:
         self.metrics.engine_restarted()
         _LOG.warning("a new engine serves", extra=about)
         self._tell()
+
+    def _give_up_hope(self, why: str) -> None:
+        _LOG.critical("no new engine: %s, only a new process helps", why, extra={"model": self.bundle.name})
+        if not self._hopeless:
+            self._hopeless = True
+            self._tell()
 
     def _lose(self, shift: Shift, why: str, run: Run | None = None) -> None:
         """Ends an engine and fails exactly what it owes. `run`: what it computes, claimed from it.

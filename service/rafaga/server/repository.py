@@ -124,6 +124,11 @@ class Repository:
         some = self._explicit or any(slot.condition is State.READY for slot in slots)
         return some and all(s.condition is State.READY or (s.late and s.condition is not State.DOWN) for s in slots)
 
+    @property
+    def alive(self) -> bool:
+        """False once only a new process helps: a model has lost its engines, and its device takes no new one."""
+        return not any(slot.model is not None and slot.model.hopeless for slot in self.slots)
+
     def model(self, name: str, version: int, task: Task | None = None) -> ServedModel:
         """The served model for a request. `version` 0: the newest that is served.
 

@@ -19,6 +19,8 @@ class WatchPolicy:
     timeout_s: no run is given up sooner; nor is one before it took `slowness` times its prediction.
     first_delay_s to max_delay_s: the wait before a new engine, doubled each time, and forgotten once an engine has
     lasted for stable_s. max_stuck: threads of lost engines that may hang at a time; beyond, no new one is made.
+    max_failures: times in a row that a device may refuse a new engine before nobody hopes for it any more: an error of
+    CUDA's often stays until the process ends. It is tried all the same.
     """
 
     timeout_s: float = 10.0
@@ -27,6 +29,7 @@ class WatchPolicy:
     max_delay_s: float = 60.0
     stable_s: float = 300.0
     max_stuck: int = 2
+    max_failures: int = 8
 
     def bound_s(self, predicted_s: float) -> float:
         return max(self.timeout_s, self.slowness * predicted_s)

@@ -72,6 +72,13 @@ def test_the_catalogue_is_alive_without_a_model(served: Served) -> None:
     assert served.check("rafaga.v1.Catalog") == SERVING
 
 
+def test_but_not_where_only_a_new_process_helps(served: Served) -> None:
+    served.health.process(alive=False)
+    assert served.check("rafaga.v1.Catalog") == NOT_SERVING
+    served.health.process(alive=True)
+    assert served.check("rafaga.v1.Catalog") == SERVING
+
+
 def test_draining_is_for_good(served: Served) -> None:
     served.health.server(ready=True)
     served.health.model("digits", True)

@@ -15,10 +15,10 @@ from rafaga.server.http import HttpServer
 
 class Site:
     def __init__(self) -> None:
-        self.ready = False
+        self.ready, self.alive = False, True
         self.registry = CollectorRegistry()
         Counter("seen", "Seen.", registry=self.registry).inc(3)
-        self.server = HttpServer("127.0.0.1", 0, self.registry, lambda: self.ready)
+        self.server = HttpServer("127.0.0.1", 0, self.registry, lambda: self.ready, lambda: self.alive)
         self.server.start()
 
     def get(self, path: str) -> tuple[int, str]:
@@ -47,6 +47,11 @@ def test_ready_as_long_as_it_is(site: Site) -> None:
     assert site.get("/readyz") == (200, "ready\n")
     site.ready = False
     assert site.get("/readyz")[0] == 503
+
+
+def test_alive_no_longer_than_it_is(site: Site) -> None:
+    site.alive = False
+    assert site.get("/healthz") == (503, "only a new process helps\n")
 
 
 def test_metrics(site: Site) -> None:

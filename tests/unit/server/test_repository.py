@@ -31,15 +31,15 @@ class FakeModel:
         self.metrics = metrics.model(name)
         self.life: list[str] = []
 
-        self.down = False
+        self.down = self.hopeless = False
         self.tell: Callable[[], None] = lambda: None
 
     def start(self, tell: Callable[[], None]) -> None:
         self.life.append("start")
         self.tell = tell
 
-    def engine(self, *, down: bool) -> None:
-        self.down = down
+    def engine(self, *, down: bool, hopeless: bool = False) -> None:
+        self.down, self.hopeless = down, hopeless
         self.tell()
 
     def drain(self) -> None:
@@ -303,6 +303,9 @@ def test_a_model_that_loses_its_engine_is_down_until_it_has_a_new_one(latest: Sh
     assert latest.states["a", 1] is State.DOWN
     assert "restarted" in latest.repository.slot("a", 1).why
     assert latest.repository.model("a", 0) is model  # its own refusal says more
+    assert latest.repository.alive
+    model.engine(down=True, hopeless=True)
+    assert not latest.repository.alive
     model.engine(down=False)
     assert (latest.health["a"], latest.repository.ready) == (True, True)
     assert latest.states["a", 1] is State.READY

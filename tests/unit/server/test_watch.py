@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rafaga.bundle import TensorSpec
-from rafaga.errors import Draining, EngineFailure, ModelNotReady, RafagaError
+from rafaga.errors import BundleError, DeviceError, Draining, EngineFailure, ModelNotReady, RafagaError
 from rafaga.server.batcher import BatchPolicy
 from rafaga.server.engine import Engine, Samples
 from rafaga.server.job import Arrays, Job, JobTiming
@@ -25,6 +25,13 @@ WAIT_S = 60.0
 HANG, POISON = 13, 666
 SPEC = (TensorSpec(name="x", dtype="int64", shape=(None,)),)
 SOON = WatchPolicy(timeout_s=0.1, slowness=1.0, first_delay_s=0.02)
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 class Session:
@@ -68,11 +75,11 @@ class Caller:
 
 
 class Served:
-    """One session after the other; `refusing` makes bringing up a new one fail."""
+    """One session after the other; `refusing` is what bringing up a new one fails with."""
 
     def __init__(self, watch: WatchPolicy = SOON) -> None:
         self.sessions: list[Session] = []
-        self.refusing = False
+        self.refusing: Exception | None = None
         self.tries = threading.Semaphore(0)
         self.changed = threading.Semaphore(0)
         self.metrics = Metrics()
@@ -80,8 +87,8 @@ class Served:
 
         def engine() -> Engine:
             self.tries.release()
-            if self.refusing:
-                raise RuntimeError("no device")
+            if self.refusing is not None:
+                raise self.refusing
             self.sessions.append(Session())
             return Engine(described, self.sessions[-1])
 
@@ -291,7 +298,7 @@ def test_a_thread_that_is_killed_is_replaced(start: Callable[..., Served]) -> No
 
 def test_trying_until_there_is_an_engine(start: Callable[..., Served]) -> None:
     served = start()
-    served.refusing = True
+    served.refusing = RuntimeError("no device")
     served.hang()
     served.wait_until(down=True)
     for _ in range(4):  # the first engine, and three that failed
@@ -299,7 +306,7 @@ def test_trying_until_there_is_an_engine(start: Callable[..., Served]) -> None:
     assert served.model.down
     with pytest.raises(ModelNotReady):
         served.submit(1)
-    served.refusing = False
+    served.refusing = None
     served.wait_until(down=False)
     assert served.submit(1).end() == [2]
     assert served.restarts == 1
@@ -317,9 +324,36 @@ def test_threads_that_hang_are_not_piled_up(start: Callable[..., Served]) -> Non
         pass
     assert not served.tries.acquire(timeout=0.3)
     assert served.model.down
+    assert served.model.hopeless
     served.sessions[0].go_on.set()
-    served.wait_until(down=False)
+    eventually(lambda: not served.model.down)
+    assert not served.model.hopeless
     assert served.submit(1).end() == [2]
+
+
+@pytest.mark.parametrize("error", [DeviceError("cudaSetDevice: (700)"), RuntimeError("CUDA failure 700")], ids=repr)
+def test_a_device_that_refuses_again_and_again_leaves_no_hope(start: Callable[..., Served], error: Exception) -> None:
+    """It is told once it is so; a device that comes back all the same is used."""
+    served = start(WatchPolicy(timeout_s=0.1, slowness=1.0, first_delay_s=0.01, max_delay_s=0.02, max_failures=3))
+    served.refusing = error
+    served.hang()
+    eventually(lambda: served.model.hopeless)
+    assert served.model._failures >= 3
+    served.refusing = None
+    eventually(lambda: not served.model.down)
+    assert not served.model.hopeless
+    assert served.submit(1).end() == [2]
+
+
+def test_a_bundle_that_is_refused_needs_no_new_process(start: Callable[..., Served]) -> None:
+    served = start(WatchPolicy(timeout_s=0.1, slowness=1.0, first_delay_s=0.01, max_delay_s=0.02, max_failures=3))
+    served.refusing = BundleError("model.onnx is not what was published")
+    assert served.tries.acquire(timeout=WAIT_S)
+    served.hang()
+    for _ in range(6):
+        assert served.tries.acquire(timeout=WAIT_S)
+    assert served.model.down
+    assert not served.model.hopeless
 
 
 def test_closing_while_an_engine_hangs(start: Callable[..., Served]) -> None:
@@ -333,7 +367,7 @@ def test_closing_while_an_engine_hangs(start: Callable[..., Served]) -> None:
 
 def test_closing_while_there_is_no_engine(start: Callable[..., Served]) -> None:
     served = start()
-    served.refusing = True
+    served.refusing = RuntimeError("no device")
     served.hang()
     served.wait_until(down=True)
     served.model.close()
