@@ -53,6 +53,7 @@ from rafaga.errors import (
     Unauthenticated,
     Unsupported,
 )
+from rafaga.priority import Priority
 
 __all__ = [
     "AsyncClient",
@@ -84,6 +85,7 @@ __all__ = [
     "ModelNotReady",
     "ModelState",
     "Prediction",
+    "Priority",
     "QueueFull",
     "RafagaError",
     "Refused",

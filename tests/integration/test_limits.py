@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
+from rafaga.priority import PRIORITY_KEY
 from rafaga.v1 import vision_pb2
 from tests import bundles
 from tests.integration import http2, messages
@@ -132,6 +133,43 @@ def test_calls_beyond_the_limit_are_refused_with_a_reason_and_health_is_not(
         assert health.status == health_pb2.HealthCheckResponse.SERVING
     assert all(call.result(PATIENCE_S).results for call in accepted)
     assert served.metric("rafaga_refusals_total", reason="QUEUE_FULL") == 20
+    assert_serves(served)
+
+
+@pytest.mark.parametrize("flood", ["low", "normal", "high"])
+def test_a_flood_of_one_priority_refuses_no_other(serve: Callable[..., Served], valve: Valve, flood: str) -> None:
+    """1. The engine stands. 2. Calls of one priority fill the server. 3. Each other priority gets its share in."""
+    served = serve(max_concurrent_calls=8)
+
+    def ask(priority: str) -> grpc.Future:
+        metadata = ((PRIORITY_KEY, priority),)
+        return served.vision.Classify.future(messages.classify(IMAGE), metadata=metadata, timeout=PATIENCE_S)
+
+    with valve.closed():
+        accepted = [ask(flood) for _ in range(8)]
+        eventually(lambda: served.in_flight == 8, "they are in flight")
+        assert refusal(ask(flood).result).reason == "QUEUE_FULL"
+        for other in {"low", "normal", "high"} - {flood}:
+            before = served.in_flight
+            accepted += [ask(other) for _ in range(2)]
+            eventually(lambda before=before: served.in_flight == before + 2, "there is room for them")
+            assert refusal(ask(other).result).reason == "QUEUE_FULL"
+    assert all(call.result(PATIENCE_S).results for call in accepted)
+    assert served.metric("rafaga_refusals_total", reason="QUEUE_FULL") == 3
+    assert_serves(served)
+
+
+def test_bytes_in_flight_are_bounded(serve: Callable[..., Served], valve: Valve) -> None:
+    size = messages.classify(IMAGE).ByteSize()
+    served = serve(max_request_bytes=size, max_bytes_in_flight=4 * size)
+    with valve.closed():
+        accepted = [served.vision.Classify.future(messages.classify(IMAGE)) for _ in range(4)]
+        eventually(lambda: served.in_flight == 4, "all are in flight")
+        refused = refusal(lambda: served.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S))
+        assert (refused.code, refused.reason) == (RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        accepted.append(served.vision.Classify.future(messages.classify(IMAGE), metadata=((PRIORITY_KEY, "high"),)))
+        eventually(lambda: served.in_flight == 5, "the urgent have a quarter of their own")
+    assert all(call.result(PATIENCE_S).results for call in accepted)
     assert_serves(served)
 
 

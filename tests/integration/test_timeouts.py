@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rafaga.inference import open_inference_pb2 as pb
+from rafaga.priority import PRIORITY_KEY
 from tests import bundles
 from tests.integration import messages
 from tests.integration import open_inference as oip
@@ -97,6 +98,38 @@ def test_whatever_its_size(server: Served) -> None:
     for timeout in (2**63 - 1, pb.InferParameter(uint64_param=2**64 - 1), 60_000_000, 0):
         response = oip.stub(server).ModelInfer(oip.images(DIGIT, given={"timeout": timeout}), timeout=PATIENCE_S)
         np.testing.assert_allclose(oip.arrays(response)["probabilities"], bundles.classify(DIGIT), atol=1e-5)
+
+
+def test_priorities_in_the_metadata(serve: Callable[..., Served], valve: Valve) -> None:
+    """As below, over both protocols, and `priority` of a request counts more than its metadata."""
+    served = serve(max_queue_wait_ms=600_000)
+
+    def ask(rows: int, word: str, **given: object) -> grpc.Future:
+        images, metadata = np.zeros((rows, 8 * rows, 8, 3), np.uint8), ((PRIORITY_KEY, word),)
+        if given:
+            return oip.stub(served).ModelInfer.future(oip.images(images, "backbone", given=given), metadata=metadata)
+        return served.vision.ExtractFeatures.future(messages.features(images), metadata=metadata)
+
+    calls: list[grpc.Future] = []
+    with valve.closed():
+        calls.append(ask(1, "low"))
+        valve.wait_for_engine()
+        waiting = 0
+        for rows, word, given in ((2, "low", {}), (3, "high", {"priority": 3}), (4, "normal", {}), (5, "high", {})):
+            calls.append(ask(rows, word, **given))
+            waiting += rows
+            wait_for_queue(served, "backbone", waiting)
+    assert all(call.result(PATIENCE_S) for call in calls)
+    assert valve.runs == [1, 5, 4, 2, 3]
+
+
+@pytest.mark.parametrize("word", ["", "HIGH", "1"])
+def test_a_priority_that_is_none(server: Served, word: str) -> None:
+    request = messages.classify(DIGIT)
+    refused = refusal(lambda: server.vision.Classify(request, metadata=((PRIORITY_KEY, word),), timeout=PATIENCE_S))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert "expected high, normal, low, got" in refused.message
+    assert_serves(server)
 
 
 def test_priorities(serve: Callable[..., Served], valve: Valve) -> None:

@@ -1,4 +1,4 @@
-"""Who may import whom: errors, tensors, bundle, images, objects <- client and server <- cli, load, plan."""
+"""Who may import whom: errors, priority, tensors, bundle, images, objects <- client and server <- cli, load, plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SERVICE = Path(__file__).parents[2] / "service" / "rafaga"
-BASE = {"errors", "tensors", "bundle", "images", "objects", "series", "v1", "inference"}
+BASE = {"errors", "priority", "tensors", "bundle", "images", "objects", "series", "v1", "inference"}
 TOP = {"cli", "load", "plan"}
 MODULES = sorted(
     path for path in SERVICE.rglob("*.py") if not {"v1", "inference"} & set(path.relative_to(SERVICE).parts[:1])
@@ -61,7 +61,7 @@ def test_the_package_stands_without_the_checkout(path: Path) -> None:
 def test_batching_knows_neither_grpc_nor_onnx() -> None:
     for name in ("batcher.py", "latency.py"):
         assert not {n.split(".")[0] for n in imported(SERVICE / "server" / name)} & {"grpc", "onnxruntime", "threading"}
-        assert {layer(n) for n in imported(SERVICE / "server" / name)} <= {"", "errors", "server"}
+        assert {layer(n) for n in imported(SERVICE / "server" / name)} <= {"", "errors", "priority", "server"}
 
 
 def test_the_server_is_given_its_environment() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from rafaga import Client, RafagaError, Tls
+from rafaga import Client, Priority, RafagaError, Tls
 from rafaga.cli import _commands, _load, _serve
 from rafaga.cli._errors import ExitCode, UsageError, complain, exit_code, sentence
 
@@ -121,6 +121,13 @@ def _connection(environ: Mapping[str, str]) -> ArgumentParser:
     group.add_argument(
         "--timeout", type=_positive_s, default=10.0, metavar="SECONDS", help="deadline of a request (%(default)s)"
     )
+    group.add_argument(
+        "--priority",
+        type=_priority,
+        default=Priority.NORMAL,
+        metavar="PRIORITY",
+        help=f"{', '.join(priority.word for priority in Priority)} (normal)",
+    )
     group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the bearer token")
     group.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS, trusting these root certificates (PEM)")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
@@ -145,9 +152,16 @@ def _client(args: Namespace) -> Client:
     token = args.token_file.read_text(encoding="utf-8").strip() if args.token_file else None
     tls = Tls.from_files(args.tls_ca) if args.tls_ca else None
     try:
-        return Client(args.server, timeout_s=args.timeout, token=token, tls=tls)
+        return Client(args.server, timeout_s=args.timeout, token=token, tls=tls, priority=args.priority)
     except ValueError as error:
         raise UsageError(f"--server: {error}") from None
+
+
+def _priority(text: str) -> Priority:
+    try:
+        return Priority.of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive_int(text: str) -> int:

@@ -21,6 +21,7 @@ from rafaga.client._results import Classification, Continuation, Features, Forec
 from rafaga.client._retry import PATIENT, Attempts, RetryPolicy
 from rafaga.client._sync import DEFAULT_TIMEOUT_S
 from rafaga.errors import RafagaError
+from rafaga.priority import Priority
 
 T = TypeVar("T")
 
@@ -44,9 +45,10 @@ class AsyncClient:
         token: str | None = None,
         keepalive: Keepalive | None = None,
         max_message_bytes: int = _channel.DEFAULT_MAX_MESSAGE_BYTES,
+        priority: Priority = Priority.NORMAL,
     ) -> None:
         self._endpoint = _channel.endpoint(
-            address, tls=tls, token=token, keepalive=keepalive, max_message_bytes=max_message_bytes
+            address, tls=tls, token=token, keepalive=keepalive, max_message_bytes=max_message_bytes, priority=priority
         )
         self._timeout_s = _calls.checked_timeout_s(timeout_s)
         self._retry = retry or RetryPolicy()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import grpc
 
+from rafaga.priority import PRIORITY_KEY, Priority
+
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 # A server that restarts is found again within this time; gRPC's own default backs off up to two minutes.
@@ -82,6 +84,7 @@ def endpoint(
     token: str | None = None,
     keepalive: Keepalive | None = None,
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    priority: Priority = Priority.NORMAL,
 ) -> Endpoint:
     """Raises ValueError for an address that cannot be one, OSError where one of several names does not resolve."""
     target, balanced = _target(address)
@@ -117,7 +120,9 @@ def endpoint(
             first = first and name
     if first:
         options.append(("grpc.default_authority", first))
-    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    metadata: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {token}"),) if token else ()
+    if priority is not Priority.NORMAL:
+        metadata += ((PRIORITY_KEY, priority.word),)
     return Endpoint(address, target, tuple(options), credentials, metadata)
 
 

@@ -19,6 +19,7 @@ from rafaga.client._objects import Detections, Segmentation
 from rafaga.client._results import Classification, Continuation, Features, Forecast, ModelDescription
 from rafaga.client._retry import PATIENT, Attempts, RetryPolicy
 from rafaga.errors import RafagaError
+from rafaga.priority import Priority
 
 T = TypeVar("T")
 
@@ -32,6 +33,7 @@ class Client:
     timeout_s: deadline of a call, all its tries and the server's work included; each call can have its own.
     token: sent as `authorization: Bearer …`. Without `tls` it travels readable by everyone on the way.
     max_message_bytes: limit on a request and on a reply.
+    priority: of all its calls. One client for what people wait for, another for what may wait; see docs/operating.md.
 
     Nothing is sent before the first call. Every method raises the classes of `rafaga.errors`: RafagaError is the base,
     InvalidRequest (ModelNotFound, …) means the request is wrong, Refused and ServerUnreachable that another try later
@@ -52,9 +54,10 @@ class Client:
         token: str | None = None,
         keepalive: Keepalive | None = None,
         max_message_bytes: int = _channel.DEFAULT_MAX_MESSAGE_BYTES,
+        priority: Priority = Priority.NORMAL,
     ) -> None:
         self._endpoint = _channel.endpoint(
-            address, tls=tls, token=token, keepalive=keepalive, max_message_bytes=max_message_bytes
+            address, tls=tls, token=token, keepalive=keepalive, max_message_bytes=max_message_bytes, priority=priority
         )
         self._timeout_s = _calls.checked_timeout_s(timeout_s)
         self._retry = retry or RetryPolicy()

@@ -16,7 +16,7 @@ from pythonjsonlogger.json import JsonFormatter
 from rafaga.errors import DeviceError
 from rafaga.server import devices
 from rafaga.server.batcher import BatchPolicy
-from rafaga.server.calls import Authenticator, Router, Transport
+from rafaga.server.calls import Authenticator, InFlight, Router, Transport
 from rafaga.server.config import Config, ConfigError, LogFormat, ModelControl, TransportKind
 from rafaga.server.engine import available_cores
 from rafaga.server.expiry import Expiry
@@ -104,7 +104,7 @@ def build(config: Config) -> Server:
         authenticator,
         metrics,
         config.max_request_bytes,
-        config.max_concurrent_calls,
+        InFlight(config.most_calls, config.max_bytes_in_flight),
         tracer.record if tracer else None,
     )
     streams = Streams(router)
@@ -162,7 +162,7 @@ def _transport(
     metrics: Metrics,
 ) -> Transport:
     address = f"{config.host}:{config.grpc_port}"
-    limits = Limits(config.max_request_bytes, config.max_concurrent_calls)
+    limits = Limits(config.max_request_bytes, config.most_calls)
     names = tuple(sorted({path.split("/")[1] for path in router.methods}))
     services = (
         health.add_to,
@@ -186,7 +186,8 @@ def _admin(config: Config, repository: Repository, authenticator: Authenticator,
     if config.admin_port is None:
         return None
     host = config.host if authenticator.required else "127.0.0.1"
-    router = Router(RepositoryAdmin(repository).handlers(), authenticator, metrics, _ADMIN_REQUEST_BYTES, _ADMIN_CALLS)
+    handlers = RepositoryAdmin(repository).handlers()
+    router = Router(handlers, authenticator, metrics, _ADMIN_REQUEST_BYTES, InFlight(_ADMIN_CALLS))
     limits = Limits(_ADMIN_REQUEST_BYTES, _ADMIN_CALLS)
     return GrpcioTransport(f"{host}:{config.admin_port}", router, authenticator, limits, _tls(config))
 

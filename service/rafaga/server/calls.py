@@ -25,6 +25,7 @@ from rafaga.errors import (
     DeadlineExceeded,
     Draining,
     InternalError,
+    InvalidRequest,
     QueueFull,
     RafagaError,
     RequestTooLarge,
@@ -32,6 +33,7 @@ from rafaga.errors import (
     Unauthenticated,
     to_status,
 )
+from rafaga.priority import PRIORITY_KEY, Priority
 from rafaga.server.job import JobTiming
 from rafaga.server.metrics import MethodMetrics, Metrics
 
@@ -44,7 +46,8 @@ _RETRY_AFTER_S = 0.1
 
 
 class Call(ABC):
-    """One unary call. `deadline`: monotonic seconds, infinity when the caller set none.
+    """One unary call. `deadline`: monotonic seconds, infinity when the caller set none. `priority`: what its metadata
+    says, once the Router has looked.
 
     may_run: the thread that dispatches the call can be lent to a quick model. After dispatching, it calls `step`, where
     there is one, until that returns False: nobody else runs the call's job.
@@ -56,6 +59,7 @@ class Call(ABC):
         self.method = method
         self.request = request
         self.deadline = deadline
+        self.priority = Priority.NORMAL
         self.received = time.monotonic()
         self._unfinished = threading.Lock()  # taken by the first to finish the call: an atomic test-and-set
         # What it holds leads back to the call. Finishing lets go of it, so that requests are freed when they are
@@ -128,9 +132,10 @@ class Call(ABC):
     def _let_go(self) -> None:  # noqa: B027  only a transport that parks something overrides it
         """Releases what the transport holds for a call that nobody waits for any more."""
 
-    def open_account(self, account: _Account) -> None:
+    def open_account(self, account: _Account) -> bool:
+        """Counts the call as in flight. False when there is no room for it."""
         self._account = account
-        account.opened()
+        return account.opened(self)
 
     def _settle(self, error: RafagaError | None) -> None:
         if self._account is not None:
@@ -163,31 +168,67 @@ class Transport(Protocol):
         ...
 
 
-class InFlight:
-    """How many calls were received and are not answered yet."""
+def share(most: int) -> int:
+    """Of a bound: what is kept for each priority alone."""
+    return max(1, most // 4)
+
+
+class _Held:
+    """Calls, and the bytes of their requests."""
+
+    __slots__ = ("bytes", "calls")
 
     def __init__(self) -> None:
-        self._count = 0
+        self.calls = 0
+        self.bytes = 0
+
+
+class InFlight:
+    """How many calls, and bytes of requests, were received and are not answered yet.
+
+    There is room for a call while fewer than `max_calls` are in flight, or fewer of its own priority than their
+    `share`: others, however many, neither keep the urgent out nor starve those that are not. So there are `max_calls`
+    of one priority, and at most two shares more of all. Bytes are counted by the same rule.
+    """
+
+    def __init__(self, max_calls: int = sys.maxsize, max_bytes: int = sys.maxsize) -> None:
+        self._max_calls, self._share = max_calls, share(max_calls)
+        self._max_bytes, self._bytes_share = max_bytes, share(max_bytes)
+        self._all = _Held()
+        self._of = {priority: _Held() for priority in Priority}
         self._lock = threading.Lock()  # taken as itself, because entering a Condition is two calls in Python
         self._changed = threading.Condition(self._lock)
 
-    def enter(self) -> None:
+    def enter(self, priority: Priority, size: int) -> bool:
+        """Counts a call of `size` bytes. False when there is no room for it: then it is to leave soon."""
+        held, own = self._all, self._of[priority]
         with self._lock:
-            self._count += 1
+            room = (held.calls < self._max_calls or own.calls < self._share) and (
+                held.bytes + size <= self._max_bytes or own.bytes + size <= self._bytes_share
+            )
+            held.calls += 1
+            held.bytes += size
+            own.calls += 1
+            own.bytes += size
+            return room
 
-    def leave(self) -> None:
+    def leave(self, priority: Priority, size: int) -> None:
+        held, own = self._all, self._of[priority]
         with self._lock:
-            self._count -= 1
-            if not self._count:
+            own.calls -= 1
+            own.bytes -= size
+            held.bytes -= size
+            held.calls -= 1
+            if not held.calls:
                 self._changed.notify_all()
 
     @property
     def count(self) -> int:
-        return self._count
+        return self._all.calls
 
     def wait_until_none(self, timeout_s: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(lambda: not self._count, timeout_s)
+            return self._changed.wait_for(lambda: not self._all.calls, timeout_s)
 
 
 @dataclass(frozen=True)
@@ -198,15 +239,15 @@ class _Account:
     in_flight: InFlight
     trace: Trace | None
 
-    def opened(self) -> None:
-        self.in_flight.enter()
+    def opened(self, call: Call) -> bool:
+        return self.in_flight.enter(call.priority, len(call.request))
 
     def settled(self, call: Call, error: RafagaError | None, seconds: float) -> None:
         if error is None:
             self.metrics.answered(seconds)
         else:
             self.metrics.failed(error.code, error.reason, seconds)
-        self.in_flight.leave()
+        self.in_flight.leave(call.priority, len(call.request))
         if self.trace is not None:
             self.trace(call, error, seconds)
 
@@ -214,7 +255,7 @@ class _Account:
 class Router:
     """Checks a call, finds its handler, books it, and turns every exception into a status.
 
-    `max_in_flight`: calls received and not answered; what comes beyond is refused. It is counted here, not in the
+    `in_flight` says for how many there is room; what comes beyond is refused. They are counted here, not in the
     transports, so that a refusal is typed, tells when to come back, and shows in the metrics. `trace` is told of every
     call that is settled.
     """
@@ -225,15 +266,14 @@ class Router:
         authenticator: Authenticator,
         metrics: Metrics,
         max_request_bytes: int,
-        max_in_flight: int = sys.maxsize,
+        in_flight: InFlight | None = None,
         trace: Trace | None = None,
     ) -> None:
         self.methods = tuple(handlers)
-        self.in_flight = InFlight()
+        self.in_flight = in_flight or InFlight()
         self._handlers = handlers
         self._authenticator = authenticator
         self._max_request_bytes = max_request_bytes
-        self._max_in_flight = max_in_flight
         self._accounts = {method: _Account(metrics.method(method), self.in_flight, trace) for method in handlers}
         self._draining = False
 
@@ -247,18 +287,25 @@ class Router:
             self._accounts[method].metrics.failed(error.code, error.reason, 0.0)
 
     def dispatch(self, call: Call) -> None:
-        call.open_account(self._accounts[call.method])
+        wrong: InvalidRequest | None = None
+        try:
+            call.priority = requested_priority(call.metadata)
+        except InvalidRequest as error:
+            wrong = error
+        room = call.open_account(self._accounts[call.method])
         try:
             if self._draining:
                 raise Draining("the server is stopping: send the request to another replica")
-            if self.in_flight.count > self._max_in_flight:  # this call is among them
-                raise QueueFull("too many calls are in flight: retry later", _RETRY_AFTER_S)
+            if not room:
+                raise QueueFull("too many calls, or bytes, are in flight: retry later", _RETRY_AFTER_S)
             if len(call.request) > self._max_request_bytes:
                 raise RequestTooLarge(
                     f"expected a request of at most {self._max_request_bytes} bytes, got {len(call.request)}: split it"
                 )
             if self._authenticator.required:
                 self._authenticator.check(call.metadata)
+            if wrong is not None:
+                raise wrong
             self._handlers[call.method](call)
         except RafagaError as error:
             call.fail(error)
@@ -266,6 +313,17 @@ class Router:
             # The caller gets no detail: an exception's text may hold addresses, paths or other callers' data.
             _LOG.exception("a call failed on a defect", extra={"method": call.method})
             call.fail(InternalError("the server failed on this request; its log has the cause"))
+
+
+def requested_priority(metadata: Metadata) -> Priority:
+    """Raises InvalidRequest when it is none."""
+    for key, value in metadata:
+        if key == PRIORITY_KEY:
+            try:
+                return Priority.of(str(value))
+            except ValueError as error:
+                raise InvalidRequest(f"metadata {PRIORITY_KEY!r}: {error}") from None
+    return Priority.NORMAL
 
 
 class Authenticator:

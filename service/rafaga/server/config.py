@@ -26,6 +26,9 @@ from rafaga.server.versions import Versions
 
 PREFIX = "RAFAGA_"
 
+# Each holds a thread there, and threads that wake up all at once stand in each other's way.
+_GRPCIO_CALLS = 256
+
 
 class ConfigError(Exception):
     """A setting that cannot be used; the message names it and says what was expected."""
@@ -122,7 +125,14 @@ class Config:
     max_queue_requests: int = _setting(4096, "queued requests per model, whatever is predicted")
     engine_timeout_s: float = _setting(10.0, "a run is never given up sooner, nor before 20 times its prediction")
 
-    max_concurrent_calls: int = _setting(256, "calls in flight; more are refused")
+    max_concurrent_calls: int | None = _setting(
+        None,
+        "calls in flight; more are refused; a quarter of it is kept for each priority; "
+        f"default: {_GRPCIO_CALLS} on grpcio, where each holds a thread, max_queue_requests on native",
+    )
+    max_bytes_in_flight: int = _setting(
+        512 * 2**20, "bytes of requests in flight; more are refused; a quarter is kept for each priority"
+    )
     max_request_bytes: int = _setting(16 * 2**20, "size of one request")
     max_request_rows: int = _setting(1024, "images, or rows of tensors, in one request")
     max_image_pixels: int = _setting(50_000_000, "pixels of an encoded image")
@@ -148,7 +158,6 @@ class Config:
             "instances",
             "max_batch_size",
             "max_queue_requests",
-            "max_concurrent_calls",
             "max_request_bytes",
             "max_request_rows",
             "max_image_pixels",
@@ -168,7 +177,12 @@ class Config:
             raise ConfigError(f"device: {error}") from None
         if any(rows < 1 for rows in self.batch_buckets):
             raise ConfigError(f"batch_buckets: expected at least 1 each, got {min(self.batch_buckets)}")
-        for name in ("threads", "decode_threads", "gpu_memory_mib", "gpu_model_memory_mib"):
+        if self.max_bytes_in_flight < self.max_request_bytes:
+            raise ConfigError(
+                f"max_bytes_in_flight: expected at least max_request_bytes ({self.max_request_bytes}), "
+                f"got {self.max_bytes_in_flight}"
+            )
+        for name in ("max_concurrent_calls", "threads", "decode_threads", "gpu_memory_mib", "gpu_model_memory_mib"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("grpc_port", "http_port", "admin_port"):
@@ -197,6 +211,12 @@ class Config:
             raise ConfigError("tls_client_ca needs tls_key and tls_certificate")
         if self.transport is TransportKind.NATIVE and self.tls_key is not None:
             raise ConfigError("the native transport has no TLS: use --transport grpcio")
+
+    @property
+    def most_calls(self) -> int:
+        """In flight. Where a call holds no thread, the queue of each model, which predicts times, does the refusing."""
+        native = self.transport is TransportKind.NATIVE
+        return self.max_concurrent_calls or (self.max_queue_requests if native else _GRPCIO_CALLS)
 
     @property
     def loopback(self) -> bool:

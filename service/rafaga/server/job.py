@@ -10,21 +10,15 @@ import math
 import threading
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
-from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rafaga.errors import InternalError, RafagaError
+from rafaga.priority import Priority
 
 Arrays = tuple[NDArray[np.generic], ...]
-
-
-class Priority(IntEnum):
-    HIGH = 1
-    NORMAL = 2
-    LOW = 3
 
 
 class JobTiming(NamedTuple):

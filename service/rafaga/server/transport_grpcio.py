@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc
 
 from rafaga.errors import RafagaError, Status, to_status
-from rafaga.server.calls import Authenticator, Call, Metadata, Router
+from rafaga.server.calls import Authenticator, Call, Metadata, Router, share
 from rafaga.server.health import MAX_WATCHES
 from rafaga.server.services.open_inference_stream import MAX_STREAMS
 
@@ -97,7 +97,8 @@ class GrpcioTransport:
 
     def start(self) -> None:
         """Raises OSError when the address cannot be bound."""
-        threads = self._limits.max_concurrent_calls + _SPARE_THREADS
+        most = self._limits.max_concurrent_calls
+        threads = most + 2 * share(most) + _SPARE_THREADS  # see InFlight
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="call")
         self._server = server = grpc.server(
             self._pool,
@@ -175,7 +176,7 @@ class _GrpcioCall(Call):
 
     @property
     def metadata(self) -> Metadata:
-        return tuple((key, value) for key, value in self._context.invocation_metadata())
+        return cast("Metadata", self._context.invocation_metadata())  # named pairs
 
     @property
     def peer(self) -> str:

@@ -174,6 +174,11 @@ def test_the_token_file(script: Script, tmp_path: Path) -> None:
     assert script.metadata[0]["authorization"] == "Bearer secret"
 
 
+def test_the_priority(script: Script) -> None:
+    assert main(["models", "--priority", "low"]) == ExitCode.OK
+    assert script.metadata[0]["rafaga-priority"] == "low"
+
+
 def test_version_and_help_as_a_process() -> None:
     for flag, expected in (("--version", "rafaga 0."), ("--help", "exit codes:")):
         done = subprocess.run(

@@ -36,6 +36,7 @@ from rafaga import (
     Unsupported,
     errors,
 )
+from rafaga.priority import Priority
 from rafaga.v1 import catalog_pb2, forecasting_pb2, vision_pb2
 from tests.process.names import naming
 from tests.unit.client.conftest import QUICK
@@ -204,6 +205,14 @@ def test_messages_over_the_limit_are_not_sent(address: str, script: Script) -> N
 def test_twenty_megabytes_pass_by_default(client: Client) -> None:
     assert client.classify(np.full((20, 1024, 1024), 1, np.uint8)[..., None][0], model="lenet5-mnist").top.index == 1
     assert len(client.classify_many(np.full((20, 1024, 1024, 1), 1, np.uint8), model="lenet5-mnist")) == 20
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_the_priority_travels(address: str, script: Script, priority: Priority) -> None:
+    with Client(address, token="secret", priority=priority) as client:
+        client.models()
+    assert script.metadata[0].get("rafaga-priority", "normal") == priority.word
+    assert script.metadata[0]["authorization"] == "Bearer secret"
 
 
 def test_the_token_travels(address: str, script: Script) -> None:

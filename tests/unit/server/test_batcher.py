@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, Draining, QueueFull, RafagaError, Refused
+from rafaga.priority import Priority
 from rafaga.server.batcher import Batch, Batcher, BatchPolicy
-from rafaga.server.job import Arrays, Job, JobTiming, Priority
+from rafaga.server.job import Arrays, Job, JobTiming
 from rafaga.server.latency import LatencyTable
 
 

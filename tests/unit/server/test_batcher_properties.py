@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from rafaga.errors import DeadlineExceeded, EngineFailure, RafagaError, Refused
+from rafaga.priority import Priority
 from rafaga.server.batcher import Batch, Batcher, BatchPolicy
-from rafaga.server.job import Arrays, Job, JobTiming, Priority
+from rafaga.server.job import Arrays, Job, JobTiming
 from rafaga.server.latency import LatencyTable
 
 QUEUE_JOBS = 12

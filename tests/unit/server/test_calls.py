@@ -21,6 +21,7 @@ from rafaga.errors import (
     Status,
     Unauthenticated,
 )
+from rafaga.priority import PRIORITY_KEY, Priority
 from rafaga.server.calls import Authenticator, Call, Handler, InFlight, Metadata, Router
 from rafaga.server.metrics import Metrics
 
@@ -74,7 +75,7 @@ class Bench:
             Authenticator(hashes),
             self.metrics,
             limit,
-            most,
+            InFlight(most),
             lambda call, error, _: self.settled.append((call, error)),
         )
 
@@ -227,6 +228,41 @@ class TestRouter:
         held[0].reply(b"")
         assert not bench.ask().finished
 
+    @pytest.mark.parametrize(
+        ("metadata", "priority"),
+        [
+            ((), Priority.NORMAL),
+            (((PRIORITY_KEY, "normal"),), Priority.NORMAL),
+            ((("user-agent", "x"), (PRIORITY_KEY, "high")), Priority.HIGH),
+            (((PRIORITY_KEY, "low"), (PRIORITY_KEY, "high")), Priority.LOW),
+        ],
+    )
+    def test_the_priority_is_known_before_the_handler_runs(self, metadata: Metadata, priority: Priority) -> None:
+        bench = Bench(lambda call: call.reply(call.priority.word.encode()))
+        assert bench.ask(b"not parsed", metadata).sent == [priority.word.encode()]
+
+    @pytest.mark.parametrize("value", ["", "HIGH", "1", "highest", b"high", "x" * 1000])
+    def test_what_is_no_priority(self, value: str | bytes) -> None:
+        bench = Bench(echo)
+        (sent,) = bench.ask(b"", ((PRIORITY_KEY, value),)).sent
+        assert isinstance(sent, Status)
+        assert sent.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "'rafaga-priority': expected high, normal, low, got" in sent.message
+        assert len(sent.message) < 100
+        assert bench.router.in_flight.count == 0
+
+    def test_a_stranger_hears_of_nothing_but_the_token(self) -> None:
+        bench = Bench(echo, tokens=("one",))
+        assert bench.ask(b"", ((PRIORITY_KEY, "x"),)).code is grpc.StatusCode.UNAUTHENTICATED
+
+    def test_too_many_of_low_priority_leave_room_for_the_high(self) -> None:
+        bench = Bench(lambda call: None, most=4)
+        low = [bench.ask(b"", ((PRIORITY_KEY, "low"),)) for _ in range(5)]
+        assert [call.finished for call in low] == [False] * 4 + [True]
+        assert not bench.ask(b"", ((PRIORITY_KEY, "high"),)).finished
+        assert bench.ask(b"", ((PRIORITY_KEY, "high"),)).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert bench.count("rafaga_refusals_total", reason="QUEUE_FULL") == 2
+
     def test_too_large(self) -> None:
         bench = Bench(echo, limit=4)
         assert bench.ask(b"1234").code is grpc.StatusCode.OK
@@ -292,12 +328,12 @@ class TestInFlight:
     def test_waiting_until_none(self) -> None:
         in_flight = InFlight()
         assert in_flight.wait_until_none(0.0)
-        in_flight.enter()
+        in_flight.enter(Priority.NORMAL, 1)
         assert not in_flight.wait_until_none(0.0)
         waited: list[bool] = []
         waiter = threading.Thread(target=lambda: waited.append(in_flight.wait_until_none(WAIT_S)))
         waiter.start()
-        in_flight.leave()
+        in_flight.leave(Priority.NORMAL, 1)
         waiter.join(WAIT_S)
         assert waited == [True]
 
@@ -306,8 +342,8 @@ class TestInFlight:
 
         def come_and_go() -> None:
             for _ in range(500):
-                in_flight.enter()
-                in_flight.leave()
+                in_flight.enter(Priority.NORMAL, 1)
+                in_flight.leave(Priority.NORMAL, 1)
 
         threads = [threading.Thread(target=come_and_go) for _ in range(8)]
         for thread in threads:
@@ -315,3 +351,27 @@ class TestInFlight:
         for thread in threads:
             thread.join(WAIT_S)
         assert in_flight.count == 0
+
+    @pytest.mark.parametrize("flood", Priority)
+    def test_a_flood_of_one_priority_leaves_each_other_its_share(self, flood: Priority) -> None:
+        in_flight = InFlight(max_calls=8)
+        assert [in_flight.enter(flood, 0) for _ in range(9)] == [True] * 8 + [False]
+        in_flight.leave(flood, 0)
+        for other in set(Priority) - {flood}:
+            assert [in_flight.enter(other, 0) for _ in range(3)] == [True, True, False]
+            in_flight.leave(other, 0)
+        assert in_flight.count == 12
+        in_flight.leave(flood, 0)
+        assert not in_flight.enter(flood, 0), "the shares of others are not the flood's"
+
+    @pytest.mark.parametrize("flood", Priority)
+    def test_bytes_are_bounded_by_the_same_rule(self, flood: Priority) -> None:
+        in_flight = InFlight(max_bytes=800)
+        assert [in_flight.enter(flood, 200) for _ in range(5)] == [True] * 4 + [False]
+        in_flight.leave(flood, 200)
+        for other in set(Priority) - {flood}:
+            assert [in_flight.enter(other, 150) for _ in range(2)] == [True, False]
+            in_flight.leave(other, 150)
+        for priority, size in [(flood, 200)] * 4 + [(other, 150) for other in set(Priority) - {flood}]:
+            in_flight.leave(priority, size)
+        assert in_flight.enter(flood, 800), "all were given back"

@@ -81,6 +81,7 @@ OTHER = {
     "load_models": "a,b",
     "log_format": "text",
     "log_level": "debug",
+    "max_bytes_in_flight": "33554432",
 }
 TOGETHER = {
     "tls_key": {"tls_certificate": "cert.pem"},

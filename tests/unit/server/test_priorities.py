@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rafaga.plan.simulation import Curve, Report, Request, poisson, simulate
+from rafaga.priority import Priority
 from rafaga.server.batcher import Batcher, BatchPolicy
-from rafaga.server.job import Priority
 
 GPU = Curve(0.00387, 0.000129, noise=0.1, stall=3.0, stall_probability=0.005)
 WAIT_S = 0.2

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from rafaga.bundle import ImagePreparation
 from rafaga.errors import Cancelled, InternalError, InvalidImage, InvalidRequest, InvalidTensor, QueueFull, RafagaError
 from rafaga.images import prepare
+from rafaga.priority import Priority
 from rafaga.server.calls import Call
-from rafaga.server.job import Arrays, Job, JobTiming, Priority
+from rafaga.server.job import Arrays, Job, JobTiming
 from rafaga.server.model import ServedModel
 from rafaga.v1 import common_pb2
 
@@ -41,9 +42,12 @@ def submit(
     model: ServedModel,
     inputs: Arrays,
     reply: Callable[[Arrays, JobTiming], Message | bytes],
-    priority: Priority = Priority.NORMAL,
+    priority: Priority | None = None,
 ) -> None:
-    """Queues `inputs` and answers `call` with what `reply` makes of the outputs. Raises Refused errors."""
+    """Queues `inputs` and answers `call` with what `reply` makes of the outputs. Raises Refused errors.
+
+    `priority`: where the request says one itself, beside what its metadata says.
+    """
     # Series of any length share a batch, everything else only with its like: whichever service it came through.
     key = None if model.bundle.ragged else tuple(a.shape[1:] for a in inputs)
     cost = inputs[0].size / len(inputs[0]) / model.reference_size
@@ -53,7 +57,7 @@ def submit(
         answer = reply(outputs, timing)
         call.reply(answer if isinstance(answer, bytes) else answer.SerializeToString())
 
-    job = Job(inputs, succeed, call.fail, call.deadline, key, cost, priority)
+    job = Job(inputs, succeed, call.fail, call.deadline, key, cost, priority or call.priority)
     if model.submit(job, may_run=call.may_run):
         call.step = model.step
     call.on_cancel(lambda: model.cancel(job))

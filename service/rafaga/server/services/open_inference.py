@@ -18,9 +18,10 @@ from google.protobuf.message import Message
 from rafaga.bundle import TensorSpec
 from rafaga.errors import InvalidRequest, InvalidTensor, ModelNotFound, Unsupported
 from rafaga.inference import open_inference_pb2 as pb
+from rafaga.priority import Priority
 from rafaga.server.calls import Call, Handler
 from rafaga.server.expiry import Expiry
-from rafaga.server.job import Arrays, JobTiming, Priority
+from rafaga.server.job import Arrays, JobTiming
 from rafaga.server.metrics import Statistics
 from rafaga.server.model import ServedModel
 from rafaga.server.repository import Repository, State
@@ -168,14 +169,14 @@ class OpenInference:
 
     def _infer_new(self, call: Call) -> None:
         request = parse(pb.ModelInferRequest, call)
-        priority, timeout_s = Priority.NORMAL, math.inf
+        own_priority, timeout_s = None, math.inf
         if request.parameters:
             _refuse_sequences(request)
-            priority, timeout_s = _priority(request), _timeout(request)
+            own_priority, timeout_s = _priority(request), _timeout(request)
         due = _limit(call, timeout_s)
         asked = self._find(request.model_name, request.model_version)
         model = asked.model
-        meaning = Meaning(request.model_name, request.id, wanted_outputs(request, model), priority, timeout_s)
+        meaning = Meaning(request.model_name, request.id, wanted_outputs(request, model), own_priority, timeout_s)
         if model.bundle.image is not None and [i.datatype for i in request.inputs] == ["BYTES"]:
             files = bytes_input(request, model)
             self._workers.run(call, lambda: self._decode(call, model, meaning, files))
@@ -267,14 +268,14 @@ def _timeout(request: pb.ModelInferRequest) -> float:
     return microseconds / 1e6 if microseconds else math.inf
 
 
-def _priority(request: pb.ModelInferRequest) -> Priority:
-    """1 is the highest and 0 the default, as in Triton; what is beyond the lowest is the lowest."""
+def _priority(request: pb.ModelInferRequest) -> Priority | None:
+    """1 is the highest and 0 the default, as in Triton; what is beyond the lowest is the lowest. None by default."""
     if "priority" not in request.parameters:
-        return Priority.NORMAL
+        return None
     level = integer("priority", request.parameters["priority"])
     if level < 0:
         raise InvalidRequest(f"priority: expected 0 (the default) or more, 1 being the highest, got {level}")
-    return Priority(min(level, Priority.LOW)) if level else Priority.NORMAL
+    return Priority(min(level, Priority.LOW)) if level else None
 
 
 def _refuse_sequences(request: pb.ModelInferRequest) -> None:

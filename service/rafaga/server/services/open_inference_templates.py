@@ -19,7 +19,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from rafaga.inference import open_inference_pb2 as pb
-from rafaga.server.job import Arrays, Priority
+from rafaga.priority import Priority
+from rafaga.server.job import Arrays
 from rafaga.server.model import ServedModel
 from rafaga.server.services.open_inference_tensors import WantedOutput, head_of
 from rafaga.tensors import on_wire
@@ -34,12 +35,13 @@ _KEY_BYTES = 48
 
 
 class Meaning(NamedTuple):
-    """What a request asks for, beside its numbers. timeout_s: infinity without one."""
+    """What a request asks for, beside its numbers. priority: None where it is for the metadata to say. timeout_s:
+    infinity without one."""
 
     name: str
     identity: str
     wanted: Sequence[WantedOutput]
-    priority: Priority = Priority.NORMAL
+    priority: Priority | None = None
     timeout_s: float = math.inf
 
 
