@@ -98,6 +98,14 @@ build/gpu-packages: requirements/constraints.txt
 	  pytest pytest-timeout pluggy iniconfig packaging
 	$(PYTHON) -m pip install --quiet --target $@ --no-deps .
 
+# ONNX Runtime for CUDA, too large for some ways in one go: `python3 bench/carry.py join build/gpu-onnxruntime` there.
+build/gpu-onnxruntime: requirements/constraints.txt
+	@rm -rf $@ $@.whole
+	$(PYTHON) -m pip download --quiet --dest $@.whole --python-version 3.12 --platform manylinux_2_28_x86_64 \
+	  --only-binary=:all: --no-deps -c $< onnxruntime-gpu
+	$(PYTHON) -m bench.carry split $@.whole/*.whl $@
+	@rm -rf $@.whole
+
 PROTO_FILES := $(wildcard protos/rafaga/*/*.proto)
 PROTOC = PATH="$(PROTOS)/bin:$$PATH" $(PROTOS)/bin/python -m grpc_tools.protoc -Iprotos \
 	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTO_FILES)
