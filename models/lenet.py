@@ -21,7 +21,9 @@ class LeNet5(nn.Module):
     def __init__(self, classes: int = 10) -> None:
         super().__init__()
         self.c1 = nn.Conv2d(1, 6, kernel_size=5)
+        self.s2 = nn.AvgPool2d(2)
         self.c3 = nn.Conv2d(6, 16, kernel_size=5)
+        self.s4 = nn.AvgPool2d(2)
         self.c5 = nn.Conv2d(16, 120, kernel_size=5)
         self.f6 = nn.Linear(120, 84)
         self.output = nn.Linear(84, classes)
@@ -29,9 +31,9 @@ class LeNet5(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         x = F.pad(image, (PADDING, PADDING, PADDING, PADDING))  # [N, 1, 32, 32]
         x = self.c1(x).tanh()  # [N, 6, 28, 28]
-        x = F.avg_pool2d(x, 2)  # S2 [N, 6, 14, 14]
+        x = self.s2(x)  # [N, 6, 14, 14]
         x = self.c3(x).tanh()  # [N, 16, 10, 10]
-        x = F.avg_pool2d(x, 2)  # S4 [N, 16, 5, 5]
+        x = self.s4(x)  # [N, 16, 5, 5]
         x = self.c5(x).tanh().flatten(1)  # [N, 120]
         x = self.f6(x).tanh()  # [N, 84]
         logits: Tensor = self.output(x)  # [N, 10]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
 def parameters(module: nn.Module) -> int:
@@ -16,6 +16,17 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     """The module without storage: shapes and costs of the largest network in no time."""
     with torch.device("meta"):
         return build().eval()
+
+
+def depth(module: nn.Module) -> int:
+    """Convolutions and dense layers on the longest way from the input to the output, as papers count layers."""
+    traced = fx.symbolic_trace(module)
+    layers = dict(module.named_modules())
+    passed: dict[fx.Node, int] = {}
+    for node in traced.graph.nodes:
+        counts = node.op == "call_module" and isinstance(layers[str(node.target)], nn.Conv2d | nn.Linear)
+        passed[node] = max((passed[before] for before in node.all_input_nodes), default=0) + counts
+    return max(passed.values())
 
 
 def multiply_adds(module: nn.Module, *shape: int) -> int:

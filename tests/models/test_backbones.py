@@ -14,6 +14,12 @@ from models.segmentation import FcnResNet50
 from models.zoo import catalogue
 from tests.models.counting import on_meta
 
+CHANNELS = {
+    "resnet50-backbone": [256, 512, 1024, 2048],
+    "resnet50-fpn": [256] * 5,
+    "vgg16-backbone": [256, 512, 512],
+    "googlenet-backbone": [480, 832, 1024],
+}
 MAPS = [e for e in catalogue().values() if e.task is Task.FEATURES and e.input.height is None]
 
 
@@ -23,6 +29,7 @@ def test_maps_have_their_strides_at_any_size(entry: object, height: int, width: 
     module = on_meta(entry.build)
     maps = module(torch.zeros(2, 3, height, width, device="meta"))
     assert len(maps) == len(entry.strides)
+    assert [m.shape[1] for m in maps] == CHANNELS[entry.name]
     for found, stride in zip(maps, entry.strides.values(), strict=True):
         for size, pixels in zip(found.shape[2:], (height, width), strict=True):
             assert pixels // stride <= size <= -(-pixels // stride)
@@ -36,7 +43,6 @@ def test_resnet_maps_end_in_the_classifier() -> None:
     with torch.inference_mode():
         maps = backbone(image)
         assert torch.allclose(published.fc(maps[-1].mean((2, 3))), published(image), atol=1e-4)
-    assert [m.shape[1] for m in maps] == [256, 512, 1024, 2048]
 
 
 def test_googlenet_maps_end_in_the_classifier() -> None:
@@ -47,24 +53,44 @@ def test_googlenet_maps_end_in_the_classifier() -> None:
     with torch.inference_mode():
         maps = backbone(image)
         assert torch.allclose(published.fc(maps[-1].mean((2, 3))), published(image), atol=1e-4)
-    assert [m.shape[1] for m in maps] == [480, 832, 1024]
+
+
+def published_vgg16() -> nn.Module:
+    """Untrained, with activations that do not fade: torch's own initialisation loses a factor of 2.4 in every layer."""
+    torch.manual_seed(0)
+    module = torchvision.models.vgg16(init_weights=False).eval()
+    with torch.inference_mode():
+        for parameter in module.parameters():
+            parameter.mul_(6**0.5)
+    return module
 
 
 def test_vgg_maps_are_the_activations_before_the_poolings() -> None:
-    module = VGG16Backbone().eval()
+    published, module = published_vgg16(), VGG16Backbone().eval()
+    module.load_state_dict(published.state_dict(), assign=True)
+    before_poolings = [i for i, layer in enumerate(published.features) if isinstance(layer, nn.MaxPool2d)][2:]
+    assert before_poolings == [16, 23, 30]
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
-        *_, conv4_3, conv5_3 = module(image)
-        assert torch.allclose(module.features[23:30](conv4_3), conv5_3)
-        assert torch.allclose(module.features[:30](image), conv5_3, atol=1e-5)
+        for found, end in zip(module(image), before_poolings, strict=True):
+            assert isinstance(published.features[end - 1], nn.ReLU)
+            assert found.std() > 0.1
+            assert torch.equal(found, published.features[:end](image))
 
 
-def test_embeddings_have_length_one() -> None:
-    module = VGG16Embedding().eval()
+def test_embeddings_are_fc7_scaled_to_length_one() -> None:
+    published, module = published_vgg16(), VGG16Embedding().eval()
+    module.load_state_dict(published.state_dict(), assign=True)
+    fc7: list[torch.Tensor] = []
+    published.classifier[4].register_forward_hook(lambda *args: fc7.append(args[2]))
+    images = torch.rand(2, 3, 224, 224)
     with torch.inference_mode():
-        (embedding,) = module(torch.rand(2, 3, 224, 224))
+        (embedding,) = module(images)
+        published(images)
     assert embedding.shape == (2, 4096)
     assert torch.allclose(embedding.norm(dim=1), torch.ones(2), atol=1e-5)
+    assert torch.allclose(embedding, fc7[0] / fc7[0].norm(dim=1, keepdim=True), atol=1e-6)
+    assert (embedding[0] - embedding[1]).norm() > 0.01  # or anything would do
 
 
 def test_the_pyramid_is_the_detectors_own() -> None:

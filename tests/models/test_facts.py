@@ -74,6 +74,22 @@ def test_gradients_explode_and_vanish_by_the_power_of_the_weight(weight: float, 
     assert x.grad.item() == weight**steps == h.item()
 
 
+@pytest.mark.parametrize(("weight", "steps"), [(2.0, 4), (0.5, 50)])
+def test_so_do_those_of_a_recurrent_layer(weight: float, steps: int) -> None:
+    rnn = nn.RNN(1, 1, nonlinearity="relu", bias=False).double()
+    with torch.no_grad():
+        rnn.weight_ih_l0.fill_(1)
+        rnn.weight_hh_l0.fill_(weight)
+    x = torch.zeros(1 + steps, 1, dtype=torch.float64)
+    x[0] = 3
+    x.requires_grad_()
+    states, _ = rnn(x)
+    states[-1].backward()
+    assert states[-1].item() == 3 * weight**steps
+    assert x.grad is not None
+    assert x.grad[0].item() == weight**steps
+
+
 def test_the_gates_of_an_lstm() -> None:
     torch.manual_seed(0)
     lstm = nn.LSTM(3, 4, batch_first=True)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import random
 import re
+from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import torch
 
+from export.graph import serving_graph
+from export.onnx import to_onnx
 from models.entry import WEIGHTS
-from models.loading import read_state
+from models.loading import load_weights, read_state
 from models.reber import SYMBOLS, ReberLSTM, embedded_string, encode, legal_next
 from models.training.reber import NextSymbol, is_held_out, strings
+from models.zoo import catalogue
 
 # The inner grammar, written as the expression that its graph draws; LOWER is what may follow from state 4 on.
 LOWER = r"(?:XT*VP)*(?:S|XT*VV)"
@@ -47,6 +53,24 @@ def test_padding_never_shows() -> None:
     together = module(symbols)
     for row, n in enumerate(length.tolist()):
         assert torch.allclose(module(symbols[row : row + 1, :n])[0], together[row, :n], atol=1e-6)
+
+
+def test_onnx_gives_the_same_at_every_length(tmp_path: Path) -> None:
+    entry = catalogue()["lstm-reber"]
+    module = entry.build()
+    load_weights(entry, module)
+    graph = serving_graph(entry, module)
+
+    def asked(*lengths: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(0)
+        symbols = rng.integers(0, len(SYMBOLS), (len(lengths), max(lengths)))
+        return {"symbols": symbols, "length": np.array(lengths)}
+
+    to_onnx(graph, asked(12, 9), tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for inputs in (asked(1), asked(2, 1), asked(9), asked(256, 31, 1), asked(1000)):
+        (found,) = session.run(None, inputs)
+        np.testing.assert_allclose(found, graph.reference(inputs)["probabilities"], atol=1e-5)
 
 
 def test_the_shipped_network_knows_the_grammar_and_remembers() -> None:

@@ -95,6 +95,20 @@ def test_a_file_that_is_no_idx_file_is_refused(tmp_path: Path) -> None:
         load_mnist(tmp_path, train=True)
 
 
+def test_mnist_is_60000_and_10000_digits_of_28x28() -> None:
+    for train, count in ((True, 60_000), (False, 10_000)):
+        images, labels = load_mnist(data_root("mnist"), train)
+        assert images.shape == (count, 28, 28)
+        assert images.dtype == np.uint8
+        assert set(labels.tolist()) == set(range(10))
+
+
+def test_plain_and_residual_networks_share_one_recipe() -> None:
+    known = recipes()
+    assert len({known[name].schedule for name in CIFAR_NETWORKS}) == 1
+    assert {known[name].dataset for name in CIFAR_NETWORKS} == {"CIFAR-10"}
+
+
 def test_the_co2_record() -> None:
     series = load_co2()
     assert (series.dtype, series.shape) == (np.float32, (526,))
