@@ -3,6 +3,7 @@
 python -m export --list                       the catalogue
 python -m export NAME... | --all              export, prove and publish
 python -m export verify DIR...                prove published bundles again; needs no torch
+python -m export report DIR...                a page with their figures on this machine; nor does that
 """
 
 from __future__ import annotations
@@ -80,8 +81,9 @@ def _report(arguments: Sequence[str]) -> int:
                 measured.append(measure_bundle(folder, options.seconds, options.threads, steps))
             except BundleError as error:
                 console.print(f"✗ {error}", style="red", markup=False)
-    options.output.write_text(render(measured, options.threads), encoding="utf-8")
-    console.print(f"✓ {options.output}", markup=False, highlight=False)
+    if measured:
+        options.output.write_text(render(measured, options.threads), encoding="utf-8")
+        console.print(f"✓ {options.output}", markup=False, highlight=False)
     return 0 if len(measured) == len(folders) else 1
 
 

@@ -10,7 +10,7 @@ forecasting      `mase`, `pinball`, `coverage_P`: against what came
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,13 +20,11 @@ from numpy.typing import NDArray
 
 from export.arrays import Array, Arrays, pad_symbols
 from export.samples import ImageSet
-from export.verify import run
+from export.verify import Advance, run
 from models.entry import SeriesInput
 from models.training import reber
 from models.training.forecast_eval import evaluate, held_out, seasonal_naive
 from rafaga.bundle import Metric
-
-Advance = Callable[[int, int], None]  # how many of how many are done
 
 _SEQUENCES = 1024  # of one batch
 _BATCH_BYTES = 8 << 20  # pixels of one batch: large enough for throughput, small enough for any machine

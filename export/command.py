@@ -16,7 +16,7 @@ from export.precisions import AGREEMENT, RECALL, SIMILARITY, TOP1
 from export.publish import Published, Wanted, publish
 from export.show import Outcome, catalogue_table, new_console, outcome_table
 from export.verify import ProofFailed
-from models.entry import Entry, Task
+from models.entry import Entry, Shipped, Task
 from models.loading import AUTO, RANDOM, WeightsError
 from models.progress import shown
 from models.zoo import catalogue
@@ -38,10 +38,17 @@ def run(arguments: Sequence[str]) -> int:
         chosen = [own_entry(_own(options, labels))] if options.factory else _chosen(options)
     except (OwnModelInvalid, LabelsInvalid, OSError, ValueError) as error:
         parser.error(str(error))
-    if len(chosen) > 1 and options.weights not in (AUTO, RANDOM):
+    of_a_file = options.weights not in (AUTO, RANDOM)
+    if len(chosen) > 1 and of_a_file:
         parser.error("--weights FILE is for one model")
+    if options.license is not None and not of_a_file:
+        parser.error("--license is of a file, --weights FILE; of other weights it is known")
+    shipped = [entry.name for entry in chosen if options.all and options.weights == RANDOM and is_shipped(entry)]
+    chosen = [entry for entry in chosen if entry.name not in shipped]
     allowed = None if options.max_accuracy_drop is None else options.max_accuracy_drop / 100
-    wanted = Wanted(options.output, options.weights, options.version, options.precisions, allowed)
+    wanted = Wanted(
+        options.output, options.weights, options.version, options.precisions, allowed, license=options.license
+    )
     sources = Sources(
         data=options.data,
         eval_images=options.eval_images,
@@ -52,10 +59,17 @@ def run(arguments: Sequence[str]) -> int:
     )
     outcomes = [export_one(entry, wanted, sources, console) for entry in chosen]
     console.print(outcome_table(outcomes))
+    if shipped:
+        console.print(f"left out, their weights are shipped: {', '.join(shipped)}", highlight=False)
     failed = [outcome.name for outcome in outcomes if outcome.failure]
     if failed:
         console.print(f"[red]not exported: {', '.join(failed)}[/red]")
-    return 1 if failed else 0
+    incomplete = options.precisions is not None and any(o.published and o.published.left_out for o in outcomes)
+    return 1 if failed or incomplete else 0
+
+
+def is_shipped(entry: Entry) -> bool:
+    return isinstance(entry.weights, Shipped) and entry.weights.path.is_file()
 
 
 def export_one(entry: Entry, wanted: Wanted, sources: Sources, console: Console) -> Outcome:
@@ -115,13 +129,20 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Also: python -m export verify DIR... (prove published bundles again), python -m export report DIR...",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="models of the catalogue")
-    parser.add_argument("--all", action="store_true", help="every model of the catalogue")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="every model of the catalogue; with --weights random, every one that no weights are shipped for",
+    )
     parser.add_argument("--list", action="store_true", help="print the catalogue and stop")
     parser.add_argument(
         "--weights",
         default=AUTO,
         metavar="auto|random|FILE",
         help="auto: the model's own; random: untrained, for load tests; or a safetensors or torch state dict",
+    )
+    parser.add_argument(
+        "--license", metavar="TEXT", help="of --weights FILE, for the record, e.g. Apache-2.0; default: unknown"
     )
     parser.add_argument("--output", type=Path, default=Path("repository"), metavar="DIR", help="default: repository")
     parser.add_argument("--version", type=_positive, metavar="N", help="default: the next free number")
@@ -153,9 +174,8 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--precisions",
         type=_precisions,
-        default=tuple(Precision),
         metavar="fp32,fp16,int8",
-        help="which files to publish; default: all, and fp32 alone for recurrent models",
+        help="which files to publish; default: all, and fp32 alone for recurrent models and detectors",
     )
     group.add_argument(
         "--max-accuracy-drop",

@@ -11,11 +11,10 @@ import numpy as np
 import onnxruntime as ort
 
 from export import accuracy, samples
-from export.accuracy import Advance
 from export.arrays import Array, Arrays, rows
 from export.labels import Labels, read_labels
 from export.samples import ImageData, ImageSet
-from export.verify import open_session
+from export.verify import Advance, open_session
 from models.entry import Corpus, Entry, ImageInput, SequenceInput, SeriesInput, Shipped, Task
 from models.training.data import ENVIRONMENT, DataUnavailable
 from rafaga.bundle import Calibration, Metric

@@ -4,7 +4,7 @@ The judge is accuracy on held-out data: a variant may lose at most a stated part
 samples. An int8 file that loses more gets its most sensitive layers back in float, one, two, four and so on, until
 it is within the limit. Layers are ranked by calibration data, how many go back is decided on data kept for that, and
 neither is what the figure is reported on. What cannot be measured, or only on a few samples, is published for those who
-ask for it by name, and never chosen.
+ask for it by name, and never chosen. What cannot be made at all is left out with its reason, and the others go on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from export.evidence import ImageEvidence
 from export.speed import speedup
 from export.variants import calibrated, to_fp16
 from export.verify import Case, ProofFailed, open_session
-from models.entry import Entry, Task
+from models.entry import Entry, SequenceInput, SeriesInput, Task
 from models.progress import Steps
 from rafaga.bundle import Calibration, Loss, Metric, Parity, Precision, Variant
 
@@ -81,6 +81,27 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A precision that was asked for and is not published."""
+
+    precision: Precision
+    reason: str
+
+
+def unsupported(entry: Entry, precisions: Sequence[Precision]) -> list[LeftOut]:
+    """Those that models of this kind are never published in."""
+    if isinstance(entry.input, SeriesInput | SequenceInput):
+        fp16 = "ONNX Runtime may crash loading recurrent layers that its converter turned to half precision"
+        reasons = {Precision.FP16: fp16, Precision.INT8: "ONNX Runtime's static quantiser knows no recurrent layers"}
+    elif entry.task is Task.DETECTION:
+        why = "which boxes a detector leaves hangs on the order of scores, and nobody has measured what rounding costs"
+        reasons = {Precision.FP16: why, Precision.INT8: why}
+    else:
+        return []
+    return [LeftOut(precision, reasons[precision]) for precision in precisions if precision in reasons]
+
+
+@dataclass(frozen=True)
 class Judge:
     """What variants of one fp32 file are compared with. `max_accuracy_drop` None: what the criterion allows."""
 
@@ -98,36 +119,42 @@ class Judge:
         allowed = self.max_accuracy_drop
         return criterion if allowed is None else replace(criterion, allowed_drop=allowed)
 
-    def variants(self, precisions: Sequence[Precision]) -> Iterator[Variant]:
-        """Writes the files beside the fp32 one. An fp16 file whose answers are not PyTorch's is not kept.
+    def variants(self, precisions: Sequence[Precision]) -> tuple[list[Variant], list[LeftOut]]:
+        """Writes the files beside the fp32 one, and says which could not be made and why."""
+        made: list[Variant] = []
+        left_out: list[LeftOut] = []
+        for precision, make in ((Precision.FP16, self._fp16), (Precision.INT8, self._int8)):
+            if precision not in precisions:
+                continue
+            path = self.fp32.with_name(f"model.{precision}.onnx")
+            try:
+                made.append(make(path))
+            except Exception as error:  # of converters, which share no base class; the fp32 file is proven all the same
+                path.unlink(missing_ok=True)
+                kind = "" if isinstance(error, ProofFailed) else f"{type(error).__name__}: "
+                left_out.append(LeftOut(precision, kind + (str(error).strip().splitlines() or ["no message"])[0]))
+        return made, left_out
 
-        Of an untrained network it is kept if only it is finite: random weights amplify every rounding.
+    def _fp16(self, path: Path) -> Variant:
+        """Raises ProofFailed where its answers are no numbers, half precision ends at 65,504, or not PyTorch's.
+
+        Of an untrained network any numbers will do: random weights amplify every rounding.
         """
-        if Precision.FP16 in precisions:
-            self.steps.step("fp16")
-            path = self.fp32.with_name("model.fp16.onnx")
-            to_fp16(self.fp32, path)
-            parity = self._parity(path)
-            if parity and (parity.max_relative_error <= FP16_PARITY_GATE or not self.trained):
-                yield self._judged(Precision.FP16, self._try(path, ()), parity)
-            else:
-                path.unlink()
-        if Precision.INT8 in precisions:
-            trial = self._int8()
-            yield self._judged(Precision.INT8, trial, verify.measure_parity(open_session(trial.path), self.cases))
+        self.steps.step("fp16")
+        to_fp16(self.fp32, path)
+        parity = self._parity(path)
+        if self.trained:
+            verify.require_within(FP16_PARITY_GATE, parity.max_relative_error, "parity with PyTorch")
+        self.steps.step("fp16: measuring accuracy")
+        return self._judged(Precision.FP16, self._try(path, ()), parity)
 
-    def _parity(self, path: Path) -> Parity | None:
-        """None where there are answers that are no numbers: half precision ends at 65,504."""
-        try:
-            return verify.measure_parity(open_session(path), self.cases)
-        except ProofFailed:
-            return None
+    def _parity(self, path: Path) -> Parity:
+        return verify.measure_parity(open_session(path), self.cases, self.steps.advance)
 
-    def _int8(self) -> Trial:
+    def _int8(self, path: Path) -> Variant:
         self.steps.step("int8: calibrating")
         batches = self.evidence.calibration()
-        path = self.fp32.with_name("model.int8.onnx")
-        with calibrated(self.fp32, batches) as graph:
+        with calibrated(self.fp32, batches, self.steps.advance) as graph:
             float_layers: list[str] = []
             graph.quantise(path)
             if self._loses_too_much(path, float_layers):
@@ -139,7 +166,8 @@ class Judge:
                     if not self._loses_too_much(path, float_layers):
                         break
         self.steps.step("int8: measuring accuracy")
-        return replace(self._try(path, float_layers), calibration=self.evidence.calibrated_on)
+        trial = replace(self._try(path, float_layers), calibration=self.evidence.calibrated_on)
+        return self._judged(Precision.INT8, trial, self._parity(path))
 
     def _loses_too_much(self, path: Path, float_layers: Sequence[str]) -> bool:
         """On the images that such choices are made with. False where there are none: then nothing is chosen."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import torch
@@ -22,7 +24,7 @@ from export.arrays import Arrays, row_count
 from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
 from export.graph import ClassifierGraph, ServingGraph, serving_graph, settle
 from export.onnx import OPSET, to_onnx
-from export.precisions import Judge
+from export.precisions import Judge, LeftOut, unsupported
 from export.settling import settle_detector
 from export.verify import PARITY_GATE, Case, ProofFailed, open_session
 from models.entry import Entry, ImageInput, SequenceInput, SeriesInput, Task
@@ -50,16 +52,16 @@ _SMALL_INPUT_BYTES = 4096
 class Wanted:
     """What is to be published, as the command line says it. `version` None: the next free number.
 
-    fp32 is always published. Recurrent models have no other variant: ONNX Runtime's static quantiser knows no LSTM, GRU
-    or RNN, and an LSTM that its converter turned to half precision may crash the process that loads it. Nor have
-    detectors: which boxes are left hangs on the order of scores, and what that costs nobody has measured.
+    fp32 is always published. `precisions` None: all that models of this kind are published in. `license`: of a file of
+    weights, which does not say it itself.
     """
 
     output: Path
     weights: str | Path = "auto"
     version: int | None = None
-    precisions: tuple[Precision, ...] = tuple(Precision)
+    precisions: tuple[Precision, ...] | None = None
     max_accuracy_drop: float | None = None  # what the criterion allows
+    license: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Published:
     folder: Path
     bundle: Bundle
     note: str  # why accuracy was not measured; empty where it was, or where nothing was trained
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def publish(entry: Entry, wanted: Wanted, sources: Sources, steps: Steps) -> Published:
@@ -78,6 +81,8 @@ def publish(entry: Entry, wanted: Wanted, sources: Sources, steps: Steps) -> Pub
     torch.manual_seed(sources.seed)
     model = entry.build()
     weights = load_weights(entry, model, wanted.weights)
+    if wanted.license is not None:
+        weights = msgspec.structs.replace(weights, license=wanted.license)
     steps.step("reading data")
     evidence = find_evidence(entry, sources, weights.trained)
     graph = serving_graph(entry, model)
@@ -86,12 +91,16 @@ def publish(entry: Entry, wanted: Wanted, sources: Sources, steps: Steps) -> Pub
         settle(graph, inputs)
         if entry.task is Task.DETECTION:
             settle_detector(graph, inputs)
+    left_out = [] if wanted.precisions is None else unsupported(entry, wanted.precisions)
 
     def fill(folder: Path, version: int) -> Bundle:
-        return _fill(folder, version, entry, model, graph, weights, evidence, wanted, steps)
+        bundle, failed = _fill(folder, version, entry, model, graph, weights, evidence, wanted, steps)
+        left_out.extend(failed)
+        return bundle
 
     folder = bundles.publish(wanted.output, entry.name, wanted.version, fill)
-    return Published(folder, bundles.load(folder), evidence.note if weights.trained else "")
+    note = evidence.note if weights.trained else ""
+    return Published(folder, bundles.load(folder), note, tuple(left_out))
 
 
 def _fill(
@@ -104,32 +113,38 @@ def _fill(
     evidence: Evidence,
     wanted: Wanted,
     steps: Steps,
-) -> Bundle:
+) -> tuple[Bundle, list[LeftOut]]:
     path = folder / "model.onnx"
     steps.step("tracing")
     to_onnx(graph, evidence.example(), path)
-    steps.step("proving against PyTorch")
-    cases = [Case(inputs, graph.reference(inputs)) for inputs in (*evidence.batches(), evidence.golden())]
+    steps.step("asking PyTorch")
+    cases = list(_cases(graph, [*evidence.batches(), evidence.golden()], steps))
     require_answers(entry, cases)
     if isinstance(graph.module, ClassifierGraph):
         require_logits(graph.module, cases[0].inputs)
+    steps.step("proving against PyTorch")
     session = open_session(path)
-    parity = verify.measure_parity(session, cases)
+    parity = verify.measure_parity(session, cases, steps.advance)
     verify.require_within(PARITY_GATE, parity.max_relative_error, "parity with PyTorch")
     largest = max((case.inputs for case in cases), key=row_count)
-    verify.require_within(PARITY_GATE, verify.measure_batch_invariance(session, largest), "alone and in a batch")
+    steps.step("proving rows alone and in a batch")
+    difference = verify.measure_batch_invariance(session, largest, steps.advance)
+    verify.require_within(PARITY_GATE, difference, "alone and in a batch")
     verify.write_golden(folder / GOLDEN, cases[-1])
     metrics: tuple[Metric, ...] = ()
     if weights.trained:
         steps.step("measuring accuracy")
         metrics = evidence.measure(session, steps.advance)
     variants = [Variant(precision=Precision.FP32, file=path.name, parity=parity, metrics=metrics)]
-    if isinstance(evidence, ImageEvidence) and entry.task is not Task.DETECTION:
+    precisions = tuple(Precision) if wanted.precisions is None else wanted.precisions
+    left_out: list[LeftOut] = []
+    if isinstance(evidence, ImageEvidence) and not unsupported(entry, precisions):
         judge = Judge(path, metrics, cases, evidence, weights.trained, wanted.max_accuracy_drop, steps)
-        variants += judge.variants(wanted.precisions)
+        smaller, left_out = judge.variants(precisions)
+        variants += smaller
     inputs, outputs = verify.tensor_specs(session)
     image = entry.input if isinstance(entry.input, ImageInput) else None
-    return Bundle(
+    bundle = Bundle(
         schema=SCHEMA,
         name=entry.name,
         version=version,
@@ -151,6 +166,13 @@ def _fill(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         max_batch_size=_max_batch_size(entry),
     )
+    return bundle, left_out
+
+
+def _cases(graph: ServingGraph, batches: Sequence[Arrays], steps: Steps) -> Iterator[Case]:
+    for number, inputs in enumerate(batches):
+        steps.advance(number, len(batches))
+        yield Case(inputs, graph.reference(inputs))
 
 
 def require_answers(entry: Entry, cases: list[Case]) -> None:

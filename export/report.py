@@ -45,9 +45,11 @@ def measure_bundle(folder: Path, seconds: float, threads: int, steps: Steps) -> 
     """Times every variant at every batch size up to the model's largest, `seconds` each.
 
     Stops doubling the batch where one run takes longer than ten times that: large models say all they have to say
-    before. Raises BundleError.
+    before. Raises BundleError where the bundle is not what was published: of other files it would be a false report.
     """
-    bundle = bundles.load(folder.resolve())
+    folder = folder.resolve()
+    bundle = bundles.load(folder)
+    bundles.verify_files(folder, bundle)
     golden = read_golden(folder / GOLDEN).inputs
     sizes = [size for size in BATCH_SIZES if size <= bundle.max_batch_size]
     timings: dict[Precision, list[Timing]] = {}
@@ -128,9 +130,14 @@ def _section(one: Measured) -> str:
         bundle.architecture,
         f"{bundle.parameters:,} parameters",
         bundle.dataset,
-        f"weights: {bundle.weights.source}",
+        f"weights: {bundle.weights.source} ({bundle.weights.license})",
         f"opset {bundle.provenance.opset}, PyTorch {bundle.provenance.torch}",
         f"parity at batch {', '.join(map(str, bundle.variants[0].parity.batch_sizes))}",
+        *(
+            f"{variant.precision} calibrated on {variant.calibration.samples} samples of {variant.calibration.dataset}"
+            for variant in bundle.variants
+            if variant.calibration
+        ),
     ]
     return f"""<section id="{_anchor(one)}"><h2>{escape(bundle.name)} <small>version {bundle.version}</small></h2>
 <p class="about">{escape(" · ".join(facts))}</p>

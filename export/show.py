@@ -87,6 +87,16 @@ def outcome_table(outcomes: Iterable[Outcome]) -> Table:
                 _accuracy(outcome.published, variant),
                 "yes" if bundle.weights.trained else "[yellow]no, random[/yellow]",
             )
+        for left_out in outcome.published.left_out:
+            missing = ("–",) * 4
+            table.add_row(
+                outcome.name,
+                str(bundle.version),
+                left_out.precision,
+                *missing,
+                f"[yellow]not made: {escape(left_out.reason)}[/yellow]",
+                "",
+            )
     return table
 
 

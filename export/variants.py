@@ -26,9 +26,8 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-from export.accuracy import Advance
 from export.arrays import Array, Arrays
-from export.verify import open_session, run
+from export.verify import Advance, open_session, run
 
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 
@@ -86,7 +85,7 @@ class Calibrated:
 
 
 @contextmanager
-def calibrated(source: Path, batches: Sequence[Array]) -> Iterator[Calibrated]:
+def calibrated(source: Path, batches: Sequence[Array], advance: Advance = lambda *_: None) -> Iterator[Calibrated]:
     """Runs the images `batches` (uint8 [n, H, W, C] each) through `source` and notes the ranges.
 
     A range is the mean, over the batches, of the smallest and largest value in a batch: a single outlier does not
@@ -107,18 +106,25 @@ def calibrated(source: Path, batches: Sequence[Array]) -> Iterator[Calibrated]:
             calibrate_method=CalibrationMethod.MinMax,
             extra_options={"moving_average": True},
         )
-        calibrator.collect_data(_Batches(batches))
+        calibrator.collect_data(_Batches(batches, advance))
         save_tensors_data(calibrator.compute_data(), ranges)
         yield Calibrated(prepared, ranges, layers, (*before, *after))
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
-    def __init__(self, batches: Sequence[Array]) -> None:
-        self._rest = iter(batches)
+    """Told to `advance` when a batch is taken: the ones before have been run then."""
+
+    def __init__(self, batches: Sequence[Array], advance: Advance) -> None:
+        self._batches = batches
+        self._advance = advance
+        self._taken = 0
 
     def get_next(self) -> dict[str, Array] | None:
-        batch = next(self._rest, None)
-        return None if batch is None else {"image": batch}
+        self._advance(self._taken, len(self._batches))
+        if self._taken == len(self._batches):
+            return None
+        self._taken += 1
+        return {"image": self._batches[self._taken - 1]}
 
 
 def _mean_error(found: Array, reference: Array) -> float:

@@ -5,7 +5,7 @@ A proof is a set of cases, inputs with PyTorch's answers. Errors are relative as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from rafaga.objects import paired
 PARITY_GATE = 1e-4
 
 Measure = Callable[[Array, Array], float]
+Advance = Callable[[int, int], None]  # how many of how many are done
 
 _OBJECTS = ("boxes", "scores", "labels")  # what a detector gives
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(float)": "float32"}
@@ -62,10 +63,11 @@ def tensor_specs(session: ort.InferenceSession) -> tuple[tuple[TensorSpec, ...],
     return tuple(map(spec, session.get_inputs())), tuple(map(spec, session.get_outputs()))
 
 
-def measure_parity(session: ort.InferenceSession, cases: Iterable[Case]) -> Parity:
+def measure_parity(session: ort.InferenceSession, cases: Sequence[Case], advance: Advance = lambda *_: None) -> Parity:
     """Runs every case. Raises ProofFailed where outputs are missing, misshapen or not finite."""
     absolute, relative, batch_sizes = 0.0, 0.0, set()
-    for case in cases:
+    for number, case in enumerate(cases):
+        advance(number, len(cases))
         found = run(session, case.inputs)
         absolute = max(absolute, _worst(found, case.outputs, _absolute_error))
         relative = max(relative, _worst(found, case.outputs, _relative_error))
@@ -73,7 +75,9 @@ def measure_parity(session: ort.InferenceSession, cases: Iterable[Case]) -> Pari
     return Parity(max_absolute_error=absolute, max_relative_error=relative, batch_sizes=tuple(sorted(batch_sizes)))
 
 
-def measure_batch_invariance(session: ort.InferenceSession, inputs: Arrays) -> float:
+def measure_batch_invariance(
+    session: ort.InferenceSession, inputs: Arrays, advance: Advance = lambda *_: None
+) -> float:
     """Largest relative difference between a row's answer in company and its answer alone.
 
     A sequence alone has no padding: for forecasters this also proves that padding is never read.
@@ -81,6 +85,7 @@ def measure_batch_invariance(session: ort.InferenceSession, inputs: Arrays) -> f
     together = run(session, inputs)
     worst = 0.0
     for row in range(row_count(inputs)):
+        advance(row, row_count(inputs))
         single = {name: array[row : row + 1] for name, array in together.items()}
         worst = max(worst, _worst(run(session, alone(inputs, row)), single, _relative_error))
     return worst

@@ -39,6 +39,7 @@ def test_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
         (["--all", "lenet5-mnist"], "name the models to export"),
         (["resnet51"], "unknown model resnet51; there are lenet5-mnist"),
         (["lenet5-mnist", "cnn-mnist", "--weights", "a.pth"], "is for one model"),
+        (["lenet5-mnist", "--license", "MIT"], "--license is of a file, --weights FILE"),
         (["lenet5-mnist", "--version", "0"], "expected a number from 1"),
         (["lenet5-mnist", "--precisions", "int4"], "expected some of fp32,fp16,int8"),
         (["--factory", "a:b"], "needs --name"),
@@ -89,6 +90,41 @@ def test_all_goes_on_past_what_cannot_be_had(
     assert "--weights random for load tests" in output
     assert bundles.load(tmp_path / "other" / "1").weights.trained
     assert [v.precision for v in bundles.load(tmp_path / "other" / "1").variants] == [Precision.FP32]
+
+
+def test_all_with_random_weights_leaves_the_shipped_ones_alone(
+    small_catalogue: dict[str, Entry], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An untrained network must not take the next version of one that was trained; asked for by name it does."""
+    save_file(small.SmallClassifier().state_dict(), tmp_path / "weights.safetensors")
+    small_catalogue["other"] = replace(small_catalogue["other"], weights=Shipped(str(tmp_path / "weights.safetensors")))
+    small_catalogue["small-forecaster"] = replace(
+        small_catalogue["small-forecaster"], weights=Shipped(str(tmp_path / "not-yet-trained.safetensors"))
+    )
+    arguments = ["--weights", "random", "--precisions", "fp32", "--output", str(tmp_path / "repository")]
+    assert main(["--all", *arguments]) == 0
+    assert "left out, their weights are shipped: other\n" in capsys.readouterr().out
+    published = {path.name for path in (tmp_path / "repository").iterdir()}
+    assert published == {"small-classifier", "small-forecaster"}
+
+
+def test_what_a_recurrent_model_cannot_have_is_said(
+    small_catalogue: dict[str, Entry], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["small-forecaster", "--weights", "random", "--output", str(tmp_path)]
+    assert main([*arguments, "--precisions", "fp32,int8"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not made: ONNX Runtime's static quantiser knows no recurrent layers" in said
+    assert [v.precision for v in bundles.load(tmp_path / "small-forecaster" / "1").variants] == ["fp32"]
+
+
+def test_the_licence_of_ones_own_weights_is_recorded(small_catalogue: dict[str, Entry], tmp_path: Path) -> None:
+    save_file(small.SmallClassifier().state_dict(), tmp_path / "w.safetensors")
+    arguments = ["other", "--weights", str(tmp_path / "w.safetensors"), "--precisions", "fp32", "--output"]
+    for more in ([], ["--license", "CC-BY-4.0"]):
+        assert main([*arguments, str(tmp_path), *more]) == 0
+    licences = [bundles.load(tmp_path / "other" / version).weights.license for version in "12"]
+    assert licences == ["unknown", "CC-BY-4.0"]
 
 
 def test_a_published_version_is_not_replaced(

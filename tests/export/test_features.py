@@ -101,7 +101,7 @@ def test_recall_counts_the_nearest_others() -> None:
 
 
 def test_maps_are_judged_by_their_similarity(tmp_path: Path) -> None:
-    variants = list(judge_of(small.backbone(), tmp_path).variants((Precision.FP16, Precision.INT8)))
+    variants, _ = judge_of(small.backbone(), tmp_path).variants((Precision.FP16, Precision.INT8))
     assert [v.precision for v in variants] == ["fp16", "int8"]
     for variant in variants:
         assert variant.loss is not None
@@ -113,7 +113,7 @@ def test_maps_are_judged_by_their_similarity(tmp_path: Path) -> None:
 
 
 def test_embeddings_are_judged_by_their_neighbours(tmp_path: Path) -> None:
-    (int8,) = judge_of(embedding(), tmp_path).variants(INT8)
+    (int8,), _ = judge_of(embedding(), tmp_path).variants(INT8)
     assert int8.loss is not None
     assert (int8.loss.metric, int8.loss.allowed_drop) == ("recall_at_10", 0.1)
     assert figures(int8).keys() == {"recall_at_10", "similarity"}
@@ -121,7 +121,7 @@ def test_embeddings_are_judged_by_their_neighbours(tmp_path: Path) -> None:
 
 
 def test_segmenters_are_judged_by_the_class_of_every_pixel(tmp_path: Path) -> None:
-    half, eighth = judge_of(small.segmenter(), tmp_path).variants((Precision.FP16, Precision.INT8))
+    (half, eighth), _ = judge_of(small.segmenter(), tmp_path).variants((Precision.FP16, Precision.INT8))
     for variant in (half, eighth):
         assert variant.loss is not None
         assert (variant.loss.metric, variant.loss.allowed_drop) == ("agreement", 0.01)
@@ -135,16 +135,16 @@ def test_layers_go_back_to_float_until_the_maps_are_alike(tmp_path: Path) -> Non
     whole, second = tmp_path / "whole", tmp_path / "second"
     whole.mkdir()
     second.mkdir()
-    (first,) = judge_of(small.backbone(), whole).variants(INT8)
+    (first,), _ = judge_of(small.backbone(), whole).variants(INT8)
     assert first.loss is not None
     assert first.float_layers == ()
-    (int8,) = judge_of(small.backbone(), second, max_drop=first.loss.drop * 0.8).variants(INT8)
+    (int8,), _ = judge_of(small.backbone(), second, max_drop=first.loss.drop * 0.8).variants(INT8)
     assert len(int8.float_layers) == 1
     assert figures(int8)["similarity"] > figures(first)["similarity"]
 
 
 def test_what_is_not_alike_enough_is_not_chosen(tmp_path: Path) -> None:
-    (int8,) = judge_of(small.backbone(), tmp_path, max_drop=0.0).variants(INT8)
+    (int8,), _ = judge_of(small.backbone(), tmp_path, max_drop=0.0).variants(INT8)
     assert not int8.default_eligible
     assert int8.loss is not None
     assert int8.loss.allowed_drop == 0

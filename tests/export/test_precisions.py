@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from export.arrays import Array
 from export.evidence import ImageEvidence, Sources
 from export.graph import serving_graph
 from export.onnx import to_onnx
-from export.precisions import Judge
+from export.precisions import Judge, LeftOut
 from export.samples import ImageData, ImageSet
 from export.variants import calibrated, to_fp16
 from export.verify import Case, open_session, tensor_specs
@@ -93,7 +94,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
 
 @pytest.fixture(scope="module")
 def variants(judge: Judge) -> dict[Precision, Variant]:
-    return {variant.precision: variant for variant in judge.variants((Precision.FP16, Precision.INT8))}
+    return {variant.precision: variant for variant in judge.variants((Precision.FP16, Precision.INT8))[0]}
 
 
 def test_inputs_and_outputs_stay(judge: Judge, variants: dict[Precision, Variant]) -> None:
@@ -137,14 +138,14 @@ def test_what_loses_too_much_is_not_chosen(judge: Judge, tmp_path: Path) -> None
     hopeless = Judge(
         judge.fp32, judge.baseline, judge.cases, judge.evidence, trained=True, max_accuracy_drop=-0.1, steps=Silent()
     )
-    found = list(hopeless.variants((Precision.FP16, Precision.INT8)))
+    found, _ = hopeless.variants((Precision.FP16, Precision.INT8))
     assert [variant.default_eligible for variant in found] == [False, False]
     assert all(variant.metrics for variant in found)
 
 
 def test_what_was_not_measured_is_not_chosen(judge: Judge) -> None:
     untrained = Judge(judge.fp32, (), judge.cases, judge.evidence, trained=False, max_accuracy_drop=1, steps=Silent())
-    (int8,) = untrained.variants((Precision.INT8,))
+    (int8,), _ = untrained.variants((Precision.INT8,))
     assert int8.metrics == ()
     assert not int8.default_eligible
     assert int8.float_layers == ()
@@ -153,7 +154,10 @@ def test_what_was_not_measured_is_not_chosen(judge: Judge) -> None:
 def test_an_fp16_file_with_other_answers_is_not_kept(judge: Judge) -> None:
     wrong = [Case(case.inputs, {"probabilities": 1 - case.outputs["probabilities"]}) for case in judge.cases]
     strict = Judge(judge.fp32, judge.baseline, wrong, judge.evidence, True, 0.005, Silent())
-    assert list(strict.variants((Precision.FP16,))) == []
+    made, (left_out,) = strict.variants((Precision.FP16,))
+    assert made == []
+    assert left_out.precision is Precision.FP16
+    assert left_out.reason.startswith("parity with PyTorch: largest relative error")
     assert not judge.fp32.with_name("model.fp16.onnx").exists()
     to_fp16(judge.fp32, judge.fp32.with_name("model.fp16.onnx"))
 
@@ -171,15 +175,37 @@ def test_an_fp16_file_that_is_not_finite_is_not_kept(judge: Judge, monkeypatch: 
 
     monkeypatch.setattr(precisions, "to_fp16", overflowing)
     untrained = replace(judge, trained=False, baseline=())
-    assert [variant.precision for variant in untrained.variants((Precision.FP16, Precision.INT8))] == ["int8"]
+    made, left_out = untrained.variants((Precision.FP16, Precision.INT8))
+    assert [variant.precision for variant in made] == ["int8"]
+    assert left_out == [LeftOut(Precision.FP16, "output probabilities is not finite")]
     assert not judge.fp32.with_name("model.fp16.onnx").exists()
     to_fp16(judge.fp32, judge.fp32.with_name("model.fp16.onnx"))
+
+
+@pytest.mark.parametrize(("step", "lost", "kept"), [("to_fp16", "fp16", "int8"), ("calibrated", "int8", "fp16")])
+def test_a_converter_that_fails_costs_its_own_file_alone(
+    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, lost: str, kept: str
+) -> None:
+    """A file that it had begun is not left behind."""
+    here = replace(judge, fp32=Path(shutil.copy(judge.fp32, tmp_path)))
+    begun = here.fp32.with_name(f"model.{lost}.onnx")
+
+    def broken(*_: object) -> None:
+        begun.write_bytes(b"half")
+        raise NotImplementedError("no kernel for Whirl\nwith details")
+
+    monkeypatch.setattr(precisions, step, broken)
+    made, left_out = here.variants((Precision.FP16, Precision.INT8))
+    assert [variant.precision for variant in made] == [kept]
+    assert left_out == [LeftOut(Precision(lost), "NotImplementedError: no kernel for Whirl")]
+    assert not begun.exists()
+    assert here.fp32.with_name(f"model.{kept}.onnx").is_file()
 
 
 def test_quantising_says_nothing(
     judge: Judge, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    list(judge.variants((Precision.FP16, Precision.INT8)))
+    judge.variants((Precision.FP16, Precision.INT8))
     output = capfd.readouterr()
     assert (output.out, output.err, [record.getMessage() for record in caplog.records]) == ("", "", [])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -74,6 +75,21 @@ def test_every_variant_at_every_batch_size(repository: Path) -> None:
     classifier = measure_bundle(repository / "small-classifier" / "1", 0.001, 1, Silent())
     assert list(classifier.timings) == [Precision.FP32, Precision.FP16, Precision.INT8]
     assert all(t.p95_ms >= t.median_ms > 0 for timings in classifier.timings.values() for t in timings)
+
+
+def test_a_damaged_bundle_costs_the_page_its_section(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named, and the others are measured; where none is left, there is no page."""
+    here = Path(shutil.copytree(repository, tmp_path / "repository"))
+    (here / "small-classifier" / "1" / "model.int8.onnx").write_bytes(b"")
+    output = tmp_path / "page.html"
+    assert main(["report", str(here), "--output", str(output), "--seconds", "0.001"]) == 1
+    assert "model.int8.onnx: sha256" in capsys.readouterr().out.replace("\n", "")
+    assert Page(output.read_text(encoding="utf-8")).tags.count("section") == 1
+    nothing = tmp_path / "nothing.html"
+    assert main(["report", str(here / "small-classifier"), "--output", str(nothing)]) == 1
+    assert not nothing.exists()
 
 
 def test_figures_come_from_the_timings(repository: Path) -> None:

@@ -15,6 +15,7 @@ from export.arrays import alone
 from export.evidence import PARITY_BATCHES, Sources, find_evidence
 from export.graph import serving_graph, settle
 from export.onnx import to_onnx
+from export.precisions import unsupported
 from export.publish import Wanted, publish
 from export.samples import MAX_PIXELS, preparation
 from export.settling import settle_detector
@@ -45,6 +46,7 @@ def test_a_detector(tmp_path: Path) -> None:
     assert bundle.detection == small.detector().detection
     assert bundle.labels[0] == "nothing"
     assert [v.precision for v in bundle.variants] == [Precision.FP32], "nobody has measured what others would cost"
+    assert [left_out.precision for left_out in unsupported(small.detector(), tuple(Precision))] == ["fp16", "int8"]
     assert bundle.image is not None
     assert (bundle.image.resize_shorter, bundle.image.max_longer) == (64, 100)
     golden = read_golden(folder / GOLDEN).outputs

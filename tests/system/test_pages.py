@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from export import report
 from export.speed import Timing
 from models.progress import Silent
-from rafaga.bundle import Precision
+from rafaga.bundle import Loss, Precision
 from rafaga.load.report import page
 from tests import bundles
 from tests.browser import see
@@ -23,8 +24,19 @@ def export_report(folder: Path) -> str:
     """Timings of a small model on a quick machine: a scale of milliseconds from hundredths to tenths."""
     bundles.publish_classifier(folder, "digits")
     measured = report.measure_bundle(folder / "digits" / "1", 0.001, 1, Silent())
-    timings = [Timing(2**i, ms, 1.2 * ms) for i, ms in enumerate((0.016, 0.024, 0.041, 0.074, 0.194, 0.374))]
-    return report.render([replace(measured, timings={Precision.FP32: timings})], threads=1)
+    (fp32,) = measured.bundle.variants
+    half, eighth = (
+        msgspec.structs.replace(fp32, precision=precision, loss=Loss("top1", drop, 0.005, 120), default_eligible=False)
+        for precision, drop in ((Precision.FP16, 0.001), (Precision.INT8, 0.1234))
+    )
+    layers = msgspec.structs.replace(eighth, float_layers=("conv1", "conv2"))
+    milliseconds = (0.016, 0.024, 0.041, 0.074, 0.194, 0.374)
+    timings = {
+        precision: [Timing(2**i, factor * ms, 1.2 * factor * ms) for i, ms in enumerate(milliseconds)]
+        for precision, factor in ((Precision.FP32, 1.0), (Precision.FP16, 1.1), (Precision.INT8, 0.4))
+    }
+    bundle = msgspec.structs.replace(measured.bundle, variants=(fp32, half, layers))
+    return report.render([replace(measured, bundle=bundle, timings=timings)], threads=1)
 
 
 def load_report(folder: Path) -> str:
