@@ -11,7 +11,7 @@ from bench import machine, models
 from bench.overload import overload
 from bench.small import against_triton, lone_request
 from bench.throughput import large_models
-from rafaga.server.engine import available_cores
+from rafaga.server.cores import available_cores
 
 
 def main() -> int:

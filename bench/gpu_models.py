@@ -21,7 +21,8 @@ from onnx import numpy_helper
 
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Parity, Precision, TensorSpec, Variant
-from rafaga.server.engine import available_cores, create_session
+from rafaga.server.cores import available_cores
+from rafaga.server.engine import create_session
 from rafaga.server.job import Arrays
 
 if TYPE_CHECKING:

@@ -21,8 +21,9 @@ from bench.gpu_models import sample, unpack_program
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision
 from rafaga.server import devices
+from rafaga.server.cores import available_cores
 from rafaga.server.devices import Device, DeviceKind, Nvidia
-from rafaga.server.engine import available_cores, create_session
+from rafaga.server.engine import create_session
 from rafaga.server.job import Arrays
 from rafaga.server.providers import (
     CudaSettings,

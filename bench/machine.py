@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import onnxruntime
 
-from rafaga.server.engine import available_cores
+from rafaga.server.cores import available_cores
 
 _TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
 

@@ -18,7 +18,7 @@ from rafaga.server import devices
 from rafaga.server.batcher import BatchPolicy
 from rafaga.server.calls import Authenticator, InFlight, Router, Transport
 from rafaga.server.config import Config, ConfigError, LogFormat, ModelControl, TransportKind
-from rafaga.server.engine import available_cores
+from rafaga.server.cores import available_cores
 from rafaga.server.expiry import Expiry
 from rafaga.server.gpu_figures import GpuFigures
 from rafaga.server.gpu_memory import MIB

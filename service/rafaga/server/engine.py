@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from rafaga.bundle import Bundle, TensorSpec, relative_error
 from rafaga.errors import BundleError
 from rafaga.objects import paired
+from rafaga.server.cores import available_cores
 from rafaga.server.job import Arrays, Part
 from rafaga.server.latency import DISPATCH_S, LatencyTable, buckets_up_to
 
@@ -36,18 +36,6 @@ class Session(Protocol):
         input_feed: dict[str, NDArray[np.generic]],
         run_options: ort.RunOptions | None = None,
     ) -> Sequence[NDArray[np.generic]]: ...
-
-
-def available_cores() -> int:
-    """Cores this process may use: its affinity, or the cgroup's CPU limit where that is lower (containers)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass  # no cgroup v2 here
-    return cores
 
 
 def create_session(model: bytes, threads: int, spinning: bool = False) -> ort.InferenceSession:

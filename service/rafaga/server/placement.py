@@ -23,9 +23,10 @@ from rafaga.errors import BundleError, DeviceError, DeviceMemoryError
 from rafaga.server.bound import SLOTS, BoundEngine, PaddedEngine, fits
 from rafaga.server.buffers import CudaMemory, HostMemory, Memory
 from rafaga.server.config import GpuChoice
+from rafaga.server.cores import available_cores
 from rafaga.server.cuda import Cuda
 from rafaga.server.devices import CPU, Choice, Device, DeviceFallback, DeviceKind, Gpu, Nvidia
-from rafaga.server.engine import Described, Engine, Samples, available_cores
+from rafaga.server.engine import Described, Engine, Samples
 from rafaga.server.gate import Gate
 from rafaga.server.gpu_memory import HEADROOM, MIB, MemoryBudget, estimate
 from rafaga.server.latency import buckets_up_to

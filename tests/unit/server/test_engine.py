@@ -16,7 +16,7 @@ from rafaga import bundle as bundles
 from rafaga.bundle import TensorSpec
 from rafaga.errors import BundleError
 from rafaga.server import engine as engines
-from rafaga.server.engine import Engine, Golden, Samples, assemble, available_cores, padding_rows
+from rafaga.server.engine import Engine, Golden, Samples, assemble, padding_rows
 from rafaga.server.job import Arrays, Job, Part
 from rafaga.server.latency import DISPATCH_S
 from tests import plain
@@ -188,17 +188,6 @@ class TestThreads:
     def test_as_many_as_told(self, asked: list[int]) -> None:
         Engine.load(Described(), b"model", self.samples, 3)
         assert asked == [3]
-
-    def test_at_least_one_core(self) -> None:
-        assert available_cores() >= 1
-
-    @pytest.mark.parametrize(
-        ("limit", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 8), ("rubbish", 8)]
-    )
-    def test_the_limit_of_a_container(self, monkeypatch: pytest.MonkeyPatch, limit: str, cores: int) -> None:
-        monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-        monkeypatch.setattr(Path, "read_text", lambda _: limit)
-        assert available_cores() == cores
 
 
 class TestGolden:
