@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
+from rafaga.server import model as models
 from rafaga.v1 import catalog_pb2
 from tests import bundles, plain
 from tests.integration import messages
 from tests.integration import open_inference as oip
-from tests.integration.serving import PATIENCE_S, Served, eventually, refusal, wait_for_queue
+from tests.integration.serving import PATIENCE_S, Served, eventually, refusal, serving, wait_for_queue
 from tests.integration.valve import Valve
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -126,6 +127,75 @@ def test_an_engine_of_a_bundle_that_hangs(serve: Callable[..., Served], valve: V
     image = messages.random_digits(1)
     found = messages.probabilities(served.vision.Classify(messages.classify(image)))
     assert found == pytest.approx(bundles.classify(image), abs=1e-5)
+
+
+class Kernel:
+    """One of model "held" that does not return, in whichever thread the transport has quick models run."""
+
+    X = np.array([[1, 2, 3]], np.float32)
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(models, "QUICK_S", 3600.0)
+        plain.publish(folder, "held", plain.scaled(2))
+        plain.publish(folder, "other", plain.scaled(3))
+        self.valve = Valve()
+
+    def install(self, served: Served) -> models.ServedModel:
+        model = served.server.repository.model("held", 0)
+        model.engines[0]._session = self.valve.before(model.engines[0].session)
+        return model
+
+    def call(self, served: Served, model: str) -> grpc.Future:
+        return oip.stub(served).ModelInfer.future(oip.request(model, x=self.X), timeout=PATIENCE_S)
+
+
+def test_a_kernel_that_never_returns(
+    serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. It hangs, in the native transport's own thread; others call. 2. Its call fails, the others are answered.
+    3. A new engine answers. 4. It returns after all: its thread ends, and nobody misses it."""
+    kernel = Kernel(tmp_path, monkeypatch)
+    served = serve(tmp_path, engine_timeout_s=0.5, max_queue_wait_ms=600_000)
+    model = kernel.install(served)
+    with kernel.valve.closed():
+        hung = kernel.call(served, "held")
+        kernel.valve.wait_for_engine()
+        others = [kernel.call(served, "other") for _ in range(20)]
+        assert refusal(hung.result).reason == "ENGINE_FAILURE"
+        for call in others:
+            assert (oip.arrays(call.result())["y"] == 3 * kernel.X).all()
+        eventually(lambda: served.metric("rafaga_engine_restarts_total", model="held") == 1, "a new engine")
+        assert (oip.arrays(kernel.call(served, "held").result())["y"] == 2 * kernel.X).all()
+        eventually(lambda: served.get("/readyz")[0] == 200, "the server is ready again")
+        assert served.get("/healthz")[0] == 200
+        (stuck,) = model._stuck
+        assert stuck.is_alive()
+        assert stuck.name == ("native-receive" if served.transport == "native" else "engine-held")
+    stuck.join(PATIENCE_S)
+    assert not stuck.is_alive()
+    for name, factor in (("held", 2), ("other", 3)):
+        assert (oip.arrays(kernel.call(served, name).result())["y"] == factor * kernel.X).all()
+    assert served.in_flight == 0
+
+
+def test_when_nobody_can_receive_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system gives no thread in the place of the one that hangs: whoever restarts what is not alive is told."""
+    kernel = Kernel(tmp_path, monkeypatch)
+    with serving(tmp_path, "native", engine_timeout_s=0.5) as served:
+        kernel.install(served)
+
+        def exhausted(*_: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(served.server._transport, "_begin", exhausted)
+        alive = health_pb2.HealthCheckRequest(service="rafaga.v1.Catalog")
+        assert served.health.Check(alive, timeout=PATIENCE_S).status == SERVING
+        with kernel.valve.closed():
+            hung = kernel.call(served, "held")
+            kernel.valve.wait_for_engine()
+            eventually(lambda: served.get("/healthz")[0] == 503, "liveness fails")
+            assert served.health.Check(alive, timeout=PATIENCE_S).status == NOT_SERVING
+            assert refusal(hung.result).reason == "ENGINE_FAILURE"
 
 
 def test_a_server_stops_while_an_engine_hangs(serve: Callable[..., Served], tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def build(config: Config) -> Server:
         admin=_admin(config, repository, authenticator, metrics),
         poller=Poller(repository, config.poll_interval_s) if config.model_control is ModelControl.POLL else None,
         http=HttpServer(
-            config.host, config.http_port, metrics.registry, lambda: repository.ready, lambda: repository.alive
+            config.host, config.http_port, metrics.registry, lambda: repository.ready, lambda: health.alive
         ),
         tracer=tracer,
     )
@@ -177,7 +177,7 @@ def _transport(
             from rafaga.server.transport_native import NativeTransport
         except ImportError:
             raise ConfigError("the native transport is not installed: pip install 'rafaga[native]'") from None
-        return NativeTransport(address, router, authenticator, limits, services, metrics)
+        return NativeTransport(address, router, authenticator, limits, services, metrics, health.die)
     return GrpcioTransport(address, router, authenticator, limits, _tls(config), services)
 
 

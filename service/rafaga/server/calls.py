@@ -41,6 +41,10 @@ _LOG = logging.getLogger(__name__)
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
+# Runs a batch in the caller's thread; True when there is more. What it is given is called, perhaps twice and by any
+# thread, once the run is taken for hung: the caller's thread may never come back, and does nothing more if it does.
+Step = Callable[[Callable[[], None]], bool]
+
 # There is no telling when the calls in flight end; this is about a few batches of a small model.
 _RETRY_AFTER_S = 0.1
 
@@ -50,7 +54,7 @@ class Call(ABC):
     says, once the Router has looked.
 
     may_run: the thread that dispatches the call can be lent to a quick model. After dispatching, it calls `step`, where
-    there is one, until that returns False: nobody else runs the call's job.
+    there is one, until that returns False: nobody else runs the call's job. See `Step`.
     """
 
     may_run = False
@@ -66,7 +70,7 @@ class Call(ABC):
         # answered, and not when the garbage collector comes round.
         self._on_cancel: Callable[[], None] | None = None
         self._account: _Account | None = None
-        self.step: Callable[[], bool] | None = None
+        self.step: Step | None = None
         self.served: tuple[str, JobTiming] | None = None  # by which model, once a model has answered
 
     @property

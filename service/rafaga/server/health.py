@@ -26,22 +26,33 @@ MAX_WATCHES = 64
 
 
 class Health:
-    """Starts as NOT_SERVING, for the server and for every model. The catalogue serves as long as anybody can ask."""
+    """Starts as NOT_SERVING, for the server and for every model. The catalogue serves until only a new process
+    helps."""
 
     def __init__(self) -> None:
         self._ready: dict[str, bool] = {_SERVER: False, _CATALOG: True}
         self._changed = threading.Condition()
-        self._draining = False
+        self._draining = self._dead = False
         self._closed = False
 
     def server(self, *, ready: bool) -> None:
         self._set(_SERVER, ready)
 
     def process(self, *, alive: bool) -> None:
-        self._set(_CATALOG, alive)
+        self._set(_CATALOG, alive and not self._dead)
 
     def model(self, name: str, ready: bool) -> None:
         self._set(name, ready)
+
+    @property
+    def alive(self) -> bool:
+        """A new process would not help."""
+        return self._ready[_CATALOG]
+
+    def die(self) -> None:
+        """For good, whatever is set later: only a new process helps."""
+        self._dead = True
+        self.process(alive=False)
 
     def drain(self) -> None:
         """Everything is NOT_SERVING from now on, whatever is set later."""

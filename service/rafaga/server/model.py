@@ -140,12 +140,19 @@ class ServedModel:
             self._changed.notify()
             return False
 
-    def step(self) -> bool:
-        """Runs a batch in the caller's thread, if the engine is free. True when there is more to run: call again."""
+    def step(self, on_hung: Callable[[], None] = lambda: None) -> bool:
+        """Runs a batch in the caller's thread, if the engine is free. True when there is more to run: call again.
+
+        `on_hung` is called, by any thread and perhaps twice, when the run is given up: the caller's thread may never
+        come back. If it does, it has to call nothing again.
+        """
         shift = self._shifts[0]
         try:
-            batch = self._claim(shift)
-            if batch is None or not self._run_guarded(shift, batch):
+            batch = self._claim(shift, on_hung)
+            if batch is None:
+                return False
+            if not self._run_guarded(shift, batch):
+                on_hung()  # whoever gave the run up may not have come to it yet
                 return False
         except Exception:
             # The thread is the transport's: it goes on, with a new engine.
@@ -153,18 +160,19 @@ class ServedModel:
             self._lose(shift, "a defect")
             return False
         with self._lock:
+            shift.on_hung = None
             if self._stopping:
                 self._changed.notify_all()
             return self._batcher.queued_jobs > 0
 
-    def _claim(self, shift: Shift) -> Batch | None:
+    def _claim(self, shift: Shift, on_hung: Callable[[], None]) -> Batch | None:
         """The next batch, unless the engine's thread has one or there is something to wait for: it then goes on."""
         with self._lock:
-            if shift.batch is not None or shift.relieved or self._stopping:
+            if shift.batch is not None or shift.relieved or self._stopping or not self._quick_cost:
                 self._changed.notify()
                 return None
             decision = self._batcher.take(time.monotonic())
-            shift.batch = decision.batch
+            shift.batch, shift.on_hung = decision.batch, on_hung
             if decision.wake_at is not None:
                 self._changed.notify()
         if decision.dropped:
@@ -318,8 +326,10 @@ class ServedModel:
             self._changed.notify_all()
             self._ripe.notify_all()
         shift.engine.terminate()
-        if shift.thread is not threading.current_thread():
-            self._stuck.append(shift.thread)
+        if run is not None:
+            self._stuck.append(run.thread)
+            if shift.on_hung is not None:
+                shift.on_hung()
         _LOG.critical("engine lost: %s", why, extra={"model": self.bundle.name})
         self._tell()
         self._fail_owed(run.parts if run is not None else (), [p for b in owed for p in b.parts], waiting)

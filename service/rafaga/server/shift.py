@@ -21,14 +21,16 @@ class Relieved(Exception):
 
 
 class Run:
-    """What an engine computes, and until when it may. Whoever claims it first, engine or watch, owes the answers."""
+    """What an engine computes in this thread, and until when it may. Whoever claims it first, engine or watch, owes the
+    answers."""
 
-    __slots__ = ("_unclaimed", "bound_s", "give_up_at", "parts")
+    __slots__ = ("_unclaimed", "bound_s", "give_up_at", "parts", "thread")
 
     def __init__(self, parts: Sequence[Part], bound_s: float) -> None:
         self.parts = parts
         self.bound_s = bound_s
         self.give_up_at = time.monotonic() + bound_s
+        self.thread = threading.current_thread()
         self._unclaimed = threading.Lock()
 
     def claim(self) -> bool:
@@ -38,7 +40,8 @@ class Run:
 class Shift:
     """One engine at work, in a thread of its own, until it is relieved.
 
-    ahead: a batch that was taken while another still ran; and the flight it is on, once it was sent.
+    ahead: a batch that was taken while another still ran; and the flight it is on, once it was sent. on_hung: while
+    another thread runs the batch, how to tell its owner that it hangs.
     """
 
     def __init__(self, engine: Engine, serve: Callable[[Shift], None], name: str) -> None:
@@ -48,6 +51,7 @@ class Shift:
         self.ahead: Batch | None = None
         self.flight: Flight | Exception | None = None
         self.run: Run | None = None
+        self.on_hung: Callable[[], None] | None = None
         self.sound = True  # it has run something since it last failed
         self.relieved = False
 

@@ -1,9 +1,9 @@
 """The opt-in transport for trusted clients: HTTP/2 and gRPC framing in Rust, outside the GIL (pygrpc-native).
 
 Calls reach Python in batches. One thread drains them, and runs the quick models itself: waking the engine's thread
-would take longer (`ServedModel.step`). What the front does not bound or serve itself is closed in Python or named in
-docs/transports.md: the Router checks size and admission on receipt, and health and reflection are served by grpcio on a
-private Unix socket behind it.
+would take longer (`ServedModel.step`). When such a run hangs, another thread takes over. What the front does not bound
+or serve itself is closed in Python or named in docs/transports.md: the Router checks size and admission on receipt, and
+health and reflection are served by grpcio on a private Unix socket behind it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import grpc
 from pygrpc_native import EVENT_CALL, NativeGrpcFront
 
 from rafaga.errors import PUSHBACK_KEY, Status
-from rafaga.server.calls import Authenticator, Call, Metadata, Router
+from rafaga.server.calls import Authenticator, Call, Metadata, Router, Step
 from rafaga.server.metrics import Metrics
 from rafaga.server.transport_grpcio import PAUSE_BEFORE_CLOSE_S, GrpcioTransport, Limits
 
@@ -32,7 +33,7 @@ _BEHIND_CALLS = 64  # beside the spare threads
 
 
 class NativeTransport:
-    """`address` is "host:port"."""
+    """`address` is "host:port". `on_death` is called when nobody receives any more, and nobody can."""
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class NativeTransport:
         limits: Limits,
         services: Sequence[Callable[[grpc.Server], None]],
         metrics: Metrics,
+        on_death: Callable[[], None],
     ) -> None:
         self._address = address
         self._router = router
@@ -49,11 +51,13 @@ class NativeTransport:
         self._limits = limits
         self._services = services
         self._metrics = metrics
+        self._on_death = on_death
         self._calls: dict[int, _NativeCall] = {}
         self._folder = ""
         self._front: NativeGrpcFront | None = None
         self._behind: GrpcioTransport | None = None
-        self._thread = threading.Thread(target=self._receive, name="native-receive", daemon=True)
+        self._relieving = threading.Lock()
+        self._thread: threading.Thread | None = None
 
     @property
     def port(self) -> int:
@@ -82,7 +86,7 @@ class NativeTransport:
         self._behind.start()
         front.set_fallback(socket)
         front.start()
-        self._thread.start()
+        self._begin()
 
     def close(self, grace_s: float) -> None:
         if self._front is None or self._behind is None:
@@ -90,15 +94,36 @@ class NativeTransport:
         # Replies that are handed over but not written yet would be lost at close.
         time.sleep(min(PAUSE_BEFORE_CLOSE_S, grace_s))
         self._front.close()
-        self._thread.join(5)
+        with self._relieving:
+            receiving = self._thread
+        if receiving is not None:
+            receiving.join(5)
         self._behind.close(0)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _receive(self) -> None:
+    def _begin(self, steps: Iterable[Step] = ()) -> None:
+        """Raises RuntimeError when the system gives no thread."""
+        thread = threading.Thread(target=self._receive, args=(_Turn(steps),), name="native-receive", daemon=True)
+        thread.start()
+        self._thread = thread
+
+    def _relieve(self, turn: _Turn) -> None:
+        """The thread that receives hangs in a run: another takes its place, and what it had left to run."""
+        with self._relieving:
+            if turn.over:
+                return
+            turn.over = True
+            try:
+                self._begin(turn.steps)
+            except RuntimeError:
+                _LOG.critical("nobody receives calls any more: only a new process helps", exc_info=True)
+                self._on_death()
+
+    def _receive(self, turn: _Turn) -> None:
         front, methods = self._front, self._router.methods
         assert front is not None
-        steps: set[Callable[[], bool]] = set()
-        while (events := front.recv_batch_details(_MAX_EVENTS, 0 if steps else None)) is not None:
+        on_hung = partial(self._relieve, turn)
+        while (events := front.recv_batch_details(_MAX_EVENTS, 0 if turn.steps else None)) is not None:
             for kind, call_id, method, payload, _, details in events:
                 try:
                     if kind == EVENT_CALL and payload is not None and details is not None:
@@ -106,7 +131,7 @@ class NativeTransport:
                         self._calls[call_id] = arrived
                         self._router.dispatch(arrived)
                         if arrived.step is not None:
-                            steps.add(arrived.step)
+                            turn.steps.add(arrived.step)
                     elif (call := self._calls.get(call_id)) is not None:
                         call.cancel()
                 except Exception:
@@ -114,7 +139,20 @@ class NativeTransport:
                     _LOG.exception("a call could not be dispatched")
                     front.fail(call_id, grpc.StatusCode.INTERNAL.value[0], "the server failed on this request")
             # One batch of each quick model: meanwhile more requests arrive, for the next.
-            steps = {step for step in steps if step()}
+            for step in list(turn.steps):
+                more = step(on_hung)
+                if turn.over:
+                    return
+                if not more:
+                    turn.steps.discard(step)
+
+
+class _Turn:
+    """One thread's time as the one that receives. steps: of the models that may have more to run."""
+
+    def __init__(self, steps: Iterable[Step]) -> None:
+        self.steps = set(steps)
+        self.over = False
 
 
 class _NativeCall(Call):

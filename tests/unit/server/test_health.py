@@ -56,6 +56,13 @@ def test_not_serving_until_told(served: Served) -> None:
     assert served.check() == NOT_SERVING
 
 
+def test_death_is_for_good(served: Served) -> None:
+    assert (served.check("rafaga.v1.Catalog"), served.health.alive) == (SERVING, True)
+    served.health.die()
+    served.health.process(alive=True)
+    assert (served.check("rafaga.v1.Catalog"), served.health.alive) == (NOT_SERVING, False)
+
+
 def test_models_have_a_health_of_their_own(served: Served) -> None:
     served.health.model("digits", True)
     served.health.model("broken", False)

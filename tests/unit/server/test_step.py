@@ -141,9 +141,12 @@ def test_a_step_that_hangs_is_given_up() -> None:
     served = Served(watch=WatchPolicy(timeout_s=0.3, slowness=1.0, first_delay_s=0.05))
     served.session.gate.clear()
     caller = bring(served, 1)
-    stepping = threading.Thread(target=served.model.step)
+    told = threading.Event()
+    stepping = threading.Thread(target=served.model.step, args=(told.set,))
     stepping.start()
     assert isinstance(caller.end(), EngineFailure)
+    assert told.is_set(), "whose thread it is finds another"
+    assert served.model._stuck == [stepping]
     served.session.gate.set()
     stepping.join(WAIT_S)
     assert served.changed.acquire(timeout=WAIT_S)
