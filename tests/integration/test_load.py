@@ -17,13 +17,14 @@ import pytest
 from rafaga.cli import main
 from rafaga.errors import ServerUnreachable
 from rafaga.load import command, document, targets
-from rafaga.load.codecs import Target, Wire
+from rafaga.load.codecs import Request, Target, Wire
 from rafaga.load.connection import Connection
 from rafaga.load.document import Run
 from rafaga.load.fleet import Fleet, FleetError
 from rafaga.load.generator import CallFailed
 from rafaga.load.log import OK
-from rafaga.load.payloads import Payloads
+from rafaga.load.payloads import RANDOM_PAYLOADS, Payloads
+from rafaga.load.report import page
 from rafaga.load.schedule import Part, Pattern
 from rafaga.load.steps import Step
 from rafaga.load.transport import GrpcSend
@@ -260,6 +261,47 @@ def test_a_trace_is_replayed(plain: Served, load: Callable[..., tuple[int, Run]]
     assert run.steps[0].tally.outcomes == {OK: 5}, "what came in the first 0.2 s warmed up"
 
 
+def test_a_trace_says_which_model_gets_how_many_rows(
+    plain: Served, load: Callable[..., tuple[int, Run]], tmp_path: Path
+) -> None:
+    trace = tmp_path / "arrivals.txt"
+    trace.write_text("0 series\n0.3 digits 3\n0.4 digits 3\n0.5 series\n0.55 digits 1\n")
+    rows = plain.metric("rafaga_batch_size_sum", model="digits")
+    code, run = load(plain, "--trace", str(trace), "--warm-up", "0")
+    assert code == 0
+    assert {name: model.sent for name, model in run.steps[0].tally.models.items()} == {"digits": 3, "series": 2}
+    # Beside these, each request was answered once for reference: of three rows, of one.
+    references = RANDOM_PAYLOADS // 2 * (3 + 1)
+    assert plain.metric("rafaga_batch_size_sum", model="digits") - rows == 3 + 3 + 1 + references
+    trace.write_text("0 series 2\n3 digits\n")
+    assert main(["load", "--server", plain.address, "--trace", str(trace)]) == 2
+
+
+def test_a_mix_of_rows(plain: Served, load: Callable[..., tuple[int, Run]]) -> None:
+    code, run = load(plain, "--model", "digits", "--rows", "2=3", "--rows", "5", "--concurrency", "1")
+    assert code == 0
+    sizes = run.steps[0].tally.batch_sizes
+    assert sizes.keys() == {2, 5}
+    assert sizes[2] > sizes[5]
+    assert run.conditions.payload == "random inputs, 2 (75%) or 5 (25%) to a request"
+
+
+def test_an_objective_of_one_model_alone(
+    plain: Served, load: Callable[..., tuple[int, Run]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ["--model", "digits", "--model", "series", "--rate", "60"]
+    assert load(plain, *both, "--slo-p99-ms", "60000,series=60000")[0] == 0
+    said = capsys.readouterr().out
+    assert said.count("within 60000 ms: met") == 2
+    code, run = load(plain, *both, "--slo-p99-ms", "60000,series=0.001")
+    assert code == 1
+    said = capsys.readouterr().out
+    assert "objective missed: p99 within 60000 ms, series within 0.001 ms" in said
+    judged = {each.model: each.met for each in run.steps[0].figures.judged}
+    assert judged == {"digits": True, "series": False}
+    assert "objective of series" in page.render(run)
+
+
 def test_a_common_start_that_is_over(plain: Served, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", "digits", "--rate", "10", *QUICK, "--start-at", "2020-01-01T00:00:00Z"]
     assert main(["load", "--server", plain.address, *arguments]) == 2
@@ -304,7 +346,8 @@ def test_a_server_that_wants_a_token(repository: Path, load: Callable[..., tuple
 def test_a_wrong_answer_is_found(plain: Served) -> None:
     """The second request expects the first one's answer."""
     (target,) = prepared(plain, "digits")
-    swapped = replace(target, references=(target.references[0], target.references[0], *target.references[2:]))
+    first, second, *others = target.requests
+    swapped = replace(target, requests=(first, replace(second, reference=first.reference), *others))
 
     async def ask() -> list[bool | None]:
         send = GrpcSend(Connection(plain.address).endpoint(), [swapped], channels=2, check_every=1)
@@ -323,7 +366,9 @@ def test_wrong_answers_are_exit_code_1(
     prepare = targets.prepare
 
     def swapped(*arguments: object) -> tuple[Target, ...]:
-        return tuple(replace(t, references=t.references[::-1]) for t in prepare(*arguments))  # type: ignore[arg-type]
+        (target,) = prepare(*arguments)  # type: ignore[arg-type]
+        pairs = zip(target.requests, reversed(target.requests), strict=True)
+        return (replace(target, requests=tuple(replace(one, reference=other.reference) for one, other in pairs)),)
 
     monkeypatch.setattr(targets, "prepare", swapped)
     code, run = load(plain, "--model", "digits", "--rate", "50", "--check-every", "1")
@@ -333,7 +378,7 @@ def test_wrong_answers_are_exit_code_1(
 
 def test_reasons_of_failures_are_the_servers(plain: Served) -> None:
     (target,) = prepared(plain, "digits")
-    broken = replace(target, requests=(b"\xff",), references=())
+    broken = replace(target, requests=(Request(b"\xff"),))
 
     async def ask(address: str, timeout_s: float) -> str:
         send = GrpcSend(Connection(address).endpoint(), [broken], channels=1, check_every=0)

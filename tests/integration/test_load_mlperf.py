@@ -13,7 +13,7 @@ import pytest
 
 from rafaga.cli import main
 from rafaga.load import mlperf, targets
-from rafaga.load.codecs import Target
+from rafaga.load.codecs import Request, Target
 from tests.integration.serving import Served, serving
 
 
@@ -66,9 +66,9 @@ def test_failures_and_wrong_answers_are_seen_where_loadgen_sees_none(
 
     def damaged(*arguments: Any) -> tuple[Target, ...]:
         (target,) = prepare(*arguments)
-        return (
-            replace(target, requests=(b"\xff", *target.requests[1:]), references=("", *target.references[:0:-1])),  # type: ignore[arg-type]
-        )
+        others = zip(target.requests[1:], target.requests[:0:-1], strict=True)
+        swapped = (replace(one, reference=other.reference) for one, other in others)
+        return (replace(target, requests=(Request(b"\xff"), *swapped)),)
 
     monkeypatch.setattr(targets, "prepare", damaged)
     assert load(plain, tmp_path, "--mlperf", "server", "--rate", "100", "--check-every", "1") == 1

@@ -116,7 +116,7 @@ def test_the_server_extra_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None
         "print(sorted(name for name in sys.modules if name.startswith('rafaga.server.')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.strip() == "['rafaga.server.batcher', 'rafaga.server.latency']"
+    assert done.stdout.strip() == "['rafaga.server.batcher', 'rafaga.server.job', 'rafaga.server.latency']"
 
 
 @pytest.mark.nightly

@@ -16,6 +16,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from rafaga.cli import main
+from rafaga.plan import measure
 from rafaga.server.config import Config, ConfigError, TransportKind
 from rafaga.v1 import vision_pb2_grpc
 from tests.integration import messages
@@ -173,6 +175,22 @@ def test_mtls_lets_in_signed_clients_alone(tls: Callable[..., int], certificates
         assert refusal(lambda: ask(channel)).code is grpc.StatusCode.UNAVAILABLE
     with secure_channel(port, roots, certificates.read("stranger.key"), certificates.read("stranger.pem")) as channel:
         assert refusal(lambda: ask(channel)).code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_the_commands_show_their_certificate(
+    tls: Callable[..., int], certificates: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "CALLERS", (1,))
+    server = f"localhost:{tls(tls_client_ca=certificates.path('authority.pem'))}"
+    trusting = ["--tls-ca", str(certificates.path("authority.pem"))]
+    key, certificate = str(certificates.path("client.key")), str(certificates.path("client.pem"))
+    known = [*trusting, "--tls-key", key, "--tls-certificate", certificate]
+    load = ["load", "--server", server, "--model", "digits", "--rate", "20", "--duration", "0.3", "--warm-up", "0"]
+    plan = ["plan", "--measure", server, "--model", "digits", "--step", "0.2", "--profile", str(tmp_path / "profile")]
+    for command in (["models", "--server", server], load, plan):
+        assert main([*command, *known]) == 0
+        assert main([*command, *trusting]) == 3, "no certificate, no connection"
+        assert main([*command, *trusting, "--tls-key", key]) == 2
 
 
 def test_native_refuses_to_pretend_that_it_has_tls(certificates: Certificates) -> None:

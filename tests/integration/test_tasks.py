@@ -327,7 +327,9 @@ class TestCommandLine:
 def test_load_is_made_for_them_and_their_answers_are_checked(served: Served, model: str) -> None:
     (target,) = targets.prepare(Connection(served.address), Wire.RAFAGA, {model: 1.0}, Payloads(), PATIENCE_S)
     read = reader(target.replies)
-    first, second = target.references[:2]
+    first, second = (each.reference for each in target.requests[:2])
+    assert first is not None
+    assert second is not None
     assert read.timing(first).batch_size is not None
     assert read.same(first, first)
     if target.replies is not Replies.DETECT:  # random images are about as bright

@@ -130,6 +130,8 @@ def _connection(environ: Mapping[str, str]) -> ArgumentParser:
     )
     group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the bearer token")
     group.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS, trusting these root certificates (PEM)")
+    group.add_argument("--tls-key", type=Path, metavar="FILE", help="mTLS: the key of this client (PEM)")
+    group.add_argument("--tls-certificate", type=Path, metavar="FILE", help="mTLS: the certificate of this client")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     return parser
 
@@ -150,7 +152,10 @@ def _model() -> ArgumentParser:
 
 def _client(args: Namespace) -> Client:
     token = args.token_file.read_text(encoding="utf-8").strip() if args.token_file else None
-    tls = Tls.from_files(args.tls_ca) if args.tls_ca else None
+    if bool(args.tls_key) != bool(args.tls_certificate):
+        raise UsageError("--tls-key and --tls-certificate go together")
+    files = (args.tls_ca, args.tls_key, args.tls_certificate)
+    tls = Tls.from_files(*files) if any(files) else None
     try:
         return Client(args.server, timeout_s=args.timeout, token=token, tls=tls, priority=args.priority)
     except ValueError as error:

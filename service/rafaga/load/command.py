@@ -21,11 +21,12 @@ from rafaga.load.document import SCHEMA, DocumentError, Run, StepResult
 from rafaga.load.fleet import Fleet, FleetError
 from rafaga.load.options import LoadOptions, OptionsError, Outputs, parse_load, parse_merge
 from rafaga.load.payloads import PayloadError
-from rafaga.load.schedule import Pattern
+from rafaga.load.schedule import Pattern, Schedule
 from rafaga.load.search import search
 from rafaga.load.server_metrics import MetricsError
 from rafaga.load.session import Session
 from rafaga.load.steps import Step
+from rafaga.load.trace import TraceError
 from rafaga.load.view import View, view
 from rafaga.load.worker import Setup
 
@@ -60,7 +61,7 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         if arguments[:1] == ["merge"]:
             return _merge(arguments[1:])
         return _load(parse_load(arguments, environ), sys.stderr)
-    except (OptionsError, PayloadError, DocumentError, MetricsError) as error:
+    except (OptionsError, PayloadError, DocumentError, MetricsError, TraceError) as error:
         raise LoadError(str(error), usage=True) from None
     except (FleetError, mlperf.MlperfError) as error:
         raise LoadError(str(error), usage=False) from None
@@ -70,15 +71,23 @@ def _merge(arguments: Sequence[str]) -> int:
     options = parse_merge(arguments)
     merged = document.merge([document.read(path) for path in options.files])
     if options.objective is not None:
-        merged = document.judged(merged, options.objective.p99_ms)
+        merged = document.judged(merged, options.objective)
     return _finish(merged, options.outputs)
 
 
 def _load(options: LoadOptions, stderr: TextIO) -> int:
     conditions = options.conditions
     prepared = targets.prepare(
-        options.connection, conditions.protocol, conditions.models, options.payloads, _REFERENCE_TIMEOUT_S
+        options.connection,
+        conditions.protocol,
+        conditions.models,
+        options.payloads,
+        _REFERENCE_TIMEOUT_S,
+        options.trace,
     )
+    trace = None
+    if options.trace is not None:
+        trace = options.trace.schedule(targets.choices(prepared), conditions.seed)
     if options.metrics_url is not None:
         server_metrics.scrape(options.metrics_url)  # an address that is wrong is told before the load begins
     if options.mlperf is not None:
@@ -99,7 +108,7 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
         if options.find_max:
             max_rate, steps = _find_max(session, options, shown)
         else:
-            steps = tuple(_run_all(session, options))
+            steps = tuple(_run_all(session, options, trace))
     result = Run(
         SCHEMA,
         version("rafaga"),
@@ -113,19 +122,19 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
     return _finish(result, options.outputs)
 
 
-def _run_all(session: Session, options: LoadOptions) -> Iterator[StepResult]:
+def _run_all(session: Session, options: LoadOptions, trace: Schedule | None) -> Iterator[StepResult]:
     """One step after the other; with a common start, at times that every machine knows beforehand."""
     begin_at_s = None
     if options.start_at is not None:
         begin_at_s = time.monotonic() + options.start_at.timestamp() - time.time()
     for step in options.steps:
         if begin_at_s is None:
-            yield session.measure(step, options.trace)
+            yield session.measure(step, trace)
             continue
         begin_at_s += step.warm_up_s
         if begin_at_s < time.monotonic():
             raise OptionsError(f"--start-at: {options.start_at} is over, or too soon to be ready by then")
-        yield session.measure(step, options.trace, begin_at_s)
+        yield session.measure(step, trace, begin_at_s)
         # By then the last request of the step has its answer or none.
         begin_at_s += step.duration_s + options.conditions.deadline_ms / 1e3 + 1.0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,10 @@ class DocumentError(Exception):
 
 @dataclass(frozen=True)
 class Conditions:
-    """What was the same in every step. models: weights by name. payload: what was sent, in words."""
+    """What was the same in every step. models: weights by name. payload: what was sent, in words.
+
+    slo_p99_ms: the objective of models that have none in slo_p99_ms_by_model.
+    """
 
     protocol: Wire
     models: dict[str, float]
@@ -34,10 +37,13 @@ class Conditions:
     deadline_ms: float
     seed: int
     slo_p99_ms: float | None = None
+    slo_p99_ms_by_model: dict[str, float] = field(default_factory=dict)
 
     @property
     def objective(self) -> Objective | None:
-        return None if self.slo_p99_ms is None else Objective(self.slo_p99_ms)
+        if self.slo_p99_ms is None and not self.slo_p99_ms_by_model:
+            return None
+        return Objective(self.slo_p99_ms, self.slo_p99_ms_by_model)
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class Run:
     @property
     def met(self) -> bool | None:
         """Whether every step met the objective; of a search, whether any did. None without one."""
-        if self.conditions.slo_p99_ms is None:
+        if self.conditions.objective is None:
             return None
         if self.max_rate is not None:
             return self.max_rate > 0
@@ -130,9 +136,11 @@ def _merge_steps(results: Sequence[StepResult], conditions: Conditions) -> StepR
     return StepResult(first.step, figures, tally, generators, server)
 
 
-def judged(run: Run, slo_p99_ms: float) -> Run:
-    """The same run under another objective."""
-    conditions = replace(run.conditions, slo_p99_ms=slo_p99_ms)
+def judged(run: Run, objective: Objective) -> Run:
+    """The same run under another objective. Raises DocumentError for an objective of a model that was not asked."""
+    if unknown := objective.by_model.keys() - run.conditions.models.keys():
+        raise DocumentError(f"--slo-p99-ms: the run has no model {', '.join(sorted(unknown))}")
+    conditions = replace(run.conditions, slo_p99_ms=objective.p99_ms, slo_p99_ms_by_model=objective.by_model)
     steps = tuple(
         replace(r, figures=Figures.of(r.step, r.tally, r.generators, conditions.objective)) for r in run.steps
     )

@@ -12,7 +12,7 @@ from types import TracebackType
 from rafaga.load import worker
 from rafaga.load.figures import GeneratorUse
 from rafaga.load.log import Rows
-from rafaga.load.schedule import Part, Times
+from rafaga.load.schedule import Part, Schedule
 from rafaga.load.steps import Step
 from rafaga.load.worker import Begin, Broken, Finished, Order, Ready, Report, Setup
 
@@ -65,7 +65,7 @@ class Fleet:
         step: Step,
         part: Part,
         *,
-        trace: Times | None = None,
+        trace: Schedule | None = None,
         begin_at_s: float | None = None,
         on_begin: Callable[[float], None],
         on_rows: Callable[[Rows], None],

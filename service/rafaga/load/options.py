@@ -5,21 +5,24 @@ from __future__ import annotations
 import argparse
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from rafaga import Tls
-from rafaga.load import mlperf, schedule
-from rafaga.load.arguments import index, not_negative, positive, size, whole
+from rafaga.load import arguments as words
+from rafaga.load import mlperf, schedule, trace
+from rafaga.load.arguments import index, not_negative, positive, whole
 from rafaga.load.codecs import Wire
 from rafaga.load.connection import Connection
 from rafaga.load.document import Conditions
 from rafaga.load.figures import Objective
-from rafaga.load.payloads import Payloads, read
+from rafaga.load.payloads import Payloads, Rows, Size, describe, read
 from rafaga.load.schedule import Part, Pattern, Times
 from rafaga.load.steps import Step
+from rafaga.load.trace import Trace
 
 EPILOG = """\
 exit codes:
@@ -33,12 +36,15 @@ examples:
   rafaga load --model lenet5-mnist --rate 500 --slo-p99-ms 20
   rafaga load --model lenet5-mnist --ramp 100:2000:10 --report ramp.html
   rafaga load --model lenet5-mnist --find-max --slo-p99-ms 20
+  rafaga load --model resnet50 --rows 1=8 --rows 32=1 --rate 20 --slo-p99-ms 200
   rafaga load --model resnet50=3 --model lstm-co2=1 --input photos/ --rate 40 --metrics http://localhost:8080/metrics
   rafaga load merge first.json second.json --report both.html
 """
 
 DEFAULT_DURATION_S = 10.0
-DEFAULT_SIZE = (224, 224)
+_OBJECTIVE = "MS[,MODEL=MS...]"
+
+T = TypeVar("T")
 
 
 class OptionsError(Exception):
@@ -64,7 +70,7 @@ class LoadOptions:
     conditions: Conditions
     payloads: Payloads
     steps: tuple[Step, ...]
-    trace: Times | None
+    trace: Trace | None
     find_max: bool
     precision: float
     processes: int
@@ -85,15 +91,14 @@ class MergeOptions:
 
 
 def parse_load(arguments: Sequence[str], environ: Mapping[str, str]) -> LoadOptions:
-    """Raises OptionsError, PayloadError or OSError; SystemExit as argparse does it."""
+    """Raises OptionsError, PayloadError, TraceError or OSError; SystemExit as argparse does it."""
     args = _load_parser(environ).parse_args(arguments)
     payloads = inputs(args)
-    trace = None if args.trace is None else _trace(args.trace)
-    models: dict[str, float] = {}
-    for name, weight in args.model:
-        if name in models:
-            raise OptionsError(f"--model {name} is given twice")
-        models[name] = weight
+    replayed = None if args.trace is None else trace.read(args.trace)
+    models = _models(args, replayed)
+    objective = args.slo_p99_ms or Objective()
+    if unknown := objective.by_model.keys() - models.keys():
+        raise OptionsError(f"--slo-p99-ms: no --model {', '.join(sorted(unknown))}")
     if args.find_max and args.slo_p99_ms is None:
         raise OptionsError("--find-max needs an objective: --slo-p99-ms")
     if args.find_max and args.part.of > 1:
@@ -106,11 +111,12 @@ def parse_load(arguments: Sequence[str], environ: Mapping[str, str]) -> LoadOpti
             payload=describe(payloads),
             deadline_ms=args.deadline_ms,
             seed=args.seed,
-            slo_p99_ms=args.slo_p99_ms,
+            slo_p99_ms=objective.p99_ms,
+            slo_p99_ms_by_model=objective.by_model,
         ),
         payloads=payloads,
-        steps=() if args.mlperf else _steps(args, trace),
-        trace=trace,
+        steps=() if args.mlperf else _steps(args, replayed),
+        trace=replayed,
         find_max=args.find_max,
         precision=args.precision / 100,
         processes=args.processes,
@@ -120,7 +126,7 @@ def parse_load(arguments: Sequence[str], environ: Mapping[str, str]) -> LoadOpti
         check_every=args.check_every,
         metrics_url=args.metrics,
         outputs=Outputs(args.json, args.report),
-        mlperf=_mlperf_plan(args) if args.mlperf else None,
+        mlperf=_mlperf_plan(args, payloads, models, objective) if args.mlperf else None,
     )
 
 
@@ -130,11 +136,32 @@ def parse_merge(arguments: Sequence[str]) -> MergeOptions:
         description="Merges the parts of one run, exactly; with a single file, judges or reports it again.",
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what --json wrote")
-    parser.add_argument("--slo-p99-ms", type=positive, metavar="MS", help="judge by this objective instead")
+    parser.add_argument(
+        "--slo-p99-ms", type=words.objective, metavar=_OBJECTIVE, help="judge by this objective instead"
+    )
     _add_outputs(parser)
     args = parser.parse_args(arguments)
-    objective = None if args.slo_p99_ms is None else Objective(args.slo_p99_ms)
-    return MergeOptions(tuple(args.files), objective, Outputs(args.json, args.report))
+    return MergeOptions(tuple(args.files), args.slo_p99_ms, Outputs(args.json, args.report))
+
+
+def _models(args: Namespace, replayed: Trace | None) -> dict[str, float]:
+    """Weights by name: those of --model; without it, those that the trace names."""
+    named = [name for name in (replayed.models if replayed else ()) if name is not None]
+    if args.model is None:
+        if replayed is None or len(named) < len(replayed.models):
+            raise OptionsError("which model? --model NAME, or a trace that names one in every line")
+        return dict.fromkeys(named, 1.0)
+    models = _each_once("--model", args.model, lambda given: given[0])
+    if missing := set(named) - {name for name, _ in models}:
+        raise OptionsError(f"--trace names models that no --model does: {', '.join(sorted(missing))}")
+    return dict(models)
+
+
+def _each_once(option: str, given: Sequence[T], name: Callable[[T], str]) -> tuple[T, ...]:
+    names = [name(each) for each in given]
+    if twice := [each for each in names if names.count(each) > 1]:
+        raise OptionsError(f"{option} {twice[0]} is given twice")
+    return tuple(given)
 
 
 def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
@@ -149,7 +176,7 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
     which = load.add_mutually_exclusive_group()
     which.add_argument("--rate", type=positive, metavar="R", help="requests per second, whatever the server does")
     which.add_argument("--concurrency", type=whole, metavar="C", help="callers that each wait for their answer")
-    which.add_argument("--trace", type=Path, metavar="FILE", help="recorded arrivals: a time in seconds per line")
+    which.add_argument("--trace", type=Path, metavar="FILE", help="recorded arrivals, by line: SECONDS [MODEL [ROWS]]")
     which.add_argument("--ramp", type=_ramp, metavar="FROM:TO:STEPS", help="rates, one step after the other")
     load.add_argument("--find-max", action="store_true", help="the highest rate that meets --slo-p99-ms")
     load.add_argument(
@@ -173,15 +200,19 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
     time.add_argument(
         "--deadline-ms", type=positive, default=10_000.0, metavar="MS", help="a request's, from when it is due (10000)"
     )
-    time.add_argument("--slo-p99-ms", type=positive, metavar="MS", help="99 of 100 requests answered within; else 1")
+    time.add_argument(
+        "--slo-p99-ms",
+        type=words.objective,
+        metavar=_OBJECTIVE,
+        help="of every model 99 of 100 requests answered within; else exit code 1",
+    )
     time.add_argument("--precision", type=positive, default=5.0, metavar="PERCENT", help="of --find-max (%(default)s)")
 
     mix = parser.add_argument_group("requests")
     mix.add_argument(
         "--model",
         action="append",
-        required=True,
-        type=_weighted,
+        type=words.model,
         metavar="NAME[=WEIGHT]",
         help="several share the requests by weight",
     )
@@ -231,22 +262,29 @@ def add_inputs(group: argparse._ArgumentGroup) -> None:
         help="images (.jpg, .png) or series (.csv, .txt) to send; random ones otherwise",
     )
     group.add_argument("--column", metavar="NAME", help="of the series to send, by name or number from 1")
-    group.add_argument("--rows", type=whole, default=1, metavar="N", help="random images per request (%(default)s)")
+    group.add_argument(
+        "--rows",
+        action="append",
+        type=words.rows,
+        metavar="N[=WEIGHT]",
+        help="images per request; several make a mix (1)",
+    )
     group.add_argument(
         "--size",
-        type=size,
-        default=DEFAULT_SIZE,
-        metavar="HxW",
-        help="of random images where the model takes any (224x224)",
+        action="append",
+        type=words.size,
+        metavar="HxW[=WEIGHT]",
+        help="of random images where the model takes any; several make a mix (224x224)",
     )
     group.add_argument("--seed", type=index, default=0, metavar="N", help="of arrivals, mix and inputs (%(default)s)")
 
 
 def inputs(args: Namespace) -> Payloads:
     """Raises OptionsError, PayloadError or OSError."""
-    height, width = args.size
+    rows = _each_once("--rows", args.rows or [Rows()], lambda each: str(each.count))
+    sizes = _each_once("--size", args.size or [Size()], lambda each: f"{each.height}x{each.width}")
     try:
-        return read(args.input, args.column, rows=args.rows, height=height, width=width, seed=args.seed)
+        return read(args.input, args.column, rows=rows, sizes=sizes, seed=args.seed)
     except UnicodeDecodeError as error:
         raise OptionsError(f"--input: not text: {error}") from None
 
@@ -255,6 +293,8 @@ def add_credentials(group: argparse._ArgumentGroup) -> None:
     """What `connection` reads."""
     group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the bearer token")
     group.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS, trusting these certificates (PEM)")
+    group.add_argument("--tls-key", type=Path, metavar="FILE", help="mTLS: the key of this client (PEM)")
+    group.add_argument("--tls-certificate", type=Path, metavar="FILE", help="mTLS: the certificate of this client")
 
 
 def add_processes(group: argparse._ArgumentGroup) -> None:
@@ -272,8 +312,10 @@ def _add_outputs(parser: ArgumentParser) -> argparse._ArgumentGroup:
 def connection(address: str, args: Namespace) -> Connection:
     """Raises OptionsError or OSError."""
     token = args.token_file.read_text(encoding="utf-8").strip() if args.token_file else None
-    tls = Tls.from_files(args.tls_ca) if args.tls_ca else None
-    found = Connection(address, token, tls)
+    if bool(args.tls_key) != bool(args.tls_certificate):
+        raise OptionsError("--tls-key and --tls-certificate go together")
+    files = (args.tls_ca, args.tls_key, args.tls_certificate)
+    found = Connection(address, token, Tls.from_files(*files) if any(files) else None)
     try:
         found.endpoint()
     except ValueError as error:
@@ -281,10 +323,10 @@ def connection(address: str, args: Namespace) -> Connection:
     return found
 
 
-def _steps(args: Namespace, trace: Times | None) -> tuple[Step, ...]:
+def _steps(args: Namespace, replayed: Trace | None) -> tuple[Step, ...]:
     timed = {"warm_up_s": args.warm_up, "duration_s": args.duration or DEFAULT_DURATION_S}
-    if trace is not None:
-        return (_trace_step(args, trace),)
+    if replayed is not None:
+        return (_trace_step(args, replayed.due_s),)
     if args.concurrency is not None:
         if args.find_max:
             raise OptionsError("--find-max looks for a rate: callers that wait have none")
@@ -303,67 +345,40 @@ def _steps(args: Namespace, trace: Times | None) -> tuple[Step, ...]:
     return tuple(Step(args.arrivals, rate=rate, seed=args.seed + i, **timed) for i, rate in enumerate(rates))
 
 
-def _mlperf_plan(args: Namespace) -> mlperf.Plan:
+def _mlperf_plan(args: Namespace, payloads: Payloads, models: Mapping[str, float], objective: Objective) -> mlperf.Plan:
     """Raises OptionsError for what LoadGen decides by itself."""
     for name in ("concurrency", "trace", "ramp", "find_max", "report", "metrics", "start_at"):
         if getattr(args, name):
             raise OptionsError(f"--mlperf leaves the load to LoadGen: leave out --{name.replace('_', '-')}")
     if args.part.of > 1 or args.processes > 1:
         raise OptionsError("--mlperf runs LoadGen in this process: leave out --processes and --part")
-    if len(args.model) > 1:
+    if len(models) > 1:
         raise OptionsError("--mlperf measures one model")
+    if len(payloads.rows) > 1 or len(payloads.sizes) > 1:
+        raise OptionsError("--mlperf sends every sample as often: leave out all but one --rows and --size")
     if args.rate is None and args.mlperf in (mlperf.Scenario.SERVER, mlperf.Scenario.OFFLINE):
         raise OptionsError(f"--mlperf {args.mlperf} needs --rate, the samples per second to offer or to expect")
     return mlperf.Plan(
         scenario=args.mlperf,
         rate=args.rate or 1.0,
         duration_s=args.duration or DEFAULT_DURATION_S,
-        bound_ms=args.slo_p99_ms or args.deadline_ms,
+        bound_ms=objective.of(next(iter(models))) or args.deadline_ms,
         deadline_s=args.deadline_ms / 1e3,
         seed=args.seed,
         log=args.mlperf_log,
     )
 
 
-def _trace_step(args: Namespace, trace: Times) -> Step:
+def _trace_step(args: Namespace, due_s: Times) -> Step:
     """The trace's own beginning warms up; its end is the window's, unless --duration cuts it short."""
     if args.find_max:
         raise OptionsError("--find-max looks for a rate: a trace has its own")
-    length_s = float(trace[-1]) - args.warm_up
+    length_s = float(due_s[-1]) - args.warm_up
     if length_s <= 0:
-        raise OptionsError(f"--trace: nothing is left of {trace[-1]:g} s after --warm-up {args.warm_up:g}")
+        raise OptionsError(f"--trace: nothing is left of {due_s[-1]:g} s after --warm-up {args.warm_up:g}")
     duration_s = min(args.duration or math.inf, length_s + 1e-6)  # so that the last arrival itself is inside
-    counted = trace[(trace >= args.warm_up) & (trace < args.warm_up + duration_s)]
+    counted = due_s[(due_s >= args.warm_up) & (due_s < args.warm_up + duration_s)]
     return Step(Pattern.TRACE, len(counted) / duration_s, 0, args.warm_up, duration_s, args.seed)
-
-
-def _trace(path: Path) -> Times:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    try:
-        times = schedule.replay(float(line) for line in lines if line and not line.startswith("#"))
-    except ValueError as error:
-        raise OptionsError(f"--trace {path}: expected a time in seconds per line: {error}") from None
-    if times.size < 2 or not math.isfinite(times[-1]):
-        raise OptionsError(f"--trace {path}: expected at least two times, all of them finite")
-    return times
-
-
-def describe(payloads: Payloads) -> str:
-    """What is sent, in words."""
-    given = [
-        f"{len(items)} {name}" for name, items in (("images", payloads.images), ("series", payloads.series)) if items
-    ]
-    made = f"random inputs, {payloads.rows} to a request"
-    if (payloads.height, payloads.width) != DEFAULT_SIZE:
-        made += f", {payloads.height}x{payloads.width} where the model takes any size"
-    return ", ".join([*given, *([] if given else [made])])
-
-
-def _weighted(text: str) -> tuple[str, float]:
-    name, _, weight = text.partition("=")
-    if not name:
-        raise ArgumentTypeError(f"{text!r} names no model")
-    return name, positive(weight) if weight else 1.0
 
 
 def _ramp(text: str) -> tuple[float, ...]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,9 @@ from rafaga.series import SeriesError, read_series
 
 # Different requests, so that no cache on the way makes the load lighter than it looks.
 RANDOM_PAYLOADS = 16
+_AT_LEAST = 4  # of each kind in a mix
 MAX_FILES = 256
+DEFAULT_SIZE = (224, 224)
 _IMAGES = frozenset({".jpg", ".jpeg", ".png"})
 _SERIES = frozenset({".csv", ".txt"})
 
@@ -23,27 +26,93 @@ class PayloadError(Exception):
     """An input that cannot be sent; the message names it and says what was expected."""
 
 
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """So many images in a request, as often as `weight` says beside the others of a mix.
+
+    drawn: False where only a trace asks for it.
+    """
+
+    count: int = 1
+    weight: float = 1.0
+    drawn: bool = True
+
+
+@dataclass(frozen=True)
+class Size:
+    """Pixels of random images where the model takes any size, as often as `weight` says."""
+
+    height: int = DEFAULT_SIZE[0]
+    width: int = DEFAULT_SIZE[1]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Payload(Generic[T]):
+    """What one request holds. weight: how often, beside the others; drawn: as of its rows."""
+
+    content: T
+    rows: int = 1
+    weight: float = 1.0
+    drawn: bool = True
+
+    def holding(self, content: U) -> Payload[U]:
+        return Payload(content, self.rows, self.weight, self.drawn)
+
+
 @dataclass(frozen=True)
 class Payloads:
     """What the user gave, and what is made up where nothing fits.
 
-    images: encoded files. series: histories. rows: images per request of random pixels. height, width: of random
-    images for models that take any size. seed: of everything random.
+    images: encoded files. series: histories. rows and sizes: mixes, every number of rows in every size. seed: of
+    everything random.
     """
 
     images: tuple[bytes, ...] = ()
     series: tuple[tuple[float, ...], ...] = ()
-    rows: int = 1
-    height: int = 224
-    width: int = 224
+    rows: tuple[Rows, ...] = (Rows(),)
+    sizes: tuple[Size, ...] = (Size(),)
     seed: int = 0
 
-    def pixels(self, shape: Sequence[int | None]) -> list[NDArray[np.uint8]]:
+    def with_rows(self, counts: Iterable[int]) -> Payloads:
+        """The same, with requests of so many rows too, which are sent only where a trace asks for them."""
+        known = {rows.count for rows in self.rows}
+        return replace(self, rows=self.rows + tuple(Rows(n, drawn=False) for n in sorted(set(counts) - known)))
+
+    def pictures(self) -> list[Payload[tuple[bytes, ...]]]:
+        """The user's images, so many to a request; every image as often."""
+        found = []
+        for rows in self.rows:
+            groups = math.ceil(len(self.images) / rows.count)
+            for group in range(groups):
+                chosen = (self.images[(group * rows.count + i) % len(self.images)] for i in range(rows.count))
+                found.append(Payload(tuple(chosen), rows.count, rows.weight / groups, rows.drawn))
+        return found
+
+    def pixels(self, shape: Sequence[int | None]) -> list[Payload[NDArray[np.uint8]]]:
         """uint8 [rows, height, width, channels] each. shape: the model's, None where any size goes."""
         _, height, width, channels = shape
-        size = (self.rows, height or self.height, width or self.width, channels or 3)
         rng = np.random.default_rng(self.seed)
-        return [rng.integers(0, 256, size, dtype=np.uint8) for _ in range(RANDOM_PAYLOADS)]
+
+        def random(each: Payload[Size]) -> NDArray[np.uint8]:
+            size = (each.rows, height or each.content.height, width or each.content.width, channels or 3)
+            return rng.integers(0, 256, size, dtype=np.uint8)
+
+        return [each.holding(random(each)) for each in self.shapes()]
+
+    def shapes(self) -> list[Payload[Size]]:
+        """Of random images: several of each kind, RANDOM_PAYLOADS of them and more in all."""
+        kinds = [(rows, size) for rows in self.rows for size in self.sizes]
+        each = max(_AT_LEAST, math.ceil(RANDOM_PAYLOADS / len(kinds)))
+        return [
+            Payload(size, rows.count, rows.weight * size.weight / each, rows.drawn)
+            for rows, size in kinds
+            for _ in range(each)
+        ]
 
     def histories(self, length: int) -> list[NDArray[np.float32]]:
         """float32 [length] each: random walks, as far from white noise as most series are."""
@@ -55,6 +124,28 @@ class Payloads:
         rng = np.random.default_rng(self.seed)
         chosen = rng.integers(0, len(alphabet), (RANDOM_PAYLOADS, length))
         return [[alphabet[index] for index in row] for row in chosen.tolist()]
+
+
+def describe(payloads: Payloads) -> str:
+    """What is sent, in words."""
+    given = [
+        f"{len(items)} {name}" for name, items in (("images", payloads.images), ("series", payloads.series)) if items
+    ]
+    rows = {str(rows.count): rows.weight for rows in payloads.rows}
+    words = ", ".join(given) if given else "random inputs"
+    if not given or payloads.rows != (Rows(),):
+        words += f", {_shares(rows)} to a request"
+    if not given and payloads.sizes != (Size(),):
+        sizes = {f"{size.height}x{size.width}": size.weight for size in payloads.sizes}
+        words += f", {_shares(sizes)} where the model takes any size"
+    return words
+
+
+def _shares(weights: dict[str, float]) -> str:
+    if len(weights) == 1:
+        return next(iter(weights))
+    whole = sum(weights.values())
+    return " or ".join(f"{name} ({weight / whole:.0%})" for name, weight in weights.items())
 
 
 def read(paths: Sequence[Path], column: str | None = None, **options: Any) -> Payloads:

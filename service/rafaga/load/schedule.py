@@ -6,7 +6,7 @@ the measured window; those of the warm-up are negative.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -57,6 +57,16 @@ class Schedule:
         return Schedule(self.due_s[part.index :: part.of], self.request[part.index :: part.of])
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A request of the mix, as schedules know it. weight: how often. drawn: False where only a trace names it."""
+
+    model: str
+    rows: int
+    weight: float
+    drawn: bool = True
+
+
 def poisson(rate: float, begin_s: float, end_s: float, rng: np.random.Generator) -> Times:
     """Independent callers, so many per second on average.
 
@@ -69,12 +79,6 @@ def poisson(rate: float, begin_s: float, end_s: float, rng: np.random.Generator)
 def constant(rate: float, begin_s: float, end_s: float) -> Times:
     """Evenly spaced, one of them at zero."""
     return np.arange(np.ceil(begin_s * rate), np.ceil(end_s * rate)) / rate
-
-
-def replay(timestamps: Iterable[float]) -> Times:
-    """Recorded arrivals in seconds of any clock, in any order; the first of them is due at zero."""
-    times = np.sort(np.fromiter(timestamps, np.float64))
-    return times - times[0] if times.size else times
 
 
 def ramp(first: float, last: float, steps: int) -> tuple[float, ...]:

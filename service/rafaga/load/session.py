@@ -10,7 +10,7 @@ from rafaga.load.document import StepResult
 from rafaga.load.figures import Figures, Objective
 from rafaga.load.fleet import Fleet
 from rafaga.load.log import Rows
-from rafaga.load.schedule import Part, Times
+from rafaga.load.schedule import Part, Schedule
 from rafaga.load.server_metrics import Samples, ServerWindow
 from rafaga.load.steps import Step
 from rafaga.load.tally import Tally
@@ -36,7 +36,7 @@ class Session:
         self._part = part or Part()
         self._metrics_url = metrics_url
 
-    def measure(self, step: Step, trace: Times | None = None, begin_at_s: float | None = None) -> StepResult:
+    def measure(self, step: Step, trace: Schedule | None = None, begin_at_s: float | None = None) -> StepResult:
         """Raises RafagaError, FleetError or MetricsError. begin_at_s: of the monotonic clock; None is at once."""
         counts = Tally(tally.interval_s(step.duration_s))
         window = _Window(step, counts, self._models, self._view, self._metrics_url)

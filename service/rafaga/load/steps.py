@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rafaga.load import schedule
-from rafaga.load.schedule import Pattern, Schedule, Times
+from rafaga.load.schedule import Pattern, Schedule
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,11 @@ class Step:
     def open(self) -> bool:
         return self.pattern is not Pattern.CLOSED
 
-    def schedule(self, weights: Sequence[float], trace: Times | None = None) -> Schedule:
-        """The whole of an open loop's schedule, the same in every process and on every machine that shares the run."""
+    def schedule(self, weights: Sequence[float], trace: Schedule | None = None) -> Schedule:
+        """The whole of an open loop's schedule, the same in every process and on every machine that shares the run.
+
+        weights: of each request of the mix. trace: from zero on, in place of what would be drawn.
+        """
         # Two streams: the requests chosen do not change with the pattern of arrivals.
         arrivals, choices = (np.random.default_rng([self.seed, stream]) for stream in (0, 1))
         begin_s, end_s = -self.warm_up_s, self.duration_s
@@ -43,7 +46,9 @@ class Step:
             case Pattern.TRACE:
                 assert trace is not None, "a trace is replayed from its timestamps"
                 # Recorded traffic has no warm-up to invent: its own beginning is it.
-                due_s = trace - self.warm_up_s
+                due_s = trace.due_s - self.warm_up_s
+                inside = due_s < end_s
+                return Schedule(due_s[inside], trace.request[inside])
             case Pattern.CLOSED:
                 raise ValueError("callers that wait for answers have no schedule")
         due_s = due_s[due_s < end_s]

@@ -31,6 +31,14 @@ class ModelTally:
     outcomes: dict[str, int] = field(default_factory=dict)
     latency: Distribution = field(default_factory=Distribution)
 
+    @property
+    def sent(self) -> int:
+        return sum(self.outcomes.values())
+
+    @property
+    def ok(self) -> int:
+        return self.outcomes.get(OK, 0)
+
 
 @dataclass
 class Tally:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rafaga.load.document import Run, StepResult
-from rafaga.load.figures import REMEDY, Figures, describe_outcomes
+from rafaga.load.figures import REMEDY, Figures, Judged, describe_outcomes
 from rafaga.load.mlperf import Verdict
 from rafaga.load.view import describe
 
@@ -41,7 +41,7 @@ def warnings(run: Run) -> list[str]:
 
 def _table(run: Run) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    goal = run.conditions.slo_p99_ms is not None
+    goal = run.conditions.objective is not None
     headings = ["load", "offered/s", "answers/s", *(["goodput/s"] if goal else [])]
     headings += ["p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "refused", "failed"]
     for heading in headings:
@@ -71,12 +71,14 @@ def _details(result: StepResult, several: bool) -> Iterator[str]:
     if several:
         yield f"  {describe(result.step)}"
     if len(tally.models) > 1:
+        judged = {each.model: each for each in figures.judged}
         for name, model in sorted(tally.models.items()):
             p50_us, p99_us = model.latency.percentiles_us((50, 99))
             bad = describe_outcomes(model.outcomes)
             yield (
                 f"{indent}{name}: {model.latency.count / result.step.duration_s:,.1f} answers/s, "
-                f"p50 {p50_us / 1e3:.2f} ms, p99 {p99_us / 1e3:.2f} ms" + (f"; {bad}" if bad else "")
+                f"p50 {p50_us / 1e3:.2f} ms, p99 {p99_us / 1e3:.2f} ms{_judgement(judged.get(name))}"
+                + (f"; {bad}" if bad else "")
             )
     elif bad := describe_outcomes(tally.outcomes):
         yield f"{indent}not answered: {bad}"
@@ -100,17 +102,24 @@ def _details(result: StepResult, several: bool) -> Iterator[str]:
     )
 
 
+def _judgement(judged: Judged | None) -> str:
+    if judged is None:
+        return ""
+    said = "[green]met[/]" if judged.met else f"[red]missed[/] by {judged.due - judged.within:,} of {judged.due:,}"
+    return f", within {judged.p99_ms:g} ms: {said}"
+
+
 def _verdict(run: Run) -> str:
-    goal = run.conditions.slo_p99_ms
+    goal = run.conditions.objective
     if goal is None:
         return ""
     if run.max_rate is not None:
         if run.max_rate:
-            return f"[bold]{run.max_rate:,.1f} requests/s[/] is the highest rate found with p99 within {goal:g} ms"
-        return f"no rate was found with p99 within {goal:g} ms"
+            return f"[bold]{run.max_rate:,.1f} requests/s[/] is the highest rate found with p99 {goal}"
+        return f"no rate was found with p99 {goal}"
     if run.met:
-        return f"[green]objective met:[/] p99 within {goal:g} ms"
-    return f"[red]objective missed:[/] p99 within {goal:g} ms, refused and failed requests counted as too late"
+        return f"[green]objective met:[/] p99 {goal}"
+    return f"[red]objective missed:[/] p99 {goal}, refused and failed requests counted as too late"
 
 
 def show_mlperf(verdict: Verdict, model: str, console: Console) -> None:

@@ -36,9 +36,9 @@ class GrpcSend:
                 channel.unary_unary(target.method, None, None) for channel in self._channels
             ]
             read = reader(target.replies)
-            for index, request in enumerate(target.requests):
-                self._requests.append(request)
-                self._references.append(target.references[index] if target.references else None)
+            for request in target.requests:
+                self._requests.append(request.body)
+                self._references.append(request.reference)
                 self._calls.append(calls)
                 self._readers.append(read)
         self._turn = 0

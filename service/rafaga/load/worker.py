@@ -26,7 +26,7 @@ from rafaga.load.connection import Connection
 from rafaga.load.figures import GeneratorUse
 from rafaga.load.generator import Caller, Send, closed_loop, open_loop
 from rafaga.load.log import Log, Rows
-from rafaga.load.schedule import Part, Times
+from rafaga.load.schedule import Part, Schedule
 from rafaga.load.steps import Step
 from rafaga.load.transport import GrpcSend
 
@@ -50,11 +50,11 @@ class Setup:
 
 @dataclass(frozen=True)
 class Order:
-    """A step, and which share of it is this process's. trace: arrivals of a trace, in seconds from its beginning."""
+    """A step, and which share of it is this process's. trace: what it replays, in seconds from its beginning."""
 
     step: Step
     part: Part
-    trace: Times | None = None
+    trace: Schedule | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ async def _obey(setup: Setup, pipe: Pipe, report: Callable[[Report], None]) -> N
         await send.close()
 
 
-Share: TypeAlias = schedule.Schedule | tuple[int, list[int]]
+Share: TypeAlias = Schedule | tuple[int, list[int]]
 """Of an open loop its schedule, of a closed one how many callers and what they send in turn."""
 
 
@@ -157,7 +157,7 @@ async def run_step(
 
     reporting = asyncio.create_task(report_often())
     using = asyncio.create_task(_use(caller, step.duration_s))
-    if isinstance(share, schedule.Schedule):
+    if isinstance(share, Schedule):
         await open_loop(caller, share, max_outstanding)
     else:
         await asyncio.sleep(max(0.0, -step.warm_up_s - caller.now_s))

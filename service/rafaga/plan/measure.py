@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rafaga.client import _calls
-from rafaga.load import options, targets, view
+from rafaga.load import payloads as inputs
+from rafaga.load import targets, view
 from rafaga.load.codecs import Wire
 from rafaga.load.connection import Connection
 from rafaga.load.figures import MAX_CORES_PER_PROCESS
@@ -101,14 +102,14 @@ def measure(
         crowded_rate = found[-1].measured.rate
         for share in (SHARED, CHECKED):
             load(replace(plain, pattern=Pattern.POISSON, rate=share * crowded_rate, duration_s=2 * step_s))
-    profile = profile_of(found, request_rows=1 if payloads.images or payloads.series else payloads.rows)
+    profile = profile_of(found, request_rows=target[0].requests[0].rows)
     return replace(
         profile,
         rafaga=version("rafaga"),
         measured=datetime.now(UTC).isoformat(timespec="seconds"),
         server=connection.address,
         model=model,
-        payload=options.describe(payloads),
+        payload=inputs.describe(payloads),
         max_batch_size=description.max_batch_size,
     )
 

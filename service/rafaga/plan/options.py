@@ -65,6 +65,8 @@ def parse(arguments: Sequence[str]) -> PlanOptions:
         raise OptionsError("what does a replica need? --measure HOST:PORT finds out, --profile FILE tells")
     if (args.measure is None) != (args.model is None):
         raise OptionsError("--measure and --model go together")
+    if any(len(given or ()) > 1 for given in (args.rows, args.size)):
+        raise OptionsError("a profile is of one kind of request: one --rows, one --size")
     if (args.rate is None) != (args.slo_p99_ms is None):
         raise OptionsError("--rate and --slo-p99-ms go together")
     if args.rate is None and (args.measure is None or args.profile is None):

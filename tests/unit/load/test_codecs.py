@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ import pytest
 import rafaga.load
 from rafaga.errors import ModelNotReady, RafagaError, Unsupported
 from rafaga.load import payloads
-from rafaga.load.codecs import Replies, Target, rafaga_v1, reader
+from rafaga.load.codecs import Replies, Request, Target, rafaga_v1, reader
 from rafaga.load.log import Answer
-from rafaga.load.payloads import RANDOM_PAYLOADS, PayloadError, Payloads
+from rafaga.load.payloads import RANDOM_PAYLOADS, PayloadError, Payloads, Rows, Size
 from rafaga.load.targets import models, weights
 from rafaga.v1 import catalog_pb2, common_pb2, forecasting_pb2, sequences_pb2, vision_pb2
 
@@ -112,30 +113,30 @@ def test_the_same_segments_and_symbols() -> None:
 
 def test_random_pixels_have_the_models_shape() -> None:
     image = catalog_pb2.Tensor(name="image", dtype="uint8", shape=[-1, -1, 28, 3])
-    found = target(described(task="classification", inputs=[image]), Payloads(rows=2, height=30, width=40))
+    found = target(described(task="classification", inputs=[image]), Payloads(rows=(Rows(2),), sizes=(Size(30, 40),)))
     assert (found.method, found.replies) == ("/rafaga.v1.Vision/Classify", Replies.CLASSIFY)
-    sent = [vision_pb2.ClassifyRequest.FromString(request).pixels for request in found.requests]
+    sent = [vision_pb2.ClassifyRequest.FromString(request.body).pixels for request in found.requests]
     assert len({pixels.data for pixels in sent}) == RANDOM_PAYLOADS
     assert {(p.batch, p.height, p.width, p.channels) for p in sent} == {(2, 30, 28, 3)}
     found = target(described(task="features", inputs=[image]), Payloads())
     assert found.method == "/rafaga.v1.Vision/ExtractFeatures"
-    assert vision_pb2.ExtractFeaturesRequest.FromString(found.requests[0]).pixels.height == 224
+    assert vision_pb2.ExtractFeaturesRequest.FromString(found.requests[0].body).pixels.height == 224
 
 
 def test_files_are_sent_as_they_are() -> None:
     image = catalog_pb2.Tensor(name="image", dtype="uint8", shape=[-1, 28, 28, 1])
     found = target(described(task="classification", inputs=[image]), Payloads(images=(b"one", b"two")))
-    sent = [vision_pb2.ClassifyRequest.FromString(request).encoded.images for request in found.requests]
+    sent = [vision_pb2.ClassifyRequest.FromString(request.body).encoded.images for request in found.requests]
     assert [list(images) for images in sent] == [[b"one"], [b"two"]]
 
 
 def test_series_are_as_long_as_the_model_looks_back() -> None:
     spec = catalog_pb2.ForecastInfo(min_history=2, max_history=48, max_horizon=4)
     found = target(described(task="forecasting", forecast=spec), Payloads())
-    sent = [forecasting_pb2.ForecastRequest.FromString(request) for request in found.requests]
+    sent = [forecasting_pb2.ForecastRequest.FromString(request.body) for request in found.requests]
     assert {len(request.history) for request in sent} == {48}
     given = target(described(task="forecasting", forecast=spec), Payloads(series=((1.0, 2.0, 3.0),)))
-    assert list(forecasting_pb2.ForecastRequest.FromString(given.requests[0]).history) == [1, 2, 3]
+    assert list(forecasting_pb2.ForecastRequest.FromString(given.requests[0].body).history) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -153,9 +154,37 @@ def test_a_model_that_cannot_be_asked_is_told_before_the_load(
 
 
 def test_the_mix_shares_a_models_weight_among_its_requests() -> None:
-    mix = [Target("a", 3.0, "", (b"1", b"2"), Replies.CLASSIFY), Target("b", 1.0, "", (b"3",), Replies.FORECAST)]
-    assert weights(mix) == [1.5, 1.5, 1.0]
-    assert models(mix) == ["a", "a", "b"]
+    requests = (Request(b"1"), Request(b"2", rows=8, weight=2.0), Request(b"3", rows=9, drawn=False))
+    mix = [Target("a", 3.0, "", requests, Replies.CLASSIFY), Target("b", 1.0, "", (Request(b"4"),), Replies.FORECAST)]
+    assert weights(mix) == [1.0, 2.0, 0.0, 1.0]
+    assert models(mix) == ["a", "a", "a", "b"]
+
+
+def test_rows_and_sizes_are_mixed_by_weight() -> None:
+    image = catalog_pb2.Tensor(name="image", dtype="uint8", shape=[-1, -1, -1, 3])
+    mixed = Payloads(rows=(Rows(1, 3.0), Rows(4, 1.0)), sizes=(Size(30, 40, 2.0), Size(50, 60, 1.0)))
+    found = target(described(task="classification", inputs=[image]), mixed)
+    shares: Counter[tuple[int, ...]] = Counter()
+    for request in found.requests:
+        pixels = vision_pb2.ClassifyRequest.FromString(request.body).pixels
+        assert request.rows == pixels.batch
+        shares[pixels.batch, pixels.height, pixels.width] += request.weight  # type: ignore[assignment]
+    assert shares == {(1, 30, 40): 6, (1, 50, 60): 3, (4, 30, 40): 2, (4, 50, 60): 1}
+    assert len({request.body for request in found.requests}) == len(found.requests) >= RANDOM_PAYLOADS
+    assert payloads.describe(mixed) == (
+        "random inputs, 1 (75%) or 4 (25%) to a request, 30x40 (67%) or 50x60 (33%) where the model takes any size"
+    )
+
+
+def test_files_share_requests_of_several_rows() -> None:
+    image = catalog_pb2.Tensor(name="image", dtype="uint8", shape=[-1, 28, 28, 1])
+    given = Payloads(images=(b"a", b"b", b"c"), rows=(Rows(1, 3.0), Rows(2)))
+    found = target(described(task="classification", inputs=[image]), given)
+    sent = [
+        (list(vision_pb2.ClassifyRequest.FromString(each.body).encoded.images), each.weight) for each in found.requests
+    ]
+    assert sent == [([b"a"], 1), ([b"b"], 1), ([b"c"], 1), ([b"a", b"b"], 0.5), ([b"c", b"a"], 0.5)]
+    assert payloads.describe(given) == "3 images, 1 (75%) or 2 (25%) to a request"
 
 
 def test_inputs_are_read_by_suffix(tmp_path: Path) -> None:
@@ -165,7 +194,7 @@ def test_inputs_are_read_by_suffix(tmp_path: Path) -> None:
     (tmp_path / "co2.csv").write_text("date,ppm\n1958-03,315.7\n1958-04,317.5\n")
     (tmp_path / "plain.txt").write_text("1\n2\n\n3\n")
     (tmp_path / "notes.md").write_text("not sent")
-    found = payloads.read([tmp_path], rows=1)
+    found = payloads.read([tmp_path])
     assert found.images == (b"png", b"jpeg")
     assert found.series == ((315.7, 317.5), (1.0, 2.0, 3.0))
 

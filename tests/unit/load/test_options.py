@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rafaga.client import Tls
 from rafaga.load.codecs import Wire
 from rafaga.load.figures import Objective
 from rafaga.load.options import OptionsError, parse_load, parse_merge
-from rafaga.load.payloads import PayloadError
-from rafaga.load.schedule import Part, Pattern
+from rafaga.load.payloads import PayloadError, Rows, Size
+from rafaga.load.schedule import Choice, Part, Pattern
 from rafaga.load.steps import Step
 
 MODEL = ["--model", "m"]
@@ -45,20 +46,61 @@ def test_every_other_load() -> None:
 
 def test_a_trace(tmp_path: Path) -> None:
     path = tmp_path / "arrivals"
-    path.write_text("# recorded on a Tuesday\n1000.0\n1000.5\n\n1002.0\n1004.0\n")
+    path.write_text("1000.0\n1000.5\n1002.0\n1004.0\n")
     options = parse_load([*MODEL, "--trace", str(path), "--warm-up", "1"], {})
     (step,) = options.steps
     assert options.trace is not None
-    np.testing.assert_allclose(options.trace, [0, 0.5, 2, 4])
     assert (step.pattern, step.warm_up_s) == (Pattern.TRACE, 1)
     assert step.duration_s == pytest.approx(3)
     assert step.rate == pytest.approx(2 / 3), "two of the four come after the warm-up"
-    schedule = step.schedule([1.0], options.trace)
+    replayed = options.trace.schedule([Choice("m", 1, 1.0)], seed=0)
+    schedule = step.schedule([1.0], replayed)
     np.testing.assert_allclose(schedule.due_s, [-1, -0.5, 1, 3])
     assert (schedule.due_s < step.duration_s).all()
     cut = parse_load([*MODEL, "--trace", str(path), "--warm-up", "0", "--duration", "2.5"], {}).steps[0]
     assert (cut.duration_s, cut.rate) == (2.5, pytest.approx(3 / 2.5))
-    np.testing.assert_allclose(cut.schedule([1.0], options.trace).due_s, [0, 0.5, 2])
+    np.testing.assert_allclose(cut.schedule([1.0], replayed).due_s, [0, 0.5, 2])
+
+
+def test_a_trace_may_name_the_models(tmp_path: Path) -> None:
+    path = tmp_path / "arrivals"
+    path.write_text("0 a\n3 b 2\n")
+    assert parse_load(["--trace", str(path)], {}).conditions.models == {"a": 1.0, "b": 1.0}
+    given = parse_load(["--trace", str(path), "--model", "b=2", "--model", "a", "--model", "c"], {})
+    assert given.conditions.models == {"b": 2.0, "a": 1.0, "c": 1.0}
+    with pytest.raises(OptionsError, match="--trace names models that no --model does: a"):
+        parse_load(["--trace", str(path), "--model", "b"], {})
+    path.write_text("0 a\n3\n")
+    with pytest.raises(OptionsError, match="names one in every line"):
+        parse_load(["--trace", str(path)], {})
+
+
+def test_a_mix_of_rows_and_sizes() -> None:
+    words = ["--rows", "1=3", "--rows", "32", "--size", "30x40=2", "--size", "50x60"]
+    payloads = parse_load([*MODEL, "--rate", "1", *words], {}).payloads
+    assert payloads.rows == (Rows(1, 3.0), Rows(32))
+    assert payloads.sizes == (Size(30, 40, 2.0), Size(50, 60))
+
+
+def test_an_objective_for_each_model() -> None:
+    models = ["--model", "a", "--model", "b", "--rate", "1"]
+    for text, objective in (
+        ("50", Objective(50)),
+        ("50,b=10", Objective(50, {"b": 10})),
+        ("a=5,b=10.5", Objective(None, {"a": 5, "b": 10.5})),
+    ):
+        assert parse_load([*models, "--slo-p99-ms", text], {}).conditions.objective == objective
+
+
+def test_a_clients_own_certificate(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("ca", "key", "certificate")]
+    for file in files:
+        file.write_text(file.name)
+    ca, key, certificate = ([f"--tls-{file.name}", str(file)] for file in files)
+    found = parse_load([*MODEL, "--rate", "1", *ca, *key, *certificate], {}).connection
+    assert found.tls == Tls(b"ca", b"key", b"certificate")
+    with pytest.raises(OptionsError, match="go together"):
+        parse_load([*MODEL, "--rate", "1", *ca, *key], {})
 
 
 def test_a_mix_over_the_other_protocol() -> None:
@@ -96,7 +138,11 @@ def test_merging() -> None:
         (["--find-max", "--slo-p99-ms", "5", "--part", "1/2"], "cannot be shared"),
         (["--find-max", "--slo-p99-ms", "5", "--concurrency", "5"], "callers that wait"),
         (["--find-max", "--slo-p99-ms", "5", "--ramp", "1:2:3"], "leave out --ramp"),
-        (["--rate", "5", "--model", "m"], "given twice"),
+        (["--rate", "5", "--model", "m"], "--model m is given twice"),
+        (["--rate", "5", "--rows", "2", "--rows", "2=3"], "--rows 2 is given twice"),
+        (["--rate", "5", "--size", "2x3", "--size", "2x3"], "--size 2x3 is given twice"),
+        (["--rate", "5", "--slo-p99-ms", "5,other=3"], "--slo-p99-ms: no --model other"),
+        (["--rate", "5", "--mlperf", "server", "--rows", "1", "--rows", "2"], "all but one --rows"),
         (["--rate", "5", "--server", "nowhere"], "no address|nowhere"),
     ],
 )
@@ -105,17 +151,6 @@ def test_options_that_do_not_go_together(arguments: list[str], message: str) -> 
         arguments = [*arguments[:-1], "a:1,nowhere"]
     with pytest.raises(OptionsError, match=message):
         parse_load([*MODEL, *arguments], {})
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("1\ntwo\n", "time in seconds per line"), ("1\n", "at least two"), ("1\ninf\n", "finite"), ("1\n2\n", "left")],
-)
-def test_a_trace_that_is_none(tmp_path: Path, content: str, message: str) -> None:
-    path = tmp_path / "arrivals"
-    path.write_text(content)
-    with pytest.raises(OptionsError, match=message):
-        parse_load([*MODEL, "--trace", str(path)], {})
 
 
 @pytest.mark.parametrize(
@@ -133,6 +168,12 @@ def test_a_trace_that_is_none(tmp_path: Path, content: str, message: str) -> Non
         ["--rate", "1", "--model", "m=-1"],
         ["--rate", "1", "--start-at", "noon"],
         ["--rate", "1", "--size", "224"],
+        ["--rate", "1", "--size", "224x224=0"],
+        ["--rate", "1", "--rows", "1="],
+        ["--rate", "1", "--slo-p99-ms", "0"],
+        ["--rate", "1", "--slo-p99-ms", "5,6"],
+        ["--rate", "1", "--slo-p99-ms", "m=5,m=6"],
+        ["--rate", "1", "--slo-p99-ms", "=5"],
         ["--rate", "1", "--arrivals", "trace"],
         ["--rate", "1", "--protocol", "rest"],
     ],
@@ -145,8 +186,12 @@ def test_values_that_cannot_be(arguments: list[str], capsys: pytest.CaptureFixtu
 
 
 def test_a_missing_model_and_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(OptionsError, match="which model"):
         parse_load(["--rate", "1"], {})
+    path = tmp_path / "short"
+    path.write_text("1\n2\n")
+    with pytest.raises(OptionsError, match="nothing is left"):
+        parse_load([*MODEL, "--trace", str(path)], {})
     with pytest.raises(FileNotFoundError):
         parse_load([*MODEL, "--trace", str(tmp_path / "absent")], {})
     with pytest.raises(PayloadError):

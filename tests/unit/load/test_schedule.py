@@ -29,11 +29,6 @@ def test_constant_arrivals_are_evenly_spaced() -> None:
     np.testing.assert_allclose(schedule.constant(4, -0.5, 1), [-0.5, -0.25, 0, 0.25, 0.5, 0.75])
 
 
-def test_a_trace_begins_at_zero_whatever_clock_wrote_it() -> None:
-    np.testing.assert_allclose(schedule.replay([1700000001.5, 1700000000.0, 1700000000.25]), [0, 0.25, 1.5])
-    assert schedule.replay([]).size == 0
-
-
 def test_a_ramp_goes_from_the_first_rate_to_the_last() -> None:
     assert schedule.ramp(100, 500, 5) == (100, 200, 300, 400, 500)
     assert schedule.ramp(500, 100, 2) == (500, 100)

@@ -145,11 +145,37 @@ def test_what_is_not_a_whole_run_is_not_merged() -> None:
 
 def test_a_run_can_be_judged_again() -> None:
     measured = run(result(counted(rows())))
-    strict = document.judged(measured, 0.001)
+    strict = document.judged(measured, Objective(0.001))
     assert strict.steps[0].figures.goodput == 0
     assert strict.met is False
     answered = replace(measured, steps=(result(counted(_all_answered())),))
-    assert document.judged(answered, 1e6).met is True
+    assert document.judged(answered, Objective(1e6)).met is True
+    with pytest.raises(DocumentError, match="no model other"):
+        document.judged(measured, Objective(5.0, {"other": 1.0}))
+
+
+def test_every_model_is_judged_by_itself() -> None:
+    """One request in fifty is of the slow model: in the mix it would hardly show."""
+    log = Log()
+    for i in range(1000):
+        slow = i % 50 == 0
+        log.answered(2 if slow else 0, i / 100, i / 100, i / 100 + (0.1 if slow else 0.001), Answer())
+    total = counted(log.take())
+    figures = {
+        text: Figures.of(STEP, total, (), objective)
+        for text, objective in {
+            "both": Objective(50.0),
+            "own": Objective(50.0, {"series": 200.0}),
+            "only": Objective(None, {"series": 50.0}),
+        }.items()
+    }
+    assert [figures[text].met for text in figures] == [False, True, False]
+    assert [(j.model, j.p99_ms, j.due, j.within) for j in figures["both"].judged] == [
+        ("digits", 50.0, 980, 980),
+        ("series", 50.0, 20, 0),
+    ]
+    assert [j.model for j in figures["only"].judged] == ["series"]
+    assert [figures[text].goodput for text in figures] == pytest.approx([98.0, 100.0, 98.0])
 
 
 def _all_answered() -> Rows:

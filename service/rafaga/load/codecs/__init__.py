@@ -43,18 +43,29 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class Target:
-    """One model of a mix: which requests go to which method, how often, and what is expected back.
+class Request:
+    """One of the requests to a model.
 
-    references: the reply to each request, taken before the load began.
+    weight: how often it is drawn, beside the model's others. drawn: whether it is at all; others are sent only where a
+    trace asks for as many rows. reference: the reply, taken before the load began.
     """
+
+    body: bytes
+    rows: int = 1
+    weight: float = 1.0
+    drawn: bool = True
+    reference: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """One model of a mix: which requests go to which method, and how often."""
 
     model: str
     weight: float
     method: str
-    requests: tuple[bytes, ...]
+    requests: tuple[Request, ...]
     replies: Replies
-    references: tuple[bytes, ...] = ()
 
 
 def reader(replies: Replies) -> Reader:

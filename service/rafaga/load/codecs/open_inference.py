@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from rafaga.errors import InvalidRequest, Unsupported
 from rafaga.inference import open_inference_pb2 as pb
-from rafaga.load.codecs import Replies, Target, close
+from rafaga.load.codecs import Replies, Request, Target, close
 from rafaga.load.connection import Ask
 from rafaga.load.log import Answer
-from rafaga.load.payloads import RANDOM_PAYLOADS, Payloads
+from rafaga.load.payloads import RANDOM_PAYLOADS, Payload, Payloads, Size
 
 _SERVICE = "/inference.GRPCInferenceService"
 _INFER = f"{_SERVICE}/ModelInfer"
@@ -46,22 +46,30 @@ def target(ask: Ask, model: str, weight: float, payloads: Payloads) -> Target:
     """What is sent to `model`, from its metadata. Raises RafagaError."""
     reply = ask(f"{_SERVICE}/ModelMetadata", pb.ModelMetadataRequest(name=model).SerializeToString())
     metadata = pb.ModelMetadataResponse.FromString(reply)
-    requests = tuple(_request(model, inputs) for inputs in _mixed(metadata.inputs, payloads))
+    requests = tuple(
+        Request(_request(model, each.content), each.rows, each.weight, each.drawn)
+        for each in _mixed(metadata.inputs, payloads)
+    )
     return Target(model, weight, _INFER, requests, Replies.INFER)
 
 
-def _mixed(tensors: Sequence[Tensor], payloads: Payloads) -> list[list[Input]]:
+def _mixed(tensors: Sequence[Tensor], payloads: Payloads) -> list[Payload[list[Input]]]:
     """The inputs of each request of the mix."""
     first = tensors[0]
     if payloads.images and len(tensors) == 1 and len(first.shape) == 4:
-        return [[(first.name, "BYTES", [1, 1], struct.pack("<I", len(i)) + i)] for i in payloads.images]
+        return [each.holding([_encoded(first, each.content)]) for each in payloads.pictures()]
     if first.datatype == "FP32" and list(first.shape) == [-1, -1]:
-        return [_series(tensors, np.asarray(history, np.float32)) for history in _histories(payloads)]
+        return [Payload(_series(tensors, np.asarray(history, np.float32))) for history in _histories(payloads)]
     rng = np.random.default_rng(payloads.seed)
     if first.datatype == "INT64" and list(first.shape) == [-1, -1]:
         # Whatever they number, there is a zeroth and most have a first.
-        return [_series(tensors, rng.integers(0, 2, _SYMBOLS_LENGTH)) for _ in range(RANDOM_PAYLOADS)]
-    return [[_random(tensor, payloads, rng) for tensor in tensors] for _ in range(RANDOM_PAYLOADS)]
+        return [Payload(_series(tensors, rng.integers(0, 2, _SYMBOLS_LENGTH))) for _ in range(RANDOM_PAYLOADS)]
+    return [each.holding([_random(tensor, each, rng) for tensor in tensors]) for each in payloads.shapes()]
+
+
+def _encoded(tensor: Tensor, images: Sequence[bytes]) -> Input:
+    """Files, which the server decodes: strings in the protocol's framing."""
+    return tensor.name, "BYTES", [len(images), 1], b"".join(struct.pack("<I", len(image)) + image for image in images)
 
 
 def _histories(payloads: Payloads) -> Sequence[Sequence[float] | NDArray[np.float32]]:
@@ -79,14 +87,14 @@ def _series(tensors: Sequence[Tensor], history: NDArray[np.float32 | np.int64]) 
     return inputs
 
 
-def _random(tensor: Tensor, payloads: Payloads, rng: np.random.Generator) -> Input:
+def _random(tensor: Tensor, kind: Payload[Size], rng: np.random.Generator) -> Input:
     if tensor.datatype not in _DTYPES:
         raise Unsupported(f"input {tensor.name}: nothing random to send as {tensor.datatype}; give files with --input")
     dtype = np.dtype(_DTYPES[tensor.datatype])
     shape = list(tensor.shape)
     if shape and shape[0] < 0:
-        shape[0] = payloads.rows
-    for axis, size in ((1, payloads.height), (2, payloads.width)) if len(shape) == 4 else ():
+        shape[0] = kind.rows
+    for axis, size in ((1, kind.content.height), (2, kind.content.width)) if len(shape) == 4 else ():
         shape[axis] = size if shape[axis] < 0 else shape[axis]
     if min(shape, default=1) < 0:
         raise InvalidRequest(f"input {tensor.name}: {list(tensor.shape)} leaves sizes open that nothing says")

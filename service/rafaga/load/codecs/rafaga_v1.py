@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from rafaga.client import ModelDescription, ModelState, _calls
 from rafaga.errors import ModelNotReady, Unsupported
-from rafaga.load.codecs import Reader, Replies, Target, close, tolerance
+from rafaga.load.codecs import Reader, Replies, Request, Target, close, tolerance
 from rafaga.load.connection import Ask
 from rafaga.load.log import Answer
-from rafaga.load.payloads import Payloads
+from rafaga.load.payloads import Payload, Payloads
 from rafaga.v1 import common_pb2, forecasting_pb2, sequences_pb2, vision_pb2
 
 _TOP_K = 5
@@ -31,54 +31,50 @@ def target(ask: Ask, model: str, weight: float, payloads: Payloads) -> Target:
         calls, replies = _CALLS[description.task](description, payloads)
     except KeyError:
         raise Unsupported(f"{model}: no load for models of task {description.task!r}") from None
-    return Target(model, weight, calls[0].method, tuple(call.request for call in calls), replies)
+    requests = tuple(Request(call.content.request, call.rows, call.weight, call.drawn) for call in calls)
+    return Target(model, weight, calls[0].content.method, requests, replies)
 
 
-Calls = tuple[Sequence[_calls.Call[Any]], Replies]
+Calls = tuple[Sequence[Payload[_calls.Call[Any]]], Replies]
 
 
 def _classify(model: ModelDescription, payloads: Payloads) -> Calls:
-    options = {"model": model.name, "version": 0, "top_k": _TOP_K}
-    if payloads.images:
-        return [_calls.classify(image, **options) for image in payloads.images], Replies.CLASSIFY  # type: ignore[arg-type]
-    pixels = payloads.pixels(model.inputs[0].shape)
-    return [_calls.classify_many(batch, **options) for batch in pixels], Replies.CLASSIFY  # type: ignore[arg-type]
+    return _of_images(_calls.classify_many, model, payloads, top_k=_TOP_K), Replies.CLASSIFY
 
 
 def _features(model: ModelDescription, payloads: Payloads) -> Calls:
-    images = payloads.images or payloads.pixels(model.inputs[0].shape)
-    return [_calls.features(image, model=model.name, version=0) for image in images], Replies.FEATURES
+    return _of_images(_calls.features, model, payloads), Replies.FEATURES
+
+
+def _detect(model: ModelDescription, payloads: Payloads) -> Calls:
+    return _of_images(_calls.detect_many, model, payloads, min_score=0.0, max_objects=None), Replies.DETECT
+
+
+def _segment(model: ModelDescription, payloads: Payloads) -> Calls:
+    return _of_images(_calls.segment_many, model, payloads, with_probabilities=False), Replies.SEGMENT
+
+
+def _of_images(
+    call: Callable[..., _calls.Call[Any]], model: ModelDescription, payloads: Payloads, **options: Any
+) -> list[Payload[_calls.Call[Any]]]:
+    images: list[Payload[Any]] = [*payloads.pictures()] or [*payloads.pixels(model.inputs[0].shape)]
+    return [each.holding(call(each.content, model=model.name, version=0, **options)) for each in images]
 
 
 def _forecast(model: ModelDescription, payloads: Payloads) -> Calls:
     assert model.forecast is not None
     # As much as the model can use: what a caller who has a long history sends.
     histories = payloads.series or payloads.histories(model.forecast.max_history)
-    calls = [_calls.forecast(history, model=model.name, version=0, horizon=None) for history in histories]
+    calls = [Payload(_calls.forecast(each, model=model.name, version=0, horizon=None)) for each in histories]
     return calls, Replies.FORECAST
-
-
-def _detect(model: ModelDescription, payloads: Payloads) -> Calls:
-    options = {"model": model.name, "version": 0, "min_score": 0.0, "max_objects": None}
-    if payloads.images:
-        return [_calls.detect(image, **options) for image in payloads.images], Replies.DETECT  # type: ignore[arg-type]
-    pixels = payloads.pixels(model.inputs[0].shape)
-    return [_calls.detect_many(batch, **options) for batch in pixels], Replies.DETECT  # type: ignore[arg-type]
-
-
-def _segment(model: ModelDescription, payloads: Payloads) -> Calls:
-    options = {"model": model.name, "version": 0, "with_probabilities": False}
-    if payloads.images:
-        return [_calls.segment(image, **options) for image in payloads.images], Replies.SEGMENT  # type: ignore[arg-type]
-    pixels = payloads.pixels(model.inputs[0].shape)
-    return [_calls.segment_many(batch, **options) for batch in pixels], Replies.SEGMENT  # type: ignore[arg-type]
 
 
 def _predict(model: ModelDescription, payloads: Payloads) -> Calls:
     assert model.sequence is not None
     symbols = payloads.symbols(model.labels, model.sequence.max_length)
-    calls = [_calls.predict(each, model=model.name, version=0, top_k=_TOP_K) for each in symbols]
-    return calls, Replies.PREDICT
+    return [
+        Payload(_calls.predict(each, model=model.name, version=0, top_k=_TOP_K)) for each in symbols
+    ], Replies.PREDICT
 
 
 _CALLS: dict[str, Callable[[ModelDescription, Payloads], Calls]] = {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from html import escape
 
 from rafaga.load.document import Run, StepResult
-from rafaga.load.figures import REMEDY, Figures, describe_outcomes
+from rafaga.load.figures import REMEDY, Figures, Judged, describe_outcomes
 from rafaga.load.report import plots
 from rafaga.load.text import warnings
 from rafaga.load.view import describe
@@ -96,7 +96,7 @@ def _body(run: Run, title: str) -> Iterator[str]:
     )
     yield from _verdict(run)
     if len(run.steps) == 1:
-        yield _tiles(run.steps[0], conditions.slo_p99_ms is not None)
+        yield _tiles(run.steps[0], conditions.objective is not None)
     yield _table(run)
     if found := warnings(run):
         items = "".join(f"<li>{escape(warning)}</li>" for warning in found)
@@ -122,7 +122,7 @@ def _mix(run: Run) -> str:
 
 
 def _verdict(run: Run) -> Iterator[str]:
-    goal = run.conditions.slo_p99_ms
+    goal = run.conditions.objective
     if run.wrong:
         yield f'<div class="banner bad"><b>{run.wrong:,} answers were wrong.</b></div>'
     if goal is None:
@@ -130,14 +130,14 @@ def _verdict(run: Run) -> Iterator[str]:
     if run.max_rate:
         yield (
             f'<div class="banner good"><b>{run.max_rate:,.1f} requests/s</b> is the highest rate found at which 99 of '
-            f"100 requests were answered within {goal:g} ms.</div>"
+            f"100 requests were answered {escape(str(goal))}.</div>"
         )
     elif run.met:
-        yield f'<div class="banner good"><b>Objective met:</b> 99 of 100 requests answered within {goal:g} ms.</div>'
+        yield f'<div class="banner good"><b>Objective met:</b> 99 of 100 requests answered {escape(str(goal))}.</div>'
     else:
         which = "" if len(run.steps) == 1 else " at some of the loads"
         yield (
-            f'<div class="banner bad"><b>Objective missed{which}:</b> 99 of 100 requests answered within {goal:g} ms. '
+            f'<div class="banner bad"><b>Objective missed{which}:</b> 99 of 100 requests answered {escape(str(goal))}. '
             "Refused and failed requests count as too late.</div>"
         )
 
@@ -159,7 +159,7 @@ def _tiles(result: StepResult, goal: bool) -> str:
 
 
 def _table(run: Run) -> str:
-    goal = run.conditions.slo_p99_ms is not None
+    goal = run.conditions.objective is not None
     headings = ["load", "offered/s", "answered/s", *(["goodput/s"] if goal else [])]
     headings += ["p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "refused", "failed", "batch", "generator"]
     rows = []
@@ -190,6 +190,7 @@ def _models(run: Run) -> Iterator[str]:
         return
     rows = []
     for result in run.steps:
+        judged = {each.model: each for each in result.figures.judged}
         for name, tally in sorted(result.tally.models.items()):
             p50_us, p99_us = tally.latency.percentiles_us((50, 99))
             rate = tally.latency.count / result.step.duration_s
@@ -201,10 +202,19 @@ def _models(run: Run) -> Iterator[str]:
                     f"{rate:,.1f}",
                     f"{p50_us / 1e3:.2f}",
                     f"{p99_us / 1e3:.2f}",
+                    _judgement(judged.get(name)),
                     escape(bad),
                 ]
             )
-    yield "<h2>By model</h2>" + _html_table(["model", "load", "answered/s", "p50 ms", "p99 ms", "not answered"], rows)
+    headings = ["model", "load", "answered/s", "p50 ms", "p99 ms", "objective", "not answered"]
+    yield "<h2>By model</h2>" + _html_table(headings, rows)
+
+
+def _judgement(judged: Judged | None) -> str:
+    if judged is None:
+        return "–"
+    said = '<span class="good">met</span>' if judged.met else '<span class="bad">missed</span>'
+    return f"{judged.p99_ms:g} ms {said}"
 
 
 def _server(run: Run) -> Iterator[str]:

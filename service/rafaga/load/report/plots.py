@@ -67,7 +67,7 @@ def latency_against_throughput(run: Run) -> str:
         left.legend(loc="best", fontsize=9)
         right.plot(offered, offered, color=_GREY, linestyle=":", label="offered")
         right.plot(offered, [r.figures.answered for r in results], "o-", color=_TEAL, label="answered")
-        if run.conditions.slo_p99_ms is not None:
+        if run.conditions.objective is not None:
             goodput = [r.figures.goodput for r in results]
             right.plot(offered, goodput, "o-", color=_BLUE, label="within the objective")
         right.set(title="Throughput", xlabel="offered, requests/s", ylabel="requests/s")
@@ -144,7 +144,7 @@ def distribution(run: Run) -> str:
                 sent = _milliseconds(result.tally.from_send.percentiles_us(levels))
                 axes.plot(x, sent, color=_GREY, linestyle="--", label="from when sent")
         _objective(axes, run)
-        if run.conditions.slo_p99_ms is not None:
+        if run.conditions.objective is not None:
             axes.axvline(2, color=_INK, linewidth=1, linestyle=":")
         ticks = [0, np.log10(2), *range(1, int(nines) + 1)]
         axes.set_xticks(ticks, ["0", "50", *(f"{100 * (1 - 10.0**-n):.{max(0, n - 2)}f}" for n in ticks[2:])])
@@ -277,8 +277,12 @@ def _panels(count: int, height: float, stacked: bool = False) -> tuple[Figure, l
 
 
 def _objective(axes: Axes, run: Run) -> None:
-    if run.conditions.slo_p99_ms is not None:
-        axes.axhline(run.conditions.slo_p99_ms, color=_INK, linewidth=1, linestyle=":", label="objective (p99)")
+    if (goal := run.conditions.objective) is None:
+        return
+    if goal.p99_ms is not None:
+        axes.axhline(goal.p99_ms, color=_INK, linewidth=1, linestyle=":", label="objective (p99)")
+    for name, p99_ms in goal.by_model.items():
+        axes.axhline(p99_ms, color=_MUTED, linewidth=1, linestyle=":", label=f"objective of {name}")
 
 
 def _log_milliseconds(axes: Axes) -> None:
