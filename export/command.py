@@ -11,7 +11,7 @@ from rich.console import Console
 
 from export.evidence import Sources
 from export.labels import Labels, LabelsInvalid, read_labels
-from export.own import OwnModel, OwnModelInvalid, numbers_of, own_entry, size_of, strides_of
+from export.own import TASKS, OwnModel, OwnModelInvalid, numbers_of, own_entry, size_of, strides_of
 from export.precisions import AGREEMENT, RECALL, SIMILARITY, TOP1
 from export.publish import Published, Wanted, publish
 from export.show import Outcome, catalogue_table, new_console, outcome_table
@@ -119,6 +119,7 @@ def _own(options: argparse.Namespace, labels: Labels | None) -> OwnModel:
         labels=labels,
         strides=options.maps,
         dataset=options.dataset,
+        max_length=options.max_length,
     )
 
 
@@ -189,8 +190,20 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
 def _add_own(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--factory", metavar="MODULE:FUNCTION", help="called without arguments, returns an nn.Module")
     group.add_argument("--name", help="of the published model")
-    group.add_argument("--task", choices=(Task.CLASSIFICATION, Task.FEATURES), default=Task.CLASSIFICATION)
-    group.add_argument("--input-size", type=size_of, metavar="N|HxW|any", help="any: backbones alone", default=None)
+    group.add_argument(
+        "--task",
+        choices=tuple(Task),
+        metavar="TASK",
+        default=Task.CLASSIFICATION,
+        help=f"{', '.join(TASKS)}; default: {Task.CLASSIFICATION}",
+    )
+    group.add_argument(
+        "--input-size",
+        type=size_of,
+        metavar="N|HxW|any",
+        help="any, the default, for backbones and segmenters alone",
+        default=None,
+    )
     group.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 grey, 3 RGB; default: 3")
     group.add_argument("--mean", type=numbers_of, metavar="R,G,B", help="of pixels in 0..1; default: ImageNet's")
     group.add_argument("--std", type=numbers_of, metavar="R,G,B", help="of pixels in 0..1; default: ImageNet's")
@@ -202,6 +215,7 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--labels", type=Path, metavar="FILE", help="one class a line in the order of the outputs")
     group.add_argument("--maps", type=strides_of, metavar="NAME:STRIDE,...", help="outputs of a backbone, in order")
+    group.add_argument("--max-length", type=_positive, metavar="N", help="of a sequence, in symbols")
     group.add_argument("--dataset", default="unknown", help="what it was trained on, for the record")
 
 

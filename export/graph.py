@@ -142,9 +142,13 @@ class SegmentationGraph(ImageGraph):
     probabilities float32 [N, height, width] of those. Scores of every class would be eighty times the image."""
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        (scores,) = _in_order(self.model(self.normalised(image)), ("scores",))  # [N, classes, height, width]
-        probabilities, labels = scores.softmax(dim=1).max(dim=1)
+        probabilities, labels = self.scores(image).softmax(dim=1).max(dim=1)
         return labels.to(torch.uint8), probabilities
+
+    def scores(self, image: Tensor) -> Tensor:
+        """float32 [N, classes, height, width]"""
+        (scores,) = _in_order(self.model(self.normalised(image)), ("scores",))
+        return scores
 
 
 _IMAGE_GRAPHS = {Task.CLASSIFICATION: ClassifierGraph, Task.SEGMENTATION: SegmentationGraph}

@@ -1,7 +1,13 @@
 """A model that is not in the catalogue: `--factory package.module:build` and what must be known of it.
 
-The factory is called without arguments and returns an nn.Module: for classification one that takes float32
-[N, channels, height, width] and gives logits [N, classes], for features one that gives the named maps in order.
+The factory is called without arguments and returns an nn.Module. What it takes and gives, by task:
+
+    classification   float32 [N, channels, height, width] -> logits [N, classes]
+    features         the same -> the named maps [N, C, h, w] or embeddings [N, D], in order
+    segmentation     the same -> logits [N, classes, height, width], at the size of the image
+    sequence         int64 [N, T], indices into the labels -> logits [N, T, labels] of what follows; never looks ahead
+
+Detectors and forecasters need more than options can say, and go into the catalogue.
 """
 
 from __future__ import annotations
@@ -14,11 +20,15 @@ from dataclasses import dataclass
 from torch import nn
 
 from export.labels import Labels
-from models.entry import Entry, ImageInput, Task
+from models.entry import Entry, ImageInput, SequenceInput, Task
 from rafaga.bundle import NAME_PATTERN
 
 # What torchvision's models were trained with; the mean and deviation of ImageNet's channels.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+TASKS = (Task.CLASSIFICATION, Task.FEATURES, Task.SEGMENTATION, Task.SEQUENCE)
+_MOST_CLASSES = 256  # of a segmenter: the class of a pixel is one byte
 
 
 class OwnModelInvalid(Exception):
@@ -27,7 +37,7 @@ class OwnModelInvalid(Exception):
 
 @dataclass(frozen=True)
 class OwnModel:
-    """The command line's description. `size` None: any height and width, for features alone."""
+    """The command line's description. `size` None: any height and width, for features and segmentation alone."""
 
     factory: str
     name: str
@@ -40,18 +50,47 @@ class OwnModel:
     labels: Labels | None = None
     strides: Mapping[str, int] | None = None
     dataset: str = "unknown"
+    max_length: int | None = None
 
 
 def own_entry(own: OwnModel) -> Entry:
     """An entry like those of the catalogue. Raises OwnModelInvalid."""
     if not NAME_PATTERN.fullmatch(own.name):
         raise OwnModelInvalid(f"--name {own.name!r}: expected lower-case letters, digits, '_', '.', '-'; at most 63")
+    _require_what_the_task_needs(own)
+    labels = own.labels.names if own.labels else ()
+    return Entry(
+        name=own.name,
+        architecture=own.factory,
+        task=own.task,
+        dataset=own.dataset,
+        build=_factory(own.factory),
+        input=_image_input(own) if own.max_length is None else SequenceInput(own.max_length),
+        labels=lambda: labels,
+        strides=dict(own.strides or {}),
+    )
+
+
+def _require_what_the_task_needs(own: OwnModel) -> None:
+    if own.task not in TASKS:
+        raise OwnModelInvalid(
+            f"--task {own.task}: a model of your own may be for {', '.join(TASKS)}. What a detector or a forecaster "
+            f"takes and gives is more than options can say: write an entry for it into models/zoo.py, and export it by "
+            f"its name"
+        )
     if own.task is Task.CLASSIFICATION and (own.labels is None or own.size is None):
         raise OwnModelInvalid("--task classification needs --labels FILE and a fixed --input-size")
     if own.task is Task.FEATURES and not own.strides:
         raise OwnModelInvalid("--task features needs --maps NAME:STRIDE,... in the order in which the model gives them")
-    if own.task not in (Task.CLASSIFICATION, Task.FEATURES):
-        raise OwnModelInvalid("--task: expected classification or features")
+    if own.task is Task.SEGMENTATION and (own.labels is None or len(own.labels.names) > _MOST_CLASSES):
+        raise OwnModelInvalid(f"--task segmentation needs --labels FILE, with at most {_MOST_CLASSES} classes")
+    if own.task is Task.SEQUENCE and (own.labels is None or own.max_length is None):
+        raise OwnModelInvalid("--task sequence needs --labels FILE, its symbols, and --max-length")
+    if own.task is not Task.SEQUENCE and own.max_length is not None:
+        raise OwnModelInvalid("--max-length is for --task sequence")
+
+
+def _image_input(own: OwnModel) -> ImageInput:
     imagenet = own.channels == 3
     mean = own.mean or (IMAGENET_MEAN if imagenet else (0.0,) * own.channels)
     std = own.std or (IMAGENET_STD if imagenet else (1.0,) * own.channels)
@@ -60,17 +99,7 @@ def own_entry(own: OwnModel) -> Entry:
     height, width = own.size or (None, None)
     if own.resize_shorter is not None and (height is None or width is None or own.resize_shorter < max(height, width)):
         raise OwnModelInvalid("--resize-shorter must be at least --input-size, which is then cropped from the centre")
-    labels = own.labels.names if own.labels else ()
-    return Entry(
-        name=own.name,
-        architecture=own.factory,
-        task=own.task,
-        dataset=own.dataset,
-        build=_factory(own.factory),
-        input=ImageInput(height, width, own.channels, mean, std, own.resize_shorter),
-        labels=lambda: labels,
-        strides=dict(own.strides or {}),
-    )
+    return ImageInput(height, width, own.channels, mean, std, own.resize_shorter)
 
 
 def _factory(path: str) -> Callable[[], nn.Module]:

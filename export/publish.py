@@ -22,7 +22,7 @@ from torch import nn
 from export import samples, verify
 from export.arrays import Arrays, row_count
 from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
-from export.graph import ClassifierGraph, ServingGraph, serving_graph, settle
+from export.graph import ClassifierGraph, SegmentationGraph, ServingGraph, serving_graph, settle
 from export.onnx import OPSET, to_onnx
 from export.precisions import Judge, LeftOut, unsupported
 from export.settling import settle_detector
@@ -122,6 +122,8 @@ def _fill(
     require_answers(entry, cases)
     if isinstance(graph.module, ClassifierGraph):
         require_logits(graph.module, cases[0].inputs)
+    if isinstance(graph.module, SegmentationGraph):
+        require_scores(graph.module, cases[0].inputs, len(entry.labels()))
     steps.step("proving against PyTorch")
     session = open_session(path)
     parity = verify.measure_parity(session, cases, steps.advance)
@@ -185,7 +187,7 @@ def require_answers(entry: Entry, cases: list[Case]) -> None:
             tells = output.dtype.kind == "f" and name != "boxes"
             if tells and len(output) > 1 and (output[1:] == output[0]).all():
                 raise ProofFailed(f"PyTorch's output {name} is the same for different inputs")
-    if entry.task is Task.CLASSIFICATION:
+    if entry.task in (Task.CLASSIFICATION, Task.SEQUENCE):
         probabilities = cases[0].outputs["probabilities"]
         if probabilities.ndim != 2 or probabilities.shape[1] != len(entry.labels()):
             raise ProofFailed(f"{len(entry.labels())} labels, but the model's output has shape {probabilities.shape}")
@@ -197,6 +199,16 @@ def require_logits(module: ClassifierGraph, inputs: Arrays) -> None:
         logits = module.logits(torch.from_numpy(inputs["image"]))
     if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-4):
         raise ProofFailed("the model gives probabilities; expected logits, the softmax is added by export")
+
+
+def require_scores(module: SegmentationGraph, inputs: Arrays, classes: int) -> None:
+    """A score for each class at every pixel: of too few channels some class never comes. Raises ProofFailed."""
+    image = inputs["image"][:1]
+    with torch.inference_mode():
+        found = tuple(module.scores(torch.from_numpy(image)).shape)
+    expected = (1, classes, *image.shape[1:3])
+    if found != expected:
+        raise ProofFailed(f"{classes} labels, so scores of shape {expected} are expected; the model gives {found}")
 
 
 def _provenance() -> Provenance:

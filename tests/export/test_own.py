@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from export.__main__ import main
+from export.graph import SegmentationGraph, serving_graph
 from export.labels import Labels
 from export.own import OwnModel, OwnModelInvalid, numbers_of, own_entry, size_of, strides_of
+from export.publish import require_scores
+from export.verify import ProofFailed
 from models.entry import ImageInput, Task
 from rafaga import bundle as bundles
 from rafaga.bundle import Calibration, ImagePreparation
@@ -55,7 +59,12 @@ def test_defaults_are_imagenets() -> None:
         ({"labels": None}, "needs --labels"),
         ({"size": None}, "a fixed --input-size"),
         ({"task": Task.FEATURES}, "needs --maps"),
-        ({"task": Task.FORECASTING}, "expected classification or features"),
+        ({"task": Task.FORECASTING}, "may be for classification, features, segmentation, sequence.*models/zoo.py"),
+        ({"task": Task.DETECTION}, "--task detection: a model of your own may be for"),
+        ({"task": Task.SEGMENTATION, "labels": None}, "needs --labels FILE, with at most 256"),
+        ({"task": Task.SEGMENTATION, "labels": Labels(tuple(map(str, range(257))))}, "at most 256 classes"),
+        ({"task": Task.SEQUENCE}, "its symbols, and --max-length"),
+        ({"max_length": 9}, "--max-length is for --task sequence"),
         ({"mean": (0.5,)}, "expected 3 numbers each"),
         ({"std": (0.5, 0.5, 0.0)}, "deviations above 0"),
         ({"resize_shorter": 8}, "at least --input-size"),
@@ -161,6 +170,50 @@ def test_a_backbone_of_any_size(tmp_path: Path) -> None:
     assert [(feature.output, feature.stride) for feature in bundle.features] == [("fine", 2), ("coarse", 8)]
     assert bundle.inputs[0].shape == (None, None, None, 3)
     assert [variant.default_eligible for variant in bundle.variants] == [True, False, False]
+
+
+def test_a_segmenter_of_any_size(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("\n".join(small.CLASSES))
+    code = main(
+        [
+            *("--factory", "tests.export.small:SmallSegmenter", "--name", "my-regions", "--task", "segmentation"),
+            *("--labels", str(tmp_path / "labels.txt"), "--weights", "random", "--precisions", "fp32"),
+            *("--output", str(tmp_path / "repository")),
+        ]
+    )
+    assert code == 0
+    bundle = bundles.load(tmp_path / "repository" / "my-regions" / "1")
+    assert (bundle.task, bundle.labels) == ("segmentation", small.CLASSES)
+    assert bundle.inputs[0].shape == (None, None, None, 3)
+
+
+def test_a_next_symbol_model(tmp_path: Path) -> None:
+    (tmp_path / "symbols.txt").write_text("\n".join(small.CLASSES))
+    code = main(
+        [
+            *("--factory", "tests.export.small:SmallSequenceModel", "--name", "my-words", "--task", "sequence"),
+            *("--labels", str(tmp_path / "symbols.txt"), "--max-length", "50", "--weights", "random"),
+            *("--output", str(tmp_path / "repository")),
+        ]
+    )
+    assert code == 0
+    bundle = bundles.load(tmp_path / "repository" / "my-words" / "1")
+    assert bundle.sequence is not None
+    assert (bundle.task, bundle.labels, bundle.sequence.max_length) == ("sequence", small.CLASSES, 50)
+
+
+def test_scores_of_other_classes_or_another_size_are_refused() -> None:
+    graph = serving_graph(small.segmenter(), small.SmallSegmenter())
+    assert isinstance(graph.module, SegmentationGraph)
+    image = {"image": np.zeros((2, 24, 20, 3), np.uint8)}
+    require_scores(graph.module, image, classes=3)
+    with pytest.raises(ProofFailed, match=r"expected; the model gives \(1, 3, 24, 20\)"):
+        require_scores(graph.module, image, classes=4)
+    coarse = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.MaxPool2d(2))
+    graph = serving_graph(small.segmenter(), coarse)
+    assert isinstance(graph.module, SegmentationGraph)
+    with pytest.raises(ProofFailed, match=r"the model gives \(1, 3, 12, 10\)"):
+        require_scores(graph.module, image, classes=3)
 
 
 def test_wrong_labels_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -160,8 +160,8 @@ def asked_of_the_server(
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("net", NETS)
 def test_served_photos_are_classified_as_torchvision_does(net: str, samples: Samples, tmp_path: Path) -> None:
-    """All 800 files through a server: within half a point of torchvision's transform and PyTorch, in fp32 and in what
-    the server chooses for itself; the others are reported beside it."""
+    """All 800 files through a server: fp32 and fp16 within half a point of torchvision's transform and PyTorch, and
+    what the server chooses for itself at most half a point below (int8 may gain by chance)."""
     repository = tmp_path / "repository"
     bundle = exported(net, samples, repository)
     assert [variant.precision for variant in bundle.variants] == ["fp32", "fp16", "int8"]
@@ -187,8 +187,9 @@ def test_served_photos_are_classified_as_torchvision_does(net: str, samples: Sam
             assert served_as == precision
     print(net, {name: f"{100 * value:.2f}" for name, value in top1.items()}, "auto:", served_as)
     print("layers in float:", len(int8.float_layers), *((v.precision, v.loss, v.cpu_speedup) for v in bundle.variants))
-    for precision in ("fp32", "fp16", "auto"):
+    for precision in ("fp32", "fp16"):
         assert abs(top1[precision] - top1["torchvision"]) <= 0.005, precision
+    assert top1["torchvision"] - top1["auto"] <= 0.005
     if net == "mobilenet_v2":
         assert int8.float_layers != (), "quantised as a whole it loses two points of the photos that choose"
         assert int8.default_eligible
