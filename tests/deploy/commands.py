@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rafaga.load.options import parse_merge
 from rafaga.server.config import add_arguments, from_arguments
-from tests.deploy.rendering import ROOT, Object, one, overlay, render
+from tests.deploy.rendering import KUBERNETES, ROOT, Object, one, overlay, render
 
 Check = Callable[[list[str], Path], None]
 """Takes the words of a command and the folder in which a reader would give it."""
@@ -30,10 +31,11 @@ def check(command: str, folder: Path = ROOT, more: Mapping[str, Check] | None = 
 def kubectl(words: list[str], folder: Path) -> None:
     """What it applies renders; what it names is in the manifests."""
     verb = words[1]
-    assert verb in {"apply", "create", "delete", "get", "label", "rollout", "wait"}
+    assert verb in {"apply", "create", "delete", "get", "label", "logs", "rollout", "wait"}
     if "-k" in words:
         assert render(folder / words[words.index("-k") + 1])
-    known = {f"{o['kind'].lower()}/{o['metadata']['name']}" for name in ("cpu", "dev") for o in overlay(name)}
+    objects = (*overlay("cpu"), *overlay("dev"), *render(KUBERNETES / "load"))
+    known = {f"{o['kind'].lower()}/{o['metadata']['name']}" for o in objects}
     assert {word for word in words if re.fullmatch(r"[a-z]+/[a-z-]+", word)} <= known | {"deploy/kubernetes"}
     if words[1:4] == ["create", "secret", "generic"]:
         reference = next(e for e in _environment() if "valueFrom" in e)["valueFrom"]["secretKeyRef"]
@@ -46,8 +48,11 @@ def _environment() -> list[Object]:
     return env
 
 
-def rafaga_serve(words: list[str], folder: Path) -> None:
-    """The server takes these settings."""
+def rafaga(words: list[str], folder: Path) -> None:
+    """The server takes these settings; or the result of a load test can be merged so."""
+    if words[1:3] == ["load", "merge"]:
+        parse_merge(words[3:])
+        return
     assert words[:2] == ["rafaga", "serve"]
     parser = argparse.ArgumentParser()
     add_arguments(parser)
@@ -84,7 +89,7 @@ def nginx(words: list[str], _: Path) -> None:
 
 CHECKS: Mapping[str, Check] = {
     "kubectl": kubectl,
-    "rafaga": rafaga_serve,
+    "rafaga": rafaga,
     "docker": docker,
     "promtool": promtool,
     "helm": helm,

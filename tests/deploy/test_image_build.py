@@ -22,11 +22,13 @@ from typing import BinaryIO
 import psutil
 import pytest
 
+from rafaga.load import document
+from rafaga.load.log import OK
 from tests import bundles
 from tests.deploy.prometheus import free_port
-from tests.deploy.rendering import ROOT
+from tests.deploy.rendering import KUBERNETES, ROOT, one, render
 from tests.deploy.test_images import CONSTRAINTS
-from tests.integration.serving import PATIENCE_S
+from tests.integration.serving import PATIENCE_S, serving
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(3600)]
 
@@ -129,6 +131,12 @@ def export(buildah: Buildah) -> Iterator[Path]:
         yield image
 
 
+@pytest.fixture(scope="module")
+def load(buildah: Buildah) -> Iterator[Path]:
+    with buildah.built("deploy/docker/load.Dockerfile") as image:
+        yield image
+
+
 @pytest.fixture(params=["cpu", "gpu"])
 def server(request: pytest.FixtureRequest) -> Path:
     return Path(request.getfixturevalue(request.param))
@@ -191,6 +199,23 @@ def test_what_the_export_image_publishes_the_servers_image_serves(
     assert (models / "lenet5-mnist/1/bundle.json").is_file()
     with buildah.built(SERVER) as server:
         serve_and_stop(server, models, tmp_path / "serving.log")
+
+
+def test_the_load_image_measures_a_server_as_the_job_does(load: Path, repository: Path, tmp_path: Path) -> None:
+    """Its user, nothing writable at all: its output is a result that can be judged and reported anywhere."""
+    print(f"{size(load)} in /opt/rafaga")
+    assert not (load / PACKAGES / "onnxruntime").exists()
+    assert megabytes(load / "opt/rafaga") < 250
+    (only,) = one(render(KUBERNETES / "load"), "Job")["spec"]["template"]["spec"]["containers"]
+    with serving(repository, "grpcio") as served:
+        changed = [f"--server={served.address}", "--model=digits", "--rate=20", "--duration=1"]
+        kept = [word for word in only["args"] if word.split("=")[0] not in {c.split("=")[0] for c in changed}]
+        with (tmp_path / "log").open("wb") as log:
+            process = inside(load, {}, "", " ".join(["rafaga", *kept, *changed]), log)
+            assert process.wait(PATIENCE_S) == 0, (tmp_path / "log").read_text()
+    run = document.read(tmp_path / "log")
+    assert set(run.steps[0].tally.outcomes) == {OK}
+    assert len(run.steps[0].generators) == 2
 
 
 def serve_and_stop(image: Path, models: Path, log_path: Path) -> None:

@@ -14,7 +14,7 @@ from rafaga.server.config import Config
 from tests.deploy.rendering import KUBERNETES, ROOT, container, one, overlay, pod, render
 
 DOCKER = ROOT / "deploy/docker"
-NAMES = ("server", "export")
+NAMES = ("server", "export", "load")
 CONSTRAINTS = dict(
     line.split("==") for line in (ROOT / "requirements/constraints.txt").read_text().splitlines() if "==" in line
 )
@@ -61,7 +61,7 @@ def test_the_image_is_not_root_and_is_built_in_stages(name: str) -> None:
     assert not any(i.word == "RUN" and "pip" in i.rest for i in stages(name)[-1]), "packages come from the first stage"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["server", "export"])
 def test_nothing_in_the_image_calls_home(name: str) -> None:
     assert "ORT_DISABLE_TELEMETRY=1" in last(name, "ENV").split()
 
@@ -70,6 +70,17 @@ def test_manifests_run_it_as_the_images_user() -> None:
     assert last("server", "USER") == "{runAsUser}:{runAsGroup}".format(**pod(overlay("cpu"))["securityContext"])
     spec = one(render(KUBERNETES / "export"), "Job")["spec"]["template"]["spec"]
     assert last("export", "USER") == "{runAsUser}:{runAsGroup}".format(**spec["securityContext"])
+
+
+def test_the_loads_job_runs_the_images_command() -> None:
+    spec = one(render(KUBERNETES / "load"), "Job")["spec"]["template"]["spec"]
+    assert last("load", "USER") == "{runAsUser}:{runAsGroup}".format(**spec["securityContext"])
+    assert last("load", "ENTRYPOINT") == '["rafaga"]'
+    assert spec["containers"][0]["args"][0] in last("load", "CMD")
+
+
+def test_the_load_image_has_nothing_of_the_server() -> None:
+    assert not names(needed("load")) & {"torch", "onnxruntime", "onnxruntime-gpu", "mlcommons-loadgen"}
 
 
 def test_the_job_lets_the_image_write_where_it_does() -> None:

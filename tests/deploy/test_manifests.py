@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rafaga.load.options import parse_load
 from rafaga.server import lifecycle
 from rafaga.server.config import PREFIX, Config, TransportKind
 from rafaga.server.model import ServedModel
@@ -30,7 +31,7 @@ kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kuberne
 # The oldest that has what is used (preStop.sleep, unhealthyPodEvictionPolicy), and one of the newest.
 RELEASES = ("1.30", "1.37")
 CORE = ("v1", "apps/v1", "batch/v1", "policy/v1", "autoscaling/v2", "networking.k8s.io/v1")
-KUSTOMIZATIONS = (*(f"overlays/{name}" for name in OVERLAYS), "export", "kserve")
+KUSTOMIZATIONS = (*(f"overlays/{name}" for name in OVERLAYS), "export", "load", "kserve")
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
@@ -119,8 +120,9 @@ def test_pods_meet_the_restricted_security_standard(objects: tuple[Object, ...])
     check_restricted(pod(objects))
 
 
-def test_the_jobs_pods_meet_it_too() -> None:
-    check_restricted(one(render(KUBERNETES / "export"), "Job")["spec"]["template"]["spec"])
+@pytest.mark.parametrize("job", ["export", "load"])
+def test_the_jobs_pods_meet_it_too(job: str) -> None:
+    check_restricted(one(render(KUBERNETES / job), "Job")["spec"]["template"]["spec"])
 
 
 def check_restricted(spec: Object) -> None:
@@ -130,7 +132,7 @@ def check_restricted(spec: Object) -> None:
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
     assert not any(spec.get(name) for name in ("hostNetwork", "hostPID", "hostIPC"))
-    assert not any("hostPath" in volume for volume in spec["volumes"])
+    assert not any("hostPath" in volume for volume in spec.get("volumes", ()))
     for each in spec["containers"]:
         context = each["securityContext"]
         assert context["allowPrivilegeEscalation"] is False
@@ -186,9 +188,28 @@ def test_images_are_those_of_this_version(name: str, tag: str) -> None:
     assert container(overlay(name))["image"] == f"rafaga-server:{tag}"
 
 
-def test_the_exports_image_is_of_this_version_too() -> None:
-    (only,) = one(render(KUBERNETES / "export"), "Job")["spec"]["template"]["spec"]["containers"]
-    assert only["image"] == f"rafaga-export:{VERSION}"
+@pytest.mark.parametrize("job", ["export", "load"])
+def test_the_jobs_images_are_of_this_version_too(job: str) -> None:
+    (only,) = one(render(KUBERNETES / job), "Job")["spec"]["template"]["spec"]["containers"]
+    assert only["image"] == f"rafaga-{job}:{VERSION}"
+
+
+def test_the_load_reaches_every_pod_and_its_log_is_its_result() -> None:
+    template = one(render(KUBERNETES / "load"), "Job")["spec"]["template"]
+    command, *arguments = template["spec"]["containers"][0]["args"]
+    assert command == "load"
+    options = parse_load(arguments, {})
+    headless = one(overlay("cpu"), "Service", "rafaga-headless")
+    assert options.connection.address == f"dns:///{headless['metadata']['name']}:{headless['spec']['ports'][0]['port']}"
+    assert (options.outputs.json, options.outputs.quiet) == ("-", True)
+    assert options.processes == int(template["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    (exported,) = one(render(KUBERNETES / "export"), "Job")["spec"]["template"]["spec"]["containers"]
+    assert options.conditions.models.keys() <= set(exported["args"])
+    labels = template["metadata"]["labels"]
+    rule = next(r for r in one(overlay("cpu"), "NetworkPolicy")["spec"]["ingress"] if r["ports"] == [{"port": "grpc"}])
+    assert rule["from"][0]["podSelector"]["matchLabels"].items() <= labels.items()
+    servers = one(overlay("cpu"), "Deployment")["spec"]["selector"]["matchLabels"]
+    assert not servers.items() <= labels.items()
 
 
 def test_the_job_exports_models_of_the_catalogue() -> None:

@@ -100,7 +100,7 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
         channels=options.channels,
         check_every=options.check_every,
     )
-    with Fleet(setup, options.processes) as fleet, view(stderr) as shown:
+    with Fleet(setup, options.processes) as fleet, view(stderr, options.outputs.quiet) as shown:
         session = Session(
             fleet, targets.models(prepared), conditions.objective, shown, options.part, options.metrics_url
         )

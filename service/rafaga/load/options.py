@@ -53,10 +53,11 @@ class OptionsError(Exception):
 
 @dataclass(frozen=True)
 class Outputs:
-    """json: "-" is standard output."""
+    """json: "-" is standard output. quiet: shows no progress."""
 
     json: str | None = None
     report: Path | None = None
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def parse_load(arguments: Sequence[str], environ: Mapping[str, str]) -> LoadOpti
         start_at=args.start_at,
         check_every=args.check_every,
         metrics_url=args.metrics,
-        outputs=Outputs(args.json, args.report),
+        outputs=Outputs(args.json, args.report, args.quiet),
         mlperf=_mlperf_plan(args, payloads, models, objective) if args.mlperf else None,
     )
 
@@ -245,6 +246,7 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
         "--start-at", type=_moment, metavar="TIME", help="common start of all parts, ISO 8601: 2026-01-31T12:00:00Z"
     )
     results = _add_outputs(parser)
+    results.add_argument("--quiet", action="store_true", help="no progress on standard error")
     results.add_argument(
         "--mlperf-log", type=Path, default=Path("mlperf-log"), metavar="DIR", help="LoadGen's own files (%(default)s)"
     )

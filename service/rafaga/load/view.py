@@ -88,8 +88,27 @@ def describe(step: Step) -> str:
     return f"{step.rate:,.4g}/s {step.pattern}"
 
 
-def view(stream: TextIO) -> View:
+def view(stream: TextIO, quiet: bool = False) -> View:
+    if quiet:
+        return NoView()
     return LiveView(stream) if stream.isatty() else LineView(stream)
+
+
+class NoView:
+    """Where a log holds the result and nothing else."""
+
+    def __enter__(self) -> NoView:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def update(self, step: Step, progress: Progress) -> None: ...
+
+    def done(self, step: Step, figures: Figures, outcomes: dict[str, int]) -> None: ...
 
 
 class LineView:

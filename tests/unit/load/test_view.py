@@ -12,7 +12,7 @@ from rafaga.load.log import Answer, Log
 from rafaga.load.schedule import Pattern
 from rafaga.load.steps import Step
 from rafaga.load.tally import Tally
-from rafaga.load.view import LineView, LiveView, Progress, Watch, describe, view
+from rafaga.load.view import LineView, LiveView, NoView, Progress, Watch, describe, view
 
 STEP = Step(Pattern.POISSON, rate=1234.5, warm_up_s=2, duration_s=10)
 
@@ -70,6 +70,7 @@ def test_a_terminal_gets_a_live_view() -> None:
 
     assert isinstance(view(Terminal()), LiveView)
     assert isinstance(view(io.StringIO()), LineView)
+    assert isinstance(view(Terminal(), quiet=True), NoView)
     text = shown(Terminal(), LiveView)
     for part in ("looking", "1,234/s poisson", "answers/s", "20.25", "QUEUE_FULL 2"):
         assert part in text
