@@ -16,6 +16,7 @@ from export.labels import Labels, read_labels
 from export.samples import ImageData, ImageSet
 from export.verify import Advance, open_session
 from models.entry import Corpus, Entry, ImageInput, SequenceInput, SeriesInput, Shipped, Task
+from models.progress import SILENT, Steps
 from models.training.data import ENVIRONMENT, DataUnavailable
 from rafaga.bundle import Calibration, Metric
 
@@ -183,7 +184,7 @@ class SequenceEvidence:
 Evidence = ImageEvidence | SeriesEvidence | SequenceEvidence
 
 
-def find_evidence(entry: Entry, sources: Sources, trained: bool) -> Evidence:
+def find_evidence(entry: Entry, sources: Sources, trained: bool, steps: Steps = SILENT) -> Evidence:
     """Reads what can be had; what cannot becomes the `note`, and noise takes its place in the proofs.
 
     An untrained network sees nothing in a photo: it is proved with noise and its accuracy is not measured.
@@ -196,14 +197,14 @@ def find_evidence(entry: Entry, sources: Sources, trained: bool) -> Evidence:
     if not trained:
         return ImageEvidence(entry, entry.input, ImageData(), sources)
     try:
-        return ImageEvidence(entry, entry.input, _image_data(entry, entry.input, sources), sources)
+        return ImageEvidence(entry, entry.input, _image_data(entry, entry.input, sources, steps), sources)
     except DataUnavailable as error:
         return ImageEvidence(entry, entry.input, ImageData(), sources, str(error))
 
 
-def _image_data(entry: Entry, image: ImageInput, sources: Sources) -> ImageData:
+def _image_data(entry: Entry, image: ImageInput, sources: Sources, steps: Steps) -> ImageData:
     if sources.eval_images is None and entry.corpus in (Corpus.MNIST, Corpus.CIFAR10):
-        return samples.corpus_images(entry.corpus, sources.data)
+        return samples.corpus_images(entry.corpus, sources.data, steps)
     folder = sources.eval_images or _sample_photos(sources.data)
     if folder is None:
         raise DataUnavailable(f"no held-out data for {entry.dataset}: give labelled photos with --eval-images DIR")

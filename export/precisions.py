@@ -142,13 +142,14 @@ class Judge:
         """
         self.steps.step("fp16")
         to_fp16(self.fp32, path)
-        parity = self._parity(path)
+        parity = self._parity(Precision.FP16, path)
         if self.trained:
             verify.require_within(FP16_PARITY_GATE, parity.max_relative_error, "parity with PyTorch")
         self.steps.step("fp16: measuring accuracy")
         return self._judged(Precision.FP16, self._try(path, ()), parity)
 
-    def _parity(self, path: Path) -> Parity:
+    def _parity(self, precision: Precision, path: Path) -> Parity:
+        self.steps.step(f"{precision}: comparing with PyTorch")
         return verify.measure_parity(open_session(path), self.cases, self.steps.advance)
 
     def _int8(self, path: Path) -> Variant:
@@ -167,7 +168,7 @@ class Judge:
                         break
         self.steps.step("int8: measuring accuracy")
         trial = replace(self._try(path, float_layers), calibration=self.evidence.calibrated_on)
-        return self._judged(Precision.INT8, trial, self._parity(path))
+        return self._judged(Precision.INT8, trial, self._parity(Precision.INT8, path))
 
     def _loses_too_much(self, path: Path, float_layers: Sequence[str]) -> bool:
         """On the images that such choices are made with. False where there are none: then nothing is chosen."""
@@ -187,6 +188,8 @@ class Judge:
 
     def _judged(self, precision: Precision, trial: Trial, parity: Parity) -> Variant:
         loss = self._loss(trial)
+        self.steps.step(f"{precision}: timing")
+        faster = speedup(self.fp32, trial.path, self.cases[-1].inputs, self.steps.advance)
         return Variant(
             precision=precision,
             file=trial.path.name,
@@ -196,7 +199,7 @@ class Judge:
             loss=loss,
             calibration=trial.calibration,
             float_layers=trial.float_layers,
-            cpu_speedup=round(speedup(self.fp32, trial.path, self.cases[-1].inputs), 2),
+            cpu_speedup=round(faster, 2),
         )
 
     def _loss(self, trial: Trial) -> Loss | None:

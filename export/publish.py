@@ -80,11 +80,11 @@ def publish(entry: Entry, wanted: Wanted, sources: Sources, steps: Steps) -> Pub
     steps.step("building, loading weights")
     torch.manual_seed(sources.seed)
     model = entry.build()
-    weights = load_weights(entry, model, wanted.weights)
+    weights = load_weights(entry, model, wanted.weights, steps)
     if wanted.license is not None:
         weights = msgspec.structs.replace(weights, license=wanted.license)
     steps.step("reading data")
-    evidence = find_evidence(entry, sources, weights.trained)
+    evidence = find_evidence(entry, sources, weights.trained, steps)
     graph = serving_graph(entry, model)
     if not weights.trained:
         inputs = list(evidence.batches())[-1]

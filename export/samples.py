@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from export.arrays import Array, pad_symbols, pad_time
 from export.labels import Labels, LabelsInvalid, class_of
 from models.entry import Corpus, ImageInput, SequenceInput, SeriesInput
+from models.progress import Steps
 from models.training import data, reber
 from models.training.data import DataUnavailable
 from rafaga import images
@@ -74,17 +75,16 @@ def measured_preparation(image: ImageInput) -> ImagePreparation:
     return preparation(image)
 
 
-def corpus_images(corpus: Corpus, root: Path | None) -> ImageData:
+def corpus_images(corpus: Corpus, root: Path | None, steps: Steps) -> ImageData:
     """MNIST or CIFAR-10. Raises DataUnavailable."""
-    load, name = {
-        Corpus.MNIST: (data.load_mnist, data.mnist_name),
-        Corpus.CIFAR10: (data.load_cifar10, data.cifar10_name),
-    }[corpus]
 
     def split(train: bool) -> ImageSet:
-        pixels, labels = load(root, train)
+        if corpus is Corpus.CIFAR10:
+            name, (pixels, labels) = data.cifar10_name(root, train), data.load_cifar10(root, train, steps)
+        else:
+            name, (pixels, labels) = data.mnist_name(root, train), data.load_mnist(root, train)
         pixels = pixels if pixels.ndim == 4 else pixels[..., np.newaxis]
-        return ImageSet(name(root, train), labels, lambda rows: pixels[np.asarray(rows)])
+        return ImageSet(name, labels, lambda rows: pixels[np.asarray(rows)])
 
     training = split(train=True)
     even, odd = range(0, len(training), 2), range(1, len(training), 2)

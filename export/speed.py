@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from export.arrays import Arrays, row_count
-from export.verify import open_session, run
+from export.verify import Advance, open_session, run
 
 SPEEDUP_BATCH = 8
 
@@ -47,13 +47,16 @@ def measure(session: ort.InferenceSession, inputs: Arrays, budget_s: float) -> T
     return Timing(row_count(inputs), statistics.median(milliseconds), float(np.percentile(milliseconds, 95)))
 
 
-def speedup(fp32: Path, variant: Path, inputs: Arrays, rounds: int = 5) -> float:
+def speedup(fp32: Path, variant: Path, inputs: Arrays, advance: Advance = lambda *_: None, rounds: int = 5) -> float:
     """Throughput of `variant` over that of `fp32`: one thread, both in turn, the best of `rounds` runs of each."""
     batch = of_batch(inputs, SPEEDUP_BATCH)
     sessions = [open_session(path, threads=1) for path in (fp32, variant)]
     for session in sessions:
         run(session, batch)
-    taken = [[_seconds(session, batch) for session in sessions] for _ in range(rounds)]
+    taken = []
+    for number in range(rounds):
+        advance(number, rounds)
+        taken.append([_seconds(session, batch) for session in sessions])
     return min(one for one, _ in taken) / min(other for _, other in taken)
 
 

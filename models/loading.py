@@ -5,14 +5,15 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from models.download import download
 from models.entry import Entry, Shipped, Torchvision
+from models.progress import SILENT, Steps
 from rafaga.bundle import Weights, sha256_of
 
 AUTO, RANDOM = "auto", "random"
@@ -39,7 +40,7 @@ class WeightsMismatch(WeightsError):
         super().__init__(f"{source} does not fit this model. {what}")
 
 
-def load_weights(entry: Entry, module: nn.Module, choice: str | Path = AUTO) -> Weights:
+def load_weights(entry: Entry, module: nn.Module, choice: str | Path = AUTO, steps: Steps = SILENT) -> Weights:
     """Fills `module` and says with what.
 
     `choice`: "auto" takes the entry's own weights, "random" leaves the module as it was built, anything else is a file:
@@ -67,7 +68,7 @@ def load_weights(entry: Entry, module: nn.Module, choice: str | Path = AUTO) -> 
                 sha256=sha256_of(shipped.path),
             )
         case Torchvision() as published:
-            path, sha256 = _download(published)
+            path, sha256 = _download(published, steps)
             _fill(module, read_state(path), published.member)
             return Weights(
                 trained=True,
@@ -114,7 +115,7 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         raise WeightsMismatch(source, missing, unexpected, reshaped) from error
 
 
-def _download(published: Torchvision) -> tuple[Path, str]:
+def _download(published: Torchvision, steps: Steps) -> tuple[Path, str]:
     """The checkpoint in torch's cache folder, fetched there when it is absent, and its sha256.
 
     It is the published file whoever put it there: the hash must begin as the file's name ends. Raises
@@ -126,8 +127,8 @@ def _download(published: Torchvision) -> tuple[Path, str]:
     path = Path(torch.hub.get_dir()) / "checkpoints" / str(weights.url).rpartition("/")[2]
     if not path.is_file():
         try:
-            weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-        except (URLError, OSError, RuntimeError) as error:
+            download(weights.url, path, steps)
+        except OSError as error:
             raise WeightsUnavailable(
                 f"{published.member} could not be downloaded ({_first_line(error)}). By hand: fetch {weights.url} on a "
                 f"machine with access and pass it with --weights {path.name}, or put it into {path.parent}"

@@ -46,9 +46,11 @@ class SpinnerSteps:
 
     def step(self, what: str) -> None:
         if self._progress.console.is_terminal:
-            self._progress.reset(self._task, start=True, total=None, description=f"{self._title}: {what}")
+            # Not reset(): it keeps the total, and the new step would stand at 0 % of the one before.
+            self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(f"{self._title}: {what}", total=None)
         else:
-            self._progress.console.print(f"{self._title}: {what}", highlight=False)
+            self._progress.console.print(f"{self._title}: {what}", highlight=False, markup=False)
 
     def advance(self, done: int, total: int) -> None:
         self._progress.update(self._task, completed=done, total=total)

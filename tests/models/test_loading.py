@@ -120,7 +120,7 @@ def test_offline_the_manual_way_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         raise URLError("no route to host")
 
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
     entry = catalogue()["resnet50"]
     with pytest.raises(WeightsUnavailable) as caught:
         load_weights(entry, torch.nn.Identity())
@@ -135,7 +135,7 @@ class Published:
     url: str
     content: bytes = b""
 
-    def get_state_dict(self, **_: object) -> None:
+    def fetch(self, *_: object) -> None:
         path = Path(torch.hub.get_dir()) / "checkpoints" / self.url.rpartition("/")[2]
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(self.content)
@@ -161,9 +161,10 @@ def test_a_checkpoint_with_the_hash_of_its_name_is_used(
     published = Published(URL.format(sha256[:8]), content)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     if cached:
-        published.get_state_dict()
+        published.fetch()
         published = replace(published, content=b"never asked for")
     monkeypatch.setattr("torchvision.models.get_weight", lambda _: published)
+    monkeypatch.setattr("models.loading.download", published.fetch)
     note = load_weights(RESNET18, other)
     assert torch.equal(other.conv1.weight, module.conv1.weight)
     assert note.source == "torchvision ResNet18_Weights.IMAGENET1K_V1"
@@ -177,8 +178,9 @@ def test_a_checkpoint_that_is_not_the_published_one_is_refused(
     published = Published(URL.format("f37072fd"), saved(RESNET18.build()))
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     if cached:
-        published.get_state_dict()  # put there by hand
+        published.fetch()  # put there by hand
     monkeypatch.setattr("torchvision.models.get_weight", lambda _: published)
+    monkeypatch.setattr("models.loading.download", published.fetch)
     module = RESNET18.build()
     before = module.conv1.weight.clone()
     with pytest.raises(WeightsUnavailable) as caught:
