@@ -92,8 +92,9 @@ class ServedModel:
         self._probe = samples.tiled(1)
         self._shifts = [Shift(engine, self._serve, bundle.name) for engine in engines]
         self._stuck: list[threading.Thread] = []
-        self._failures = 0  # new engines that the device refused, since the last that it took
-        self._hopeless = False
+        # By engine: how many new ones its device refused since the last that it took, and who is not hoped for.
+        self._failures = [0] * len(engines)
+        self._hopeless: set[int] = set()
         self._renew = renew
         self._watch_policy = watch or WatchPolicy()
         self._watch = Watch(self, self._watch_policy, bundle.name)
@@ -119,8 +120,8 @@ class ServedModel:
 
     @property
     def hopeless(self) -> bool:
-        """It is down, and only a new process helps."""
-        return self._down and self._hopeless
+        """All its engines were lost, and only a new process helps."""
+        return len(self._hopeless) == len(self._shifts)
 
     def submit(self, job: Job, *, may_run: bool = False) -> bool:
         """Queues `job`, or raises a Refused error and leaves its callbacks uncalled.
@@ -250,8 +251,8 @@ class ServedModel:
     # What its watch asks.
 
     @property
-    def lacking(self) -> bool:
-        return any(shift.relieved for shift in self._shifts)
+    def lacking(self) -> list[int]:
+        return [number for number, shift in enumerate(self._shifts) if shift.relieved]
 
     @property
     def give_up_at(self) -> float:
@@ -271,40 +272,44 @@ class ServedModel:
         runs = ((shift, shift.run) for shift in self._shifts if not shift.relieved)
         return [(shift, run) for shift, run in runs if run is not None]
 
-    def renew(self) -> None:
-        about = {"model": self.bundle.name}
-        self._stuck = [thread for thread in self._stuck if thread.is_alive()]
-        if len(self._stuck) >= self._watch_policy.max_stuck:
-            self._give_up_hope("lost ones still hang")
-            return
-        number = next(n for n, shift in enumerate(self._shifts) if shift.relieved)
+    def renew(self, number: int) -> bool:
+        about = {"model": self.bundle.name, "engine": number}
+        with self._lock:
+            self._stuck = [thread for thread in self._stuck if thread.is_alive()]
+            piled_up = len(self._stuck) >= self._watch_policy.max_stuck
+        if piled_up:
+            self._give_up_hope(number, "lost ones still hang")
+            return False
         try:
             shift = Shift(self._renew(number), self._serve, self.bundle.name)
+            with self._lock:
+                stopping = self._stopping
+                if not stopping:
+                    shift.thread.start()
+                    self._shifts[number] = shift
+                    self._failures[number] = 0
+                    self._hopeless.discard(number)
+                    self._down = False
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds
             _LOG.exception("no new engine yet", extra=about)
             # What is wrong with the bundle would be wrong in a new process too.
-            self._failures += not isinstance(error, BundleError) or isinstance(error, DeviceError)
-            if self._failures >= self._watch_policy.max_failures:
-                self._give_up_hope(f"the device refused {self._failures} in a row")
-            return
-        with self._lock:
-            stopping = self._stopping
-            if not stopping:
-                self._shifts[number] = shift
-                self._down = self._hopeless = False
-                self._failures = 0
-                shift.thread.start()
+            self._failures[number] += not isinstance(error, BundleError) or isinstance(error, DeviceError)
+            if self._failures[number] >= self._watch_policy.max_failures:
+                self._give_up_hope(number, f"the device refused {self._failures[number]} in a row")
+            return False
         if stopping:
             shift.engine.close()
-            return
+            return True
         self.metrics.engine_restarted()
         _LOG.warning("a new engine serves", extra=about)
         self._tell()
+        return True
 
-    def _give_up_hope(self, why: str) -> None:
-        _LOG.critical("no new engine: %s, only a new process helps", why, extra={"model": self.bundle.name})
-        if not self._hopeless:
-            self._hopeless = True
+    def _give_up_hope(self, number: int, why: str) -> None:
+        about = {"model": self.bundle.name, "engine": number}
+        _LOG.critical("no new engine: %s, only a new process helps", why, extra=about)
+        if number not in self._hopeless:
+            self._hopeless.add(number)
             self._tell()
 
     def _lose(self, shift: Shift, why: str, run: Run | None = None) -> None:
@@ -323,13 +328,13 @@ class ServedModel:
             owed = shift.owed
             for batch in owed:
                 self._batcher.finished(batch, None)
+            if run is not None:
+                self._stuck.append(run.thread)
             self._changed.notify_all()
             self._ripe.notify_all()
         shift.engine.terminate()
-        if run is not None:
-            self._stuck.append(run.thread)
-            if shift.on_hung is not None:
-                shift.on_hung()
+        if run is not None and shift.on_hung is not None:
+            shift.on_hung()
         _LOG.critical("engine lost: %s", why, extra={"model": self.bundle.name})
         self._tell()
         self._fail_owed(run.parts if run is not None else (), [p for b in owed for p in b.parts], waiting)

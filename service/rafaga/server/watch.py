@@ -1,15 +1,21 @@
-"""Looks after the engine of one model: finds a run that does not end, and brings up a new engine after one was lost.
+"""Looks after the engines of one model: finds runs that do not end, and brings up a new engine after one was lost.
 
 the run's bound passes, or the engine is lost  →  its requests fail, health turns  →  wait  →  new engine  →  health
+
+Each in its own time: while one engine is brought up, which may take minutes or never end, the others are watched.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,28 +60,29 @@ class Backoff:
 
 
 class Ward(Protocol):
-    """Whose engine is watched."""
+    """Whose engines are watched."""
 
     @property
-    def lacking(self) -> bool:
-        """An engine was lost: one must be brought up."""
+    def lacking(self) -> Collection[int]:
+        """The numbers of the engines that were lost: others must be brought up."""
         ...
 
     @property
     def give_up_at(self) -> float:
-        """When the run that goes on has passed its bound, in monotonic seconds; infinity while nothing runs."""
+        """When the first of the runs that go on will have passed its bound, in monotonic seconds; infinity while
+        nothing runs."""
         ...
 
     def give_up(self) -> None:
-        """The run is taken for hung, and the engine for lost."""
+        """Runs that have passed their bound are taken for hung, and their engines for lost."""
         ...
 
     def be_patient(self) -> None:
-        """The run gets its whole bound again."""
+        """The runs get their whole bounds again."""
         ...
 
-    def renew(self) -> None:
-        """Brings up a new engine; stays down when that fails."""
+    def renew(self, number: int) -> bool:
+        """Brings up an engine in the place of a lost one. False when that fails."""
         ...
 
 
@@ -84,11 +91,17 @@ _OVERSLEPT_S = 1.0
 
 
 class Watch:
-    """A thread that sleeps until a run passes its bound. A run that ends before costs a comparison."""
+    """A thread that sleeps until a run passes its bound. A run that ends before costs a comparison.
+
+    An engine that was lost has a thread of its own until there is a new one.
+    """
 
     def __init__(self, ward: Ward, policy: WatchPolicy, name: str) -> None:
         self._ward = ward
-        self._backoff = Backoff(policy)
+        self._policy = policy
+        self._name = name
+        self._backoffs: dict[int, Backoff] = {}
+        self._renewing: set[int] = set()
         self._changed = threading.Condition(threading.Lock())
         self._wake_at = math.inf
         self._closed = False
@@ -104,24 +117,47 @@ class Watch:
 
     def wake(self) -> None:
         with self._changed:
-            self._changed.notify()
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Does not wait: an engine that is being brought up may take its time."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _watch(self) -> None:
         while not self._closed:
-            if self._ward.lacking:
-                if self._rest(self._backoff.next(time.monotonic())):
-                    self._ward.renew()
-            elif (late_s := self._sleep()) is not None:
+            for number in self._forsaken():
+                self._bring_up(number)
+            if (late_s := self._sleep()) is not None:
                 if late_s > _OVERSLEPT_S:
                     self._ward.be_patient()
                 else:
                     self._ward.give_up()
+
+    def _forsaken(self) -> set[int]:
+        """The lost engines that nobody brings up yet."""
+        return set(self._ward.lacking) - self._renewing
+
+    def _bring_up(self, number: int) -> None:
+        with self._changed:
+            self._renewing.add(number)
+        try:
+            threading.Thread(target=self._renew, args=(number,), name=f"renew-{self._name}", daemon=True).start()
+        except RuntimeError:
+            _LOG.exception("no thread to bring up an engine: the watch does, and is blind meanwhile")
+            self._renew(number)
+
+    def _renew(self, number: int) -> None:
+        backoff = self._backoffs.setdefault(number, Backoff(self._policy))
+        try:
+            while self._rest(backoff.next(time.monotonic())):
+                if self._ward.renew(number):
+                    break
+        finally:
+            with self._changed:
+                self._renewing.discard(number)
+                self._changed.notify_all()
 
     def _rest(self, seconds: float) -> bool:
         """False when the watch ends meanwhile."""
@@ -134,7 +170,7 @@ class Watch:
             # In this order: a run that begins now either sees that it must wake us, or is seen by us.
             self._wake_at = math.inf
             at = self._wake_at = self._ward.give_up_at
-            if self._closed or self._ward.lacking:
+            if self._closed or self._forsaken():
                 return None
             now = time.monotonic()
             if now < at:

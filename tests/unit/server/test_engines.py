@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -18,7 +18,7 @@ from rafaga.server.metrics import Metrics
 from rafaga.server.model import ServedModel
 from rafaga.server.plain import PlainModel
 from rafaga.server.watch import WatchPolicy
-from tests.unit.server.test_watch import SPEC, WAIT_S, Caller, Session
+from tests.unit.server.test_watch import HANG, SOON, SPEC, WAIT_S, Caller, Session, eventually
 
 DESCRIBED = PlainModel("doubler", 1, SPEC, SPEC, 8)
 
@@ -45,6 +45,9 @@ class Served:
         self.sessions = [Gated(), Gated()]
         self.refused: set[int] = set()
         self.made = self.sessions[:]
+        self.asked = threading.Semaphore(0)
+        self.slow = threading.Event()  # cleared: new ones take for ever
+        self.slow.set()
         self.model = ServedModel(
             DESCRIBED,
             None,
@@ -59,6 +62,8 @@ class Served:
         self.model.start()
 
     def renew(self, number: int) -> Engine:
+        self.asked.release()
+        assert self.slow.wait(WAIT_S)
         if number in self.refused:
             raise RuntimeError("no device")
         self.sessions[number] = Gated()
@@ -84,6 +89,7 @@ def start() -> Iterator[Callable[..., Served]]:
         for session in served.made:
             session.gate.set()
             session.go_on.set()
+        served.slow.set()
         served.model.close()
 
 
@@ -151,8 +157,49 @@ def test_parts_that_fail_at_once() -> None:
         assert len(ends) == 1
 
 
-def eventually(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
+def test_while_one_cannot_be_replaced_the_other_is_watched(start: Callable[..., Served]) -> None:
+    """1. One hangs, and no device takes a new one. 2. The other hangs too, and is found. 3. One device comes back."""
+    served = start(SOON)
+    served.refused = {0, 1}
+    first = served.submit(HANG)
+    assert isinstance(first.end(), EngineFailure)
+    second = served.submit(HANG)
+    assert isinstance(second.end(), EngineFailure)
+    assert served.model.down
+    served.refused = {0}
+    for session in served.sessions:
+        session.go_on.set()
+    eventually(lambda: not served.model.down)
+    assert served.submit(1).end() == [2]
+
+
+def test_while_one_is_brought_up_the_other_is_watched(start: Callable[..., Served]) -> None:
+    """Bringing up takes its time, or hangs itself."""
+    served = start(dataclasses.replace(SOON, max_stuck=3))
+    served.slow.clear()
+    assert isinstance(served.submit(HANG).end(), EngineFailure)
+    assert served.asked.acquire(timeout=WAIT_S)
+    assert isinstance(served.submit(HANG).end(), EngineFailure)
+    assert served.asked.acquire(timeout=WAIT_S), "both at a time"
+    for session in served.sessions:
+        session.go_on.set()
+    served.slow.set()
+    eventually(lambda: not served.model.lacking)
+    assert served.submit(*range(100, 132)).end() == [2 * n for n in range(100, 132)]
+
+
+def test_without_a_thread_to_bring_one_up_the_watch_does_it(
+    start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = start(SOON)
+    start_thread = threading.Thread.start
+
+    def exhausted(thread: threading.Thread) -> None:
+        if thread.name.startswith("renew-"):
+            raise RuntimeError("can't start new thread")
+        start_thread(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", exhausted)
+    assert isinstance(served.submit(HANG).end(), EngineFailure)
+    eventually(lambda: not served.model.lacking)
+    assert "no thread to bring up an engine" in caplog.text

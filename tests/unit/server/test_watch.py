@@ -200,7 +200,7 @@ def test_a_process_that_stood_still_blames_no_engine() -> None:
     done = threading.Event()
 
     class Ward:
-        lacking = False
+        lacking = ()
         give_up_at = time.monotonic() - 5.0
 
         def give_up(self) -> None:
@@ -211,7 +211,7 @@ def test_a_process_that_stood_still_blames_no_engine() -> None:
             self.give_up_at = math.inf
             done.set()
 
-        def renew(self) -> None:
+        def renew(self, number: int) -> bool:
             raise AssertionError
 
     watch = Watch(Ward(), WatchPolicy(), "ward")
@@ -338,7 +338,7 @@ def test_a_device_that_refuses_again_and_again_leaves_no_hope(start: Callable[..
     served.refusing = error
     served.hang()
     eventually(lambda: served.model.hopeless)
-    assert served.model._failures >= 3
+    assert served.model._failures[0] >= 3
     served.refusing = None
     eventually(lambda: not served.model.down)
     assert not served.model.hopeless
