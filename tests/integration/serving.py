@@ -86,7 +86,7 @@ def serving(repository: Path, transport: str, **settings: Any) -> Iterator[Serve
         **{
             "repository": repository,
             "transport": TransportKind(transport),
-            "threads": 1,
+            "threads": ("1",),
             "engine_timeout_s": 600.0,  # tests hold engines up, and other work may hold the cores
             "grpc_port": 0,
             "http_port": 0,

@@ -58,6 +58,8 @@ def serve(config: Config) -> int:
     signals = ShutdownSignals()
     with signals:
         server.start()
+        for name in config.engines.by_model.keys() - {name for name, _ in server.repository.on_disk()}:
+            _LOG.warning("instances, threads or spinning are set for a model that is not there", extra={"model": name})
         # What is there now stays: full collections, which stop every thread, need not walk through it for ever.
         gc.collect()
         gc.freeze()
@@ -137,7 +139,7 @@ def _placement(config: Config) -> Placement:
         choice = devices.choose(devices.parse(config.device), config.device_fallback, devices.Nvidia())
         level = logging.WARNING if choice.degraded else logging.INFO
         _LOG.log(level, "device chosen: %s", choice.why, extra={"devices": [str(d) for d in choice.devices]})
-        return Placement.on(choice, config.device_fallback, config.threads, settings, config.instances, config.spinning)
+        return Placement.on(choice, config.device_fallback, None, settings, config.engines)
     except DeviceError as error:
         raise ConfigError(f"device: {error} (or say --device-fallback cpu)") from None
 

@@ -11,7 +11,7 @@ import dataclasses
 import ipaddress
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +22,14 @@ import msgspec
 from rafaga.bundle import Precision
 from rafaga.server import devices
 from rafaga.server.devices import DeviceFallback
+from rafaga.server.per_model import (
+    EngineSettings,
+    PerModel,
+    T,
+    at_least_one,
+    at_least_one_or_auto,
+    on_off_or_auto,
+)
 from rafaga.server.versions import Versions
 
 PREFIX = "RAFAGA_"
@@ -116,9 +124,16 @@ class Config:
     precision: PrecisionChoice = _setting(
         PrecisionChoice.AUTO, "variant to serve: auto (the fastest that kept its accuracy), fp32, fp16 or int8"
     )
-    threads: int | None = _setting(None, "ONNX Runtime threads per model; default: chosen per model by a timed run")
-    spinning: bool = _setting(False, "ONNX Runtime's threads spin while they wait: quicker where cores are plenty")
-    instances: int = _setting(1, "engines of each model on each device; on the CPU they share the cores")
+    threads: tuple[str, ...] = _setting(
+        ("auto",), "ONNX Runtime threads of an engine on the CPU, or auto: by a timed run; by model: 2,NAME=1"
+    )
+    spinning: tuple[str, ...] = _setting(
+        ("auto",),
+        "whether those threads spin while they wait: on, off, or auto: with cores to spare; by model: off,NAME=on",
+    )
+    instances: tuple[str, ...] = _setting(
+        ("1",), "engines of each model on each device; on the CPU they share the cores; by model: 1,NAME=2"
+    )
     max_batch_size: int = _setting(32, "rows per batch, where the bundle allows as many")
     max_queue_delay_us: int = _setting(0, "how long an idle engine waits for company")
     max_queue_wait_ms: int = _setting(1000, "requests predicted to wait longer are refused")
@@ -155,7 +170,6 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in (
-            "instances",
             "max_batch_size",
             "max_queue_requests",
             "max_request_bytes",
@@ -182,7 +196,7 @@ class Config:
                 f"max_bytes_in_flight: expected at least max_request_bytes ({self.max_request_bytes}), "
                 f"got {self.max_bytes_in_flight}"
             )
-        for name in ("max_concurrent_calls", "threads", "decode_threads", "gpu_memory_mib", "gpu_model_memory_mib"):
+        for name in ("max_concurrent_calls", "decode_threads", "gpu_memory_mib", "gpu_model_memory_mib"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("grpc_port", "http_port", "admin_port"):
@@ -195,6 +209,7 @@ class Config:
             Versions.parse(self.model_versions)
         except ValueError as error:
             raise ConfigError(f"model_versions: {error}") from None
+        _ = self.engines
         explicit = self.model_control is ModelControl.EXPLICIT
         if explicit != (self.admin_port is not None):
             raise ConfigError("admin_port and model_control explicit go together")
@@ -213,6 +228,18 @@ class Config:
             raise ConfigError("the native transport has no TLS: use --transport grpcio")
 
     @property
+    def engines(self) -> PerModel[EngineSettings]:
+        """Raises ConfigError."""
+        instances = _per_model("instances", self.instances, at_least_one, 1)
+        threads = _per_model("threads", self.threads, at_least_one_or_auto, None)
+        spinning = _per_model("spinning", self.spinning, on_off_or_auto, None)
+        names = {*instances.by_model, *threads.by_model, *spinning.by_model}
+        return PerModel(
+            EngineSettings(instances.default, threads.default, spinning.default),
+            {name: EngineSettings(instances.of(name), threads.of(name), spinning.of(name)) for name in sorted(names)},
+        )
+
+    @property
     def most_calls(self) -> int:
         """In flight. Where a call holds no thread, the queue of each model, which predicts times, does the refusing."""
         native = self.transport is TransportKind.NATIVE
@@ -227,6 +254,9 @@ class Config:
         except ValueError:
             return False
 
+
+# Settings that a model can have a value of its own for.
+_BY_MODEL = ("threads", "spinning", "instances")
 
 _FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 
@@ -245,8 +275,7 @@ def from_arguments(namespace: argparse.Namespace, environ: Mapping[str, str]) ->
     """Raises ConfigError."""
     settings: dict[str, Any] = {}
     if namespace.config is not None:
-        given = _from_file(namespace.config)
-        settings |= {name: _split(name, v) if isinstance(v, str) else v for name, v in given.items()}
+        settings |= _from_file(namespace.config)
     for name in _FIELDS:
         if (value := environ.get(PREFIX + name.upper())) is not None:
             settings[name] = _split(name, value)
@@ -275,13 +304,23 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from None
     if unknown := sorted(settings.keys() - _FIELDS.keys()):
         raise ConfigError(f"{path}: unknown settings: {', '.join(unknown)}")
-    return {name: _split(name, value) if isinstance(value, str) else value for name, value in settings.items()}
+    return {name: _split(name, value) for name, value in settings.items()}
 
 
-def _split(name: str, value: str) -> str | list[str]:
-    if isinstance(_FIELDS[name].default, tuple):
+def _split(name: str, value: Any) -> Any:
+    """One text, or one number of a file, where several are expected."""
+    if name in _BY_MODEL and isinstance(value, bool | int):
+        value = str(value).lower()
+    if isinstance(value, str) and isinstance(_FIELDS[name].default, tuple):
         return [part.strip() for part in value.split(",") if part.strip()]
     return value
+
+
+def _per_model(name: str, rules: Sequence[str], value: Callable[[str], T], default: T) -> PerModel[T]:
+    try:
+        return PerModel.parse(rules, value, default)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def _shown(default: object) -> str:

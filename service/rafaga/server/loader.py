@@ -51,13 +51,14 @@ class Loader:
         return self._placed(folder.parent.name, partial(self._load_plain, folder))
 
     def _placed(self, name: str, load: Callable[[Placement], ServedModel]) -> ServedModel:
+        placement = self.placement.of(name)
         try:
-            return load(self.placement)
+            return load(placement)
         except DeviceError as error:
-            if not self.placement.may_fall_back:
+            if not placement.may_fall_back:
                 raise
             _LOG.warning("FALLEN BACK to the CPU, as device_fallback allows: %s", error, extra={"model": name})
-            return load(self.placement.on_cpu())
+            return load(placement.on_cpu())
 
     def _load(self, folder: Path, bundle: Bundle, placement: Placement) -> ServedModel:
         variant = self._choose(bundle, placement.gpu)

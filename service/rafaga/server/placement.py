@@ -30,6 +30,7 @@ from rafaga.server.engine import Described, Engine, Samples
 from rafaga.server.gate import Gate
 from rafaga.server.gpu_memory import HEADROOM, MIB, MemoryBudget, estimate
 from rafaga.server.latency import buckets_up_to
+from rafaga.server.per_model import EngineSettings, PerModel
 from rafaga.server.providers import (
     CudaSettings,
     TensorRtSettings,
@@ -45,6 +46,8 @@ _LOG = logging.getLogger(__name__)
 
 # On the CPU, handing a batch to another thread and back took 0.2 ms: too much for a small model, nothing for this one.
 _BOUND_S = 10e-3
+# Threads spin where the transport, the decoders and what else runs have so many cores beside a model's engines.
+_LEFT_OVER_CORES = 4
 # A layout must be this much faster to be worth leaving the one that everything was tested with.
 _NHWC_WORTHWHILE = 0.98
 # Characters of ONNX Runtime's messages that are logged.
@@ -100,7 +103,8 @@ class Site:
 @dataclass(frozen=True)
 class Placement:
     """`devices`: where each model has an engine; one that has several is there as often. `threads`: of ONNX Runtime,
-    for each engine on the CPU; None: its share of the cores, or one where a timed run says so."""
+    for each engine on the CPU; None: its share of the cores, or one where a timed run says so. `spinning`: of those;
+    None: where cores are left over. `engines`: what holds for each model in place of that."""
 
     devices: tuple[Device, ...] = (CPU,)
     fallback: DeviceFallback = DeviceFallback.FAIL
@@ -108,7 +112,8 @@ class Placement:
     settings: GpuSettings = GpuSettings()
     _sites: dict[int, Site] = field(default_factory=dict, repr=False)
     instances: int = 1
-    spinning: bool = False
+    spinning: bool | None = False
+    engines: PerModel[EngineSettings] | None = None
 
     @classmethod
     def on(
@@ -117,17 +122,26 @@ class Placement:
         fallback: DeviceFallback,
         threads: int | None,
         settings: GpuSettings,
-        instances: int = 1,
-        spinning: bool = False,
+        engines: PerModel[EngineSettings] | None = None,
     ) -> Placement:
-        """`instances`: engines on each device. Raises DeviceError."""
+        """Raises DeviceError."""
         sites: dict[int, Site] = {}
         if any(device.gpu for device in choice.devices):
             gpus, gate, loading = Nvidia().gpus(), Gate(), threading.Lock()
             for device in choice.devices:
                 cuda = Cuda.load(device.index)
                 sites[device.index] = Site(gpus[device.index], cuda, settings.memory_bytes, gate, loading)
-        return cls(choice.devices * instances, fallback, threads, settings, sites, instances, spinning)
+        return cls(choice.devices, fallback, threads, settings, sites, engines=engines)
+
+    def of(self, model: str) -> Placement:
+        """As `model` is to be placed."""
+        if self.engines is None:
+            return self
+        own = self.engines.of(model)
+        devices = self.devices * own.instances
+        return dataclasses.replace(
+            self, devices=devices, threads=own.threads, instances=own.instances, spinning=own.spinning, engines=None
+        )
 
     @property
     def gpu(self) -> bool:
@@ -148,10 +162,14 @@ class Placement:
         return GpuLoad(device, self._sites[device.index], self.settings, task).engine()
 
     def _on_the_cpu(self, task: Task) -> Engine:
-        threads = self.threads
+        threads, cores = self.threads, available_cores()
+        spinning = self.spinning
+        if spinning is None:
+            own = self.instances * (threads or cores)
+            spinning = own > self.instances and cores - own >= _LEFT_OVER_CORES
         if threads is None and self.instances > 1:
-            threads = max(1, available_cores() // self.instances)
-        engine = Engine.load(task.model, task.content, task.samples, threads, self.spinning)
+            threads = max(1, cores // self.instances)
+        engine = Engine.load(task.model, task.content, task.samples, threads, spinning)
         session = engine.session
         long = fits(task.model) and engine.seconds(task.samples, 1) >= _BOUND_S
         if long and isinstance(session, ort.InferenceSession):

@@ -17,6 +17,7 @@ from rafaga.server.config import (
     add_arguments,
     from_arguments,
 )
+from rafaga.server.per_model import EngineSettings, PerModel
 
 FIELDS = dataclasses.fields(Config)
 HASH = "a" * 64
@@ -130,7 +131,7 @@ def test_types_of_a_file(tmp_path: Path) -> None:
     assert got.transport is TransportKind.NATIVE
     assert got.precision == "fp16"
     assert got.model_control is ModelControl.EXPLICIT
-    assert (got.load_models, got.threads, got.drain_delay_s) == (("one", "two"), 2, 1.5)
+    assert (got.load_models, got.threads, got.drain_delay_s) == (("one", "two"), ("2",), 1.5)
     assert got.bearer_token_sha256 == (HASH,)
     assert got.log_format is LogFormat.TEXT
     assert got.model_versions == ("all",)  # a list of one needs no brackets
@@ -139,6 +140,21 @@ def test_types_of_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ['"cuda:0, cuda:1"', '["cuda:0", "cuda:1"]'])
 def test_a_list_in_a_file_may_be_text(tmp_path: Path, text: str) -> None:
     assert config(file=f"device = {text}", folder=tmp_path).device == ("cuda:0", "cuda:1")
+
+
+def test_settings_of_single_models() -> None:
+    got = config("--threads", "2,lenet5=1", env={"RAFAGA_INSTANCES": "lenet5=3", "RAFAGA_SPINNING": "true,big=off"})
+    assert got.engines.default == EngineSettings(1, 2, True)
+    assert got.engines.of("lenet5") == EngineSettings(3, 1, True)
+    assert got.engines.of("big") == EngineSettings(1, 2, False)
+    assert config().engines == PerModel(EngineSettings(1, None, None))
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ('"auto"', None), ('"on"', True), ("false", False)])
+def test_settings_of_all_models_in_a_file(tmp_path: Path, text: str, value: bool | None) -> None:
+    got = config(file=f'spinning = {text}\nthreads = 2\ninstances = ["1", "a=2"]', folder=tmp_path)
+    assert got.engines.default == EngineSettings(1, 2, value)
+    assert got.engines.of("a") == EngineSettings(2, 2, value)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +181,11 @@ def test_lists_of_text_are_split_at_commas() -> None:
         (["--grpc-port", "70000"], "grpc_port: expected 0 to 65535, got 70000"),
         (["--grpc-port", "many"], "grpc_port"),
         (["--max-batch-size", "0"], "max_batch_size: expected at least 1, got 0"),
-        (["--threads", "0"], "threads: expected at least 1"),
+        (["--threads", "0"], "threads: expected a whole number from 1 on, got '0'"),
+        (["--threads", "2,a=b"], "threads: expected a whole number from 1 on, got 'b'"),
+        (["--instances", "1,2"], "instances: expected one value for all models, got another: '2'"),
+        (["--instances", "auto"], "instances: expected a whole number from 1 on, got 'auto'"),
+        (["--spinning", "a=often"], "spinning: expected auto, on or off, got 'often'"),
         (["--batch-buckets", "4,0"], "batch_buckets: expected at least 1 each, got 0"),
         (["--gpu-memory-mib", "0"], "gpu_memory_mib: expected at least 1, got 0"),
         (["--max-queue-wait-ms", "-1"], "max_queue_wait_ms: expected zero or more"),
