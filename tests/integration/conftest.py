@@ -62,7 +62,7 @@ def valve(monkeypatch: pytest.MonkeyPatch) -> Valve:
 def perf_analyzer() -> Path:
     """The script installs Triton's load generator at its first run, where that is possible."""
     if not PERF_ANALYZER.exists():
-        pytest.skip("perf_analyzer is not here")
+        pytest.skip("shared/bench/perf_analyzer.sh is not here")
     found = subprocess.run([PERF_ANALYZER, "--version"], capture_output=True, text=True, timeout=150, check=False)
     if found.returncode:
         pytest.skip(f"perf_analyzer does not run here: {found.stderr[-200:]}")

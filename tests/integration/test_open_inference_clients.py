@@ -113,6 +113,14 @@ def throughput(tmp_path: Path) -> float:
         return min(float(row["Inferences/Second"]) for row in csv.DictReader(file))
 
 
+def requests(served: Served) -> tuple[float, float]:
+    """Those for inference that were answered, and those that failed. Calls that the tool hangs up on at its end do not
+    count as failed."""
+    about = {"method": "/inference.GRPCInferenceService/ModelInfer"}
+    good, gone = (served.metric("rafaga_requests_total", code=code, **about) for code in ("OK", "CANCELLED"))
+    return good, served.metric("rafaga_requests_total", **about) - good - gone
+
+
 def assert_measures(done: subprocess.CompletedProcess[str], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert throughput(tmp_path) > 0
@@ -123,15 +131,9 @@ def assert_measures(done: subprocess.CompletedProcess[str], tmp_path: Path) -> N
     [
         pytest.param("-m digits --concurrency-range 4", id="concurrency"),
         pytest.param("-m digits --concurrency-range 1:3 -b 8 --async", id="range", marks=pytest.mark.nightly),
-        pytest.param("-m digits --concurrency-range 4 --streaming", id="streaming", marks=pytest.mark.nightly),
-        pytest.param(
-            "-m digits --request-rate-range 50:100:50 --request-distribution poisson",
-            id="poisson",
-            marks=pytest.mark.nightly,
-        ),
-        pytest.param(
-            "-m digits.encoded --input-data files.json --concurrency-range 2", id="files", marks=pytest.mark.nightly
-        ),
+        pytest.param("-m digits --concurrency-range 4 --streaming", id="streaming"),
+        pytest.param("-m digits --request-rate-range 50:100:50 --request-distribution poisson", id="poisson"),
+        pytest.param("-m digits.encoded --input-data files.json --concurrency-range 2", id="files"),
         pytest.param(
             "-m series --input-data series.json --concurrency-range 2 -b 2", id="series", marks=pytest.mark.nightly
         ),
@@ -140,16 +142,17 @@ def assert_measures(done: subprocess.CompletedProcess[str], tmp_path: Path) -> N
             "-m digits --concurrency-range 2 --input-tensor-format json", id="typed", marks=pytest.mark.nightly
         ),
         # No model keeps state and none says so: the tool then sends requests of their own.
-        pytest.param(
-            "-m digits --sequence-length 5 --sequence-id-range 1:100", id="sequences", marks=pytest.mark.nightly
-        ),
+        pytest.param("-m digits --sequence-length 5 --sequence-id-range 1:100", id="sequences"),
     ],
 )
 def test_perf_analyzer(
     load: Callable[..., subprocess.CompletedProcess[str]], server: Served, tmp_path: Path, options: str
 ) -> None:
+    answered, failed = requests(server)
     assert_measures(load(*options.split()), tmp_path)
     eventually(lambda: server.in_flight == 0, "every call ended")
+    assert requests(server)[0] > answered
+    assert requests(server)[1] == failed, "the tool leaves out what fails, and measures the rest"
 
 
 @pytest.mark.nightly
