@@ -47,7 +47,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = new_parser().parse_args(arguments)
     console = Console()
     if options.list or options.name is None:
         console.print(_table())
@@ -115,7 +115,7 @@ def train(options: argparse.Namespace, console: Console) -> None:
     console.print(f"saved {output} ({output.stat().st_size:,} bytes)")
 
 
-def _parser() -> argparse.ArgumentParser:
+def new_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m models.training", description=__doc__.splitlines()[0])
     parser.add_argument("name", nargs="?", help="what to train; see --list")
     parser.add_argument("--list", action="store_true", help="name the recipes and stop")

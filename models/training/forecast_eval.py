@@ -33,6 +33,7 @@ class Origins:
     length: npt.NDArray[np.int64]
     future: Series
     scale: float  # mean absolute error of the seasonal-naive forecast inside the training part: the unit of MASE
+    stride: int  # steps from one origin to the next
 
 
 def training_size(series: Series) -> int:
@@ -49,7 +50,8 @@ def rolling_origins(series: Series, spec: SeriesInput, start: int, stop: int, st
         history[row, : length[row]] = series[origin - length[row] : origin]
     future = np.stack([series[origin : origin + spec.max_horizon] for origin in origins])
     seen = series[: training_size(series)]
-    return Origins(history, length, future, float(np.abs(seen[spec.season :] - seen[: -spec.season]).mean()))
+    scale = float(np.abs(seen[spec.season :] - seen[: -spec.season]).mean())
+    return Origins(history, length, future, scale, stride)
 
 
 def held_out(series: Series, spec: SeriesInput) -> Origins:
@@ -98,6 +100,13 @@ def seasonal_naive(origins: Origins, spec: SeriesInput) -> Series:
     """The last season again and again. [N, max_horizon]"""
     ahead = np.arange(spec.max_horizon) % spec.season
     return np.take_along_axis(origins.history, origins.length[:, None] - spec.season + ahead, axis=1)
+
+
+def drift(origins: Origins) -> Series:
+    """The last value, and on from there by the mean step of the whole history. [N, max_horizon]"""
+    last = np.take_along_axis(origins.history, origins.length[:, None] - 1, axis=1)
+    step = (last - origins.history[:, :1]) / (origins.length[:, None] - 1)
+    return (last + step * np.arange(1, origins.future.shape[1] + 1)).astype(np.float32)
 
 
 def holt_winters(origins: Origins, spec: SeriesInput, steps: Steps = SILENT) -> Series:

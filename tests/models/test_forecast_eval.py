@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from models.entry import SeriesInput
-from models.training.forecast_eval import baselines, evaluate, held_out, rolling_origins, seasonal_naive, training_size
+from models.training.forecast_eval import (
+    baselines,
+    drift,
+    evaluate,
+    held_out,
+    rolling_origins,
+    seasonal_naive,
+    training_size,
+)
+from models.training.significance import compared, overlap
 
 SPEC = SeriesInput(
     min_history=8, max_history=20, max_horizon=3, quantile_levels=(0.1, 0.5, 0.9), season=4, step="quarter", unit="x"
@@ -60,3 +69,29 @@ def test_baselines_of_a_seasonal_series() -> None:
     figures = {m.name: m.value for m in baselines(origins, SPEC, "a line")}
     assert figures["mase_seasonal_naive"] == pytest.approx(1, abs=0.05)
     assert figures["mase_holt_winters"] < 0.2
+
+
+def test_a_random_walk_with_drift_goes_on_as_the_history_did() -> None:
+    origins = rolling_origins(SERIES * 2, SPEC, start=0, stop=15)
+    assert (drift(origins) == origins.future).all()
+
+
+def test_overlapping_horizons_widen_the_error_of_a_difference() -> None:
+    """Means of three neighbours, as horizons of three steps are: their mean is three times less certain in variance."""
+    noise = np.random.default_rng(0).normal(0, 1, 6002)
+    together = np.convolve(noise, np.ones(3) / 3, mode="valid")
+    alone = compared("naive", noise, np.zeros(6002), 1)
+    assert alone.standard_error == pytest.approx(1 / 6002**0.5, rel=0.1)
+    assert compared("naive", together, np.zeros(6000), 3).standard_error == pytest.approx(1 / 6000**0.5, rel=0.2)
+    assert together.std() / 6000**0.5 < 0.6 / 6000**0.5, "what the overlap would hide"
+
+
+def test_overlap_counts_origins() -> None:
+    assert overlap(rolling_origins(SERIES, SPEC, 80, 100)) == 3
+    assert overlap(rolling_origins(SERIES, SPEC, 80, 100, stride=2)) == 2
+
+
+def test_a_network_that_errs_less_is_told_by_how_much() -> None:
+    found = compared("naive", np.array([1.0, 2, 3, 4] * 20), np.array([2.0, 3, 4, 5] * 20), 2)
+    assert (found.network_mase, found.baseline_mase, found.difference) == (2.5, 3.5, -1)
+    assert found.standard_error == pytest.approx(0)
