@@ -1,38 +1,37 @@
-"""Measurements taken in interleaved blocks, and how they are written down."""
+"""Measurements taken in interleaved blocks."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
-Key = TypeVar("Key")
-Value = TypeVar("Value")
+from bench.records import Block, Run, Sample, Subject
+
+Measure: TypeAlias = Callable[[], Sample]
 
 
-def interleaved(measures: dict[Key, Callable[[], Value]], blocks: int) -> dict[Key, list[Value]]:
+def interleaved(measures: Mapping[Subject, Measure], blocks: int) -> Iterator[Block]:
     """Every measure once per block, forwards and backwards in turn: A-B-B-A, so that a machine that drifts drifts for
-    all of them."""
-    results: dict[Key, list[Value]] = {key: [] for key in measures}
-    for block in range(blocks):
-        for key in list(measures)[:: 1 if block % 2 == 0 else -1]:
-            results[key].append(measures[key]())
-            print(f"block {block + 1}/{blocks}  {key}  {results[key][-1]}", flush=True)
-    return results
+    all of them. What fails is tried once more; what fails twice ends the iteration, and complete blocks stay."""
+    for number in range(blocks):
+        runs = []
+        for subject in list(measures)[:: 1 if number % 2 == 0 else -1]:
+            sample = _twice(subject, measures[subject])
+            print(f"  block {number + 1}/{blocks}  {' · '.join(filter(None, subject))}: {sample}", flush=True)
+            runs.append(Run(subject, sample))
+        yield tuple(runs)
 
 
-def spread(values: Sequence[float], digits: int = 0) -> str:
-    """Median and range: "1,236 (1,204–1,310)"."""
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:,.{digits}f} ({low:,.{digits}f}–{high:,.{digits}f})"
+def _twice(subject: Subject, measure: Measure) -> Sample:
+    try:
+        return measure()
+    except Exception:
+        print(f"  {subject} failed, and is tried once more:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        return measure()
 
 
 def ratios(values: Sequence[float], bases: Sequence[float]) -> list[float]:
     """Block by block, because two figures of one block had the machine in the same state."""
-    return [value / base for value, base in zip(values, bases, strict=True)]
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return [value / base if base else 0.0 for value, base in zip(values, bases, strict=True)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -16,7 +15,7 @@ _TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
 
 
 def describe() -> str:
-    """One paragraph of Markdown, with the date."""
+    """One sentence of Markdown."""
     model, flags = "unknown processor", ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -27,6 +26,6 @@ def describe() -> str:
             have = set(found[1].split())
             flags = ", " + " ".join(f for f in _TELLING if f in have)
     return (
-        f"{datetime.now(UTC):%Y-%m-%d}, {available_cores()} cores ({model}{flags}), no GPU used, "
+        f"{available_cores()} cores ({model}{flags}), no GPU used, "
         f"Python {platform.python_version()}, onnxruntime {onnxruntime.__version__}, grpcio {grpc.__version__}."
     )

@@ -1,62 +1,70 @@
-"""More requests than the machine can answer: how many are still answered in time."""
+"""More requests than the machine can answer: how many get an answer in time, how late, and what is done in vain."""
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
-from bench.blocks import interleaved, ratios, spread, table
-from bench.load import closed_loop, open_loop
-from bench.servers import serving
+from bench import cores
+from bench.blocks import Measure, interleaved
+from bench.cores import on
+from bench.load import Client
+from bench.plan import Part, Plan, Task
+from bench.records import Block, Subject
+from bench.servers import TRANSPORTS, TRITON, serving
+from bench.triton import backend
+from rafaga.load.codecs import Wire
 
-_MODEL = "googlenet"
+MODEL = "googlenet"
 _DEADLINE_MS = 500.0
-_SECONDS = 10.0
 _PEAK_CALLERS = 32
-_ALONE, _BUSY, _TWICE, _FIVEFOLD = "alone", 0.8, 2.0, 5.0
+ALONE, PEAK = "alone", "peak"
+LOADS = {"0.8×": 0.8, "2×": 2.0, "5×": 5.0}
+BUSY, OVER = "0.8×", ("2×", "5×")
+_SECONDS = {ALONE: 1.5, PEAK: 4.0, "0.8×": 6.0, "2×": 4.0, "5×": 4.0}
+_WARM_UP_S, _REST_S = 1.0, 1.0  # around each window: the rest is watching the server until it computes no more
+_START_S = 30.0
 
 
-def overload(repository: Path, blocks: int, threads: int) -> str:
-    with serving(repository, (_MODEL,), "--precision", "fp32", threads=threads, peer=True) as targets:
-        peaks = {
-            s: closed_loop(t.address, _MODEL, _PEAK_CALLERS, _SECONDS, "open-inference").rate
-            for s, t in targets.items()
-        }
-        results = interleaved(
-            {
-                (server, load): partial(open_loop, target.address, _MODEL, peaks[server] * load, _SECONDS, _DEADLINE_MS)
-                for server, target in targets.items()
-                for load in (_BUSY, _TWICE, _FIVEFOLD)
-            }
-            | {
-                (server, _ALONE): partial(closed_loop, target.address, _MODEL, 1, _SECONDS / 2, "open-inference")
-                for server, target in targets.items()
-            },
-            blocks,
-        )
-    rows = []
-    for server, peak in peaks.items():
-        busy, twice, fivefold = (results[server, load] for load in (_BUSY, _TWICE, _FIVEFOLD))
-        p99_busy, p99_twice = ([run.p99_ms for run in runs] for runs in (busy, twice))
-        rows.append(
-            (
-                server,
-                f"{peak:.1f}",
-                *(spread([run.rate / peak for run in runs], 2) for runs in (busy, twice, fivefold)),
-                spread(ratios(p99_busy, [run.p50_ms for run in results[server, _ALONE]]), 1),
-                spread(ratios(p99_twice, p99_busy), 2),
-            )
-        )
-    head = (
-        "server",
-        "peak/s",
-        *(f"in time at {load:g}×, over the peak" for load in (_BUSY, _TWICE, _FIVEFOLD)),
-        "p99 at 0.8× / alone",
-        "p99 of answers at 2× / at 0.8×",
-    )
-    return (
-        "## Overload\n\n"
-        f"GoogLeNet, random weights, independent (Poisson) arrivals at multiples of the server's own peak, which "
-        f"{_PEAK_CALLERS} callers in a closed loop give; every request has {_DEADLINE_MS:g} ms from when it is due. "
-        "Latencies count from then too.\n\n" + table(head, rows)
-    )
+def _windows(plan: Plan) -> dict[str, float]:
+    """Seconds by load."""
+    loads = (ALONE, PEAK, "2×") if plan.quick else tuple(_SECONDS)
+    return {load: plan.seconds(_SECONDS[load]) for load in loads}
+
+
+def budget_s(plan: Plan) -> float:
+    """The peer computes what nobody waits for any more before the next window begins."""
+    seconds = _windows(plan)
+    windows_s = sum(window_s + _WARM_UP_S + _REST_S for window_s in seconds.values())
+    backlog_s = sum((LOADS[load] - 1) * (seconds[load] + _WARM_UP_S) for load in OVER if load in seconds)
+    return _START_S + plan.blocks * ((len(TRANSPORTS) + 1) * windows_s + backlog_s)
+
+
+def measure(task: Task) -> Generator[Block, None, None]:
+    """Loads are multiples of the peak that a target had at the start; ratios are to the peak of the same block."""
+    plan, place = task.plan, cores.own(least=2)
+    task.note(f"Here {place}.")
+    # The closed loop's callers wait as long as they must; the others' deadlines are shorter than this.
+    options = ("--precision", "fp32", "--max-queue-wait-ms", "10000")
+    with ExitStack() as stack:
+        serve = serving(task.repository, (MODEL,), *options, threads=place.threads, cores=place, peer=True)
+        targets = stack.enter_context(serve)
+        stack.enter_context(on(place.client))
+        if TRITON in targets:
+            task.note(backend(targets[TRITON], MODEL))
+        measures: dict[Subject, Measure] = {}
+        for server, target in targets.items():
+            client = Client(target, MODEL, place, wire=Wire.OPEN_INFERENCE, deadline_ms=_DEADLINE_MS)
+            stack.enter_context(client)
+            peak = client.closed(_PEAK_CALLERS, plan.seconds(_SECONDS[PEAK])).rate
+            for load, window_s in _windows(plan).items():
+                measures[Subject(MODEL, server, load)] = (
+                    partial(client.open, peak * LOADS[load], window_s, _WARM_UP_S)
+                    if load in LOADS
+                    else partial(client.closed, 1 if load == ALONE else _PEAK_CALLERS, window_s, _WARM_UP_S)
+                )
+        yield from interleaved(measures, plan.blocks)
+
+
+PART = Part("overload", budget_s, measure)

@@ -11,6 +11,8 @@ from rafaga.bundle import Precision
 from rafaga.server.engine import Engine, Golden
 from rafaga.server.latency import buckets_up_to
 
+_LONGEST_RUN_S = 0.75
+
 
 class RawModel(NamedTuple):
     engine: Engine
@@ -27,12 +29,24 @@ class RawModel(NamedTuple):
         return rows / elapsed
 
 
-def load(folder: Path, threads: int) -> RawModel:
-    """Loads the fp32 variant with the server's session options and finds the batch size of the best throughput."""
+def load(folder: Path, precision: Precision, threads: int, try_s: float) -> RawModel:
+    """Loads a variant with the server's session options and finds the batch size of the best throughput, each tried for
+    `try_s`, of those that are computed quickly enough for a window to hold several.
+
+    Raises ValueError where the bundle lacks the variant.
+    """
     bundle = bundles.load(folder)
-    variant = bundle.variant(Precision.FP32)
-    assert variant is not None, f"{folder} has no fp32 variant"
+    variant = bundle.variant(precision)
+    if variant is None:
+        raise ValueError(f"{folder} has no {precision} variant")
     golden = Golden.load(bundle, folder / bundles.GOLDEN)
     engine = Engine.load(bundle, (folder / variant.file).read_bytes(), golden, threads)
-    rates = {rows: RawModel(engine, golden, rows).rate(1.0) for rows in buckets_up_to(bundle.max_batch_size)}
-    return RawModel(engine, golden, max(rates, key=lambda rows: rates[rows]))
+    best = RawModel(engine, golden, 1)
+    best_rate = best.rate(try_s)
+    for rows in buckets_up_to(bundle.max_batch_size)[1:]:
+        tried = RawModel(engine, golden, rows)
+        if rows > _LONGEST_RUN_S * best_rate:
+            break
+        if (rate := tried.rate(try_s)) > best_rate:
+            best, best_rate = tried, rate
+    return best

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench import models
+from bench.cores import Cores, on
 from bench.triton import Target, peers, triton
 from demo.server import ServerProcess
 
@@ -17,9 +18,15 @@ TRITON = "Triton"
 
 @contextmanager
 def serving(
-    repository: Path, names: Sequence[str], *options: str, threads: int, peer: bool = False
+    repository: Path,
+    names: Sequence[str],
+    *options: str,
+    threads: int,
+    cores: Cores,
+    transports: Sequence[str] = TRANSPORTS,
+    peer: bool = False,
 ) -> Iterator[dict[str, Target]]:
-    """A server of `names` on each transport with `options`; `peer`: and Triton, where it is at hand."""
+    """A server of `names` on each of the transports with `options`; `peer`: and Triton, where it is at hand."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         chosen = folder / "repository"
@@ -27,13 +34,14 @@ def serving(
         for name in names:
             (chosen / name).symlink_to((repository / name).resolve())
         targets: dict[str, Target] = {}
-        for transport in TRANSPORTS:
-            arguments = ["--transport", transport, "--triton-metrics", "true", "--threads", str(threads), *options]
-            server = ServerProcess(chosen, folder / f"{transport}.log", arguments)
-            stack.callback(server.kill)
-            server.start()
-            targets[transport] = Target(server.address, server.metrics_url, server.pid)
-        if peer and (scripts := peers()) is not None:
-            files = {name: models.file(repository, name) for name in names}
-            targets[TRITON] = stack.enter_context(triton(scripts, files, threads, folder / "triton.log"))
+        with on(cores.server):
+            for transport in transports:
+                arguments = ["--transport", transport, "--triton-metrics", "true", "--threads", str(threads), *options]
+                server = ServerProcess(chosen, folder / f"{transport}.log", arguments)
+                stack.callback(server.kill)
+                server.start()
+                targets[transport] = Target(server.address, server.metrics_url, server.pid)
+            if peer and (scripts := peers()) is not None:
+                files = {name: models.file(repository, name) for name in names}
+                targets[TRITON] = stack.enter_context(triton(scripts, files, threads, folder / "triton.log"))
         yield targets

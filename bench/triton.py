@@ -11,17 +11,23 @@ Without them the tables lack Triton's rows, and say so.
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from bench.cores import Cores, cpu_s, on
+from bench.records import Sample
 
 ENVIRONMENT = "RAFAGA_PEERS"
 _START_TIMEOUT_S = 300.0  # the first start installs it
@@ -35,15 +41,6 @@ class Target:
     address: str
     metrics_url: str
     pid: int
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """rate: answers per second. cpu_us: the server's CPU time per answer, microseconds."""
-
-    rate: float
-    p99_ms: float
-    cpu_us: float
 
 
 def peers() -> Path | None:
@@ -78,38 +75,56 @@ def triton(folder: Path, models: Mapping[str, Path], threads: int, log: Path) ->
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def analyze(folder: Path, target: Target, model: str, concurrency: int, window_s: float) -> Analysis:
+def backend(target: Target, model: str) -> str:
+    """A sentence on what runs `model` on a Triton, as it tells itself."""
+    host, port = target.address.rsplit(":", 1)
+    server, config = (_json(f"http://{host}:{int(port) - 1}/v2{path}") for path in ("", f"/models/{model}/config"))
+    return f"Triton {server['version']} runs `{model}` in its {config['backend'] or config['platform']} backend."
+
+
+def analyze(folder: Path, target: Target, model: str, callers: int, window_s: float, cores: Cores) -> Sample:
     """Closed loop: the mean of three windows. Raises RuntimeError when requests failed."""
-    answered, cpu_s = _answered(target, model), _cpu_s(target.pid)
+    answered, used_s = counted(target, "nv_inference_request_success", model), cpu_s(target.pid)
     command = ["bash", str(folder / "perf_analyzer.sh"), "-m", model, "-u", target.address, "-i", "grpc", "-a"]
-    command += ["--concurrency-range", str(concurrency), "-p", str(round(window_s * 1000))]
+    command += ["--concurrency-range", str(callers), "-p", str(round(window_s * 1000))]
     # However much they differ: the blocks show how steady the machine is.
     command += ["--max-trials", "3", "-s", "900"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    start_s, client_s = time.monotonic(), _children_cpu_s()
+    with on(cores.client):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    client_cores = (_children_cpu_s() - client_s) / (time.monotonic() - start_s)
     rate = re.search(r"Throughput: ([\d.]+)", done.stdout)
-    p99 = re.search(r"p99 latency: (\d+) usec", done.stdout)
-    if done.returncode or rate is None or p99 is None:
+    p50, p99 = (re.search(rf"p{level} latency: (\d+) usec", done.stdout) for level in (50, 99))
+    if done.returncode or rate is None or p50 is None or p99 is None:
         raise RuntimeError(f"perf_analyzer failed:\n{done.stdout}{done.stderr}")
-    requests = _answered(target, model) - answered
-    return Analysis(float(rate[1]), int(p99[1]) / 1e3, 1e6 * (_cpu_s(target.pid) - cpu_s) / requests)
+    requests = counted(target, "nv_inference_request_success", model) - answered
+    return Sample(
+        rate=float(rate[1]),
+        p50_ms=int(p50[1]) / 1e3,
+        p99_ms=int(p99[1]) / 1e3,
+        server_cpu_us=1e6 * (cpu_s(target.pid) - used_s) / requests,
+        client_cores=client_cores,
+        answered=requests,
+    )
 
 
-def _answered(target: Target, model: str) -> float:
+def counted(target: Target, name: str, model: str) -> int:
+    """What the server's counter `name` says of all versions of `model`."""
     with urllib.request.urlopen(target.metrics_url, timeout=10) as reply:
         text = reply.read().decode()
-    found = re.findall(rf'^nv_inference_request_success{{[^}}]*model="{re.escape(model)}"[^}}]*}} (\S+)', text, re.M)
-    return sum(map(float, found))
+    found = re.findall(rf'^{name}{{[^}}]*model="{re.escape(model)}"[^}}]*}} (\S+)', text, re.M)
+    return round(sum(map(float, found)))
 
 
-def _cpu_s(pid: int) -> float:
-    """CPU seconds of a process and all it started."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    children: set[str] = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(FileNotFoundError):  # a thread may end between two looks
-            children.update((task / "children").read_text().split())
-    return own + sum(_cpu_s(int(child)) for child in children)
+def _children_cpu_s() -> float:
+    """Of those that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _json(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as reply:
+        return json.load(reply)
 
 
 def _ready(http_port: int) -> bool:
