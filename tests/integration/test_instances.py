@@ -36,12 +36,14 @@ class Told:
     """What the engines of each model are told: their threads, and whether these spin, engine by engine."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
-        self.of: dict[str, list[tuple[int | None, bool]]] = {}
+        self.of: dict[str, list[tuple[int, bool]]] = {}
         load = Engine.load
 
-        def told(model: Described, content: bytes, samples: Samples, threads: int | None, spinning: bool) -> Engine:
-            self.of.setdefault(model.name, []).append((threads, spinning))
-            return load(model, content, samples, threads, spinning)
+        def told(
+            model: Described, content: bytes, samples: Samples, threads: int | None, spinning: bool, share: int
+        ) -> Engine:
+            self.of.setdefault(model.name, []).append((threads or share, spinning))
+            return load(model, content, samples, threads, spinning, share)
 
         monkeypatch.setattr(placement, "available_cores", lambda: cores)
         monkeypatch.setattr(Engine, "load", told)
@@ -49,7 +51,7 @@ class Told:
 
 @pytest.mark.parametrize(
     ("cores", "instances", "threads", "each"),
-    [(8, "2", "auto", 4), (2, "4", "auto", 1), (8, "2", "3", 3), (8, "1", "auto", None)],
+    [(8, "2", "auto", 4), (2, "4", "auto", 1), (8, "2", "3", 3), (8, "1", "auto", 8)],
 )
 def test_engines_share_the_cores(
     serve: Callable[..., Served],
@@ -57,7 +59,7 @@ def test_engines_share_the_cores(
     cores: int,
     instances: str,
     threads: str,
-    each: int | None,
+    each: int,
 ) -> None:
     told = Told(monkeypatch, cores)
     serve(instances=(instances,), threads=(threads,))

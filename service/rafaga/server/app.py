@@ -81,10 +81,10 @@ def build(config: Config) -> Server:
     watch = WatchPolicy(timeout_s=config.engine_timeout_s)
     loader = Loader(policy, config.max_batch_size, config.precision.precision, _placement(config), metrics, watch)
 
-    def tell(model: str, ready: bool) -> None:
-        health.model(model, ready)
-        health.server(ready=repository.ready)
-        health.process(alive=repository.alive)
+    def tell(model: str) -> None:
+        health.model(model, lambda: repository.serves(model))
+        health.server(lambda: repository.ready)
+        health.process(lambda: repository.alive)
 
     explicit = config.model_control is ModelControl.EXPLICIT
     repository = Repository(config.repository, loader, metrics, tell, Versions.parse(config.model_versions), explicit)

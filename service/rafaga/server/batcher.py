@@ -87,11 +87,11 @@ class _Plan(NamedTuple):
 
 
 class Batcher:
-    """`engines`: how many take batches from it, each as fast as `latency` says."""
+    """engines: how many take batches from it now, each as fast as `latency` says."""
 
     def __init__(self, policy: BatchPolicy, latency: LatencyTable, engines: int = 1) -> None:
         self.policy = policy
-        self._engines = engines
+        self.engines = engines
         self.latency = latency
         self._queues: dict[Hashable, list[_Entry]] = {}
         self._jobs = 0
@@ -167,8 +167,8 @@ class Batcher:
         # A run that passed its prediction is expected to go on for as long again: a hung engine looks ever worse.
         left = sorted(abs(b.predicted_end - now) for b in self._running)
         # The one that ends last of an engine's own, the one that ends first of several engines'.
-        running = 0.0 if len(left) < self._engines else left[-self._engines]
-        return running + self._work.before(self._due(job)) / self._engines
+        running = 0.0 if len(left) < self.engines else left[-self.engines]
+        return running + self._work.before(self._due(job)) / self.engines
 
     def take(self, now: float) -> Decision:
         """The next batch. An engine calls this when it is free, and `finished` when the batch is done."""
@@ -243,8 +243,8 @@ class Batcher:
         batches, others = divmod(ahead + job.rows - 1, self._cap)
         like = max((b.rows for b in self._running), default=1)
         last = max(others + 1, min(like, self._cap))
-        work_ahead_s = ahead * job.row_s / self._engines
-        whole_s = batches * self._cap * job.row_s / self._engines
+        work_ahead_s = ahead * job.row_s / self.engines
+        whole_s = batches * self._cap * job.row_s / self.engines
         return wait - work_ahead_s + whole_s + self.latency.predict(last, job.cost)
 
     def _run_s(self, rows: int, cost: float) -> float:

@@ -86,15 +86,22 @@ class Engine:
 
     @classmethod
     def load(
-        cls, bundle: Described, model: bytes, samples: Samples, threads: int | None, spinning: bool = False
+        cls,
+        bundle: Described,
+        model: bytes,
+        samples: Samples,
+        threads: int | None,
+        spinning: bool = False,
+        cores: int | None = None,
     ) -> Engine:
-        """`threads` None: all cores for models that use them, one for small ones, decided by a timed run.
+        """`threads` None: `cores` (None: all) for models that use them, one for small ones, decided by a timed run.
 
         Raises BundleError when ONNX Runtime refuses the model.
         """
+        cores = cores or available_cores()
         try:
-            engine = cls(bundle, create_session(model, threads or available_cores(), spinning))
-            if threads is None and available_cores() > 1 and engine.seconds(samples, 1) < _SINGLE_THREAD_S:
+            engine = cls(bundle, create_session(model, threads or cores, spinning))
+            if threads is None and cores > 1 and engine.seconds(samples, 1) < _SINGLE_THREAD_S:
                 engine = cls(bundle, create_session(model, 1, spinning))
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds
             raise BundleError(f"{bundle.name}: ONNX Runtime does not run the model: {error}") from None

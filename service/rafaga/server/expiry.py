@@ -44,7 +44,7 @@ class Expiry:
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._expire, name="expiry", daemon=True)
                 self._thread.start()
-            elif self._due[0][0] == at:
+            elif self._due and self._due[0][0] == at:  # none is left where the call ended before it came here
                 self._changed.notify()
 
     def close(self) -> None:

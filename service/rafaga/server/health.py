@@ -7,7 +7,7 @@ does not read at that moment blocks the drain, and every other call, for ever. H
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -35,13 +35,16 @@ class Health:
         self._draining = self._dead = False
         self._closed = False
 
-    def server(self, *, ready: bool) -> None:
+    # Each is told how to find out, and looks when it is its turn: what one thread found before must not be told after
+    # what another found since.
+
+    def server(self, ready: Callable[[], bool]) -> None:
         self._set(_SERVER, ready)
 
-    def process(self, *, alive: bool) -> None:
-        self._set(_CATALOG, alive and not self._dead)
+    def process(self, alive: Callable[[], bool]) -> None:
+        self._set(_CATALOG, lambda: alive() and not self._dead)
 
-    def model(self, name: str, ready: bool) -> None:
+    def model(self, name: str, ready: Callable[[], bool]) -> None:
         self._set(name, ready)
 
     @property
@@ -52,7 +55,7 @@ class Health:
     def die(self) -> None:
         """For good, whatever is set later: only a new process helps."""
         self._dead = True
-        self.process(alive=False)
+        self.process(lambda: False)
 
     def drain(self) -> None:
         """Everything is NOT_SERVING from now on, whatever is set later."""
@@ -103,9 +106,9 @@ class Health:
             elif over():
                 return
 
-    def _set(self, service: str, ready: bool) -> None:
+    def _set(self, service: str, ready: Callable[[], bool]) -> None:
         with self._changed:
-            self._ready[service] = ready
+            self._ready[service] = ready()
             self._changed.notify_all()
 
     def _wake(self) -> None:

@@ -88,7 +88,7 @@ class Server:
             self._workers.close()
             self._http.close()
             raise
-        self._health.server(ready=self.repository.ready)
+        self._health.server(lambda: self.repository.ready)
         if self._poller is not None:
             self._poller.start()
         _LOG.info(

@@ -140,8 +140,7 @@ class MethodMetrics:
 
 @dataclass
 class Statistics:
-    """Running totals of one model, in the terms of Triton's statistics extension. The engine's thread writes all but
-    `failed`.
+    """Running totals of one model, in the terms of Triton's statistics extension.
 
     requests, queue_s and inference_s count every answered request once, failed those that the engine failed on or that
     were too late; executions, by the rows of the batch, count runs.
@@ -185,6 +184,7 @@ class ModelMetrics:
         self._queues = queues
         self.statistics = Statistics()
         self.pending: Callable[[], int] = lambda: 0
+        # The totals are written by every engine's thread, and by those of callers that are late.
         self._lock = threading.Lock()
 
     def watch_queue(self, depth: Callable[[], int], requests: Callable[[], int] | None = None) -> None:
@@ -205,13 +205,14 @@ class ModelMetrics:
         """`queue_s`: of every request that this batch completes. `earlier_s`: what their other parts took in earlier
         batches, all together."""
         totals = self.statistics
-        totals.requests += len(queue_s)
-        totals.rows += rows
-        totals.queue_s += sum(queue_s)
-        totals.inference_s += inference_s * len(queue_s) + earlier_s
-        totals.last_unix_s = time.time()
-        runs, seconds = totals.executions.get(rows, (0, 0.0))
-        totals.executions[rows] = (runs + 1, seconds + inference_s)
+        with self._lock:
+            totals.requests += len(queue_s)
+            totals.rows += rows
+            totals.queue_s += sum(queue_s)
+            totals.inference_s += inference_s * len(queue_s) + earlier_s
+            totals.last_unix_s = time.time()
+            runs, seconds = totals.executions.get(rows, (0, 0.0))
+            totals.executions[rows] = (runs + 1, seconds + inference_s)
         self._batch_size.observe(rows)
         self._inference_seconds.observe(inference_s)
         self._queue_seconds.observe_all(queue_s)
@@ -237,7 +238,7 @@ class ModelMetrics:
         self._dropped.labels(self._name, cause).inc(jobs)
 
     def _failed(self, jobs: int) -> None:
-        with self._lock:  # callers that are late cancel in threads of their own
+        with self._lock:
             self.statistics.failed += jobs
 
 

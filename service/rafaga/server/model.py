@@ -221,10 +221,10 @@ class ServedModel:
             return self._batcher.predicted_wait(visitor, now)
 
     def capacity_rows_per_s(self) -> float:
-        """What the engine would get through in batches of the efficient size."""
+        """What the engines that serve (or one, while none does) would get through in batches of the efficient size."""
         with self._lock:
             latency = self._batcher.latency
-            return len(self._shifts) * latency.efficient_rows / latency.predict(latency.efficient_rows)
+            return self._batcher.engines * latency.efficient_rows / latency.predict(latency.efficient_rows)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Stops after the running batches; what is still queued is refused. Engines that stand still let go of what
@@ -289,7 +289,7 @@ class ServedModel:
                     self._shifts[number] = shift
                     self._failures[number] = 0
                     self._hopeless.discard(number)
-                    self._down = False
+                    self._count_engines()
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds
             _LOG.exception("no new engine yet", extra=about)
             # What is wrong with the bundle would be wrong in a new process too.
@@ -304,6 +304,12 @@ class ServedModel:
         _LOG.warning("a new engine serves", extra=about)
         self._tell()
         return True
+
+    def _count_engines(self) -> None:
+        """Under the lock, after one was lost or made."""
+        serving = sum(not shift.relieved for shift in self._shifts)
+        self._down = not serving
+        self._batcher.engines = max(1, serving)
 
     def _give_up_hope(self, number: int, why: str) -> None:
         about = {"model": self.bundle.name, "engine": number}
@@ -323,7 +329,7 @@ class ServedModel:
             if shift.relieved:
                 return
             shift.relieved = True
-            self._down = all(other.relieved for other in self._shifts)
+            self._count_engines()
             waiting = self._batcher.remove_all() if self._down else []
             owed = shift.owed
             for batch in owed:

@@ -167,9 +167,8 @@ class Placement:
         if spinning is None:
             own = self.instances * (threads or cores)
             spinning = own > self.instances and cores - own >= _LEFT_OVER_CORES
-        if threads is None and self.instances > 1:
-            threads = max(1, cores // self.instances)
-        engine = Engine.load(task.model, task.content, task.samples, threads, spinning)
+        share = max(1, cores // self.instances)
+        engine = Engine.load(task.model, task.content, task.samples, threads, spinning, share)
         session = engine.session
         long = fits(task.model) and engine.seconds(task.samples, 1) >= _BOUND_S
         if long and isinstance(session, ort.InferenceSession):

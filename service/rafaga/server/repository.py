@@ -88,14 +88,14 @@ class Repository:
         root: Path,
         loader: Loader,
         metrics: Metrics,
-        on_state: Callable[[str, bool], None] = lambda *_: None,
+        on_state: Callable[[str], None] = lambda _: None,
         versions: Versions | None = None,
         explicit: bool = False,
     ) -> None:
         self._root = root
         self._loader = loader
         self._metrics = metrics
-        self._on_state = on_state  # (model, ready)
+        self._on_state = on_state  # the state of this model may have changed, by any thread
         self._versions = versions or Versions()
         self._explicit = explicit
         self._table: dict[str, tuple[Slot, ...]] = {}  # newest version first
@@ -123,6 +123,10 @@ class Repository:
         slots = self.slots
         some = self._explicit or any(slot.condition is State.READY for slot in slots)
         return some and all(s.condition is State.READY or (s.late and s.condition is not State.DOWN) for s in slots)
+
+    def serves(self, name: str) -> bool:
+        """Some version of this model."""
+        return any(slot.condition is State.READY for slot in self._table.get(name, ()))
 
     @property
     def alive(self) -> bool:
@@ -179,7 +183,7 @@ class Repository:
             if self._explicit:
                 found = {name: found[name] for name in names}
             for name in found:
-                self._on_state(name, False)
+                self._on_state(name)
             for name, folders in found.items():
                 self._update(name, folders)
             self._serving = True
@@ -233,7 +237,7 @@ class Repository:
                 )
         for slot in self.slots:
             if slot.model is not None:
-                self._on_state(slot.name, False)
+                self._on_state(slot.name)
                 self._metrics.model_ready(slot.name, slot.version, False)
                 slot.model.drain()
 
@@ -327,11 +331,8 @@ class Repository:
             if slot is not None:
                 slots.append(slot)
             self._table[name] = tuple(sorted(slots, key=lambda s: -s.version))
-        self._tell(name)
+        self._on_state(name)
         return True
-
-    def _tell(self, name: str) -> None:
-        self._on_state(name, any(slot.condition is State.READY for slot in self._table.get(name, ())))
 
     def _engine_changed(self, model: ServedModel) -> None:
         """It lost its engine, or has a new one."""
@@ -341,7 +342,7 @@ class Repository:
             if slot is None:
                 return  # it ends anyway
             self._metrics.model_ready(name, slot.version, slot.condition is State.READY)
-        self._tell(name)
+        self._on_state(name)
 
     def _remove(self, name: str) -> list[ServedModel]:
         """Takes a model out of service; gives what served it, which is the caller's to end."""
@@ -349,7 +350,7 @@ class Repository:
             if self._closing:
                 return []
             slots = self._table.pop(name)
-        self._on_state(name, False)
+        self._on_state(name)
         for slot in slots:
             self._metrics.model_gone(name, slot.version)
         return [slot.model for slot in slots if slot.model is not None]

@@ -241,3 +241,11 @@ class TestGolden:
 def test_what_onnx_runtime_refuses_is_a_bundle_error() -> None:
     with pytest.raises(BundleError, match="does not run the model"):
         Engine.load(Described(), b"no model", Samples((np.zeros((1, 2)),)), 1)
+
+    @pytest.mark.parametrize(("cores", "seconds", "expected"), [(2, 1e-2, [2]), (2, 1e-4, [2, 1]), (1, 1e-4, [1])])
+    def test_beside_others_its_share_at_most(
+        self, asked: list[int], monkeypatch: pytest.MonkeyPatch, cores: int, seconds: float, expected: list[int]
+    ) -> None:
+        monkeypatch.setattr(Engine, "_timed", lambda *_: seconds)
+        Engine.load(Described(), b"model", self.samples, None, cores=cores)
+        assert asked == expected

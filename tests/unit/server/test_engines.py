@@ -173,6 +173,30 @@ def test_while_one_cannot_be_replaced_the_other_is_watched(start: Callable[..., 
     assert served.submit(1).end() == [2]
 
 
+def test_a_lost_engine_does_not_count(start: Callable[..., Served]) -> None:
+    """Neither in what the model can do, nor in how long who waits for it will wait."""
+    served = start(SOON)
+    both = served.model.capacity_rows_per_s()
+    assert both == pytest.approx(2 * 8 / 1e-3)
+    served.refused = {0, 1}
+    assert isinstance(served.submit(HANG).end(), EngineFailure)
+    assert served.model.capacity_rows_per_s() == both / 2
+    (left,) = (session for session in served.sessions if not session.hanging.is_set())
+    left.gate.clear()
+    busy = served.submit(1)
+    assert left.started.acquire(timeout=WAIT_S)
+    waiting = served.submit(*range(80))
+    assert served.model.predicted_wait_s() >= 10 * 1e-3, "ten batches, for one engine"
+    left.gate.set()
+    assert busy.end() == [2]
+    waiting.end()
+    served.refused = set()
+    for session in served.sessions:
+        session.go_on.set()
+    eventually(lambda: not served.model.lacking)
+    assert served.model.capacity_rows_per_s() > 1.5 * both / 2
+
+
 def test_while_one_is_brought_up_the_other_is_watched(start: Callable[..., Served]) -> None:
     """Bringing up takes its time, or hangs itself."""
     served = start(dataclasses.replace(SOON, max_stuck=3))

@@ -50,22 +50,44 @@ def served() -> Iterator[Served]:
 
 def test_not_serving_until_told(served: Served) -> None:
     assert served.check() == NOT_SERVING
-    served.health.server(ready=True)
+    served.health.server(lambda: True)
     assert served.check() == SERVING
-    served.health.server(ready=False)
+    served.health.server(lambda: False)
+    assert served.check() == NOT_SERVING
+
+
+def test_what_was_found_first_is_not_told_last(served: Served) -> None:
+    """One thread finds the server ready and is held up; meanwhile another finds that it is not."""
+    ready, looking, go_on = [True], threading.Event(), threading.Event()
+
+    def look() -> bool:
+        found = ready[0]
+        looking.set()
+        assert go_on.wait(WAIT_S)
+        return found
+
+    threads = [threading.Thread(target=served.health.server, args=(find,)) for find in (look, lambda: ready[0])]
+    threads[0].start()
+    assert looking.wait(WAIT_S)
+    ready[0] = False
+    threads[1].start()
+    threads[1].join(0.05)
+    go_on.set()
+    for thread in threads:
+        thread.join(WAIT_S)
     assert served.check() == NOT_SERVING
 
 
 def test_death_is_for_good(served: Served) -> None:
     assert (served.check("rafaga.v1.Catalog"), served.health.alive) == (SERVING, True)
     served.health.die()
-    served.health.process(alive=True)
+    served.health.process(lambda: True)
     assert (served.check("rafaga.v1.Catalog"), served.health.alive) == (NOT_SERVING, False)
 
 
 def test_models_have_a_health_of_their_own(served: Served) -> None:
-    served.health.model("digits", True)
-    served.health.model("broken", False)
+    served.health.model("digits", lambda: True)
+    served.health.model("broken", lambda: False)
     assert (served.check("digits"), served.check("broken"), served.check()) == (SERVING, NOT_SERVING, NOT_SERVING)
 
 
@@ -80,27 +102,27 @@ def test_the_catalogue_is_alive_without_a_model(served: Served) -> None:
 
 
 def test_but_not_where_only_a_new_process_helps(served: Served) -> None:
-    served.health.process(alive=False)
+    served.health.process(lambda: False)
     assert served.check("rafaga.v1.Catalog") == NOT_SERVING
-    served.health.process(alive=True)
+    served.health.process(lambda: True)
     assert served.check("rafaga.v1.Catalog") == SERVING
 
 
 def test_draining_is_for_good(served: Served) -> None:
-    served.health.server(ready=True)
-    served.health.model("digits", True)
+    served.health.server(lambda: True)
+    served.health.model("digits", lambda: True)
     served.health.drain()
-    served.health.server(ready=True)
-    served.health.model("digits", True)
+    served.health.server(lambda: True)
+    served.health.model("digits", lambda: True)
     assert (served.check(), served.check("digits")) == (NOT_SERVING, NOT_SERVING)
 
 
 def test_a_watcher_is_told_of_every_change(served: Served) -> None:
     watch = served.watch("digits")
     assert next(watch) == UNKNOWN
-    served.health.model("digits", False)
+    served.health.model("digits", lambda: False)
     assert next(watch) == NOT_SERVING
-    served.health.model("digits", True)
+    served.health.model("digits", lambda: True)
     assert next(watch) == SERVING
     served.health.drain()
     assert next(watch) == NOT_SERVING
@@ -132,6 +154,6 @@ def test_a_watcher_that_does_not_read_holds_up_nobody(served: Served) -> None:
     silent = served.stub.Watch(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
     next(silent)
     for n in range(500):
-        served.health.server(ready=bool(n % 2))
+        served.health.server(lambda odd=bool(n % 2): odd)
     assert served.check() == SERVING
     silent.cancel()

@@ -133,7 +133,9 @@ class TestRepository:
         shutil.copytree(tmp_path / "digits", tmp_path / "Bad-Name")
         (tmp_path / "notes.txt").write_text("not a model")
         self.told: dict[str, bool] = {}
-        repository = Repository(tmp_path, loader(), Metrics(), self.told.__setitem__)
+        repository = Repository(
+            tmp_path, loader(), Metrics(), lambda name: self.told.__setitem__(name, repository.serves(name))
+        )
         repository.load()
         return repository
 

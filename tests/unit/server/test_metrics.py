@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import grpc
@@ -56,6 +57,28 @@ def test_batches() -> None:
     assert totals.inference_s == pytest.approx(2 * 0.1 + 0.2)
     assert totals.executions == {5: (1, 0.1)}
     assert totals.last_unix_s > 0
+
+
+def test_engines_that_count_at_once() -> None:
+    model = Metrics().model("digits")
+
+    def count() -> None:
+        for _ in range(5_000):
+            model.batch_done(2, 0.5, [0.25, 0.25])
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=count) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    totals = model.statistics
+    assert (totals.requests, totals.rows, totals.queue_s) == (40_000, 40_000, 10_000.0)
+    assert totals.executions == {2: (20_000, 10_000.0)}
 
 
 def test_a_batch_that_completes_nothing() -> None:

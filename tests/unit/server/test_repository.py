@@ -81,7 +81,7 @@ class Shelf:
             root,
             self.loader,  # type: ignore[arg-type]
             metrics,
-            self.health.__setitem__,
+            lambda name: self.health.__setitem__(name, self.repository.serves(name)),
             versions,
             explicit,
         )
