@@ -1,187 +1,209 @@
-"""Whatever is asked, the answer is a clean status, and the next good request is served.
-
-RAFAGA_FUZZ_EXAMPLES sets how many requests each transport gets; the suite asks for a thousand.
-"""
+"""Whatever is asked, the answer is a clean status, the server has counted it, and the next good request is served."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
-from rafaga.v1 import catalog_pb2, forecasting_pb2, vision_pb2
-from tests import bundles
-from tests.integration import messages
-from tests.integration.serving import PATIENCE_S, Served, refusal_of
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.v1 import catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2
+from tests import bundles, plain
+from tests.integration import graphs, malformed, messages
+from tests.integration import open_inference as oip
+from tests.integration.malformed import INFER, METHODS, OPEN, STREAM, Request, Stream
+from tests.integration.serving import PATIENCE_S, Refusal, Served, eventually, refusal_of, serving
 
-EXAMPLES = int(os.environ.get("RAFAGA_FUZZ_EXAMPLES", "1000"))
+NIGHTLY = [pytest.mark.nightly, pytest.mark.timeout(0)]
 
-METHODS = {
+REPLIES: dict[str, type[Message]] = {
     "/rafaga.v1.Vision/Classify": vision_pb2.ClassifyResponse,
     "/rafaga.v1.Vision/ExtractFeatures": vision_pb2.ExtractFeaturesResponse,
+    "/rafaga.v1.Vision/Detect": vision_pb2.DetectResponse,
+    "/rafaga.v1.Vision/Segment": vision_pb2.SegmentResponse,
     "/rafaga.v1.Forecasting/Forecast": forecasting_pb2.ForecastResponse,
+    "/rafaga.v1.Sequences/Predict": sequences_pb2.PredictResponse,
     "/rafaga.v1.Catalog/GetModel": catalog_pb2.GetModelResponse,
     "/rafaga.v1.Catalog/ListModels": catalog_pb2.ListModelsResponse,
+    INFER: pb.ModelInferResponse,
+    f"{OPEN}ModelReady": pb.ModelReadyResponse,
+    f"{OPEN}ModelMetadata": pb.ModelMetadataResponse,
+    f"{OPEN}ModelConfig": pb.ModelConfigResponse,
+    f"{OPEN}ModelStatistics": pb.ModelStatisticsResponse,
+    f"{OPEN}RepositoryIndex": pb.RepositoryIndexResponse,
+    f"{OPEN}ServerLive": pb.ServerLiveResponse,
+    f"{OPEN}ServerReady": pb.ServerReadyResponse,
+    f"{OPEN}ServerMetadata": pb.ServerMetadataResponse,
 }
 
 CLEAN = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,  # with a `timeout` in the request
     grpc.StatusCode.INTERNAL,  # with ENGINE_FAILURE alone, from the model that is made to fail
 }
-
-UINT32 = st.one_of(
-    st.integers(0, 40), st.sampled_from([28, 784, 65535, 2**31 - 1, 2**31, 2**32 - 1]), st.integers(0, 2**32 - 1)
-)
-NAMES = st.one_of(
-    st.sampled_from(["digits", "backbone", "series", "fragile"]),
-    st.sampled_from(
-        ["", "..", "../digits", "digits/1", "/etc/passwd", "digits\0", "Digits", "日本", "\u202e", "a" * 5000]
-    ),
-    st.text(max_size=80),
-)
-VERSIONS = st.one_of(st.just(0), st.just(1), UINT32)
-IMAGE_FILES = st.one_of(
-    st.binary(max_size=200),
-    st.builds(messages.black_png, st.integers(1, 70), st.integers(1, 70)),
-    st.builds(
-        lambda seed, cut, flip: _damaged(messages.jpeg(messages.random_photo(seed, 24, 24)[0]), cut, flip),
-        st.integers(0, 9),
-        st.integers(0, 2000),
-        st.integers(0, 2000),
-    ),
-    st.builds(
-        lambda seed, cut, flip: _damaged(messages.png(messages.random_photo(seed, 12, 12)[0]), cut, flip),
-        st.integers(0, 9),
-        st.integers(0, 800),
-        st.integers(0, 800),
-    ),
-)
+OK, FAILED = "OK", "failed"
+Counts = Counter[tuple[str, str]]
 
 
-def _damaged(file: bytes, cut: int, flip: int) -> bytes:
-    """The first `cut` bytes, one bit of them turned."""
-    content = bytearray(file[: max(cut, 1)])
-    content[flip % len(content)] ^= 1 << flip % 8
-    return bytes(content)
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Served]:
+    """A model for every method, one that fails on some inputs, and a plain file."""
+    root = tmp_path_factory.mktemp("everything")
+    bundles.publish_classifier(root)
+    bundles.publish_backbone(root)
+    bundles.publish_forecaster(root)
+    bundles.publish_detector(root)
+    bundles.publish_segmenter(root)
+    bundles.publish_sequence_model(root)
+    graphs.publish_fragile(root)
+    plain.publish(root, "plain", plain.scaled(2.0))
+    with serving(root, transport) as served:
+        yield served
+        assert served.in_flight == 0
 
 
-@st.composite
-def tensors(draw: st.DrawFn) -> vision_pb2.ImageTensor:
-    """Any shape with any data, or a shape whose data fits it for one of several dtypes."""
-    if draw(st.booleans()):
-        batch, height, width, channels = (draw(UINT32) for _ in range(4))
-        size = draw(st.integers(0, 5000))
-    else:
-        batch = draw(st.integers(0, 40))
-        height = width = draw(st.sampled_from([1, 8, 28, 31]))
-        channels = draw(st.sampled_from([0, 1, 3, 4]))
-        size = batch * height * width * channels * draw(st.sampled_from([1, 1, 1, 2, 4, 8]))
-    data = bytes([draw(st.integers(0, 255))]) * size
-    return vision_pb2.ImageTensor(data=data, batch=batch, height=height, width=width, channels=channels)
+def fuzz(examples: int, drawn: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
+    """Lets `check` see so many. The short run is the same every time, the long one another each time."""
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=examples <= 1000,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(drawn)
+    def run(value: Any) -> None:
+        check(value)
+
+    run()
 
 
-FILES = st.builds(vision_pb2.EncodedImages, images=st.lists(IMAGE_FILES, max_size=4))
-INPUTS = st.one_of(
-    st.builds(dict), st.builds(lambda t: {"pixels": t}, tensors()), st.builds(lambda e: {"encoded": e}, FILES)
-)
-FLOATS = st.one_of(st.floats(width=32), st.floats(-1e3, 1e3, width=32))
-WELL_FORMED = st.one_of(
-    st.builds(
-        lambda model, version, top_k, given: vision_pb2.ClassifyRequest(
-            model=model, version=version, top_k=top_k, **given
-        ),
-        NAMES,
-        VERSIONS,
-        UINT32,
-        INPUTS,
-    ),
-    st.builds(
-        lambda model, version, given: vision_pb2.ExtractFeaturesRequest(model=model, version=version, **given),
-        NAMES,
-        VERSIONS,
-        INPUTS,
-    ),
-    st.builds(
-        forecasting_pb2.ForecastRequest,
-        model=NAMES,
-        version=VERSIONS,
-        history=st.lists(FLOATS, max_size=80),
-        horizon=st.one_of(st.integers(0, 6), UINT32),
-    ),
-    st.builds(catalog_pb2.GetModelRequest, name=NAMES, version=VERSIONS),
-)
-METHOD_OF = {
-    vision_pb2.ClassifyRequest: "/rafaga.v1.Vision/Classify",
-    vision_pb2.ExtractFeaturesRequest: "/rafaga.v1.Vision/ExtractFeatures",
-    forecasting_pb2.ForecastRequest: "/rafaga.v1.Forecasting/Forecast",
-    catalog_pb2.GetModelRequest: "/rafaga.v1.Catalog/GetModel",
-}
+def counted(served: Served) -> Counts:
+    """How often each method ended with each code, as the server has it."""
+    return Counter(
+        {
+            (sample.labels["method"], sample.labels["code"]): int(sample.value)
+            for family in text_string_to_metric_families(served.get("/metrics")[1])
+            for sample in family.samples
+            if sample.name == "rafaga_requests_total"
+        }
+    )
 
 
-@st.composite
-def requests(draw: st.DrawFn) -> tuple[str, bytes]:
-    """(method, bytes): a message for its method or another one, whole, cut or with a changed byte; or any bytes."""
-    if draw(st.integers(0, 9)) == 0:
-        return draw(st.sampled_from(sorted(METHODS))), draw(st.binary(max_size=300))
-    message = draw(WELL_FORMED)
-    method, content = METHOD_OF[type(message)], message.SerializeToString()
-    match draw(st.integers(0, 9)):
-        case 0:
-            method = draw(st.sampled_from(sorted(METHODS)))
-        case 1:
-            content = content[: draw(st.integers(0, len(content)))]
-        case 2 if content:
-            changed = bytearray(content)
-            changed[draw(st.integers(0, min(len(content), 64) - 1))] = draw(st.integers(0, 255))
-            content = bytes(changed)
-    return method, content
+def assert_clean(refused: Refusal) -> None:
+    assert refused.code in CLEAN, refused
+    assert refused.reason, refused
+    assert refused.code is not grpc.StatusCode.INTERNAL or refused.reason == "ENGINE_FAILURE", refused
+    assert_tells_nothing(refused.message)
 
 
-@pytest.fixture
-def ask(server: Served) -> Callable[[str, bytes], Any]:
-    stubs = {method: server.channel.unary_unary(method) for method in METHODS}
-    return lambda method, content: stubs[method](content, timeout=PATIENCE_S)
+def assert_tells_nothing(message: str) -> None:
+    assert 0 < len(message) < 500, message
+    assert "/tmp" not in message, message
+    assert "Traceback" not in message, message
 
 
-@pytest.mark.timeout(0)  # RAFAGA_FUZZ_EXAMPLES may ask for hours
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    database=None,
-    derandomize=EXAMPLES == 1000,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-@given(request=requests())
-def test_every_request_gets_a_clean_status(ask: Callable[[str, bytes], Any], request: tuple[str, bytes]) -> None:
-    method, content = request
-    try:
-        METHODS[method].FromString(ask(method, content))
-    except grpc.RpcError as error:
-        refused = refusal_of(error)
-        assert refused.code in CLEAN, refused
-        assert refused.reason, refused
-        assert refused.code is not grpc.StatusCode.INTERNAL or refused.reason == "ENGINE_FAILURE", refused
-        assert len(refused.message) < 500, refused
-        assert "/work" not in refused.message
-        assert "Traceback" not in refused.message
-
-
-def test_the_next_good_requests_are_served(server: Served) -> None:
-    """After all of the above."""
+def assert_serves(served: Served) -> None:
+    """Good requests over every kind of call."""
+    eventually(lambda: served.in_flight == 0, "every call ended")
     images, history = messages.random_digits(3, 5), messages.random_history(4, 20)
     photo = messages.random_photo(5, 16, 16)
-    answer = server.vision.Classify(messages.classify(images), timeout=PATIENCE_S)
+    answer = served.vision.Classify(messages.classify(images), timeout=PATIENCE_S)
     assert messages.probabilities(answer) == pytest.approx(bundles.classify(images), abs=1e-5)
-    forecast = server.forecasting.Forecast(messages.forecast(history), timeout=PATIENCE_S)
+    forecast = served.forecasting.Forecast(messages.forecast(history), timeout=PATIENCE_S)
     assert messages.quantiles(forecast) == pytest.approx(bundles.forecast(history), abs=1e-4)
-    features = server.vision.ExtractFeatures(messages.features(photo), timeout=PATIENCE_S)
+    features = served.vision.ExtractFeatures(messages.features(photo), timeout=PATIENCE_S)
     np.testing.assert_allclose(messages.maps(features)[0], bundles.features(photo), atol=1e-6)
-    assert server.in_flight == 0
+    stub = oip.stub(served)
+    for reply in (
+        stub.ModelInfer(oip.images(images), timeout=PATIENCE_S),
+        next(stub.ModelStreamInfer(iter([oip.images(images)]), timeout=PATIENCE_S)).infer_response,
+    ):
+        np.testing.assert_allclose(oip.arrays(reply)["probabilities"], bundles.classify(images), atol=1e-5)
+    assert served.health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_every_unary_method_is_among_them(served: Served) -> None:
+    assert sorted(REPLIES) == METHODS == sorted(served.server._router.methods)
+
+
+@pytest.mark.parametrize("examples", [1000, pytest.param(100_000, marks=NIGHTLY)])
+def test_every_request_gets_a_clean_status_that_is_counted(served: Served, examples: int) -> None:
+    stubs = {method: served.channel.unary_unary(method) for method in METHODS}
+    statuses, before = Counts(), counted(served)
+
+    def ask(request: Request) -> None:
+        method, content, metadata = request
+        try:
+            REPLIES[method].FromString(stubs[method](content, metadata=metadata, timeout=PATIENCE_S))
+            statuses[method, OK] += 1
+        except grpc.RpcError as error:
+            refused = refusal_of(error)
+            statuses[method, refused.code.name] += 1
+            assert_clean(refused)
+
+    fuzz(examples, malformed.requests(), ask)
+    assert statuses.total() >= examples
+    assert {method for method, code in statuses if code == OK} == set(METHODS), "some were right"
+    eventually(lambda: counted(served) - before == statuses, "the server counted the same")
+    assert_serves(served)
+
+
+@pytest.mark.parametrize("examples", [200, pytest.param(20_000, marks=NIGHTLY)])
+def test_every_message_of_a_stream_gets_an_answer_that_is_counted(served: Served, examples: int) -> None:
+    infer = served.channel.stream_stream(STREAM)
+    statuses, before = Counts(), counted(served)
+
+    def ask(stream: Stream) -> None:
+        metadata = (*stream.metadata, ("triton_grpc_error", "true")) if stream.ends else stream.metadata
+        answers: list[pb.ModelStreamInferResponse] = []
+        try:
+            sent = infer(iter(stream.contents), metadata=metadata, timeout=PATIENCE_S)
+            answers.extend(pb.ModelStreamInferResponse.FromString(answer) for answer in sent)
+        except grpc.RpcError as error:
+            assert stream.ends
+            assert_clean(refusal_of(error))
+            statuses[INFER, FAILED] += 1
+        else:
+            assert len(answers) == len(stream.contents)
+        for answer in answers:
+            statuses[INFER, FAILED if answer.error_message else OK] += 1
+            if answer.error_message:
+                assert_tells_nothing(answer.error_message)
+
+    def found() -> Counts:
+        new = counted(served) - before
+        return Counts({(INFER, OK): new.pop((INFER, OK)), (INFER, FAILED): new.total()})
+
+    fuzz(examples, malformed.streams(), ask)
+    assert statuses[INFER, OK]
+    assert statuses[INFER, FAILED]
+    eventually(lambda: found() == statuses, "the server counted the same")
+    assert_serves(served)
+
+
+@pytest.mark.parametrize("examples", [100, pytest.param(10_000, marks=NIGHTLY)])
+def test_health_of_any_name_can_be_watched(served: Served, examples: int) -> None:
+    known = st.sampled_from(["", "digits", "rafaga.v1.Catalog", "inference.GRPCInferenceService"])
+
+    def watch(name: str) -> None:
+        stream = served.health.Watch(health_pb2.HealthCheckRequest(service=name), timeout=PATIENCE_S)
+        serving = next(stream).status
+        stream.cancel()
+        assert serving in (health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+
+    fuzz(examples, st.one_of(known, st.text(max_size=200)), watch)
+    assert_serves(served)
