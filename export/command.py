@@ -17,6 +17,7 @@ from export.publish import Published, Wanted, publish
 from export.show import Outcome, catalogue_table, new_console, outcome_table
 from export.verify import ProofFailed
 from models.entry import Entry, Shipped, Task
+from models.expectation import shortfalls
 from models.loading import AUTO, RANDOM, WeightsError
 from models.progress import shown
 from models.zoo import catalogue
@@ -90,6 +91,8 @@ def export_one(entry: Entry, wanted: Wanted, sources: Sources, console: Console)
         console.print(f"✗ {entry.name}: {failure}", style="red", markup=False, highlight=False)
     elif published:
         console.print(f"✓ {published.folder}  ({seconds:.1f} s)", markup=False, highlight=False)
+        for shortfall in shortfalls(entry, published.bundle.variants[0].metrics):
+            console.print(f"! {entry.name}: {shortfall}", style="yellow", markup=False, highlight=False)
     return Outcome(entry.name, published, failure, seconds)
 
 

@@ -36,24 +36,32 @@ def new_console() -> Console:
 
 
 def catalogue_table(entries: Iterable[Entry]) -> Table:
-    table = Table(box=SIMPLE_HEAD)
+    terms = "Weights of torchvision were trained on ImageNet-1k or COCO, whose terms apply too."
+    table = Table(box=SIMPLE_HEAD, caption=terms, caption_justify="left")
     table.add_column("name", no_wrap=True)
-    for column in ("architecture", "task", "data", "weights", "expected"):
+    for column in ("architecture", "task", "data"):
+        table.add_column(column)
+    table.add_column("weights", no_wrap=True)
+    for column in ("their licence", "expected"):
         table.add_column(column)
     for entry in entries:
         expected = ", ".join(f"{name} {value:g}" for name, value in entry.expected.items())
-        table.add_row(entry.name, entry.architecture, entry.task, entry.dataset, weights_origin(entry), expected)
+        licence = entry.weights.license.partition(";")[0] if entry.weights else "–"  # the rest is the caption
+        table.add_row(
+            entry.name, entry.architecture, entry.task, entry.dataset, weights_origin(entry), licence, expected
+        )
     return table
 
 
 def weights_origin(entry: Entry) -> str:
+    """In a word, or the member of torchvision's enums."""
     from models.entry import Shipped, Torchvision
 
     match entry.weights:
         case Shipped():
             return "shipped" if entry.weights.path.is_file() else "to be trained"
         case Torchvision():
-            return "torchvision"
+            return entry.weights.member
         case None:
             return "none published"
 

@@ -18,11 +18,13 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from models.entry import WEIGHTS
+from models.expectation import shortfalls
 from models.progress import shown
 from models.training.data import DataUnavailable
 from models.training.loop import fit, training_device
 from models.training.options import CHECKPOINTS, add_options
 from models.training.recipes import recipes
+from models.zoo import catalogue
 from rafaga.bundle import Metric, sha256_of
 from rafaga.errors import DeviceError
 
@@ -88,6 +90,8 @@ def train(options: argparse.Namespace, console: Console) -> None:
         metrics = problem.evaluate(steps)
     for metric in metrics:
         console.print(f"{metric.name:>24} {metric.value:.4f}  {metric.dataset}, {metric.samples} samples")
+    for shortfall in shortfalls(catalogue()[name], metrics):
+        console.print(str(shortfall), style="yellow", markup=False)
 
     state = {key: value.contiguous() for key, value in problem.module.state_dict().items()}
     if recipe.half:

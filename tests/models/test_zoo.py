@@ -6,13 +6,21 @@ import json
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from models.entry import ImageInput, SequenceInput, SeriesInput, Shipped, Task, Torchvision
+from models.expectation import shortfalls
 from models.zoo import Entry, catalogue
-from rafaga.bundle import NAME_PATTERN, sha256_of
+from rafaga.bundle import NAME_PATTERN, Metric, sha256_of
+from tests.models.names import NAMES
 
 ENTRIES = list(catalogue().values())
+
+
+def test_the_catalogue_is_whole() -> None:
+    assert set(catalogue()) == NAMES
+    assert len(ENTRIES) == len(NAMES)
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
@@ -51,11 +59,24 @@ def test_shipped_weights_have_a_true_record(entry: Entry) -> None:
     record = json.loads(entry.weights.path.with_suffix(".json").read_text())
     assert record["sha256"] == sha256_of(entry.weights.path)
     assert record["parameters"] == sum(p.numel() for p in entry.build().parameters())
-    figures = {m["name"]: m["value"] for m in record["metrics"]}
-    for name, wanted in entry.expected.items():
-        assert figures[name] < wanted if name == "mase" else figures[name] >= wanted
+    assert not list(shortfalls(entry, msgspec.convert(record["metrics"], list[Metric])))
+    assert set(entry.expected) <= {metric["name"] for metric in record["metrics"]}
 
 
 def test_importing_the_registry_imports_no_torchvision() -> None:
     code = "import sys, models.zoo; sys.exit('torchvision' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_figures_are_held_to_what_is_expected() -> None:
+    entry = next(e for e in ENTRIES if e.name == "resnet50")
+
+    def said(name: str, value: float) -> list[str]:
+        return [str(s) for s in shortfalls(entry, [Metric(name=name, value=value, dataset="photos", samples=100)])]
+
+    assert not said("top1", 0.81)
+    assert not said("similarity", 0.1), "nothing is expected of it"
+    assert said("top1", 0.8) == ["top1 0.8000 ± 0.0400 on 100 samples of photos; expected at least 0.8086"]
+    entry = next(e for e in ENTRIES if e.name == "lstm-ett")
+    assert not said("mase", 0.99)
+    assert said("mase", 1.0) == ["mase 1.0000 on 100 samples of photos; expected below 1.0000"]
