@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,8 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.v1 import catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2
-from tests import bundles, plain
-from tests.integration import graphs, malformed, messages
+from tests import bundles
+from tests.integration import malformed, messages
 from tests.integration import open_inference as oip
 from tests.integration.malformed import INFER, METHODS, OPEN, STREAM, Request, Stream
 from tests.integration.serving import PATIENCE_S, Refusal, Served, eventually, refusal_of, serving
@@ -58,18 +59,8 @@ Counts = Counter[tuple[str, str]]
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Served]:
-    """A model for every method, one that fails on some inputs, and a plain file."""
-    root = tmp_path_factory.mktemp("everything")
-    bundles.publish_classifier(root)
-    bundles.publish_backbone(root)
-    bundles.publish_forecaster(root)
-    bundles.publish_detector(root)
-    bundles.publish_segmenter(root)
-    bundles.publish_sequence_model(root)
-    graphs.publish_fragile(root)
-    plain.publish(root, "plain", plain.scaled(2.0))
-    with serving(root, transport) as served:
+def served(everything: Path, transport: str) -> Iterator[Served]:
+    with serving(everything, transport) as served:
         yield served
         assert served.in_flight == 0
 
