@@ -14,6 +14,7 @@ from demo.server import ServerProcess
 
 TRANSPORTS = ("grpcio", "native")
 TRITON = "Triton"
+_START_TIMEOUT_S = 300.0  # every batch size of VGG-16 is warmed up
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def serving(
         with on(cores.server):
             for transport in transports:
                 arguments = ["--transport", transport, "--triton-metrics", "true", "--threads", str(threads), *options]
-                server = ServerProcess(chosen, folder / f"{transport}.log", arguments)
+                server = ServerProcess(chosen, folder / f"{transport}.log", arguments, _START_TIMEOUT_S)
                 stack.callback(server.kill)
                 server.start()
                 targets[transport] = Target(server.address, server.metrics_url, server.pid)

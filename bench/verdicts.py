@@ -70,26 +70,24 @@ class Verdict:
         return bool(self.cases) and all(case.reached for case in self.cases)
 
     def found(self) -> str:
-        """ "reached", "reached at 1 and 8 callers; not reached at 32 callers: 1.22 of 1.6", "not reached: 2 of 2.5" """
+        """ "reached", "reached at 1 and 8 callers; not reached at 32: 1.22 of 1.6", "not reached: 2.4 of 2.5" """
         if not self.cases:
             return "not measured"
         if self.reached:
             return "reached"
         met = [case.name for case in self.cases if case.reached]
         missed = [case for case in self.cases if not case.reached]
-        misses = [f"{self._place(case.name)}: {case.missed()}" for case in missed]
+        before = self.where.partition("{}")[0]
+        misses = [f"{before}{case.name}: {case.missed()}" for case in missed]
         if not self.cases[0].name:
             return f"**not reached**: {missed[0].missed()}"
-        first = f"reached {self._place(_listed(met))}; " if met else ""
+        first = f"reached {self.where.format(_listed(met))}; " if met else ""
         return f"{first}**not reached** {', '.join(misses)}"
 
     def cells(self) -> tuple[str, ...]:
         aims = list(dict.fromkeys(str(case.aim) for case in self.cases))
         measured = (": ".join(filter(None, (case.name, case.measured()))) for case in self.cases)
         return (self.what, ", ".join(aims), " · ".join(measured), self.found(), self.beside)
-
-    def _place(self, name: str) -> str:
-        return self.where.format(name) if name else ""
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -20,14 +20,14 @@ def over_triton(*middles: float) -> Verdict:
     ("middles", "found"),
     [
         ((1.0, 1.4, 1.6), "reached"),
-        ((1.04, 1.4, 1.22), "reached at 1 and 8 callers; **not reached** at 32 callers: 1.22 of 1.6"),
+        ((1.04, 1.4, 1.22), "reached at 1 and 8 callers; **not reached** at 32: 1.22 of 1.6"),
         (
             (1.04, 1.39, 1.22),
-            "reached at 1 callers; **not reached** at 8 callers: 1.39 of 1.4, at 32 callers: 1.22 of 1.6",
+            "reached at 1 callers; **not reached** at 8: 1.39 of 1.4, at 32: 1.22 of 1.6",
         ),
         (
             (0.9, 1.0, 1.2),
-            "**not reached** at 1 callers: 0.90 of 1, at 8 callers: 1.00 of 1.4, at 32 callers: 1.20 of 1.6",
+            "**not reached** at 1: 0.90 of 1, at 8: 1.00 of 1.4, at 32: 1.20 of 1.6",
         ),
     ],
 )
