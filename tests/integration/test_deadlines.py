@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import grpc
+import numpy as np
 import pytest
 
 from rafaga.errors import PUSHBACK_KEY
 from tests import bundles
 from tests.integration import http2, messages
+from tests.integration import open_inference as oip
 from tests.integration.serving import PATIENCE_S, Served, eventually, refusal, refusal_of, wait_for_queue
 from tests.integration.valve import Decoder, Valve
 
@@ -131,13 +133,22 @@ def test_a_queue_of_n_refuses_exactly_what_is_beyond(serve: Callable[..., Served
     assert served.metric("rafaga_requests_total", code="OK") == 4
 
 
-def test_n_and_two_at_once_into_a_queue_of_n(serve: Callable[..., Served], valve: Valve, transport: str) -> None:
+@pytest.mark.parametrize("protocol", ["rafaga.v1", "inference"])
+def test_n_and_two_at_once_into_a_queue_of_n(
+    serve: Callable[..., Served], valve: Valve, transport: str, protocol: str
+) -> None:
     """Exactly two are refused, and told when to come back in every way that the transport has."""
     served = serve(max_queue_requests=3)
+
+    def ask() -> grpc.Future:
+        if protocol == "inference":
+            return oip.stub(served).ModelInfer.future(oip.images(IMAGE))
+        return served.vision.Classify.future(messages.classify(IMAGE))
+
     with valve.closed():
-        first = served.vision.Classify.future(messages.classify(IMAGE))
+        first = ask()
         valve.wait_for_engine()
-        calls = [served.vision.Classify.future(messages.classify(IMAGE)) for _ in range(5)]
+        calls = [ask() for _ in range(5)]
         eventually(lambda: sum(call.done() for call in calls) == 2, "two are refused")
         wait_for_queue(served, "digits", 3)
         refused = [call for call in calls if call.done()]
@@ -148,8 +159,14 @@ def test_n_and_two_at_once_into_a_queue_of_n(serve: Callable[..., Served], valve
         pushback = dict(call.trailing_metadata()).get(PUSHBACK_KEY)  # the native front keeps it for itself
         assert (pushback is not None and int(pushback) > 0) is (transport == "grpcio")
     answered = [first, *(call for call in calls if call not in refused)]
-    assert all(call.result(PATIENCE_S).results for call in answered)
+    for call in answered:
+        if protocol == "inference":
+            found = oip.arrays(call.result(PATIENCE_S))["probabilities"]
+        else:
+            found = messages.probabilities(call.result(PATIENCE_S))
+        np.testing.assert_allclose(found, bundles.classify(IMAGE), atol=1e-5)
     assert served.metric("rafaga_refusals_total") == served.metric("rafaga_refusals_total", reason="QUEUE_FULL") == 2
+    eventually(lambda: served.in_flight == 0, "every call ended")
     assert served.metric("rafaga_requests_total", code="OK") == 4
     assert served.metric("rafaga_requests_total", code="RESOURCE_EXHAUSTED") == 2
     assert served.metric("rafaga_requests_total") == 6

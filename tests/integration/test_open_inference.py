@@ -44,6 +44,15 @@ def test_a_server_is_live_and_ready(server: Served) -> None:
         assert stub.ModelReady(pb.ModelReadyRequest(name=model, version="1")).ready
 
 
+@pytest.mark.parametrize(("name", "version"), [("nobody", ""), ("nobody", "1"), ("digits", "2"), ("", "")])
+def test_what_is_not_there_is_not_ready(server: Served, name: str, version: str) -> None:
+    """As Triton answers; a version that is no number is refused."""
+    stub = oip.stub(server)
+    assert not stub.ModelReady(pb.ModelReadyRequest(name=name, version=version)).ready
+    refused = refusal(lambda: stub.ModelReady(pb.ModelReadyRequest(name=name, version="x")))
+    assert "versions are whole numbers" in refused.message
+
+
 def test_a_server_with_a_broken_model_is_live_and_not_ready(serve: Callable[..., Served], tmp_path: Path) -> None:
     bundles.publish_classifier(tmp_path)
     (bundles.publish_forecaster(tmp_path) / "golden.npz").write_bytes(b"other answers")

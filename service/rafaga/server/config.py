@@ -34,8 +34,10 @@ from rafaga.server.versions import Versions
 
 PREFIX = "RAFAGA_"
 
-# Each holds a thread there, and threads that wake up all at once stand in each other's way.
+# On grpcio each holds a thread, and threads that wake up all at once stand in each other's way. On native the queue of
+# each model, which predicts times, does the refusing.
 _GRPCIO_CALLS = 256
+_NATIVE_CALLS = 4096
 
 
 class ConfigError(Exception):
@@ -137,13 +139,15 @@ class Config:
     max_batch_size: int = _setting(32, "rows per batch, where the bundle allows as many")
     max_queue_delay_us: int = _setting(0, "how long an idle engine waits for company")
     max_queue_wait_ms: int = _setting(1000, "requests predicted to wait longer are refused")
-    max_queue_requests: int = _setting(4096, "queued requests per model, whatever is predicted")
+    max_queue_requests: int = _setting(
+        4096, "queued requests per model, of one priority and those above it, whatever is predicted"
+    )
     engine_timeout_s: float = _setting(10.0, "a run is never given up sooner, nor before 20 times its prediction")
 
     max_concurrent_calls: int | None = _setting(
         None,
         "calls in flight; more are refused; a quarter of it is kept for each priority; "
-        f"default: {_GRPCIO_CALLS} on grpcio, where each holds a thread, max_queue_requests on native",
+        f"default: {_GRPCIO_CALLS} on grpcio, where each holds a thread, {_NATIVE_CALLS} on native",
     )
     max_bytes_in_flight: int = _setting(
         512 * 2**20, "bytes of requests in flight; more are refused; a quarter is kept for each priority"
@@ -241,9 +245,8 @@ class Config:
 
     @property
     def most_calls(self) -> int:
-        """In flight. Where a call holds no thread, the queue of each model, which predicts times, does the refusing."""
-        native = self.transport is TransportKind.NATIVE
-        return self.max_concurrent_calls or (self.max_queue_requests if native else _GRPCIO_CALLS)
+        """In flight."""
+        return self.max_concurrent_calls or (_NATIVE_CALLS if self.transport is TransportKind.NATIVE else _GRPCIO_CALLS)
 
     @property
     def loopback(self) -> bool:

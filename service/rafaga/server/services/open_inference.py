@@ -93,9 +93,14 @@ class OpenInference:
         _reply(call, pb.ServerMetadataResponse(name="rafaga", version=self._server_version, extensions=_EXTENSIONS))
 
     def model_ready(self, call: Call) -> None:
+        """What is not there is not ready, as in Triton: who waits for a model need not tell two answers apart."""
         request = parse(pb.ModelReadyRequest, call)
-        slot = self._repository.slot(self._own_name(request.name), _version(request.version))
-        _reply(call, pb.ModelReadyResponse(ready=slot.condition is State.READY))
+        version = _version(request.version)
+        try:
+            ready = self._repository.slot(self._own_name(request.name), version).condition is State.READY
+        except ModelNotFound:
+            ready = False
+        _reply(call, pb.ModelReadyResponse(ready=ready))
 
     def model_metadata(self, call: Call) -> None:
         request = parse(pb.ModelMetadataRequest, call)
