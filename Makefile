@@ -84,11 +84,16 @@ GPU_ENV       = PYTHONPATH="service:.:$(GPU_PACKAGES):$$PYTHONPATH"
 test-gpu:  ## The tests that need a GPU; they say so where there is none
 	$(GPU_ENV) $(GPU_PYTHON) -m pytest -m gpu tests/gpu
 
-bench-gpu:  ## Raw and served throughput on a GPU, in less than eight minutes
+bench-gpu:  ## Raw and served throughput on a GPU, in less than eight minutes; prepares its models first
 	$(GPU_ENV) $(GPU_PYTHON) -m bench.gpu --output build/gpu.md
 
 build/gpu-bench: setup  ## The models that bench-gpu measures, small enough to be carried to the GPU
 	$(BIN)/python -m bench.gpu prepare
+
+# Every bundle of the catalogue with all its variants, for test-gpu: an hour of exports, 60 MB to carry.
+build/gpu-catalogue: setup
+	$(BIN)/python -m export --all --output build/gpu-repository
+	$(BIN)/python -m bench.packed build/gpu-repository $@
 
 # What is missing beside Python 3.12, PyTorch, grpcio, onnx and onnxruntime-gpu, as files to be carried there.
 build/gpu-packages: requirements/constraints.txt

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime as ort
 
-from bench.gpu_models import sample, unpack_program
+from bench.gpu_models import torch_module
+from bench.packed import sample
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision
 from rafaga.server import devices
@@ -148,7 +149,7 @@ def _torch(bundle: Bundle, device: Device, packed: Path, compiled: bool) -> Run:
 
     half = bundle.variants[0].precision is Precision.FP16
     place = torch.device("cuda", device.index) if device.gpu else torch.device("cpu")
-    module = unpack_program(packed).to(place)
+    module = torch_module(packed).to(place)
     if len(bundle.inputs[0].shape) == 4:
         module = module.to(memory_format=torch.channels_last)
     call = torch.compile(module, mode="reduce-overhead") if compiled else module

@@ -1,17 +1,22 @@
 """Tests that need an NVIDIA GPU: `pytest -m gpu tests/gpu`. Without one they are skipped, and say what is missing.
 
 RAFAGA_TEST_DEVICE: cuda:0 by default; cpu is a rehearsal, which runs the same engine on the host's memory.
-RAFAGA_TEST_BUNDLES: a repository whose every bundle and variant is compared too; `repository` by default, if it exists.
+RAFAGA_TEST_BUNDLES: a repository, or one that was packed (see bench.packed), whose every bundle and variant is compared
+too. By default build/gpu-catalogue, or repository, or build/gpu-bench: the first that has any.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from bench.packed import found as packed_bundles
+from bench.packed import unpack
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision, Variant
 from rafaga.errors import DeviceError
@@ -55,12 +60,43 @@ def place(device: Device, monkeypatch: pytest.MonkeyPatch) -> Place:
     return place
 
 
-def found_bundles() -> Iterator[tuple[Path, Precision]]:
-    """Every variant of every bundle of RAFAGA_TEST_BUNDLES."""
-    root = Path(os.environ.get("RAFAGA_TEST_BUNDLES", "repository"))
-    for manifest in sorted(root.glob(f"*/*/{bundles.MANIFEST}")):
-        for variant in bundles.load(manifest.parent).variants:
-            yield manifest.parent, variant.precision
+@dataclass(frozen=True)
+class Found:
+    """One variant of a bundle that lies in a repository, or is packed to be carried."""
+
+    folder: Path
+    precision: Precision
+    packed: bool
+
+    @property
+    def name(self) -> str:
+        return f"{(self.folder if self.packed else self.folder.parent).name}-{self.precision}"
+
+    def published(self, repository: Path) -> Path:
+        return unpack(self.folder, repository, self.precision) if self.packed else self.folder
+
+
+def found_bundles() -> list[Found]:
+    """Every variant that is to be compared."""
+    named = os.environ.get("RAFAGA_TEST_BUNDLES")
+    roots = [Path(named)] if named else [Path(p) for p in ("build/gpu-catalogue", "repository", "build/gpu-bench")]
+    return next(filter(None, map(_bundles_in, roots)), [])
+
+
+def _bundles_in(root: Path) -> list[Found]:
+    found = [Found(folder, precision, packed=True) for folder, precision in packed_bundles(root)]
+    for manifest in sorted(root.glob(f"*/[1-9]*/{bundles.MANIFEST}")):
+        variants = bundles.load(manifest.parent).variants
+        found += [Found(manifest.parent, variant.precision, packed=False) for variant in variants]
+    return found
+
+
+def repeated(golden: Golden, rows: int) -> Golden:
+    """Its questions and answers again and again, up to `rows` rows."""
+    copy = golden.turned()
+    copy.inputs = golden.tiled(rows)
+    copy.outputs = tuple(np.resize(output, (rows, *output.shape[1:])) for output in golden.outputs)
+    return copy
 
 
 def task(folder: Path, precision: Precision = Precision.FP32, rows: int = 8) -> tuple[Task, Variant, Golden]:

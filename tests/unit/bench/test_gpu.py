@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
 from bench import gpu
-from bench.gpu import Results, Served, Settings, report
-from bench.gpu_models import BOTH, Workload, pack_bundle, sample, unpack
+from bench.gpu import Settings
+from bench.gpu_models import BOTH, Workload, torch_module
 from bench.gpu_raw import Figure
-from rafaga import bundle as bundles
-from rafaga.bundle import Precision, TensorSpec
+from bench.gpu_report import Results, Served, report
+from bench.packed import sample
+from rafaga.bundle import TensorSpec
 from rafaga.errors import DeviceError
-from rafaga.server.batcher import BatchPolicy
-from rafaga.server.devices import CPU
-from rafaga.server.loader import Loader
-from rafaga.server.metrics import Metrics
-from rafaga.server.placement import Placement
-from tests.bundles import publish_classifier
-
-
-@pytest.mark.parametrize("precision", BOTH)
-def test_a_model_is_carried_without_its_weights(tmp_path: Path, precision: Precision) -> None:
-    """1. The packed file has none. 2. Unpacked it has as many as before. 3. It is a bundle that is served."""
-    folder = publish_classifier(tmp_path / "from")
-    pack_bundle(folder, tmp_path / "packed", large=1000)
-    assert (tmp_path / "packed" / "model.onnx").stat().st_size < 2000 < (folder / "model.onnx").stat().st_size
-    unpacked = unpack(tmp_path / "packed", tmp_path / "to", precision, max_batch_size=64)
-    drawn = onnx.load(unpacked / "model.onnx").graph.initializer
-    assert {tuple(t.dims) for t in drawn} >= {(784, 10)}
-    bundle = bundles.load(unpacked)
-    assert (bundle.max_batch_size, [v.precision for v in bundle.variants]) == (64, [precision])
-    served = Loader(BatchPolicy(), 8, None, Placement(threads=1), Metrics()).load(unpacked, bundle)
-    served.close()
 
 
 def test_samples_fill_free_dimensions() -> None:
@@ -52,23 +32,104 @@ def test_samples_fill_free_dimensions() -> None:
     assert (series.shape, length.tolist()) == ((3, 240), [240, 240, 240])
 
 
-def test_the_table() -> None:
-    settings = Settings(models=(Workload("resnet50", BOTH, 16),))
-    results = Results(
+def alive(pid: int) -> bool:
+    """Whether it runs: a zombie that nobody waited for does not."""
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:1]
+    except FileNotFoundError:
+        return False
+
+
+RESNET = (Workload("resnet50", BOTH, 16),)
+
+
+def results() -> Results:
+    return Results(
         raw=[
             Figure("onnxruntime", "resnet50", "fp16", 1000.0, 32, 3.0, ""),
             Figure("onnxruntime", "resnet50", "fp16", 2000.0, 128, 9.5, "NHWC CUDA graph"),
             Figure("torch-eager", "resnet50", "fp16", 900.0, 8, 1.0, ""),
         ],
-        served=[Served("resnet50", "fp16", 1900.0, 64.0, 4.0, None)],
+        served=[
+            Served("resnet50", "fp16", "grpcio", 1900.0, 64.0, 4.0, 4.5, None),
+            Served("resnet50", "fp16", "native", 1700.0, 60.0, 3.0, 3.5, 8.4),
+        ],
         left_out=["TensorRT: cannot load libnvinfer.so.10"],
     )
-    text = report(settings, results, CPU)
+
+
+def test_the_tables() -> None:
+    text = report("REHEARSAL", RESNET, (8, 32, 128), results())
     assert "REHEARSAL" in text
-    best = "2,000 (128) NHWC CUDA graph | 9.50 | 900 (8) | – | – | 1,900 | 0.95 | 64 | 4.00 | – |"
-    assert f"| resnet50 | fp16 | {best}" in text
-    assert "| resnet50 | fp32 | – | – |" in text
+    assert "| resnet50 | fp16 | 2,000 (128) NHWC CUDA graph | 900 (8) | – | – | 9.50 |" in text
+    assert "| resnet50 | fp32 | – | – | – | – | – |" in text
+    assert "| resnet50 | fp16 | grpcio | 1,900 | 0.95 | 64 | 4.00 | 4.50 | – | – |" in text
+    assert "| resnet50 | fp16 | native | 1,700 | 0.85 | 60 | 3.00 | 3.50 | 8.40 | 2.80 |" in text
     assert "- not measured: TensorRT: cannot load libnvinfer.so.10" in text
+
+
+def test_whether_the_aims_were_reached_is_computed() -> None:
+    text = report("a GPU", RESNET, (8,), results())
+    said = "reached over grpcio; **not reached** over native: 0.85 of 0.9"
+    assert f"| resnet50 fp16: served ÷ raw | ≥ 0.9 | grpcio: 0.95 · native: 0.85 | {said} |" in text
+    said = "reached over native; **not reached** over grpcio: no answer of at most 3"
+    assert f"÷ p50 alone | ≤ 3 | grpcio: no answer · native: 2.80 | {said} |" in text
+    assert "| resnet50 fp16: served ÷ raw | ≥ 0.9 | – | not measured |" in report("a GPU", RESNET, (8,), Results())
+
+
+class TestTime:
+    def test_parts_take_their_share_of_what_is_left_and_end_with_the_whole(self) -> None:
+        clock = gpu.Clock(100.0)
+        assert clock.part(0.25).left_s == pytest.approx(25.0, abs=1.0)
+        assert clock.part(3.0).left_s <= clock.left_s + 0.1
+        assert (gpu.Clock(0.0).left_s, gpu.Clock(-5.0).left_s) == (0.0, 0.0)
+
+    def test_what_hangs_is_killed_with_all_that_it_started(self, tmp_path: Path) -> None:
+        """A grandchild that kept the pipe open would be waited for in vain."""
+        mark = tmp_path / "pid"
+        script = """if True:
+            import subprocess, sys, time
+            print("so far", flush=True)
+            child = subprocess.Popen(["sleep", "300"])
+            open(sys.argv[1] + "~", "w").write(str(child.pid))
+            import os; os.rename(sys.argv[1] + "~", sys.argv[1])
+            time.sleep(300)
+        """
+
+        class WhenItHangs(gpu.Clock):
+            @property
+            def left_s(self) -> float:
+                while not mark.exists():
+                    time.sleep(0.01)
+                return 0.01
+
+        done = gpu._run([sys.executable, "-c", script, str(mark)], WhenItHangs(0.0))
+        assert (done.code, done.printed, done.why()) == (None, "so far\n", "its time was up")
+        assert not alive(int(mark.read_text()))
+
+    def test_what_fails_says_why(self) -> None:
+        done = gpu._run([sys.executable, "-c", "raise SystemExit('no such thing')"], gpu.Clock(60.0))
+        assert done.why() == "exit code 1: no such thing"
+
+    def test_no_part_outlives_the_whole(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Every part takes all it may: together they take what there is, and each has its turn."""
+        had: list[float] = []
+        monkeypatch.setattr(gpu, "unpack", lambda packed, root, *_: root / packed.name)
+
+        def greedy(*arguments: object) -> None:
+            (clock,) = (a for a in arguments if isinstance(a, gpu.Clock))
+            had.append(clock.left_s)
+            time.sleep(clock.left_s)
+
+        monkeypatch.setattr(gpu, "_raw", greedy)
+        monkeypatch.setattr(gpu, "_served", greedy)
+        results, begin = Results(), time.monotonic()
+        gpu.measure(Settings("cpu", RESNET), tmp_path, gpu.Clock(1.0), results)
+        assert len(had) >= 4
+        assert sum(had) == pytest.approx(1.0, abs=0.2)
+        assert min(had) > 0.05
+        assert time.monotonic() - begin < 30.0
+        assert [what for what in results.left_out if "native" not in what] == []
 
 
 def test_no_gpu_is_said_first(
@@ -83,9 +144,30 @@ def test_no_gpu_is_said_first(
     assert "no GPU to measure: cannot load libcuda.so.1" in capsys.readouterr().err
 
 
-def test_models_that_were_not_prepared_are_named(
+def test_models_that_cannot_be_prepared_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    """As on a machine without the exporter: what is to be carried there is said."""
+    asked: list[list[str]] = []
+
+    def run(command: list[str], _: object) -> gpu._Done:
+        asked.append(command)
+        return gpu._Done(1, "", "ModuleNotFoundError: No module named 'torchvision'")
+
+    monkeypatch.setattr(gpu, "_run", run)
     monkeypatch.setattr(sys, "argv", ["bench.gpu", "--device", "cpu", "--models", "vgg16", "--packed", str(tmp_path)])
     assert gpu.main() == 1
-    assert "lacks vgg16: python -m bench.gpu prepare" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "vgg16: not prepared: exit code 1: ModuleNotFoundError: No module named 'torchvision'" in said
+    assert "`make build/gpu-bench` where the exporter is" in said
+    assert asked[0][-2:] == ["--models", "vgg16"]
+
+
+def test_a_program_that_is_not_there_is_done_without(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    module = torch_module(tmp_path / "lenet5-mnist")
+    with torch.inference_mode():
+        (logits,) = module(torch.zeros(2, 28, 28, 1, dtype=torch.uint8))
+    assert logits.shape == (2, 10)
+    with pytest.raises(RuntimeError, match=r"program\.pt2 is not read .* nobody not built"):
+        torch_module(tmp_path / "nobody")

@@ -1,0 +1,117 @@
+"""Bundles carried without their weights: small, whole again on arrival, and served; trained ones as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+
+from bench import packed
+from bench.gpu_models import BOTH
+from bench.packed import found, pack_bundle, pack_repository, read_packed, unpack
+from export.variants import to_fp16
+from rafaga import bundle as bundles
+from rafaga.bundle import Bundle, Parity, Precision, Variant
+from rafaga.server.batcher import BatchPolicy
+from rafaga.server.engine import Golden
+from rafaga.server.loader import Loader
+from rafaga.server.metrics import Metrics
+from rafaga.server.placement import Placement
+from tests.bundles import publish_classifier, publish_detector, publish_forecaster
+
+
+def with_variants(folder: Path, repository: Path) -> Path:
+    """A bundle of `folder`'s model in fp32, fp16, and with weights of 8 bits."""
+    bundle = bundles.load(folder)
+
+    def fill(target: Path, version: int) -> Bundle:
+        (target / "model.onnx").write_bytes((folder / "model.onnx").read_bytes())
+        (target / bundles.GOLDEN).write_bytes((folder / bundles.GOLDEN).read_bytes())
+        to_fp16(target / "model.onnx", target / "model.fp16.onnx")
+        onnx.save(rounded(onnx.load(folder / "model.onnx")), target / "model.int8.onnx")
+        parity = Parity(max_absolute_error=0.01, max_relative_error=0.01, batch_sizes=(1,))
+        variants = [
+            Variant(precision=p, file=f, parity=parity)
+            for p, f in zip(Precision, ("model.onnx", "model.fp16.onnx", "model.int8.onnx"), strict=True)
+        ]
+        return msgspec.structs.replace(bundle, variants=tuple(variants), files={}, version=version)
+
+    return bundles.publish(repository, bundle.name, 1, fill)
+
+
+def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Its largest float weights as int8, with a DequantizeLinear before their use."""
+    weights = max(model.graph.initializer, key=lambda t: np.prod(t.dims))
+    values = onnx.numpy_helper.to_array(weights)
+    scale = np.float32(np.abs(values).max() / 127)
+    name = weights.name
+    weights.CopyFrom(onnx.numpy_helper.from_array((values / scale).round().astype(np.int8), f"{name}_int8"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(scale, "scale"))
+    model.graph.node.insert(0, onnx.helper.make_node("DequantizeLinear", [f"{name}_int8", "scale"], [name]))
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return with_variants(publish_classifier(tmp_path / "plain"), tmp_path / "from")
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+def test_it_is_carried_without_its_weights(tmp_path: Path, folder: Path, precision: Precision) -> None:
+    """1. The packed files have none. 2. Unpacked, each has as many as before. 3. It is a bundle that is served."""
+    target = tmp_path / "packed" / "digits"
+    pack_bundle(folder, target, large=1000)
+    assert max(file.stat().st_size for file in target.glob("*.onnx")) < 2000 < (folder / "model.onnx").stat().st_size
+    assert not (target / bundles.GOLDEN).exists()
+    unpacked = unpack(target, tmp_path / "to", precision, max_batch_size=64)
+    assert {tuple(t.dims) for t in onnx.load(unpacked / "model.onnx").graph.initializer} >= {(784, 10)}
+    bundle = bundles.load(unpacked)
+    assert (bundle.max_batch_size, [v.precision for v in bundle.variants]) == (64, [precision])
+    Loader(BatchPolicy(), 8, None, Placement(threads=1), Metrics()).load(unpacked, bundle).close()
+
+
+def test_what_is_small_is_carried_whole(tmp_path: Path, folder: Path) -> None:
+    """With PyTorch's answers, and what export measured of every variant."""
+    pack_bundle(folder, tmp_path / "packed")
+    for precision in Precision:
+        unpacked = unpack(tmp_path / "packed", tmp_path / precision, precision)
+        bundle = bundles.load(unpacked)
+        assert bundle.variants[0].parity.max_relative_error == 0.01
+        golden, before = Golden.load(bundle, unpacked / bundles.GOLDEN), Golden.load(bundle, folder / bundles.GOLDEN)
+        for mine, theirs in zip(golden.outputs, before.outputs, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_variants_of_a_model_get_the_same_weights(tmp_path: Path, folder: Path) -> None:
+    pack_bundle(folder, tmp_path / "packed", large=1000)
+    answers = {}
+    for precision in BOTH:
+        unpacked = unpack(tmp_path / "packed", tmp_path / precision, precision)
+        answers[precision] = Golden.load(bundles.load(unpacked), unpacked / bundles.GOLDEN).outputs[0]
+    np.testing.assert_allclose(answers[Precision.FP16], answers[Precision.FP32], atol=2e-2)
+
+
+def test_half_precision_is_made_where_none_was_packed(tmp_path: Path) -> None:
+    pack_bundle(publish_classifier(tmp_path / "from"), tmp_path / "packed", large=1000)
+    unpacked = unpack(tmp_path / "packed", tmp_path / "to", Precision.FP16)
+    types = {t.data_type for t in onnx.load(unpacked / "model.onnx").graph.initializer}
+    assert onnx.TensorProto.FLOAT16 in types
+    with pytest.raises(FileNotFoundError, match="no int8 variant"):
+        unpack(tmp_path / "packed", tmp_path / "to", Precision.INT8)
+
+
+def test_a_repository_is_packed_with_the_newest_of_every_model(tmp_path: Path, folder: Path) -> None:
+    repository = folder.parent.parent
+    publish_forecaster(repository)
+    publish_detector(repository)
+    publish_detector(repository)
+    target = tmp_path / "packed"
+    assert len(pack_repository(repository, target)) == 3
+    assert {read_packed(path.parent).version for path in target.glob("*/bundle.json")} == {1, 2}
+    variants = [(path.name, precision) for path, precision in found(target)]
+    assert len(variants) == len(set(variants)) == 5
+    assert packed.main([str(repository), str(tmp_path / "again")]) == 0
+    assert packed.main([str(tmp_path), str(tmp_path / "nothing")]) == 1
