@@ -44,13 +44,13 @@ def overlay(name: str) -> tuple[Object, ...]:
 
 
 @cache
-def component(name: str) -> tuple[Object, ...]:
-    """The base with one component."""
+def component(name: str, on: str = "base") -> tuple[Object, ...]:
+    """The base, or an overlay, with one component."""
     build = ROOT / "build"  # within the checkout: kustomize takes relative paths only
     build.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=build) as folder:
         kustomization = Path(folder) / "kustomization.yaml"
-        base, chosen = (f"../../deploy/kubernetes/{part}" for part in ("base", f"components/{name}"))
+        base, chosen = (f"../../deploy/kubernetes/{part}" for part in (on, f"components/{name}"))
         kustomization.write_text(f"resources: [{base}]\ncomponents: [{chosen}]\n")
         return render(kustomization.parent)
 

@@ -231,6 +231,30 @@ def test_only_the_gpu_overlay_asks_for_a_gpu() -> None:
     assert devices == {"dev": [], "cpu": [], "gpu": ["cuda"]}
 
 
+@pytest.mark.parametrize("release", RELEASES)
+def test_tensorrt_has_a_cache_that_outlives_its_pods_and_time_to_fill_it(release: str, tmp_path: Path) -> None:
+    objects = component("tensorrt", on="overlays/gpu")
+    deployment, only = one(objects, "Deployment"), container(objects)
+    for thing in (deployment, one(objects, "PersistentVolumeClaim", "rafaga-tensorrt")):
+        kubernetes_validate.validate(thing, release, strict=True)
+    assert [e["value"] for e in only["env"] if e["name"] == "RAFAGA_DEVICE"] == ["tensorrt"], "and no longer cuda"
+    config = settings(only, one(objects, "ConfigMap"), tmp_path)
+    mounts = {m["name"]: m for m in only["volumeMounts"]}
+    # A folder in the volume: its root belongs to root and a group, and the cache must be the server's own.
+    assert str(config.tensorrt_cache.parent) == mounts["tensorrt"]["mountPath"]
+    assert not mounts["tensorrt"].get("readOnly")
+    claims = {v["name"]: v.get("persistentVolumeClaim", {}).get("claimName") for v in pod(objects)["volumes"]}
+    assert (claims["tensorrt"], claims["models"]) == ("rafaga-tensorrt", "rafaga-models")
+    context = pod(objects)["securityContext"]
+    assert (context["fsGroup"], context["runAsNonRoot"]) == (context["runAsGroup"], True)
+    assert context["fsGroupChangePolicy"] == "OnRootMismatch", "or the cache would become writable to the group"
+    probe = only["startupProbe"]
+    assert probe["grpc"] == {"port": 50051, "service": "rafaga.v1.Catalog"}
+    starting_s = probe["failureThreshold"] * probe["periodSeconds"]
+    assert 3600 <= starting_s < deployment["spec"]["progressDeadlineSeconds"]
+    assert only["livenessProbe"]["failureThreshold"] == container(overlay("gpu"))["livenessProbe"]["failureThreshold"]
+
+
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
 def test_the_autoscaler_scales_the_deployment(name: str) -> None:
     autoscaler = one(overlay(name), "HorizontalPodAutoscaler")["spec"]

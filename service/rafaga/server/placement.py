@@ -10,8 +10,8 @@ import dataclasses
 import logging
 import threading
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ from rafaga.server.per_model import EngineSettings, PerModel
 from rafaga.server.providers import (
     CudaSettings,
     TensorRtSettings,
+    building,
     cache_folder,
     create_gpu_session,
     incomplete_profile,
@@ -364,7 +365,7 @@ class GpuLoad:
             settings = dataclasses.replace(
                 settings, stream=memory.stream, memory_bytes=self._settings.model_memory_bytes
             )
-            with told("TensorRT's build", task.model.name) if tensorrt else nullcontext():
+            with self._build() if tensorrt else nullcontext():
                 # The session has no name here: it must be gone before its stream is.
                 if fits(task.model):
                     engine = BoundEngine(task.model, self._session(settings), memory, self._buckets)
@@ -388,12 +389,22 @@ class GpuLoad:
             raise DeviceError(text) if tensorrt else BundleError(text) from None
         return engine
 
+    @contextmanager
+    def _build(self) -> Iterator[None]:
+        name = self._task.model.name
+        with told("TensorRT's build", name), building(self._cache, name):
+            yield
+
+    @cached_property
+    def _cache(self) -> Path:
+        return cache_folder(self._settings.tensorrt_cache, self._task.content, self._site.gpu, self._site.versions)
+
     def _session(self, settings: CudaSettings) -> ort.InferenceSession:
         task, device = self._task, self._device
         if device.kind is not DeviceKind.TENSORRT:
             return create_gpu_session(task.content, device, settings)
         tensorrt = TensorRtSettings(
-            cache=cache_folder(self._settings.tensorrt_cache, task.content, self._site.gpu, self._site.versions),
+            cache=self._cache,
             precision=task.precision,
             shapes=profile_shapes(task.model.inputs, self._buckets),
             stream=settings.stream,

@@ -26,6 +26,7 @@ from rafaga.server.devices import CPU, Device, DeviceKind, Gpu
 _LOG = logging.getLogger(__name__)
 
 _PROGRESS_S = 10.0
+_LOCK = "lock"
 # How ONNX Runtime, CUDA, cuDNN and TensorRT say that memory ran out.
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|Failed to allocate memory|Available memory of \d+ is smaller|ALLOC_FAILED|OutOfMemory", re.I
@@ -183,6 +184,22 @@ def cache_folder(root: Path, model: bytes, gpu: Gpu, versions: Sequence[str]) ->
     except OSError as error:
         raise DeviceError(f"tensorrt_cache {root}: {os.strerror(error.errno or 0)}") from None
     return folder
+
+
+@contextmanager
+def building(folder: Path, model: str) -> Iterator[None]:
+    """Waits while another process builds in `folder`: both would write the same files, and read half-written ones."""
+    import fcntl  # GPUs are used on Linux alone
+
+    with (folder / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _LOG.info("another server builds with TensorRT: waiting for it", extra={"model": model})
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:  # some file systems of networks
+            _LOG.warning("the cache cannot be locked: %s", error.strerror, extra={"model": model})
+        yield
 
 
 def _check_owned(path: Path) -> None:

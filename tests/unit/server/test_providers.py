@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from rafaga.server.devices import Device, DeviceKind, Gpu
 from rafaga.server.providers import (
     CudaSettings,
     TensorRtSettings,
+    building,
     cache_folder,
     create_gpu_session,
     profile_shapes,
@@ -189,6 +192,35 @@ class TestCache:
     def test_home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(tmp_path))
         assert cache_folder(Path("~/c"), b"a", GPU, ["1"]).is_relative_to(tmp_path)
+
+
+def test_of_servers_with_one_cache_one_builds_at_a_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    inside: list[str] = []
+
+    def build() -> None:
+        with building(tmp_path, "resnet50"):
+            inside.append("second")
+
+    second = threading.Thread(target=build)
+    with caplog.at_level(logging.INFO), building(tmp_path, "resnet50"):
+        second.start()
+        while "another server builds with TensorRT: waiting for it" not in caplog.text:
+            time.sleep(0.001)
+        assert inside == []
+        inside.append("first")
+    second.join(30.0)
+    assert inside == ["first", "second"]
+
+
+def test_a_cache_that_cannot_be_locked_is_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with building(tmp_path, "resnet50"):
+        assert "the cache cannot be locked: No locks available" in caplog.text
 
 
 def test_what_takes_long_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
