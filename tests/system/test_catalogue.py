@@ -108,9 +108,21 @@ def test_no_name_is_misspelt() -> None:
     assert catalogue().keys() >= LARGE
 
 
+def test_every_answer_of_an_untrained_model_says_so(tmp_path: Path) -> None:
+    wanted = Wanted(tmp_path, weights="random", precisions=(Precision.FP32,))
+    publish(catalogue()["lenet5-mnist"], wanted, Sources(data=tmp_path / "no-data"), Silent())
+    with serving(tmp_path, "grpcio") as served, Client(served.address) as client:
+        answer = client.classify(np.zeros((28, 28, 1), np.uint8), model="lenet5-mnist", timeout_s=PATIENCE_S)
+    assert not answer.model.trained
+    assert str(answer.model).endswith("UNTRAINED")
+
+
 @pytest.mark.parametrize("entry", list(by_size()))
-def test_makes_the_whole_way(entry: Entry, tmp_path: Path) -> None:
-    """1. Export. 2. Serve. 3. Ask with raw tensors (Open Inference Protocol) and over the task's own service."""
+def test_makes_the_whole_way(entry: Entry, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """1. Export. 2. Serve. 3. Ask with raw tensors (Open Inference Protocol) and over the task's own service.
+
+    That nothing was trained stands in the bundle, the server's log and its list of models.
+    """
     wanted = Wanted(tmp_path, weights="random", precisions=(Precision.FP32,))
     published = publish(entry, wanted, Sources(data=tmp_path / "no-data"), Silent())
     bundle = published.bundle
@@ -129,6 +141,7 @@ def test_makes_the_whole_way(entry: Entry, tmp_path: Path) -> None:
         if ask := OWN_SERVICE.get(entry.task):
             answers.append(ask(client, entry.name, asked))
         assert not client.model(entry.name).trained
+    assert "model ready with RANDOM weights" in caplog.text
     for answer in answers:
         assert answer.keys() == expected.keys()
         names = ("boxes", "scores", "labels") if entry.task is Task.DETECTION else tuple(expected)
