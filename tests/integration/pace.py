@@ -36,6 +36,15 @@ class Pace:
             yield
 
     @contextmanager
+    def at(self, row_s: float) -> Iterator[None]:
+        """Another pace for a while."""
+        before, self._row_s = self._row_s, row_s
+        try:
+            yield
+        finally:
+            self._row_s = before
+
+    @contextmanager
     def standstill(self) -> Iterator[None]:
         """No run ends before this does."""
         self._going.clear()
