@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import pytest
 
 from models.entry import ImageInput, SequenceInput, SeriesInput, Shipped, Task, Torchvision
 from models.expectation import shortfalls
+from models.training.__main__ import Record
 from models.zoo import Entry, catalogue
 from rafaga.bundle import NAME_PATTERN, Metric, sha256_of
 from tests.models.names import NAMES
@@ -56,11 +56,12 @@ def test_shipped_weights_have_a_true_record(entry: Entry) -> None:
     if entry.name in TRAINED_ON_DEMAND:
         assert not entry.weights.path.exists()
         return
-    record = json.loads(entry.weights.path.with_suffix(".json").read_text())
-    assert record["sha256"] == sha256_of(entry.weights.path)
-    assert record["parameters"] == sum(p.numel() for p in entry.build().parameters())
-    assert not list(shortfalls(entry, msgspec.convert(record["metrics"], list[Metric])))
-    assert set(entry.expected) <= {metric["name"] for metric in record["metrics"]}
+    record = msgspec.json.decode(entry.weights.path.with_suffix(".json").read_bytes(), type=Record)
+    assert (record.name, record.architecture, record.dataset) == (entry.name, entry.architecture, entry.dataset)
+    assert record.sha256 == sha256_of(entry.weights.path)
+    assert record.parameters == sum(p.numel() for p in entry.build().parameters())
+    assert not list(shortfalls(entry, record.metrics))
+    assert set(entry.expected) <= {metric.name for metric in record.metrics}
 
 
 def test_importing_the_registry_imports_no_torchvision() -> None:
