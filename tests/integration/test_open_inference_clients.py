@@ -95,7 +95,8 @@ def load(perf_analyzer: Path, server: Served, tmp_path: Path) -> Callable[..., s
     (tmp_path / "series.json").write_text(json.dumps({"data": [{"history": series}]}))
 
     def run(*options: str) -> subprocess.CompletedProcess[str]:
-        brief = ("--measurement-interval", "250", "--stability-percentage", "999", "--max-trials", "3")
+        # It asks for three windows alike, and gives up otherwise: with other work on the cores that takes a few more.
+        brief = ("--measurement-interval", "250", "--stability-percentage", "999", "--max-trials", "40")
         where = ("-u", server.address, "-i", "grpc", "-f", "report.csv")
         command = [perf_analyzer, *where, *brief, *options]
         return subprocess.run(command, capture_output=True, text=True, timeout=90, cwd=tmp_path, check=False)

@@ -267,8 +267,7 @@ def test_a_bad_request_is_told_what_was_expected(server: Served, bad: Bad) -> No
     np.testing.assert_allclose(found, bundles.classify(DIGIT), atol=1e-5)
 
 
-METHODS: dict[str, type] = {
-    "ModelReady": pb.ModelReadyRequest,
+METHODS: dict[str, type] = {  # ModelReady answers that it is not ready
     "ModelMetadata": pb.ModelMetadataRequest,
     "ModelConfig": pb.ModelConfigRequest,
     "ModelStatistics": pb.ModelStatisticsRequest,

@@ -110,7 +110,7 @@ def test_split_answers_are_whole(start: Callable[..., Served]) -> None:
     callers = [served.submit(*range(n, n + 30)) for n in range(1000, 1100)]
     for caller in callers:
         assert caller.end() == [2 * n for n in caller.job.inputs[0]]
-    assert served.model.idle
+    eventually(lambda: served.model.idle)
 
 
 def test_parts_that_are_answered_at_once() -> None:
