@@ -90,7 +90,7 @@ bench-gpu:  ## Raw and served throughput on a GPU, in less than eight minutes; p
 build/gpu-bench: setup  ## The models that bench-gpu measures, small enough to be carried to the GPU
 	$(BIN)/python -m bench.gpu prepare
 
-# Every bundle of the catalogue with all its variants, for test-gpu: an hour of exports, 60 MB to carry.
+# Every bundle of the catalogue with all its variants, for test-gpu: long to export, 61 MB to carry.
 build/gpu-catalogue: setup
 	$(BIN)/python -m export --all --output build/gpu-repository
 	$(BIN)/python -m bench.packed build/gpu-repository $@
@@ -100,7 +100,9 @@ build/gpu-packages: requirements/constraints.txt
 	$(PYTHON) -m pip install --quiet --target $@ --python-version 3.12 --only-binary=:all: --no-deps \
 	  -c $< msgspec pillow prometheus-client python-json-logger grpcio-health-checking grpcio-reflection \
 	  googleapis-common-protos nvidia-ml-py hdrhistogram rich pygments markdown-it-py mdurl pbr \
-	  pytest pytest-timeout pluggy iniconfig packaging
+	  psutil pytest pytest-timeout pluggy iniconfig packaging
+	$(PYTHON) -m pip install --quiet --target $@ --python-version 3.12 --only-binary=:all: --no-deps \
+	  --require-hashes -r requirements/native.txt
 	$(PYTHON) -m pip install --quiet --target $@ --no-deps .
 
 # ONNX Runtime for CUDA, too large for some ways in one go: `python3 bench/carry.py join build/gpu-onnxruntime` there.

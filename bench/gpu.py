@@ -40,8 +40,6 @@ _PREPARING = 0.5
 """Of the whole time, at most."""
 _LOAD_WARM_UP_S = 0.5
 _GRPCIO, _NATIVE = "grpcio", "native"
-# One precision of these is served over the native transport too.
-_NATIVE_MODELS = ("resnet50", "lstm-co2")
 
 
 @dataclass(frozen=True)
@@ -175,48 +173,43 @@ def _parts(
     # torch.compile compiles anew for every size.
     largest = replace(settings, rows=settings.rows[-1:])
 
-    def raw(way: str, weight: float, settings: Settings = settings) -> Part:
-        return Part(way, weight, lambda clock: _raw(way, every, packed, settings, clock, results))
+    def raw(way: str, some: list[Path], weight: float, settings: Settings = settings) -> Part:
+        return Part(way, weight, lambda clock: _raw(way, some, packed, settings, clock, results))
 
-    def served(precision: Precision, transport: str, weight: float, names: Sequence[str] = ()) -> Part:
-        models = [w for w in settings.models if precision in w.precisions and (not names or w.name in names)]
-        repository = root / precision if not names else _linked(root, precision, [w.name for w in models])
-
+    def served(
+        models: Sequence[Workload], repository: Path, precision: Precision, transport: str, weight: float
+    ) -> Part:
         def measure(clock: Clock) -> None:
             _served(repository, models, precision, transport, settings, clock, results)
 
         return Part(f"served {precision} {transport}", weight, measure)
 
-    parts = [raw("onnxruntime", 3.0)]
-    parts += [served(precision, _GRPCIO, 3.0) for precision in folders]
+    parts = []
+    for precision, some in folders.items():
+        models = [w for w in settings.models if precision in w.precisions]
+        parts += [raw("onnxruntime", some, 2.5), served(models, root / precision, precision, _GRPCIO, 4.0)]
+    # The other transport with one model: a server loads and tunes all that it finds.
+    model = settings.models[0]
     if importlib.util.find_spec("pygrpc_native") is None:
         results.left_out.append("native transport: not installed")
     else:
-        for precision in folders:
-            names = [n for n in _NATIVE_MODELS if _first(n, settings.models) is precision]
-            if names:
-                parts.append(served(precision, _NATIVE, 1.0, names))
-    parts.append(raw("torch-eager", 1.0))
+        parts.append(served([model], _alone(root, model), model.precisions[0], _NATIVE, 2.0))
+    parts.append(raw("torch-eager", every, 1.0))
     if settings.device != "cpu":
         if missing := Nvidia().missing_libraries(DeviceKind.TENSORRT):
             results.left_out.append(f"TensorRT: cannot load {', '.join(missing)}")
         else:
-            parts.append(raw("tensorrt", 1.0))
-        parts.append(raw("torch-compile", 1.0, largest))
+            parts.append(raw("tensorrt", every, 1.0))
+        parts.append(raw("torch-compile", every, 1.0, largest))
     return parts
 
 
-def _first(name: str, models: Sequence[Workload]) -> Precision | None:
-    return next((w.precisions[0] for w in models if w.name == name), None)
-
-
-def _linked(root: Path, precision: Precision, names: Sequence[str]) -> Path:
-    """A repository of these alone: each model that a server loads is tuned, which takes its time."""
-    chosen = root / f"{precision}-native"
-    chosen.mkdir(exist_ok=True)
-    for name in names:
-        (chosen / name).symlink_to(root / precision / name)
-    return chosen
+def _alone(root: Path, model: Workload) -> Path:
+    """A repository of its first variant and nothing else."""
+    repository = root / f"{model.name}-alone"
+    repository.mkdir()
+    (repository / model.name).symlink_to(root / model.precisions[0] / model.name)
+    return repository
 
 
 def _raw(way: str, folders: list[Path], packed: Path, settings: Settings, clock: Clock, results: Results) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bench.gpu_models import WORKLOADS
-from bench.packed import pack_repository
+from bench.packed import found, pack_repository
 from tests.bundles import publish_backbone, publish_classifier, publish_detector, publish_forecaster
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -51,6 +51,17 @@ def test_serving_on_the_device(tmp_path: Path) -> None:
     assert sorted(passed) == sorted(names)
     skipped = set(re.findall(r"^SKIPPED .*?: (.*)$", said, re.M))
     assert skipped <= {"a rehearsal has no GPU's memory", *re.findall(r"no TensorRT: .*", said)}
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+def test_parity_of_the_whole_catalogue() -> None:
+    catalogue = ROOT / "build/gpu-catalogue"
+    if not any(found(catalogue)):
+        pytest.skip(f"no packed bundles in {catalogue}: make build/gpu-catalogue")
+    said = run(3500, *PYTEST, "tests/gpu/test_parity.py", RAFAGA_TEST_BUNDLES=str(catalogue))
+    passed = re.findall(r"^PASSED \S+::test_every_bundle_and_variant\[(\S+)\]", said, re.M)
+    assert sorted(passed) == sorted(f"{folder.name}-{precision}" for folder, precision in found(catalogue))
 
 
 @pytest.mark.timeout(120)
