@@ -12,12 +12,15 @@ Batcher of a model and calls it under its lock.
 - Admission keeps a margin: a job is refused when its predicted wait passes `max_queue_wait_s` (QueueFull), or when it
   would finish in the last part of its time, which is wider the less runs keep to their predictions
   (DeadlineUnreachable). Without the margin the queue settles where every answer is a little late.
-- Dropping keeps none: what would be late in the batch that is being formed is dropped before any work is spent on it.
+- Dropping keeps less of one, the spread of the runs: what would be late in the batch that is being formed, were that as
+  slow as many are, is dropped before any work is spent on it.
 - A batch is as large as what waits, up to the efficient size. When the queue can fill one, no batch is made smaller for
   an urgent job: that would cost the others more than it saves. When it cannot, a smaller batch is run first if that
   saves more rows than the engine could have computed in the meantime.
 - An idle engine takes any job whose deadline has not passed, whatever the prediction says: only runs correct it.
 - A job larger than the room left in a batch is split; its parts run in order and its answer is put together again.
+- A job that alone would run for long leaves room: what it brings beyond half of `max_queue_wait_s` is due bit by bit,
+  as if it had half of the engines. Where nobody else comes it has them all.
 """
 
 from __future__ import annotations
@@ -35,6 +38,9 @@ from rafaga.server.latency import LatencyTable
 # The margin that admission keeps, as a share of the time left: this much, and the spread of the runs, up to so much.
 _MARGIN = 0.1
 _MAX_MARGIN = 0.4
+# Of the longest wait, the work that one job may bring at once; and the share of the engines that the rest of it has.
+_AT_ONCE = 0.5
+_SHARE_OF_LONG = 0.5
 # For so many rows that higher priorities bring, one is set aside for each lower one.
 _ROWS_PER_SHARE = 10
 # The queue's work is added up by due time, in slots of the longest wait over this many.
@@ -130,8 +136,9 @@ class Batcher:
         self._sequence += 1
         if self._set_aside[job.priority] >= _ROWS_PER_SHARE * min(job.rows, self._cap):
             job.level = 0
-        job.due = self._due(job)
         job.row_s = self.latency.predict(self._cap, job.cost) / self._cap
+        job.due = job.first_due = self._due(job)
+        self._spread_out(job, now)
         if not self.idle:
             self._admit(job, now)
         self._share(job)
@@ -139,7 +146,7 @@ class Batcher:
         self._jobs += 1
         self._jobs_of[job.level] += 1
         self._rows += job.rows
-        self._work.add(job.due, job.rows * job.row_s)
+        self._book(job, 0, job.rows)
 
     def remove(self, job: Job) -> bool:
         """Takes a job out, for one that needs no answer any more. False when none of it is queued (any longer).
@@ -163,12 +170,12 @@ class Batcher:
         return jobs
 
     def predicted_wait(self, job: Job, now: float) -> float:
-        """Seconds until `job` would be taken: the running batches, then everything that is due before it."""
+        """Seconds that `job` would wait for others: the running batches, then everything that is due before it."""
         # A run that passed its prediction is expected to go on for as long again: a hung engine looks ever worse.
         left = sorted(abs(b.predicted_end - now) for b in self._running)
         # The one that ends last of an engine's own, the one that ends first of several engines'.
         running = 0.0 if len(left) < self.engines else left[-self.engines]
-        return running + self._work.before(self._due(job)) / self.engines
+        return running + self._ahead_s(job) / self.engines
 
     def take(self, now: float) -> Decision:
         """The next batch. An engine calls this when it is free, and `finished` when the batch is done."""
@@ -200,9 +207,34 @@ class Batcher:
     def _cap(self) -> int:
         return self.latency.efficient_rows
 
+    @property
+    def _margin(self) -> float:
+        return min(_MARGIN + self.latency.spread, _MAX_MARGIN)
+
     def _due(self, job: Job) -> float:
         step_s = self.policy.max_queue_wait_s
         return min(job.deadline, job.arrival + step_s) + job.level * step_s
+
+    def _spread_out(self, job: Job, now: float) -> None:
+        """Lets others in between the rows of a job that takes long, as far as its deadline allows."""
+        row_s = job.row_s / self.engines
+        at_once = max(self._cap, int(_AT_ONCE * self.policy.max_queue_wait_s / row_s))
+        if (later := job.rows - at_once) > 0:
+            spare_s = (job.deadline - now) * (1 - self._margin) - self.policy.max_queue_wait_s
+            job.at_once = at_once
+            job.pace_s = max(0.0, min(later * row_s / _SHARE_OF_LONG, spare_s)) / later
+
+    def _ahead_s(self, job: Job) -> float:
+        """Seconds of work that is due before the last row of `job`."""
+        return self._work.before(self._due(job) + max(0, job.rows - job.at_once) * job.pace_s)
+
+    def _book(self, job: Job, start: int, stop: int, sign: int = 1) -> None:
+        """Adds rows to the work, or takes them off, where they are due."""
+        together = stop if not job.pace_s else max(start, min(stop, job.at_once))
+        if together > start:
+            self._work.add(job.first_due, sign * (together - start) * job.row_s)
+        for row in range(together, stop):
+            self._work.add(job.due_of(row), sign * job.row_s)
 
     def _share(self, job: Job) -> None:
         """Sets aside for lower priorities, up to a batch, what they get of the rows of `job`; books what it got so."""
@@ -224,8 +256,7 @@ class Batcher:
             )
         if job.deadline == math.inf:
             return
-        margin = min(_MARGIN + self.latency.spread, _MAX_MARGIN)
-        left = (job.deadline - now) * (1 - margin)
+        left = (job.deadline - now) * (1 - self._margin)
         takes = self._predicted_finish(job, wait)
         if takes > left:
             # A retry has a chance only where it was the queue that took the time.
@@ -239,7 +270,7 @@ class Batcher:
 
         More will arrive before the job's batch is formed: it is expected to be no smaller than the one that runs.
         """
-        ahead = round(self._work.before(job.due) / job.row_s)
+        ahead = round(self._ahead_s(job) / job.row_s)
         batches, others = divmod(ahead + job.rows - 1, self._cap)
         like = max((b.rows for b in self._running), default=1)
         last = max(others + 1, min(like, self._cap))
@@ -269,8 +300,9 @@ class Batcher:
             if rows >= cap:
                 break
         full, rows_all, rows = rows >= cap, rows, min(rows, cap)
-        end = now + self.latency.predict(rows, cost)
-        if first_deadline >= end and rows_all == rows:
+        run_s = self.latency.predict(rows, cost)
+        end, slack_s = now + run_s, run_s * min(self.latency.spread, _MAX_MARGIN)
+        if first_deadline >= end + slack_s and rows_all == rows:
             return _Plan(rows, end)
         if len(jobs) == self._jobs == 1 and not self._running and not jobs[0].taken and now < first_deadline:
             return _Plan(rows, end)  # idle
@@ -279,8 +311,8 @@ class Batcher:
         for job in jobs:
             before += job.rest
             # The job that does not fit into the batch as a whole goes on after it.
-            last = end if before <= cap else max(end, now + self._run_s(before, job.cost))
-            if last > job.deadline:
+            last = end if before <= cap else max(end, now + self._run_s(before, job.cost) / self.engines)
+            if last + slack_s > job.deadline:
                 late.append(job)
         if late and not full:
             in_time = self._in_time(jobs, now)
@@ -313,12 +345,16 @@ class Batcher:
                 job.queue_s = now - job.arrival
             job.taken += count
             self._rows -= count
-            self._work.add(job.due, -count * job.row_s)
+            self._book(job, start, job.taken, -1)
             parts.append(Part(job, start, job.taken))
             rows += count
             cost = max(cost, job.cost)
             if not job.rest:
                 self._discard(queue, len(queue) - 1)
+            elif job.pace_s:
+                queue.pop()
+                job.due = job.due_of(job.taken)
+                insort(queue, _entry(job))
         return Batch(tuple(parts), rows, cost, now + self.latency.predict(rows, cost))
 
     def _discard(self, queue: list[_Entry], at: int) -> None:
@@ -327,7 +363,7 @@ class Batcher:
         self._jobs_of[job.level] -= 1
         if job.rest:
             self._rows -= job.rest
-            self._work.add(job.due, -job.rest * job.row_s)
+            self._book(job, job.taken, job.rows, -1)
         if not queue:
             del self._queues[job.key]
         if not self._jobs:

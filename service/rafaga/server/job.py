@@ -37,25 +37,29 @@ class Job:
     inputs: one array per input of the model, each [rows, ...]. key: only jobs of equal key share a batch. cost: work
     per row, relative to the warm-up inputs. deadline: monotonic seconds, or infinity.
 
-    Set by the Batcher: level, the priority, or 0 where the job takes what was set aside for it. due: when it should run
-    at the latest, and later by a step for each level.
+    Set by the Batcher: level, the priority, or 0 where the job takes what was set aside for it. due: when its next row
+    should run at the latest, and later by a step for each level. The first `at_once` rows are due at `first_due`, each
+    further one later by pace_s seconds.
     """
 
     __slots__ = (
         "_outputs",
         "_parting",
         "arrival",
+        "at_once",
         "batch_size",
         "cost",
         "deadline",
         "due",
         "finished",
+        "first_due",
         "inference_s",
         "inputs",
         "key",
         "level",
         "on_failure",
         "on_success",
+        "pace_s",
         "pending",
         "priority",
         "queue_s",
@@ -86,7 +90,9 @@ class Job:
         self.level = int(priority)
         self.arrival = 0.0
         self.sequence = 0
-        self.due = 0.0
+        self.due = self.first_due = 0.0
+        self.at_once = self.rows
+        self.pace_s = 0.0
         self.row_s = 0.0  # predicted seconds per row in efficient batches, at the time of submission
         self.taken = 0  # rows handed out in batches
         self.pending = self.rows  # of a job in parts, the rows not answered
@@ -102,6 +108,9 @@ class Job:
     def rest(self) -> int:
         """Rows not yet taken."""
         return self.rows - self.taken
+
+    def due_of(self, row: int) -> float:
+        return self.first_due + max(0, row - self.at_once) * self.pace_s
 
     def fail(self, error: RafagaError) -> None:
         with self._parting or nullcontext():

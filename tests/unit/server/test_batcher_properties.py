@@ -8,7 +8,7 @@ from contextlib import suppress
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from rafaga.errors import DeadlineExceeded, EngineFailure, RafagaError, Refused
 from rafaga.priority import Priority
@@ -54,8 +54,12 @@ class BatcherMachine(RuleBasedStateMachine):
         self.now = 100.0
         self.accepted: dict[Job, Caller] = {}
         self.queued: list[Caller] = []  # in no particular order
-        self.running: Batch | None = None
+        self.running: list[Batch] = []  # one on each engine that is at work
         self.count = 0
+
+    @initialize(engines=st.integers(1, 3))
+    def begin(self, engines: int) -> None:
+        self.batcher.engines = engines
 
     @rule(seconds=st.floats(0, 0.3))
     def time_passes(self, seconds: float) -> None:
@@ -81,10 +85,16 @@ class BatcherMachine(RuleBasedStateMachine):
         assert not idle or caller in self.queued, "an idle engine takes any job"
         assert caller.ends == 0
 
-    @precondition(lambda self: self.running is None)
+    @precondition(lambda self: self.batcher.engines > 1)
+    @rule(engines=st.integers(1, 3))
+    def engines_come_and_go(self, engines: int) -> None:
+        self.batcher.engines = max(engines, len(self.running))
+
+    @precondition(lambda self: len(self.running) < self.batcher.engines)
     @rule()
     def take(self) -> None:
         alone = self.batcher.queued_jobs == 1
+        due = {caller.job: caller.job.due for caller in self.queued}
         decision = self.batcher.take(self.now)
         assert decision.wake_at is None
         for job in decision.dropped:
@@ -93,10 +103,11 @@ class BatcherMachine(RuleBasedStateMachine):
             caller.dropped = True
             self.queued.remove(caller)
             job.fail(DeadlineExceeded("late"))
-        self.running = batch = decision.batch
+        batch = decision.batch
         if batch is None:
             assert not self.queued
             return
+        self.running.append(batch)
         assert batch.rows == sum(stop - start for _, start, stop in batch.parts) <= 8
         assert len({job.key for job, _, _ in batch.parts}) == 1
         for job, start, stop in batch.parts:
@@ -110,32 +121,31 @@ class BatcherMachine(RuleBasedStateMachine):
             assert alone or job.deadline >= batch.predicted_end - 1e-9, "no work without hope"
         # Nobody who was left behind, of the same key, is more urgent than somebody who was not.
         behind = [c.job for c in self.queued if c.job.key == batch.parts[0].job.key and not c.next_row]
-        assert max(job.due for job, _, _ in batch.parts) <= min((job.due for job in behind), default=math.inf)
+        assert max(due[job] for job, _, _ in batch.parts) <= min((job.due for job in behind), default=math.inf)
         for job, _, _ in batch.parts:
             for other in behind:
                 if other.level == job.level:
                     assert urgency(job) <= urgency(other), "earliest due first, inside a priority"
                 elif other.level < job.level:
                     assert self.now - job.arrival >= MAX_WAIT_S * 0.999, "the higher first, until age decides"
+        for job, _, _ in batch.parts:
+            assert job.rest == 0 or job.due >= due[job], "what is left of it is no more urgent"
 
-    @precondition(lambda self: self.running is not None)
-    @rule(slowness=st.floats(0.3, 5.0))
-    def answer(self, slowness: float) -> None:
-        batch = self.running
-        assert batch is not None
-        self.running = None
+    @precondition(lambda self: self.running)
+    @rule(slowness=st.floats(0.3, 5.0), engine=st.integers(0, 2))
+    def answer(self, slowness: float, engine: int) -> None:
+        """In whatever order: parts of one job may end in another than theirs."""
+        batch = self.running.pop(engine % len(self.running))
         seconds = slowness * 0.1
         self.now += seconds
         for job, start, stop in batch.parts:
             job.answer(start, (-job.inputs[0][start:stop],), seconds, batch.rows)
         self.batcher.finished(batch, seconds)
 
-    @precondition(lambda self: self.running is not None)
-    @rule()
-    def engine_fails(self) -> None:
-        batch = self.running
-        assert batch is not None
-        self.running = None
+    @precondition(lambda self: self.running)
+    @rule(engine=st.integers(0, 2))
+    def engine_fails(self, engine: int) -> None:
+        batch = self.running.pop(engine % len(self.running))
         for job, _, _ in batch.parts:
             caller = self.accepted[job]
             assert self.batcher.remove(job) == (caller in self.queued)
@@ -165,16 +175,17 @@ class BatcherMachine(RuleBasedStateMachine):
     def counts_are_exact(self) -> None:
         assert self.batcher.queued_jobs == len(self.queued)
         assert self.batcher.queued_rows == sum(c.job.rows - c.next_row for c in self.queued)
-        assert self.batcher.idle == (not self.queued and self.running is None)
+        assert self.batcher.idle == (not self.queued and not self.running)
 
     @invariant()
     def the_predicted_wait_is_that_of_the_queue(self) -> None:
         visitor = Job((np.zeros(1),), lambda *_: None, lambda _: None)
         visitor.arrival = self.now
         wait = self.batcher.predicted_wait(visitor, self.now)
-        running = 0.0 if self.running is None else abs(self.running.predicted_end - self.now)
+        left = sorted(abs(batch.predicted_end - self.now) for batch in self.running)
+        running = 0.0 if len(left) < self.batcher.engines else left[-self.batcher.engines]
         all_of_it = sum((c.job.rows - c.next_row) * c.job.row_s for c in self.queued)
-        assert running - 1e-6 <= wait <= running + all_of_it + 1e-6
+        assert running - 1e-6 <= wait <= running + all_of_it / self.batcher.engines + 1e-6
         if not self.queued:
             assert abs(wait - running) < 1e-9
 
@@ -184,12 +195,12 @@ class BatcherMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """The queue runs dry, and then everybody was answered, failed or went away: nobody is forgotten."""
-        if self.running is not None:
-            self.answer(1.0)
+        while self.running:
+            self.answer(1.0, 0)
         while self.queued:
             self.take()
-            if self.running is not None:
-                self.answer(1.0)
+            if self.running:
+                self.answer(1.0, 0)
         self.counts_are_exact()
         assert self.batcher.take(self.now) == (None, None, ())
         assert all(c.ends == (0 if c.cancelled else 1) for c in self.accepted.values())

@@ -60,8 +60,8 @@ def test_goodput_holds_under_overload(service: Service) -> None:
     assert fivefold.goodput >= 0.9 * peak
     # Overload is answered at the door: hardly anybody waits only to be dropped, or is computed and comes too late.
     for report in (double, fivefold):
-        assert report.dropped <= 0.02 * report.offered
-        assert report.wasted <= 0.03
+        assert report.dropped <= 0.03 * report.offered
+        assert report.wasted <= 0.01
 
 
 @pytest.mark.parametrize("scale", [0.05, 20.0])
