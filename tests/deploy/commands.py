@@ -83,7 +83,7 @@ def helm(words: list[str], folder: Path) -> None:
 
 
 def nginx(words: list[str], _: Path) -> None:
-    """Which files, is the machine's business; ours is tested in tests/process."""
+    """Run in tests/process, on the configuration of the project."""
     assert words[1:] in (["-t"], ["-s", "reload"])
 
 

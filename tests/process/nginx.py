@@ -25,15 +25,14 @@ class Nginx:
     def __init__(self, folder: Path, binary: str, replicas: Sequence[str]) -> None:
         self.address = f"127.0.0.1:{free_port()}"
         self._folder = folder
+        self._command = [binary, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
         self._write(replicas)
         paths = "".join(f"{name}_temp_path {folder / name};\n" for name in _TEMPORARY)
         (folder / "nginx.conf").write_text(
             f"daemon off;\npid {folder}/pid;\nworker_processes 1;\nevents {{}}\n"
             f"http {{\naccess_log off;\n{paths}include {folder}/rafaga.conf;\n}}\n"
         )
-        self._process = subprocess.Popen(
-            [binary, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
-        )
+        self._process = subprocess.Popen(self._command)
         eventually(self._workers, "nginx works")
 
     def balance(self, replicas: Sequence[str]) -> None:
@@ -42,6 +41,12 @@ class Nginx:
         self._write(replicas)
         self._process.send_signal(signal.SIGHUP)
         eventually(lambda: (now := self._workers()) and not now & before, "nginx has reloaded")
+
+    def command(self, *options: str) -> str:
+        """What the program says to these options, of this configuration."""
+        done = subprocess.run([*self._command, *options], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
 
     def close(self) -> None:
         self._process.terminate()

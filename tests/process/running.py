@@ -24,10 +24,14 @@ class Line(NamedTuple):
 
 
 class Process:
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, folder: Path | None = None) -> None:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RAFAGA_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rafaga.cli", "serve", *arguments], stderr=subprocess.PIPE, text=True, env=environ
+            [sys.executable, "-m", "rafaga.cli", "serve", *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environ,
+            cwd=folder,
         )
         self.log: list[Line] = []
         self._reader = threading.Thread(target=self._read)
@@ -83,8 +87,9 @@ class Running(Stubs):
 
 
 @contextmanager
-def process(*arguments: str) -> Iterator[Process]:
-    started = Process(*arguments)
+def process(*arguments: str, folder: Path | None = None) -> Iterator[Process]:
+    """folder: where it is started; here unless told."""
+    started = Process(*arguments, folder=folder)
     try:
         yield started
     finally:

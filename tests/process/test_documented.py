@@ -1,0 +1,96 @@
+"""What the documents tell an operator to start: `rafaga serve` in each of their ways, and nginx in front."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests import bundles
+from tests.documents import ROOT, commands, indented
+from tests.integration.serving import PATIENCE_S
+from tests.process.nginx import CONFIGURATION, nginx
+from tests.process.running import process
+
+SERVERS = [
+    command
+    for command in (*indented("README.md"), *commands("docs/operating.md"))
+    if command.startswith("rafaga serve ") and "--help" not in command
+]
+# The last of two equal options counts: free ports, and no waiting for balancers that are not there.
+QUICK = ["--grpc-port", "0", "--http-port", "0", "--drain-delay-s", "0"]
+
+
+def openssl(folder: Path, *arguments: str) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl command, which makes the certificates, is not installed")
+    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=60)
+
+
+def certificate(folder: Path, name: str, *signed: str) -> None:
+    """name.key and name.crt, signed by themselves unless told otherwise."""
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", f"{name}.key"]
+    subject = ["-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost"]
+    openssl(folder, "req", "-x509", *key, "-out", f"{name}.crt", "-days", "2", *subject, *signed)
+
+
+@pytest.mark.parametrize("command", SERVERS)
+def test_it_serves_and_stops(command: str, tmp_path: Path) -> None:
+    """In a folder that has what the command names; asked the way that its settings ask for."""
+    bundles.publish_classifier(tmp_path / "repository")
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    words = shlex.split(command)[2:]
+    credentials = None
+    if "--tls-key" in words:
+        certificate(tmp_path, "ca")
+        for name in ("tls", "client"):
+            certificate(tmp_path, name, "-CA", "ca.crt", "-CAkey", "ca.key")
+        files = ((tmp_path / name).read_bytes() for name in ("ca.crt", "client.key", "client.crt"))
+        credentials = grpc.ssl_channel_credentials(*files)
+    with process(*words, *QUICK, folder=tmp_path) as started:
+        address = f"localhost:{started.wait_for('serving')['grpc_port']}"
+        opened = grpc.secure_channel(address, credentials) if credentials else grpc.insecure_channel(address)
+        with opened as channel:
+            health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+        started.send(signal.SIGTERM)
+        assert started.exit_code() == 0
+
+
+def test_the_commands_are_found() -> None:
+    assert len(SERVERS) >= 3
+
+
+def test_nginx_takes_the_configuration_and_reloads_it(tmp_path: Path) -> None:
+    given = [shlex.split(command)[1:] for command in commands("docs/operating.md") if command.startswith("nginx ")]
+    with nginx(tmp_path / "nginx", ["127.0.0.1:50051"]) as running:
+        for options in given:
+            assert "error" not in running.command(*options)
+    assert given == [["-t"], ["-s", "reload"]]
+
+
+def test_nginx_takes_it_with_tls_as_its_comment_says(tmp_path: Path) -> None:
+    """For the world: another line to listen on, and a certificate."""
+    certificate(tmp_path, "tls")
+    with nginx(tmp_path / "nginx", ["127.0.0.1:50051", "127.0.0.1:50052"]) as running:
+        text = (tmp_path / "nginx/rafaga.conf").read_text()
+        assert "# For the world: `listen 443 ssl http2`, ssl_certificate and ssl_certificate_key." in text
+        plain = f"listen {running.address} http2;"
+        assert plain in text
+        files = f"ssl_certificate {tmp_path}/tls.crt; ssl_certificate_key {tmp_path}/tls.key;"
+        changed = text.replace(plain, f"listen {running.address} ssl http2; {files}")
+        (tmp_path / "nginx/rafaga.conf").write_text(changed)
+        assert "test is successful" in running.command("-t")
+
+
+def test_nginx_would_say_what_is_wrong(tmp_path: Path) -> None:
+    with nginx(tmp_path / "nginx", ["127.0.0.1:50051"]) as running:
+        (tmp_path / "nginx/rafaga.conf").write_text(CONFIGURATION.read_text().replace("grpc_pass", "grpc_passes"))
+        with pytest.raises(AssertionError, match="unknown directive"):
+            running.command("-t")
