@@ -121,13 +121,8 @@ def _connection(environ: Mapping[str, str]) -> ArgumentParser:
     group.add_argument(
         "--timeout", type=_positive_s, default=10.0, metavar="SECONDS", help="deadline of a request (%(default)s)"
     )
-    group.add_argument(
-        "--priority",
-        type=_priority,
-        default=Priority.NORMAL,
-        metavar="PRIORITY",
-        help=f"{', '.join(priority.word for priority in Priority)} (normal)",
-    )
+    known = [priority.word for priority in Priority]
+    group.add_argument("--priority", choices=known, default=Priority.NORMAL.word, help="of the requests (%(default)s)")
     group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the bearer token")
     group.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS, trusting these root certificates (PEM)")
     group.add_argument("--tls-key", type=Path, metavar="FILE", help="mTLS: the key of this client (PEM)")
@@ -157,16 +152,10 @@ def _client(args: Namespace) -> Client:
     files = (args.tls_ca, args.tls_key, args.tls_certificate)
     tls = Tls.from_files(*files) if any(files) else None
     try:
-        return Client(args.server, timeout_s=args.timeout, token=token, tls=tls, priority=args.priority)
+        priority = Priority.of(args.priority)
+        return Client(args.server, timeout_s=args.timeout, token=token, tls=tls, priority=priority)
     except ValueError as error:
         raise UsageError(f"--server: {error}") from None
-
-
-def _priority(text: str) -> Priority:
-    try:
-        return Priority.of(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive_int(text: str) -> int:

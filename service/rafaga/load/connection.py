@@ -1,4 +1,4 @@
-"""The server under load as an address, a token and certificates: what every process of the generator connects with."""
+"""The server under load as an address and credentials: what every process of the generator connects with."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import grpc
 
 from rafaga.client import Tls, _calls
 from rafaga.client._channel import Endpoint, endpoint
+from rafaga.priority import Priority
 
 Ask: TypeAlias = Callable[[str, bytes], bytes]
 """A method and a serialised request to a serialised reply. Raises RafagaError."""
@@ -21,10 +22,11 @@ class Connection:
     address: str
     token: str | None = field(default=None, repr=False)
     tls: Tls | None = None
+    priority: Priority = Priority.NORMAL
 
     def endpoint(self) -> Endpoint:
         """Raises ValueError for an address that cannot be one, OSError for a name that does not resolve."""
-        return endpoint(self.address, tls=self.tls, token=self.token)
+        return endpoint(self.address, tls=self.tls, token=self.token, priority=self.priority)
 
     @contextmanager
     def ask(self, timeout_s: float) -> Iterator[Ask]:

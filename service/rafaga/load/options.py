@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from rafaga import Tls
+from rafaga import Priority, Tls
 from rafaga.load import arguments as words
 from rafaga.load import mlperf, schedule, trace
 from rafaga.load.arguments import index, not_negative, positive, whole
@@ -293,6 +293,8 @@ def inputs(args: Namespace) -> Payloads:
 
 def add_credentials(group: argparse._ArgumentGroup) -> None:
     """What `connection` reads."""
+    known = [priority.word for priority in Priority]
+    group.add_argument("--priority", choices=known, default=Priority.NORMAL.word, help="of the requests (%(default)s)")
     group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the bearer token")
     group.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS, trusting these certificates (PEM)")
     group.add_argument("--tls-key", type=Path, metavar="FILE", help="mTLS: the key of this client (PEM)")
@@ -317,7 +319,8 @@ def connection(address: str, args: Namespace) -> Connection:
     if bool(args.tls_key) != bool(args.tls_certificate):
         raise OptionsError("--tls-key and --tls-certificate go together")
     files = (args.tls_ca, args.tls_key, args.tls_certificate)
-    found = Connection(address, token, Tls.from_files(*files) if any(files) else None)
+    tls = Tls.from_files(*files) if any(files) else None
+    found = Connection(address, token, tls, Priority.of(args.priority))
     try:
         found.endpoint()
     except ValueError as error:

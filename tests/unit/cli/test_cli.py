@@ -143,6 +143,7 @@ def test_nobody_listening(capsys: pytest.CaptureFixture[str]) -> None:
         ["classify", "a.png"],
         ["classify", "a.png", "--model", "m", "--top-k", "0"],
         ["models", "--timeout", "-1"],
+        ["models", "--priority", "HIGH"],
         ["models", "--timeout", "inf"],
         ["forecast", "--model", "m", "--horizon", "x"],
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rafaga import Priority
 from rafaga.client import Tls
 from rafaga.load.codecs import Wire
 from rafaga.load.figures import Objective
@@ -121,6 +122,12 @@ def test_the_environment_names_the_server_and_a_file_the_token(tmp_path: Path) -
     options = parse_load([*MODEL, "--rate", "1", "--token-file", str(token)], {"RAFAGA_SERVER": "there:1"})
     assert (options.connection.address, options.connection.token) == ("there:1", "secret")
     assert "secret" not in repr(options)
+
+
+@pytest.mark.parametrize("priority", Priority)
+def test_the_priority_travels_with_every_request(priority: Priority) -> None:
+    found = parse_load([*MODEL, "--rate", "1", "--priority", priority.word], {}).connection.endpoint().metadata
+    assert dict(found).get("rafaga-priority", "normal") == priority.word
 
 
 def test_merging() -> None:
