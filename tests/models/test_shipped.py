@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from models.entry import Corpus, Entry, ImageInput, SeriesInput, Shipped
+from models.training import __main__ as training
 from models.training.data import Series, load_co2, load_etth1, load_mnist, load_sp500
 from models.training.forecast_eval import evaluate, held_out
 from models.training.images import prepare
@@ -81,3 +85,21 @@ def test_digits_are_read_as_well_as_recorded(name: str) -> None:
             logits = module(prepare(torch.from_numpy(images[chosen].copy()), entry.input))
             correct += int((logits.argmax(1) == torch.from_numpy(labels[chosen])).sum())
     assert correct / len(labels) == pytest.approx(recorded(entry)["top1"], abs=2e-4)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["lstm-reber", "lstm-co2"])
+def test_the_recorded_command_trains_the_same_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that need no data beside the project and take minutes. Bits may differ from processor to processor."""
+    monkeypatch.chdir(tmp_path)
+    weights = SHIPPED[name].weights
+    assert isinstance(weights, Shipped)
+    noted = msgspec.json.decode(weights.path.with_suffix(".json").read_bytes(), type=training.Record)
+    arguments = [*shlex.split(noted.command)[3:], "--device", "cpu", "--output", "again.safetensors"]
+    assert training.main(arguments) == 0
+    again = msgspec.json.decode((tmp_path / "again.json").read_bytes(), type=training.Record)
+    assert again.command == noted.command
+    for found, shipped in zip(again.metrics, noted.metrics, strict=True):
+        assert (found.name, found.dataset, found.samples) == (shipped.name, shipped.dataset, shipped.samples)
+        assert found.value == pytest.approx(shipped.value, rel=0.05), found.name
