@@ -277,7 +277,7 @@ def _loaded(
         peak["mean_batch_size"],
         alone["latency"]["p50_ms"],
         alone["latency"]["p99_ms"],
-        busy["latency"]["p99_ms"] if not busy["failed"] else None,
+        busy["latency"]["p99_ms"] if busy["answered"] and not busy["failed"] and not busy["refused"] else None,
     )
 
 

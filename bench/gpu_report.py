@@ -27,7 +27,7 @@ _SERVED_OVER_RAW, _BUSY_OVER_ALONE = Aim(0.9), Aim(3.0, at_least=False)
 @dataclass(frozen=True)
 class Served:
     """rate: rows per second. Latencies are of requests: a lone caller's, and at four fifths of the peak, where None
-    says that some were not answered."""
+    says that some, or all, were not answered."""
 
     model: str
     precision: str

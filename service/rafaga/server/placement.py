@@ -216,26 +216,18 @@ class GpuLoad:
                 f"{limit // MIB}: raise gpu_model_memory_mib or lower max_batch_size"
             )
         reservation = self._site.budget.reserve(task.model.name, max(expected, limit or 0))
-        before, _ = self._site.cuda.memory()
         try:
+            before, _ = self._site.cuda.memory()
             engine = self._proven()
         except BaseException:
             reservation.release()
             raise
         engine.on_close(reservation.release)
         engine.join(self._site.gate)
-        free, _ = self._site.cuda.memory()
-        taken = max(before - free, 0)
-        # The first model is also charged for what the libraries load once and keep.
-        if limit is not None and taken > limit + HEADROOM:
-            engine.close()
-            raise DeviceMemoryError(
-                f"{task.model.name} took {taken // MIB} MiB of {self._device}, a model may have {limit // MIB}: raise "
-                "gpu_model_memory_mib or lower max_batch_size"
-            )
         try:
+            taken = self._taken(before)
             reservation.settle(max(taken, 1))
-        except DeviceMemoryError:
+        except BaseException:
             engine.close()
             raise
         engine.on_growth(reservation.grow)
@@ -244,6 +236,18 @@ class GpuLoad:
         buckets = {"buckets": list(self._buckets), "graphs": list(self._replayed)}
         _LOG.info("model on the GPU", extra=about | buckets | {"memory_mib": taken // MIB})
         return engine
+
+    def _taken(self, before: int) -> int:
+        """Bytes of the device that were free `before`. Raises DeviceMemoryError where that is more than a model may
+        have: but the first one is also charged for what the libraries load once and keep."""
+        free, _ = self._site.cuda.memory()
+        taken, limit = max(before - free, 0), self._settings.model_memory_bytes
+        if limit is not None and taken > limit + HEADROOM:
+            raise DeviceMemoryError(
+                f"{self._task.model.name} took {taken // MIB} MiB of {self._device}, a model may have {limit // MIB}: "
+                "raise gpu_model_memory_mib or lower max_batch_size"
+            )
+        return taken
 
     def _proven(self) -> GpuEngine:
         """Fast first; where its answers are not close enough to PyTorch's, in full precision, and at last as plainly as

@@ -15,7 +15,7 @@ from bench.gpu_models import BOTH, Workload, torch_module
 from bench.gpu_raw import Figure
 from bench.gpu_report import Results, Served, report
 from bench.packed import sample
-from rafaga.bundle import TensorSpec
+from rafaga.bundle import Precision, TensorSpec
 from rafaga.errors import DeviceError
 
 
@@ -75,6 +75,27 @@ def test_whether_the_aims_were_reached_is_computed() -> None:
     said = "reached over native; **not reached** over grpcio: no answer of at most 3"
     assert f"÷ p50 alone | ≤ 3 | grpcio: no answer · native: 2.80 | {said} |" in text
     assert "| resnet50 fp16: served ÷ raw | ≥ 0.9 | – | not measured |" in report("a GPU", RESNET, (8,), Results())
+
+
+class FakeServer:
+    address = "nowhere"
+
+
+@pytest.mark.parametrize(
+    ("busy", "known"),
+    [({}, True), ({"answered": 0.0}, False), ({"failed": 1}, False), ({"refused": 2}, False)],
+    ids=str,
+)
+def test_a_latency_under_load_counts_only_where_all_were_answered(
+    monkeypatch: pytest.MonkeyPatch, busy: dict[str, float], known: bool
+) -> None:
+    good = {"answered": 10.0, "failed": 0, "refused": 0, "wrong": 0, "mean_batch_size": 4.0}
+    good |= {"latency": {"p50_ms": 2.0, "p99_ms": 3.0}}  # type: ignore[dict-item]
+    monkeypatch.setattr(gpu, "_load", lambda _, __, options, ___: good | (busy if "--rate" in options else {}))
+    settings, server = Settings("cpu", RESNET), FakeServer()
+    served = gpu._loaded(server, RESNET[0], Precision.FP16, "grpcio", settings, gpu.Clock(60.0), Results())  # type: ignore[arg-type]
+    assert served.rate == 160.0
+    assert served.busy_p99_ms == (3.0 if known else None)
 
 
 class TestTime:

@@ -524,6 +524,17 @@ class TestLifetimes:
             assert inside == [1], "it was let in by the gate"
 
 
+def test_a_device_that_failed_for_good_is_called_so(machine: Machine, folder: Path) -> None:
+    """After some errors CUDA refuses everything: the device is to blame, not the bundle; what was held is let go."""
+    placement = machine.placement()
+    engine = placement.engine(CUDA, task(folder))
+    machine.cudart.refuses["cudaSetDevice"] = 700
+    with pytest.raises(DeviceError, match=r"cuda:0: cudaSetDevice: an error \(700\)"):
+        placement.engine(CUDA, task(folder))
+    assert engine.close()
+    assert placement._sites[0].budget.taken == 0
+
+
 class TestMemory:
     def test_what_does_not_fit_is_refused_before_anything_is_done(self, machine: Machine, folder: Path) -> None:
         with pytest.raises(DeviceMemoryError, match=r"digits needs about 25\d MiB of cuda:0, 100 of 100 MiB are left"):
