@@ -3,11 +3,13 @@
 RAFAGA_TEST_DEVICE: cuda:0 by default; cpu is a rehearsal, which runs the same engine on the host's memory.
 RAFAGA_TEST_BUNDLES: a repository, or one that was packed (see bench.packed), whose every bundle and variant is compared
 too. By default build/gpu-catalogue, or repository, or build/gpu-bench: the first that has any.
+RAFAGA_TEST_SECONDS: 440 by default; tests whose turn comes later are skipped, and say so.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,18 @@ def device() -> Device:
     except DeviceError as error:
         pytest.skip(f"no GPU: {error}")
     return device
+
+
+@pytest.fixture(scope="session")
+def end() -> float:
+    """Monotonic seconds."""
+    return time.monotonic() + float(os.environ.get("RAFAGA_TEST_SECONDS", "440"))
+
+
+@pytest.fixture(autouse=True)
+def in_time(end: float) -> None:
+    if time.monotonic() > end:
+        pytest.skip("no time was left: RAFAGA_TEST_SECONDS gives more")
 
 
 Place = Callable[..., Placement]

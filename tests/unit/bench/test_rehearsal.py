@@ -59,7 +59,9 @@ def test_parity_of_the_whole_catalogue() -> None:
     catalogue = ROOT / "build/gpu-catalogue"
     if not any(found(catalogue)):
         pytest.skip(f"no packed bundles in {catalogue}: make build/gpu-catalogue")
-    said = run(3500, *PYTEST, "tests/gpu/test_parity.py", RAFAGA_TEST_BUNDLES=str(catalogue))
+    said = run(
+        3500, *PYTEST, "tests/gpu/test_parity.py", RAFAGA_TEST_BUNDLES=str(catalogue), RAFAGA_TEST_SECONDS="3400"
+    )
     passed = re.findall(r"^PASSED \S+::test_every_bundle_and_variant\[(\S+)\]", said, re.M)
     assert sorted(passed) == sorted(f"{folder.name}-{precision}" for folder, precision in found(catalogue))
 
