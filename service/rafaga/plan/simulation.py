@@ -1,4 +1,4 @@
-"""A discrete-event simulation of one model under load: the real Batcher, a pretended engine, simulated time.
+"""A discrete-event simulation of one model under load: the real Batcher, pretended engines, simulated time.
 
 It measures what the scheduling alone is worth, and tells `rafaga plan` what a replica can take. Arrivals are Poisson,
 open loop: nobody waits for an answer before sending the next request. Every request that was not answered within its
@@ -7,6 +7,8 @@ deadline counts for nothing, whatever was computed for it.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -68,7 +70,7 @@ class Request:
 class Report:
     """Rows, not requests, of `seconds` under load: `good` were answered in time, `late` after it, `run` computed.
 
-    busy_s: of the engine. latencies: seconds, of every request that was answered.
+    busy_s: of all engines together. latencies: seconds, of every request that was answered.
     good_of: the same by priority. longest_s: an accepted request of each priority took to its answer.
     """
 
@@ -114,14 +116,15 @@ def simulate(
     seed: int = 0,
     warm_up_s: float = 0.0,
 ) -> Report:
-    """Feeds `arrivals`, in rising order, to `batcher` and one engine, until everything is answered.
+    """Feeds `arrivals`, in rising order, to `batcher` and its engines, until everything is answered.
 
     `sample` gives the seconds of a run. Only what happens from `warm_up_s` to `seconds` is counted.
     """
     rng = Random(seed)
     report = Report(seconds - warm_up_s)
     clock = 0.0
-    running: tuple[float, Batch, float] | None = None
+    running: list[tuple[float, int, Batch, float]] = []  # a heap: when it ends, which one it is, what it took
+    number = itertools.count()
     wake_at = math.inf
     arrival = next(arrivals, None)
 
@@ -152,28 +155,28 @@ def simulate(
         except Refused:
             report.refused += counted() * job.rows
 
-    while arrival is not None or running is not None or batcher.queued_jobs:
-        end = running[0] if running is not None else wake_at
+    while arrival is not None or running or batcher.queued_jobs:
+        end = min(running[0][0] if running else math.inf, wake_at)
         if arrival is not None and arrival[0] < end:
             clock = arrival[0]
             submit(arrival[1])
             arrival = next(arrivals, None)
         else:
             clock = end
-            if running is not None:
-                _, batch, took = running
-                running = None
+            if running and running[0][0] == end:
+                _, _, batch, took = heapq.heappop(running)
                 report.run += counted() * batch.rows
                 report.batches += counted()
                 report.busy_s += counted() * took
                 for job, start, stop in batch.parts:
                     job.answer(start, (job.inputs[0][start:stop],), took, batch.rows)
                 batcher.finished(batch, took)
-        if running is None:
+        while len(running) < batcher.engines:
             decision = batcher.take(clock)
             report.dropped += counted() * sum(job.rows for job in decision.dropped)
             wake_at = math.inf if decision.wake_at is None else decision.wake_at
-            if decision.batch is not None:
-                took = sample(decision.batch.rows, decision.batch.cost, rng)
-                running = (clock + took, decision.batch, took)
+            if decision.batch is None:
+                break
+            took = sample(decision.batch.rows, decision.batch.cost, rng)
+            heapq.heappush(running, (clock + took, next(number), decision.batch, took))
     return report

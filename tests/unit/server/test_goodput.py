@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -30,11 +32,12 @@ class Service:
         latency: LatencyTable | None = None,
         request: Callable[[Random], Request] | None = None,
         warm_up: float = 0.25,
+        engines: int = 1,
     ) -> Report:
-        """`load`: offered rows over what the engine can do. `warm_up`: the share of the time that is not counted."""
-        batcher = Batcher(BatchPolicy(), latency or self.curve.table())
+        """`load`: offered rows over what the engines can do. `warm_up`: the share of the time that is not counted."""
+        batcher = Batcher(BatchPolicy(), latency or self.curve.table(), engines)
         request = request or (lambda _: Request(self.deadline_s))
-        arrivals = poisson(self.curve.peak() * load, self.seconds, request, Random(1))
+        arrivals = poisson(self.curve.peak() * engines * load, self.seconds, request, Random(1))
         return simulate(batcher, self.curve.sample, arrivals, self.seconds, seed=2, warm_up_s=self.seconds * warm_up)
 
 
@@ -62,6 +65,32 @@ def test_goodput_holds_under_overload(service: Service) -> None:
     for report in (double, fivefold):
         assert report.dropped <= 0.03 * report.offered
         assert report.wasted <= 0.01
+
+
+@pytest.mark.parametrize("engines", [2, 4])
+@pytest.mark.parametrize("name", ["ResNet-50 on a CPU", "a GPU, three batches of time"])
+def test_goodput_of_several_engines(name: str, engines: int) -> None:
+    """So many times that of one, with as little waste."""
+    service = dataclasses.replace(SERVICES[name], seconds=SERVICES[name].seconds / engines)
+    one = SERVICES[name].under(1.2)
+    moderate, double, fivefold = (service.under(load, engines=engines) for load in (0.8, 2, 5))
+    assert moderate.good >= 0.97 * moderate.offered
+    for report in (double, fivefold):
+        assert report.goodput >= 0.95 * engines * one.goodput
+        assert report.dropped <= 0.03 * report.offered
+        assert report.wasted <= 0.01
+
+
+def test_a_long_request_on_several_engines() -> None:
+    """1,024 rows among short requests that want 0.4 of two engines: hardly one is refused, nobody is late."""
+    cpu = dataclasses.replace(SERVICES["ResNet-50 on a CPU"], curve=Curve(0.0, 0.020), seconds=40.0)
+    short = poisson(cpu.curve.peak() * 2 * 0.4, cpu.seconds, lambda _: Request(cpu.deadline_s), Random(1))
+    arrivals = itertools.chain([(0.0, Request(60.0, rows=1024))], short)
+    batcher = Batcher(BatchPolicy(), cpu.curve.table(), 2)
+    report = simulate(batcher, cpu.curve.sample, arrivals, 2 * cpu.seconds)
+    assert report.late == report.dropped == 0
+    assert report.refused <= 0.02 * report.offered
+    assert max(report.latencies) <= 60.0
 
 
 @pytest.mark.parametrize("scale", [0.05, 20.0])
