@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def export_one(entry: Entry, wanted: Wanted, sources: Sources, console: Console)
         except FAILURES as error:
             failure = str(error)
         except Exception as error:
-            console.print_exception()
+            # Plain: colouring the exporter's frames takes eight seconds.
+            console.print(traceback.format_exc(), markup=False, highlight=False)
             failure = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     seconds = time.monotonic() - started
     if failure:

@@ -107,7 +107,7 @@ def served(net: str, samples: Samples, folder: Path) -> tuple[Path, ImageSet]:
     return folder / "model.onnx", pictures
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", [pytest.param(NETS[0], marks=pytest.mark.nightly), NETS[1]])
 def test_answers_are_torchvisions(net: str, samples: Samples, tmp_path: Path) -> None:
     """On fifty photos spread over the classes: the same answer to each, and the same share of right ones."""
     path, pictures = served(net, samples, tmp_path)

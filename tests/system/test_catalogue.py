@@ -29,6 +29,8 @@ from tests.integration.serving import PATIENCE_S, serving
 # Seconds to minutes each, up to half a gigabyte: `make nightly`. One classifier and one backbone of size stay.
 LARGE = frozenset(
     {
+        "resnet56-cifar10",
+        "plain56-cifar10",
         "resnet34",
         "resnet50",
         "resnet101",
