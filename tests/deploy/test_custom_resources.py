@@ -1,7 +1,7 @@
 """Custom resources: against their makers' schemas where an npm registry is in reach, and against what is known here.
 
-The schemas tell types, required fields and values, but let unknown fields pass. KServe's are not published as a package
-that could be used here: its objects are checked field by field, and their containers as Kubernetes' own.
+The schemas tell types, required fields and values; fields that they do not know fail too. KServe's are those of its
+SDK, and what they do not tell is checked field by field, their containers as Kubernetes' own.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from grpc_health.v1 import health
 from rafaga.server.app import build
 from rafaga.server.config import Config
 from rafaga.server.model import ServedModel
+from tests.deploy.kserve import Definitions
 from tests.deploy.rendering import KUBERNETES, ROOT, Object, component, container, one, overlay, pod, render, settings
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -108,6 +109,21 @@ def test_the_route_names_services_that_the_server_has(tmp_path: Path) -> None:
     assert {match["method"]["service"] for rule in spec["rules"] for match in rule["matches"]} == served
     (backend,) = (backend for rule in spec["rules"] for backend in rule["backendRefs"])
     assert one(component("gateway"), "Service", backend["name"])["spec"]["ports"][0]["port"] == backend["port"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [("ClusterServingRuntime", "V1alpha1ServingRuntimeSpec"), ("InferenceService", "V1beta1InferenceServiceSpec")],
+)
+def test_kserve_knows_every_field(kind: str, model: str) -> None:
+    place = ROOT / "build/kserve"
+    place.mkdir(parents=True, exist_ok=True)
+    definitions = Definitions(place)
+    spec = copy.deepcopy(one(render(KUBERNETES / "kserve"), kind)["spec"])
+    assert definitions.faults(spec, model, "spec") == []
+    inner = spec["supportedModelFormats"][0] if kind == "ClusterServingRuntime" else spec["predictor"]["model"]
+    inner |= {"unheardOf": 7, "name": 7}
+    assert len(definitions.faults(spec, model, "spec")) == 2
 
 
 def test_kserve_starts_the_server_on_what_it_downloads(tmp_path: Path) -> None:

@@ -220,14 +220,13 @@ def stalling(pace: Pace) -> Iterator[None]:
 
 
 @pytest.mark.nightly
-def test_a_stall_shows_in_our_p99_and_hides_from_a_clock_that_starts_at_the_send(
+def test_a_stall_shows_in_our_p99_whatever_a_clock_that_starts_at_the_send_shows(
     pace: Pace, ours: Measure, perf: Measure
 ) -> None:
     """Independent callers, 50 a second: an eighth of them falls into a stall. The other tool, as it comes, has sixteen
-    threads that wait; what they do not send in time they do not count."""
+    threads that wait; what they do not send in time they do not count. How much they hide hangs on the machine."""
     with stalling(pace):
         seen = ours("--rate", "50", "--arrivals", "constant", seconds=2 * STALL_EVERY_S)
         hidden = perf("--request-rate-range", "50", seconds=STALL_EVERY_S)
     print(f"p99: rafaga load {seen.p99_ms:.0f} ms, perf_analyzer {hidden.p99_ms:.0f} ms")
     assert seen.p99_ms > 800
-    assert hidden.p99_ms < 400
