@@ -27,7 +27,7 @@ from rafaga.server.model import ServedModel
 from rafaga.server.repository import Repository, State
 from rafaga.server.services.common import RequestLimits, Workers, decode, parse, submit
 from rafaga.server.services.open_inference_stream import INFER, SERVICE
-from rafaga.server.services.open_inference_templates import Meaning, Template, Templates
+from rafaga.server.services.open_inference_templates import Alike, Meaning, Templates
 from rafaga.server.services.open_inference_tensors import (
     bytes_input,
     datatype,
@@ -154,21 +154,22 @@ class OpenInference:
         _reply(call, index(self._repository, request))
 
     def infer(self, call: Call) -> None:
-        template = self._templates.find(call.request)
-        if template is None or not self._infer_like(call, template):
+        alike = self._templates.find(call.request)
+        if alike is None or not self._infer_like(call, alike):
             self._infer_new(call)
 
-    def _infer_like(self, call: Call, template: Template) -> bool:
+    def _infer_like(self, call: Call, alike: Alike) -> bool:
         """False when another model stands behind the name now."""
+        template = alike.template
         meaning = template.meaning
         model = self._repository.model(meaning.name, template.version)
         if model is not template.model():
             return False
-        rows = template.rows(call.request)
+        rows = alike.rows()
         if model.bundle.ragged:
             rows = ragged_rows(rows, model.bundle)
         due = _limit(call, meaning.timeout_s)
-        _submit(call, model, meaning, rows)
+        _submit(call, model, meaning, alike.identity, rows)
         self._watch(call, due)
         return True
 
@@ -181,16 +182,16 @@ class OpenInference:
         due = _limit(call, timeout_s)
         asked = self._find(request.model_name, request.model_version)
         model = asked.model
-        meaning = Meaning(request.model_name, request.id, wanted_outputs(request, model), own_priority, timeout_s)
+        meaning = Meaning(request.model_name, wanted_outputs(request, model), own_priority, timeout_s)
         if model.bundle.image is not None and [i.datatype for i in request.inputs] == ["BYTES"]:
             files = bytes_input(request, model)
-            self._workers.run(call, lambda: self._decode(call, model, meaning, files))
+            self._workers.run(call, lambda: self._decode(call, model, meaning, request.id, files))
         elif asked.files:
             raise InvalidTensor(f"model {asked.name!r} takes one input, of datatype BYTES and shape [N, 1]")
         else:
             rows = inputs(request, model, self._limits)
             self._templates.keep(call.request, request, meaning, _version(request.model_version), model, rows)
-            _submit(call, model, meaning, rows)
+            _submit(call, model, meaning, request.id, rows)
         self._watch(call, due)
 
     def _watch(self, call: Call, due: float) -> None:
@@ -198,12 +199,12 @@ class OpenInference:
         if due < math.inf:
             self._expiry.watch(call, due)
 
-    def _decode(self, call: Call, model: ServedModel, meaning: Meaning, files: Sequence[bytes]) -> None:
+    def _decode(self, call: Call, model: ServedModel, meaning: Meaning, identity: str, files: Sequence[bytes]) -> None:
         start = time.perf_counter()
         assert model.bundle.image is not None
         rows = decode(call, files, model.bundle.image, self._limits).rows
         model.metrics.preprocessed(time.perf_counter() - start)
-        _submit(call, model, meaning, (rows,))
+        _submit(call, model, meaning, identity, (rows,))
 
     def _own_name(self, name: str) -> str:
         return name if name in self._repository else name.removesuffix(_ENCODED)
@@ -232,8 +233,8 @@ def index(repository: Repository, request: pb.RepositoryIndexRequest) -> pb.Repo
     return message
 
 
-def _submit(call: Call, model: ServedModel, meaning: Meaning, rows: Arrays) -> None:
-    name, identity, wanted, priority, _ = meaning
+def _submit(call: Call, model: ServedModel, meaning: Meaning, identity: str, rows: Arrays) -> None:
+    name, wanted, priority, _ = meaning
 
     def reply(outputs: Arrays, timing: JobTiming) -> bytes:
         return response(name, identity, model, wanted, outputs)
