@@ -103,6 +103,14 @@ def test_keda_scales_the_deployment_and_asks_for_its_job() -> None:
     assert all(f'job="{job}"' in trigger["metadata"]["query"] for trigger in spec["triggers"])
 
 
+@pytest.mark.parametrize("on", ["base", "overlays/cpu", "overlays/gpu"])
+def test_keda_alone_scales_the_deployment(on: str) -> None:
+    """In place of the overlays' autoscaler; the base has none."""
+    kinds = [o["kind"] for o in component("keda", on)]
+    assert "HorizontalPodAutoscaler" not in kinds
+    assert kinds.count("ScaledObject") == 1
+
+
 def test_the_route_names_services_that_the_server_has(tmp_path: Path) -> None:
     spec = one(component("gateway"), "GRPCRoute")["spec"]
     served = {path.split("/")[1] for path in build(Config(repository=tmp_path))._router.methods} | {health.SERVICE_NAME}
