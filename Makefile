@@ -19,7 +19,7 @@ export RAFAGA_PEERS ?= $(abspath ../shared/bench)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-gpu tools browser nightly lint format bench bench-gpu protos protos-check clean
+.PHONY: help setup demo serve test test-gpu tools browser images nightly lint format bench bench-gpu protos protos-check clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,12 @@ tools:  ## As root on Debian: the programs that some tests ask; without them tho
 browser:  ## As root on Debian: headless Chromium, in which tests look at the pages with plots
 	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core > /dev/null
+
+# Minutes and 20 GB of disk. readelf, of binutils, tells what the image for GPUs links to.
+images: setup  ## As root on Debian: build the images, without a registry or a daemon, and run what is in them
+	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -qq -y --no-install-recommends buildah debootstrap binutils kubernetes-client > /dev/null
+	$(BIN)/python -m pytest -s tests/deploy/test_image_build.py
 
 # Triton's client, which the tests ask the server with. Where it cannot be had, they are skipped and the rest runs.
 $(TRITON): requirements/tritonclient.txt

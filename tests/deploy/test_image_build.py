@@ -1,6 +1,7 @@
 """The images, built for real: debootstrap makes a base, buildah the rest; no registry of images, no daemon.
 
-Takes minutes, root and 20 GB of disk, so these are nightly tests. `-k cpu` builds the small one alone.
+Takes minutes, root and 20 GB of disk, so these are nightly tests; `make images` installs what they need and runs them.
+`-k cpu` builds the small one alone.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def buildah(tmp_path_factory: pytest.TempPathFactory) -> Buildah:
     """With a base image of Debian's Python, and one with pip beside it."""
     missing = [tool for tool in ("buildah", "debootstrap", "unshare") if shutil.which(tool) is None]
     if missing or os.geteuid():
-        pytest.skip(f"building images needs root and {', '.join(missing) or 'nothing else'}")
+        pytest.skip(f"building images needs root and {', '.join(missing) or 'nothing else'}: `make images`")
     rootfs = ROOT / "build/rootfs"  # kept: it takes longest
     if not (rootfs / "usr/bin/python3").exists():
         shutil.rmtree(rootfs, ignore_errors=True)

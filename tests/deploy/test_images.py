@@ -43,6 +43,14 @@ def last(name: str, word: str) -> str:
     return [i.rest for i in stages(name)[-1] if i.word == word][-1]
 
 
+def test_one_target_builds_them_all() -> None:
+    """It installs what the builds ask for, and runs them."""
+    recipe = re.search(r"^images:.*\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe
+    assert {"buildah", "debootstrap", "binutils"} <= set(recipe[1].split())
+    assert (ROOT / recipe[1].split()[-1]).is_file()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_base_images_are_arguments_without_a_registry(name: str) -> None:
     before, *built = stages(name)
