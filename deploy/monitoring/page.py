@@ -55,7 +55,8 @@ def _lines(pace: Pace) -> Iterator[str]:
     yield ""
     yield from _table(("metric", "what"), ((f"`{alias.name}`", alias.text) for alias in ALIASES))
     yield ""
-    yield "Triton's times for copying inputs and outputs have no alias: here they are part of the others."
+    yield "Triton's times for copying inputs and outputs are part of the engine's here, and 0 under their own names: a"
+    yield "query that adds all the times is right, and not empty."
     yield ""
     yield "## Recorded series"
     yield ""

@@ -138,5 +138,12 @@ def test_triton_names_tell_the_same_figures(serve: Callable[..., Served], valve:
     assert engine > 0
 
 
+@pytest.mark.parametrize("part", ["compute_input", "compute_output"])
+def test_what_triton_tells_apart_is_there_as_nothing(serve: Callable[..., Served], part: str) -> None:
+    """A series that is missing would make every sum with it empty."""
+    lines = serve(triton_metrics=True).get("/metrics")[1].splitlines()
+    assert f'nv_inference_{part}_duration_us{{model="{MODEL}",version="1"}} 0.0' in lines
+
+
 def test_without_the_flag_there_are_no_aliases(server: Served) -> None:
     assert "nv_inference" not in server.get("/metrics")[1]

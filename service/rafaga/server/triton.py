@@ -1,7 +1,7 @@
 """The same figures under Triton's names (`--triton-metrics`), so that its dashboards and autoscaling recipes go on.
 
-Only what is measured here has an alias: Triton's times for copying inputs and outputs have none, because here they are
-part of the others.
+Triton's times for copying inputs and outputs are part of the engine's here. They are 0, as in ModelStatistics: a
+query that adds all the times is right then, and not empty.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ ALIASES = (
         lambda s, _: 1e6 * (s.queue_s + s.inference_s),
     ),
     Alias("nv_inference_queue_duration_us", "In the queue.", lambda s, _: 1e6 * s.queue_s),
+    Alias("nv_inference_compute_input_duration_us", "0: it is part of the engine's.", lambda _, __: 0.0),
     Alias("nv_inference_compute_infer_duration_us", "In the engine.", lambda s, _: 1e6 * s.inference_s),
+    Alias("nv_inference_compute_output_duration_us", "0: it is part of the engine's.", lambda _, __: 0.0),
 )
 
 
