@@ -49,7 +49,7 @@ def _environment() -> list[Object]:
 
 
 def rafaga(words: list[str], folder: Path) -> None:
-    """The server takes these settings; or the result of a load test can be merged so."""
+    """The server takes these settings; or the result of a load test can be merged so, which test_operating does."""
     if words[1:3] == ["load", "merge"]:
         parse_merge(words[3:])
         return

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from deploy.monitoring.signals import Alert, Pace, Severity, alerts
+from rafaga.cli import main
 from rafaga.server.config import Config
 from tests.deploy.commands import check
-from tests.deploy.rendering import ROOT, one, overlay, render
+from tests.deploy.rendering import KUBERNETES, ROOT, one, overlay, render
 from tests.documents import blocks, commands
 from tests.integration.serving import Served
 
@@ -61,6 +62,21 @@ def test_an_overlay_of_ones_own_renders() -> None:
     assert deployment["metadata"]["namespace"] == "rafaga"
     (only,) = deployment["spec"]["template"]["spec"]["containers"]
     assert only["image"].startswith("registry.example.com/rafaga-server:")
+
+
+def test_the_log_of_the_load_job_can_be_judged_and_drawn(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1. The Job's command, shortened and against this server. 2. What it wrote goes through the guide's."""
+    monkeypatch.chdir(tmp_path)
+    (job,) = one(render(KUBERNETES / "load"), "Job")["spec"]["template"]["spec"]["containers"]
+    changed = {"--server": server.address, "--model": "digits", "--duration": "0.5", "--processes": "1"}
+    kept = [argument for argument in job["args"] if argument.split("=")[0] not in changed]
+    assert main([*kept, "--warm-up=0.1", *(f"{name}={value}" for name, value in changed.items())]) == 0
+    (tmp_path / "result.json").write_text(capsys.readouterr().out)
+    (judge,) = (shlex.split(c) for c in COMMANDS if c.startswith("rafaga load merge"))
+    assert main([*judge[1:], "--slo-p99-ms=60000"]) == 0  # the last of two equal options counts
+    assert "<svg" in (tmp_path / judge[judge.index("--report") + 1]).read_text()
 
 
 @pytest.mark.parametrize("alert", alerts(Pace()), ids=lambda alert: alert.name)
