@@ -122,3 +122,5 @@ class Entry:
     detection: DetectionSpec | None = None
     # Published or required figures by metric name, e.g. {"top1": 0.99}.
     expected: Mapping[str, float] = field(default_factory=dict)
+    # Why nothing is expected, where `expected` is empty.
+    unpromised: str = ""

@@ -31,6 +31,7 @@ def test_entries_are_whole(entry: Entry) -> None:
     assert bool(entry.labels()) == (entry.task not in (Task.FEATURES, Task.FORECASTING))
     assert (entry.detection is not None) == (entry.task is Task.DETECTION)
     assert bool(entry.strides) == (entry.task is Task.FEATURES)
+    assert bool(entry.expected) != bool(entry.unpromised), "a figure, or why there is none"
     if isinstance(entry.input, ImageInput):
         assert len(entry.input.mean) == len(entry.input.std) == entry.input.channels
 
