@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 
 from export import command
 from export.__main__ import main
-from models.entry import Corpus, Entry, Shipped, Torchvision
+from models.entry import WEIGHTS, Corpus, Entry, Shipped, Torchvision
 from models.zoo import catalogue
 from rafaga import bundle as bundles
 from rafaga.bundle import Precision
@@ -238,6 +239,8 @@ def test_lstm_of_the_catalogue(tmp_path: Path) -> None:
     assert figures["mase"] < figures["mase_seasonal_naive"]
     assert 0 < figures["coverage_90"] <= 1
     assert figures["mase_holt_winters"] > 0
+    recorded = {m["name"]: m["value"] for m in json.loads((WEIGHTS / "lstm-co2.json").read_text())["metrics"]}
+    assert figures["pinball"] == pytest.approx(recorded["pinball"], abs=2e-3)
     assert bundle.forecast is not None
     assert bundle.forecast.unit == "ppm"
 

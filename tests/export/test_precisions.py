@@ -132,6 +132,12 @@ def test_the_gate_gives_sensitive_layers_back(judge: Judge, variants: dict[Preci
     quantised = onnx.load(judge.fp32.with_name(int8.file)).graph
     weights = {t.name: t.data_type for t in quantised.initializer if t.data_type == onnx.TensorProto.INT8}
     assert weights, "the other layers are int8"
+    assert any(node.op_type == "QuantizeLinear" for node in quantised.node), "so are activations"
+    dims = {t.name: tuple(t.dims) for t in quantised.initializer}
+    read_back = [n.input for n in quantised.node if n.op_type == "DequantizeLinear" and n.input[0] in weights]
+    assert len(read_back) == 2
+    for weight, scale, *_ in read_back:
+        assert dims[scale] in {(3,), (2,)}, f"a scale per output channel of {weight}"
 
 
 def test_what_loses_too_much_is_not_chosen(judge: Judge, tmp_path: Path) -> None:

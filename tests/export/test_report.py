@@ -7,6 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -14,10 +15,11 @@ from export import report
 from export.__main__ import main
 from export.evidence import Sources
 from export.publish import Wanted, publish
-from export.report import measure_bundle, render
+from export.report import Measured, measure_bundle, render
 from export.speed import Timing, of_batch
 from models.progress import Silent
-from rafaga.bundle import Precision
+from rafaga import bundle as bundles
+from rafaga.bundle import Loss, Metric, Precision
 from tests.export import small
 
 
@@ -106,6 +108,27 @@ def test_figures_come_from_the_timings(repository: Path) -> None:
     assert "0.50×" in text
     assert "1 thread per model" in text
     assert "no: accuracy unknown" in text
+
+
+def test_sizes_are_the_files_and_accuracy_the_bundles(repository: Path, tmp_path: Path) -> None:
+    bundle = bundles.load(repository / "small-classifier" / "1")
+    facts = ((2_500_000, 0.9876), (1_300_000, 0.9874), (640_000, 0.975))
+    variants = []
+    for variant, (size, top1) in zip(bundle.variants, facts, strict=True):
+        (tmp_path / variant.file).write_bytes(bytes(size))
+        metrics = (Metric("top1", top1, "photos", 500), Metric("pinball", 0.25, "series", 80))
+        loss = Loss(metric="top1", drop=0.9876 - top1, allowed_drop=0.005, samples=500)
+        variants.append(msgspec.structs.replace(variant, metrics=metrics, loss=loss))
+    timings = {variant.precision: [Timing(1, 2.0, 3.0), Timing(2, 3.0, 4.0)] for variant in variants}
+    measured = Measured(tmp_path, msgspec.structs.replace(bundle, variants=tuple(variants)), timings)
+    text = render([measured], threads=1)
+    for size, top1 in (("2.5 MB", "98.76 %"), ("1.3 MB", "98.74 %"), ("640 kB", "97.50 %")):
+        row = next(row for row in text.split("<tr") if f'<td class="n">{size}</td>' in row)
+        assert f"<td>top1 {top1}</td>" in row
+    assert "1.26 of 0.5 lost" in text
+    figures = "".join(f'<td class="n">{top1}</td>' for top1 in ("98.76 %", "98.74 %", "97.50 %"))
+    assert f"<td>top1</td><td>photos, 500 samples</td>{figures}" in text
+    assert "<td>pinball</td><td>series, 80 samples</td>" + 3 * '<td class="n">0.250</td>' in text
 
 
 def test_batches_repeat_rows() -> None:

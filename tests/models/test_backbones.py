@@ -108,6 +108,10 @@ def test_the_pyramid_is_the_detectors_own() -> None:
         (GoogLeNetClassifier, lambda: torchvision.models.googlenet(init_weights=False)),
         (GoogLeNetBackbone, lambda: torchvision.models.googlenet(init_weights=False)),
         (ResNet50Backbone, torchvision.models.resnet50),
+        (
+            ResNet50Fpn,
+            lambda: torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None),
+        ),
         (VGG16Backbone, lambda: torchvision.models.vgg16(init_weights=False)),
         (VGG16Embedding, lambda: torchvision.models.vgg16(init_weights=False)),
         (

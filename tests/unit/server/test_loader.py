@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -112,6 +113,24 @@ def test_tensors_in_other_files_are_refused(folder: Path) -> None:
     rewrite(folder, lambda manifest: None)
     with pytest.raises(BundleError, match="external data"):
         load(folder)
+
+
+def test_the_log_says_which_variant_was_chosen_and_why(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copy(folder / "model.onnx", folder / "model.int8.onnx")
+    bundle = bundles.load(folder)
+    faster = msgspec.structs.replace(
+        bundle.variants[0], precision=Precision.INT8, file="model.int8.onnx", cpu_speedup=3.0, default_eligible=True
+    )
+    files = {**bundle.files, faster.file: bundles.sha256_of(folder / faster.file)}
+    bundle = msgspec.structs.replace(bundle, variants=(*bundle.variants, faster), files=files)
+    with caplog.at_level("INFO", "rafaga.server.loader"):
+        loader().load(folder, bundle).close()
+    (record,) = (record for record in caplog.records if record.getMessage() == "variant chosen")
+    assert {name: record.__dict__[name] for name in ("model", "precision", "why")} == {
+        "model": "digits",
+        "precision": "int8",
+        "why": "3.0 times as fast as fp32 at export, kept its accuracy",
+    }
 
 
 def test_a_precision_that_was_not_published(folder: Path) -> None:
