@@ -16,7 +16,7 @@ import pytest
 
 from rafaga.cli import main
 from rafaga.errors import ServerUnreachable
-from rafaga.load import command, document, targets
+from rafaga.load import command, document, search, targets
 from rafaga.load.codecs import Request, Target, Wire
 from rafaga.load.connection import Connection
 from rafaga.load.document import Run
@@ -31,6 +31,7 @@ from rafaga.load.transport import GrpcSend
 from rafaga.load.worker import Setup
 from tests import bundles
 from tests.integration import messages
+from tests.integration.pace import Pace
 from tests.integration.serving import PATIENCE_S, Served, serving
 from tests.integration.valve import Valve
 
@@ -232,13 +233,32 @@ def test_two_machines_share_a_run(plain: Served, tmp_path: Path, capsys: pytest.
     assert "missing: part 2/2" in capsys.readouterr().err
 
 
-def test_the_highest_rate_is_found(plain: Served, load: Callable[..., tuple[int, Run]]) -> None:
-    """The objective is met by all that this test dares to send, so that the search goes up as far as it goes."""
-    arguments = ["--find-max", "--rate", "1", "--slo-p99-ms", "60000", "--duration", "0.2", "--warm-up", "0"]
-    code, run = load(plain, "--model", "digits", *arguments, "--arrivals", "constant")
+FIND = ["--find-max", "--slo-p99-ms", "60000", "--duration", "0.2", "--warm-up", "0", "--arrivals", "constant"]
+
+
+def test_the_highest_rate_is_found(repository: Path, load: Callable[..., tuple[int, Run]]) -> None:
+    """However low the first guess, the rate is doubled until too much is due for a server of 20 ms per row: it refuses
+    what more than two wait before."""
+    with Pace(0.02).set(), serving(repository, "grpcio", max_queue_requests=2) as served:
+        code, run = load(served, "--model", "digits", *FIND, "--rate", "0.01", "--precision", "100")
     assert code == 0
-    assert run.max_rate == 128
-    assert [r.step.rate for r in run.steps] == [2.0**n for n in range(8)]
+    assert run.max_rate is not None
+    assert run.max_rate > 0.01 * 2**8
+    assert [r.step.rate for r in run.steps] == [0.01 * 2**n for n in range(len(run.steps))]
+    assert [r.figures.met for r in run.steps] == [True] * (len(run.steps) - 1) + [False]
+
+
+def test_a_search_that_saw_no_miss_says_so(
+    plain: Served,
+    load: Callable[..., tuple[int, Run]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(search, "_HIGHEST_RATE", 16)
+    code, run = load(plain, "--model", "digits", *FIND, "--rate", "1")
+    assert code == 0
+    assert run.max_rate == 16
+    assert "at least 16.0 requests/s" in capsys.readouterr().out
 
 
 def test_a_search_without_a_guess_makes_one(

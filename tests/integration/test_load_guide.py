@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rafaga.cli import main
-from rafaga.load import document
+from rafaga.load import document, search
 from rafaga.plan import measure, planning
 from tests import bundles
 from tests.documents import ROOT, commands
@@ -47,6 +47,7 @@ def test_every_command_of_the_guide(
     monkeypatch.setattr(measure, "CALLERS", (1, 4))
     monkeypatch.setattr(planning, "_SEARCH_REQUESTS", 200)
     monkeypatch.setattr(planning, "_TOLD_REQUESTS", 500)
+    monkeypatch.setattr(search, "_HIGHEST_RATE", 64)
     addresses = {"localhost:8080": f"127.0.0.1:{guided.server.http_port}", "localhost:50051": guided.address}
     for command in map(shlex.split, commands(GUIDE, "")):
         assert command[0] == "rafaga"

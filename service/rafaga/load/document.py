@@ -80,6 +80,11 @@ class Run:
         return all(result.figures.met for result in self.steps)
 
     @property
+    def search_missed(self) -> bool:
+        """Whether a higher rate than max_rate was tried, and missed. If none was, the server may take more."""
+        return self.max_rate is not None and any(result.step.rate > self.max_rate for result in self.steps)
+
+    @property
     def wrong(self) -> int:
         return sum(result.tally.wrong for result in self.steps)
 

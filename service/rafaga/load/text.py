@@ -114,6 +114,8 @@ def _verdict(run: Run) -> str:
     if goal is None:
         return ""
     if run.max_rate is not None:
+        if run.max_rate and not run.search_missed:
+            return f"at least [bold]{run.max_rate:,.1f} requests/s[/] with p99 {goal}: the search ended before a miss"
         if run.max_rate:
             return f"[bold]{run.max_rate:,.1f} requests/s[/] is the highest rate found with p99 {goal}"
         return f"no rate was found with p99 {goal}"

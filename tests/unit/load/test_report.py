@@ -156,3 +156,14 @@ def test_a_search_tells_what_it_found() -> None:
         out = io.StringIO()
         show(replace(ramp(), max_rate=rate), Console(file=out, width=200))
         assert said in out.getvalue()
+
+
+def test_a_search_that_saw_no_miss_says_so() -> None:
+    out = io.StringIO()
+    unbounded = replace(ramp(), max_rate=80.0)
+    show(unbounded, Console(file=out, width=200))
+    assert "at least 80.0 requests/s with p99 within 20 ms: the search ended before a miss" in out.getvalue()
+    assert "the highest rate" not in out.getvalue()
+    html = page.render(unbounded)
+    assert "the search ended before a miss" in html
+    assert "is the highest rate" not in html

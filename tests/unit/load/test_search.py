@@ -34,6 +34,20 @@ def test_a_server_that_meets_nothing_has_no_rate() -> None:
     assert tried[-1] < 1
 
 
-def test_a_first_guess_that_is_far_too_low_gives_what_was_seen() -> None:
-    found, tried = run(1, limit=1e9)
-    assert found == max(tried) == 128
+@pytest.mark.parametrize("first", [0.01, 1])
+def test_a_first_guess_may_be_far_too_low(first: float) -> None:
+    found, tried = run(first, limit=3000)
+    assert 3000 / 1.05 <= found <= 3000
+    assert tried[:12] == [first * 2**n for n in range(12)], "doubled until a miss, however often"
+
+
+@pytest.mark.parametrize("first", [1, 3e6])
+def test_a_server_without_a_limit_ends_the_search_before_a_miss(first: float) -> None:
+    found, tried = run(first, limit=1e12)
+    assert found == max(tried) >= 5e5
+    assert found <= max(first, 1e6)
+
+
+def test_a_first_guess_beyond_all_bounds_is_halved() -> None:
+    found, _ = run(1e7, limit=200_000)
+    assert 200_000 / 1.05 <= found <= 200_000

@@ -127,7 +127,12 @@ def _verdict(run: Run) -> Iterator[str]:
         yield f'<div class="banner bad"><b>{run.wrong:,} answers were wrong.</b></div>'
     if goal is None:
         return
-    if run.max_rate:
+    if run.max_rate and not run.search_missed:
+        yield (
+            f'<div class="banner good">At least <b>{run.max_rate:,.1f} requests/s:</b> 99 of 100 requests were '
+            f"answered {escape(str(goal))}, and the search ended before a miss.</div>"
+        )
+    elif run.max_rate:
         yield (
             f'<div class="banner good"><b>{run.max_rate:,.1f} requests/s</b> is the highest rate found at which 99 of '
             f"100 requests were answered {escape(str(goal))}.</div>"
