@@ -87,11 +87,15 @@ def test_an_open_loop_sends_its_schedule_and_tells_everything(
     assert captured.err.startswith("100/s poisson: "), "no terminal, hence lines"
 
 
-def test_a_mix_over_open_inference_in_two_processes(server: Served, load: Callable[..., tuple[int, Run]]) -> None:
+def test_a_mix_over_open_inference_in_two_processes(
+    server: Served, load: Callable[..., tuple[int, Run]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Replies of this protocol say nothing of where the time went; /metrics does."""
     code, run = load(
         server,
         *["--model", "digits=2", "--model", "series", "--model", "backbone", "--size", "32x48"],
         *["--protocol", "open-inference", "--rate", "80", "--processes", "2"],
+        *["--metrics", f"http://127.0.0.1:{server.server.http_port}/metrics"],
     )
     assert code == 0
     (step,) = run.steps
@@ -99,6 +103,11 @@ def test_a_mix_over_open_inference_in_two_processes(server: Served, load: Callab
     assert set(step.tally.outcomes) == {OK}
     assert step.tally.wrong == 0
     assert len(step.generators) == 2
+    assert step.tally.queue.count == 0
+    assert step.server is not None
+    assert step.server.mean_queue_us > 0
+    assert f"queue {step.server.mean_queue_us / 1e3:.2f} ms, preprocessing" in capsys.readouterr().out
+    assert "Where the time went" in page.render(run)
 
 
 def test_callers_that_wait_and_a_mix_of_files_over_rafaga(

@@ -91,7 +91,9 @@ def _details(result: StepResult, several: bool) -> Iterator[str]:
     if server is not None:
         yield (
             f"{indent}/metrics: {server.cpu_s / server.seconds:.2f} cores, {sum(b.runs for b in server.batches):,} "
-            f"runs of {server.mean_batch_size:.1f} rows, inference {server.mean_inference_us / 1e3:.2f} ms a run"
+            f"runs of {server.mean_batch_size:.1f} rows, inference {server.mean_inference_us / 1e3:.2f} ms a run; "
+            f"mean of a request: queue {server.mean_queue_us / 1e3:.2f} ms, preprocessing "
+            f"{server.mean_preprocess_us / 1e3:.2f} ms"
         )
     if figures.checked:
         wrong = f"[red]{figures.wrong:,} WRONG[/]" if figures.wrong else "all as expected"

@@ -142,6 +142,22 @@ def test_all_answered_is_said() -> None:
     assert "Objective met" in html
 
 
+def test_where_replies_tell_no_times_metrics_do() -> None:
+    log = Log()
+    for due_s in np.arange(0, 10, 0.1):
+        log.answered(0, due_s, due_s, due_s + 0.02, Answer())
+    server = replace(SERVER, mean_queue_us=4560.0, mean_preprocess_us=1230.0)
+    total = counted(log.take())
+    told, untold = (run(result(total, server=window)) for window in (server, None))
+    html = page.render(told)
+    assert "Where the time went" in html
+    assert "<td>4.56</td><td>1.23</td>" in html
+    assert "Where the time went" not in page.render(untold)
+    out = io.StringIO()
+    show(told, Console(file=out, width=200))
+    assert "mean of a request: queue 4.56 ms, preprocessing 1.23 ms" in out.getvalue()
+
+
 def test_the_table_has_every_step_and_its_verdict() -> None:
     out = io.StringIO()
     show(ramp(), Console(file=out, width=200))

@@ -66,8 +66,9 @@ _SECTIONS = (
     (
         "Where the time went",
         plots.breakdown,
-        "Queue, preprocessing and inference as the replies tell them; what is left of the latency is the network, "
-        "gRPC on both sides and the operating system.",
+        "Queue, preprocessing and inference as the replies tell them; where they tell nothing, means of the server's "
+        "/metrics, other callers' requests included. What is left of the latency is the network, gRPC on both sides "
+        "and the operating system.",
     ),
     ("Refused and failed", plots.failures, "By the machine-readable reason that came with the status."),
 )
@@ -226,7 +227,8 @@ def _server(run: Run) -> Iterator[str]:
     scraped = [(r.step, r.server) for r in run.steps if r.server is not None]
     if not scraped:
         return
-    headings = ["load", "cores", "runs/s", "rows/run", "inference ms/run", "queue ms", "refused", "dropped"]
+    headings = ["load", "cores", "runs/s", "rows/run", "inference ms/run", "queue ms", "preprocessing ms"]
+    headings += ["refused", "dropped"]
     rows = [
         [
             escape(describe(step)),
@@ -235,6 +237,7 @@ def _server(run: Run) -> Iterator[str]:
             f"{server.mean_batch_size:.1f}",
             f"{server.mean_inference_us / 1e3:.2f}",
             f"{server.mean_queue_us / 1e3:.2f}",
+            f"{server.mean_preprocess_us / 1e3:.2f}",
             f"{sum(server.refusals.values()):,}",
             f"{sum(server.dropped.values()):,}",
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -210,19 +211,40 @@ def _scraped_sizes(axes: Axes, results: Sequence[StepResult]) -> None:
     axes.set(title="From /metrics", xlabel="rows in a run of the engine", ylabel="% of runs")
 
 
+@dataclass(frozen=True)
+class _ServerTime:
+    """Where the server's part of a request's time went: means, in milliseconds."""
+
+    queue_ms: float
+    preprocess_ms: float
+    inference_ms: float
+
+    @classmethod
+    def of(cls, result: StepResult) -> _ServerTime | None:
+        """As the replies tell it, else as /metrics does, with a run of the engine for a request's inference; None
+        where neither knows."""
+        figures, server = result.figures, result.server
+        if figures.queue.count:
+            return cls(figures.queue.mean_ms, figures.preprocess.mean_ms, figures.inference.mean_ms)
+        if server is not None and any(bucket.runs for bucket in server.batches):
+            return cls(server.mean_queue_us / 1e3, server.mean_preprocess_us / 1e3, server.mean_inference_us / 1e3)
+        return None
+
+
 def breakdown(run: Run) -> str:
     """Where the mean latency of an answer went, per step."""
-    results = [r for r in run.steps if r.tally.ok and r.figures.queue.count]
-    if not results:
+    told = [(r, time) for r in run.steps if r.tally.ok and (time := _ServerTime.of(r)) is not None]
+    if not told:
         return ""
+    results, times = [r for r, _ in told], [time for _, time in told]
     with mpl.rc_context(_STYLE):
         figure, (axes,) = _panels(1, 1.4 + 0.36 * len(results))
         names = [describe(r.step) for r in results]
         phases = {
             "sent late (generator)": [max(0.0, f.latency.mean_ms - f.from_send.mean_ms) for f in _figures(results)],
-            "queue": [f.queue.mean_ms for f in _figures(results)],
-            "preprocessing": [f.preprocess.mean_ms for f in _figures(results)],
-            "inference": [f.inference.mean_ms for f in _figures(results)],
+            "queue": [time.queue_ms for time in times],
+            "preprocessing": [time.preprocess_ms for time in times],
+            "inference": [time.inference_ms for time in times],
         }
         known = np.sum(list(phases.values()), axis=0)
         whole = np.array([f.latency.mean_ms for f in _figures(results)])
