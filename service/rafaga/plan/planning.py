@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from rafaga.load.search import search
@@ -17,6 +17,8 @@ _TOLD_REQUESTS = 30_000
 # How far the highest rate may lie below one that missed, and how much better other settings must be to be worth it.
 _PRECISION = 0.03
 _WORTH_IT = 1.03
+# A measured p99 beyond so many simulated ones is no noise of a short measurement: the model lacks something.
+_FAR_APART = 1.5
 # Where halving the batches costs this much, halving them again gains nothing.
 _HOPELESS = 0.6
 
@@ -42,6 +44,11 @@ class Check:
     measured_p99_ms: float
     simulated_p50_ms: float
     simulated_p99_ms: float
+
+    @property
+    def failed(self) -> bool:
+        """Callers waited far longer than the simulation says. The other way round a plan is merely careful."""
+        return self.measured_p99_ms > _FAR_APART * self.simulated_p99_ms
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,7 @@ def plan(
     lost = None
     if replicas > 1:
         lost = replica.under(rate / (replicas - 1), chosen.settings, _TOLD_REQUESTS)
+    check = _check(profile, replica)
     return Plan(
         model=profile.model,
         rate=rate,
@@ -126,10 +134,10 @@ def plan(
         with_one_lost=lost,
         replicas_to_lose_one=math.ceil(rate / chosen.max_rate) + 1,
         considered=tuple(considered),
-        check=_check(profile, replica),
+        check=check,
         measured=profile.measured,
         server=profile.server,
-        warnings=profile.warnings,
+        warnings=(*profile.warnings, *_doubts(check)),
     )
 
 
@@ -140,6 +148,16 @@ def _check(profile: Profile, replica: Replica) -> Check | None:
         return None
     simulated = replica.under(measured.offered, BatchSettings(profile.max_batch_size), _TOLD_REQUESTS)
     return Check(measured.offered, measured.p50_ms, measured.p99_ms, simulated.p50_ms, simulated.p99_ms)
+
+
+def _doubts(check: Check | None) -> Iterator[str]:
+    if check is not None and check.failed:
+        yield (
+            f"the profile does not hold at {check.rate:,.1f} requests/s: measured, the p99 is more than "
+            f"{_FAR_APART:g} times the simulated one. The time that the interpreter takes for each request is not in "
+            "the model, and shows where models are quicker than their calls. Keep replicas well below this rate, or "
+            "find their highest with rafaga load --find-max"
+        )
 
 
 def _better(chosen: Considered, tried: Considered) -> Considered:

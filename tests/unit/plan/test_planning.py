@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 
 from rafaga.plan import planning, text
@@ -84,6 +85,23 @@ def test_the_plan_says_how_well_it_was_checked() -> None:
     assert made.check is not None
     assert (made.check.rate, made.check.measured_p99_ms) == (50.0, 42.0)
     assert made.check.simulated_p50_ms == pytest.approx(10.8, abs=2)
+
+
+@pytest.mark.parametrize(("times", "warned"), [(0.3, False), (1.4, False), (1.6, True)])
+def test_a_check_that_fails_is_warned_of(times: float, warned: bool) -> None:
+    """In the text and the JSON alike, beside what the profile itself warns of."""
+
+    def made(p99_ms: float) -> Plan:
+        steps = (Measured(0, 50.0, 50.0, 10.5, p99_ms, 1.2, 0.1),)
+        return plan(profile([10, 20], steps=steps, warnings=("measured beside others",)), rate=50, slo_p99_ms=500)
+
+    check = made(1.0).check
+    assert check is not None
+    found = made(times * check.simulated_p99_ms)
+    doubt = "the profile does not hold at 50.0 requests/s"
+    assert len(found.warnings) == 1 + warned
+    assert (f"warning: {doubt}" in say(found)) is warned
+    assert (doubt in msgspec.json.encode(found).decode()) is warned
 
 
 def test_the_same_seed_makes_the_same_plan() -> None:
