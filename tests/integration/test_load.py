@@ -87,6 +87,17 @@ def test_an_open_loop_sends_its_schedule_and_tells_everything(
     assert captured.err.startswith("100/s poisson: "), "no terminal, hence lines"
 
 
+def test_metrics_of_one_of_two_servers(
+    plain: Served, load: Callable[..., tuple[int, Run]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ["--server", f"{plain.address},{plain.address}"]
+    metrics = f"http://127.0.0.1:{plain.server.http_port}/metrics"
+    code, run = load(plain, *both, "--model", "digits", "--rate", "50", "--metrics", metrics)
+    assert code == 0
+    assert run.addresses == 2
+    assert "warning: 2 addresses shared the calls" in capsys.readouterr().out
+
+
 def test_a_mix_over_open_inference_in_two_processes(
     server: Served, load: Callable[..., tuple[int, Run]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,6 +118,7 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
         options.part,
         steps,
         max_rate,
+        addresses=options.connection.addresses() if options.metrics_url is not None else 1,
     )
     return _finish(result, options.outputs)
 

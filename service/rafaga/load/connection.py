@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +30,22 @@ class Connection:
     def endpoint(self) -> Endpoint:
         """Raises ValueError for an address that cannot be one, OSError for a name that does not resolve."""
         return endpoint(self.address, tls=self.tls, token=self.token, priority=self.priority)
+
+    def addresses(self) -> int:
+        """How many share the calls: those of a list, or what a name behind `dns:` stands for now; 1 where only gRPC
+        can look it up. Raises ValueError or OSError as `endpoint` does."""
+        target = self.endpoint().target
+        if target.startswith(("ipv4:", "ipv6:")):
+            return target.count(",") + 1
+        if not target.startswith("dns:"):
+            return 1
+        name = re.sub(r":\d+$", "", target.rpartition("/")[2].removeprefix("dns:")).strip("[]")
+        try:
+            found = {(family, where[0]) for family, _, _, _, where in socket.getaddrinfo(name, None)}
+        except OSError:
+            return 1
+        # One machine often has an address of each version.
+        return max(Counter(family for family, _ in found).values())
 
     @contextmanager
     def ask(self, timeout_s: float) -> Iterator[Ask]:

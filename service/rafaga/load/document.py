@@ -59,7 +59,10 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Run:
-    """schema: of this document. started: UTC, ISO 8601. max_rate: what --find-max found, requests per second."""
+    """schema: of this document. started: UTC, ISO 8601. max_rate: what --find-max found, requests per second.
+
+    addresses: how many shared the calls, where --metrics was that of one of them.
+    """
 
     schema: int
     rafaga: str
@@ -69,6 +72,7 @@ class Run:
     part: Part
     steps: tuple[StepResult, ...]
     max_rate: float | None = None
+    addresses: int = 1
 
     @property
     def met(self) -> bool | None:

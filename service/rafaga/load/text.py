@@ -24,6 +24,8 @@ def show(run: Run, console: Console) -> None:
     for result in run.steps:
         for line in _details(result, several=len(run.steps) > 1):
             console.print(line, highlight=False)
+    if partial := one_of_several(run):
+        console.print(f"[yellow]warning:[/] {partial}", highlight=False)
     if found := warnings(run):
         console.print(f"[yellow]warning:[/] {REMEDY}", highlight=False)
         for warning in found:
@@ -37,6 +39,16 @@ def warnings(run: Run) -> list[str]:
     found = [(describe(r.step), warning) for r in run.steps for warning in r.figures.warnings]
     prefix = len(run.steps) > 1
     return [f"{step}: {warning}" if prefix else warning for step, warning in found]
+
+
+def one_of_several(run: Run) -> str:
+    """Why what /metrics tells is not the whole; empty where it is."""
+    if run.addresses == 1 or all(result.server is None for result in run.steps):
+        return ""
+    return (
+        f"{run.addresses} addresses shared the calls, and --metrics is one server's: its cores, runs and times are not "
+        "those of all"
+    )
 
 
 def _table(run: Run) -> Table:

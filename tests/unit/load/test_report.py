@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -165,6 +166,20 @@ def test_the_table_has_every_step_and_its_verdict() -> None:
     assert len(re.findall(r"^ \d+/s poisson (missed|met) ", text, re.MULTILINE)) == 3
     for part in ("digits: ", "QUEUE_FULL", "WRONG", "90% of a core", "objective missed", "/metrics: 0.45 cores"):
         assert part in text
+
+
+def test_metrics_of_one_of_several_replicas_are_marked_as_such() -> None:
+    warning = "3 addresses shared the calls, and --metrics is one server's"
+    unscraped = run(result(counted(rows())))
+    for found, warned in (
+        (ramp(), False),
+        (replace(ramp(), addresses=3), True),
+        (replace(unscraped, addresses=3), False),
+    ):
+        out = io.StringIO()
+        show(found, Console(file=out, width=200))
+        assert (warning in out.getvalue()) is warned
+        assert (escape(warning) in page.render(found)) is warned
 
 
 def test_a_search_tells_what_it_found() -> None:

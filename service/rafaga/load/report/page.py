@@ -8,7 +8,7 @@ from html import escape
 from rafaga.load.document import Run, StepResult
 from rafaga.load.figures import REMEDY, Figures, Judged, describe_outcomes
 from rafaga.load.report import plots
-from rafaga.load.text import warnings
+from rafaga.load.text import one_of_several, warnings
 from rafaga.load.view import describe
 
 _STYLE = """
@@ -245,8 +245,11 @@ def _server(run: Run) -> Iterator[str]:
     ]
     yield (
         "<h2>The server's own view</h2><p class='note'>From its /metrics at both ends of each window, other callers' "
-        "requests included.</p>" + _html_table(headings, rows)
+        "requests included.</p>"
     )
+    if partial := one_of_several(run):
+        yield f'<div class="banner warn">{escape(partial[0].upper() + partial[1:])}.</div>'
+    yield _html_table(headings, rows)
 
 
 def _html_table(headings: list[str], rows: list[list[str]]) -> str:
