@@ -111,6 +111,7 @@ def test_metadata_has_the_batch_dimension_and_config_has_not(
     assert (config.name, config.platform, config.backend) == (model, "onnxruntime_onnx", "onnxruntime")
     assert config.max_batch_size == 32
     assert config.HasField("dynamic_batching")
+    assert {k: p.string_value for k, p in config.parameters.items()} == {"trained": "true", "weights": "test"}
     for tensors, told in ((config.input, metadata.inputs), (config.output, metadata.outputs)):
         assert [t.name for t in tensors] == [t.name for t in told]
         assert [list(t.dims) for t in tensors] == [list(t.shape[1:]) for t in told]

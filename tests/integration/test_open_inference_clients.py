@@ -48,6 +48,7 @@ def test_tritonclient(serve: Callable[..., Served], tmp_path: Path) -> None:
     assert facts["server"]["name"] == "rafaga"
     assert facts["metadata"]["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": ["-1", "28", "28", "1"]}]
     assert facts["config"]["config"]["max_batch_size"] == 32
+    assert facts["config"]["config"]["parameters"]["trained"] == {"string_value": "true"}
     assert {m["name"] for m in facts["index"]["models"]} == {"backbone", "digits", "fragile", "series"}
     assert facts["id"] == "seven"
     best = bundles.classify(IMAGES).argsort(1)[:, ::-1][:, :3]

@@ -217,6 +217,8 @@ def test_one_number_per_row_has_a_column(served: Served) -> None:
 def test_a_fixed_first_dimension_takes_no_batches(plain_repository: Path, serve: Callable[..., Served]) -> None:
     served = serve(plain_repository)
     told, configured = metadata(served, "fixed"), config(served, "fixed")
+    assert configured.parameters["trained"].string_value == "false"
+    assert configured.parameters["weights"].string_value == "unverified: plain ONNX, no bundle"
     assert oip.shapes(told.inputs) == {"x": [2, 3]}
     assert configured.max_batch_size == 0
     assert not configured.HasField("dynamic_batching")

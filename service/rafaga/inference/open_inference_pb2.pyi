@@ -739,10 +739,46 @@ class ModelDynamicBatching(google.protobuf.message.Message):
 Global___ModelDynamicBatching: typing_extensions.TypeAlias = ModelDynamicBatching
 
 @typing.final
+class ModelParameter(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STRING_VALUE_FIELD_NUMBER: builtins.int
+    string_value: builtins.str
+    def __init__(
+        self,
+        *,
+        string_value: builtins.str = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["string_value", b"string_value"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___ModelParameter: typing_extensions.TypeAlias = ModelParameter
+
+@typing.final
 class ModelConfig(google.protobuf.message.Message):
     """The part of Triton's model configuration that describes a model to its clients."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class ParametersEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___ModelParameter: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___ModelParameter | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["value", b"value"]
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["key", b"key", "value", b"value"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
     NAME_FIELD_NUMBER: builtins.int
     PLATFORM_FIELD_NUMBER: builtins.int
@@ -750,6 +786,7 @@ class ModelConfig(google.protobuf.message.Message):
     INPUT_FIELD_NUMBER: builtins.int
     OUTPUT_FIELD_NUMBER: builtins.int
     DYNAMIC_BATCHING_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
     BACKEND_FIELD_NUMBER: builtins.int
     name: builtins.str
     platform: builtins.str
@@ -761,6 +798,8 @@ class ModelConfig(google.protobuf.message.Message):
     def output(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ModelOutput]: ...
     @property
     def dynamic_batching(self) -> Global___ModelDynamicBatching: ...
+    @property
+    def parameters(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___ModelParameter]: ...
     def __init__(
         self,
         *,
@@ -770,11 +809,12 @@ class ModelConfig(google.protobuf.message.Message):
         input: collections.abc.Iterable[Global___ModelInput] | None = ...,
         output: collections.abc.Iterable[Global___ModelOutput] | None = ...,
         dynamic_batching: Global___ModelDynamicBatching | None = ...,
+        parameters: collections.abc.Mapping[builtins.str, Global___ModelParameter] | None = ...,
         backend: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["dynamic_batching", b"dynamic_batching"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["backend", b"backend", "dynamic_batching", b"dynamic_batching", "input", b"input", "max_batch_size", b"max_batch_size", "name", b"name", "output", b"output", "platform", b"platform"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["backend", b"backend", "dynamic_batching", b"dynamic_batching", "input", b"input", "max_batch_size", b"max_batch_size", "name", b"name", "output", b"output", "parameters", b"parameters", "platform", b"platform"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ModelConfig: typing_extensions.TypeAlias = ModelConfig

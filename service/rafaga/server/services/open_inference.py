@@ -136,6 +136,7 @@ class OpenInference:
                 pb.ModelOutput(name=s.name, data_type=_data_type(s), dims=_dims(s, model)) for s in model.bundle.outputs
             ],
             dynamic_batching=pb.ModelDynamicBatching() if model.batched else None,
+            parameters={name: pb.ModelParameter(string_value=value) for name, value in _told_of(model).items()},
         )
         _reply(call, pb.ModelConfigResponse(config=config))
 
@@ -301,6 +302,12 @@ def _data_type(spec: TensorSpec) -> pb.DataType.ValueType:
 def _dims(spec: TensorSpec, model: ServedModel) -> list[int]:
     """Without the batch dimension."""
     return shape(spec, model.batched)[1 if model.batched else 0 :]
+
+
+def _told_of(model: ServedModel) -> dict[str, str]:
+    """What Triton has no field for: nothing else in this protocol tells whether the answers mean anything."""
+    weights = model.bundle.weights
+    return {"trained": "true" if weights.trained else "false", "weights": weights.source}
 
 
 def _config_inputs(asked: _Asked) -> list[pb.ModelInput]:
