@@ -88,6 +88,8 @@ GPU_PACKAGES ?= $(if $(wildcard $(BIN)/python),,build/gpu-packages)
 GPU_ENV       = PYTHONPATH="service:.:$(GPU_PACKAGES):$$PYTHONPATH"
 
 test-gpu:  ## The tests that need a GPU; they say so where there is none
+	@test -n "$(wildcard build/gpu-catalogue build/gpu-bench repository)" || \
+	  $(GPU_ENV) $(GPU_PYTHON) -m export lenet5-mnist lstm-co2 --output repository
 	$(GPU_ENV) $(GPU_PYTHON) -m pytest -m gpu tests/gpu
 
 bench-gpu:  ## Raw and served throughput on a GPU, in less than eight minutes; prepares its models first

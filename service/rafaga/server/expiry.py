@@ -42,8 +42,9 @@ class Expiry:
                 heapq.heapify(self._due)
                 self._tidy_at = max(_MIN_TIDY, 2 * len(self._due))
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._expire, name="expiry", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._expire, name="expiry", daemon=True)
+                thread.start()  # where the system gives no thread, the next call tries again
+                self._thread = thread
             elif self._due and self._due[0][0] == at:  # none is left where the call ended before it came here
                 self._changed.notify()
 

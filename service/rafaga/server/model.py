@@ -173,7 +173,8 @@ class ServedModel:
                 self._changed.notify()
                 return None
             decision = self._batcher.take(time.monotonic())
-            shift.batch, shift.on_hung = decision.batch, on_hung
+            shift.batch = decision.batch
+            shift.on_hung = None if decision.batch is None else on_hung
             if decision.wake_at is not None:
                 self._changed.notify()
         if decision.dropped:
@@ -280,8 +281,10 @@ class ServedModel:
         if piled_up:
             self._give_up_hope(number, "lost ones still hang")
             return False
+        engine: Engine | None = None
         try:
-            shift = Shift(self._renew(number), self._serve, self.bundle.name)
+            engine = self._renew(number)
+            shift = Shift(engine, self._serve, self.bundle.name)
             with self._lock:
                 stopping = self._stopping
                 if not stopping:
@@ -292,6 +295,8 @@ class ServedModel:
                     self._count_engines()
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds
             _LOG.exception("no new engine yet", extra=about)
+            if engine is not None:  # the system gave it no thread
+                engine.close()
             # What is wrong with the bundle would be wrong in a new process too.
             self._failures[number] += not isinstance(error, BundleError) or isinstance(error, DeviceError)
             if self._failures[number] >= self._watch_policy.max_failures:

@@ -51,6 +51,21 @@ def test_calls_expire_in_the_order_of_their_deadlines(expiry: Expiry) -> None:
     assert len(expiry) == 0
 
 
+def test_where_the_system_gives_no_thread_the_next_call_tries_again(
+    expiry: Expiry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            expiry.watch(Awaited(), time.monotonic())
+    call = Awaited()
+    expiry.watch(call, time.monotonic())
+    assert call.dropped.wait(WAIT_S)
+
+
 def test_an_answered_call_is_left_alone(expiry: Expiry) -> None:
     answered, late = Awaited(), Awaited()
     now = time.monotonic()

@@ -114,7 +114,9 @@ def test_company_is_waited_for_by_the_engines_thread() -> None:
     served = Served(policy=BatchPolicy(max_queue_delay_s=0.05, max_queue_wait_s=60))
     try:
         caller = bring(served, 1)
-        assert served.model.step() is False
+        assert served.model.step(pytest.fail) is False
+        (shift,) = served.model._shifts
+        assert shift.on_hung is None, "nothing that hangs now is the caller's"
         assert caller.end() == [2]
     finally:
         served.model.close()

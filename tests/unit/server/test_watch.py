@@ -390,3 +390,19 @@ class TestBackoff:
         backoff = Backoff(self.policy)
         assert [backoff.next(0.0), backoff.next(10.0)] == [1.0, 2.0]
         assert backoff.next(10.0 + 2.0 + 100.1) == 1.0
+
+
+def test_an_engine_that_gets_no_thread_is_closed(
+    start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    served = start()
+    closed: list[Engine] = []
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        full.setattr(Engine, "close", lambda engine: closed.append(engine))
+        assert not served.model.renew(0)
+    assert [engine.session for engine in closed] == [served.session]
+    assert served.submit(1).end() == [2], "the one that serves goes on"
