@@ -392,9 +392,7 @@ class TestBackoff:
         assert backoff.next(10.0 + 2.0 + 100.1) == 1.0
 
 
-def test_an_engine_that_gets_no_thread_is_closed(
-    start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_that_gets_no_thread_is_closed(start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
