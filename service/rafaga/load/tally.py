@@ -17,22 +17,14 @@ _CURVE_DIGITS = 2
 
 
 @dataclass
-class Interval:
-    """A slice of the window, by the time requests were due."""
+class _Outcomes:
+    """By reason, OK among them."""
 
-    outcomes: dict[str, int] = field(default_factory=dict)
-    latency: Distribution = field(default_factory=lambda: Distribution(_CURVE_DIGITS))
-
-
-@dataclass
-class ModelTally:
-    """One model of a mix."""
-
-    outcomes: dict[str, int] = field(default_factory=dict)
-    latency: Distribution = field(default_factory=Distribution)
+    outcomes: dict[str, int] = field(default_factory=dict, kw_only=True)
 
     @property
     def sent(self) -> int:
+        """Requests that were due, whatever became of them."""
         return sum(self.outcomes.values())
 
     @property
@@ -41,8 +33,22 @@ class ModelTally:
 
 
 @dataclass
-class Tally:
-    """Durations are microseconds; outcomes are counted by reason, OK among them.
+class Interval(_Outcomes):
+    """A slice of the window, by the time requests were due."""
+
+    latency: Distribution = field(default_factory=lambda: Distribution(_CURVE_DIGITS))
+
+
+@dataclass
+class ModelTally(_Outcomes):
+    """One model of a mix."""
+
+    latency: Distribution = field(default_factory=Distribution)
+
+
+@dataclass
+class Tally(_Outcomes):
+    """Durations are microseconds.
 
     latency: of answers, from when the request was due. from_send: the same from when it was sent, which is what a
     generator reports that starts its clock there. unanswered: until a request was refused or failed. lateness: of the
@@ -58,7 +64,6 @@ class Tally:
     preprocess: Distribution = field(default_factory=Distribution)
     inference: Distribution = field(default_factory=Distribution)
     batch_sizes: dict[int, int] = field(default_factory=dict)
-    outcomes: dict[str, int] = field(default_factory=dict)
     checked: int = 0
     wrong: int = 0
     models: dict[str, ModelTally] = field(default_factory=dict)
@@ -135,15 +140,6 @@ class Tally:
             own = self._interval(index)
             own.latency.merge(interval.latency)
             _merge_counts(own.outcomes, interval.outcomes)
-
-    @property
-    def sent(self) -> int:
-        """Requests that were due, whatever became of them."""
-        return sum(self.outcomes.values())
-
-    @property
-    def ok(self) -> int:
-        return self.outcomes.get(OK, 0)
 
 
 def interval_s(duration_s: float) -> float:
