@@ -34,6 +34,8 @@ from rafaga.load.worker import Setup
 _REFERENCE_TIMEOUT_S = 60.0
 # Enough callers to keep a batch waiting while one runs.
 _PROBE = Step(Pattern.CLOSED, callers=16, warm_up_s=0.5, duration_s=2.0)
+# A step of less may hold none by chance, and a step without an answer meets no objective.
+_LEAST_REQUESTS = 5
 # Of a table that is written to a file: as wide as it likes.
 _PLAIN_WIDTH = 200
 
@@ -151,7 +153,7 @@ def _find_max(session: Session, options: LoadOptions, shown: View) -> tuple[floa
         # Half of what callers that wait get out of the server: a search that begins near its end is short.
         first = replace(first, rate=probed.figures.answered / 2)
     found: list[StepResult] = []
-    searching = search(first.rate, options.precision)
+    searching = search(first.rate, options.precision, lowest=_LEAST_REQUESTS / first.duration_s)
     rate = next(searching)
     while True:
         found.append(session.measure(replace(first, rate=rate, seed=first.seed + len(found))))

@@ -7,8 +7,8 @@ import pytest
 from rafaga.load.search import search
 
 
-def run(first: float, limit: float, precision: float = 0.05) -> tuple[float, list[float]]:
-    searching = search(first, precision)
+def run(first: float, limit: float, precision: float = 0.05, lowest: float = 0.1) -> tuple[float, list[float]]:
+    searching = search(first, precision, lowest)
     tried = [next(searching)]
     while True:
         try:
@@ -30,8 +30,22 @@ def test_it_ends_just_below_the_limit(first: float, precision: float) -> None:
 def test_a_server_that_meets_nothing_has_no_rate() -> None:
     found, tried = run(100, limit=0)
     assert found == 0
-    assert tried[0] == 100
-    assert tried[-1] < 1
+    assert tried == [100, 50, 12.5, 100 / 128, 0.1], "ever further down, to the lowest"
+
+
+@pytest.mark.parametrize("first", [200, 1_000, 50_000, 1e6])
+@pytest.mark.parametrize("limit", [0.11, 1, 3])
+def test_a_first_guess_may_be_far_too_high(first: float, limit: float) -> None:
+    found, tried = run(first, limit=limit)
+    assert limit / 1.05 <= found <= limit
+    assert len(tried) < 16
+
+
+def test_no_rate_below_the_lowest_is_tried() -> None:
+    """1. The lowest one is the answer. 2. A first guess that lies below it is tried all the same."""
+    assert min(run(100, limit=1.0, lowest=1.0)[1]) == 1.0
+    assert run(100, limit=1.0, lowest=1.0)[0] == 1.0
+    assert run(0.5, limit=0, lowest=1.0) == (0, [0.5])
 
 
 @pytest.mark.parametrize("first", [0.01, 1])
