@@ -4,7 +4,7 @@ holds it back.
     load generator  →  transport  →  checks, queue, batches  →  an engine that gives its inputs back  →  replies
 
 One server for each transport, then several that share the load, each a process with an interpreter of its own: what
-they take in beyond the first one's, on cores enough, is what the interpreter's lock costs. py-spy, where it is there,
+they take in beyond the first one's, on cores enough, is what the interpreter's lock costs. With --profile, py-spy
 samples who holds that lock. With the client on the same cores the figures are the client's too.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,9 @@ from rafaga.server.job import Arrays
 _MODEL, _VALUES = "nothing", 16
 _WARM_UP_S = 1.0
 _SAMPLES_PER_S = 250
+_WRITING_S = 30.0
 _TOP = 8
+_PY_SPY = "py-spy"
 
 
 class Cpu(NamedTuple):
@@ -52,7 +55,7 @@ class Cpu(NamedTuple):
 @dataclass(frozen=True)
 class FanIn:
     """rate: requests per second. Cores are CPU seconds per second of all servers together. held: the share of the time
-    that one server's interpreter lock is held, None without py-spy; by whom: functions by their share of that."""
+    that one server's interpreter lock is held, None where nobody looked; by whom: functions by their share of that."""
 
     transport: str
     servers: int
@@ -146,18 +149,18 @@ def measure(transport: str, servers: int, callers: int, processes: int, seconds:
         command += ["--protocol", "open-inference", "--concurrency", str(callers), "--processes", str(processes)]
         command += ["--warm-up", str(_WARM_UP_S), "--duration", str(seconds), "--json", str(file)]
         before = [server.cpu() for server in running]
-        with _held(running[0].pid, seconds, folder / "held.txt", profile) as samples:
+        with _held(running[0].pid, folder / "held.txt", profile) as samples:
             begin = time.monotonic()
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             wall_s = time.monotonic() - begin
+            counts = samples()
         if not file.exists():
             raise RuntimeError(f"rafaga load: {done.stdout[-300:]}{done.stderr[-300:]}")
         figures: dict[str, Any] = json.loads(file.read_text())["steps"][0]["figures"]
         if figures["failed"] or figures["refused"] or figures["wrong"]:
             raise RuntimeError(f"not every request was answered rightly: {figures}")
         used = np.array([server.cpu() for server in running]) - np.array(before)
-        counts = samples()
-    # Servers compute only while they are asked: the generator's own start is in `wall_s` and must not count.
+    # Servers compute, and hold their locks, only while they are asked: the generator's own start must not count.
     loaded_s = min(wall_s, seconds + _WARM_UP_S)
     python_s, native_s = map(float, used.sum(axis=0))
     total = sum(counts.values())
@@ -168,38 +171,38 @@ def measure(transport: str, servers: int, callers: int, processes: int, seconds:
         figures["latency"]["p99_ms"],
         python_s / loaded_s,
         native_s / loaded_s,
-        total / (_SAMPLES_PER_S * seconds) if counts else None,
+        total / (_SAMPLES_PER_S * loaded_s) if profile else None,
         tuple((name, n / total) for name, n in counts.most_common(_TOP)),
     )
 
 
 @contextmanager
-def _held(pid: int, seconds: float, file: Path, profile: bool) -> Iterator[Callable[[], Counter[str]]]:
-    """While the block runs. What it gives tells afterwards how often whom was seen holding the interpreter's lock, by
-    function; nothing where nobody looked."""
-    tool = shutil.which("py-spy") if profile else None
-    if tool is None:
+def _held(pid: int, file: Path, profile: bool) -> Iterator[Callable[[], Counter[str]]]:
+    """From now on. What it gives ends the watching, and tells how often which function was seen holding the lock of the
+    interpreter; nothing where nobody looked. That raises RuntimeError where py-spy could not look."""
+    if not profile:
         yield Counter
         return
-    command = [tool, "record", "--gil", "--format", "raw", "--rate", str(_SAMPLES_PER_S), "--pid", str(pid)]
-    # In the middle of the load: after the generator's start and its warm-up.
-    delayed = ["sh", "-c", f'sleep {2 * _WARM_UP_S}; exec "$@"', "sh", *command]
-    delayed += ["--duration", str(max(1, round(seconds))), "--output", str(file)]
-    process = subprocess.Popen(delayed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [_PY_SPY, "record", "--gil", "--function", "--format", "raw", "--rate", str(_SAMPLES_PER_S)]
+    command += ["--pid", str(pid), "--output", str(file)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def counted() -> Counter[str]:
-        process.wait()
+        process.send_signal(signal.SIGINT)  # it writes down what it has
+        _, said = process.communicate(timeout=_WRITING_S)
+        if not file.exists():
+            raise RuntimeError(f"{_PY_SPY} wrote nothing down: {said.strip()[-300:]}")
         counts: Counter[str] = Counter()
-        for line in file.read_text().splitlines() if file.exists() else ():
+        for line in file.read_text().splitlines():
             stack, _, number = line.rpartition(" ")
             counts[stack.rpartition(";")[2]] += int(number)
         return counts
 
     try:
         yield counted
-    except BaseException:
+    finally:
         process.kill()
-        raise
+        process.communicate()
 
 
 def report(found: Sequence[FanIn]) -> str:
@@ -238,6 +241,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--profile", action="store_true", help="with py-spy, which slows it down a little")
     options = parser.parse_args()
+    if options.profile and shutil.which(_PY_SPY) is None:
+        parser.error(f"--profile needs {_PY_SPY}, which is not on the path: pip install {_PY_SPY}")
     if options.step == "serve":
         serve(options.repository, options.transports[0])
         return 0

@@ -27,6 +27,7 @@ from rafaga.server import placement as placements
 from rafaga.server.config import GpuChoice
 from rafaga.server.devices import Choice, Device, DeviceFallback, Nvidia
 from rafaga.server.engine import Engine, Golden
+from rafaga.server.per_model import EngineSettings, PerModel
 from rafaga.server.placement import GpuSettings, Placement, Task
 
 HERE = Path(__file__).parent
@@ -69,9 +70,13 @@ def place(device: Device, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(placements, "_BOUND_S", 0.0)  # in a rehearsal, small models too
 
     def place(**settings: object) -> Placement:
-        return Placement.on(Choice((device,), "a test"), DeviceFallback.FAIL, 1, GpuSettings(**settings))  # type: ignore[arg-type]
+        return placed(device, GpuSettings(**settings))  # type: ignore[arg-type]
 
     return place
+
+
+def placed(device: Device, settings: GpuSettings) -> Placement:
+    return Placement.on(Choice((device,), "a test"), DeviceFallback.FAIL, settings, PerModel(EngineSettings()))
 
 
 @dataclass(frozen=True)

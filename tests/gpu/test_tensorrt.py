@@ -10,10 +10,10 @@ import pytest
 
 from rafaga.errors import DeviceError
 from rafaga.server import devices
-from rafaga.server.devices import Choice, Device, DeviceFallback, DeviceKind, Nvidia
-from rafaga.server.placement import GpuSettings, Placement
+from rafaga.server.devices import Device, DeviceKind, Nvidia
+from rafaga.server.placement import GpuSettings
 from tests.bundles import convolve, publish_convolutions, publish_forecaster
-from tests.gpu.conftest import task
+from tests.gpu.conftest import placed, task
 
 
 @pytest.fixture
@@ -30,8 +30,7 @@ def tensorrt(device: Device) -> Device:
 @pytest.mark.parametrize("publish", [publish_convolutions, publish_forecaster])
 def test_built_once(tensorrt: Device, tmp_path: Path, publish: Callable[[Path], Path]) -> None:
     cache = tmp_path / "cache"
-    settings = GpuSettings(tensorrt_cache=cache)
-    placement = Placement.on(Choice((tensorrt,), "a test"), DeviceFallback.FAIL, 1, settings)
+    placement = placed(tensorrt, GpuSettings(tensorrt_cache=cache))
     given, _, golden = task(publish(tmp_path))
     for _ in range(2):
         engine = placement.engine(tensorrt, given)
@@ -47,9 +46,7 @@ def test_built_once(tensorrt: Device, tmp_path: Path, publish: Callable[[Path], 
 
 @pytest.mark.timeout(600)
 def test_every_size(tensorrt: Device, tmp_path: Path) -> None:
-    placement = Placement.on(
-        Choice((tensorrt,), "a test"), DeviceFallback.FAIL, 1, GpuSettings(tensorrt_cache=tmp_path / "cache")
-    )
+    placement = placed(tensorrt, GpuSettings(tensorrt_cache=tmp_path / "cache"))
     given, _, _ = task(publish_convolutions(tmp_path))
     engine = placement.engine(tensorrt, given)
     for rows in (1, 3, 8, 11):

@@ -139,7 +139,7 @@ def _placement(config: Config) -> Placement:
         choice = devices.choose(devices.parse(config.device), config.device_fallback, devices.Nvidia())
         level = logging.WARNING if choice.degraded else logging.INFO
         _LOG.log(level, "device chosen: %s", choice.why, extra={"devices": [str(d) for d in choice.devices]})
-        return Placement.on(choice, config.device_fallback, None, settings, config.engines)
+        return Placement.on(choice, config.device_fallback, settings, config.engines)
     except DeviceError as error:
         raise ConfigError(f"device: {error} (or say --device-fallback cpu)") from None
 

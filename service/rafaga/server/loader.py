@@ -51,14 +51,13 @@ class Loader:
         return self._placed(folder.parent.name, partial(self._load_plain, folder))
 
     def _placed(self, name: str, load: Callable[[Placement], ServedModel]) -> ServedModel:
-        placement = self.placement.of(name)
         try:
-            return load(placement)
+            return load(self.placement)
         except DeviceError as error:
-            if not placement.may_fall_back:
+            if not self.placement.may_fall_back:
                 raise
             _LOG.warning("FALLEN BACK to the CPU, as device_fallback allows: %s", error, extra={"model": name})
-            return load(placement.on_cpu())
+            return load(self.placement.on_cpu())
 
     def _load(self, folder: Path, bundle: Bundle, placement: Placement) -> ServedModel:
         variant = self._choose(bundle, placement.gpu)
@@ -112,9 +111,10 @@ class Loader:
         start: Callable[[Device], tuple[Engine, LatencyTable]],
     ) -> ServedModel:
         """`start` gives an engine that is right and warm, now and whenever it must be replaced."""
+        devices = placement.devices_of(bundle.name)
         started: list[tuple[Engine, LatencyTable]] = []
         try:
-            for device in placement.devices:
+            for device in devices:
                 started += [start(device)]
         except BaseException:
             for engine, _ in started:
@@ -126,7 +126,7 @@ class Loader:
         engines, latency = [engine for engine, _ in started], started[0][1]
 
         def renew(number: int) -> Engine:
-            return start(placement.devices[number])[0]
+            return start(devices[number])[0]
 
         return ServedModel(bundle, variant, engines, latency, self.policy, metrics, samples, renew, self.watch)
 

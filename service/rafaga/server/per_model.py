@@ -44,8 +44,9 @@ class PerModel(Generic[T]):
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """One model's engines. instances: on each device. threads: ONNX Runtime's, of each engine on the CPU; None: by a
-    timed run. spinning: whether those spin while they wait; None: where cores are left over."""
+    """One model's engines. instances: on each device. threads: ONNX Runtime's, of each engine on the CPU; None: its
+    share of the cores, or one where a timed run says so. spinning: whether those spin while they wait; None: where
+    cores are left over."""
 
     instances: int = 1
     threads: int | None = None

@@ -103,27 +103,21 @@ class Site:
 
 @dataclass(frozen=True)
 class Placement:
-    """`devices`: where each model has an engine; one that has several is there as often. `threads`: of ONNX Runtime,
-    for each engine on the CPU; None: its share of the cores, or one where a timed run says so. `spinning`: of those;
-    None: where cores are left over. `engines`: what holds for each model in place of that."""
+    """`devices`: where every model has its engines. `engines`: how many on each, and how they run."""
 
     devices: tuple[Device, ...] = (CPU,)
     fallback: DeviceFallback = DeviceFallback.FAIL
-    threads: int | None = None
     settings: GpuSettings = GpuSettings()
+    engines: PerModel[EngineSettings] = field(default_factory=lambda: PerModel(EngineSettings()))
     _sites: dict[int, Site] = field(default_factory=dict, repr=False)
-    instances: int = 1
-    spinning: bool | None = False
-    engines: PerModel[EngineSettings] | None = None
 
     @classmethod
     def on(
         cls,
         choice: Choice,
         fallback: DeviceFallback,
-        threads: int | None,
         settings: GpuSettings,
-        engines: PerModel[EngineSettings] | None = None,
+        engines: PerModel[EngineSettings],
     ) -> Placement:
         """Raises DeviceError."""
         sites: dict[int, Site] = {}
@@ -132,17 +126,11 @@ class Placement:
             for device in choice.devices:
                 cuda = Cuda.load(device.index)
                 sites[device.index] = Site(gpus[device.index], cuda, settings.memory_bytes, gate, loading)
-        return cls(choice.devices, fallback, threads, settings, sites, engines=engines)
+        return cls(choice.devices, fallback, settings, engines, sites)
 
-    def of(self, model: str) -> Placement:
-        """As `model` is to be placed."""
-        if self.engines is None:
-            return self
-        own = self.engines.of(model)
-        devices = self.devices * own.instances
-        return dataclasses.replace(
-            self, devices=devices, threads=own.threads, instances=own.instances, spinning=own.spinning, engines=None
-        )
+    def devices_of(self, model: str) -> tuple[Device, ...]:
+        """One for each of its engines."""
+        return self.devices * self.engines.of(model).instances
 
     @property
     def gpu(self) -> bool:
@@ -153,7 +141,7 @@ class Placement:
         return self.gpu and self.fallback is DeviceFallback.CPU
 
     def on_cpu(self) -> Placement:
-        return dataclasses.replace(self, devices=(CPU,) * self.instances)
+        return dataclasses.replace(self, devices=(CPU,))
 
     def engine(self, device: Device, task: Task) -> Engine:
         """Raises BundleError when ONNX Runtime does not run the model or its answers are wrong, and DeviceError when it
@@ -163,13 +151,13 @@ class Placement:
         return GpuLoad(device, self._sites[device.index], self.settings, task).engine()
 
     def _on_the_cpu(self, task: Task) -> Engine:
-        threads, cores = self.threads, available_cores()
-        spinning = self.spinning
+        own, cores = self.engines.of(task.model.name), available_cores()
+        spinning = own.spinning
         if spinning is None:
-            own = self.instances * (threads or cores)
-            spinning = own > self.instances and cores - own >= _LEFT_OVER_CORES
-        share = max(1, cores // self.instances)
-        engine = Engine.load(task.model, task.content, task.samples, threads, spinning, share)
+            threads = own.instances * (own.threads or cores)
+            spinning = threads > own.instances and cores - threads >= _LEFT_OVER_CORES
+        share = max(1, cores // own.instances)
+        engine = Engine.load(task.model, task.content, task.samples, own.threads, spinning, share)
         session = engine.session
         long = fits(task.model) and engine.seconds(task.samples, 1) >= _BOUND_S
         if long and isinstance(session, ort.InferenceSession):

@@ -70,7 +70,7 @@ def test_it_is_carried_without_its_weights(tmp_path: Path, folder: Path, precisi
     assert {tuple(t.dims) for t in onnx.load(unpacked / "model.onnx").graph.initializer} >= {(784, 10)}
     bundle = bundles.load(unpacked)
     assert (bundle.max_batch_size, [v.precision for v in bundle.variants]) == (64, [precision])
-    Loader(BatchPolicy(), 8, None, Placement(threads=1), Metrics()).load(unpacked, bundle).close()
+    Loader(BatchPolicy(), 8, None, Placement(), Metrics()).load(unpacked, bundle).close()
 
 
 def test_what_is_small_is_carried_whole(tmp_path: Path, folder: Path) -> None:

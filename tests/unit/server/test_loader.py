@@ -26,7 +26,7 @@ from tests.bundles import publish_backbone, publish_classifier, publish_forecast
 
 
 def loader(precision: Precision | None = None, most: int = 4) -> Loader:
-    return Loader(BatchPolicy(), most, precision, Placement(threads=1), Metrics())
+    return Loader(BatchPolicy(), most, precision, Placement(), Metrics())
 
 
 def load(folder: Path, **about: Precision | int) -> ServedModel:

@@ -32,6 +32,7 @@ from rafaga.server.job import Job
 from rafaga.server.loader import Loader, fastest_on_gpu
 from rafaga.server.metrics import Metrics
 from rafaga.server.model import ServedModel
+from rafaga.server.per_model import EngineSettings, PerModel
 from rafaga.server.placement import GpuSettings, Placement, Site, Task, device_buckets
 from rafaga.server.providers import CudaSettings, TensorRtSettings
 from tests.bundles import (
@@ -81,7 +82,7 @@ class Machine:
     def placement(self, fallback: DeviceFallback = DeviceFallback.FAIL, **settings: Any) -> Placement:
         gpu = GpuSettings(**({"nhwc": GpuChoice.OFF, "graphs": GpuChoice.OFF} | settings))
         site = Site(GPU, self.cudart.cuda(), gpu.memory_bytes, Gate(), threading.Lock())
-        return Placement((Device(DeviceKind.CUDA),), fallback, 1, gpu, {0: site})
+        return Placement((Device(DeviceKind.CUDA),), fallback, gpu, _sites={0: site})
 
     @property
     def untouched(self) -> bool:
@@ -115,12 +116,12 @@ def loader(placement: Placement, precision: Precision | None = None) -> Loader:
 
 class TestCpu:
     def test_small_models_are_run_as_they_come(self, folder: Path) -> None:
-        engine = Placement(threads=1).engine(CPU, task(folder))
+        engine = Placement().engine(CPU, task(folder))
         assert type(engine) is Engine
 
     def test_large_ones_are_bound(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(placements, "_BOUND_S", 0.0)
-        engine = Placement(threads=1).engine(CPU, task(folder))
+        engine = Placement().engine(CPU, task(folder))
         assert isinstance(engine, BoundEngine)
         image = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
         np.testing.assert_allclose(engine.run((image,))[0], classify(image), atol=1e-6)
@@ -128,12 +129,30 @@ class TestCpu:
 
     def test_those_without_known_outputs_are_not(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(placements, "_BOUND_S", 0.0)
-        engine = Placement(threads=1).engine(CPU, task(publish_backbone(tmp_path)))
+        engine = Placement().engine(CPU, task(publish_backbone(tmp_path)))
         assert type(engine) is Engine
 
     def test_a_choice_of_the_cpu_asks_for_no_gpu(self) -> None:
-        placement = Placement.on(Choice((CPU,), "said so"), DeviceFallback.FAIL, 2, GpuSettings())
-        assert (placement.devices, placement.threads, placement.gpu) == ((CPU,), 2, False)
+        engines = PerModel(EngineSettings())
+        placement = Placement.on(Choice((CPU,), "said so"), DeviceFallback.FAIL, GpuSettings(), engines)
+        assert (placement.devices, placement.gpu) == ((CPU,), False)
+
+    def test_every_model_has_engines_of_its_own(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As many as are set for it, with as many threads each."""
+        asked: list[int] = []
+
+        def create(model: bytes, threads: int, spinning: bool) -> ort.InferenceSession:
+            asked.append(threads)
+            return create_session(model, 1)
+
+        monkeypatch.setattr("rafaga.server.engine.create_session", create)
+        engines = PerModel(EngineSettings(instances=2, threads=4), {"other": EngineSettings(threads=8)})
+        placement = Placement((Device(DeviceKind.CUDA), Device(DeviceKind.CUDA, 1)), engines=engines)
+        assert [str(device) for device in placement.devices_of("digits")] == ["cuda:0", "cuda:1"] * 2
+        assert len(placement.devices_of("other")) == 2
+        assert placement.on_cpu().devices_of("digits") == (CPU, CPU)
+        placement.on_cpu().engine(CPU, task(folder))
+        assert asked == [4]
 
 
 class TestGpu:
@@ -657,7 +676,7 @@ class TestSeveralGpus:
         monkeypatch.setattr(placements, "create_gpu_session", lambda model, *_: create_session(model, 1))
         monkeypatch.setattr(placements, "fits", lambda _: False)
         devices = (Device(DeviceKind.CUDA, 0), Device(DeviceKind.CUDA, 1))
-        placement = Placement(devices, DeviceFallback.FAIL, 1, one.settings, {0: one._sites[0], 1: second})
+        placement = Placement(devices, settings=one.settings, _sites={0: one._sites[0], 1: second})
         model = loader(placement).load(folder, bundles.load(folder))
         assert len(model.engines) == 2
         together = threading.Barrier(2, timeout=WAIT_S)
@@ -682,7 +701,7 @@ class TestSeveralGpus:
 
     def test_the_capacity_is_that_of_all(self, machine: Machine, folder: Path) -> None:
         bundle = bundles.load(folder)
-        alone = loader(Placement(threads=1)).load(folder, bundle)
+        alone = loader(Placement()).load(folder, bundle)
         engines, latency = alone.engines, alone._batcher.latency
         metrics = Metrics().model("digits")
         samples = Golden.load(bundle, folder / bundles.GOLDEN)
