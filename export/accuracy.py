@@ -5,7 +5,7 @@ maps             `similarity`: cosine with the fp32 file's maps; nobody labels a
 embedding        `recall_at_10`: of the ten nearest images by the fp32 file, how many are found; and `similarity`
 segmentation     `agreement`: share of pixels with the fp32 file's class
 sequence         `legal`, `remembered`: next symbols that the grammar allows, and long-range dependencies that are kept
-forecasting      `mase`, `pinball`, `coverage_P`: against what came
+forecasting      `mase`, `pinball`, `coverage_P` of intervals, `coverage_qP` of quantiles: against what came
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def recall(found: Array, reference: Array, neighbours: int = 10) -> float:
 
 
 def forecast(session: ort.InferenceSession, series: Array, shape: SeriesInput, dataset: str) -> tuple[Metric, ...]:
-    """MASE, pinball loss and interval coverage by rolling origin, and the seasonal-naive MASE on the same origins."""
+    """MASE, pinball loss and coverage by rolling origin, and the seasonal-naive MASE on the same origins."""
 
     def quantiles(history: Array, length: NDArray[np.int64]) -> Array:
         return run(session, {"history": history, "length": length})["quantiles"]

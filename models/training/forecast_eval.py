@@ -7,6 +7,7 @@ smoothing, the statistical baseline, so that a network is judged by what it adds
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from models.training.data import Series
 from rafaga.bundle import Metric
 
 TEST_FRACTION = 0.2
+_ROWS = 64  # origins that are forecast at once
 
 # history float32 [N, T] right-padded with zeros, length int64 [N] -> quantiles float32 [N, max_horizon, Q]
 Forecast = Callable[[Series, npt.NDArray[np.int64]], Series]
@@ -61,25 +63,55 @@ def held_out(series: Series, spec: SeriesInput) -> Origins:
     return rolling_origins(series, spec, start, len(series), stride)
 
 
+def overlap(origins: Origins) -> int:
+    """How many origins further on a horizon reaches."""
+    return math.ceil(int(origins.future.shape[1]) / origins.stride)
+
+
 def evaluate(origins: Origins, spec: SeriesInput, forecast: Forecast, dataset: str) -> tuple[Metric, ...]:
-    """`mase` of the median, `pinball` (mean over levels, in the unit of the series), `coverage_P` of each interval.
+    """`mase` of the median, `pinball` (mean over levels, in the unit of the series), and what `shares` gives.
 
     At level 0.5 the pinball loss is half the absolute error.
     """
-    quantiles = np.concatenate(
-        [forecast(origins.history[rows], origins.length[rows]) for rows in _slices(len(origins.length))]
-    )
+    quantiles = quantiles_of(forecast, origins)
     levels = np.array(spec.quantile_levels, dtype=np.float32)
     error = origins.future[:, :, None] - quantiles  # [N, H, Q]
     figures = {
         "mase": float(np.abs(error[:, :, spec.quantile_levels.index(0.5)]).mean()) / origins.scale,
         "pinball": float(np.maximum(levels * error, (levels - 1) * error).mean()),
     }
-    for low, high in intervals(spec.quantile_levels):
-        inside = (quantiles[:, :, low] <= origins.future) & (origins.future <= quantiles[:, :, high])
-        nominal = spec.quantile_levels[high] - spec.quantile_levels[low]
-        figures[f"coverage_{round(100 * nominal)}"] = float(inside.mean())
+    figures |= {share.name: float(share.held.mean()) for share in shares(origins, spec, quantiles)}
     return _metrics(figures, dataset, len(origins.length))
+
+
+def quantiles_of(forecast: Forecast, origins: Origins) -> Series:
+    """What is forecast at every origin, a few at a time. [N, max_horizon, Q]"""
+    rows = (slice(start, start + _ROWS) for start in range(0, len(origins.length), _ROWS))
+    return np.concatenate([forecast(origins.history[some], origins.length[some]) for some in rows])
+
+
+@dataclass(frozen=True)
+class Share:
+    """Where a forecast that knows its own uncertainty is right `nominal` of the time: `held` bool [N, max_horizon]."""
+
+    name: str
+    nominal: float
+    held: npt.NDArray[np.bool_]
+
+
+def shares(origins: Origins, spec: SeriesInput, quantiles: Series) -> Iterator[Share]:
+    """`coverage_P`: observations inside the central interval of P percent, its edges included.
+
+    `coverage_qP`: observations at or below the quantile of P percent. An interval may hold its share although both of
+    its quantiles lie too high; this figure tells.
+    """
+    levels = spec.quantile_levels
+    below = origins.future[:, :, None] <= quantiles  # [N, H, Q]
+    for low, high in intervals(levels):
+        inside = (quantiles[:, :, low] <= origins.future) & below[:, :, high]
+        yield Share(f"coverage_{round(100 * (levels[high] - levels[low]))}", levels[high] - levels[low], inside)
+    for number, level in enumerate(levels):
+        yield Share(f"coverage_q{f'{100 * level:g}'.zfill(2)}", level, below[:, :, number])
 
 
 def intervals(levels: tuple[float, ...]) -> Iterator[tuple[int, int]]:
@@ -133,10 +165,6 @@ def holt_winters(origins: Origins, spec: SeriesInput, steps: Steps = SILENT) -> 
 
 def _mean_error(origins: Origins, forecast: Series) -> float:
     return float(np.abs(origins.future - forecast).mean())
-
-
-def _slices(n: int, size: int = 64) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, n, size))
 
 
 def _metrics(figures: Mapping[str, float], dataset: str, samples: int) -> tuple[Metric, ...]:

@@ -8,8 +8,6 @@ of another seed, nor of another decade.
 
 from __future__ import annotations
 
-import argparse
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,17 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.table import Table
 
-from models.entry import SeriesInput, Shipped
-from models.loading import load_weights
-from models.progress import SILENT, Steps, shown
-from models.training.data import DataUnavailable, Series
-from models.training.forecast_eval import Origins, drift, held_out, holt_winters, seasonal_naive
-from models.training.recipes import recipes
-from models.training.series import Forecasting
-from models.zoo import catalogue
+from models.entry import SeriesInput
+from models.progress import SILENT, Steps
+from models.training.data import Series
+from models.training.forecast_eval import Origins, drift, holt_winters, overlap, seasonal_naive
+from models.training.shipped import forecasts, tabulate
 
 Errors = npt.NDArray[np.float64]  # [N], of each origin: mean absolute error of its horizon, in the unit of MASE
 
@@ -49,25 +42,15 @@ class Comparison:
 
 def compare(name: str, root: Path | None, steps: Steps = SILENT) -> Iterator[Comparison]:
     """The shipped forecaster `name` against every baseline that its series has. Raises DataUnavailable."""
-    entry = catalogue()[name]
-    problem = recipes()[name].problem(root, steps)
-    assert isinstance(problem, Forecasting)
-    load_weights(entry, problem.module)
-    problem.module.eval()
-    origins = held_out(problem.series, problem.spec)
-    median = problem.forecast(origins.history, origins.length)[:, :, problem.spec.quantile_levels.index(0.5)]
-    network = errors(origins, median)
-    for baseline, forecast in _baselines(origins, problem.spec, steps):
+    found = forecasts(name, root, steps)
+    origins, spec = found.origins, found.spec
+    network = errors(origins, found.quantiles[:, :, spec.quantile_levels.index(0.5)])
+    for baseline, forecast in _baselines(origins, spec, steps):
         yield compared(baseline, network, errors(origins, forecast), overlap(origins))
 
 
 def errors(origins: Origins, forecast: Series) -> Errors:
     return np.asarray(np.abs(origins.future - forecast).mean(1) / origins.scale, dtype=np.float64)
-
-
-def overlap(origins: Origins) -> int:
-    """How many origins further on a horizon reaches."""
-    return math.ceil(int(origins.future.shape[1]) / origins.stride)
 
 
 def compared(baseline: str, network: Errors, other: Errors, overlap: int) -> Comparison:
@@ -87,28 +70,15 @@ def _baselines(origins: Origins, spec: SeriesInput, steps: Steps) -> Iterator[tu
     yield "Holt-Winters", holt_winters(origins, spec, steps)
 
 
+def rows(name: str, root: Path | None, steps: Steps) -> Iterator[tuple[str, ...]]:
+    for c in compare(name, root, steps):
+        difference = f"{c.difference:+.3f} ± {c.standard_error:.3f}"
+        yield c.baseline, f"{c.baseline_mase:.3f}", f"{c.network_mase:.3f}", difference
+
+
 def main(arguments: list[str] | None = None) -> int:
-    shipped = [n for n, e in catalogue().items() if isinstance(e.input, SeriesInput) and isinstance(e.weights, Shipped)]
-    parser = argparse.ArgumentParser("python -m models.training.significance", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="default: every forecaster")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with a copy of the series; else downloaded")
-    options = parser.parse_args(arguments)
-    if unknown := set(options.names) - set(shipped):
-        parser.error(f"unknown {', '.join(sorted(unknown))}; there are {', '.join(shipped)}")
-    console = Console()
-    table = Table("name", "baseline", "its MASE", "the network's", "difference ± standard error")
-    for name in options.names or shipped:
-        try:
-            with shown(console, name) as steps:
-                found = list(compare(name, options.data, steps))
-        except DataUnavailable as error:
-            console.print(str(error), style="red", markup=False)
-            return 1
-        for c in found:
-            difference = f"{c.difference:+.3f} ± {c.standard_error:.3f}"
-            table.add_row(name, c.baseline, f"{c.baseline_mase:.3f}", f"{c.network_mase:.3f}", difference)
-    console.print(table)
-    return 0
+    columns = ("baseline", "its MASE", "the network's", "difference ± standard error")
+    return tabulate("models.training.significance", __doc__.splitlines()[0], columns, rows, arguments)
 
 
 if __name__ == "__main__":

@@ -240,6 +240,8 @@ def test_lstm_of_the_catalogue(tmp_path: Path) -> None:
     assert 0 < figures["coverage_90"] <= 1
     assert figures["mase_holt_winters"] > 0
     recorded = {m["name"]: m["value"] for m in json.loads((WEIGHTS / "lstm-co2.json").read_text())["metrics"]}
+    for level in ("q05", "q50", "q95"):
+        assert figures[f"coverage_{level}"] == pytest.approx(recorded[f"coverage_{level}"], abs=2e-3)
     assert figures["pinball"] == pytest.approx(recorded["pinball"], abs=2e-3)
     assert bundle.forecast is not None
     assert bundle.forecast.unit == "ppm"

@@ -12,7 +12,7 @@ import pytest
 
 from models.entry import SeriesInput, Shipped, Torchvision
 from models.training import __main__ as training
-from models.training import degradation, significance
+from models.training import coverage, degradation, significance
 from models.training.recipes import recipes
 from models.zoo import catalogue
 from tests.documents import ROOT
@@ -26,7 +26,7 @@ COMMANDS = [shlex.split(c) for c in re.findall(r"`(python -m models\.training[^`
 
 def table(first_column: str, heading: str) -> Iterator[list[str]]:
     """Cells of the rows of the table under `heading` that begins with `first_column`."""
-    lines = iter(PAGE.split(f"## {heading}\n")[1].splitlines())
+    lines = iter(PAGE.split(f"# {heading}\n")[1].splitlines())
     next(line for line in lines if line.startswith(f"| {first_column}".rstrip()))
     next(lines)  # the rule
     for line in takewhile(lambda line: line.startswith("|"), lines):
@@ -55,7 +55,7 @@ def test_every_shipped_network_is_in_the_table_with_its_command_and_its_figures(
 def test_every_command_can_be_given(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     module, arguments = words[2], words[3:]
     if module != "models.training":
-        command = {"models.training.degradation": degradation, "models.training.significance": significance}[module]
+        command = {m.__name__: m for m in (coverage, degradation, significance)}[module]
         with pytest.raises(SystemExit) as stopped:
             command.main([*arguments, "--help"])
         assert stopped.value.code == 0
@@ -79,6 +79,16 @@ def test_coverage_is_what_is_recorded() -> None:
     for name, *shares in rows:
         _, noted = recorded(name)
         assert shares == [f"{100 * noted[f'coverage_{percent}']:.1f}" for percent in (90, 80, 50)]
+
+
+def test_coverage_of_each_quantile_is_what_is_recorded() -> None:
+    rows = list(table("", "And each quantile?"))
+    assert {name for name, *_ in rows} == {n for n in SHIPPED if isinstance(catalogue()[n].input, SeriesInput)}
+    for name, *missed, within in rows:
+        _, noted = recorded(name)
+        points = [100 * noted[f"coverage_q{percent:02d}"] - percent for percent in (5, 10, 25, 50, 75, 90, 95)]
+        assert missed == [f"{p:+.1f}" for p in points], name
+        assert within == f"{sum(abs(p) <= 5 for p in points)} of 7", name
 
 
 def test_published_errors_are_those_of_the_weights() -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from models.entry import SeriesInput
+from models.training.coverage import standard_error
 from models.training.forecast_eval import (
+    Share,
     baselines,
     drift,
     evaluate,
     held_out,
+    overlap,
     rolling_origins,
     seasonal_naive,
+    shares,
     training_size,
 )
-from models.training.significance import compared, overlap
+from models.training.significance import compared
 
 SPEC = SeriesInput(
     min_history=8, max_history=20, max_horizon=3, quantile_levels=(0.1, 0.5, 0.9), season=4, step="quarter", unit="x"
@@ -58,6 +64,50 @@ def test_coverage_counts_observations_inside() -> None:
     too_high = [np.full((18, 3, 3), 1e3, dtype=np.float32)]
     figures = {m.name: m.value for m in evaluate(origins, SPEC, lambda *_: too_high[0], "a line")}
     assert figures["coverage_80"] == 0
+
+
+def test_a_quantile_holds_what_lies_at_it_or_below() -> None:
+    """Four origins, three steps: 5 stands at the quantile of 10 %, below that of 50 % and above that of 90 %."""
+    origins = rolling_origins(SERIES, SPEC, start=8, stop=14)
+    levels = np.array([5, 6, 4], dtype=np.float32)  # crossed on purpose: every level is counted for itself
+    quantiles = np.broadcast_to(levels, (4, 3, 3))
+    five = replace(origins, future=np.full((4, 3), 5, dtype=np.float32))
+    found = {s.name: (s.nominal, s.held.mean()) for s in shares(five, SPEC, quantiles)}
+    assert found["coverage_q10"] == (0.1, 1)
+    assert found["coverage_q50"] == (0.5, 1)
+    assert found["coverage_q90"] == (0.9, 0)
+    assert found["coverage_80"] == (pytest.approx(0.8), 0)
+
+
+def test_intervals_may_be_right_where_their_quantiles_are_not() -> None:
+    """Of 1 to 15, the interval from 0 to 12 holds twelve: none lies below it, three lie above."""
+    origins = rolling_origins(SERIES, SPEC, start=8, stop=15)
+    seen = np.arange(1, 16, dtype=np.float32).reshape(5, 3)
+    quantiles = np.broadcast_to(np.array([0, 6, 12], dtype=np.float32), (5, 3, 3))
+    found = {s.name: s.held.mean() for s in shares(replace(origins, future=seen), SPEC, quantiles)}
+    assert found == {
+        "coverage_80": pytest.approx(0.8),
+        "coverage_q10": 0,
+        "coverage_q50": pytest.approx(0.4),
+        "coverage_q90": pytest.approx(0.8),
+    }
+
+
+def test_levels_are_named_in_percent_with_two_digits() -> None:
+    spec = replace(SPEC, quantile_levels=(0.025, 0.05, 0.5, 0.95, 0.975))
+    origins = rolling_origins(SERIES, SPEC, start=8, stop=15)
+    names = [s.name for s in shares(origins, spec, np.zeros((5, 3, 5), dtype=np.float32))]
+    assert names[:2] == ["coverage_95", "coverage_90"]
+    assert names[2:] == ["coverage_q2.5", "coverage_q05", "coverage_q50", "coverage_q95", "coverage_q97.5"]
+
+
+def test_origins_that_go_together_leave_a_share_less_certain() -> None:
+    rng = np.random.default_rng(1)
+    alone = rng.random((2000, 1)) < 0.5
+    together = np.repeat(rng.random((500, 1)) < 0.5, 4, axis=0)
+    assert standard_error(Share("", 0.5, alone), 1) == pytest.approx(0.5 / 2000**0.5, rel=0.1)
+    assert standard_error(Share("", 0.5, together), 40) == pytest.approx(0.5 / 500**0.5, rel=0.2)
+    assert standard_error(Share("", 0.5, alone[:3]), 24) == pytest.approx(0), "one block is all"
 
 
 def test_baselines_of_a_seasonal_series() -> None:

@@ -39,7 +39,8 @@ def models(args: Namespace, client: Client) -> int:
                     m.task,
                     m.precision,
                     "trained" if m.trained else "random",
-                    ", ".join(map(str, m.metrics)),
+                    # Seven shares of single quantiles would hide the figures that people compare.
+                    ", ".join(str(f) for f in m.metrics if not f.name.startswith("coverage_q")),
                     m.dataset,
                     m.reason,
                 )
