@@ -11,11 +11,11 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import goodput, large, machine, models, page, small
+from bench import goodput, large, machine, models, page, small, tail
 from bench.plan import QUICK, Part, Plan, Section, Task
 from bench.records import Block, Record, Records
 
-SECTIONS: tuple[Section, ...] = (small.SECTION, large.SECTION, goodput.SECTION)
+SECTIONS: tuple[Section, ...] = (small.SECTION, tail.SECTION, large.SECTION, goodput.SECTION)
 _QUICK_PARTS = "small,googlenet,overload"
 _PAGE = Path("docs/benchmarks.md")
 _RECORDS, _QUICK = Path("build/bench"), Path("build/bench-quick")

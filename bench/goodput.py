@@ -84,7 +84,7 @@ def verdicts(records: Sequence[Record]) -> list[Verdict]:
     ]
     found += [
         _each(record, "p99 of answers at 2× over that at 0.8×", _LATER, _later),
-        _each(record, "p99 at 80 % of the peak over the latency alone", _QUEUED, _queued),
+        _each(record, f"p99 at 80 % of the peak over the latency alone, {MODEL}", _QUEUED, _queued),
         _each(record, "share of rows computed in vain at 2× and 5×", _WASTED, _in_vain),
     ]
     growth = {server: _growth_mib(record, server) for server in own}

@@ -67,4 +67,4 @@ def measure(task: Task) -> Generator[Block, None, None]:
         yield from interleaved(measures, plan.blocks)
 
 
-PART = Part("overload", budget_s, measure)
+PART = Part("overload", budget_s, measure, tuple(LOADS))

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.cores import BUSY_CLIENT_CORES
-from bench.plan import Section
+from bench.plan import Part, Section
 from bench.records import Record, Records
 from bench.tables import table
 from bench.verdicts import HEAD, Aim, Case, Verdict
@@ -37,29 +37,37 @@ def measured(records: Records, sections: Sequence[Section]) -> dict[str, str]:
     """Markdown by the name of the markers it belongs between."""
     found: dict[str, str] = {}
     rows: list[Verdict] = []
-    shown: list[Record] = []
+    shown: dict[Part, Record] = {}
     for section in sections:
-        of_section = [record for part in section.parts if (record := records.best(part.name)) is not None]
-        if of_section:
+        kept = {part: record for part in section.parts if (record := records.best(part.name)) is not None}
+        if kept:
+            of_section = list(kept.values())
             found[section.name] = "\n".join([_notes(of_section), section.tables(of_section)])
             rows += section.verdicts(of_section)
-            shown += of_section
+            shown |= kept
     stopped = [record for s in sections for part in s.parts if (record := records.stopped(part.name)) is not None]
     if rows:
         rows.append(_generators(shown))
         found[VERDICTS] = table(HEAD, [row.cells() for row in rows])
     if shown or stopped:
-        found[RUNS] = "\n".join([_runs(shown), *map(_failure, stopped)])
+        found[RUNS] = "\n".join([_runs(list(shown.values())), *map(_failure, stopped)])
     return found
 
 
-def _generators(records: Iterable[Record]) -> Verdict:
-    """The client that is too busy measures itself. The highest of each part counts."""
-    highest = {
-        record.part: [max(run.sample.client_cores for run in block) for block in record.blocks] for record in records
-    }
-    cases = tuple(Case.of(part, _CLIENT, blocks, max(blocks)) for part, blocks in highest.items())
-    return Verdict("cores of the busiest load generator process", cases, "in {}")
+def _generators(records: Mapping[Part, Record]) -> Verdict:
+    """Of the open loops, where a client that is too busy sends late; the closed loops' figures stand beside them. The
+    highest of each part counts."""
+    judged = tuple(case for part, record in records.items() for case in _busiest(part, record, open_loop=True))
+    others = [case for part, record in records.items() for case in _busiest(part, record, open_loop=False)]
+    beside = ", ".join(f"{case.name} {case.middle:.2f}" for case in others)
+    return Verdict("cores of the busiest load generator process, open loops", judged, "in {}", f"closed: {beside}")
+
+
+def _busiest(part: Part, record: Record, *, open_loop: bool) -> list[Case]:
+    """One, or none where the part has no such loop."""
+    runs = [[run for run in block if (run.subject.load in part.open_loads) is open_loop] for block in record.blocks]
+    highest = [max(run.sample.client_cores for run in block) for block in runs if block]
+    return [Case.of(part.name, _CLIENT, highest, max(highest))] if highest else []
 
 
 def _notes(records: Iterable[Record]) -> str:

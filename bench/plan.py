@@ -43,11 +43,13 @@ Measure: TypeAlias = Callable[[Task], Generator[Block, None, None]]
 
 @dataclass(frozen=True)
 class Part:
-    """What is measured, kept and repeated as one. budget_s: how long it takes when nothing goes wrong."""
+    """What is measured, kept and repeated as one. budget_s: how long it takes when nothing goes wrong. open_loads: the
+    loads whose requests come at times of their own; under the others callers wait for their answers."""
 
     name: str
     budget_s: Callable[[Plan], float]
     measure: Measure
+    open_loads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,12 @@ class Sample:
     """One run. What is not known of it is 0.
 
     rate: answers per second, in time where there is a deadline. Latencies are milliseconds and count from when a
-    request was due. server_cpu_us: the server's CPU time per answer. client_cores: the busiest generator process's CPU
-    seconds per second. answered, unanswered, computed: requests with and without an answer and rows that the server
-    computed, warm-up included. rows: per batch. lost_points: of accuracy, None unless weights are trained.
-    latencies_ms: of every answer, where percentiles of all blocks together are wanted. resident_mib: the server's
-    memory after the run.
+    request was due, perf_analyzer's from when it was sent. server_cpu_us: the server's CPU time per answer.
+    client_cores: the busiest generator process's CPU seconds per second. answered, unanswered, computed: requests with
+    and without an answer and rows that the server computed, warm-up included. rows: per batch. lost_points: of
+    accuracy, None unless weights are trained. late: the share of requests that the client sent after they were due,
+    where it tells. latencies_ms: of every answer, where percentiles of all blocks together are wanted. resident_mib:
+    the server's memory after the run.
     """
 
     rate: float = 0.0
@@ -47,6 +48,7 @@ class Sample:
     computed: int = 0
     rows: int = 0
     lost_points: float | None = None
+    late: float = 0.0
     latencies_ms: tuple[float, ...] = ()
     resident_mib: float = 0.0
 

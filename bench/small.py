@@ -14,7 +14,7 @@ from bench.plan import Part, Plan, Section, Task
 from bench.records import Block, Record, Subject
 from bench.servers import TRANSPORTS, TRITON, serving
 from bench.tables import spread, table
-from bench.triton import analyze, backend, peers
+from bench.triton import analyze, backend, closed, peers
 from bench.verdicts import Aim, Case, Verdict
 
 _AIMS = {1: Aim(1.0), 8: Aim(1.4), 32: Aim(1.6)}
@@ -22,7 +22,7 @@ _AIMS = {1: Aim(1.0), 8: Aim(1.4), 32: Aim(1.6)}
 _ADDED_MS = Aim(0.1, at_least=False)
 _MODELS = (LENET, LSTM)
 _LONE = "lone"
-_WINDOW_S, _WINDOWS, _ANALYZER_S = 0.8, 3, 1.0  # perf_analyzer's: three windows, and what it takes beside them
+_WINDOW_S, _WINDOWS, _ANALYZER_S = 0.5, 6, 1.0  # perf_analyzer's: three windows after three of warming up; its start
 _LONE_S, _CLIENT_S = 2.0, 1.5
 _START_S = 15.0
 
@@ -56,7 +56,7 @@ def measure(task: Task) -> Generator[Block, None, None]:
             for model in _models(plan):
                 for server, target in targets.items():
                     for callers in _callers(plan):
-                        run = partial(analyze, scripts, target, model, callers, plan.seconds(_WINDOW_S), place)
+                        run = partial(analyze, scripts, target, model, closed(callers), plan.seconds(_WINDOW_S), place)
                         measures[Subject(model, server, str(callers))] = run
         for transport in TRANSPORTS:
             client = stack.enter_context(Client(targets[transport], LENET, place))

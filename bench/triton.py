@@ -11,6 +11,7 @@ Without them the tables lack Triton's rows, and say so.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -32,6 +33,14 @@ from bench.records import Sample
 ENVIRONMENT = "RAFAGA_PEERS"
 _START_TIMEOUT_S = 300.0  # the first start installs it
 _MAX_BATCH = 32
+# It waits for all answers, and offers what no server can answer until its memory is full.
+_ANALYZER_TIMEOUT_S = 60.0
+_REPORTED = (
+    r"Throughput: ([\d.]+)",
+    r"p50 latency: (\d+) usec",
+    r"p99 latency: (\d+) usec",
+    r"([\d.]+)% of the requests were delayed",
+)
 
 
 @dataclass(frozen=True)
@@ -82,29 +91,52 @@ def backend(target: Target, model: str) -> str:
     return f"Triton {server['version']} runs `{model}` in its {config['backend'] or config['platform']} backend."
 
 
-def analyze(folder: Path, target: Target, model: str, callers: int, window_s: float, cores: Cores) -> Sample:
-    """Closed loop: the mean of three windows. Raises RuntimeError when requests failed."""
+def closed(callers: int) -> tuple[str, ...]:
+    """perf_analyzer's closed loop. It counts while it still connects: one caller less is the warm-up, in windows of its
+    own, and takes as long."""
+    return ("--concurrency-range", f"{callers - 1}:{callers}:1" if callers > 1 else "1")
+
+
+def poisson(rate: float) -> tuple[str, ...]:
+    """perf_analyzer's open loop, with the same arrivals every time: requests per second."""
+    return ("--request-rate-range", f"{rate:.0f}", "--request-distribution", "poisson")
+
+
+def analyze(folder: Path, target: Target, model: str, load: Sequence[str], window_s: float, cores: Cores) -> Sample:
+    """perf_analyzer under `load`: the mean of three windows, percentiles of all three together.
+
+    Raises RuntimeError when requests failed, subprocess.TimeoutExpired where answers do not end.
+    """
     answered, used_s = counted(target, "nv_inference_request_success", model), cpu_s(target.pid)
-    command = ["bash", str(folder / "perf_analyzer.sh"), "-m", model, "-u", target.address, "-i", "grpc", "-a"]
-    command += ["--concurrency-range", str(callers), "-p", str(round(window_s * 1000))]
-    # However much they differ: the blocks show how steady the machine is.
-    command += ["--max-trials", "3", "-s", "900"]
+    command = ["bash", str(folder / "perf_analyzer.sh"), "-m", model, "-u", target.address, "-i", "grpc", "-a", *load]
+    # However much the windows differ: the blocks show how steady the machine is.
+    command += ["-p", str(round(window_s * 1000)), "--max-trials", "3", "-s", "100000"]
     start_s, client_s = time.monotonic(), _children_cpu_s()
     with on(cores.client):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_ANALYZER_TIMEOUT_S)
     client_cores = (_children_cpu_s() - client_s) / (time.monotonic() - start_s)
-    rate = re.search(r"Throughput: ([\d.]+)", done.stdout)
-    p50, p99 = (re.search(rf"p{level} latency: (\d+) usec", done.stdout) for level in (50, 99))
-    if done.returncode or rate is None or p50 is None or p99 is None:
+    if done.returncode:
         raise RuntimeError(f"perf_analyzer failed:\n{done.stdout}{done.stderr}")
     requests = counted(target, "nv_inference_request_success", model) - answered
+    return dataclasses.replace(
+        reported(done.stdout),
+        server_cpu_us=1e6 * (cpu_s(target.pid) - used_s) / requests,
+        client_cores=client_cores,
+        answered=requests,
+    )
+
+
+def reported(text: str) -> Sample:
+    """What perf_analyzer printed of the last load. Raises RuntimeError where figures lack."""
+    _, _, last = text.rpartition("Client:")
+    rate, p50, p99, late = (re.search(pattern, last) for pattern in _REPORTED)
+    if rate is None or p50 is None or p99 is None:
+        raise RuntimeError(f"perf_analyzer told no figures:\n{text}")
     return Sample(
         rate=float(rate[1]),
         p50_ms=int(p50[1]) / 1e3,
         p99_ms=int(p99[1]) / 1e3,
-        server_cpu_us=1e6 * (cpu_s(target.pid) - used_s) / requests,
-        client_cores=client_cores,
-        answered=requests,
+        late=float(late[1]) / 100 if late is not None else 0.0,
     )
 
 
