@@ -91,6 +91,9 @@ def backend(target: Target, model: str) -> str:
     return f"Triton {server['version']} runs `{model}` in its {config['backend'] or config['platform']} backend."
 
 
+WARMED_UP = "perf_analyzer's closed loops warm up with one caller less, in windows that are not counted."
+
+
 def closed(callers: int) -> tuple[str, ...]:
     """perf_analyzer's closed loop. It counts while it still connects: one caller less is the warm-up, in windows of its
     own, and takes as long."""
