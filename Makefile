@@ -88,17 +88,15 @@ GPU_PACKAGES ?= $(if $(wildcard $(BIN)/python),,build/gpu-packages)
 GPU_ENV       = PYTHONPATH="service:.:$(GPU_PACKAGES):$$PYTHONPATH"
 
 test-gpu:  ## The tests that need a GPU; they say so where there is none
-	@test -n "$(wildcard build/gpu-catalogue build/gpu-bench repository)" || \
-	  $(GPU_ENV) $(GPU_PYTHON) -m export lenet5-mnist lstm-co2 --output repository
 	$(GPU_ENV) $(GPU_PYTHON) -m pytest -m gpu tests/gpu
 
-bench-gpu:  ## Raw and served throughput on a GPU, in less than eight minutes; prepares its models first
-	$(GPU_ENV) $(GPU_PYTHON) -m bench.gpu --output build/gpu.md
+bench-gpu:  ## Raw and served throughput on a GPU, in less than eight minutes, into docs/benchmarks.md too
+	$(GPU_ENV) $(GPU_PYTHON) -m bench.gpu --output build/gpu.md --page docs/benchmarks.md
 
 build/gpu-bench: setup  ## The models that bench-gpu measures, small enough to be carried to the GPU
 	$(BIN)/python -m bench.gpu prepare
 
-# Every bundle of the catalogue with all its variants, for test-gpu: long to export, 61 MB to carry. Trained where the
+# Every bundle of the catalogue with all its variants, for test-gpu: long to export, small to carry. Trained where the
 # weights are shipped; the others need no download, for their large weights are not carried anyway.
 SHIPPED = $(basename $(notdir $(wildcard models/weights/*.safetensors)))
 build/gpu-catalogue: setup

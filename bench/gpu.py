@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench import page
 from bench.gpu_models import WORKLOADS, Workload, is_packed, pack
 from bench.gpu_raw import Figure
 from bench.gpu_report import Results, Served, report
@@ -39,6 +40,8 @@ _WHOLE_S = 450.0
 _PREPARING = 0.5
 """Of the whole time, at most."""
 _LOAD_WARM_UP_S = 0.5
+PART = "gpu"
+"""Of docs/benchmarks.md, by the name of its markers."""
 _GRPCIO, _NATIVE = "grpcio", "native"
 
 
@@ -97,6 +100,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", choices=[w.name for w in WORKLOADS], help="default: all")
     parser.add_argument("--packed", type=Path, default=Path("build/gpu-bench"))
     parser.add_argument("--output", type=Path, help="file to write the tables to, beside printing them")
+    parser.add_argument("--page", type=Path, help=f"page whose part `{PART}` is filled where there was a GPU")
     parser.add_argument("--seconds", type=float, default=_WHOLE_S, help="for everything (default: %(default)s)")
     options = parser.parse_args()
     models = tuple(w for w in WORKLOADS if not options.models or w.name in options.models)
@@ -126,6 +130,8 @@ def main() -> int:
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(f"{text}\n")
+    if options.page is not None and device.gpu:
+        options.page.write_text(page.rendered(options.page.read_text(), {PART: text}))
     return 0
 
 

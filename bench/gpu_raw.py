@@ -32,6 +32,7 @@ from rafaga.server.providers import (
     cache_folder,
     create_gpu_session,
     profile_shapes,
+    tensorrt_versions,
 )
 
 WAYS = ("onnxruntime", "tensorrt", "torch-eager", "torch-compile")
@@ -100,8 +101,9 @@ def _runs(
     elif way == "tensorrt":
         trt = Device(DeviceKind.TENSORRT, device.index)
         gpu = Nvidia().gpus()[device.index]
+        folder = cache_folder(Path("build/gpu-tensorrt"), model, gpu, tensorrt_versions())
         settings = TensorRtSettings(
-            cache=cache_folder(Path("build/gpu-tensorrt"), model, gpu, ["bench"]),
+            cache=folder,
             precision=bundle.variants[0].precision,
             shapes=profile_shapes(bundle.inputs, sorted(options.rows)),
         )

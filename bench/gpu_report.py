@@ -6,6 +6,7 @@ import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import onnxruntime as ort
 
@@ -65,11 +66,12 @@ def report(device: str, models: Sequence[Workload], rows: Sequence[int], results
     left_out = [f"- not measured: {what}" for what in dict.fromkeys(results.left_out)]
     return "\n".join(
         [
-            f"## On a GPU: {device}\n",
-            f"onnxruntime {ort.__version__}, Python {platform.python_version()}. Rows (images, series) per second. "
-            f"Raw: in brackets at the best batch size of {', '.join(map(str, rows))}, batches on the device already. "
+            f"### {device}\n",
+            f"{datetime.now(UTC).date()}, onnxruntime {ort.__version__}, Python {platform.python_version()}. Rows "
+            f"(images, series) per second. Raw: at the best batch size of {', '.join(map(str, rows))}, which is in "
+            "brackets with the 99th percentile of such a batch's time; batches are on the device already. "
             "Served: over gRPC from this machine, the load generator beside it.\n",
-            table(("model", "", *_WAYS.values(), "p99 ms of a batch"), [_raw_row(*v, results) for v in variants]),
+            table(("model", "", *_WAYS.values()), [_raw_row(*v, results) for v in variants]),
             table(("model", "", "transport", *_FIGURES), [_served_row(served, results) for served in results.served]),
             table(("", "aim", "measured", ""), _verdicts(results)),
             *left_out,
@@ -80,10 +82,11 @@ def report(device: str, models: Sequence[Workload], rows: Sequence[int], results
 def _raw_row(model: str, precision: str, results: Results) -> list[str]:
     def rate(way: str) -> str:
         figure = results.best(way, model, precision)
-        return _NONE if figure is None else f"{figure.rows_per_s:,.0f} ({figure.rows}) {figure.note}".strip()
+        if figure is None:
+            return _NONE
+        return f"{figure.rows_per_s:,.0f} ({figure.rows}: {figure.p99_ms:.2f} ms) {figure.note}".strip()
 
-    own = results.best("onnxruntime", model, precision)
-    return [model, precision, *map(rate, _WAYS), _number(own.p99_ms if own else math.nan)]
+    return [model, precision, *map(rate, _WAYS)]
 
 
 def _served_row(served: Served, results: Results) -> list[str]:

@@ -174,8 +174,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("target", type=Path)
     options = parser.parse_args(arguments)
     made = pack_repository(options.repository, options.target)
-    print(f"{options.target}: {', '.join(path.name for path in made) or f'no bundles in {options.repository}'}")
-    return 0 if made else 1
+    if not made:
+        print(f"no bundles in {options.repository}", file=sys.stderr)
+        return 1
+    variants = sum(len(read_packed(folder).variants) for folder in made)
+    size = sum(file.stat().st_size for folder in made for file in folder.iterdir())
+    print(f"{options.target}: {len(made)} bundles, {variants} variants, {size / 1e6:.0f} MB")
+    return 0
 
 
 if __name__ == "__main__":

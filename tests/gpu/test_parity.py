@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from tests.bundles import (
     publish_segmenter,
     publish_sequence_model,
 )
-from tests.gpu.conftest import ALWAYS, Found, found_bundles, repeated, task
+from tests.gpu.conftest import ALWAYS, Found, exported, found_bundles, repeated, task
 
 Place = Callable[..., Placement]
 SIZES = (1, 2, 3, 5, 8, 13)
@@ -65,21 +66,31 @@ def test_every_task(place: Place, device: Device, tmp_path: Path, publish: Calla
     assert engine.close()
 
 
-def test_there_are_bundles_to_compare(device: Device) -> None:
-    assert found_bundles(), "none: carry build/gpu-catalogue here, or name a repository in RAFAGA_TEST_BUNDLES"
+@pytest.mark.timeout(300)
+def test_there_are_bundles_to_compare(place: Place, device: Device, tmp_path: Path) -> None:
+    """Else some are made, and compared here."""
+    if not found_bundles():
+        named = os.environ.get("RAFAGA_TEST_BUNDLES")
+        assert not named, f"there are none in RAFAGA_TEST_BUNDLES, {named}"
+        for found in exported(tmp_path / "repository"):
+            compare(place, device, found, tmp_path)
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("found", found_bundles(), ids=lambda found: found.name)
-def test_every_bundle_and_variant(place: Place, device: Device, found: Found, tmp_path: Path) -> None:
-    """The loading itself compares with the golden answers; then come all sizes, so all buckets, padded and not.
-    Detectors too, whose objects may come in another order."""
-    given, variant, golden = task(found.published(tmp_path), found.precision)
+def compare(place: Place, device: Device, found: Found, folder: Path) -> None:
+    """The loading itself compares with the golden answers; then come all sizes, so all buckets, padded and not."""
+    given, variant, golden = task(found.published(folder), found.precision)
     engine = place().engine(device, given)
     for rows in SIZES:
         asked = repeated(golden, rows)
         asked.check(engine.run(asked.inputs), variant.golden_tolerance)
     assert engine.close()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("found", found_bundles(), ids=lambda found: found.name)
+def test_every_bundle_and_variant(place: Place, device: Device, found: Found, tmp_path: Path) -> None:
+    """Detectors too, whose objects may come in another order."""
+    compare(place, device, found, tmp_path)
 
 
 def test_batches_that_overlap(place: Place, device: Device, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ reserve memory → session → golden answers → buckets warmed → NHWC and CU
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import logging
 import threading
@@ -40,6 +39,7 @@ from rafaga.server.providers import (
     incomplete_profile,
     profile_shapes,
     raise_if_out_of_memory,
+    tensorrt_versions,
     told,
 )
 
@@ -93,12 +93,6 @@ class Site:
         self.loading = loading
         free, _ = cuda.memory()
         self.budget = MemoryBudget(f"cuda:{gpu.index}", memory_bytes or max(0, free - HEADROOM))
-
-    @cached_property
-    def versions(self) -> tuple[str, ...]:
-        """Of all that an engine built by TensorRT depends on."""
-        library = ctypes.CDLL("libnvinfer.so.10")
-        return f"tensorrt {int(library.getInferLibVersion())}", f"onnxruntime {ort.__version__}"
 
 
 @dataclass(frozen=True)
@@ -389,7 +383,7 @@ class GpuLoad:
 
     @cached_property
     def _cache(self) -> Path:
-        return cache_folder(self._settings.tensorrt_cache, self._task.content, self._site.gpu, self._site.versions)
+        return cache_folder(self._settings.tensorrt_cache, self._task.content, self._site.gpu, tensorrt_versions())
 
     def _session(self, settings: CudaSettings) -> ort.InferenceSession:
         task, device = self._task, self._device

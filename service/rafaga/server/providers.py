@@ -5,6 +5,7 @@ Sources: ONNX Runtime's pages on the CUDA and TensorRT execution providers.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -160,6 +161,12 @@ def raise_if_out_of_memory(error: Exception, device: Device) -> None:
         raise DeviceMemoryError(
             f"{device} ran out of memory: raise gpu_model_memory_mib, lower max_batch_size, or serve fewer models"
         ) from error
+
+
+def tensorrt_versions() -> tuple[str, ...]:
+    """Of all that an engine built by TensorRT depends on; devices.preload comes first."""
+    library = ctypes.CDLL("libnvinfer.so.10")
+    return f"tensorrt {int(library.getInferLibVersion())}", f"onnxruntime {ort.__version__}"
 
 
 def cache_folder(root: Path, model: bytes, gpu: Gpu, versions: Sequence[str]) -> Path:

@@ -61,8 +61,8 @@ def results() -> Results:
 def test_the_tables() -> None:
     text = report("REHEARSAL", RESNET, (8, 32, 128), results())
     assert "REHEARSAL" in text
-    assert "| resnet50 | fp16 | 2,000 (128) NHWC CUDA graph | 900 (8) | – | – | 9.50 |" in text
-    assert "| resnet50 | fp32 | – | – | – | – | – |" in text
+    assert "| resnet50 | fp16 | 2,000 (128: 9.50 ms) NHWC CUDA graph | 900 (8: 1.00 ms) | – | – |" in text
+    assert "| resnet50 | fp32 | – | – | – | – |" in text
     assert "| resnet50 | fp16 | grpcio | 1,900 | 0.95 | 64 | 4.00 | 4.50 | – | – |" in text
     assert "| resnet50 | fp16 | native | 1,700 | 0.85 | 60 | 3.00 | 3.50 | 8.40 | 2.80 |" in text
     assert "- not measured: TensorRT: cannot load libnvinfer.so.10" in text
@@ -163,6 +163,25 @@ def test_no_gpu_is_said_first(
     monkeypatch.setattr(sys, "argv", ["bench.gpu", "--packed", str(tmp_path)])
     assert gpu.main() == 1
     assert "no GPU to measure: cannot load libcuda.so.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("device", "written"), [("cuda:0", True), ("cpu", False)])
+def test_the_page_is_written_where_a_gpu_was_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, written: bool
+) -> None:
+    monkeypatch.setattr(gpu.devices, "check", lambda *_: None)
+    monkeypatch.setattr(gpu, "_name", lambda device: f"NVIDIA {device}")
+    monkeypatch.setattr(gpu, "prepare", lambda *_: None)
+    monkeypatch.setattr(gpu, "is_packed", lambda *_: True)
+    monkeypatch.setattr(gpu, "measure", lambda *_: None)
+    page = tmp_path / "page.md"
+    before = "By hand.\n<!-- measured: gpu -->\nnothing\n<!-- end of gpu -->\n"
+    page.write_text(before)
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--device", device, "--page", str(page)])
+    assert gpu.main() == 0
+    assert ("### NVIDIA cuda:0" in page.read_text()) == written
+    assert (page.read_text() == before) != written
+    assert page.read_text().startswith("By hand.\n<!-- measured: gpu -->\n")
 
 
 def test_models_that_cannot_be_prepared_are_named(

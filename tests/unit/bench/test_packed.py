@@ -103,7 +103,9 @@ def test_half_precision_is_made_where_none_was_packed(tmp_path: Path) -> None:
         unpack(tmp_path / "packed", tmp_path / "to", Precision.INT8)
 
 
-def test_a_repository_is_packed_with_the_newest_of_every_model(tmp_path: Path, folder: Path) -> None:
+def test_a_repository_is_packed_with_the_newest_of_every_model(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     repository = folder.parent.parent
     publish_forecaster(repository)
     publish_detector(repository)
@@ -114,4 +116,5 @@ def test_a_repository_is_packed_with_the_newest_of_every_model(tmp_path: Path, f
     variants = [(path.name, precision) for path, precision in found(target)]
     assert len(variants) == len(set(variants)) == 5
     assert packed.main([str(repository), str(tmp_path / "again")]) == 0
+    assert "again: 3 bundles, 5 variants, 0 MB" in capsys.readouterr().out
     assert packed.main([str(tmp_path), str(tmp_path / "nothing")]) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import page
+from bench import gpu, page
 from bench.command import SECTIONS
 from bench.plan import Plan, Section
 from bench.records import Records, Sample
@@ -37,8 +37,9 @@ def test_markers_that_lack_are_named() -> None:
 
 def test_the_real_page_has_a_place_for_every_section() -> None:
     text = PAGE.read_text()
-    marked = page.rendered(text, dict.fromkeys((page.VERDICTS, page.RUNS, *(s.name for s in SECTIONS)), "measured"))
-    assert marked.count("measured\n") == len(SECTIONS) + 2
+    parts = (page.VERDICTS, page.RUNS, gpu.PART, *(section.name for section in SECTIONS))
+    marked = page.rendered(text, dict.fromkeys(parts, "measured"))
+    assert marked.count("measured\n") == len(parts)
 
 
 def test_without_records_nothing_is_rendered(tmp_path: Path) -> None:

@@ -307,7 +307,7 @@ class TestTensorRt:
     def test_what_it_is_told(
         self, machine: Machine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
     ) -> None:
-        monkeypatch.setattr(Site, "versions", ("tensorrt 1", "onnxruntime 2"))
+        monkeypatch.setattr(placements, "tensorrt_versions", lambda: ("tensorrt 1", "onnxruntime 2"))
         device = Device(DeviceKind.TENSORRT)
         cache = tmp_path / "cache"
         placement = machine.placement(nhwc=GpuChoice.AUTO, graphs=GpuChoice.AUTO, tensorrt_cache=cache)
@@ -326,7 +326,7 @@ class TestTensorRt:
     @pytest.fixture
     def partitioned(self, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
         """TensorRT has no kernel for some node: it knows nothing of the shapes between the parts."""
-        monkeypatch.setattr(Site, "versions", ("tensorrt 1",))
+        monkeypatch.setattr(placements, "tensorrt_versions", lambda: ("tensorrt 1",))
 
         def refuse(_: CudaSettings) -> None:
             told = machine.tensorrt[-1]
@@ -388,7 +388,7 @@ class TestTensorRt:
     def test_a_folder_that_is_not_ours_keeps_the_model_from_it(
         self, machine: Machine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(Site, "versions", ("tensorrt 1",))
+        monkeypatch.setattr(placements, "tensorrt_versions", lambda: ("tensorrt 1",))
         cache = tmp_path / "cache"
         cache.mkdir()
         cache.chmod(0o777)
