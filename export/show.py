@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from export.verify import Verdict
+from models.expectation import LOWER_IS_BETTER
 from rafaga.bundle import Metric, Variant
 
 if TYPE_CHECKING:  # `verify` prints its table where torch is not installed
@@ -36,32 +37,55 @@ def new_console() -> Console:
 
 
 def catalogue_table(entries: Iterable[Entry]) -> Table:
-    terms = "Weights of torchvision were trained on ImageNet-1k or COCO, whose terms apply too."
-    table = Table(box=SIMPLE_HEAD, caption=terms, caption_justify="left")
+    """Legible from 120 columns on: what many models have in common, licences and reasons, stands below."""
+    entries = list(entries)
+    table = Table(box=SIMPLE_HEAD, caption="\n".join(_below(entries)), caption_justify="left")
     table.add_column("name", no_wrap=True)
-    for column in ("architecture", "task", "data"):
-        table.add_column(column)
-    table.add_column("weights", no_wrap=True)
-    for column in ("their licence", "expected"):
-        table.add_column(column)
-    for entry in entries:
-        expected = ", ".join(f"{name} {value:g}" for name, value in entry.expected.items())
-        licence = entry.weights.license.partition(";")[0] if entry.weights else "–"  # the rest is the caption
-        table.add_row(
-            entry.name, entry.architecture, entry.task, entry.dataset, weights_origin(entry), licence, expected
-        )
+    table.add_column("architecture")
+    table.add_column("task", no_wrap=True)
+    table.add_column("data")
+    rows = [(entry, weights_origin(entry), _promises(entry)) for entry in entries]
+    for column, texts in (("weights", [weights for _, weights, _ in rows]), ("promised", [told for *_, told in rows])):
+        # As narrow as the longest word: what is left over is for the columns of prose.
+        table.add_column(column, width=max(len(word) for text in texts for word in text.split()))
+    for entry, weights, promised in rows:
+        table.add_row(entry.name, entry.architecture, entry.task, entry.dataset, weights, promised)
     return table
 
 
+def _promises(entry: Entry) -> str:
+    return "\n".join(_promise(name, value) for name, value in entry.expected.items()) or "unpromised"
+
+
+def _promise(name: str, value: float) -> str:
+    return f"{name} < {value:g}" if name in LOWER_IS_BETTER else f"{name} {100 * value:.3g}%"
+
+
+def _below(entries: Sequence[Entry]) -> Iterator[str]:
+    from models.entry import Shipped
+
+    licences = dict.fromkeys(
+        (isinstance(e.weights, Shipped), e.weights.license.partition(";")[0]) for e in entries if e.weights
+    )
+    for ours, licence in licences:
+        if ours:
+            yield f"shipped, to be trained: {licence}"
+        else:
+            yield f"X Y: X_Weights.Y, {licence}; trained on ImageNet-1k or COCO, whose terms apply too"
+    for reason in dict.fromkeys(e.unpromised for e in entries if e.unpromised):
+        names = ", ".join(e.name for e in entries if e.unpromised == reason)
+        yield f"unpromised, {names}: {reason}"
+
+
 def weights_origin(entry: Entry) -> str:
-    """In a word, or the member of torchvision's enums."""
+    """In a word, or the member of torchvision's enums in two: class and name."""
     from models.entry import Shipped, Torchvision
 
     match entry.weights:
         case Shipped():
             return "shipped" if entry.weights.path.is_file() else "to be trained"
         case Torchvision():
-            return entry.weights.member
+            return entry.weights.member.replace("_Weights.", " ")
         case None:
             return "none published"
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from safetensors.torch import save_file
 
 from export import command
 from export.__main__ import main
+from export.show import catalogue_table
 from models.entry import WEIGHTS, Corpus, Entry, Shipped, Torchvision
 from models.zoo import catalogue
 from rafaga import bundle as bundles
@@ -29,7 +32,7 @@ def small_catalogue(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Te
 
 
 def test_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every model, with its weights and their licence; nothing else."""
+    """Every model, with its weights and what is promised of it; below, their licences and why nothing is promised."""
     assert main(["--list"]) == 0
     listed = capsys.readouterr().out
     rest = listed.split("─")[-1]  # below the heads
@@ -37,12 +40,26 @@ def test_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(rows) == NAMES
     for entry in catalogue().values():
         if isinstance(entry.weights, Torchvision):
-            assert f" {entry.weights.member} " in rows[entry.name]
-            assert "BSD-3" in rows[entry.name]
+            enum, _ = entry.weights.member.split("_Weights.")
+            assert f" {enum} " in rows[entry.name]
+        assert ("unpromised" in rows[entry.name]) == bool(entry.unpromised)
     assert " shipped " in rows["lenet5-mnist"]
-    assert "Apache-2.0" in rows["lenet5-mnist"]
+    assert " top1 99%" in rows["lenet5-mnist"]
+    assert " mase < 1" in rows["lstm-co2"]
     assert "to be trained" in rows["plain56-cifar10"]
     assert "none published" in rows["plain34"]
+    below = " ".join(listed.split())
+    assert "shipped, to be trained: Apache-2.0 " in below
+    assert "X Y: X_Weights.Y, BSD-3-Clause (torchvision); trained on ImageNet-1k or COCO" in below
+    assert "unpromised, lstm-sp500: a random walk" in below
+
+
+@pytest.mark.parametrize("columns", [120, 200])
+def test_the_catalogue_fits_into_a_terminal(columns: int) -> None:
+    """No word is cut."""
+    out = io.StringIO()
+    Console(width=columns, file=out).print(catalogue_table(catalogue().values()))
+    assert "…" not in out.getvalue()
 
 
 def test_a_model_that_falls_short_is_said_to(

@@ -10,7 +10,7 @@ from itertools import takewhile
 
 import pytest
 
-from models.entry import SeriesInput, Shipped, Torchvision
+from models.entry import ImageInput, SeriesInput, Shipped, Torchvision
 from models.training import __main__ as training
 from models.training import coverage, degradation, significance
 from models.training.recipes import recipes
@@ -89,6 +89,16 @@ def test_coverage_of_each_quantile_is_what_is_recorded() -> None:
         points = [100 * noted[f"coverage_q{percent:02d}"] - percent for percent in (5, 10, 25, 50, 75, 90, 95)]
         assert missed == [f"{p:+.1f}" for p in points], name
         assert within == f"{sum(abs(p) <= 5 for p in points)} of 7", name
+
+
+def test_losses_start_from_what_is_recorded() -> None:
+    rows = {name: cells for name, *cells in table("NAME", "What trained networks lose")}
+    for name, (_, full, _, int8, lost, _) in rows.items():
+        assert float(lost) == pytest.approx(float(full) - float(int8), abs=1e-9)
+        if name in SHIPPED:
+            _, noted = recorded(name)
+            assert full == f"{100 * noted['top1']:.2f}"
+    assert rows.keys() >= {n for n, e in catalogue().items() if n in SHIPPED and isinstance(e.input, ImageInput)}
 
 
 def test_published_errors_are_those_of_the_weights() -> None:
