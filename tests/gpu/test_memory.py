@@ -12,6 +12,7 @@ import pytest
 from rafaga.errors import DeviceMemoryError
 from rafaga.server.devices import Device
 from rafaga.server.gpu_memory import MIB
+from rafaga.server.per_model import PerModel
 from rafaga.server.placement import Placement
 from tests.bundles import publish_convolutions
 from tests.gpu.conftest import ALWAYS, task
@@ -64,7 +65,7 @@ def test_a_limit_of_the_arena_holds(place: Place, device: Device, tmp_path: Path
     if not device.gpu:
         pytest.skip("a rehearsal has no GPU's memory")
     large = dataclasses.replace(task(publish_convolutions(tmp_path))[0], max_rows=8192)
-    placement = place(model_memory_bytes=400 * MIB)
+    placement = place(model_memory=PerModel(400 * MIB))
     with pytest.raises(DeviceMemoryError):
         placement.engine(device, large)
     assert placement._sites[device.index].budget.taken == 0

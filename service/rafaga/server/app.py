@@ -130,10 +130,13 @@ def build(config: Config) -> Server:
 
 
 def _placement(config: Config) -> Placement:
-    mib = config.gpu_memory_mib, config.gpu_model_memory_mib
-    memory, of_a_model = (None if size is None else size * MIB for size in mib)
     settings = GpuSettings(
-        config.batch_buckets, memory, of_a_model, config.gpu_nhwc, config.gpu_graphs, config.tensorrt_cache
+        config.batch_buckets,
+        None if config.gpu_memory_mib is None else config.gpu_memory_mib * MIB,
+        config.gpu_model_memory,
+        config.gpu_nhwc,
+        config.gpu_graphs,
+        config.tensorrt_cache,
     )
     try:
         choice = devices.choose(devices.parse(config.device), config.device_fallback, devices.Nvidia())

@@ -22,6 +22,7 @@ import msgspec
 from rafaga.bundle import Precision
 from rafaga.server import devices
 from rafaga.server.devices import DeviceFallback
+from rafaga.server.gpu_memory import MIB
 from rafaga.server.per_model import (
     EngineSettings,
     PerModel,
@@ -116,7 +117,9 @@ class Config:
     gpu_memory_mib: int | None = _setting(
         None, "memory of each GPU that models may take together; default: what is free, but 512 MiB"
     )
-    gpu_model_memory_mib: int | None = _setting(None, "memory that one model may take on a GPU; default: no limit")
+    gpu_model_memory_mib: tuple[str, ...] = _setting(
+        (), "memory that each model may take on a GPU; by model: 4096,NAME=2048; default: no limit"
+    )
     gpu_nhwc: GpuChoice = _setting(GpuChoice.AUTO, "channels last on the GPU: auto (measured at load), on or off")
     gpu_graphs: GpuChoice = _setting(GpuChoice.AUTO, "CUDA graphs: auto (measured at load, per batch size), on or off")
     tensorrt_cache: Path = _setting(
@@ -200,7 +203,7 @@ class Config:
                 f"max_bytes_in_flight: expected at least max_request_bytes ({self.max_request_bytes}), "
                 f"got {self.max_bytes_in_flight}"
             )
-        for name in ("max_concurrent_calls", "decode_threads", "gpu_memory_mib", "gpu_model_memory_mib"):
+        for name in ("max_concurrent_calls", "decode_threads", "gpu_memory_mib"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("grpc_port", "http_port", "admin_port"):
@@ -213,7 +216,7 @@ class Config:
             Versions.parse(self.model_versions)
         except ValueError as error:
             raise ConfigError(f"model_versions: {error}") from None
-        _ = self.engines
+        _ = self.engines, self.gpu_model_memory
         explicit = self.model_control is ModelControl.EXPLICIT
         if explicit != (self.admin_port is not None):
             raise ConfigError("admin_port and model_control explicit go together")
@@ -244,6 +247,13 @@ class Config:
         )
 
     @property
+    def gpu_model_memory(self) -> PerModel[int | None]:
+        """Bytes; None: no limit. Raises ConfigError."""
+        return _per_model(
+            "gpu_model_memory_mib", self.gpu_model_memory_mib, lambda text: at_least_one(text) * MIB, None
+        )
+
+    @property
     def most_calls(self) -> int:
         """In flight."""
         return self.max_concurrent_calls or (_NATIVE_CALLS if self.transport is TransportKind.NATIVE else _GRPCIO_CALLS)
@@ -259,7 +269,7 @@ class Config:
 
 
 # Settings that a model can have a value of its own for.
-_BY_MODEL = ("threads", "spinning", "instances")
+_BY_MODEL = ("threads", "spinning", "instances", "gpu_model_memory_mib")
 
 _FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 

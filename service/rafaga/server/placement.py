@@ -61,11 +61,12 @@ Proof = Callable[[Engine], None]
 
 @dataclass(frozen=True)
 class GpuSettings:
-    """`memory_bytes`: of each GPU, for all models; None: what is free. `model_memory_bytes`: for one; None: any."""
+    """`memory_bytes`: of each GPU, for all models; None: what is free. `model_memory`: bytes for one;
+    None: any."""
 
     buckets: tuple[int, ...] = ()
     memory_bytes: int | None = None
-    model_memory_bytes: int | None = None
+    model_memory: PerModel[int | None] = field(default_factory=lambda: PerModel(None))
     nhwc: GpuChoice = GpuChoice.AUTO
     graphs: GpuChoice = GpuChoice.AUTO
     tensorrt_cache: Path = Path("~/.cache/rafaga/tensorrt")
@@ -178,6 +179,7 @@ class GpuLoad:
 
     def __init__(self, device: Device, site: Site, settings: GpuSettings, task: Task) -> None:
         self._device, self._site, self._settings, self._task = device, site, settings, task
+        self._limit = settings.model_memory.of(task.model.name)
         self._buckets = device_buckets(task.max_rows, settings.buckets) if task.model.max_batch_size else (1,)
         # Of the engine that was made last, which is the one that is served.
         self._made_with = CudaSettings()
@@ -189,7 +191,7 @@ class GpuLoad:
             return self._reserved()
 
     def _reserved(self) -> GpuEngine:
-        task, limit = self._task, self._settings.model_memory_bytes
+        task, limit = self._task, self._limit
         tensors = (*task.model.inputs, *task.model.outputs)
         expected = estimate(len(task.content), tensors, task.max_rows, SLOTS)
         if limit is not None and expected > limit:
@@ -223,7 +225,7 @@ class GpuLoad:
         """Bytes of the device that were free `before`. Raises DeviceMemoryError where that is more than a model may
         have: but the first one is also charged for what the libraries load once and keep."""
         free, _ = self._site.cuda.memory()
-        taken, limit = max(before - free, 0), self._settings.model_memory_bytes
+        taken, limit = max(before - free, 0), self._limit
         if limit is not None and taken > limit + HEADROOM:
             raise DeviceMemoryError(
                 f"{self._task.model.name} took {taken // MIB} MiB of {self._device}, a model may have {limit // MIB}: "
@@ -348,9 +350,7 @@ class GpuLoad:
         self._made_with, self._replayed = settings, ()
         try:
             memory = CudaMemory(site.cuda)
-            settings = dataclasses.replace(
-                settings, stream=memory.stream, memory_bytes=self._settings.model_memory_bytes
-            )
+            settings = dataclasses.replace(settings, stream=memory.stream, memory_bytes=self._limit)
             with self._build() if tensorrt else nullcontext():
                 # The session has no name here: it must be gone before its stream is.
                 if fits(task.model):

@@ -148,11 +148,17 @@ def test_settings_of_single_models() -> None:
     assert got.engines.of("lenet5") == EngineSettings(3, 1, True)
     assert got.engines.of("big") == EngineSettings(1, 2, False)
     assert config().engines == PerModel(EngineSettings(1, None, None))
+    memory = config("--gpu-model-memory-mib", "4096,vgg16=2048").gpu_model_memory
+    assert (memory.of("vgg16"), memory.of("lenet5")) == (2048 * 2**20, 4096 * 2**20)
+    assert config().gpu_model_memory == PerModel(None)
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ('"auto"', None), ('"on"', True), ("false", False)])
 def test_settings_of_all_models_in_a_file(tmp_path: Path, text: str, value: bool | None) -> None:
-    got = config(file=f'spinning = {text}\nthreads = 2\ninstances = ["1", "a=2"]', folder=tmp_path)
+    got = config(
+        file=f'spinning = {text}\nthreads = 2\ngpu_model_memory_mib = 64\ninstances = ["1", "a=2"]', folder=tmp_path
+    )
+    assert got.gpu_model_memory == PerModel(64 * 2**20)
     assert got.engines.default == EngineSettings(1, 2, value)
     assert got.engines.of("a") == EngineSettings(2, 2, value)
 
@@ -187,6 +193,7 @@ def test_lists_of_text_are_split_at_commas() -> None:
         (["--instances", "auto"], "instances: expected a whole number from 1 on, got 'auto'"),
         (["--spinning", "a=often"], "spinning: expected auto, on or off, got 'often'"),
         (["--batch-buckets", "4,0"], "batch_buckets: expected at least 1 each, got 0"),
+        (["--gpu-model-memory-mib", "a=0"], "gpu_model_memory_mib: expected a whole number from 1 on, got '0'"),
         (["--gpu-memory-mib", "0"], "gpu_memory_mib: expected at least 1, got 0"),
         (["--max-queue-wait-ms", "-1"], "max_queue_wait_ms: expected zero or more"),
         (["--drain-timeout-s", "nan"], "drain_timeout_s"),

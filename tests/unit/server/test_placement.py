@@ -562,10 +562,11 @@ class TestMemory:
 
     def test_a_share_that_is_too_small(self, machine: Machine, folder: Path) -> None:
         with pytest.raises(DeviceMemoryError, match="a model may have 100: raise gpu_model_memory_mib"):
-            machine.placement(model_memory_bytes=100 * MIB).engine(CUDA, task(folder))
+            machine.placement(model_memory=PerModel(100 * MIB)).engine(CUDA, task(folder))
 
     def test_the_share_is_the_limit_of_the_arena(self, machine: Machine, folder: Path) -> None:
-        machine.placement(model_memory_bytes=300 * MIB).engine(CUDA, task(folder))
+        shares = PerModel[int | None](100 * MIB, {"digits": 300 * MIB, "other": 200 * MIB})
+        machine.placement(model_memory=shares).engine(CUDA, task(folder))
         assert machine.sessions[0].memory_bytes == 300 * MIB
 
     def test_a_model_that_took_more_than_its_share_is_put_out(self, machine: Machine, folder: Path) -> None:
@@ -575,7 +576,7 @@ class TestMemory:
             hogged.append(machine.cudart.cuda().allocate(813 * MIB))
 
         machine.fails = hog
-        placement = machine.placement(model_memory_bytes=300 * MIB)
+        placement = machine.placement(model_memory=PerModel(300 * MIB))
         with pytest.raises(DeviceMemoryError, match=r"digits took 81\d MiB of cuda:0, a model may have 300"):
             placement.engine(CUDA, task(folder))
         assert list(machine.cudart.memory) == hogged
