@@ -98,6 +98,22 @@ def test_metrics_of_one_of_two_servers(
     assert "warning: 2 addresses shared the calls" in capsys.readouterr().out
 
 
+def test_metrics_of_both_servers(
+    plain: Served, server: Served, load: Callable[..., tuple[int, Run]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    urls = [f"http://127.0.0.1:{each.server.http_port}/metrics" for each in (plain, server)]
+    both = ["--server", f"{plain.address},{server.address}", "--metrics", urls[0], "--metrics", urls[1]]
+    code, run = load(plain, *both, "--model", "digits", "--rate", "50")
+    assert code == 0
+    (step,) = run.steps
+    assert step.server is not None
+    assert step.server.servers == 2
+    assert step.server.requests["OK"] > 0
+    said = capsys.readouterr().out
+    assert "(on the worst of 2 " in said
+    assert "addresses shared the calls" not in said
+
+
 def test_a_mix_over_open_inference_in_two_processes(
     server: Served, load: Callable[..., tuple[int, Run]], capsys: pytest.CaptureFixture[str]
 ) -> None:

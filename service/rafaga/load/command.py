@@ -90,8 +90,8 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
     trace = None
     if options.trace is not None:
         trace = options.trace.schedule(targets.choices(prepared), conditions.seed)
-    if options.metrics_url is not None:
-        server_metrics.scrape(options.metrics_url)  # an address that is wrong is told before the load begins
+    for url in options.metrics_urls:
+        server_metrics.scrape(url)  # an address that is wrong is told before the load begins
     if options.mlperf is not None:
         return _mlperf(options.mlperf, options, prepared)
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -104,7 +104,7 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
     )
     with Fleet(setup, options.processes) as fleet, view(stderr, options.outputs.quiet) as shown:
         session = Session(
-            fleet, targets.models(prepared), conditions.objective, shown, options.part, options.metrics_url
+            fleet, targets.models(prepared), conditions.objective, shown, options.part, options.metrics_urls
         )
         max_rate = None
         if options.find_max:
@@ -120,7 +120,7 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
         options.part,
         steps,
         max_rate,
-        addresses=options.connection.addresses() if options.metrics_url is not None else 1,
+        addresses=options.connection.addresses() if options.metrics_urls else 1,
     )
     return _finish(result, options.outputs)
 

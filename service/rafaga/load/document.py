@@ -61,7 +61,7 @@ class StepResult:
 class Run:
     """schema: of this document. started: UTC, ISO 8601. max_rate: what --find-max found, requests per second.
 
-    addresses: how many shared the calls, where --metrics was that of one of them.
+    addresses: how many shared the calls, where --metrics was given.
     """
 
     schema: int

@@ -79,7 +79,7 @@ class LoadOptions:
     part: Part
     start_at: datetime | None
     check_every: int
-    metrics_url: str | None
+    metrics_urls: tuple[str, ...]
     outputs: Outputs
     mlperf: mlperf.Plan | None = None
 
@@ -125,7 +125,7 @@ def parse_load(arguments: Sequence[str], environ: Mapping[str, str]) -> LoadOpti
         part=args.part,
         start_at=args.start_at,
         check_every=args.check_every,
-        metrics_url=args.metrics,
+        metrics_urls=_each_once("--metrics", args.metrics, str),
         outputs=Outputs(args.json, args.report, args.quiet),
         mlperf=_mlperf_plan(args, payloads, models, objective) if args.mlperf else None,
     )
@@ -235,7 +235,13 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
     )
     server.add_argument("--protocol", type=Wire, choices=list(Wire), default=Wire.RAFAGA, help="(%(default)s)")
     add_credentials(server)
-    server.add_argument("--metrics", metavar="URL", help="the server's /metrics, for its own view of each step")
+    server.add_argument(
+        "--metrics",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="the server's /metrics, for its own view of each step; of several servers once for each",
+    )
 
     generator = parser.add_argument_group("generator")
     add_processes(generator)

@@ -1,11 +1,11 @@
-"""What the server counted during the window: the difference of two scrapes of its /metrics."""
+"""What the servers counted during the window: the difference of two scrapes of their /metrics."""
 
 from __future__ import annotations
 
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -30,9 +30,11 @@ class BatchBucket:
 
 @dataclass(frozen=True)
 class ServerWindow:
-    """Of all models in the mix together, other callers' requests included. seconds: between the two scrapes.
+    """Of all models in the mix and all servers together, other callers' requests included. seconds: between the two
+    scrapes.
 
-    Means are microseconds: queue and preprocess per request, inference per run of an engine.
+    Means are microseconds: queue and preprocess per request, inference per run of an engine. worst_queue_us: the mean
+    of the server whose requests waited longest.
     """
 
     seconds: float
@@ -45,6 +47,8 @@ class ServerWindow:
     requests: dict[str, int]
     refusals: dict[str, int]
     dropped: dict[str, int]
+    servers: int = 1
+    worst_queue_us: float = 0.0
 
 
 def scrape(url: str) -> Samples:
@@ -61,8 +65,25 @@ def scrape(url: str) -> Samples:
     return samples
 
 
+def between(
+    before: Sequence[Samples], after: Sequence[Samples], models: Collection[str], seconds: float
+) -> ServerWindow:
+    """What happened between two scrapes of the same servers."""
+    each = [difference(*pair, models, seconds) for pair in zip(before, after, strict=True)]
+    whole = difference(_sum(before), _sum(after), models, seconds)
+    return replace(whole, servers=len(each), worst_queue_us=max(window.mean_queue_us for window in each))
+
+
+def _sum(servers: Iterable[Samples]) -> Samples:
+    total: defaultdict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
+    for samples in servers:
+        for key, value in samples.items():
+            total[key] += value
+    return total
+
+
 def difference(before: Samples, after: Samples, models: Collection[str], seconds: float) -> ServerWindow:
-    """What happened between two scrapes."""
+    """What happened between two scrapes of one server, or of the sums of several."""
     grown = {key: value - before.get(key, 0.0) for key, value in after.items()}
 
     def by(

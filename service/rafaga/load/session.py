@@ -1,4 +1,4 @@
-"""A run, step by step: the fleet sends, the tally counts, the view shows, the server is scraped at both ends."""
+"""A run, step by step: the fleet sends, the tally counts, the view shows, the servers are scraped at both ends."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class Session:
         objective: Objective | None,
         view: View,
         part: Part | None = None,
-        metrics_url: str | None = None,
+        metrics_urls: Sequence[str] = (),
     ) -> None:
         self._fleet = fleet
         self._models = models
         self._objective = objective
         self._view = view
         self._part = part or Part()
-        self._metrics_url = metrics_url
+        self._metrics_urls = metrics_urls
 
     def measure(self, step: Step, trace: Schedule | None = None, begin_at_s: float | None = None) -> StepResult:
         """Raises RafagaError, FleetError or MetricsError. begin_at_s: of the monotonic clock; None is at once."""
         counts = Tally(tally.interval_s(step.duration_s))
-        window = _Window(step, counts, self._models, self._view, self._metrics_url)
+        window = _Window(step, counts, self._models, self._view, self._metrics_urls)
         generators = self._fleet.run(
             step,
             self._part,
@@ -57,13 +57,13 @@ class Session:
 class _Window:
     """One step on its way."""
 
-    def __init__(self, step: Step, counts: Tally, models: Sequence[str], view: View, metrics_url: str | None) -> None:
+    def __init__(self, step: Step, counts: Tally, models: Sequence[str], view: View, urls: Sequence[str]) -> None:
         self._step = step
         self._counts = counts
         self._models = models
         self._view = view
-        self._url = metrics_url
-        self._scrapes: list[tuple[float, Samples]] = []
+        self._urls = urls
+        self._scrapes: list[tuple[float, list[Samples]]] = []
 
     def begin(self, at_s: float) -> None:
         self._begin_s = at_s
@@ -75,18 +75,18 @@ class _Window:
 
     def tick(self) -> None:
         self._view.update(self._step, self._watch.progress())
-        if self._url is not None and len(self._scrapes) < 2:
+        if self._urls and len(self._scrapes) < 2:
             boundary_s = self._begin_s + (self._step.duration_s if self._scrapes else 0.0)
             if time.monotonic() >= boundary_s:
-                self._scrape(self._url)
+                self._scrape()
 
-    def _scrape(self, url: str) -> None:
-        self._scrapes.append((time.monotonic(), server_metrics.scrape(url)))
+    def _scrape(self) -> None:
+        self._scrapes.append((time.monotonic(), [server_metrics.scrape(url) for url in self._urls]))
 
     def server(self) -> ServerWindow | None:
-        if self._url is None or not self._scrapes:
+        if not self._scrapes:
             return None
         if len(self._scrapes) < 2:  # the last answer came before the window's end was noticed
-            self._scrape(self._url)
+            self._scrape()
         (begin_s, before), (end_s, after) = self._scrapes
-        return server_metrics.difference(before, after, set(self._models), end_s - begin_s)
+        return server_metrics.between(before, after, set(self._models), end_s - begin_s)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rafaga.load.document import Run, StepResult
 from rafaga.load.figures import REMEDY, Figures, Judged, describe_outcomes
 from rafaga.load.mlperf import Verdict
+from rafaga.load.server_metrics import ServerWindow
 from rafaga.load.view import describe
 
 
@@ -24,7 +25,7 @@ def show(run: Run, console: Console) -> None:
     for result in run.steps:
         for line in _details(result, several=len(run.steps) > 1):
             console.print(line, highlight=False)
-    if partial := one_of_several(run):
+    if partial := some_of_several(run):
         console.print(f"[yellow]warning:[/] {partial}", highlight=False)
     if found := warnings(run):
         console.print(f"[yellow]warning:[/] {REMEDY}", highlight=False)
@@ -41,14 +42,21 @@ def warnings(run: Run) -> list[str]:
     return [f"{step}: {warning}" if prefix else warning for step, warning in found]
 
 
-def one_of_several(run: Run) -> str:
+def some_of_several(run: Run) -> str:
     """Why what /metrics tells is not the whole; empty where it is."""
-    if run.addresses == 1 or all(result.server is None for result in run.steps):
+    told = max((result.server.servers for result in run.steps if result.server is not None), default=run.addresses)
+    if told >= run.addresses:
         return ""
+    whose = "one server's" if told == 1 else f"that of {told}"
     return (
-        f"{run.addresses} addresses shared the calls, and --metrics is one server's: its cores, runs and times are not "
+        f"{run.addresses} addresses shared the calls, and --metrics is {whose}: its cores, runs and times are not "
         "those of all"
     )
+
+
+def worst_queue(server: ServerWindow) -> str:
+    """What stands behind the mean of several servers."""
+    return "" if server.servers == 1 else f" (on the worst of {server.servers} {server.worst_queue_us / 1e3:.2f})"
 
 
 def _table(run: Run) -> Table:
@@ -104,7 +112,7 @@ def _details(result: StepResult, several: bool) -> Iterator[str]:
         yield (
             f"{indent}/metrics: {server.cpu_s / server.seconds:.2f} cores, {sum(b.runs for b in server.batches):,} "
             f"runs of {server.mean_batch_size:.1f} rows, inference {server.mean_inference_us / 1e3:.2f} ms a run; "
-            f"mean of a request: queue {server.mean_queue_us / 1e3:.2f} ms, preprocessing "
+            f"mean of a request: queue {server.mean_queue_us / 1e3:.2f} ms{worst_queue(server)}, preprocessing "
             f"{server.mean_preprocess_us / 1e3:.2f} ms"
         )
     if figures.checked:

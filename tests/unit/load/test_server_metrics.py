@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
-from rafaga.load.server_metrics import BatchBucket, MetricsError, difference, scrape
+from rafaga.load.server_metrics import BatchBucket, MetricsError, Samples, between, difference, scrape
 from rafaga.server.metrics import Metrics
 
 
@@ -49,6 +49,26 @@ def test_the_difference_of_two_scrapes_is_the_window(tmp_path: Path) -> None:
     assert window.requests == {"OK": 2}
     assert window.dropped == {"deadline": 5}
     assert window.cpu_s >= 0
+
+
+def test_several_servers_are_one_with_the_worst_queue(tmp_path: Path) -> None:
+    """Counts are sums; means are those of all requests, wherever they were answered."""
+
+    def scraped(metrics: Metrics) -> Samples:
+        with exposed(generate_latest(metrics.registry).decode(), tmp_path) as url:
+            return scrape(url)
+
+    calm, busy = Metrics(), Metrics()
+    before = [scraped(calm), scraped(busy)]
+    calm.model("digits").batch_done(2, 0.002, [0.001, 0.001])
+    busy.model("digits").batch_done(6, 0.004, [0.009] * 6)
+    busy.model("digits").dropped("deadline", 5)
+    window = between(before, [scraped(calm), scraped(busy)], {"digits"}, 2.0)
+    assert (window.servers, window.mean_batch_size, sum(bucket.runs for bucket in window.batches)) == (2, 4.0, 2)
+    assert window.mean_queue_us == pytest.approx(7000)
+    assert window.worst_queue_us == pytest.approx(9000)
+    assert window.mean_inference_us == pytest.approx(3000)
+    assert window.dropped == {"deadline": 5}
 
 
 def test_what_is_no_server_of_ours_is_named(tmp_path: Path) -> None:

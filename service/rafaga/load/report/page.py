@@ -8,7 +8,7 @@ from html import escape
 from rafaga.load.document import Run, StepResult
 from rafaga.load.figures import REMEDY, Figures, Judged, describe_outcomes
 from rafaga.load.report import plots
-from rafaga.load.text import one_of_several, warnings
+from rafaga.load.text import some_of_several, warnings, worst_queue
 from rafaga.load.view import describe
 
 _STYLE = """
@@ -236,7 +236,7 @@ def _server(run: Run) -> Iterator[str]:
             f"{sum(bucket.runs for bucket in server.batches) / server.seconds:,.1f}",
             f"{server.mean_batch_size:.1f}",
             f"{server.mean_inference_us / 1e3:.2f}",
-            f"{server.mean_queue_us / 1e3:.2f}",
+            f"{server.mean_queue_us / 1e3:.2f}{worst_queue(server)}",
             f"{server.mean_preprocess_us / 1e3:.2f}",
             f"{sum(server.refusals.values()):,}",
             f"{sum(server.dropped.values()):,}",
@@ -244,10 +244,10 @@ def _server(run: Run) -> Iterator[str]:
         for step, server in scraped
     ]
     yield (
-        "<h2>The server's own view</h2><p class='note'>From its /metrics at both ends of each window, other callers' "
+        "<h2>The servers' own view</h2><p class='note'>From /metrics at both ends of each window, other callers' "
         "requests included.</p>"
     )
-    if partial := one_of_several(run):
+    if partial := some_of_several(run):
         yield f'<div class="banner warn">{escape(partial[0].upper() + partial[1:])}.</div>'
     yield _html_table(headings, rows)
 
