@@ -14,7 +14,7 @@ from bench.plan import Part, Plan, Section, Task
 from bench.records import Block, Record, Subject
 from bench.servers import TRANSPORTS, TRITON, serving
 from bench.tables import spread, table
-from bench.triton import WARMED_UP, analyze, backend, closed, peers
+from bench.triton import CLIENT, analyze, backend, closed, peers
 from bench.verdicts import Aim, Case, Verdict
 
 _AIMS = {1: Aim(1.0), 8: Aim(1.4), 32: Aim(1.6)}
@@ -53,7 +53,7 @@ def measure(task: Task) -> Generator[Block, None, None]:
             task.note("Triton was not at hand: RAFAGA_PEERS names no folder with one.")
         else:
             task.note(backend(targets[TRITON], LENET))
-            task.note(WARMED_UP)
+            task.note(CLIENT)
             for model in _models(plan):
                 for server, target in targets.items():
                     for callers in _callers(plan):

@@ -18,7 +18,7 @@ from bench.plan import Part, Plan, Section, Task
 from bench.records import Block, Record, Sample, Subject
 from bench.servers import TRANSPORTS, TRITON, serving
 from bench.tables import spread, table
-from bench.triton import WARMED_UP, analyze, backend, closed, peers, poisson
+from bench.triton import CLIENT, analyze, backend, closed, peers, poisson
 from bench.verdicts import Aim, Case, Verdict
 
 ALONE, PEAK, BUSY = "alone", "peak", "80 %"
@@ -40,7 +40,7 @@ def measure(task: Task) -> Generator[Block, None, None]:
     if scripts is None:
         raise RuntimeError("RAFAGA_PEERS names no folder with perf_analyzer and Triton")
     task.note(f"Here {place}.")
-    task.note(WARMED_UP)
+    task.note(CLIENT)
     with ExitStack() as stack:
         serve = serving(task.repository, (LENET,), "--precision", "fp32", threads=1, cores=place, peer=True)
         targets = stack.enter_context(serve)
