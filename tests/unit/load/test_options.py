@@ -142,6 +142,7 @@ def test_merging() -> None:
     [
         ([], "which load"),
         (["--find-max"], "needs an objective"),
+        (["--rate", "1", "--metrics", "http://a/metrics", "--metrics", "http://a/metrics"], "given twice"),
         (["--find-max", "--slo-p99-ms", "5", "--part", "1/2"], "cannot be shared"),
         (["--find-max", "--slo-p99-ms", "5", "--concurrency", "5"], "callers that wait"),
         (["--find-max", "--slo-p99-ms", "5", "--ramp", "1:2:3"], "leave out --ramp"),
