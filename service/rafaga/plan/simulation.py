@@ -115,21 +115,35 @@ def simulate(
     seconds: float,
     seed: int = 0,
     warm_up_s: float = 0.0,
+    ahead: bool = False,
 ) -> Report:
     """Feeds `arrivals`, in rising order, to `batcher` and its engines, until everything is answered.
 
-    `sample` gives the seconds of a run. Only what happens from `warm_up_s` to `seconds` is counted.
+    `sample` gives the seconds of a run. Only what happens from `warm_up_s` to `seconds` is counted. `ahead`: engines
+    take a full batch while they run another, as those do whose copies and runs overlap.
     """
     rng = Random(seed)
     report = Report(seconds - warm_up_s)
     clock = 0.0
     running: list[tuple[float, int, Batch, float]] = []  # a heap: when it ends, which one it is, what it took
+    next_of: dict[Batch, Batch] = {}  # taken ahead, by what its engine still runs
     number = itertools.count()
     wake_at = math.inf
     arrival = next(arrivals, None)
 
     def counted() -> bool:
         return warm_up_s <= clock < seconds
+
+    def run(batch: Batch) -> None:
+        took = sample(batch.rows, batch.cost, rng)
+        heapq.heappush(running, (clock + took, next(number), batch, took))
+
+    def take(after: Batch | None = None) -> Batch | None:
+        nonlocal wake_at
+        decision = batcher.take(clock, after)
+        report.dropped += counted() * sum(job.rows for job in decision.dropped)
+        wake_at = math.inf if decision.wake_at is None else decision.wake_at
+        return decision.batch
 
     def submit(request: Request) -> None:
         def answered(_: Arrays, __: JobTiming) -> None:
@@ -171,12 +185,13 @@ def simulate(
                 for job, start, stop in batch.parts:
                     job.answer(start, (job.inputs[0][start:stop],), took, batch.rows)
                 batcher.finished(batch, took)
-        while len(running) < batcher.engines:
-            decision = batcher.take(clock)
-            report.dropped += counted() * sum(job.rows for job in decision.dropped)
-            wake_at = math.inf if decision.wake_at is None else decision.wake_at
-            if decision.batch is None:
-                break
-            took = sample(decision.batch.rows, decision.batch.cost, rng)
-            heapq.heappush(running, (clock + took, next(number), decision.batch, took))
+                if (following := next_of.pop(batch, None)) is not None:
+                    batcher.begun(following, clock)
+                    run(following)
+        while len(running) < batcher.engines and (taken := take()) is not None:
+            run(taken)
+        for _, _, batch, _ in running if ahead else ():
+            full = batcher.queued_rows >= batcher.latency.efficient_rows
+            if full and batch not in next_of and (taken := take(after=batch)) is not None:
+                next_of[batch] = taken
     return report

@@ -17,6 +17,7 @@ Batcher of a model and calls it under its lock.
 - A batch is as large as what waits, up to the efficient size. When the queue can fill one, no batch is made smaller for
   an urgent job: that would cost the others more than it saves. When it cannot, a smaller batch is run first if that
   saves more rows than the engine could have computed in the meantime.
+- A batch may be taken ahead, while the engine runs another: it is judged, and counted, as beginning when that ends.
 - An idle engine takes any job whose deadline has not passed, whatever the prediction says: only runs correct it.
 - A job larger than the room left in a batch is split; its parts run in order and its answer is put together again.
 - A job that alone would run for long leaves room: what it brings beyond half of `max_queue_wait_s` is due bit by bit,
@@ -60,12 +61,25 @@ class BatchPolicy:
     max_queue_jobs: int = 4096
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Batch:
+    """seconds: predicted, from `begins` on. ahead: taken before its engine is free for it; `begins` is a prediction too
+    then."""
+
     parts: tuple[Part, ...]
     rows: int
     cost: float
-    predicted_end: float
+    begins: float
+    seconds: float
+    ahead: bool
+
+    @property
+    def predicted_end(self) -> float:
+        return self.begins + self.seconds
+
+    def left_s(self, now: float) -> float:
+        """A run that passed its prediction is expected to go on for as long again: a hung engine looks ever worse."""
+        return abs(self.predicted_end - now)
 
 
 class Decision(NamedTuple):
@@ -171,17 +185,22 @@ class Batcher:
 
     def predicted_wait(self, job: Job, now: float) -> float:
         """Seconds that `job` would wait for others: the running batches, then everything that is due before it."""
-        # A run that passed its prediction is expected to go on for as long again: a hung engine looks ever worse.
-        left = sorted(abs(b.predicted_end - now) for b in self._running)
-        # The one that ends last of an engine's own, the one that ends first of several engines'.
-        running = 0.0 if len(left) < self.engines else left[-self.engines]
-        return running + self._ahead_s(job) / self.engines
+        left = [b.left_s(now) for b in self._running if not b.ahead]
+        # The first engine to be free; one that was given up may still run what the new one in its place does not have.
+        running = 0.0 if len(left) < self.engines else sorted(left)[-self.engines]
+        taken = sum(b.seconds for b in self._running if b.ahead)
+        return running + (taken + self._ahead_s(job)) / self.engines
 
-    def take(self, now: float) -> Decision:
-        """The next batch. An engine calls this when it is free, and `finished` when the batch is done."""
+    def take(self, now: float, after: Batch | None = None) -> Decision:
+        """The next batch. An engine calls this when it is free, and `finished` when the batch is done.
+
+        `after`: the engine still runs that one, and calls `begun` when the new one's turn has come.
+        """
+        until_then_s = 0.0 if after is None else after.left_s(now)
+        now += until_then_s
         dropped: list[Job] = []
         while (queue := self._most_urgent()) is not None:
-            plan = self._plan(queue, now)
+            plan = self._plan(queue, now, until_then_s)
             if plan.late:
                 for job in plan.late:
                     self.remove(job)
@@ -192,10 +211,21 @@ class Batcher:
             ready_at = min(head.arrival + self.policy.max_queue_delay_s, head.deadline - 2 * (plan.end - now))
             if now < ready_at and self._rows < self._cap and not self._draining:
                 return Decision(None, ready_at, tuple(dropped))
-            batch = self._form(queue, plan.rows, now)
+            batch = self._form(queue, plan.rows, now, ahead=after is not None)
             self._running.add(batch)
             return Decision(batch, None, tuple(dropped))
         return Decision(None, None, tuple(dropped))
+
+    def begun(self, batch: Batch, now: float) -> None:
+        """`batch`, which was taken ahead, runs from now on.
+
+        Without the truth about this, under a load that never lets the engine rest, predictions would follow from
+        predictions alone, and what all runs took too long would add up.
+        """
+        for job, start, _ in batch.parts:
+            if not start:
+                job.queue_s += now - batch.begins
+        batch.begins, batch.ahead = now, False
 
     def finished(self, batch: Batch, seconds: float | None) -> None:
         """`seconds` from taking the batch to its last answer, or None when it failed."""
@@ -288,7 +318,8 @@ class Batcher:
             return next(iter(self._queues.values()))
         return max(self._queues.values(), key=lambda q: q[-1], default=None)
 
-    def _plan(self, queue: list[_Entry], now: float) -> _Plan:
+    def _plan(self, queue: list[_Entry], now: float, until_then_s: float) -> _Plan:
+        """`now` lies `until_then_s` ahead, when the run ends that the engine is at; that may take longer too."""
         cap = self._cap
         jobs: list[Job] = []
         rows, cost, first_deadline = 0, 0.0, math.inf
@@ -301,7 +332,7 @@ class Batcher:
                 break
         full, rows_all, rows = rows >= cap, rows, min(rows, cap)
         run_s = self.latency.predict(rows, cost)
-        end, slack_s = now + run_s, run_s * min(self.latency.spread, _MAX_MARGIN)
+        end, slack_s = now + run_s, (until_then_s + run_s) * min(self.latency.spread, _MAX_MARGIN)
         if first_deadline >= end + slack_s and rows_all == rows:
             return _Plan(rows, end)
         if len(jobs) == self._jobs == 1 and not self._running and not jobs[0].taken and now < first_deadline:
@@ -334,7 +365,7 @@ class Batcher:
         rows, cost = sum(job.rest for job in jobs), max((job.cost for job in jobs), default=1.0)
         return self.latency.predict(rows, cost)
 
-    def _form(self, queue: list[_Entry], limit: int, now: float) -> Batch:
+    def _form(self, queue: list[_Entry], limit: int, now: float, ahead: bool) -> Batch:
         parts: list[Part] = []
         rows, cost = 0, 0.0
         while queue and rows < limit:
@@ -355,7 +386,7 @@ class Batcher:
                 queue.pop()
                 job.due = job.due_of(job.taken)
                 insort(queue, _entry(job))
-        return Batch(tuple(parts), rows, cost, now + self.latency.predict(rows, cost))
+        return Batch(tuple(parts), rows, cost, now, self.latency.predict(rows, cost), ahead)
 
     def _discard(self, queue: list[_Entry], at: int) -> None:
         job = queue.pop(at)[2]

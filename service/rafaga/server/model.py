@@ -456,10 +456,9 @@ class ServedModel:
             if self._looking_ahead and self._full():
                 self._ripe.notify()
 
-    def _full_one(self, shift: Shift, free_at: float, landed: Future[Arrays]) -> Batch | None:
-        """A full batch, as soon as there is one, for an engine that is busy until `free_at`, which is the moment to
-        judge deadlines by; the shift owes it. None once its batch has `landed`, for a smaller one is better left to
-        grow until then, or the engine was lost."""
+    def _full_one(self, shift: Shift, running: Batch, landed: Future[Arrays]) -> Batch | None:
+        """A full batch, as soon as there is one, for an engine that is `running` another; the shift owes it. None once
+        that has `landed`, for a smaller one is better left to grow until then, or the engine was lost."""
         landed.add_done_callback(self._has_landed)
         with self._lock:
             self._looking_ahead += 1
@@ -471,7 +470,7 @@ class ServedModel:
                     self._ripe.wait()
                 if over:
                     return None
-                decision = self._batcher.take(max(free_at, time.monotonic()))
+                decision = self._batcher.take(time.monotonic(), after=running)
                 shift.ahead = decision.batch
                 self._pass_on()
             finally:
@@ -487,6 +486,9 @@ class ServedModel:
     def _run(self, shift: Shift, batch: Batch, flight: Flight | Exception | None = None) -> None:
         """`flight`: the batch is already under way."""
         start = time.perf_counter()
+        if batch.ahead:
+            with self._lock:
+                self._batcher.begun(batch, time.monotonic())
         bound_s = self._watch_policy.bound_s(batch.predicted_end - time.monotonic())
         seconds: float | None = None
         try:
@@ -530,7 +532,7 @@ class ServedModel:
     def _land(self, shift: Shift, engine: BoundEngine, flight: Flight) -> Arrays:
         """Waits for a batch, and sends the next meanwhile, if there is a full one."""
         if shift.ahead is None and shift.batch is not None:
-            batch = self._full_one(shift, shift.batch.predicted_end, flight.landed)
+            batch = self._full_one(shift, shift.batch, flight.landed)
             if batch is not None:
                 try:
                     shift.flight = engine.begin(batch.parts)

@@ -551,6 +551,44 @@ class TestPrediction:
         queue.submit(job(rows=4, cost=2.0), 0.0)
         assert queue.predicted_wait(job(), 0.1) == pytest.approx(0.06 + 0.16)
 
+    def test_what_was_taken_ahead_runs_after_what_runs(self, job: Callable[..., Job]) -> None:
+        queue = batcher(gpu())
+        queue.submit(job("first", rows=8), 0.0)
+        first = taken(queue)
+        queue.submit(job("second", rows=8), 0.0)
+        second = queue.take(0.05, after=first).batch
+        assert second is not None
+        assert (second.begins, second.predicted_end) == (pytest.approx(0.16), pytest.approx(0.32))
+        assert queue.predicted_wait(job(), 0.1) == pytest.approx(0.06 + 0.16)
+        assert queue.predicted_wait(job(), 0.2) == pytest.approx(0.04 + 0.16), "the first takes longer"
+
+    def test_runs_that_take_longer_do_not_add_up(self, job: Callable[..., Job], answers: Answers) -> None:
+        """An engine that never rests, and always knows its next batch: each run is half as long again as predicted."""
+        queue, now = batcher(gpu()), 0.0
+        queue.submit(job("0", rows=8), now)
+        running = taken(queue)
+        for n in range(1, 10):
+            queue.submit(job(str(n), rows=8), now)
+            following = queue.take(now, after=running).batch
+            assert following is not None
+            now += 1.5 * running.seconds
+            run(running)
+            queue.finished(running, None)
+            queue.begun(following, now)
+            assert queue.predicted_wait(job(), now) == pytest.approx(queue.latency.predict(8))
+            assert jobs_of(following)[0].queue_s == pytest.approx(1.5 * running.seconds), "the truth is told"
+            running = following
+
+    def test_deadlines_are_judged_by_when_a_batch_taken_ahead_would_end(self, job: Callable[..., Job]) -> None:
+        queue = batcher(gpu())
+        queue.submit(job("first", rows=8), 0.0)
+        first = taken(queue)
+        queue.submit(late := job("late", rows=8, deadline=0.5), 0.0)
+        assert queue.take(0.2, after=first).batch is not None
+        queue.submit(late := job("late", rows=8, deadline=1.0), 0.3)
+        decision = queue.take(0.7, after=first)  # the first is 0.54 s late, and expected to be as late again
+        assert (decision.batch, decision.dropped) == (None, (late,))
+
 
 class TestLongJobs:
     """A job of 1,000 rows at 25 rows per second: it alone takes 40 s."""

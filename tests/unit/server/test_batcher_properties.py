@@ -55,6 +55,7 @@ class BatcherMachine(RuleBasedStateMachine):
         self.accepted: dict[Job, Caller] = {}
         self.queued: list[Caller] = []  # in no particular order
         self.running: list[Batch] = []  # one on each engine that is at work
+        self.ahead: dict[Batch, Batch] = {}  # taken already, by what its engine still runs
         self.count = 0
 
     @initialize(engines=st.integers(1, 3))
@@ -93,21 +94,36 @@ class BatcherMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.running) < self.batcher.engines)
     @rule()
     def take(self) -> None:
+        batch = self._take(None)
+        if batch is None:
+            assert not self.queued
+        else:
+            self.running.append(batch)
+
+    @precondition(lambda self: len(self.running) > len(self.ahead))
+    @rule(data=st.data())
+    def take_ahead(self, data: st.DataObject) -> None:
+        running = data.draw(st.sampled_from([batch for batch in self.running if batch not in self.ahead]))
+        batch = self._take(running)
+        if batch is not None:
+            assert batch.begins >= self.now
+            self.ahead[running] = batch
+
+    def _take(self, after: Batch | None) -> Batch | None:
         alone = self.batcher.queued_jobs == 1
         due = {caller.job: caller.job.due for caller in self.queued}
-        decision = self.batcher.take(self.now)
+        decision = self.batcher.take(self.now, after)
         assert decision.wake_at is None
+        hopeless_at = self.now + (0.0 if after is None else 1.4 * after.left_s(self.now))
         for job in decision.dropped:
-            assert job.deadline < self.now + self.batcher.latency.predict(min(job.rest, 8) + 8, 3.0) * 3
+            assert job.deadline < hopeless_at + self.batcher.latency.predict(min(job.rest, 8) + 8, 3.0) * 3
             caller = self.accepted[job]
             caller.dropped = True
             self.queued.remove(caller)
             job.fail(DeadlineExceeded("late"))
         batch = decision.batch
         if batch is None:
-            assert not self.queued
-            return
-        self.running.append(batch)
+            return None
         assert batch.rows == sum(stop - start for _, start, stop in batch.parts) <= 8
         assert len({job.key for job, _, _ in batch.parts}) == 1
         for job, start, stop in batch.parts:
@@ -130,6 +146,13 @@ class BatcherMachine(RuleBasedStateMachine):
                     assert self.now - job.arrival >= MAX_WAIT_S * 0.999, "the higher first, until age decides"
         for job, _, _ in batch.parts:
             assert job.rest == 0 or job.due >= due[job], "what is left of it is no more urgent"
+        return batch
+
+    def _ended(self, batch: Batch, seconds: float | None) -> None:
+        self.batcher.finished(batch, seconds)
+        if (following := self.ahead.pop(batch, None)) is not None:
+            self.batcher.begun(following, self.now)
+            self.running.append(following)
 
     @precondition(lambda self: self.running)
     @rule(slowness=st.floats(0.3, 5.0), engine=st.integers(0, 2))
@@ -140,7 +163,7 @@ class BatcherMachine(RuleBasedStateMachine):
         self.now += seconds
         for job, start, stop in batch.parts:
             job.answer(start, (-job.inputs[0][start:stop],), seconds, batch.rows)
-        self.batcher.finished(batch, seconds)
+        self._ended(batch, seconds)
 
     @precondition(lambda self: self.running)
     @rule(engine=st.integers(0, 2))
@@ -152,7 +175,7 @@ class BatcherMachine(RuleBasedStateMachine):
             if caller in self.queued:
                 self.queued.remove(caller)
             job.fail(EngineFailure("broken"))
-        self.batcher.finished(batch, None)
+        self._ended(batch, None)
 
     @precondition(lambda self: self.queued)
     @rule(data=st.data())
@@ -184,6 +207,7 @@ class BatcherMachine(RuleBasedStateMachine):
         wait = self.batcher.predicted_wait(visitor, self.now)
         left = sorted(abs(batch.predicted_end - self.now) for batch in self.running)
         running = 0.0 if len(left) < self.batcher.engines else left[-self.batcher.engines]
+        running += sum(batch.seconds for batch in self.ahead.values()) / self.batcher.engines
         all_of_it = sum((c.job.rows - c.next_row) * c.job.row_s for c in self.queued)
         assert running - 1e-6 <= wait <= running + all_of_it / self.batcher.engines + 1e-6
         if not self.queued:

@@ -19,11 +19,12 @@ NOISE = {"noise": 0.1, "stall": 3.0, "stall_probability": 0.005}
 
 @dataclass(frozen=True)
 class Service:
-    """A model, the time its callers have, and for how long it is watched."""
+    """A model, the time its callers have, and for how long it is watched. ahead: see `simulate`."""
 
     curve: Curve
     deadline_s: float
     seconds: float
+    ahead: bool = False
 
     def under(
         self,
@@ -38,7 +39,8 @@ class Service:
         batcher = Batcher(BatchPolicy(), latency or self.curve.table(), engines)
         request = request or (lambda _: Request(self.deadline_s))
         arrivals = poisson(self.curve.peak() * engines * load, self.seconds, request, Random(1))
-        return simulate(batcher, self.curve.sample, arrivals, self.seconds, seed=2, warm_up_s=self.seconds * warm_up)
+        warm_up_s = self.seconds * warm_up
+        return simulate(batcher, self.curve.sample, arrivals, self.seconds, 2, warm_up_s, self.ahead)
 
 
 SERVICES = {
@@ -55,7 +57,13 @@ def service(request: pytest.FixtureRequest) -> Service:
     return SERVICES[request.param]
 
 
-def test_goodput_holds_under_overload(service: Service) -> None:
+@pytest.fixture(params=[False, True], ids=["one by one", "one ahead"])
+def ahead(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def test_goodput_holds_under_overload(service: Service, ahead: bool) -> None:
+    service = dataclasses.replace(service, ahead=ahead)
     moderate, double, fivefold = (service.under(load) for load in (0.8, 2, 5))
     peak = max(service.under(load).goodput for load in (0.9, 1.0, 1.2))
     assert moderate.good >= 0.97 * moderate.offered
@@ -66,7 +74,8 @@ def test_goodput_holds_under_overload(service: Service) -> None:
     # Overload is answered at the door: hardly anybody waits only to be dropped, or is computed and comes too late.
     for report in (double, fivefold):
         assert report.dropped <= 0.03 * report.offered
-        assert report.wasted <= 0.01
+        # A run that stalls makes what was taken ahead late as well.
+        assert report.wasted <= (0.025 if ahead else 0.01)
 
 
 @pytest.mark.parametrize("engines", [2, 4])
