@@ -1,7 +1,8 @@
 # The server: a Python, its packages, and nothing else. No torch, no compiler, no root, no writable file.
 #
 # For CPUs as it stands; for GPUs with --build-arg ONNXRUNTIME='onnxruntime-gpu[cuda,cudnn]==1.31.1', which brings the
-# CUDA libraries, so that the base image needs none: the node's driver is enough.
+# CUDA libraries, so that the base image needs none: the node's driver is enough. TensorRT's, some gigabytes more, come with
+# --build-arg TENSORRT='tensorrt-cu13-libs<11' beside that.
 #
 # Both images must have the same Python at the same place; only the first needs pip.
 ARG BUILD_IMAGE=python:3.11-slim
@@ -9,13 +10,14 @@ ARG BASE_IMAGE=python:3.11-slim
 
 FROM ${BUILD_IMAGE} AS build
 ARG ONNXRUNTIME=onnxruntime==1.31.1
+ARG TENSORRT=
 WORKDIR /src
 RUN python3 -m venv --without-pip /opt/rafaga
 # Packages before the source: they change less often.
 COPY pyproject.toml requirements/constraints.txt deploy/docker/requirements.py ./
 # `gpu` for its figures of GPUs, a few kilobytes; --replace chooses the build of ONNX Runtime.
 RUN python3 requirements.py server tracing gpu --replace "onnxruntime=${ONNXRUNTIME}" > requirements.txt \
-    && python3 -m pip --python /opt/rafaga/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt
+    && python3 -m pip --python /opt/rafaga/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt ${TENSORRT}
 COPY README.md LICENSE ./
 COPY service service
 RUN python3 -m pip --python /opt/rafaga/bin/python install --no-cache-dir --no-deps . \

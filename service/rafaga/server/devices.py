@@ -23,6 +23,8 @@ from rafaga.errors import DeviceError
 
 AUTO = "auto"
 _PATTERN = re.compile(r"(cpu|(cuda|tensorrt)(:(\d{1,3}))?)")
+# ONNX Runtime looks for it, and does without.
+_PLUGINS = "libnvinfer_plugin.so.10"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
 
@@ -154,8 +156,11 @@ def check(device: Device, system: System) -> None:
     if device.index >= len(gpus):
         raise DeviceError(f"{device}: expected a GPU below {len(gpus)}, which is how many this process sees")
     if missing := system.missing_libraries(device.kind):
-        hint = "TensorRT 10 for CUDA 13" if missing[0].startswith("libnv") else "pip install 'rafaga[gpu]'"
-        raise DeviceError(f"{device}: cannot load {', '.join(missing)}: {hint}, or put them on LD_LIBRARY_PATH")
+        of_tensorrt = [name for name in missing if name.startswith("libnv")]
+        packages = ["'rafaga[gpu]'"] if len(of_tensorrt) < len(missing) else []
+        packages += [f"'tensorrt-cu{_cuda_major()}-libs<11'"] if of_tensorrt else []
+        what, how = ", ".join(missing), " ".join(packages)
+        raise DeviceError(f"{device}: cannot load {what}: pip install {how}, or put them on LD_LIBRARY_PATH")
 
 
 class Nvidia:
@@ -203,7 +208,7 @@ def preload() -> str:
         for folder in (*path.glob("nvidia/*/lib"), path / "tensorrt_libs")
         if folder.is_dir()
     ]
-    for name in needed_libraries(DeviceKind.TENSORRT):
+    for name in (*needed_libraries(DeviceKind.TENSORRT), _PLUGINS):
         if not _loads(name):
             # Any will do: once one is loaded, those that need it find it by its name.
             any(_loads(str(folder / name)) for folder in folders if (folder / name).is_file())
@@ -214,10 +219,13 @@ def needed_libraries(kind: DeviceKind) -> tuple[str, ...]:
     """Beside the driver's own, those that others need first. The CUDA version is that of ONNX Runtime's build."""
     if kind is DeviceKind.CPU:
         return ()
-    major = str(ort.cuda_version or "13").partition(".")[0]
-    own = tuple(f"lib{name}.so.{major}" for name in ("cudart", "cublasLt", "cublas"))
+    own = tuple(f"lib{name}.so.{_cuda_major()}" for name in ("cudart", "cublasLt", "cublas"))
     cuda = (*own, "libcurand.so.10", "libcudnn.so.9")
     return cuda if kind is DeviceKind.CUDA else (*cuda, "libnvinfer.so.10", "libnvonnxparser.so.10")
+
+
+def _cuda_major() -> str:
+    return str(ort.cuda_version or "13").partition(".")[0]
 
 
 def _loads(name: str) -> bool:

@@ -127,7 +127,12 @@ class TestAskedFor:
             (
                 "tensorrt",
                 Machine(missing={DeviceKind.TENSORRT: ("libnvinfer.so.10",)}),
-                "tensorrt:0: cannot load libnvinfer.so.10: .*TensorRT 10",
+                "tensorrt:0: cannot load libnvinfer.so.10: pip install 'tensorrt-cu13-libs<11', or put",
+            ),
+            (
+                "tensorrt",
+                Machine(missing={DeviceKind.TENSORRT: ("libcudnn.so.9", "libnvinfer.so.10")}),
+                r"libcudnn.so.9, libnvinfer.so.10: pip install 'rafaga\[gpu\]' 'tensorrt-cu13-libs<11', or put",
             ),
             ("cuda", Machine(built=("CPUExecutionProvider",)), "built without CUDAExecutionProvider; install onnxr"),
         ],
@@ -165,8 +170,9 @@ class TestLibraries:
     def test_packages_anywhere_on_the_path_are_found(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """ONNX Runtime in one folder, PyTorch's libraries in another, TensorRT's in a third."""
         cuda, tensorrt = tmp_path / "a" / "nvidia" / "cu13" / "lib", tmp_path / "b" / "tensorrt_libs"
-        for folder, name in ((cuda, "libcurand.so.10"), (tensorrt, "libnvinfer.so.10")):
-            folder.mkdir(parents=True)
+        there = ((cuda, "libcurand.so.10"), (tensorrt, "libnvinfer.so.10"), (tensorrt, "libnvinfer_plugin.so.10"))
+        for folder, name in there:
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / name).touch()
         loaded: set[str] = set()
 
@@ -186,6 +192,7 @@ class TestLibraries:
             "libcudnn.so.9",
             "libnvonnxparser.so.10",
         )
+        assert loaded == {name for _, name in there}
 
     def test_preloading_keeps_quiet(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
         monkeypatch.setattr(devices.ort, "preload_dlls", lambda: print("Failed to load libcurand.so.10"))
