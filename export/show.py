@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from export.verify import Verdict
-from models.expectation import LOWER_IS_BETTER
 from rafaga.bundle import Metric, Variant
 
 if TYPE_CHECKING:  # `verify` prints its table where torch is not installed
@@ -58,6 +57,8 @@ def _promises(entry: Entry) -> str:
 
 
 def _promise(name: str, value: float) -> str:
+    from models.expectation import LOWER_IS_BETTER
+
     return f"{name} < {value:g}" if name in LOWER_IS_BETTER else f"{name} {100 * value:.3g}%"
 
 
@@ -140,12 +141,13 @@ def _first_sentence(text: str) -> str:
 def verdict_table(verdicts: Iterable[Verdict]) -> Table:
     table = Table("bundle", "precision", "golden error", "allowed", "verdict", box=SIMPLE_HEAD)
     for verdict in verdicts:
+        right = "[green]right[/green]" + (", [yellow]untrained[/yellow]" if verdict.untrained else "")
         table.add_row(
             f"{verdict.folder.parent.name}/{verdict.folder.name}",
             verdict.variant or "–",
             "–" if verdict.golden_error is None else f"{verdict.golden_error:.1e}",
             "–" if verdict.tolerance is None else f"{verdict.tolerance:.0e}",
-            f"[red]{escape(verdict.fault)}[/red]" if verdict.fault else "[green]right[/green]",
+            f"[red]{escape(verdict.fault)}[/red]" if verdict.fault else right,
         )
     return table
 

@@ -113,13 +113,17 @@ def read_golden(path: Path) -> Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one published variant; `fault` empty: it is what was published and answers as PyTorch did."""
+    """What came of one published variant; `fault` empty: it is what was published and answers as PyTorch did.
+
+    `untrained`: its weights are random, so that even right answers mean nothing.
+    """
 
     folder: Path
     variant: str
     golden_error: float | None
     tolerance: float | None
     fault: str = ""
+    untrained: bool = False
 
 
 def find_bundles(place: Path) -> list[Path]:
@@ -156,7 +160,7 @@ def _verify_variant(folder: Path, bundle: Bundle, variant: Variant, golden: Case
         require_within(tolerance, found, f"{variant.file} on the golden inputs")
     except Exception as error:  # onnxruntime's errors share no base class, and any of them is a verdict
         return Verdict(folder, variant.precision, None, tolerance, str(error))
-    return Verdict(folder, variant.precision, found, tolerance)
+    return Verdict(folder, variant.precision, found, tolerance, untrained=not bundle.weights.trained)
 
 
 def _hidden(relative: Path) -> bool:

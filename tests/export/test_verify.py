@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.__main__ import main
 from export.evidence import Sources, find_evidence
 from export.graph import serving_graph
 from export.onnx import to_onnx
@@ -104,6 +105,11 @@ def test_published_bundles_prove_again(repository: Path) -> None:
     assert find_bundles(repository / "small-forecaster" / "1") == [repository / "small-forecaster" / "1"]
     verdicts = [verdict for folder in find_bundles(repository) for verdict in verify_bundle(folder)]
     assert [(verdict.variant, verdict.fault) for verdict in verdicts] == [("fp32", ""), ("fp32", "")]
+
+
+def test_what_is_untrained_is_said_to_be(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(repository)]) == 0
+    assert capsys.readouterr().out.count("right, untrained") == 2
 
 
 def test_unfinished_bundles_are_not_looked_at(bundle: Path) -> None:

@@ -116,6 +116,14 @@ def test_published_errors_are_those_of_the_weights() -> None:
         assert errors == [f"{100 - figures[key]:.2f} %" for key in ("acc@1", "acc@5")]
 
 
+@pytest.mark.parametrize("name", ["fcn-resnet50", "ssd300-vgg16", "fasterrcnn-resnet50-fpn"])
+def test_published_figures_of_detectors_and_the_segmenter_are_told(name: str) -> None:
+    told = " ".join(PAGE.split()).partition(f"`{name}`")[2]
+    figures = [float(figure) for figure in re.findall(r"(\d+\.\d) %", told)]
+    expected = [round(100 * value, 1) for value in catalogue()[name].expected.values()]
+    assert figures[: len(expected)] == expected
+
+
 def test_the_errors_of_the_papers_are_told() -> None:
     for error in ("24.4 %", "7.1 %", "10.07 %", "6.67 %"):
         assert error in " ".join(PAGE.split())
