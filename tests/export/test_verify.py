@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from export.__main__ import main
 from export.evidence import Sources, find_evidence
@@ -17,6 +18,7 @@ from export.graph import serving_graph
 from export.onnx import to_onnx
 from export.publish import Wanted, publish, require_answers
 from export.verify import (
+    PARITY_GATE,
     Case,
     ProofFailed,
     find_bundles,
@@ -52,6 +54,7 @@ def bundle(repository: Path, tmp_path: Path) -> Path:
 
 def test_padding_that_is_read_is_found(tmp_path: Path) -> None:
     """A forecaster that reads the last column instead of the last observation answers by the company it is in."""
+    torch.manual_seed(0)  # some networks hardly heed what they read
     entry = replace(small.forecaster(), build=lambda: small.SmallForecaster(reads_padding=True))
     graph = serving_graph(entry, entry.build())
     evidence = find_evidence(entry, Sources(), trained=False)
@@ -59,7 +62,7 @@ def test_padding_that_is_read_is_found(tmp_path: Path) -> None:
     session = open_session(tmp_path / "model.onnx")
     cases = [Case(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
     assert measure_parity(session, cases).max_relative_error < 1e-4, "the file does what PyTorch does"
-    assert measure_batch_invariance(session, cases[-1].inputs) > 1e-3, "and PyTorch is wrong"
+    assert measure_batch_invariance(session, cases[-1].inputs) > PARITY_GATE, "and PyTorch is wrong"
 
 
 def test_wrong_answers_are_measured(repository: Path) -> None:
