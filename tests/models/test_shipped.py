@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from models.entry import Corpus, Entry, ImageInput, SeriesInput, Shipped
 from models.training import __main__ as training
+from models.training import coverage
 from models.training.data import Series, load_co2, load_etth1, load_mnist, load_sp500
 from models.training.forecast_eval import evaluate, held_out
 from models.training.images import prepare
@@ -77,6 +79,15 @@ def test_each_quantile_holds_its_share(name: str, points: float) -> None:
     noted = recorded(SHIPPED[name])
     for percent in (5, 10, 25, 50, 75, 90, 95):
         assert 100 * noted[f"coverage_q{percent:02d}"] == pytest.approx(percent, abs=points)
+
+
+def test_the_command_tells_coverage_as_it_is_recorded(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of CO2, for which no data are needed: name, figure, nominal and found share."""
+    assert coverage.main(["rnn-co2"]) == 0
+    lines = [re.findall(r"[\w.%+-]+", line) for line in capsys.readouterr().out.splitlines()]
+    found = {words[1]: float(words[4]) for words in lines if words[:1] == ["rnn-co2"]}
+    noted = {name: value for name, value in recorded(SHIPPED["rnn-co2"]).items() if name.startswith("coverage")}
+    assert found == pytest.approx({name: 100 * value for name, value in noted.items()}, abs=0.3)
 
 
 @pytest.mark.parametrize("name", ["lenet5-mnist", "cnn-mnist"])
