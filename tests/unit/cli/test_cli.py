@@ -50,6 +50,17 @@ def test_models(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[3].endswith("model.onnx changed after it was published")
 
 
+def test_models_shows_intervals_and_leaves_single_quantiles_to_json(
+    script: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models"]) == ExitCode.OK
+    shown = capsys.readouterr().out
+    assert "mase 0.5, coverage_90 0.91" in shown
+    assert "coverage_q05" not in shown
+    assert main(["models", "--json"]) == ExitCode.OK
+    assert "coverage_q05" in capsys.readouterr().out
+
+
 def test_classify(script: Script, images: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["classify", *images, "--model", "lenet5-mnist", "--top-k", "2"]) == ExitCode.OK
     captured = capsys.readouterr()
