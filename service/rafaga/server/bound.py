@@ -27,7 +27,7 @@ from rafaga.server.buffers import Copy, Memory, Ticket, Twin
 from rafaga.server.engine import CLOSED, Described, Engine, Samples, Session
 from rafaga.server.gate import Gate
 from rafaga.server.job import Arrays, Part
-from rafaga.server.latency import DISPATCH_S, LatencyTable
+from rafaga.server.latency import LatencyTable
 
 SLOTS = 2
 """Batches whose buffers exist."""
@@ -224,8 +224,7 @@ class BoundEngine(Engine):
 
     def warm_up(self, samples: Samples, max_batch_size: int) -> LatencyTable:
         """As `Engine.warm_up`; the slots take turns."""
-        seconds = [self.seconds(samples, rows) + DISPATCH_S for rows in self._buckets]
-        return LatencyTable(self._buckets, seconds, stepped=not self._exact)
+        return self._table(samples, self._buckets, stepped=not self._exact)
 
     def try_graphs(self, samples: Samples, gate: Gate, always: bool = False) -> tuple[int, ...]:
         """Captures a CUDA graph for every bucket and slot, alone behind `gate`, and keeps those that are faster than
@@ -446,8 +445,7 @@ class PaddedEngine(Engine):
             return tuple(o[:rows] for o in super().run(padded))
 
     def warm_up(self, samples: Samples, max_batch_size: int) -> LatencyTable:
-        seconds = [self.seconds(samples, rows) + DISPATCH_S for rows in self._buckets]
-        return LatencyTable(self._buckets, seconds, stepped=True)
+        return self._table(samples, self._buckets, stepped=True)
 
     def close(self, timeout_s: float = 10.0) -> bool:
         with self._gate.shared():

@@ -132,9 +132,7 @@ class Engine:
 
     def warm_up(self, samples: Samples, max_batch_size: int) -> LatencyTable:
         """Runs every bucket until it is warm, and measures it."""
-        buckets = buckets_up_to(max_batch_size)
-        seconds = [self.seconds(samples, rows) + DISPATCH_S for rows in buckets]
-        return LatencyTable(buckets, seconds)
+        return self._table(samples, buckets_up_to(max_batch_size))
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Lets go of the session and what it holds of its device. False when a run does not end within `timeout_s`."""
@@ -154,16 +152,27 @@ class Engine:
 
     def seconds(self, samples: Samples, rows: int) -> float:
         """For a run of `rows` rows, once warm."""
-        return self._timed(samples.tiled(rows))
+        return self._timed([samples.tiled(rows)])[0]
 
-    def _timed(self, inputs: Arrays) -> float:
-        self.run(inputs)
-        runs: list[float] = []
-        while len(runs) < _MIN_RUNS or (sum(runs) < _BUCKET_BUDGET_S and len(runs) < _MAX_RUNS):
-            start = time.perf_counter()
-            self.run(inputs)
-            runs.append(time.perf_counter() - start)
-        return min(runs)
+    def _table(self, samples: Samples, buckets: Sequence[int], stepped: bool = False) -> LatencyTable:
+        seconds = self._timed([samples.tiled(rows) for rows in buckets])
+        return LatencyTable(buckets, [s + DISPATCH_S for s in seconds], stepped)
+
+    def _timed(self, batches: Sequence[Arrays]) -> list[float]:
+        """Seconds for each of the batches, once warm: the quickest of several runs.
+
+        They take turns, so that a moment in which the machine is busy elsewhere makes no single size look slow.
+        """
+        for batch in batches:
+            self.run(batch)
+        runs: list[list[float]] = [[] for _ in batches]
+        for _ in range(_MAX_RUNS):
+            for batch, taken in zip(batches, runs, strict=True):
+                if len(taken) < _MIN_RUNS or sum(taken) < _BUCKET_BUDGET_S:
+                    start = time.perf_counter()
+                    self.run(batch)
+                    taken.append(time.perf_counter() - start)
+        return [min(taken) for taken in runs]
 
 
 class _Closed:

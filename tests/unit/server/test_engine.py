@@ -136,6 +136,12 @@ class TestEngine:
             assert session.rows.count(rows) >= 3
             assert table.predict(rows) > DISPATCH_S
 
+    def test_sizes_take_turns_while_they_are_measured(self) -> None:
+        """A busy moment of the machine would otherwise fall on one size alone."""
+        session = FakeSession()
+        Engine(Described(), session).warm_up(Samples((np.zeros((3, 2)),)), 6)
+        assert session.rows[:12] == [1, 2, 4, 6] * 3
+
     def test_a_run_that_does_not_end_can_be_ended(self) -> None:
         spec = (TensorSpec(name="x", dtype="int64", shape=(None,)),)
         described = Described(inputs=spec, outputs=(TensorSpec(name="y", dtype="int64", shape=(None,)),))
@@ -176,12 +182,12 @@ class TestThreads:
     samples = Samples((np.zeros((1, 2)),))
 
     def test_quick_models(self, asked: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Engine, "_timed", lambda *_: 1e-4)
+        monkeypatch.setattr(Engine, "_timed", lambda *_: [1e-4])
         Engine.load(Described(), b"model", self.samples, None)
         assert asked == [4, 1]
 
     def test_large_models(self, asked: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Engine, "_timed", lambda *_: 1e-2)
+        monkeypatch.setattr(Engine, "_timed", lambda *_: [1e-2])
         Engine.load(Described(), b"model", self.samples, None)
         assert asked == [4]
 
@@ -246,6 +252,6 @@ def test_what_onnx_runtime_refuses_is_a_bundle_error() -> None:
     def test_beside_others_its_share_at_most(
         self, asked: list[int], monkeypatch: pytest.MonkeyPatch, cores: int, seconds: float, expected: list[int]
     ) -> None:
-        monkeypatch.setattr(Engine, "_timed", lambda *_: seconds)
+        monkeypatch.setattr(Engine, "_timed", lambda *_: [seconds])
         Engine.load(Described(), b"model", self.samples, None, cores=cores)
         assert asked == expected

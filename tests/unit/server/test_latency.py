@@ -61,8 +61,9 @@ class TestEfficientRows:
     def test_rows_that_cost_the_same_in_any_company(self) -> None:
         assert LatencyTable(BUCKETS, (0.020, 0.040, 0.080, 0.160)).efficient_rows == 1
 
-    def test_two_percent_are_not_worth_waiting_for(self) -> None:
-        assert LatencyTable(BUCKETS, (0.020, 0.0300, 0.0594, 0.1180)).efficient_rows == 2
+    def test_five_percent_are_not_worth_waiting_for(self) -> None:
+        assert LatencyTable(BUCKETS, (0.020, 0.0300, 0.0576, 0.1142)).efficient_rows == 2
+        assert LatencyTable(BUCKETS, (0.020, 0.0300, 0.0560, 0.1120)).efficient_rows == 4
 
     def test_it_is_settled_at_warm_up(self, table: LatencyTable) -> None:
         """Runs are not made under equal conditions: a bad spell at one size would rule it out for ever."""
