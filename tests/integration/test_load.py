@@ -36,6 +36,8 @@ from tests.integration.serving import PATIENCE_S, Served, serving
 from tests.integration.valve import Valve
 
 QUICK = ["--duration", "0.6", "--warm-up", "0.2"]
+# Callers that wait send nothing while the machine stands still: no stall may hide in a warm-up, or fill the window.
+CLOSED = ["--duration", "2", "--warm-up", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +148,7 @@ def test_callers_that_wait_and_a_mix_of_files_over_rafaga(
         (folder / f"{i}.png").write_bytes(messages.png(messages.random_digits(i)[0, :, :, 0]))
     (folder / "history.csv").write_text("day,value\n" + "\n".join(f"{i},{i / 7}" for i in range(30)))
     models = ["--model", "digits", "--model", "series", "--model", "backbone"]
-    code, run = load(plain, *models, "--input", str(folder), "--column", "value", "--concurrency", "4")
+    code, run = load(plain, *models, "--input", str(folder), "--column", "value", "--concurrency", "4", *CLOSED)
     assert code == 0
     (step,) = run.steps
     assert (step.step.pattern, step.step.callers) == (Pattern.CLOSED, 4)
@@ -165,7 +167,7 @@ def test_every_task_can_be_loaded(tmp_path: Path, load: Callable[..., tuple[int,
     names = ("detector", "segmenter", "letters")
     with serving(tmp_path / "repository", "grpcio") as served:
         arguments = [word for name in names for word in ("--model", name)]
-        code, run = load(served, *arguments, "--protocol", protocol, "--concurrency", "2", "--check-every", "1")
+        code, run = load(served, *arguments, "--protocol", protocol, "--concurrency", "2", "--check-every", "1", *CLOSED)
     assert code == 0
     (step,) = run.steps
     assert set(step.tally.models) == set(names)
@@ -334,7 +336,7 @@ def test_a_trace_says_which_model_gets_how_many_rows(
 
 
 def test_a_mix_of_rows(plain: Served, load: Callable[..., tuple[int, Run]]) -> None:
-    code, run = load(plain, "--model", "digits", "--rows", "2=3", "--rows", "5", "--concurrency", "1")
+    code, run = load(plain, "--model", "digits", "--rows", "2=3", "--rows", "5", "--concurrency", "1", *CLOSED)
     assert code == 0
     sizes = run.steps[0].tally.batch_sizes
     assert sizes.keys() == {2, 5}
