@@ -23,6 +23,7 @@ from export.variants import calibrated, to_fp16
 from export.verify import Case, ProofFailed, open_session
 from models.entry import Entry, SequenceInput, SeriesInput, Task
 from models.progress import Steps
+from rafaga import int8
 from rafaga.bundle import Calibration, Loss, Metric, Parity, Precision, Variant
 
 # Ten bits of mantissa, rounded anew in every layer: what a healthy network loses, with room for deep ones.
@@ -200,6 +201,7 @@ class Judge:
             calibration=trial.calibration,
             float_layers=trial.float_layers,
             cpu_speedup=round(faster, 2),
+            cpu_quick_int8=int8.quick(),
         )
 
     def _loss(self, trial: Trial) -> Loss | None:

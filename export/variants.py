@@ -52,7 +52,7 @@ class Calibrated:
     def quantise(self, target: Path, left_in_float: Sequence[str] = ()) -> None:
         """Static QDQ. Weights int8 per output channel, activations uint8: the pairing that VNNI multiplies in one step.
 
-        Processors without VNNI may saturate where two products are added; the golden answers tell.
+        Processors without VNNI give the same answers, more slowly: see rafaga.int8.
         """
         self._quantise(target, excluded=(*self.outside, *left_in_float))
 

@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from export.arrays import Array, Arrays, alone, row_count
 from rafaga import bundle as bundles
+from rafaga import int8
 from rafaga.bundle import GOLDEN, Bundle, Parity, TensorSpec, Variant
 from rafaga.errors import BundleError
 from rafaga.objects import paired
@@ -44,6 +45,7 @@ def open_session(path: Path, threads: int = 0) -> ort.InferenceSession:
     """A CPU session; `threads` 0 leaves the number to ONNX Runtime."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry(*int8.EXACT)
     options.log_severity_level = 3  # its warnings speak of optimisations not taken
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 

@@ -177,6 +177,7 @@ class Variant(Frozen, frozen=True):
     kept but not `default_eligible`.
     `float_layers` names the nodes of an int8 file that stay in float because quantising them costs too much.
     `cpu_speedup` is its throughput over the fp32 file's on one thread of the processor that exported it; 0 unmeasured.
+    `cpu_quick_int8`: whether that processor was `rafaga.int8.quick`; None unknown.
     """
 
     precision: Precision
@@ -186,6 +187,7 @@ class Variant(Frozen, frozen=True):
     default_eligible: bool = True
     float_layers: tuple[str, ...] = ()
     cpu_speedup: float = 0.0
+    cpu_quick_int8: bool | None = None
     loss: Loss | None = None
     calibration: Calibration | None = None
 

@@ -172,7 +172,7 @@ def test_by_the_command(tmp_path: Path) -> None:
         assert variant.loss is not None
         assert (variant.loss.within, variant.default_eligible) == (True, False)
     fast = tuple(replace_speed(variant, 3.0) for variant in bundle.variants)
-    chosen, why = fastest_eligible(msgspec.structs.replace(bundle, variants=fast))
+    chosen, why = fastest_eligible(msgspec.structs.replace(bundle, variants=fast), quick_int8=True)
     assert chosen.precision is Precision.FP32
     assert "measured on too few samples (15)" in why
 

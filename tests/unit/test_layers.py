@@ -1,4 +1,4 @@
-"""Who may import whom: errors, priority, tensors, bundle, images, objects <- client and server <- cli, load, plan."""
+"""Who may import whom: errors, priority, tensors, bundle, images, int8, … <- client and server <- cli, load, plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SERVICE = Path(__file__).parents[2] / "service" / "rafaga"
-BASE = {"errors", "priority", "tensors", "bundle", "images", "objects", "series", "v1", "inference"}
+BASE = {"errors", "priority", "tensors", "bundle", "images", "int8", "objects", "series", "v1", "inference"}
 TOP = {"cli", "load", "plan"}
 MODULES = sorted(
     path for path in SERVICE.rglob("*.py") if not {"v1", "inference"} & set(path.relative_to(SERVICE).parts[:1])

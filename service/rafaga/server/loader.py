@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from rafaga import bundle as bundles
+from rafaga import int8
 from rafaga.bundle import Bundle, Precision, Variant
 from rafaga.errors import BundleError, DeviceError
 from rafaga.server import plain
@@ -132,7 +133,7 @@ class Loader:
 
     def _choose(self, bundle: Bundle, gpu: bool) -> Variant:
         if self.precision is None:
-            variant, why = fastest_on_gpu(bundle) if gpu else fastest_eligible(bundle)
+            variant, why = fastest_on_gpu(bundle) if gpu else fastest_eligible(bundle, int8.quick())
             _LOG.info("variant chosen", extra={"model": bundle.name, "precision": variant.precision.value, "why": why})
             return variant
         wanted = bundle.variant(self.precision)
@@ -142,14 +143,19 @@ class Loader:
         return wanted
 
 
-def fastest_eligible(bundle: Bundle) -> tuple[Variant, str]:
-    """The variant to serve on a CPU when nobody says which, and why.
+def fastest_eligible(bundle: Bundle, quick_int8: bool) -> tuple[Variant, str]:
+    """The variant to serve on a CPU when nobody says which, and why. `quick_int8`: see `rafaga.int8.quick`.
 
-    A variant other than fp32 must have kept its accuracy, as measured by export, and be clearly faster.
+    A variant other than fp32 must have kept its accuracy, as measured by export, and be clearly faster. How fast int8
+    was on a processor with VNNI says nothing of one without.
     """
     full = bundle.variant(Precision.FP32) or bundle.variants[0]
     faster = [v for v in bundle.variants if v is not full and v.cpu_speedup >= _WORTHWHILE_SPEEDUP]
+    untold = [v for v in faster if v.precision is Precision.INT8 and v.cpu_quick_int8 and not quick_int8]
+    faster = [v for v in faster if v not in untold]
     if not faster:
+        if untold:
+            return full, "int8 was measured to be faster on a processor with VNNI, which this one lacks"
         return full, "no other variant is clearly faster"
     eligible = [v for v in faster if v.default_eligible]
     best = max(eligible or faster, key=lambda v: v.cpu_speedup)
