@@ -82,7 +82,9 @@ def _report(arguments: Sequence[str]) -> int:
             except BundleError as error:
                 console.print(f"✗ {error}", style="red", markup=False)
     if measured:
-        options.output.write_text(render(measured, options.threads), encoding="utf-8")
+        with shown(console, str(options.output)) as steps:
+            steps.step("drawing")
+            options.output.write_text(render(measured, options.threads), encoding="utf-8")
         console.print(f"✓ {options.output}", markup=False, highlight=False)
     return 0 if len(measured) == len(folders) else 1
 

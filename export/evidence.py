@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from export import accuracy, samples
 from export.arrays import Array, Arrays, rows
-from export.labels import Labels, read_labels
+from export.labels import Labels, LabelsInvalid, read_labels
 from export.samples import ImageData, ImageSet
 from export.verify import Advance, open_session
 from models.entry import Corpus, Entry, ImageInput, SequenceInput, SeriesInput, Shipped, Task
@@ -196,26 +196,39 @@ def find_evidence(entry: Entry, sources: Sources, trained: bool, steps: Steps = 
         return SequenceEvidence(entry, entry.input, sources, "" if entry.corpus else "no sequences to measure with")
     if not trained:
         return ImageEvidence(entry, entry.input, ImageData(), sources)
+    calibration, note = None, ""
     try:
-        return ImageEvidence(entry, entry.input, _image_data(entry, entry.input, sources, steps), sources)
+        if sources.calibration_images is not None:
+            prepared_as = samples.measured_preparation(entry.input)
+            calibration = samples.photos(sources.calibration_images, None, prepared_as)
+        data = _image_data(entry, entry.input, sources, calibration, steps)
     except DataUnavailable as error:
-        return ImageEvidence(entry, entry.input, ImageData(), sources, str(error))
+        data, note = ImageData(calibration=calibration), str(error)
+    return ImageEvidence(entry, entry.input, data, sources, note)
 
 
-def _image_data(entry: Entry, image: ImageInput, sources: Sources, steps: Steps) -> ImageData:
+def _image_data(
+    entry: Entry, image: ImageInput, sources: Sources, calibration: ImageSet | None, steps: Steps
+) -> ImageData:
+    """`calibration`: images that were given for that alone. Raises DataUnavailable."""
     if sources.eval_images is None and entry.corpus in (Corpus.MNIST, Corpus.CIFAR10):
-        return samples.corpus_images(entry.corpus, sources.data, steps)
+        data = samples.corpus_images(entry.corpus, sources.data, steps)
+        return data if calibration is None else replace(data, calibration=calibration)
+    nothing = f"no held-out data for {entry.dataset}: give labelled photos with --eval-images DIR"
     folder = sources.eval_images or _sample_photos(sources.data)
     if folder is None:
-        raise DataUnavailable(f"no held-out data for {entry.dataset}: give labelled photos with --eval-images DIR")
+        raise DataUnavailable(nothing)
     classes = None
     if entry.task is Task.CLASSIFICATION:
         classes = sources.labels or _labels_beside(folder) or Labels(entry.labels())
     prepared_as = samples.measured_preparation(image)
-    everything = samples.photos(folder, classes, prepared_as)
-    if sources.calibration_images is None:
-        return samples.split_photos(everything)
-    return samples.split_photos(everything, samples.photos(sources.calibration_images, None, prepared_as))
+    try:
+        everything = samples.photos(folder, classes, prepared_as, but=sources.calibration_images)
+    except LabelsInvalid:
+        if sources.eval_images is not None:
+            raise
+        raise DataUnavailable(nothing) from None  # nobody asked for these photos, and the model has other classes
+    return samples.split_photos(everything, calibration)
 
 
 def _sample_photos(root: Path | None) -> Path | None:

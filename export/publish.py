@@ -87,6 +87,7 @@ def publish(entry: Entry, wanted: Wanted, sources: Sources, steps: Steps) -> Pub
     evidence = find_evidence(entry, sources, weights.trained, steps)
     graph = serving_graph(entry, model)
     if not weights.trained:
+        steps.step("scaling random weights")
         inputs = list(evidence.batches())[-1]
         settle(graph, inputs)
         if entry.task is Task.DETECTION:

@@ -95,21 +95,31 @@ def corpus_images(corpus: Corpus, root: Path | None, steps: Steps) -> ImageData:
     )
 
 
-def photos(folder: Path, labels: Labels | None, prepared_as: ImagePreparation) -> ImageSet:
+def photos(folder: Path, labels: Labels | None, prepared_as: ImagePreparation, but: Path | None = None) -> ImageSet:
     """The photos in `folder` and below, prepared exactly as the service prepares what clients send.
 
-    `labels` None: their classes do not matter and are -1. Raises DataUnavailable where there are no photos,
-    LabelsInvalid naming the first one whose class is unknown.
+    `labels` None: their classes do not matter and are -1. `but`: a folder whose photos are left out, where they are
+    the same files. Raises DataUnavailable where there are no photos, LabelsInvalid naming the first one whose class is
+    unknown.
     """
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)
+    files = _photo_files(folder)
     if not files:
         raise DataUnavailable(f"no photos in {folder}: expected {', '.join(PHOTO_SUFFIXES)} files")
+    if but is not None:
+        others = {file.resolve() for file in _photo_files(but)}
+        files = [file for file in files if file.resolve() not in others]
+        if not files:
+            raise DataUnavailable(f"no photos in {folder} but those that calibrate, and they are never measured on")
     classes = [-1] * len(files) if labels is None else list(_classes(files, folder, labels))
 
     def read(rows: Sequence[int]) -> Array:
         return np.stack([images.prepare(files[row].read_bytes(), prepared_as, MAX_PIXELS).pixels for row in rows])
 
     return ImageSet(_data_name(folder), np.array(classes, dtype=np.int64), read)
+
+
+def _photo_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)
 
 
 def _data_name(folder: Path) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -68,6 +70,16 @@ def test_one_page_with_plots_inside(repository: Path, tmp_path: Path, capsys: py
         assert word in text
     assert "&lt;b&gt;two&lt;/b&gt; convolutions &amp; more" in text
     assert str(output) in capsys.readouterr().out
+
+
+def test_report_needs_no_torch(repository: Path, tmp_path: Path) -> None:
+    """As a command, with torch made impossible to import."""
+    without_torch = "import sys; sys.modules['torch'] = None; from export.__main__ import main; "
+    script = without_torch + "sys.exit(main(['report', *sys.argv[1:], '--seconds', '0.001']))"
+    command = [sys.executable, "-c", script, str(repository / "small-forecaster"), "--output", str(tmp_path / "r.html")]
+    done = subprocess.run(command, cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "small-forecaster" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_every_variant_at_every_batch_size(repository: Path) -> None:

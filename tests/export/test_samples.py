@@ -102,6 +102,48 @@ def test_calibration_photos_of_their_own(folder: Path) -> None:
     assert (len(data.held_out), len(data.choosing)) == (18, 6)
 
 
+def evidence_of(**sources: Path) -> ImageEvidence:
+    """Of a trained classifier of the three classes."""
+    found = find_evidence(small.classifier(), Sources(**sources), trained=True)  # type: ignore[arg-type]
+    assert isinstance(found, ImageEvidence)
+    return found
+
+
+def test_photos_that_calibrate_are_left_out_of_what_is_measured(folder: Path) -> None:
+    """Where the folder that calibrates lies in the other one, or is the same, however it is written."""
+    found = evidence_of(eval_images=folder, calibration_images=folder / "alpha")
+    assert found.calibrated_on == Calibration(dataset="alpha", samples=8)
+    assert found.data.held_out is not None
+    assert found.data.choosing is not None
+    assert set(found.data.held_out.labels) == set(found.data.choosing.labels) == {1, 2}
+    assert (len(found.data.held_out), len(found.data.choosing)) == (12, 4)
+    (folder / "again").symlink_to(folder, target_is_directory=True)
+    same = evidence_of(eval_images=folder / "alpha", calibration_images=folder / "again" / "alpha")
+    assert "but those that calibrate" in same.note
+    assert (same.data.held_out, same.data.choosing) == (None, None)
+
+
+def test_calibration_photos_are_used_where_nothing_can_be_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAFAGA_DATA", raising=False)
+    found = evidence_of(calibration_images=folder)
+    assert found.note == "no held-out data for none: give labelled photos with --eval-images DIR"
+    assert found.data.held_out is None
+    assert found.calibrated_on == Calibration(dataset=folder.name, samples=24)
+    assert sum(len(batch) for batch in found.calibration()) == 24
+
+
+def test_photos_that_nobody_asked_for_may_show_other_classes(folder: Path, tmp_path: Path) -> None:
+    """ImageNet's sample photos lie in the data folder: a model of other classes is not measured, and not refused."""
+    samples = tmp_path / "data" / "imagenet_samples" / "images"
+    samples.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(samples / "n01440764_tench.png")
+    assert "no held-out data" in evidence_of(data=tmp_path / "data").note
+    with pytest.raises(LabelsInvalid, match="n01440764_tench"):
+        evidence_of(eval_images=samples)
+
+
 @pytest.mark.parametrize(("path", "name"), [("birds/images", "birds"), ("birds/val", "val"), ("birds", "birds")])
 def test_data_is_called_by_a_name_that_says_something(tmp_path: Path, path: str, name: str) -> None:
     place = tmp_path / path

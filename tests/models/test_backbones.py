@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torchvision.models
 from torch import nn
 
 from models.backbones import GoogLeNetBackbone, ResNet50Backbone, ResNet50Fpn, VGG16Backbone, VGG16Embedding
+from models.detectors import FasterRcnn
 from models.entry import Task
 from models.googlenet import GoogLeNetClassifier
 from models.segmentation import FcnResNet50
@@ -102,16 +105,18 @@ def test_the_pyramid_is_the_detectors_own() -> None:
     assert names == {k for k in state if k.startswith("backbone.") and "num_batches_tracked" not in k}
 
 
+def published_faster_rcnn() -> nn.Module:
+    return torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+
+
 @pytest.mark.parametrize(
     ("ours", "published"),
     [
         (GoogLeNetClassifier, lambda: torchvision.models.googlenet(init_weights=False)),
         (GoogLeNetBackbone, lambda: torchvision.models.googlenet(init_weights=False)),
         (ResNet50Backbone, torchvision.models.resnet50),
-        (
-            ResNet50Fpn,
-            lambda: torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None),
-        ),
+        (ResNet50Fpn, published_faster_rcnn),
+        (FasterRcnn, published_faster_rcnn),
         (VGG16Backbone, lambda: torchvision.models.vgg16(init_weights=False)),
         (VGG16Embedding, lambda: torchvision.models.vgg16(init_weights=False)),
         (
@@ -128,3 +133,16 @@ def test_published_state_dicts_load_unmodified(ours: type[nn.Module], published:
     del state[next(iter(module.state_dict()))]
     with pytest.raises(RuntimeError, match="Missing key"):
         module.load_state_dict(state, strict=True, assign=True)
+
+
+@pytest.mark.parametrize("ours", [ResNet50Fpn, FasterRcnn])
+def test_the_published_detectors_old_names_are_understood(ours: type[nn.Module]) -> None:
+    """The file is of 2019, before torchvision wrapped the convolutions of pyramid and proposals one level deeper, and
+    with batch normalisation frozen, which counts no batches."""
+    state = {}
+    for key, tensor in on_meta(published_faster_rcnn).state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            renamed = re.sub(r"(inner_blocks|layer_blocks)\.(\d)\.0\.", r"\1.\2.", key)
+            state[renamed.replace("rpn.head.conv.0.0.", "rpn.head.conv.")] = tensor
+    assert {"backbone.fpn.inner_blocks.0.weight", "rpn.head.conv.weight"} <= state.keys()
+    on_meta(ours).load_state_dict(state, strict=True, assign=True)

@@ -32,8 +32,8 @@ from rafaga.bundle import (
 from rafaga.errors import BundleError
 
 
-def variant(precision: Precision = Precision.FP32, relative: float = 1e-6) -> Variant:
-    parity = Parity(max_absolute_error=relative, max_relative_error=relative, batch_sizes=(1, 2))
+def variant(precision: Precision = Precision.FP32, relative: float = 1e-6, absolute: float = 1.0) -> Variant:
+    parity = Parity(max_absolute_error=absolute, max_relative_error=relative, batch_sizes=(1, 2))
     return Variant(precision=precision, file=f"model.{precision}.onnx", parity=parity)
 
 
@@ -209,6 +209,16 @@ def test_variants_are_found_by_precision() -> None:
 def test_tolerance_follows_the_measured_parity() -> None:
     assert variant(relative=1e-6).golden_tolerance == 1e-3
     assert variant(relative=0.04).golden_tolerance == pytest.approx(0.08)
+
+
+def test_small_answers_are_not_all_alike() -> None:
+    """1. The largest of a thousand probabilities is 2 %; int8 misses it by a quarter of that. 2. As much is let pass,
+    and twice as much. 3. Zeros are not."""
+    reference = np.array([[0.02, 0.001]])
+    int8 = variant(Precision.INT8, relative=0.25, absolute=0.005)
+    assert relative_error(reference + 0.005, reference) <= int8.golden_tolerance
+    assert relative_error(reference + 0.0099, reference) <= int8.golden_tolerance
+    assert relative_error(np.zeros((1, 2)), reference) > int8.golden_tolerance
 
 
 def test_relative_error_is_relative_to_the_largest_value_from_one_up() -> None:
