@@ -60,6 +60,8 @@ def main() -> int:
     parser.add_argument("folders", type=Path, nargs="+", help="versions of bundles")
     options = parser.parse_args()
     (device,) = devices.parse([options.device]) or ()
+    if device.gpu and not options.way.startswith("torch"):  # which brings and loads its own
+        devices.preload()
     for folder in options.folders:
         bundle = bundles.load(folder)
         try:

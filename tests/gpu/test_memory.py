@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import gc
 from collections.abc import Callable
 from pathlib import Path
 
+import onnxruntime as ort
 import pytest
 
 from rafaga.errors import DeviceMemoryError
+from rafaga.server.cuda import Cuda
 from rafaga.server.devices import Device
 from rafaga.server.gpu_memory import MIB
 from rafaga.server.per_model import PerModel
@@ -29,7 +32,12 @@ def used(device: Device) -> Callable[[], int]:
         pytest.skip("a rehearsal has no GPU's memory")
     nvml = pytest.importorskip("pynvml", reason="needs nvidia-ml-py")
     nvml.nvmlInit()
-    handle = nvml.nvmlDeviceGetHandleByIndex(device.index)
+    # By its place on the bus: NVML counts GPUs otherwise than CUDA, and does not heed CUDA_VISIBLE_DEVICES.
+    bus = ctypes.create_string_buffer(32)
+    Cuda.load(device.index).memory()  # from then on the runtime is there
+    runtime = ctypes.CDLL(f"libcudart.so.{ort.cuda_version.partition('.')[0]}")
+    assert runtime.cudaDeviceGetPCIBusId(bus, len(bus), device.index) == 0
+    handle = nvml.nvmlDeviceGetHandleByPciBusId(bus.value)
 
     def used() -> int:
         gc.collect()

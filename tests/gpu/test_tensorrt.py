@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from rafaga.errors import DeviceError
 from rafaga.server import devices
 from rafaga.server.devices import Device, DeviceKind, Nvidia
+from rafaga.server.engine import Engine
 from rafaga.server.placement import GpuSettings
 from tests.bundles import convolve, publish_convolutions, publish_forecaster
 from tests.gpu.conftest import placed, task
@@ -26,6 +28,12 @@ def tensorrt(device: Device) -> Device:
     return tensorrt
 
 
+def on_tensorrt(engine: Engine) -> bool:
+    """And not on CUDA, as where its answers were wrong."""
+    assert isinstance(engine.session, ort.InferenceSession)
+    return Device(DeviceKind.TENSORRT).provider in engine.session.get_providers()
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("publish", [publish_convolutions, publish_forecaster])
 def test_built_once(tensorrt: Device, tmp_path: Path, publish: Callable[[Path], Path]) -> None:
@@ -35,6 +43,7 @@ def test_built_once(tensorrt: Device, tmp_path: Path, publish: Callable[[Path], 
     for _ in range(2):
         engine = placement.engine(tensorrt, given)
         golden.check(engine.run(golden.inputs), 5e-3)
+        assert on_tensorrt(engine)
         assert engine.close()
         built = {path: path.stat().st_mtime_ns for path in cache.rglob("*.engine")}
         assert built
@@ -49,6 +58,7 @@ def test_every_size(tensorrt: Device, tmp_path: Path) -> None:
     placement = placed(tensorrt, GpuSettings(tensorrt_cache=tmp_path / "cache"))
     given, _, _ = task(publish_convolutions(tmp_path))
     engine = placement.engine(tensorrt, given)
+    assert on_tensorrt(engine)
     for rows in (1, 3, 8, 11):
         image = np.random.default_rng(rows).integers(0, 256, (rows, 32, 32, 3), dtype=np.uint8)
         np.testing.assert_allclose(engine.run((image,))[0], convolve(image), rtol=5e-3, atol=5e-3)

@@ -20,12 +20,15 @@ from typing import Protocol
 import onnxruntime as ort
 
 from rafaga.errors import DeviceError
+from rafaga.server.cuda import Cuda
 
 AUTO = "auto"
 _PATTERN = re.compile(r"(cpu|(cuda|tensorrt)(:(\d{1,3}))?)")
 # ONNX Runtime looks for it, and does without.
 _PLUGINS = "libnvinfer_plugin.so.10"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
+# The oldest GPUs that a CUDA version compiles for, by its first number.
+_OLDEST = {"13": (7, 5)}
 
 
 class DeviceKind(StrEnum):
@@ -85,11 +88,18 @@ class System(Protocol):
     def gpus(self) -> tuple[Gpu, ...]:
         """Raises DeviceError when there is no usable driver."""
 
+    def newest_cuda(self) -> tuple[int, int]:
+        """The version that the driver runs programs of. Raises DeviceError."""
+
     def missing_libraries(self, kind: DeviceKind) -> tuple[str, ...]:
         """Shared libraries that `kind` needs and that cannot be loaded."""
 
     def providers(self) -> Sequence[str]:
         """What ONNX Runtime was built with."""
+
+    def start(self, index: int) -> None:
+        """Has CUDA begin on that GPU, once nothing is missing. Raises DeviceError where it does not: another process
+        has the GPU for itself, its memory is full or broken."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +140,13 @@ def choose(wanted: tuple[Device, ...] | None, fallback: DeviceFallback, system: 
             return Choice((CPU,), f"auto: no GPU ({error})")
         device = Device(DeviceKind.CUDA)
         try:
-            check(device, system)
+            _start(device, system)
         except DeviceError as error:
             return Choice((CPU,), f"auto: there is {gpus[0].name}, but {error}", degraded=True)
         return Choice((device,), f"auto: found {gpus[0].name}")
     try:
         for device in wanted:
-            check(device, system)
+            _start(device, system)
     except DeviceError as error:
         if fallback is DeviceFallback.FAIL:
             raise
@@ -144,8 +154,15 @@ def choose(wanted: tuple[Device, ...] | None, fallback: DeviceFallback, system: 
     return Choice(wanted, "as configured")
 
 
+def _start(device: Device, system: System) -> None:
+    """Raises DeviceError as `check` does, and where nothing is missing but CUDA does not begin."""
+    check(device, system)
+    if device.gpu:
+        system.start(device.index)
+
+
 def check(device: Device, system: System) -> None:
-    """Raises DeviceError saying what keeps `device` from being used, and what to do."""
+    """Raises DeviceError saying what keeps `device` from being used, and what to do. Takes nothing of the GPU."""
     if not device.gpu:
         return
     if device.provider not in system.providers():
@@ -155,12 +172,26 @@ def check(device: Device, system: System) -> None:
     gpus = system.gpus()
     if device.index >= len(gpus):
         raise DeviceError(f"{device}: expected a GPU below {len(gpus)}, which is how many this process sees")
+    _check_versions(device, gpus[device.index], system.newest_cuda())
     if missing := system.missing_libraries(device.kind):
         of_tensorrt = [name for name in missing if name.startswith("libnv")]
         packages = ["'rafaga[gpu]'"] if len(of_tensorrt) < len(missing) else []
         packages += [f"'tensorrt-cu{_cuda_major()}-libs<11'"] if of_tensorrt else []
         what, how = ", ".join(missing), " ".join(packages)
         raise DeviceError(f"{device}: cannot load {what}: pip install {how}, or put them on LD_LIBRARY_PATH")
+
+
+def _check_versions(device: Device, gpu: Gpu, newest: tuple[int, int]) -> None:
+    """Within one first number of CUDA's version, older drivers run newer programs."""
+    built, oldest = _cuda_major(), _OLDEST.get(_cuda_major(), (0, 0))
+    if newest[0] < int(built):
+        raise DeviceError(
+            f"{device}: NVIDIA's driver runs CUDA up to {newest[0]}.{newest[1]}, this ONNX Runtime needs {built}: "
+            "update the driver"
+        )
+    if gpu.capability < oldest:
+        is_of, needs = (".".join(map(str, version)) for version in (gpu.capability, oldest))
+        raise DeviceError(f"{device}: {gpu.name} has compute capability {is_of}, CUDA {built} needs {needs} or more")
 
 
 class Nvidia:
@@ -185,12 +216,20 @@ class Nvidia:
         _ask(driver, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
         return Gpu(index, name.value.decode(), (major.value, minor.value), memory.value)
 
+    def newest_cuda(self) -> tuple[int, int]:
+        version = ctypes.c_int()
+        _ask(_driver(), "cuDriverGetVersion", ctypes.byref(version))
+        return version.value // 1000, version.value % 1000 // 10
+
     def missing_libraries(self, kind: DeviceKind) -> tuple[str, ...]:
         preload()
         return tuple(name for name in needed_libraries(kind) if not _loads(name))
 
     def providers(self) -> Sequence[str]:
         return tuple(ort.get_available_providers())
+
+    def start(self, index: int) -> None:
+        Cuda.load(index).memory()
 
 
 def preload() -> str:
@@ -208,7 +247,9 @@ def preload() -> str:
         for folder in (*path.glob("nvidia/*/lib"), path / "tensorrt_libs")
         if folder.is_dir()
     ]
-    for name in (*needed_libraries(DeviceKind.TENSORRT), _PLUGINS):
+    # cuDNN loads the compiler by its name when a kernel wants it, and does without for most.
+    compiler = f"libnvrtc.so.{_cuda_major()}"
+    for name in (*needed_libraries(DeviceKind.TENSORRT), compiler, _PLUGINS):
         if not _loads(name):
             # Any will do: once one is loaded, those that need it find it by its name.
             any(_loads(str(folder / name)) for folder in folders if (folder / name).is_file())

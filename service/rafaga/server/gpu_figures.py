@@ -1,10 +1,12 @@
 """What NVIDIA's driver tells of the GPUs that this process sees (NVML), as metrics.
 
+NVML does not heed CUDA_VISIBLE_DEVICES: outside a container that shows fewer, its GPUs are those of the machine.
 Only where the package nvidia-ml-py and a driver are: otherwise there are no figures, and no families.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -46,16 +48,16 @@ class GpuFigures(Collector):
         return gauges.values()
 
     def _read(self, device: Any) -> Mapping[Family, float]:
-        """What this device tells; some lack a sensor."""
+        """What this device tells; some lack a sensor, and parts of a GPU (MIG) lack several."""
         nvml, found = self._nvml, {}
-        try:
+        with contextlib.suppress(nvml.NVMLError):
             memory = nvml.nvmlDeviceGetMemoryInfo(device)
             found[families.GPU_MEMORY_USED] = float(memory.used)
             found[families.GPU_MEMORY_TOTAL] = float(memory.total)
+        with contextlib.suppress(nvml.NVMLError):
             found[families.GPU_UTILISATION] = nvml.nvmlDeviceGetUtilizationRates(device).gpu / 100
+        with contextlib.suppress(nvml.NVMLError):
             found[families.GPU_POWER] = nvml.nvmlDeviceGetPowerUsage(device) / 1000  # from milliwatts
-        except nvml.NVMLError:
-            pass
         return found
 
 

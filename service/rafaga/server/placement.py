@@ -36,6 +36,7 @@ from rafaga.server.providers import (
     building,
     cache_folder,
     create_gpu_session,
+    device_failed,
     incomplete_profile,
     profile_shapes,
     raise_if_out_of_memory,
@@ -235,11 +236,12 @@ class GpuLoad:
 
     def _proven(self) -> GpuEngine:
         """Fast first; where its answers are not close enough to PyTorch's, in full precision, and at last as plainly as
-        it goes."""
-        full = self._full_precision
+        it goes. How TensorRT rounds is not ours to choose, so there is one way, and then CUDA's."""
+        full, tensorrt = self._full_precision, self._device.kind is DeviceKind.TENSORRT
         if self._task.proof is None:
             return self._tuned(full)
-        ways = (dataclasses.replace(full, tf32=True), full, Way(tf32=False, graphs=GpuChoice.OFF, nhwc=GpuChoice.OFF))
+        fast = dataclasses.replace(full, tf32=True)
+        ways = (fast,) if tensorrt else (fast, full, Way(tf32=False, graphs=GpuChoice.OFF, nhwc=GpuChoice.OFF))
         wrong: BundleError | None = None
         for way in dict.fromkeys(ways):
             if wrong is not None:
@@ -250,7 +252,11 @@ class GpuLoad:
                 return engine
             engine.close()
         assert wrong is not None
-        raise wrong
+        if not tensorrt:
+            raise wrong
+        self._device = Device(DeviceKind.CUDA, self._device.index)
+        _LOG.warning("TensorRT's answers are wrong, on %s instead: %s", self._device, wrong, extra=self._about)
+        return self._proven()
 
     def _disproof(self, engine: GpuEngine) -> BundleError | None:
         """What is wrong with the engine's answers; closes it where they could not be had."""
@@ -371,8 +377,9 @@ class GpuLoad:
                 raise
             raise_if_out_of_memory(error, self._device)
             text = f"{task.model.name}: ONNX Runtime does not run the model on {self._device}: {error}"
-            # What TensorRT does not build may well run elsewhere, so whoever allows the CPU gets it there.
-            raise DeviceError(text) if tensorrt else BundleError(text) from None
+            # What TensorRT does not build, and what CUDA fails on, may well run elsewhere: whoever allows the CPU gets
+            # it there.
+            raise DeviceError(text) if tensorrt or device_failed(error) else BundleError(text) from None
         return engine
 
     @contextmanager
@@ -392,7 +399,8 @@ class GpuLoad:
         tensorrt = TensorRtSettings(
             cache=self._cache,
             precision=task.precision,
-            shapes=profile_shapes(task.model.inputs, self._buckets),
+            # Shapes of a model that takes no batches have no rows that could be set to a batch's.
+            shapes=profile_shapes(task.model.inputs, self._buckets) if task.model.max_batch_size else (),
             stream=settings.stream,
             memory_bytes=settings.memory_bytes,
         )

@@ -32,6 +32,8 @@ _LOCK = "lock"
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|Failed to allocate memory|Available memory of \d+ is smaller|ALLOC_FAILED|OutOfMemory", re.I
 )
+# How ONNX Runtime says that a call of CUDA or one of its libraries failed, whatever the model.
+_DEVICE_FAILED = re.compile(r"\b(?:CUDA|CUBLAS|CUDNN|CUDNN_FE|CUFFT|CURAND|NCCL) failure -?\d+:")
 # How ONNX Runtime says that a part of the graph given to TensorRT has an input of its own with free dimensions.
 _INCOMPLETE_PROFILE = re.compile(r"User needs to provide all the dynamic shape inputs", re.I)
 
@@ -140,10 +142,10 @@ def create_gpu_session(
     except Exception as error:  # onnxruntime raises bare exceptions of many kinds
         raise_if_out_of_memory(error, device)
         raise
-    # Even so: where the provider's library does not load, it only logs.
-    if device.provider not in session.get_providers():
+    # Even so: where a provider's library does not load, it only logs.
+    if lacking := [name for name, _ in providers if name not in session.get_providers()]:
         raise DeviceError(
-            f"{device}: ONNX Runtime did not load {device.provider} and would have run on "
+            f"{device}: ONNX Runtime did not load {', '.join(lacking)} and would have run on "
             f"{', '.join(session.get_providers())}; its messages above name what is missing"
         )
     return session
@@ -153,6 +155,11 @@ def incomplete_profile(error: Exception) -> bool:
     """Whether TensorRT refused a profile because it names the model's inputs only: where the graph falls into parts, at
     operators that TensorRT does not have, what goes from one to the next has shapes that nobody knows beforehand."""
     return _INCOMPLETE_PROFILE.search(str(error)) is not None
+
+
+def device_failed(error: Exception) -> bool:
+    """Whether it was a call of CUDA, cuBLAS or cuDNN that failed: another device may well run the model."""
+    return _DEVICE_FAILED.search(str(error)) is not None
 
 
 def raise_if_out_of_memory(error: Exception, device: Device) -> None:

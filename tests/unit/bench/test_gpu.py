@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import gpu
+from bench import gpu, gpu_raw
 from bench.gpu import Settings
 from bench.gpu_models import BOTH, Workload, torch_module
 from bench.gpu_raw import Figure
@@ -163,6 +163,28 @@ def test_no_gpu_is_said_first(
     monkeypatch.setattr(sys, "argv", ["bench.gpu", "--packed", str(tmp_path)])
     assert gpu.main() == 1
     assert "no GPU to measure: cannot load libcuda.so.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("way", "device", "done"),
+    [
+        ("onnxruntime", "cuda:0", ["load", "run"]),
+        ("tensorrt", "cuda:0", ["load", "run"]),
+        ("torch-eager", "cuda:0", ["run"]),
+        ("onnxruntime", "cpu", ["run"]),
+    ],
+)
+def test_a_raw_session_finds_its_libraries_as_a_server_does(
+    monkeypatch: pytest.MonkeyPatch, way: str, device: str, done: list[str]
+) -> None:
+    """Each is a process of its own, in which nobody else has loaded them. PyTorch loads those that it brings."""
+    order: list[str] = []
+    monkeypatch.setattr(gpu_raw.devices, "preload", lambda: order.append("load"))
+    monkeypatch.setattr(gpu_raw, "_runs", lambda *_: order.append("run") or [])  # type: ignore[func-returns-value]
+    monkeypatch.setattr(gpu_raw.bundles, "load", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["bench.gpu_raw", way, "--device", device, "--packed", "nowhere", "--", "folder"])
+    assert gpu_raw.main() == 0
+    assert order == done
 
 
 @pytest.mark.parametrize(("device", "written"), [("cuda:0", True), ("cpu", False)])

@@ -23,6 +23,7 @@ from rafaga.server.devices import (
     needed_libraries,
     parse,
 )
+from tests.unit.server.fake_gpu import FakeCudart
 
 FAIL, FALL_BACK = DeviceFallback.FAIL, DeviceFallback.CPU
 ALL = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
@@ -34,17 +35,27 @@ class Machine:
     missing: dict[DeviceKind, tuple[str, ...]] = field(default_factory=dict)
     built: tuple[str, ...] = ALL
     driver: bool = True
+    newest: tuple[int, int] = (13, 0)
+    capability: tuple[int, int] = (9, 0)
+    broken: str = ""
 
     def gpus(self) -> tuple[Gpu, ...]:
         if not self.driver:
             raise DeviceError("cannot load libcuda.so.1")
-        return tuple(Gpu(i, "NVIDIA Pretend", (9, 0), 2**34) for i in range(self.gpu_count))
+        return tuple(Gpu(i, "NVIDIA Pretend", self.capability, 2**34) for i in range(self.gpu_count))
+
+    def newest_cuda(self) -> tuple[int, int]:
+        return self.newest
 
     def missing_libraries(self, kind: DeviceKind) -> tuple[str, ...]:
         return self.missing.get(kind, ())
 
     def providers(self) -> Sequence[str]:
         return self.built
+
+    def start(self, index: int) -> None:
+        if self.broken:
+            raise DeviceError(f"cuda:{index}: {self.broken}")
 
 
 class TestParse:
@@ -105,6 +116,13 @@ class TestAuto:
         assert choice.degraded
         assert "there is NVIDIA Pretend, but cuda:0: cannot load libcudnn.so.9" in choice.why
 
+    def test_nor_one_on_which_cuda_does_not_begin(self) -> None:
+        """Nothing is missing, and it fails all the same: that is no reason for a server not to start."""
+        choice = choose(None, FAIL, Machine(broken="cudaSetDevice: all CUDA-capable devices are busy (46)"))
+        assert choice.devices == (CPU,)
+        assert choice.degraded
+        assert "there is NVIDIA Pretend, but cuda:0: cudaSetDevice: all CUDA-capable devices are busy" in choice.why
+
 
 class TestAskedFor:
     def test_several_gpus(self) -> None:
@@ -135,18 +153,44 @@ class TestAskedFor:
                 r"libcudnn.so.9, libnvinfer.so.10: pip install 'rafaga\[gpu\]' 'tensorrt-cu13-libs<11', or put",
             ),
             ("cuda", Machine(built=("CPUExecutionProvider",)), "built without CUDAExecutionProvider; install onnxr"),
+            (
+                "cuda",
+                Machine(newest=(12, 4), missing={DeviceKind.CUDA: ("libcudnn.so.9",)}),
+                r"cuda:0: NVIDIA's driver runs CUDA up to 12\.4, this ONNX Runtime needs 13: update the driver",
+            ),
+            (
+                "tensorrt",
+                Machine(capability=(7, 0)),
+                r"tensorrt:0: NVIDIA Pretend has compute capability 7\.0, CUDA 13 needs 7\.5 or more",
+            ),
+            (
+                "cuda",
+                Machine(broken="cudaMemGetInfo: out of memory (2)"),
+                r"cuda:0: cudaMemGetInfo: out of memory \(2\)",
+            ),
         ],
     )
-    def test_what_is_missing_is_named_and_nothing_else_is_taken(self, text: str, machine: Machine, said: str) -> None:
+    def test_what_is_missing_is_named_and_nothing_else_is_taken(
+        self, text: str, machine: Machine, said: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(devices.ort, "cuda_version", "13.0", raising=False)
         with pytest.raises(DeviceError, match=said):
             choose(parse([text]), FAIL, machine)
 
-    def test_falling_back_is_a_choice_and_is_told(self) -> None:
-        choice = choose(parse(["cuda"]), FALL_BACK, Machine(driver=False))
+    @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (10, 0)])
+    def test_a_newer_driver_and_every_gpu_that_is_compiled_for(self, capability: tuple[int, int]) -> None:
+        machine = Machine(newest=(14, 1), capability=capability)
+        assert choose(parse(["cuda"]), FAIL, machine).devices == (Device(DeviceKind.CUDA),)
+
+    @pytest.mark.parametrize(
+        ("machine", "why"), [(Machine(driver=False), "libcuda.so.1"), (Machine(broken="busy"), "cuda:0: busy")]
+    )
+    def test_falling_back_is_a_choice_and_is_told(self, machine: Machine, why: str) -> None:
+        choice = choose(parse(["cuda"]), FALL_BACK, machine)
         assert choice.devices == (CPU,)
         assert choice.degraded
         assert "fallen back to the CPU" in choice.why
-        assert "libcuda.so.1" in choice.why
+        assert why in choice.why
 
 
 class TestLibraries:
@@ -170,7 +214,8 @@ class TestLibraries:
     def test_packages_anywhere_on_the_path_are_found(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """ONNX Runtime in one folder, PyTorch's libraries in another, TensorRT's in a third."""
         cuda, tensorrt = tmp_path / "a" / "nvidia" / "cu13" / "lib", tmp_path / "b" / "tensorrt_libs"
-        there = ((cuda, "libcurand.so.10"), (tensorrt, "libnvinfer.so.10"), (tensorrt, "libnvinfer_plugin.so.10"))
+        there = [(cuda, name) for name in ("libcurand.so.10", "libnvrtc.so.13")]
+        there += [(tensorrt, name) for name in ("libnvinfer.so.10", "libnvinfer_plugin.so.10")]
         for folder, name in there:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).touch()
@@ -213,6 +258,10 @@ class FakeDriver:
         text._obj.value = b"no CUDA-capable device is detected"  # type: ignore[attr-defined]
         return 0
 
+    def cuDriverGetVersion(self, version: object) -> int:  # noqa: N802
+        version._obj.value = 12_040  # type: ignore[attr-defined]
+        return 0
+
     def cuDeviceGetCount(self, count: object) -> int:  # noqa: N802
         count._obj.value = 2  # type: ignore[attr-defined]
         return 0
@@ -238,6 +287,15 @@ class TestDriver:
     def test_what_it_tells(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: FakeDriver())
         assert Nvidia().gpus() == (Gpu(0, "GPU 7", (9, 1), 2**33), Gpu(1, "GPU 8", (9, 1), 2**33))
+        assert Nvidia().newest_cuda() == (12, 4)
+
+    def test_where_cuda_does_not_begin(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cudart = FakeCudart(refuses={"cudaSetDevice": 46})
+        monkeypatch.setattr(devices.Cuda, "load", cudart.cuda)
+        with pytest.raises(DeviceError, match=r"cuda:0: cudaSetDevice: an error \(46\)"):
+            Nvidia().start(0)
+        cudart.refuses.clear()
+        Nvidia().start(0)
 
     def test_what_it_refuses(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: FakeDriver(status=100))

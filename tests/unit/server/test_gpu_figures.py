@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 
+from rafaga.errors import DeviceError
 from rafaga.server import families
+from rafaga.server.devices import Nvidia
 from rafaga.server.gpu_figures import GpuFigures
 from rafaga.server.metrics import Metrics
 from tests.unit.server.fake_nvml import FakeNvml
@@ -26,6 +29,16 @@ def test_every_gpu_is_told_of_by_its_number() -> None:
     assert names == {family.name for family in families.GPU_FAMILIES}
 
 
+def test_what_one_sensor_lacks_the_others_tell() -> None:
+    class PartOfAGpu(FakeNvml):
+        def nvmlDeviceGetUtilizationRates(self, device: int) -> Any:  # noqa: N802
+            raise self.NVMLError("Not Supported")
+
+    registry = Metrics(gpus=GpuFigures(PartOfAGpu(devices=1))).registry
+    told = {metric.name for metric in registry.collect() if metric.name.startswith("rafaga_gpu") and metric.samples}
+    assert told == {family.name for family in families.GPU_FAMILIES} - {families.GPU_UTILISATION.name}
+
+
 @pytest.mark.parametrize("nvml", [FakeNvml(devices=0), FakeNvml(driver=False), None], ids=["none", "driver", "package"])
 def test_without_a_gpu_there_are_no_figures(nvml: FakeNvml | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
@@ -43,6 +56,10 @@ def test_a_gpu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 def test_a_real_gpu_is_told_of() -> None:
     pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
+    try:
+        Nvidia().gpus()
+    except DeviceError as error:
+        pytest.skip(f"no GPU: {error}")
     figures = GpuFigures.find()
     assert figures is not None
     (total,) = (f for f in figures.collect() if f.name == families.GPU_MEMORY_TOTAL.name)

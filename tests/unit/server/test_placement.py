@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper
 
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision
@@ -353,6 +354,39 @@ class TestTensorRt:
         assert engine.close()
         assert partitioned.untouched
 
+    def test_a_model_that_takes_no_batches_has_no_profile(
+        self, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its first dimension is its own: 3 here, and not a batch of one row."""
+        monkeypatch.setattr(placements, "tensorrt_versions", lambda: ("tensorrt 1",))
+        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [3, 2]) for name in "xy")
+        graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "whole", [x], [y])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        folder = tmp_path / "whole" / "1"
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        placement = machine.placement(tensorrt_cache=tmp_path / "cache")
+        placement = dataclasses.replace(placement, devices=(Device(DeviceKind.TENSORRT),))
+        served = loader(placement).load_plain(folder)
+        assert [told is not None and told.shapes for told in machine.tensorrt] == [()]
+        served.close()
+        assert machine.untouched
+
+    def test_what_it_rounds_too_far_runs_with_cuda(
+        self, machine: Machine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    ) -> None:
+        monkeypatch.setattr(placements, "tensorrt_versions", lambda: ("tensorrt 1",))
+        machine.spoils = lambda _: machine.tensorrt[-1] is not None
+        device = Device(DeviceKind.TENSORRT)
+        with caplog.at_level(logging.INFO):
+            engine = machine.placement(tensorrt_cache=tmp_path / "cache").engine(device, task(folder))
+        assert [told is not None for told in machine.tensorrt] == [True, False]
+        assert "TensorRT's answers are wrong, on cuda:0 instead: golden outputs differ" in caplog.text
+        (told,) = (r for r in caplog.records if r.message == "model on the GPU")
+        assert (told.device, told.tf32) == ("cuda:0", True)
+        assert engine.close()
+        assert machine.untouched
+
     @pytest.fixture
     def unbuildable(self, partitioned: Machine) -> Machine:
         refuse = partitioned.fails
@@ -662,6 +696,21 @@ class TestFallback:
         model = loader(machine.placement(DeviceFallback.CPU)).load(folder, bundles.load(folder))
         assert type(model.engines[0]) is Engine
         assert "FALLEN BACK to the CPU, as device_fallback allows: cuda:0 ran out of memory" in caplog.text
+
+    def test_the_cpu_too_for_what_cuda_fails_on(self, machine: Machine, folder: Path) -> None:
+        """Not for want of memory, and nothing is wrong with the model."""
+
+        def fail(_: CudaSettings) -> None:
+            raise RuntimeError("CUDA failure 209: no kernel image is available for execution on the device ; GPU=0")
+
+        machine.fails = fail
+        with pytest.raises(
+            DeviceError, match=r"digits: ONNX Runtime does not run the model on cuda:0: CUDA failure 209"
+        ):
+            loader(machine.placement()).load(folder, bundles.load(folder))
+        model = loader(machine.placement(DeviceFallback.CPU)).load(folder, bundles.load(folder))
+        assert type(model.engines[0]) is Engine
+        assert machine.untouched
 
     def test_a_broken_bundle_is_broken_everywhere(self, machine: Machine, folder: Path) -> None:
         machine.spoils = lambda _: True

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnxruntime as ort
 import pytest
@@ -21,6 +22,7 @@ from rafaga.server.providers import (
     building,
     cache_folder,
     create_gpu_session,
+    device_failed,
     profile_shapes,
     raise_if_out_of_memory,
     told,
@@ -113,6 +115,13 @@ class TestSilence:
         with pytest.raises(DeviceError, match="did not load CUDAExecutionProvider and would have run on CPU"):
             create_gpu_session(model, CUDA, CudaSettings())
 
+    def test_so_is_tensorrt_without_cuda_beside_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What TensorRT does not take would run on the CPU."""
+        loaded = SimpleNamespace(get_providers=lambda: ["TensorrtExecutionProvider", "CPUExecutionProvider"])
+        monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: loaded)
+        with pytest.raises(DeviceError, match="tensorrt:1: ONNX Runtime did not load CUDAExecutionProvider and would"):
+            create_gpu_session(b"", TENSORRT, CudaSettings(), TensorRtSettings(tmp_path, Precision.FP32))
+
     def test_the_real_thing(self, tmp_path: Path) -> None:
         if "CUDAExecutionProvider" not in ort.get_available_providers():
             pytest.skip("needs onnxruntime-gpu")
@@ -142,6 +151,19 @@ class TestSilence:
 
     def test_other_errors_have_not(self) -> None:
         raise_if_out_of_memory(RuntimeError("Non-zero status code returned while running Conv node"), CUDA)
+
+    @pytest.mark.parametrize(
+        ("text", "failed"),
+        [
+            ("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=a ; expr=b", True),
+            ("Non-zero status code returned while running Conv node. CUDNN_FE failure 11: CUDNN_BACKEND", True),
+            ("CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0", True),
+            ("Could not find an implementation for Foo(1) node with name 'CUDA failure'", False),
+            ("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input", False),
+        ],
+    )
+    def test_whether_the_device_is_to_blame(self, text: str, failed: bool) -> None:
+        assert device_failed(RuntimeError(text)) == failed
 
 
 class TestCache:
