@@ -18,7 +18,8 @@ _WIRE_ORDERS = "<|=" if sys.byteorder == "little" else "<|"
 def from_wire(data: bytes, dtype: np.dtype[np.generic], shape: Sequence[int]) -> NDArray[np.generic]:
     """A read-only view of `data` as little-endian row-major `dtype` [*shape]; nothing is copied.
 
-    Raises InvalidTensor when the bytes are not as many as the shape declares.
+    Raises InvalidTensor when the bytes are not as many as the shape declares, or a bool is neither 0 nor 1: ONNX
+    Runtime's Compress counts 255 rows for such a byte, and answers with memory that nobody has written.
     """
     expected = math.prod(shape) * dtype.itemsize
     if expected == 0:
@@ -27,6 +28,8 @@ def from_wire(data: bytes, dtype: np.dtype[np.generic], shape: Sequence[int]) ->
         raise InvalidTensor(
             f"expected {expected} bytes for {dtype.name} {list(shape)}, got {len(data)}: shape and data disagree"
         )
+    if dtype.kind == "b" and (largest := np.frombuffer(data, np.uint8).max()) > 1:
+        raise InvalidTensor(f"expected bytes of 0 or 1 for bool, got {largest}")
     return np.frombuffer(data, on_wire(dtype)).reshape(shape)
 
 

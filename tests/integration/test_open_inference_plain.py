@@ -49,6 +49,14 @@ def publish_all(root: Path) -> None:
         axes=np.array([0], np.int64),
     )
     plain.publish(root, "total", total)
+    for dtype in ("int64", "bool"):
+        so_far = plain.graph(
+            [node("Cast", ["x"], ["number"], to=TensorProto.INT64), node("CumSum", ["number", "axis"], ["y"])],
+            {"x": (dtype, ("n",))},
+            {"y": ("int64", ("n",))},
+            axis=np.array(0, np.int64),
+        )
+        plain.publish(root, f"so-far-{dtype}", so_far)
     one_row = plain.graph(
         [node("Reshape", ["x", "shape"], ["flat"]), node("Reshape", ["flat", "back"], ["y"])],
         {"x": ("float32", ("n", 3))},
@@ -57,6 +65,18 @@ def publish_all(root: Path) -> None:
         back=np.array([-1, 3], np.int64),
     )
     plain.publish(root, "one-row", one_row)
+    columns = plain.graph(
+        [
+            node("ReduceMax", ["x", "axes"], ["most"], keepdims=0),
+            node("Greater", ["most", "half"], ["kept"]),
+            node("Compress", ["x", "kept"], ["y"], axis=1),
+        ],
+        {"x": ("float32", ("n", 8))},
+        {"y": ("float32", ("n", "m"))},
+        axes=np.array([0], np.int64),
+        half=np.float32(0.5),
+    )
+    plain.publish(root, "columns", columns)
     product = plain.graph(
         [node("MatMul", ["a", "b"], ["c"])],
         {"a": ("float32", ("n", 3)), "b": ("float32", (3, "m"))},
@@ -76,6 +96,12 @@ def publish_all(root: Path) -> None:
         table=np.arange(12, dtype=np.float32).reshape(4, 3),
     )
     plain.publish(root, "table", table)
+    chosen = plain.graph(
+        [node("Compress", ["x", "mask"], ["y"])],
+        {"x": ("float32", ("n",)), "mask": ("bool", ("m",))},
+        {"y": ("float32", ("k",))},
+    )
+    plain.publish(root, "chosen", chosen)
     bundles.publish_classifier(root)
 
 
@@ -140,6 +166,23 @@ def test_typed_values_must_fit_their_datatype(served: Served, dtype: str, value:
     refused = refusal(lambda: oip.stub(served).ModelInfer(request))
     assert refused.reason == "INVALID_TENSOR"
     assert "a value does not fit" in refused.message
+
+
+@pytest.mark.parametrize("model", ["chosen", "identity-bool"])
+def test_a_byte_that_is_no_bool_does_not_reach_the_model(served: Served, model: str) -> None:
+    """Kernels that count rows by adding such bytes up would answer with memory that nobody has written. They are looked
+    for every time, also in a request like one before."""
+    x, mask = np.arange(3, dtype=np.float32), np.array([True, False, True])
+    if model == "chosen":
+        request, expected = oip.request(model, x=x, mask=mask), x[mask]
+    else:
+        request, expected = oip.request(model, x=mask[np.newaxis]), mask[np.newaxis]
+    for _ in range(2):
+        np.testing.assert_array_equal(oip.arrays(oip.stub(served).ModelInfer(request))["y"], expected)
+    request.raw_input_contents[-1] = b"\1\0\xff"
+    refused = refusal(lambda: oip.stub(served).ModelInfer(request))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_TENSOR")
+    assert "bytes of 0 or 1 for bool, got 255" in refused.message
 
 
 @pytest.mark.parametrize("raw", [True, False], ids=["raw", "typed"])
@@ -251,6 +294,21 @@ def test_rows_that_influence_each_other_are_not_joined_with_others(served: Serve
         assert oip.shapes(metadata(served, model).inputs) == {"x": [-1, 3]}
 
 
+@pytest.mark.parametrize("dtype", ["int64", "bool"])
+def test_what_rows_do_to_each_other_is_seen_of_numbers_that_differ(served: Served, dtype: str) -> None:
+    """Each row is the sum of all up to it, which of zeros alone is the same together as apart."""
+    name = f"so-far-{dtype}"
+    assert config(served, name).max_batch_size == 0
+    assert infer(served, name, x=np.array([1, 0, 1, 1], dtype))["y"].tolist() == [1, 1, 2, 3]
+
+
+def test_rows_that_decide_on_the_shape_of_the_answer_are_not_joined(served: Served) -> None:
+    """The columns in which some row is above a half: together they are others than alone."""
+    x = np.eye(3, 8, dtype=np.float32)
+    assert config(served, "columns").max_batch_size == 0
+    np.testing.assert_array_equal(infer(served, "columns", x=x)["y"], np.eye(3))
+
+
 def test_a_batch_size_written_into_the_graph_is_found_by_trying(served: Served) -> None:
     assert config(served, "one-row").max_batch_size == 0
     np.testing.assert_array_equal(infer(served, "one-row", x=ROWS[:1])["y"], ROWS[:1])
@@ -283,6 +341,13 @@ def test_classes_without_labels_are_numbers(served: Served) -> None:
     best = np.argsort(-ROWS, axis=1)[:, :2]
     assert [[int(e.split(b":")[1]) for e in row] for row in found] == best.tolist()
     assert all(e.count(b":") == 1 for e in found.ravel())
+
+
+def test_text_has_no_classes(served: Served) -> None:
+    request = pb.ModelInferRequest(model_name="identity-string", raw_input_contents=[oip.length_prefixed(*[b"a"] * 3)])
+    request.inputs.add(name="x", datatype="BYTES", shape=(1, 3))
+    refused = refusal(lambda: oip.stub(served).ModelInfer(oip.asking_for(request, "y", classification=1)))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
 def test_an_input_that_the_graph_fails_on_fails_alone(served: Served) -> None:

@@ -23,7 +23,8 @@ from rafaga.load.payloads import Payloads
 from rafaga.v1 import sequences_pb2, vision_pb2
 from tests import bundles
 from tests.integration import messages
-from tests.integration.serving import PATIENCE_S, Served, refusal_of, serving, wait_for_queue
+from tests.integration import open_inference as oip
+from tests.integration.serving import PATIENCE_S, Served, refusal, refusal_of, serving, wait_for_queue
 from tests.integration.valve import Valve
 
 
@@ -361,6 +362,20 @@ class TestOpenInference:
             np.testing.assert_allclose(found[name], expected, atol=1e-5)
         found = self.infer(stub, "segmenter", {"image": photo})
         np.testing.assert_array_equal(found["labels"], bundles.segment(photo)[0])
+
+    @pytest.mark.parametrize("output", ["scores", "labels"])
+    def test_what_a_detector_tells_of_objects_has_no_classes(self, stub: Any, output: str) -> None:
+        """Its objects are as many as the labels here: the shape alone would not tell."""
+        request = oip.asking_for(oip.images(messages.random_photo(4, 8, 16), "detector"), output, classification=1)
+        refused = refusal(lambda: stub.ModelInfer(request, timeout=PATIENCE_S))
+        assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+        assert "on an output of shape [N, classes]" in refused.message
+
+    def test_the_classes_of_the_next_symbol(self, stub: Any) -> None:
+        request = oip.asking_for(oip.request("letters", symbols=np.array([[0, 1]])), "probabilities", classification=1)
+        best = int(np.argmax(bundles.predict("ab")))
+        ((found,),) = oip.arrays(stub.ModelInfer(request, timeout=PATIENCE_S))["probabilities"]
+        assert found.decode().split(":")[1:] == [str(best), "abcd"[best]]
 
     def test_sequences(self, stub: Any) -> None:
         symbols = np.array([[0, 1, 2, 2], [3, 9, 9, 9]])

@@ -50,6 +50,12 @@ def test_as_many_bytes_as_declared(size: int) -> None:
         from_wire(bytes(size), UINT8, (2, 3, 4))
 
 
+def test_a_bool_is_zero_or_one() -> None:
+    assert from_wire(b"\0\1", np.dtype(bool), (2,)).tolist() == [False, True]
+    with pytest.raises(InvalidTensor, match="bytes of 0 or 1 for bool, got 2"):
+        from_wire(b"\0\2", np.dtype(bool), (2,))
+
+
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 2**32 - 1)])
 def test_no_elements(shape: tuple[int, ...]) -> None:
     with pytest.raises(InvalidTensor, match="at least one element"):

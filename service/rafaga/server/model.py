@@ -73,8 +73,11 @@ class ServedModel:
         self.max_batch_size = latency.buckets[-1] if self.batched else 0
         self.metrics = metrics
         self._ragged = any(None in spec.shape[1:] for spec in bundle.inputs)
-        # What the latency table was measured on; costs of other sizes are relative to it.
-        self.reference_size = max(1, samples.inputs[0][0].size)
+        # By which input the cost of a row is told, the largest of those that come in any size; and how large it was
+        # when the latency table was measured.
+        free = [i for i, spec in enumerate(bundle.inputs) if None in spec.shape[1 if self.batched else 0 :]]
+        self.sized_by = max(free or [0], key=lambda i: int(samples.inputs[i][0].size))
+        self.reference_size = max(1, samples.inputs[self.sized_by][0].size)
         self._batcher = Batcher(policy, latency, len(engines))
         self._lock = threading.Lock()  # taken as itself, because entering a Condition is two calls in Python
         self._changed = threading.Condition(self._lock)
@@ -85,6 +88,7 @@ class ServedModel:
         # change to the slower way. What overlaps its batches or has others beside it is not run from outside.
         alone = len(engines) == 1 and not isinstance(engines[0], BoundEngine)
         self._quick_cost = QUICK_S / latency.predict(latency.efficient_rows) if alone else 0.0
+        self._slow = False  # a job that costs more may be queued: the next batch may be its own
         self._stopping = False
         self._retired: Callable[[], RafagaError] | None = None
         self._down = False
@@ -136,7 +140,8 @@ class ServedModel:
             self._batcher.submit(job, time.monotonic())
             if self._looking_ahead and self._full():
                 self._ripe.notify()
-            if may_run and job.cost <= self._quick_cost:
+            self._slow = self._slow or job.cost > self._quick_cost
+            if may_run and not self._slow:
                 return True
             self._changed.notify()
             return False
@@ -167,9 +172,10 @@ class ServedModel:
             return self._batcher.queued_jobs > 0
 
     def _claim(self, shift: Shift, on_hung: Callable[[], None]) -> Batch | None:
-        """The next batch, unless the engine's thread has one or there is something to wait for: it then goes on."""
+        """The next batch, unless the engine's thread has one, or what is queued is not quick, or there is something to
+        wait for: that thread then goes on."""
         with self._lock:
-            if shift.batch is not None or shift.relieved or self._stopping or not self._quick_cost:
+            if shift.batch is not None or shift.relieved or self._stopping or self._slow or not self._quick_cost:
                 self._changed.notify()
                 return None
             decision = self._batcher.take(time.monotonic())
@@ -408,6 +414,7 @@ class ServedModel:
                     continue
                 decision = self._batcher.take(time.monotonic())
                 shift.batch = decision.batch
+                self._slow = self._slow and self._batcher.queued_jobs > 0
                 if decision.batch is not None:
                     self._pass_on()
                 elif not decision.dropped:

@@ -40,7 +40,10 @@ _DTYPES = {
 }
 # What free dimensions are set to for the warm-up: the first that the graph runs with.
 _SIZES = (8, 32, 1, 64, 224)
-# More than one, so that rows which influence each other are found out.
+# What the integers of each row are set to: they are often indices, lengths or numbers of something, and what runs first
+# is taken. Several rows that differ, so that rows which influence each other are found out; equal ones where nothing
+# else runs.
+_BATCHES = ((0, 1, 0), (1, 2, 1), (0, 0, 0), (1, 1, 1))
 _ROWS = 3
 _TOLERANCE = 1e-3
 
@@ -125,12 +128,9 @@ def _may_batch(inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor]) ->
 
 def _samples(model: PlainModel, engine: Engine) -> Samples | None:
     """Inputs that the graph runs with; None when there are none among those tried."""
-    for size, integer in _attempts(model):
+    for size, numbers in _attempts(model):
         rng = np.random.default_rng(0)
-        rows = _ROWS if model.max_batch_size else 1
-        samples = Samples(
-            tuple(_sample(spec, bool(model.max_batch_size), rows, size, integer, rng) for spec in model.inputs)
-        )
+        samples = Samples(tuple(_sample(spec, model, size, numbers, rng) for spec in model.inputs))
         try:
             engine.run(samples.inputs)
         except Exception:  # onnxruntime raises bare exceptions of many kinds
@@ -139,24 +139,28 @@ def _samples(model: PlainModel, engine: Engine) -> Samples | None:
     return None
 
 
-def _attempts(model: PlainModel) -> Iterator[tuple[int, int]]:
-    """Sizes of free dimensions, and values of integers: they are often indices, lengths or numbers of something."""
-    first = 1 if model.max_batch_size else 0
-    free = any(size is None for spec in model.inputs for size in spec.shape[first:])
-    integers = any(np.dtype(spec.dtype).kind in "iu" for spec in model.inputs)
+def _attempts(model: PlainModel) -> Iterator[tuple[int, Sequence[int]]]:
+    """Sizes of free dimensions, and a number for each row."""
+    batched = model.max_batch_size > 0
+    free = any(size is None for spec in model.inputs for size in spec.shape[1 if batched else 0 :])
+    numbers: Sequence[Sequence[int]] = _BATCHES if batched else ((0,), (1,))
+    if all(np.dtype(spec.dtype).kind == "f" for spec in model.inputs):
+        numbers = numbers[:1]
     for size in _SIZES if free else _SIZES[:1]:
-        for integer in (0, 1) if integers else (0,):
-            yield size, integer
+        for of_rows in numbers:
+            yield size, of_rows
 
 
 def _sample(
-    spec: TensorSpec, batched: bool, rows: int, size: int, integer: int, rng: np.random.Generator
+    spec: TensorSpec, model: PlainModel, size: int, numbers: Sequence[int], rng: np.random.Generator
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-    shape = (rows, *(size if s is None else s for s in (spec.shape[1:] if batched else spec.shape)))
-    if spec.dtype == "object":
-        return np.full(shape, "", dtype=object)
+    """One row for each of `numbers`: random floats; the number; or a text as long as that."""
+    tail = [size if s is None else s for s in (spec.shape[1:] if model.max_batch_size else spec.shape)]
     dtype = np.dtype(spec.dtype)
-    return rng.random(shape).astype(dtype) if dtype.kind == "f" else np.full(shape, integer, dtype)
+    if dtype.kind == "f":
+        return rng.random((len(numbers), *tail)).astype(dtype)
+    of_rows = np.array(["a" * number for number in numbers] if dtype.kind == "O" else numbers, dtype)
+    return np.broadcast_to(of_rows.reshape(-1, *(1 for _ in tail)), (len(numbers), *tail)).copy()
 
 
 def _rows_are_independent(engine: Engine, samples: Samples) -> bool:
@@ -170,7 +174,10 @@ def _rows_are_independent(engine: Engine, samples: Samples) -> bool:
         return False
     if any(output.shape[:1] != (_ROWS,) for output in together):
         return False
-    return all(_same(one, np.concatenate(parts)) for one, parts in zip(together, apart, strict=True))
+    return all(
+        all(part.shape[1:] == one.shape[1:] for part in parts) and _same(one, np.concatenate(parts))
+        for one, parts in zip(together, apart, strict=True)
+    )
 
 
 def _same(

@@ -379,6 +379,29 @@ def test_predictions_learn_from_what_a_batch_really_takes(served: Served) -> Non
     assert served.model._batcher.latency.predict(1) > before
 
 
+@pytest.mark.parametrize(
+    ("batch", "shapes", "sized_by", "size"),
+    [
+        (8, [(None,), (None, 4)], 0, 1),  # none of them: one is as good as another
+        (8, [(None, 4), (None, None), (None, 2, None)], 2, 6),
+        (0, [(4,), (None,)], 1, 3),
+    ],
+    ids=["fixed", "free", "without batches"],
+)
+def test_the_cost_of_a_row_is_told_by_the_largest_input_of_any_size(
+    batch: int, shapes: list[tuple[int | None, ...]], sized_by: int, size: int
+) -> None:
+    specs = tuple(TensorSpec(name=f"x{i}", dtype="int64", shape=shape) for i, shape in enumerate(shapes))
+    described = PlainModel("many", 1, specs, SPEC, batch)
+    rows = [np.zeros((1, *(n or 3 for n in (shape[1:] if batch else shape))), np.int64) for shape in shapes]
+    samples, metrics = Samples(tuple(rows)), Metrics().model("many")
+    engine = Engine(described, FakeSession())
+    model = ServedModel(
+        described, None, [engine], LatencyTable([1], [1.0]), BatchPolicy(), metrics, samples, lambda _: engine
+    )
+    assert (model.sized_by, model.reference_size) == (sized_by, size)
+
+
 def test_load_figures(served: Served) -> None:
     assert served.metric("rafaga_queue_rows") == 0
     assert served.model.predicted_wait_s() == 0.0

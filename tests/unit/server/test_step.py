@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,34 @@ def test_only_quick_models_are_run_by_others(row_s: float, steps: bool) -> None:
         assert caller.end() == [2]
     finally:
         served.model.close()
+
+
+def test_what_takes_long_is_left_to_the_engines_thread(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As is what arrives beside it, until all of it was taken: the next batch might be either."""
+    parked, runners, run = threading.Event(), [], served.session.run
+
+    def noted(*arguments: Any) -> Any:
+        runners.append(threading.current_thread())
+        return run(*arguments)
+
+    monkeypatch.setattr(served.session, "run", noted)
+    monkeypatch.setattr(served.model, "_let_in", lambda: parked.wait(WAIT_S))
+    long = Caller([1])
+    long.job.cost = 100.0
+    early = Caller([2])
+    assert served.model.submit(early.job, may_run=True)
+    assert not served.model.submit(long.job, may_run=True)
+    late = Caller([3])
+    assert not served.model.submit(late.job, may_run=True)
+    assert served.model.step() is False
+    assert served.session.batches == []
+    parked.set()
+    assert [caller.end() for caller in (long, early, late)] == [[2], [4], [6]]
+    assert threading.current_thread() not in runners
+    quick = Caller([4])
+    assert served.model.submit(quick.job, may_run=True), "all of it was taken"
+    served.model.step()
+    assert quick.end() == [8]
 
 
 def test_without_jobs_there_is_nothing_to_do(served: Served) -> None:

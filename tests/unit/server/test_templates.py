@@ -80,6 +80,15 @@ def test_requests_of_models_without_batches_are_not_kept() -> None:
     assert kept(message(*rows), rows, served(batched=False)).find(message(*rows).SerializeToString()) is None
 
 
+def test_requests_with_bools_are_not_kept() -> None:
+    """Not every byte is one, so all of them are looked at each time."""
+    spec = TensorSpec(name="x", dtype="bool", shape=(None, 3))
+    model, values = FakeModel(batched=True, bundle=SimpleNamespace(inputs=(spec,))), np.ones((1, 3), bool)
+    request = pb.ModelInferRequest(model_name="series", raw_input_contents=[values.tobytes()])
+    request.inputs.add(name="x", datatype="BOOL", shape=values.shape)
+    assert kept(request, (values,), model).find(request.SerializeToString()) is None
+
+
 @pytest.mark.parametrize("version", ["", "3"])
 @pytest.mark.parametrize("first", ["", "7"])
 def test_the_id_is_the_request_s_own(first: str, version: str) -> None:

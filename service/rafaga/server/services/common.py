@@ -50,7 +50,7 @@ def submit(
     """
     # Series of any length share a batch, everything else only with its like: whichever service it came through.
     key = None if model.bundle.ragged else tuple(a.shape[1:] for a in inputs)
-    cost = inputs[0].size / len(inputs[0]) / model.reference_size
+    cost = inputs[model.sized_by].size / len(inputs[0]) / model.reference_size
 
     def succeed(outputs: Arrays, timing: JobTiming) -> None:
         call.served = (model.bundle.name, timing)

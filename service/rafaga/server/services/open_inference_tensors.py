@@ -93,12 +93,19 @@ def wanted_outputs(request: pb.ModelInferRequest, model: ServedModel) -> list[Wa
         _refuse_shared_memory(parameters)
         if "classification" in parameters:
             classes = integer("classification", parameters["classification"])
-            if classes < 1 or len(specs[at].shape) != 2:
+            if classes < 1 or not _has_classes(specs[at], model.bundle):
                 raise InvalidRequest(
                     "classification: expected a count of at least 1, on an output of shape [N, classes]"
                 )
         wanted.append(WantedOutput(at, specs[at], classes))
     return wanted
+
+
+def _has_classes(spec: TensorSpec, bundle: Bundle | PlainModel) -> bool:
+    """Whether an output holds a number for each class. A detector's are by object, whatever their sizes."""
+    if len(spec.shape) != 2 or spec.dtype == "object" or bundle.detection is not None:
+        return False
+    return not bundle.labels or spec.shape[1] == len(bundle.labels)
 
 
 def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLimits) -> Arrays:
@@ -277,7 +284,7 @@ def response(name: str, identity: str, model: ServedModel, wanted: Sequence[Want
         array = outputs[output.index] if model.batched else outputs[output.index][0, ...]
         if output.classes:
             text = _classes(array, output.classes, model.bundle.labels)
-            tensors.append((output.spec.name, "BYTES", (len(array), len(text) // len(array))))
+            tensors.append((output.spec.name, "BYTES", (len(array), min(output.classes, array.shape[1]))))
             raw.append(_with_lengths(text))
         else:
             sizes = (*array.shape, 1) if model.batched and array.ndim == 1 else array.shape  # see `shape`
