@@ -167,7 +167,8 @@ def test_every_task_can_be_loaded(tmp_path: Path, load: Callable[..., tuple[int,
     names = ("detector", "segmenter", "letters")
     with serving(tmp_path / "repository", "grpcio") as served:
         arguments = [word for name in names for word in ("--model", name)]
-        code, run = load(served, *arguments, "--protocol", protocol, "--concurrency", "2", "--check-every", "1", *CLOSED)
+        callers = ["--concurrency", "2", *CLOSED]
+        code, run = load(served, *arguments, "--protocol", protocol, "--check-every", "1", *callers)
     assert code == 0
     (step,) = run.steps
     assert set(step.tally.models) == set(names)

@@ -81,6 +81,7 @@ class Running(Stubs):
         self.process = process
         self.address = f"127.0.0.1:{ports['grpc_port']}"
         self.http = f"http://127.0.0.1:{ports['http_port']}"
+        self.admin_port: int | None = ports["admin_port"]
 
     def metric(self, name: str, **labels: str) -> float:
         return metric_of(self.http, name, **labels)

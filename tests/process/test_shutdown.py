@@ -11,9 +11,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.inference import open_inference_pb2_grpc
 from rafaga.v1 import vision_pb2
 from tests import bundles
-from tests.integration import messages
+from tests.integration import graphs, messages
 from tests.integration.serving import PATIENCE_S, connected, eventually, refusal_of
 from tests.process.running import Running, running
 
@@ -135,3 +137,20 @@ def test_a_drain_that_takes_too_long_is_cut(repository: Path, transport: str) ->
         assert served.process.exit_code() == 1
         assert served.process.wait_for("stopped")["clean"] is False
         assert all(call.code() is not None for call in accepted)
+
+
+def test_a_model_that_an_admin_loads_is_not_waited_for(tmp_path: Path) -> None:
+    """1. A model that runs for many seconds is to be loaded. 2. While it warms up, the server is told to stop. 3. It
+    does, long before the load would have ended."""
+    graphs.publish_slow(tmp_path, products=1000)
+    with running(tmp_path, "--model-control", "explicit", "--admin-port", "0") as served:
+        with connected(f"127.0.0.1:{served.admin_port}") as channel:
+            admin = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+            loading = admin.RepositoryModelLoad.future(pb.RepositoryModelLoadRequest(model_name="slow"))
+            eventually(
+                lambda: [m.state for m in admin.RepositoryIndex(pb.RepositoryIndexRequest()).models] == ["LOADING"],
+                "the load has begun",
+            )
+            served.process.send(signal.SIGTERM)
+            assert served.process.exit_code() == 0
+        assert loading.code() is not grpc.StatusCode.OK

@@ -156,6 +156,9 @@ def fastest_eligible(bundle: Bundle, quick_int8: bool) -> tuple[Variant, str]:
     if not faster:
         if untold:
             return full, "int8 was measured to be faster on a processor with VNNI, which this one lacks"
+        whole = bundle.variant(Precision.INT8)
+        if quick_int8 and whole is not None and whole.cpu_quick_int8 is False:
+            return full, "int8 was no faster on a processor without VNNI: export again on one like this to know more"
         return full, "no other variant is clearly faster"
     eligible = [v for v in faster if v.default_eligible]
     best = max(eligible or faster, key=lambda v: v.cpu_speedup)

@@ -255,8 +255,12 @@ class Repository:
             if version not in folders:
                 self._miss(name, version)
                 continue
-            stamp = _stamp(folders[version])
             slot = self._version(name, version)
+            try:
+                stamp = _stamp(folders[version])
+            except OSError as error:
+                self._unreadable(name, version, folders[version], slot, error)
+                continue
             if slot is None or slot.stamp != stamp or (again and slot.reason):
                 self._load(Slot(name, version, folders[version], stamp, late=self._serving), slot)
         slots = self._table.get(name, ())
@@ -282,6 +286,18 @@ class Repository:
         _LOG.error("model not served: %s", reason, extra={"model": name, "version": version})
         if slot is not None and slot.model is not None:
             self._retire(slot.model, replaced=False)
+
+    def _unreadable(self, name: str, version: int, folder: Path, slot: Slot | None, error: OSError) -> None:
+        """A folder that may not be read, or went while it was looked at. What it held before, and the others, go on."""
+        about = {"model": name, "version": version}
+        if slot is not None:
+            if slot.model is not None:
+                _LOG.error("the folder of a version cannot be read, it is served as before: %s", error, extra=about)
+            return
+        reason = "its folder cannot be read; the server's log has the cause"
+        self._put(name, version, Slot(name, version, folder, (), late=self._serving, state=State.FAILED, reason=reason))
+        self._metrics.model_refused(name, version, still_served=False)
+        _LOG.error("model not served: %s", error, extra=about)
 
     def _load(self, slot: Slot, before: Slot | None) -> None:
         """Puts a new version, or a new state of one, into service; or tells why not, and leaves `before` there."""
@@ -424,11 +440,15 @@ def _scan(root: Path) -> dict[str, dict[int, Path]]:
     for parent in sorted(root.iterdir()):
         if not parent.is_dir() or not bundles.NAME_PATTERN.fullmatch(parent.name):
             continue
-        versions = {
-            int(p.name): p
-            for p in parent.iterdir()
-            if p.is_dir() and p.name.isascii() and p.name.isdecimal() and p.name[0] != "0"
-        }
+        try:
+            versions = {
+                int(p.name): p
+                for p in parent.iterdir()
+                if p.is_dir() and p.name.isascii() and p.name.isdecimal() and p.name[0] != "0"
+            }
+        except OSError as error:  # it went while we looked, or may not be read: the others are served all the same
+            _LOG.error("the folder of a model cannot be read: %s", error, extra={"model": parent.name})
+            continue
         if versions:
             found[parent.name] = versions
     return found

@@ -28,6 +28,7 @@ from rafaga.server.services.open_inference_stream import MAX_STREAMS
 # For health, reflection, streams, and calls that the Router is about to refuse.
 _SPARE_THREADS = MAX_WATCHES + MAX_STREAMS + 64
 
+_LAST_MOMENTS_S = 1.0
 PAUSE_BEFORE_CLOSE_S = 0.2
 
 # Calls whose headers have arrived and that Python has not looked at yet: a few kilobytes each.
@@ -125,7 +126,8 @@ class GrpcioTransport:
             # Calls that are on their way while grpcio closes end as CANCELLED. Until their callers have heard that the
             # server is draining, the port stays open.
             time.sleep(min(PAUSE_BEFORE_CLOSE_S, grace_s))
-            self._server.stop(grace_s).wait()
+            # Then every call has ended; a handler that still works is not waited for.
+            self._server.stop(grace_s).wait(grace_s + _LAST_MOMENTS_S)
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _options(self) -> list[tuple[str, Any]]:

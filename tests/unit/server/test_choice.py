@@ -91,6 +91,14 @@ def test_the_speed_of_int8_is_that_of_such_a_processor(
     assert found.precision == chosen
 
 
+def test_the_log_says_where_vnni_might_help(bundle: Bundle) -> None:
+    int8 = msgspec.structs.replace(variant(Precision.INT8, 1.1, 0.001), cpu_quick_int8=False)
+    both = msgspec.structs.replace(bundle, variants=(FP32, int8))
+    assert fastest_eligible(both, quick_int8=False) == (FP32, "no other variant is clearly faster")
+    found, why = fastest_eligible(both, quick_int8=True)
+    assert (found, "export again" in why) == (FP32, True)
+
+
 def test_the_log_says_why_int8_was_not_taken(bundle: Bundle) -> None:
     int8 = msgspec.structs.replace(variant(Precision.INT8, 3.0, 0.001), cpu_quick_int8=True)
     assert fastest_eligible(msgspec.structs.replace(bundle, variants=(FP32, int8)), quick_int8=False) == (

@@ -387,3 +387,34 @@ def test_an_admin_loads_versions_by_their_numbers(tmp_path: Path) -> None:
     shelf.put("a", 3)
     shelf.repository.load_model("a")
     assert shelf.serving == [("a", 1), ("a", 3)]
+
+
+def test_a_folder_that_cannot_be_read_costs_no_other_model(
+    latest: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """1. One of three folders may not be read: the others are served, and the server is not ready. 2. Then it may be.
+    3. What is served already stays so when its folder cannot be read any more."""
+    for name in ("a", "b", "c"):
+        latest.put(name, 1)
+    closed = {"b"}
+    stamp = repositories._stamp
+
+    def look(folder: Path) -> Any:
+        if folder.parent.name in closed:
+            raise PermissionError(f"denied: {folder}")
+        return stamp(folder)
+
+    monkeypatch.setattr(repositories, "_stamp", look)
+    latest.repository.load()
+    assert latest.serving == [("a", 1), ("c", 1)]
+    assert latest.states["b", 1] is State.FAILED
+    assert not latest.repository.ready
+    with pytest.raises(ModelNotReady):
+        latest.repository.load_model("b")
+    closed.clear()
+    latest.repository.update()
+    assert latest.serving == [("a", 1), ("b", 1), ("c", 1)]
+    closed.add("a")
+    latest.repository.update()
+    assert latest.serving == [("a", 1), ("b", 1), ("c", 1)]
+    assert "it is served as before: denied" in caplog.text
