@@ -24,6 +24,7 @@ from rafaga.bundle import Precision
 _SERVED, _QUICKER, _LOST = Aim(0.95), Aim(2.5), Aim(0.5, at_least=False)
 _RAW, _NATIVE = "raw", "native"
 _FP32, _INT8 = Precision.FP32, Precision.INT8
+_VNNI = "vnni"  # as a record names its machine
 _SUBJECTS = 5
 _WINDOW_S, _CLIENT_S = 3.5, 2.0  # beside the window: warming up, and the last answers
 _TRY_S, _BUCKETS = 0.5, 6
@@ -116,10 +117,11 @@ def verdicts(records: Sequence[Record]) -> list[Verdict]:
     for record in records:
         model = record.part
         lost = record.of(model, _RAW, _INT8)[0].lost_points
-        beside = "random weights" if lost is None else ""
-        found.append(
-            Verdict(f"int8 over fp32, served, {model}", (Case.of("", _QUICKER, _quicker(record)),), "{}", beside)
-        )
+        beside = ["random weights"] if lost is None else []
+        if _VNNI not in record.machine:  # what the aim presupposes
+            beside.append("a processor without VNNI")
+        case = Case.of("", _QUICKER, _quicker(record))
+        found.append(Verdict(f"int8 over fp32, served, {model}", (case,), "{}", ", ".join(beside)))
         if lost is not None:
             found.append(Verdict(f"points that int8 loses, {model}", (Case.of("", _LOST, [lost]),)))
     return found

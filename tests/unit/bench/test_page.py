@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,19 @@ def test_a_part_that_was_measured_alone(tmp_path: Path) -> None:
     assert "reached on native; **not reached** on grpcio: 0.93 of 0.95" in verdicts
     assert "| not measured | closed: googlenet 0.80 |" in verdicts
     assert found[page.RUNS] == "googlenet (2026-01-02, 1 blocks): a machine.\n"
+
+
+@pytest.mark.parametrize(
+    ("machine", "beside"),
+    [
+        ("2 cores (avx2 avx512_vnni)", "random weights"),
+        ("2 cores (avx2)", "random weights, a processor without VNNI"),
+    ],
+)
+def test_int8_is_told_with_what_its_aim_presupposes(tmp_path: Path, machine: str, beside: str) -> None:
+    records = Records(tmp_path)
+    records.keep(replace(record("googlenet", dict(GOOGLENET)), machine=machine), ended=True)
+    assert f"| reached | {beside} |" in page.measured(records, SECTIONS)[page.VERDICTS]
 
 
 def test_the_load_generator_is_judged_where_it_may_send_late(tmp_path: Path) -> None:
