@@ -153,7 +153,7 @@ def verify_bundle(folder: Path) -> Iterator[Verdict]:
 
 
 def _verify_variant(folder: Path, bundle: Bundle, variant: Variant, golden: Case) -> Verdict:
-    tolerance = max(1e-3, 2 * variant.parity.max_relative_error)  # of what is compared here, as wide as the server's
+    tolerance = bundles.tolerance(variant.parity.max_relative_error)  # what is compared here is relative
     try:
         session = open_session(folder / variant.file)
         if tensor_specs(session) != (bundle.inputs, bundle.outputs):

@@ -147,6 +147,11 @@ class Parity(Frozen, frozen=True):
     batch_sizes: tuple[int, ...]
 
 
+def tolerance(measured: float) -> float:
+    """How large an error may be elsewhere that was `measured` at export."""
+    return max(1e-3, 2 * measured)
+
+
 class Loss(Frozen, frozen=True):
     """What a variant loses against the fp32 file on the same samples: `drop` of the figure `metric`, a fraction of 1.
 
@@ -199,7 +204,7 @@ class Variant(Frozen, frozen=True):
         the two errors that export measured that one is never more than either: where the largest answer is a
         probability of a few per cent, the relative one alone would let anything pass.
         """
-        return max(1e-3, 2 * min(self.parity.max_relative_error, self.parity.max_absolute_error))
+        return tolerance(min(self.parity.max_relative_error, self.parity.max_absolute_error))
 
 
 class Weights(Frozen, frozen=True):

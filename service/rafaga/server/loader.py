@@ -156,8 +156,7 @@ def fastest_eligible(bundle: Bundle, quick_int8: bool) -> tuple[Variant, str]:
     if not faster:
         if untold:
             return full, "int8 was measured to be faster on a processor with VNNI, which this one lacks"
-        whole = bundle.variant(Precision.INT8)
-        if quick_int8 and whole is not None and whole.cpu_quick_int8 is False:
+        if quick_int8 and any(v.cpu_quick_int8 is False for v in bundle.variants if v.precision is Precision.INT8):
             return full, "int8 was no faster on a processor without VNNI: export again on one like this to know more"
         return full, "no other variant is clearly faster"
     eligible = [v for v in faster if v.default_eligible]

@@ -280,24 +280,23 @@ class Repository:
         if slot is not None and slot.model is None and not slot.stamp:
             return  # known
         folder, reason = self._root / name / str(version), "it is asked for by its number and not in the repository"
-        missing = Slot(name, version, folder, (), late=self._serving, state=State.FAILED, reason=reason)
-        self._put(name, version, missing)
-        self._metrics.model_refused(name, version, still_served=False)
-        _LOG.error("model not served: %s", reason, extra={"model": name, "version": version})
+        self._lack(name, version, folder, reason, reason)
         if slot is not None and slot.model is not None:
             self._retire(slot.model, replaced=False)
 
     def _unreadable(self, name: str, version: int, folder: Path, slot: Slot | None, error: OSError) -> None:
         """A folder that may not be read, or went while it was looked at. What it held before, and the others, go on."""
-        about = {"model": name, "version": version}
-        if slot is not None:
-            if slot.model is not None:
-                _LOG.error("the folder of a version cannot be read, it is served as before: %s", error, extra=about)
-            return
-        reason = "its folder cannot be read; the server's log has the cause"
+        if slot is None:
+            self._lack(name, version, folder, "its folder cannot be read; the server's log has the cause", error)
+        elif slot.model is not None:
+            about = {"model": name, "version": version}
+            _LOG.error("the folder of a version cannot be read, it is served as before: %s", error, extra=about)
+
+    def _lack(self, name: str, version: int, folder: Path, reason: str, cause: object) -> None:
+        """A version with nothing that could be loaded. `cause` is for the log, `reason` for everybody."""
         self._put(name, version, Slot(name, version, folder, (), late=self._serving, state=State.FAILED, reason=reason))
         self._metrics.model_refused(name, version, still_served=False)
-        _LOG.error("model not served: %s", error, extra=about)
+        _LOG.error("model not served: %s", cause, extra={"model": name, "version": version})
 
     def _load(self, slot: Slot, before: Slot | None) -> None:
         """Puts a new version, or a new state of one, into service; or tells why not, and leaves `before` there."""
@@ -321,8 +320,8 @@ class Repository:
                 slot = dataclasses.replace(before, stamp=slot.stamp, reason=reason)
             else:
                 slot = dataclasses.replace(slot, state=State.FAILED, reason=reason)
+            self._put(slot.name, slot.version, slot)  # first: whoever sees the count finds the reason
             self._metrics.model_refused(slot.name, slot.version, still_served=old is not None)
-            self._put(slot.name, slot.version, slot)
             _LOG.error("model not served: %s", error, extra=about, exc_info=not isinstance(error, BundleError))
             return
         model.start(partial(self._engine_changed, model))
@@ -446,9 +445,8 @@ def _scan(root: Path) -> dict[str, dict[int, Path]]:
                 for p in parent.iterdir()
                 if p.is_dir() and p.name.isascii() and p.name.isdecimal() and p.name[0] != "0"
             }
-        except OSError as error:  # it went while we looked, or may not be read: the others are served all the same
-            _LOG.error("the folder of a model cannot be read: %s", error, extra={"model": parent.name})
-            continue
+        except FileNotFoundError:
+            continue  # it went while we looked
         if versions:
             found[parent.name] = versions
     return found

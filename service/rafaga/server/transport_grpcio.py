@@ -28,6 +28,7 @@ from rafaga.server.services.open_inference_stream import MAX_STREAMS
 # For health, reflection, streams, and calls that the Router is about to refuse.
 _SPARE_THREADS = MAX_WATCHES + MAX_STREAMS + 64
 
+# Handlers whose calls have ended may take so long to notice.
 _LAST_MOMENTS_S = 1.0
 PAUSE_BEFORE_CLOSE_S = 0.2
 

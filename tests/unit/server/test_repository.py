@@ -418,3 +418,21 @@ def test_a_folder_that_cannot_be_read_costs_no_other_model(
     latest.repository.update()
     assert latest.serving == [("a", 1), ("b", 1), ("c", 1)]
     assert "it is served as before: denied" in caplog.text
+
+
+def test_a_model_whose_folder_cannot_be_read_is_not_taken_for_gone(
+    latest: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latest.put("a", 1)
+    latest.repository.load()
+    look = Path.iterdir
+
+    def closed(folder: Path) -> Any:
+        if folder.name == "a":
+            raise PermissionError(f"denied: {folder}")
+        return look(folder)
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(PermissionError):
+        latest.repository.update()
+    assert latest.serving == [("a", 1)]
