@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import psutil
 
-from rafaga.server.cores import available_cores
+from rafaga.server.engines.cpu_count import available_cores
 
 T = TypeVar("T")
 

@@ -34,8 +34,8 @@ from onnx import TensorProto, helper
 from bench.servers import TRANSPORTS
 from bench.tables import table
 from rafaga.server.app import build
-from rafaga.server.config import Config, TransportKind
-from rafaga.server.job import Arrays
+from rafaga.server.config.settings import Config, TransportKind
+from rafaga.server.scheduling.job import Arrays
 
 _MODEL, _VALUES = "nothing", 16
 _WARM_UP_S = 1.0

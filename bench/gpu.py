@@ -32,8 +32,8 @@ from bench.packed import unpack
 from demo.server import ServerProcess
 from rafaga.bundle import Precision
 from rafaga.errors import DeviceError
-from rafaga.server import devices
-from rafaga.server.devices import Device, DeviceKind, Nvidia
+from rafaga.server.engines import devices
+from rafaga.server.engines.devices import Device, DeviceKind, Nvidia
 
 _WHOLE_S = 450.0
 """Below eight minutes, with what it takes to start and to end."""

@@ -21,12 +21,11 @@ from bench.gpu_models import torch_module
 from bench.packed import sample
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision
-from rafaga.server import devices
-from rafaga.server.cores import available_cores
-from rafaga.server.devices import Device, DeviceKind, Nvidia
-from rafaga.server.engine import create_session
-from rafaga.server.job import Arrays
-from rafaga.server.providers import (
+from rafaga.server.engines import devices
+from rafaga.server.engines.cpu_count import available_cores
+from rafaga.server.engines.devices import Device, DeviceKind, Nvidia
+from rafaga.server.engines.onnxruntime import create_session
+from rafaga.server.engines.providers import (
     CudaSettings,
     TensorRtSettings,
     cache_folder,
@@ -34,6 +33,7 @@ from rafaga.server.providers import (
     profile_shapes,
     tensorrt_versions,
 )
+from rafaga.server.scheduling.job import Arrays
 
 WAYS = ("onnxruntime", "tensorrt", "torch-eager", "torch-compile")
 

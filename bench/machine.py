@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import onnxruntime
 
-from rafaga.server.cores import available_cores
+from rafaga.server.engines.cpu_count import available_cores
 
 _TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
 

@@ -22,9 +22,9 @@ from onnx import TensorProto, numpy_helper
 
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Parity, Precision, TensorSpec, Variant
-from rafaga.server.cores import available_cores
-from rafaga.server.engine import create_session
-from rafaga.server.job import Arrays
+from rafaga.server.engines.cpu_count import available_cores
+from rafaga.server.engines.onnxruntime import create_session
+from rafaga.server.scheduling.job import Arrays
 
 LARGE = 2**16
 """Elements: tensors below are biases, scales and normalisation, whose values matter."""

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from rafaga import bundle as bundles
 from rafaga.bundle import Precision
-from rafaga.server.engine import Engine, Golden
-from rafaga.server.latency import buckets_up_to
+from rafaga.server.engines.onnxruntime import Engine, Golden
+from rafaga.server.scheduling.latency import buckets_up_to
 
 _LONGEST_RUN_S = 0.75
 

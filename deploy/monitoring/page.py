@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from deploy.monitoring.rules import GUIDE
 from deploy.monitoring.signals import Pace, alerts, recordings
-from rafaga.server.families import FAMILIES, GPU_FAMILIES, LABELS, Family, Kind
-from rafaga.server.triton import ALIASES
+from rafaga.server.observability.families import FAMILIES, GPU_FAMILIES, LABELS, Family, Kind
+from rafaga.server.observability.triton import ALIASES
 
 
 def page(pace: Pace) -> str:

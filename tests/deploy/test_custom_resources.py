@@ -17,8 +17,8 @@ import pytest
 from grpc_health.v1 import health
 
 from rafaga.server.app import build
-from rafaga.server.config import Config
-from rafaga.server.model import ServedModel
+from rafaga.server.config.settings import Config
+from rafaga.server.execution.served_model import ServedModel
 from tests.deploy.kserve import Definitions
 from tests.deploy.rendering import KUBERNETES, ROOT, Object, component, container, one, overlay, pod, render, settings
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from rafaga.server.config import Config
+from rafaga.server.config.settings import Config
 from tests.deploy.rendering import KUBERNETES, ROOT, container, one, overlay, pod, render
 
 DOCKER = ROOT / "deploy/docker"

@@ -10,8 +10,8 @@ import pytest
 
 from rafaga.load.options import parse_load
 from rafaga.server import lifecycle
-from rafaga.server.config import PREFIX, Config, TransportKind
-from rafaga.server.model import ServedModel
+from rafaga.server.config.settings import PREFIX, Config, TransportKind
+from rafaga.server.execution.served_model import ServedModel
 from tests.deploy.rendering import (
     KUBERNETES,
     OVERLAYS,

@@ -16,9 +16,9 @@ import yaml
 from deploy.monitoring.__main__ import files
 from deploy.monitoring.panels import rows
 from deploy.monitoring.signals import Pace, alerts, recordings
-from rafaga.server.families import FAMILIES, GPU_FAMILIES, LABELS
-from rafaga.server.metrics import Metrics
-from rafaga.server.triton import ALIASES
+from rafaga.server.observability.families import FAMILIES, GPU_FAMILIES, LABELS
+from rafaga.server.observability.metrics import Metrics
+from rafaga.server.observability.triton import ALIASES
 from tests.deploy.rendering import KUBERNETES, ROOT, Object, one, overlay
 
 SERIES = {series for family in FAMILIES + GPU_FAMILIES for series in family.series} | {

@@ -13,7 +13,7 @@ import pytest
 
 from deploy.monitoring.signals import Alert, Pace, Severity, alerts
 from rafaga.cli import main
-from rafaga.server.config import Config
+from rafaga.server.config.settings import Config
 from tests.deploy.commands import check
 from tests.deploy.rendering import KUBERNETES, ROOT, one, overlay, render
 from tests.documents import blocks, commands

@@ -9,8 +9,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from rafaga.errors import DeviceError
-from rafaga.server.engine import Engine
-from rafaga.server.watch import WatchPolicy
+from rafaga.server.engines.onnxruntime import Engine
+from rafaga.server.execution.supervisor import WatchPolicy
 from tests import bundles
 from tests.deploy.rendering import KUBERNETES, Object, container, one, overlay, render, settings
 from tests.integration.serving import PATIENCE_S, Served, eventually

@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 
-from rafaga.server.config import ModelControl
+from rafaga.server.config.settings import ModelControl
 from tests import bundles
 from tests.deploy.prometheus import HURRY, scraping
 from tests.deploy.rendering import ROOT

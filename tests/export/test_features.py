@@ -26,7 +26,7 @@ from models.entry import Entry, ImageInput
 from models.progress import Silent
 from rafaga import bundle as bundles
 from rafaga.bundle import Precision, Variant
-from rafaga.server.loader import fastest_eligible
+from rafaga.server.repository.loader import fastest_eligible
 from tests.export import small
 
 INT8 = (Precision.INT8,)

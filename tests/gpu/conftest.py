@@ -25,13 +25,13 @@ from bench.packed import unpack
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision, Variant
 from rafaga.errors import DeviceError
-from rafaga.server import devices
-from rafaga.server import placement as placements
-from rafaga.server.config import GpuChoice
-from rafaga.server.devices import Choice, Device, DeviceFallback, Nvidia
-from rafaga.server.engine import Engine, Golden
-from rafaga.server.per_model import EngineSettings, PerModel
-from rafaga.server.placement import GpuSettings, Placement, Task
+from rafaga.server.config.per_model import EngineSettings, PerModel
+from rafaga.server.config.settings import GpuChoice
+from rafaga.server.engines import devices
+from rafaga.server.engines import selection as placements
+from rafaga.server.engines.devices import Choice, Device, DeviceFallback, Nvidia
+from rafaga.server.engines.onnxruntime import Engine, Golden
+from rafaga.server.engines.selection import GpuSettings, Placement, Task
 
 HERE = Path(__file__).parent
 

@@ -12,11 +12,11 @@ import onnxruntime as ort
 import pytest
 
 from rafaga.errors import DeviceMemoryError
-from rafaga.server.cuda import Cuda
-from rafaga.server.devices import Device
-from rafaga.server.gpu_memory import MIB
-from rafaga.server.per_model import PerModel
-from rafaga.server.placement import Placement
+from rafaga.server.config.per_model import PerModel
+from rafaga.server.engines.cuda import Cuda
+from rafaga.server.engines.devices import Device
+from rafaga.server.engines.memory_budget import MIB
+from rafaga.server.engines.selection import Placement
 from tests.bundles import publish_convolutions
 from tests.gpu.conftest import ALWAYS, task
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from rafaga.bundle import relative_error
-from rafaga.server.bound import BoundEngine
-from rafaga.server.config import GpuChoice
-from rafaga.server.devices import Device
-from rafaga.server.placement import Placement
+from rafaga.server.config.settings import GpuChoice
+from rafaga.server.engines.devices import Device
+from rafaga.server.engines.pipelined import BoundEngine
+from rafaga.server.engines.selection import Placement
 from tests.bundles import (
     classify,
     convolve,

@@ -10,10 +10,10 @@ import onnxruntime as ort
 import pytest
 
 from rafaga.errors import DeviceError
-from rafaga.server import devices
-from rafaga.server.devices import Device, DeviceKind, Nvidia
-from rafaga.server.engine import Engine
-from rafaga.server.placement import GpuSettings
+from rafaga.server.engines import devices
+from rafaga.server.engines.devices import Device, DeviceKind, Nvidia
+from rafaga.server.engines.onnxruntime import Engine
+from rafaga.server.engines.selection import GpuSettings
 from tests.bundles import convolve, publish_convolutions, publish_forecaster
 from tests.gpu.conftest import placed, task
 

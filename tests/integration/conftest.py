@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from rafaga.server import engine, model
+from rafaga.server.engines import onnxruntime as engine
+from rafaga.server.execution import served_model as model
 from tests import bundles, plain
 from tests.integration import graphs
 from tests.integration.serving import Served, serving

@@ -15,8 +15,8 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from rafaga.server import engine
-from rafaga.server.engine import Session
+from rafaga.server.engines import onnxruntime as engine
+from rafaga.server.engines.onnxruntime import Session
 
 
 class Pace:

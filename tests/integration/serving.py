@@ -17,9 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rafaga.errors import DOMAIN, STATUS_DETAILS_KEY, RafagaError, from_status
 from rafaga.server.app import build
-from rafaga.server.config import Config, TransportKind
-from rafaga.server.latency import LatencyTable
+from rafaga.server.config.settings import Config, TransportKind
 from rafaga.server.lifecycle import Server
+from rafaga.server.scheduling.latency import LatencyTable
 from rafaga.v1 import catalog_pb2_grpc, forecasting_pb2_grpc, sequences_pb2_grpc, vision_pb2_grpc
 
 PATIENCE_S = 60.0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
-from rafaga.server import model as models
+from rafaga.server.execution import served_model as models
 from rafaga.v1 import catalog_pb2
 from tests import bundles, plain
 from tests.integration import messages

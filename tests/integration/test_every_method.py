@@ -11,7 +11,8 @@ import pytest
 from google.protobuf.message import Message
 
 from rafaga.inference import open_inference_pb2 as pb
-from rafaga.server import engine, model
+from rafaga.server.engines import onnxruntime as engine
+from rafaga.server.execution import served_model as model
 from rafaga.v1 import catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2
 from tests.integration import http2, messages
 from tests.integration import open_inference as oip

@@ -11,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from rafaga.server.health import MAX_WATCHES
+from rafaga.server.transport.health import MAX_WATCHES
 from rafaga.v1 import catalog_pb2
 from tests import bundles
 from tests.integration import messages

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from rafaga.server import placement
-from rafaga.server.engine import Described, Engine, Samples
+from rafaga.server.engines import selection as placement
+from rafaga.server.engines.onnxruntime import Described, Engine, Samples
 from tests import bundles
 from tests.integration import messages
 from tests.integration import open_inference as oip

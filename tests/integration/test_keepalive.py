@@ -14,7 +14,7 @@ import pytest
 
 from rafaga import Client, Keepalive, RetryPolicy, ServerUnreachable
 from rafaga.server import app
-from rafaga.server.transport_grpcio import Limits
+from rafaga.server.transport.grpc import Limits
 from tests.integration import http2, messages
 from tests.integration.serving import PATIENCE_S, Served, Stubs, connected, eventually
 from tests.integration.valve import Valve

@@ -23,8 +23,8 @@ from grpc_health.v1 import health_pb2
 
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.inference import open_inference_pb2_grpc
-from rafaga.server import repository as repositories
-from rafaga.server.config import ModelControl
+from rafaga.server.config.settings import ModelControl
+from rafaga.server.repository import repository as repositories
 from rafaga.v1 import catalog_pb2
 from tests import bundles, plain
 from tests.integration import messages

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from rafaga.cli import main
 from rafaga.plan import measure
-from rafaga.server.config import Config, ConfigError, TransportKind
+from rafaga.server.config.settings import Config, ConfigError, TransportKind
 from rafaga.v1 import vision_pb2_grpc
 from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, Served, connected, refusal, serving

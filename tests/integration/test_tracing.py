@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from rafaga.server import app
-from rafaga.server.tracing import Tracer
+from rafaga.server.transport.tracing import Tracer
 from rafaga.v1 import forecasting_pb2 as pb
 from tests.integration.serving import Served, refusal
 

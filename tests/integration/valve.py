@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rafaga.bundle import ImagePreparation
 from rafaga.images import Prepared
-from rafaga.server.engine import Session
+from rafaga.server.engines.onnxruntime import Session
 from rafaga.server.services import common
 from tests.integration.serving import PATIENCE_S
 

@@ -25,7 +25,7 @@ from models.zoo import catalogue
 from rafaga import Client
 from rafaga.bundle import GOLDEN, Precision, relative_error
 from rafaga.objects import paired
-from rafaga.server.config import PrecisionChoice
+from rafaga.server.config.settings import PrecisionChoice
 from tests.integration import open_inference
 from tests.integration.serving import PATIENCE_S, Served, serving
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.verify import open_session
 from rafaga import int8
-from rafaga.server.engine import create_session
+from rafaga.server.engines.onnxruntime import create_session
 
 _TERMS = 64
 

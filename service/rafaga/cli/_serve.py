@@ -16,7 +16,7 @@ def run(parser: ArgumentParser, arguments: Sequence[str], environ: Mapping[str, 
     """Serves until told to stop. Returns the server's exit code."""
     try:
         from rafaga.server.app import serve
-        from rafaga.server.config import ConfigError, add_arguments, from_arguments
+        from rafaga.server.config.settings import ConfigError, add_arguments, from_arguments
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "rafaga":
             raise  # not a missing extra but a broken installation

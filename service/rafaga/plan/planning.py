@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from rafaga.load.search import search
 from rafaga.plan.profile import Profile
 from rafaga.plan.replica import BatchSettings, Outcome, Replica
-from rafaga.server.latency import buckets_up_to
+from rafaga.server.scheduling.latency import buckets_up_to
 
 # Requests of a simulation that is one of many, and of those whose figures are told: their p99 rests on a hundredth.
 _SEARCH_REQUESTS = 5_000

@@ -16,8 +16,8 @@ import numpy as np
 
 from rafaga.plan.profile import LEVELS, Profile
 from rafaga.plan.simulation import Request, simulate
-from rafaga.server.batcher import Batcher, BatchPolicy
-from rafaga.server.latency import DISPATCH_S, LatencyTable, buckets_up_to
+from rafaga.server.scheduling.batcher import Batcher, BatchPolicy
+from rafaga.server.scheduling.latency import DISPATCH_S, LatencyTable, buckets_up_to
 
 # Of a simulation: as long as it takes to fill queues, as a share of the whole.
 _WARM_UP = 0.1

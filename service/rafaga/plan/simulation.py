@@ -19,9 +19,9 @@ import numpy as np
 
 from rafaga.errors import RafagaError, Refused
 from rafaga.priority import Priority
-from rafaga.server.batcher import Batch, Batcher
-from rafaga.server.job import Arrays, Job, JobTiming
-from rafaga.server.latency import LatencyTable, buckets_up_to
+from rafaga.server.scheduling.batcher import Batch, Batcher
+from rafaga.server.scheduling.job import Arrays, Job, JobTiming
+from rafaga.server.scheduling.latency import LatencyTable, buckets_up_to
 
 _ROW = np.zeros((1, 1), np.uint8)
 

@@ -14,35 +14,35 @@ from typing import TYPE_CHECKING
 from pythonjsonlogger.json import JsonFormatter
 
 from rafaga.errors import DeviceError
-from rafaga.server import devices
-from rafaga.server.batcher import BatchPolicy
-from rafaga.server.calls import Authenticator, InFlight, Router, Transport
-from rafaga.server.config import Config, ConfigError, LogFormat, ModelControl, TransportKind
-from rafaga.server.cores import available_cores
-from rafaga.server.expiry import Expiry
-from rafaga.server.gpu_figures import GpuFigures
-from rafaga.server.gpu_memory import MIB
-from rafaga.server.health import Health, add_reflection
-from rafaga.server.http import HttpServer
+from rafaga.server.config.settings import Config, ConfigError, LogFormat, ModelControl, TransportKind
+from rafaga.server.engines import devices
+from rafaga.server.engines.cpu_count import available_cores
+from rafaga.server.engines.memory_budget import MIB
+from rafaga.server.engines.selection import GpuSettings, Placement
+from rafaga.server.execution.supervisor import WatchPolicy
 from rafaga.server.lifecycle import Server, ShutdownSignals
-from rafaga.server.loader import Loader
-from rafaga.server.metrics import Metrics
-from rafaga.server.placement import GpuSettings, Placement
-from rafaga.server.repository import Poller, Repository
+from rafaga.server.observability.metrics import Metrics
+from rafaga.server.observability.nvml import GpuFigures
+from rafaga.server.repository.loader import Loader
+from rafaga.server.repository.repository import Poller, Repository
+from rafaga.server.repository.versions import Versions
+from rafaga.server.scheduling.batcher import BatchPolicy
 from rafaga.server.services.catalog import Catalog
 from rafaga.server.services.common import RequestLimits, Workers
 from rafaga.server.services.forecasting import Forecasting
-from rafaga.server.services.open_inference import OpenInference
-from rafaga.server.services.open_inference_admin import RepositoryAdmin
-from rafaga.server.services.open_inference_stream import Streams
+from rafaga.server.services.open_inference.admin import RepositoryAdmin
+from rafaga.server.services.open_inference.service import OpenInference
+from rafaga.server.services.open_inference.stream import Streams
 from rafaga.server.services.sequences import Sequences
 from rafaga.server.services.vision import Vision
-from rafaga.server.transport_grpcio import GrpcioTransport, Limits, Tls
-from rafaga.server.versions import Versions
-from rafaga.server.watch import WatchPolicy
+from rafaga.server.transport.calls import Authenticator, InFlight, Router, Transport
+from rafaga.server.transport.expiry import Expiry
+from rafaga.server.transport.grpc import GrpcioTransport, Limits, Tls
+from rafaga.server.transport.health import Health, add_reflection
+from rafaga.server.transport.http import HttpServer
 
 if TYPE_CHECKING:  # an extra of its own
-    from rafaga.server.tracing import Tracer
+    from rafaga.server.transport.tracing import Tracer
 
 _LOG = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def _transport(
         _LOG.warning("listening on %s without a bearer token or client certificates: anybody may call", config.host)
     if config.transport is TransportKind.NATIVE:
         try:
-            from rafaga.server.transport_native import NativeTransport
+            from rafaga.server.transport.native import NativeTransport
         except ImportError:
             raise ConfigError("the native transport is not installed: pip install 'rafaga[native]'") from None
         return NativeTransport(address, router, authenticator, limits, services, metrics, health.die)
@@ -201,7 +201,7 @@ def _tracer(config: Config) -> Tracer | None:
     if not config.tracing_endpoint:
         return None
     try:
-        from rafaga.server.tracing import Tracer
+        from rafaga.server.transport.tracing import Tracer
     except ImportError:
         raise ConfigError("tracing_endpoint: tracing is not installed: pip install 'rafaga[tracing]'") from None
     return Tracer.to(config.tracing_endpoint, config.tracing_sample_ratio, version("rafaga"))

@@ -10,17 +10,17 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rafaga.server.calls import Router, Transport
-from rafaga.server.config import Config
-from rafaga.server.expiry import Expiry
-from rafaga.server.health import Health
-from rafaga.server.http import HttpServer
-from rafaga.server.repository import Poller, Repository
+from rafaga.server.config.settings import Config
+from rafaga.server.repository.repository import Poller, Repository
 from rafaga.server.services.common import Workers
-from rafaga.server.services.open_inference_stream import Streams
+from rafaga.server.services.open_inference.stream import Streams
+from rafaga.server.transport.calls import Router, Transport
+from rafaga.server.transport.expiry import Expiry
+from rafaga.server.transport.health import Health
+from rafaga.server.transport.http import HttpServer
 
 if TYPE_CHECKING:  # an extra of its own
-    from rafaga.server.tracing import Tracer
+    from rafaga.server.transport.tracing import Tracer
 
 _LOG = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from bench.packed import found, pack_bundle, pack_repository, read_packed, unpac
 from export.variants import to_fp16
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Parity, Precision, Variant
-from rafaga.server.batcher import BatchPolicy
-from rafaga.server.engine import Golden
-from rafaga.server.loader import Loader
-from rafaga.server.metrics import Metrics
-from rafaga.server.placement import Placement
+from rafaga.server.engines.onnxruntime import Golden
+from rafaga.server.engines.selection import Placement
+from rafaga.server.observability.metrics import Metrics
+from rafaga.server.repository.loader import Loader
+from rafaga.server.scheduling.batcher import BatchPolicy
 from tests.bundles import publish_classifier, publish_detector, publish_forecaster
 
 

@@ -215,7 +215,7 @@ def test_a_reader_that_goes_away_is_no_error_on_the_terminal(script: Script) -> 
 def _server_modules(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Stands in for the server's two entry points; gives the list of configs that were served."""
     served: list[object] = []
-    config, app = ModuleType("rafaga.server.config"), ModuleType("rafaga.server.app")
+    config, app = ModuleType("rafaga.server.config.settings"), ModuleType("rafaga.server.app")
 
     class ConfigError(Exception):
         pass
@@ -235,7 +235,7 @@ def _server_modules(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     config.ConfigError = ConfigError  # type: ignore[attr-defined]
     config.add_arguments, config.from_arguments, app.serve = add_arguments, from_arguments, serve  # type: ignore[attr-defined]
-    for name, module in (("rafaga.server.config", config), ("rafaga.server.app", app)):
+    for name, module in (("rafaga.server.config.settings", config), ("rafaga.server.app", app)):
         monkeypatch.setitem(sys.modules, name, module)
     return served
 

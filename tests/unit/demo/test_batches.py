@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from demo import batches
-from rafaga.server.metrics import Metrics
+from rafaga.server.observability.metrics import Metrics
 
 
 def exposition(**rows_of_batches: list[int]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from rafaga.load.server_metrics import BatchBucket, MetricsError, Samples, between, difference, scrape
-from rafaga.server.metrics import Metrics
+from rafaga.server.observability.metrics import Metrics
 
 
 @contextmanager

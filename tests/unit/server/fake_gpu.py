@@ -15,9 +15,9 @@ from typing import Any
 
 import onnxruntime as ort
 
-from rafaga.server.bound import Shape
-from rafaga.server.cuda import Cuda
-from rafaga.server.devices import Gpu
+from rafaga.server.engines.cuda import Cuda
+from rafaga.server.engines.devices import Gpu
+from rafaga.server.engines.pipelined import Shape
 
 POISON = 0xEE
 GPU = Gpu(0, "NVIDIA Pretend 9000", (9, 0), 2**30)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from rafaga.bundle import Bundle, ImagePreparation, TensorSpec
-from rafaga.server.calls import Call, Handler
-from rafaga.server.model import ServedModel
-from rafaga.server.plain import PlainModel
-from rafaga.server.repository import Repository, Slot, State
+from rafaga.server.execution.served_model import ServedModel
+from rafaga.server.repository.plain_onnx import PlainModel
+from rafaga.server.repository.repository import Repository, Slot, State
 from rafaga.server.services.common import parse
+from rafaga.server.transport.calls import Call, Handler
 from rafaga.v1 import catalog_pb2 as pb
 
 _STATES = {

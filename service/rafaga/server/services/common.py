@@ -17,9 +17,9 @@ from rafaga.bundle import ImagePreparation
 from rafaga.errors import Cancelled, InternalError, InvalidImage, InvalidRequest, InvalidTensor, QueueFull, RafagaError
 from rafaga.images import prepare
 from rafaga.priority import Priority
-from rafaga.server.calls import Call
-from rafaga.server.job import Arrays, Job, JobTiming
-from rafaga.server.model import ServedModel
+from rafaga.server.execution.served_model import ServedModel
+from rafaga.server.scheduling.job import Arrays, Job, JobTiming
+from rafaga.server.transport.calls import Call
 from rafaga.v1 import common_pb2
 
 _LOG = logging.getLogger(__name__)

@@ -6,11 +6,11 @@ import numpy as np
 
 from rafaga.bundle import ForecastSpec, Task
 from rafaga.errors import InvalidRequest, InvalidTensor
-from rafaga.server.calls import Call, Handler
-from rafaga.server.job import Arrays, JobTiming
-from rafaga.server.model import ServedModel
-from rafaga.server.repository import Repository
+from rafaga.server.execution.served_model import ServedModel
+from rafaga.server.repository.repository import Repository
+from rafaga.server.scheduling.job import Arrays, JobTiming
 from rafaga.server.services.common import model_info, parse, submit, timing_message
+from rafaga.server.transport.calls import Call, Handler
 from rafaga.v1 import forecasting_pb2 as pb
 
 

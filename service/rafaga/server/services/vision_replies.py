@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rafaga.server.job import Arrays, JobTiming
-from rafaga.server.model import ServedModel
+from rafaga.server.execution.served_model import ServedModel
+from rafaga.server.scheduling.job import Arrays, JobTiming
 from rafaga.server.services.common import best_of, model_info, timing_message
 from rafaga.tensors import to_wire
 from rafaga.v1 import common_pb2

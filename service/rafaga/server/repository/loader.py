@@ -1,0 +1,192 @@
+"""From a version's folder to a model that can be served: verified, loaded, warmed up, and right."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from rafaga import bundle as bundles
+from rafaga import int8
+from rafaga.bundle import Bundle, Precision, Variant
+from rafaga.errors import BundleError, DeviceError
+from rafaga.server.engines.devices import Device
+from rafaga.server.engines.onnxruntime import Engine, Golden, Samples, create_session
+from rafaga.server.engines.selection import Placement, Task
+from rafaga.server.execution.served_model import ServedModel
+from rafaga.server.execution.supervisor import WatchPolicy
+from rafaga.server.observability.metrics import Metrics
+from rafaga.server.repository import plain_onnx as plain
+from rafaga.server.repository.onnx_file import refuse_external_data
+from rafaga.server.repository.plain_onnx import PlainModel
+from rafaga.server.scheduling.batcher import BatchPolicy
+from rafaga.server.scheduling.latency import LatencyTable
+
+_LOG = logging.getLogger(__name__)
+
+# Less is not worth giving up the answers of full precision for.
+_WORTHWHILE_SPEEDUP = 1.2
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Gives models that are not started. `precision` None: chosen per model."""
+
+    policy: BatchPolicy
+    max_batch_size: int
+    precision: Precision | None
+    placement: Placement
+    metrics: Metrics
+    watch: WatchPolicy = field(default_factory=WatchPolicy)
+
+    def load(self, folder: Path, bundle: Bundle) -> ServedModel:
+        """Raises BundleError when a file is not what was published, or the answers are not PyTorch's, and DeviceError
+        when the device does not take the model and nothing else may."""
+        return self._placed(bundle.name, partial(self._load, folder, bundle))
+
+    def load_plain(self, folder: Path) -> ServedModel:
+        """A model.onnx without a bundle: nothing is verified but that it runs. Raises BundleError when it does not."""
+        return self._placed(folder.parent.name, partial(self._load_plain, folder))
+
+    def _placed(self, name: str, load: Callable[[Placement], ServedModel]) -> ServedModel:
+        try:
+            return load(self.placement)
+        except DeviceError as error:
+            if not self.placement.may_fall_back:
+                raise
+            _LOG.warning("FALLEN BACK to the CPU, as device_fallback allows: %s", error, extra={"model": name})
+            return load(self.placement.on_cpu())
+
+    def _load(self, folder: Path, bundle: Bundle, placement: Placement) -> ServedModel:
+        variant = self._choose(bundle, placement.gpu)
+        bundles.verify_files(folder, bundle, but=variant.file)
+        golden = Golden.load(bundle, folder / bundles.GOLDEN)
+        max_batch_size = min(bundle.max_batch_size, self.max_batch_size)
+
+        def proof(engine: Engine) -> None:
+            golden.check(engine.run(golden.inputs), variant.golden_tolerance)
+            # Other rows in the same buffers: an engine that answers from stale ones is found out.
+            turned = golden.turned()
+            turned.check(engine.run(turned.inputs), variant.golden_tolerance)
+
+        def start(device: Device) -> tuple[Engine, LatencyTable]:
+            model = bundles.read_verified(folder, bundle, variant.file)
+            refuse_external_data(model)
+            task = Task(bundle, model, variant.precision, golden, max_batch_size, proof)
+            engine = placement.engine(device, task)
+            return engine, engine.warm_up(golden, max_batch_size)
+
+        return self._served(bundle, variant, golden, placement, start)
+
+    def _load_plain(self, folder: Path, placement: Placement) -> ServedModel:
+        name, version = folder.parent.name, int(folder.name)
+        model = (folder / plain.MODEL).read_bytes()
+        digest = hashlib.sha256(model).digest()
+        refuse_external_data(model)
+        try:
+            session = create_session(model, 1)
+        except Exception as error:  # onnxruntime raises bare exceptions of many kinds
+            raise BundleError(f"{name}: ONNX Runtime does not run the model: {error}") from None
+        described, samples = plain.describe(name, version, session, self.max_batch_size)
+
+        def start(device: Device) -> tuple[Engine, LatencyTable]:
+            model = (folder / plain.MODEL).read_bytes()
+            if hashlib.sha256(model).digest() != digest:
+                raise BundleError(f"{name}: the file is not the one that was loaded")
+            rows = max(1, described.max_batch_size)
+            engine = placement.engine(device, Task(described, model, Precision.FP32, samples, rows, None))
+            return engine, engine.warm_up(samples, rows)
+
+        del model, session
+        return self._served(described, None, samples, placement, start)
+
+    def _served(
+        self,
+        bundle: Bundle | PlainModel,
+        variant: Variant | None,
+        samples: Samples,
+        placement: Placement,
+        start: Callable[[Device], tuple[Engine, LatencyTable]],
+    ) -> ServedModel:
+        """`start` gives an engine that is right and warm, now and whenever it must be replaced."""
+        devices = placement.devices_of(bundle.name)
+        started: list[tuple[Engine, LatencyTable]] = []
+        try:
+            for device in devices:
+                started += [start(device)]
+        except BaseException:
+            for engine, _ in started:
+                engine.close()
+            raise
+        metrics = self.metrics.model(bundle.name)
+        # The devices are taken to be equally fast. What the table learned from real runs outlives the engine it was
+        # measured on.
+        engines, latency = [engine for engine, _ in started], started[0][1]
+
+        def renew(number: int) -> Engine:
+            return start(devices[number])[0]
+
+        return ServedModel(bundle, variant, engines, latency, self.policy, metrics, samples, renew, self.watch)
+
+    def _choose(self, bundle: Bundle, gpu: bool) -> Variant:
+        if self.precision is None:
+            variant, why = fastest_on_gpu(bundle) if gpu else fastest_eligible(bundle, int8.quick())
+            _LOG.info("variant chosen", extra={"model": bundle.name, "precision": variant.precision.value, "why": why})
+            return variant
+        wanted = bundle.variant(self.precision)
+        if wanted is None:
+            there = ", ".join(v.precision for v in bundle.variants)
+            raise BundleError(f"{bundle.name} has no {self.precision} variant, only {there}")
+        return wanted
+
+
+def fastest_eligible(bundle: Bundle, quick_int8: bool) -> tuple[Variant, str]:
+    """The variant to serve on a CPU when nobody says which, and why. `quick_int8`: see `rafaga.int8.quick`.
+
+    A variant other than fp32 must have kept its accuracy, as measured by export, and be clearly faster. How fast int8
+    was on a processor with VNNI says nothing of one without.
+    """
+    full = bundle.variant(Precision.FP32) or bundle.variants[0]
+    faster = [v for v in bundle.variants if v is not full and v.cpu_speedup >= _WORTHWHILE_SPEEDUP]
+    untold = [v for v in faster if v.precision is Precision.INT8 and v.cpu_quick_int8 and not quick_int8]
+    faster = [v for v in faster if v not in untold]
+    if not faster:
+        if untold:
+            return full, "int8 was measured to be faster on a processor with VNNI, which this one lacks"
+        if quick_int8 and any(v.cpu_quick_int8 is False for v in bundle.variants if v.precision is Precision.INT8):
+            return full, "int8 was no faster on a processor without VNNI: export again on one like this to know more"
+        return full, "no other variant is clearly faster"
+    eligible = [v for v in faster if v.default_eligible]
+    best = max(eligible or faster, key=lambda v: v.cpu_speedup)
+    facts = f"{best.cpu_speedup:.1f} times as fast as {full.precision} at export, {lost(best)}"
+    return (best, facts) if eligible else (full, f"{best.precision} is {facts}")
+
+
+def lost(variant: Variant) -> str:
+    """What export measured of its accuracy, in words."""
+    if variant.loss is None:
+        return "kept its accuracy" if variant.default_eligible else "loses nobody knows how much accuracy"
+    loss = variant.loss
+    facts = f"loses {100 * loss.drop:.2f} points of {loss.metric} where {100 * loss.allowed_drop:g} are allowed"
+    few = loss.within and not variant.default_eligible
+    return f"{facts}, but measured on too few samples ({loss.samples})" if few else facts
+
+
+def fastest_on_gpu(bundle: Bundle) -> tuple[Variant, str]:
+    """The variant to serve on a GPU when nobody says which, and why: fp16 if it kept its accuracy, for tensor cores
+    multiply it faster than anything else that is stored. int8 as it is stored is made for CPUs."""
+    full = bundle.variant(Precision.FP32) or bundle.variants[0]
+    half = bundle.variant(Precision.FP16)
+    if half is None:
+        return full, "there is no fp16 variant"
+    return (half if half.default_eligible else full), f"on a GPU, where fp16 {lost(half)}"
+
+
+def is_plain(folder: Path) -> bool:
+    """A model without a bundle, and no remains of one: a bundle that lost its manifest is a broken bundle."""
+    model = folder / plain.MODEL
+    remains = (folder / bundles.MANIFEST).exists() or (folder / bundles.GOLDEN).exists()
+    return model.is_file() and not model.is_symlink() and not remains

@@ -1,0 +1,182 @@
+"""ModelInfer requests that differ from an earlier one in nothing but the numbers of their tensors.
+
+A caller sends the same message again and again, with other numbers and another id in it. To parse and check it takes
+longer than a small model's row does. On the wire the model's name and version come first, then the id, and raw contents
+last: what stands around the id and before the numbers is compared, as bytes, with a request that was found good.
+
+Protobuf reads field after field. So a message that consists of the fields of another, in their order, an id between two
+of them, and raw contents of the same lengths at the end, means what that other means, with that id and those contents.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.priority import Priority
+from rafaga.server.execution.served_model import ServedModel
+from rafaga.server.scheduling.job import Arrays
+from rafaga.server.services.open_inference.tensors import WantedOutput, head_of
+from rafaga.tensors import on_wire
+
+_RAW = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
+
+# What is kept of strangers' requests is bounded: so many keys, of so many templates each, with so many bytes before the
+# numbers.
+_MAX_KEYS = 256
+_MAX_ALIKE = 4
+_MAX_HEAD_BYTES = 4096
+
+# The tags of the first three fields, and where lengths begin to take a second byte.
+_NAME, _VERSION, _ID = 0x0A, 0x12, 0x1A
+_LONG = 0x80
+
+
+class Meaning(NamedTuple):
+    """What a request asks for, beside its id and its numbers. priority: None where it is for the metadata to say.
+    timeout_s: infinity without one."""
+
+    name: str
+    wanted: Sequence[WantedOutput]
+    priority: Priority | None = None
+    timeout_s: float = math.inf
+
+
+class _Place(NamedTuple):
+    """Where the numbers of one tensor lie in a request without id, in bytes, and what they are."""
+
+    offset: int
+    elements: int
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+
+
+class Template(NamedTuple):
+    """version: 0 for the newest. model: the one that the request was checked against; another version has other
+    tensors. marks: bytes after the id that are not numbers, and where they must stand in a request without id. places:
+    in the model's order."""
+
+    meaning: Meaning
+    version: int
+    model: weakref.ref[ServedModel]
+    marks: tuple[tuple[bytes, int], ...]
+    places: tuple[_Place, ...]
+
+
+class Alike(NamedTuple):
+    """A request and the template that it is like. shift: how many bytes its id takes."""
+
+    template: Template
+    request: bytes
+    identity: str
+    shift: int
+
+    def rows(self) -> Arrays:
+        """Read-only views of the request, one per input of the model."""
+        request, shift = self.request, self.shift
+        return tuple(
+            np.frombuffer(request, dtype, elements, offset + shift).reshape(shape)
+            for offset, elements, dtype, shape in self.template.places
+        )
+
+
+class Templates:
+    """Those of one server, from all its callers. Any thread may use it."""
+
+    def __init__(self) -> None:
+        # By the length without id, and the fields before it.
+        self._kept: dict[tuple[int, bytes], tuple[Template, ...]] = {}
+
+    def find(self, request: bytes) -> Alike | None:
+        beginning = _beginning(request)
+        if beginning is None:
+            return None
+        at, identity, shift = beginning
+        for template in self._kept.get((len(request) - shift, request[:at]), ()):
+            for mark, place in template.marks:
+                if not request.startswith(mark, place + shift):
+                    break
+            else:
+                return Alike(template, request, identity, shift)
+        return None
+
+    def keep(
+        self,
+        request: bytes,
+        parsed: pb.ModelInferRequest,
+        meaning: Meaning,
+        version: int,
+        model: ServedModel,
+        rows: Arrays,
+    ) -> None:
+        """`rows`: what `parsed` holds, in the model's order, one array per input."""
+        raw = parsed.raw_input_contents
+        # Texts have lengths among them, and not every byte is a bool: these are looked at each time.
+        if not model.batched or len(raw) != len(rows) or any(a.dtype.kind in "Ob" for a in rows):
+            return
+        beginning = _beginning(request)
+        if beginning is None or beginning[1] != parsed.id:
+            return
+        start, _, shift = beginning
+        request = request[:start] + request[start + shift :]
+        heads = [head_of(_RAW, len(contents)) for contents in raw]
+        end = len(request) - sum(map(len, heads)) - sum(map(len, raw))
+        if not start <= end <= _MAX_HEAD_BYTES or not _whole(request[:end]):
+            return
+        marks, offsets = [], []
+        mark, at = request[start:end], start
+        for head, contents in zip(heads, raw, strict=True):
+            mark += head
+            if not request.startswith(mark, at):  # the fields came in another order
+                return
+            marks.append((mark, at))
+            offsets.append(at + len(mark))
+            mark, at = b"", at + len(mark) + len(contents)
+        order = {tensor.name: i for i, tensor in enumerate(parsed.inputs)}
+        places = tuple(
+            _Place(offsets[order[spec.name]], array.size, on_wire(array.dtype), array.shape)
+            for spec, array in zip(model.bundle.inputs, rows, strict=True)
+        )
+        if len(self._kept) >= _MAX_KEYS:
+            self._kept.clear()
+        key = len(request), request[:start]
+        template = Template(meaning, version, weakref.ref(model), tuple(marks), places)
+        # Those of a model that went are of no use, and stand in the way of one that is checked against the new.
+        others = [t for t in self._kept.get(key, ()) if t.model() is not None and t.marks != template.marks]
+        self._kept[key] = (template, *others[: _MAX_ALIKE - 1])
+
+
+def _beginning(request: bytes) -> tuple[int, str, int] | None:
+    """Where the fields before the id end, the id, and how many bytes it takes, none when there is none. None for a
+    message that begins in no common way."""
+    try:
+        if request[0] != _NAME or request[1] >= _LONG:
+            return None
+        at = 2 + request[1]
+        if request[at] == _VERSION:
+            if request[at + 1] >= _LONG:
+                return None
+            at += 2 + request[at + 1]
+        if request[at] != _ID:
+            return at, "", 0
+        size = request[at + 1]
+        if size >= _LONG:
+            return None
+        return at, request[at + 2 : at + 2 + size].decode(), 2 + size
+    except (IndexError, UnicodeDecodeError):
+        return None
+
+
+def _whole(head: bytes) -> bool:
+    """Whether `head` is a message by itself, without contents or id."""
+    try:
+        message = pb.ModelInferRequest.FromString(head)
+    except DecodeError:
+        return False
+    return not message.raw_input_contents and not message.id

@@ -1,0 +1,200 @@
+"""ModelStreamInfer of the Open Inference Protocol: a stream whose every message is a call of its own."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from rafaga.errors import Draining, QueueFull, Status, to_status
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.server.services.open_inference.tensors import field
+from rafaga.server.transport.calls import Call, Metadata, Router
+
+SERVICE = "inference.GRPCInferenceService"
+INFER = f"/{SERVICE}/ModelInfer"
+
+MAX_STREAMS = 64
+"""Streams at once; each holds a thread of the transport. More are refused: there is ModelInfer."""
+
+WINDOW = 256
+"""Messages of one stream that are not answered, or whose answers the caller has not taken."""
+
+# Serialised messages of one type, put one after the other, are read as one: this marks a reply as the only one to its
+# request without parsing it again.
+_FINAL = pb.ModelInferResponse(
+    parameters={"triton_final_response": pb.InferParameter(bool_param=True)}
+).SerializeToString()
+
+
+class Streams:
+    """The open streams of a server. grpcio serves them, whichever transport serves the other methods."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._open: set[_Stream] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def add_to(self, server: grpc.Server) -> None:
+        handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(self._serve)
+        handlers = {"ModelStreamInfer": handler}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+    def _serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        stream = _Stream(self._router, context)
+        with self._lock:
+            closed, full = self._closed, len(self._open) >= MAX_STREAMS
+            if not closed and not full:
+                self._open.add(stream)
+        if closed:
+            stream.abort(to_status(Draining("the server is stopping: open the stream to another replica")))
+        if full:
+            stream.abort(to_status(QueueFull(f"{MAX_STREAMS} streams are open already: use ModelInfer", 1.0)))
+        try:
+            yield from stream.run(requests)
+        finally:
+            with self._lock:
+                self._open.discard(stream)
+
+    def close(self) -> None:
+        """Ends every stream, and refuses new ones: a transport that closes would wait for them."""
+        with self._lock:
+            self._closed = True
+            streams = list(self._open)
+        for stream in streams:
+            stream.close()
+
+
+class _Stream:
+    """Every message is answered when it is done, whatever came before it, with the id of its request.
+
+    A caller that does not take its answers is held back by flow control once `WINDOW` messages are on their way.
+    """
+
+    def __init__(self, router: Router, context: grpc.ServicerContext) -> None:
+        self._router = router
+        self._context = context
+        self._metadata: Metadata = tuple((key, value) for key, value in context.invocation_metadata())
+        self._peer = str(context.peer())
+        remaining = context.time_remaining()
+        self._deadline = math.inf if remaining is None else time.monotonic() + remaining
+        self._answers: queue.SimpleQueue[bytes | Status | None] = queue.SimpleQueue()
+        self._free = threading.Semaphore(WINDOW)
+        self._calls: set[_StreamCall] = set()
+        self._lock = threading.Lock()
+        self._dispatching: _StreamCall | None = None
+        self._reading = True
+        self._over = False
+        # A client may ask for the first error as the status of the stream, instead of as a message in it.
+        self._errors_end_it = ("triton_grpc_error", "true") in self._metadata
+
+    def run(self, requests: Iterator[bytes]) -> Iterator[bytes]:
+        if not self._context.add_callback(self._gone):
+            return
+        threading.Thread(target=self._read, args=(requests,), name="stream", daemon=True).start()
+        while (answer := self._answers.get()) is not None:
+            if isinstance(answer, Status):
+                self.abort(answer)
+            else:
+                yield answer  # returns once the transport asks for the next
+                self._free.release()
+
+    def abort(self, status: Status) -> NoReturn:
+        self._context.set_trailing_metadata(status.trailing_metadata)
+        self._context.abort(status.code, status.message)
+
+    def close(self) -> None:
+        self._answers.put(to_status(Draining("the server is stopping: send the requests to another replica")))
+
+    def answered(self, call: _StreamCall, payload: bytes) -> None:
+        self._answers.put(field(pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER, payload + _FINAL))
+        self.forget(call)
+
+    def failed(self, call: _StreamCall, status: Status) -> None:
+        if self._errors_end_it:
+            self._answers.put(status)
+        else:
+            response = pb.ModelInferResponse(id=call.identity)
+            message = pb.ModelStreamInferResponse(error_message=status.message, infer_response=response)
+            self._answers.put(message.SerializeToString())
+        self.forget(call)
+
+    def forget(self, call: _StreamCall) -> None:
+        with self._lock:
+            self._calls.discard(call)
+            last = not self._reading and not self._calls
+        if last:
+            self._answers.put(None)
+
+    def _read(self, requests: Iterator[bytes]) -> None:
+        try:
+            for request in requests:
+                self._free.acquire()
+                call = _StreamCall(self, request, self._deadline, self._metadata, self._peer)
+                with self._lock:
+                    if self._over:
+                        return
+                    self._calls.add(call)
+                    self._dispatching = call
+                self._router.dispatch(call)
+                with self._lock:
+                    self._dispatching = None
+                if self._over:
+                    call.cancel()
+        except grpc.RpcError:
+            pass  # the caller went away; `_gone` settles what is open
+        with self._lock:
+            self._reading = False
+            last = not self._calls
+        if last:
+            self._answers.put(None)
+
+    def _gone(self) -> None:
+        """Runs at the end of every stream, however it comes."""
+        with self._lock:
+            self._over = True
+            calls = self._calls - {self._dispatching}  # that one is half booked: the reader cancels it
+        for call in calls:
+            call.cancel()
+        self._free.release()  # for a reader that waits
+        self._answers.put(None)
+
+
+class _StreamCall(Call):
+    def __init__(self, stream: _Stream, request: bytes, deadline: float, metadata: Metadata, peer: str) -> None:
+        super().__init__(INFER, request, deadline)
+        self._stream = stream
+        self._metadata = metadata
+        self._peer = peer
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._metadata
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    @property
+    def identity(self) -> str:
+        """The id of the request, where it can be read."""
+        try:
+            return pb.ModelInferRequest.FromString(self.request).id
+        except DecodeError:
+            return ""
+
+    def _send(self, payload: bytes) -> None:
+        self._stream.answered(self, payload)
+
+    def _send_failure(self, status: Status) -> None:
+        self._stream.failed(self, status)
+
+    def _let_go(self) -> None:
+        self._stream.forget(self)

@@ -1,0 +1,114 @@
+"""The CPU limit of a container, from pretended trees of control groups of both versions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rafaga.server.engines.cpu_count import available_cores
+
+CORES = 16
+
+
+@pytest.fixture
+def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A process's folder in a /proc, without limits yet."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(CORES)), raising=False)
+    folder = tmp_path / "proc"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    folder = tmp_path / "sys" / "fs" / "cgroup"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def limit(folder: Path, quota: str | int, period: int = 100_000, version: int = 2) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if version == 2:
+        (folder / "cpu.max").write_text(f"{quota} {period}\n")
+    else:
+        (folder / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+        (folder / "cpu.cfs_period_us").write_text(f"{period}\n")
+
+
+def mounted(process: Path, groups: str, *mounts: tuple[str, Path, str]) -> None:
+    """`mounts`: what is seen, where, and of which kind with which options."""
+    (process / "cgroup").write_text(groups)
+    lines = ["23 1 0:21 / /proc rw,nosuid - proc proc rw", "nonsense"]
+    lines += [f"{30 + i} 23 0:27 {root} {point} rw shared:9 - {kind}" for i, (root, point, kind) in enumerate(mounts)]
+    (process / "mountinfo").write_text("\n".join(lines) + "\n")
+
+
+V2 = "cgroup2 cgroup2 rw"
+V1 = "cgroup cgroup rw,cpu,cpuacct"
+
+
+def test_this_process() -> None:
+    assert available_cores() >= 1
+
+
+def test_without_proc(process: Path) -> None:
+    assert available_cores(process) == CORES
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("150000", 2), ("50000", 1), ("1", 1), ("max", CORES), ("9900000", CORES), ("0", CORES), ("rubbish", CORES)],
+)
+def test_a_container_s_own_group(process: Path, tree: Path, quota: str, cores: int) -> None:
+    limit(tree, quota)
+    mounted(process, "0::/\n", ("/", tree, V2))
+    assert available_cores(process) == cores
+
+
+@pytest.mark.parametrize(
+    ("own", "pod", "slices", "cores"), [("max", 400, 800, 4), (300, 400, 800, 3), (600, 800, 2, 1)]
+)
+def test_the_tightest_limit_on_the_way_up_holds(
+    process: Path, tree: Path, own: str | int, pod: int, slices: int, cores: int
+) -> None:
+    limit(tree / "kube", slices * 1000)
+    limit(tree / "kube" / "pod", pod * 1000)
+    limit(tree / "kube" / "pod" / "own", own if isinstance(own, str) else own * 1000)
+    limit(tree / "kube" / "another", 1000)
+    mounted(process, "0::/kube/pod/own\n", ("/", tree, V2))
+    assert available_cores(process) == cores
+
+
+def test_folders_above_the_mount_are_nobody_s_limit(process: Path, tree: Path) -> None:
+    limit(tree.parent, 100_000)
+    limit(tree, 300_000)
+    mounted(process, "0::/\n", ("/", tree, V2))
+    assert available_cores(process) == 3
+
+
+@pytest.mark.parametrize("group", ["/docker/1234", "/docker/1234/inner", "/../..", "/elsewhere"])
+def test_only_a_part_of_the_tree_is_mounted(process: Path, tree: Path, group: str) -> None:
+    """The path is as the host sees it, the files are where the container sees them."""
+    limit(tree, 200_000)
+    mounted(process, f"0::{group}\n", ("/docker/1234", tree, V2))
+    assert available_cores(process) == 2
+
+
+@pytest.mark.parametrize(("own", "around", "cores"), [(250_000, -1, 2), (-1, 500_000, 5), (400_000, 300_000, 3)])
+def test_version_1(process: Path, tree: Path, own: int, around: int, cores: int) -> None:
+    """Beside it an empty tree of version 2, as systemd mounts both."""
+    cpu, unified = tree / "cpu,cpuacct", tree / "unified"
+    limit(cpu / "docker" / "1234", own, version=1)
+    limit(cpu / "docker", around, version=1)
+    limit(cpu / "memory only", 100_000, version=1)
+    unified.mkdir()
+    groups = "9:memory:/memory only\n5:cpu,cpuacct:/docker/1234\n1:name=systemd:/memory only\n0::/docker/1234\n"
+    mounted(process, groups, ("/", tree / "memory", "cgroup cgroup rw,memory"), ("/", cpu, V1), ("/", unified, V2))
+    assert available_cores(process) == cores
+
+
+def test_what_cannot_be_read_limits_nothing(process: Path, tree: Path) -> None:
+    (tree / "cpu.max").mkdir()
+    mounted(process, "0::/\nnonsense\n", ("/", tree, V2))
+    assert available_cores(process) == CORES

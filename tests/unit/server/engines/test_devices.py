@@ -1,0 +1,311 @@
+"""Which device is chosen, what is said about it, and what is missing: on machines that are pretended."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from rafaga.errors import DeviceError
+from rafaga.server.engines import devices
+from rafaga.server.engines.devices import (
+    CPU,
+    Device,
+    DeviceFallback,
+    DeviceKind,
+    Gpu,
+    Nvidia,
+    choose,
+    needed_libraries,
+    parse,
+)
+from tests.unit.server.fake_gpu import FakeCudart
+
+FAIL, FALL_BACK = DeviceFallback.FAIL, DeviceFallback.CPU
+ALL = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+@dataclass(frozen=True)
+class Machine:
+    gpu_count: int = 1
+    missing: dict[DeviceKind, tuple[str, ...]] = field(default_factory=dict)
+    built: tuple[str, ...] = ALL
+    driver: bool = True
+    newest: tuple[int, int] = (13, 0)
+    capability: tuple[int, int] = (9, 0)
+    broken: str = ""
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        if not self.driver:
+            raise DeviceError("cannot load libcuda.so.1")
+        return tuple(Gpu(i, "NVIDIA Pretend", self.capability, 2**34) for i in range(self.gpu_count))
+
+    def newest_cuda(self) -> tuple[int, int]:
+        return self.newest
+
+    def missing_libraries(self, kind: DeviceKind) -> tuple[str, ...]:
+        return self.missing.get(kind, ())
+
+    def providers(self) -> Sequence[str]:
+        return self.built
+
+    def start(self, index: int) -> None:
+        if self.broken:
+            raise DeviceError(f"cuda:{index}: {self.broken}")
+
+
+class TestParse:
+    @pytest.mark.parametrize(
+        ("texts", "found"),
+        [
+            (["auto"], None),
+            (["cpu"], (CPU,)),
+            (["cuda"], (Device(DeviceKind.CUDA, 0),)),
+            (["cuda:3"], (Device(DeviceKind.CUDA, 3),)),
+            (["tensorrt:1"], (Device(DeviceKind.TENSORRT, 1),)),
+            (["cuda:0", "cuda:1"], (Device(DeviceKind.CUDA, 0), Device(DeviceKind.CUDA, 1))),
+        ],
+    )
+    def test_what_is_meant(self, texts: list[str], found: tuple[Device, ...] | None) -> None:
+        assert parse(texts) == found
+
+    @pytest.mark.parametrize(
+        ("texts", "said"),
+        [
+            (["gpu"], r"expected auto, cpu, cuda\[:N\] or tensorrt\[:N\], got 'gpu'"),
+            (["cuda:"], "got 'cuda:'"),
+            (["cuda:-1"], "got 'cuda:-1'"),
+            (["cpu:0"], "got 'cpu:0'"),
+            (["auto", "cpu"], "got 'auto'"),
+            ([], "got nothing"),
+            (["cuda", "cuda:0"], "cuda:0 is named twice"),
+            (["cuda:0", "cpu"], "devices of one kind"),
+            (["cuda:0", "tensorrt:1"], "devices of one kind"),
+        ],
+    )
+    def test_what_is_not(self, texts: list[str], said: str) -> None:
+        with pytest.raises(ValueError, match=said):
+            parse(texts)
+
+    @pytest.mark.parametrize("text", ["cpu", "cuda:0", "tensorrt:2"])
+    def test_devices_are_written_as_they_are_read(self, text: str) -> None:
+        (device,) = parse([text]) or ()
+        assert str(device) == text
+
+
+class TestAuto:
+    def test_a_gpu_that_works(self) -> None:
+        choice = choose(None, FAIL, Machine())
+        assert choice.devices == (Device(DeviceKind.CUDA),)
+        assert choice.why == "auto: found NVIDIA Pretend"
+        assert not choice.degraded
+
+    def test_no_gpu_is_no_misfortune(self) -> None:
+        choice = choose(None, FAIL, Machine(driver=False))
+        assert choice.devices == (CPU,)
+        assert choice.why == "auto: no GPU (cannot load libcuda.so.1)"
+        assert not choice.degraded
+
+    def test_a_gpu_that_cannot_be_used_is_told_of(self) -> None:
+        choice = choose(None, FAIL, Machine(missing={DeviceKind.CUDA: ("libcudnn.so.9",)}))
+        assert choice.devices == (CPU,)
+        assert choice.degraded
+        assert "there is NVIDIA Pretend, but cuda:0: cannot load libcudnn.so.9" in choice.why
+
+    def test_nor_one_on_which_cuda_does_not_begin(self) -> None:
+        """Nothing is missing, and it fails all the same: that is no reason for a server not to start."""
+        choice = choose(None, FAIL, Machine(broken="cudaSetDevice: all CUDA-capable devices are busy (46)"))
+        assert choice.devices == (CPU,)
+        assert choice.degraded
+        assert "there is NVIDIA Pretend, but cuda:0: cudaSetDevice: all CUDA-capable devices are busy" in choice.why
+
+
+class TestAskedFor:
+    def test_several_gpus(self) -> None:
+        wanted = parse(["cuda:0", "cuda:1"])
+        assert choose(wanted, FAIL, Machine(gpu_count=2)).devices == wanted
+
+    def test_the_cpu_asks_nobody(self) -> None:
+        assert choose((CPU,), FAIL, Machine(driver=False, built=())).devices == (CPU,)
+
+    @pytest.mark.parametrize(
+        ("text", "machine", "said"),
+        [
+            ("cuda", Machine(driver=False), "cannot load libcuda.so.1"),
+            ("cuda:1", Machine(), "cuda:1: expected a GPU below 1"),
+            (
+                "cuda",
+                Machine(missing={DeviceKind.CUDA: ("libcudart.so.13", "libcudnn.so.9")}),
+                r"cuda:0: cannot load libcudart.so.13, libcudnn.so.9: pip install 'rafaga\[gpu\]'",
+            ),
+            (
+                "tensorrt",
+                Machine(missing={DeviceKind.TENSORRT: ("libnvinfer.so.10",)}),
+                "tensorrt:0: cannot load libnvinfer.so.10: pip install 'tensorrt-cu13-libs<11', or put",
+            ),
+            (
+                "tensorrt",
+                Machine(missing={DeviceKind.TENSORRT: ("libcudnn.so.9", "libnvinfer.so.10")}),
+                r"libcudnn.so.9, libnvinfer.so.10: pip install 'rafaga\[gpu\]' 'tensorrt-cu13-libs<11', or put",
+            ),
+            ("cuda", Machine(built=("CPUExecutionProvider",)), "built without CUDAExecutionProvider; install onnxr"),
+            (
+                "cuda",
+                Machine(newest=(12, 4), missing={DeviceKind.CUDA: ("libcudnn.so.9",)}),
+                r"cuda:0: NVIDIA's driver runs CUDA up to 12\.4, this ONNX Runtime needs 13: update the driver",
+            ),
+            (
+                "tensorrt",
+                Machine(capability=(7, 0)),
+                r"tensorrt:0: NVIDIA Pretend has compute capability 7\.0, CUDA 13 needs 7\.5 or more",
+            ),
+            (
+                "cuda",
+                Machine(broken="cudaMemGetInfo: out of memory (2)"),
+                r"cuda:0: cudaMemGetInfo: out of memory \(2\)",
+            ),
+        ],
+    )
+    def test_what_is_missing_is_named_and_nothing_else_is_taken(
+        self, text: str, machine: Machine, said: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(devices.ort, "cuda_version", "13.0", raising=False)
+        with pytest.raises(DeviceError, match=said):
+            choose(parse([text]), FAIL, machine)
+
+    @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (10, 0)])
+    def test_a_newer_driver_and_every_gpu_that_is_compiled_for(self, capability: tuple[int, int]) -> None:
+        machine = Machine(newest=(14, 1), capability=capability)
+        assert choose(parse(["cuda"]), FAIL, machine).devices == (Device(DeviceKind.CUDA),)
+
+    @pytest.mark.parametrize(
+        ("machine", "why"), [(Machine(driver=False), "libcuda.so.1"), (Machine(broken="busy"), "cuda:0: busy")]
+    )
+    def test_falling_back_is_a_choice_and_is_told(self, machine: Machine, why: str) -> None:
+        choice = choose(parse(["cuda"]), FALL_BACK, machine)
+        assert choice.devices == (CPU,)
+        assert choice.degraded
+        assert "fallen back to the CPU" in choice.why
+        assert why in choice.why
+
+
+class TestLibraries:
+    def test_those_of_the_version_that_onnx_runtime_was_built_with(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(devices.ort, "cuda_version", "13.0", raising=False)
+        assert "libcudart.so.13" in needed_libraries(DeviceKind.CUDA)
+        assert "libnvinfer.so.10" in needed_libraries(DeviceKind.TENSORRT)
+        monkeypatch.setattr(devices.ort, "cuda_version", "12.8", raising=False)
+        assert {"libcudart.so.12", "libcublas.so.12"} <= set(needed_libraries(DeviceKind.CUDA))
+        assert needed_libraries(DeviceKind.CPU) == ()
+
+    def test_what_does_not_load_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def load(name: str, *_: object) -> None:
+            if "cudnn" in name:
+                raise OSError(f"{name}: cannot open shared object file")
+
+        monkeypatch.setattr(devices.ctypes, "CDLL", load)
+        monkeypatch.setattr(devices, "preload", lambda: "")
+        assert Nvidia().missing_libraries(DeviceKind.CUDA) == ("libcudnn.so.9",)
+
+    def test_packages_anywhere_on_the_path_are_found(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """ONNX Runtime in one folder, PyTorch's libraries in another, TensorRT's in a third."""
+        cuda, tensorrt = tmp_path / "a" / "nvidia" / "cu13" / "lib", tmp_path / "b" / "tensorrt_libs"
+        there = [(cuda, name) for name in ("libcurand.so.10", "libnvrtc.so.13")]
+        there += [(tensorrt, name) for name in ("libnvinfer.so.10", "libnvinfer_plugin.so.10")]
+        for folder, name in there:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+        loaded: set[str] = set()
+
+        def load(name: str, *_: object) -> None:
+            if not Path(name).is_file() and name not in loaded:
+                raise OSError(f"{name}: cannot open shared object file")
+            loaded.add(Path(name).name)
+
+        monkeypatch.setattr(devices.ctypes, "CDLL", load)
+        monkeypatch.setattr(devices.ort, "preload_dlls", lambda: None)
+        monkeypatch.setattr(devices.ort, "cuda_version", "13.0", raising=False)
+        monkeypatch.setattr(sys, "path", [str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "nowhere")])
+        assert Nvidia().missing_libraries(DeviceKind.TENSORRT) == (
+            "libcudart.so.13",
+            "libcublasLt.so.13",
+            "libcublas.so.13",
+            "libcudnn.so.9",
+            "libnvonnxparser.so.10",
+        )
+        assert loaded == {name for _, name in there}
+
+    def test_preloading_keeps_quiet(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setattr(devices.ort, "preload_dlls", lambda: print("Failed to load libcurand.so.10"))
+        assert devices.preload() == "Failed to load libcurand.so.10\n"
+        assert capfd.readouterr().out == ""
+
+
+class FakeDriver:
+    """libcuda, as far as it is asked; ctypes' objects are filled in as it would."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.status = status
+
+    def cuInit(self, flags: object) -> int:  # noqa: N802
+        return self.status
+
+    def cuGetErrorString(self, status: ctypes.c_int, text: object) -> int:  # noqa: N802
+        text._obj.value = b"no CUDA-capable device is detected"  # type: ignore[attr-defined]
+        return 0
+
+    def cuDriverGetVersion(self, version: object) -> int:  # noqa: N802
+        version._obj.value = 12_040  # type: ignore[attr-defined]
+        return 0
+
+    def cuDeviceGetCount(self, count: object) -> int:  # noqa: N802
+        count._obj.value = 2  # type: ignore[attr-defined]
+        return 0
+
+    def cuDeviceGet(self, device: object, index: ctypes.c_int) -> int:  # noqa: N802
+        device._obj.value = index.value + 7  # type: ignore[attr-defined]
+        return 0
+
+    def cuDeviceGetName(self, name: ctypes.Array[ctypes.c_char], size: object, device: ctypes.c_int) -> int:  # noqa: N802
+        name.value = f"GPU {device.value}".encode()
+        return 0
+
+    def cuDeviceGetAttribute(self, value: object, attribute: ctypes.c_int, device: object) -> int:  # noqa: N802
+        value._obj.value = {75: 9, 76: 1}[attribute.value]  # type: ignore[attr-defined]
+        return 0
+
+    def cuDeviceTotalMem_v2(self, size: object, device: object) -> int:  # noqa: N802
+        size._obj.value = 2**33  # type: ignore[attr-defined]
+        return 0
+
+
+class TestDriver:
+    def test_what_it_tells(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: FakeDriver())
+        assert Nvidia().gpus() == (Gpu(0, "GPU 7", (9, 1), 2**33), Gpu(1, "GPU 8", (9, 1), 2**33))
+        assert Nvidia().newest_cuda() == (12, 4)
+
+    def test_where_cuda_does_not_begin(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cudart = FakeCudart(refuses={"cudaSetDevice": 46})
+        monkeypatch.setattr(devices.Cuda, "load", cudart.cuda)
+        with pytest.raises(DeviceError, match=r"cuda:0: cudaSetDevice: an error \(46\)"):
+            Nvidia().start(0)
+        cudart.refuses.clear()
+        Nvidia().start(0)
+
+    def test_what_it_refuses(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: FakeDriver(status=100))
+        with pytest.raises(DeviceError, match=r"cuInit: no CUDA-capable device is detected \(100\)"):
+            Nvidia().gpus()
+
+    def test_that_it_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing(name: str) -> None:
+            raise OSError(f"{name}: cannot open shared object file")
+
+        monkeypatch.setattr(devices.ctypes, "CDLL", missing)
+        with pytest.raises(DeviceError, match=r"cannot load libcuda\.so\.1: NVIDIA's driver"):
+            Nvidia().gpus()

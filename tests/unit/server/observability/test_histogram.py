@@ -1,0 +1,82 @@
+"""Histograms that are sorted in when they are read."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram
+
+from rafaga.server.observability.families import Family, Kind
+from rafaga.server.observability.histogram import BufferedHistogram
+
+FAMILY = Family(Kind.HISTOGRAM, "waited_seconds", "Waiting.", ("model",), (0.001, 0.01, 1.0))
+SERIES = FAMILY.series
+
+
+def registered() -> tuple[BufferedHistogram, CollectorRegistry]:
+    registry = CollectorRegistry()
+    histogram = BufferedHistogram(FAMILY)
+    registry.register(histogram)
+    return histogram, registry
+
+
+def samples(registry: CollectorRegistry) -> dict[tuple[str, str, str], float]:
+    return {
+        (sample.name, sample.labels["model"], sample.labels.get("le", "")): sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name in SERIES
+    }
+
+
+@given(st.lists(st.sampled_from([0.0, 0.0005, 0.001, 0.0011, 0.01, 0.5, 1.0, 1.1, 60.0]), max_size=50))
+def test_it_reads_like_the_client_librarys(values: list[float]) -> None:
+    theirs = CollectorRegistry()
+    child = Histogram(FAMILY.name, FAMILY.text, FAMILY.labels, buckets=FAMILY.buckets, registry=theirs).labels("a")
+    histogram, ours = registered()
+    for value in values:
+        child.observe(value)
+    histogram.labels("a").observe_all(values[:7])
+    for value in values[7:]:
+        histogram.labels("a").observe(value)
+    expected = samples(theirs)
+    assert samples(ours) == pytest.approx(expected)
+    assert samples(ours) == pytest.approx(expected)  # reading changes nothing
+
+
+def test_labels_are_apart() -> None:
+    histogram, registry = registered()
+    histogram.labels("a").observe(0.5)
+    histogram.labels("b").observe_all([0.5, 0.5])
+    read = samples(registry)
+    assert read["waited_seconds_count", "a", ""] == 1
+    assert read["waited_seconds_count", "b", ""] == 2
+
+
+def test_nothing_is_lost_between_threads() -> None:
+    histogram, registry = registered()
+    child = histogram.labels("a")
+
+    def observe() -> None:
+        for _ in range(20_000):
+            child.observe(0.5)
+
+    threads = [threading.Thread(target=observe) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        child.read()
+    assert samples(registry)["waited_seconds_count", "a", ""] == 80_000
+    assert samples(registry)["waited_seconds_sum", "a", ""] == 40_000
+
+
+def test_a_scrape_can_name_it() -> None:
+    histogram, registry = registered()
+    histogram.labels("a").observe(0.5)
+    named = registry.restricted_registry(["waited_seconds_sum"]).collect()
+    assert [(sample.name, sample.value) for metric in named for sample in metric.samples] == [
+        ("waited_seconds_sum", 0.5)
+    ]

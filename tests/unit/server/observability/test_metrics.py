@@ -1,0 +1,184 @@
+"""What is counted shows at the next scrape, once, under the names that `families` lists."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import grpc
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from rafaga.server.observability import families
+from rafaga.server.observability.metrics import Metrics
+
+METHOD = "/rafaga.v1.Vision/Classify"
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_calls() -> None:
+    metrics = Metrics()
+    method = metrics.method(METHOD)
+    method.answered(0.003)
+    method.answered(0.004)
+    method.failed(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", 0.001)
+    assert value(metrics, "rafaga_requests_total", method=METHOD, code="OK") == 2
+    assert value(metrics, "rafaga_requests_total", method=METHOD, code="NOT_FOUND") == 1
+    assert value(metrics, "rafaga_refusals_total", method=METHOD, reason="MODEL_NOT_FOUND") == 1
+    assert value(metrics, "rafaga_request_seconds_count", method=METHOD) == 3
+    assert value(metrics, "rafaga_request_seconds_sum", method=METHOD) == pytest.approx(0.008)
+
+
+def test_calls_in_flight_are_asked_for_at_the_scrape() -> None:
+    metrics, count = Metrics(), 3
+    metrics.watch_in_flight(lambda: count)
+    assert value(metrics, "rafaga_requests_in_flight") == 3
+    count = 5
+    assert value(metrics, "rafaga_requests_in_flight") == 5
+
+
+def test_batches() -> None:
+    """Two requests complete in a batch of five rows; one of them took 0.2 s in an earlier batch."""
+    metrics = Metrics()
+    model = metrics.model("digits")
+    model.batch_done(5, 0.1, [0.01, 0.03], earlier_s=0.2)
+    assert value(metrics, "rafaga_batch_size_sum", model="digits") == 5
+    assert value(metrics, "rafaga_batch_size_bucket", model="digits", le="4.0") == 0
+    assert value(metrics, "rafaga_batch_size_bucket", model="digits", le="8.0") == 1
+    assert value(metrics, "rafaga_inference_seconds_sum", model="digits") == pytest.approx(0.1)
+    assert value(metrics, "rafaga_queue_seconds_count", model="digits") == 2
+    assert value(metrics, "rafaga_queue_seconds_sum", model="digits") == pytest.approx(0.04)
+    totals = model.statistics
+    assert (totals.requests, totals.rows) == (2, 5)
+    assert totals.inference_s == pytest.approx(2 * 0.1 + 0.2)
+    assert totals.executions == {5: (1, 0.1)}
+    assert totals.last_unix_s > 0
+
+
+def test_engines_that_count_at_once() -> None:
+    model = Metrics().model("digits")
+
+    def count() -> None:
+        for _ in range(5_000):
+            model.batch_done(2, 0.5, [0.25, 0.25])
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=count) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    totals = model.statistics
+    assert (totals.requests, totals.rows, totals.queue_s) == (40_000, 40_000, 10_000.0)
+    assert totals.executions == {2: (20_000, 10_000.0)}
+
+
+def test_a_batch_that_completes_nothing() -> None:
+    metrics = Metrics()
+    model = metrics.model("digits")
+    model.batch_done(8, 0.1, [])
+    assert value(metrics, "rafaga_queue_seconds_count", model="digits") == 0
+    assert (model.statistics.requests, model.statistics.rows) == (0, 8)
+
+
+def test_what_did_not_come_to_an_answer() -> None:
+    metrics = Metrics()
+    model = metrics.model("digits")
+    model.engine_failed()
+    model.dropped("deadline", 3)
+    model.dropped("cancelled", 2)
+    assert value(metrics, "rafaga_engine_failures_total", model="digits") == 1
+    assert value(metrics, "rafaga_dropped_total", model="digits", cause="deadline") == 3
+    assert value(metrics, "rafaga_dropped_total", model="digits", cause="cancelled") == 2
+    assert model.statistics.failed == 4, "who cancels has not been failed"
+
+
+def test_nothing_is_lost_between_threads() -> None:
+    metrics = Metrics()
+    model = metrics.model("digits")
+
+    def drop() -> None:
+        for _ in range(1000):
+            model.dropped("deadline", 1)
+
+    threads = [threading.Thread(target=drop) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert model.statistics.failed == 8000
+    assert value(metrics, "rafaga_dropped_total", model="digits", cause="deadline") == 8000
+
+
+def test_versions_in_service_together_are_joined() -> None:
+    """Their queues add up; of the predictions the worst counts; and who leaves is forgotten."""
+    metrics = Metrics()
+    old, new = metrics.model("digits"), metrics.model("digits")
+    for version, (rows, wait, capacity) in ((old, (3, 0.5, 10.0)), (new, (4, 0.2, 30.0))):
+        version.watch_queue(lambda rows=rows: rows)  # type: ignore[misc]
+        version.watch_load(lambda wait=wait: wait, lambda capacity=capacity: capacity)  # type: ignore[misc]
+    names = ("rafaga_queue_rows", "rafaga_queue_predicted_wait_seconds", "rafaga_model_capacity_rows_per_second")
+    assert [value(metrics, name, model="digits") for name in names] == [7, 0.5, 10.0]
+    old.watch_no_more()
+    assert [value(metrics, name, model="digits") for name in names] == [4, 0.2, 30.0]
+    new.watch_no_more()
+    assert [value(metrics, name, model="digits") for name in names] == [None, None, None]
+
+
+def test_the_life_of_a_version() -> None:
+    metrics = Metrics()
+    about = {"model": "digits", "version": "3"}
+    metrics.model_refused("digits", 3, still_served=False)
+    assert value(metrics, "rafaga_model_ready", **about) == 0
+    assert value(metrics, "rafaga_model_load_failures_total", **about) == 1
+    metrics.model_loaded("digits", 3, 1.5, metrics.model("digits"))
+    assert value(metrics, "rafaga_model_ready", **about) == 1
+    assert value(metrics, "rafaga_model_load_seconds", **about) == 1.5
+    metrics.model_refused("digits", 3, still_served=True)
+    assert value(metrics, "rafaga_model_ready", **about) == 1
+    metrics.model_ready("digits", 3, False)
+    assert value(metrics, "rafaga_model_ready", **about) == 0
+    metrics.model_gone("digits", 3)
+    assert value(metrics, "rafaga_model_ready", **about) is None
+
+
+def test_every_family_is_exposed_as_listed() -> None:
+    metrics = Metrics()
+    model = metrics.model("digits")
+    model.watch_queue(lambda: 0)
+    model.watch_load(lambda: 0.0, lambda: 1.0)
+    exposed = {f.name: f for f in text_string_to_metric_families(generate_latest(metrics.registry).decode())}
+    for family in families.FAMILIES:
+        assert exposed[family.name].type == family.kind.value
+        assert exposed[family.name].documentation == family.text
+    ours = {name for name in exposed if name.startswith("rafaga_") and not name.endswith("_created")}
+    assert ours == {family.name for family in families.FAMILIES}, "no metric is made on the fly"
+
+
+def test_labels_are_all_explained() -> None:
+    assert {label for family in families.FAMILIES for label in family.labels} <= families.LABELS.keys()
+
+
+def test_servers_in_one_process_count_for_themselves() -> None:
+    one, other = Metrics(), Metrics()
+    one.method(METHOD).answered(0.1)
+    other.method(METHOD)
+    assert value(other, "rafaga_requests_total", method=METHOD, code="OK") == 0
+
+
+def test_padding_and_swaps() -> None:
+    metrics = Metrics()
+    model = metrics.model("series")
+    model.padded(1.5)
+    model.padded(0.25)
+    metrics.model_swapped("series", 0.8)
+    assert value(metrics, "rafaga_padding_rows_total", model="series") == 1.75
+    assert value(metrics, "rafaga_model_swap_seconds", model="series") == 0.8

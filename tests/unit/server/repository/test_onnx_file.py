@@ -1,0 +1,126 @@
+"""External data is found wherever a tensor can hang in an ONNX file."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from rafaga.errors import BundleError
+from rafaga.server.repository.onnx_file import refuse_external_data
+from tests import plain
+
+
+def outside() -> onnx.TensorProto:
+    tensor = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[1])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="secret.bin")
+    return tensor
+
+
+def sparse(tensor: onnx.TensorProto) -> onnx.SparseTensorProto:
+    indices = numpy_helper.from_array(np.array([0], np.int64))
+    return helper.make_sparse_tensor(tensor, indices, [1])
+
+
+def body() -> onnx.GraphProto:
+    return helper.make_graph([], "body", [], [], [outside()])
+
+
+def with_node(**attributes: object) -> onnx.ModelProto:
+    model = plain.scaled(2)
+    model.graph.node.append(helper.make_node("Thing", ["x"], ["z"], domain="custom", **attributes))
+    return model
+
+
+def with_function(default: bool) -> onnx.ModelProto:
+    model = plain.scaled(2)
+    node = helper.make_node("Constant", [], ["y"], value=outside())
+    attributes = [helper.make_attribute("value", outside())] if default else []
+    function = helper.make_function(
+        "custom", "f", ["x"], ["y"], [] if default else [node], [], attribute_protos=attributes
+    )
+    model.functions.append(function)
+    return model
+
+
+def with_initializer(tensor: onnx.TensorProto) -> onnx.ModelProto:
+    model = plain.scaled(2)
+    model.graph.initializer.append(tensor)
+    return model
+
+
+def with_sparse_initializer() -> onnx.ModelProto:
+    model = plain.scaled(2)
+    model.graph.sparse_initializer.append(sparse(outside()))
+    return model
+
+
+def with_training() -> onnx.ModelProto:
+    model = plain.scaled(2)
+    model.training_info.add().algorithm.CopyFrom(body())
+    return model
+
+
+def only_located() -> onnx.TensorProto:
+    tensor = outside()
+    del tensor.external_data[:]
+    return tensor
+
+
+def only_named() -> onnx.TensorProto:
+    tensor = outside()
+    tensor.ClearField("data_location")
+    return tensor
+
+
+OUTSIDE = {
+    "initializer": with_initializer(outside()),
+    "location without a name": with_initializer(only_located()),
+    "name without a location": with_initializer(only_named()),
+    "sparse initializer": with_sparse_initializer(),
+    "attribute": with_node(value=outside()),
+    "attribute of several": with_node(values=[numpy_helper.from_array(np.zeros(1)), outside()]),
+    "sparse attribute": with_node(value=sparse(outside())),
+    "graph in an attribute": with_node(then=body()),
+    "graph in a graph": with_node(then=helper.make_graph([helper.make_node("If", [], [], then=body())], "g", [], [])),
+    "graphs in an attribute": with_node(branches=[body(), body()]),
+    "function": with_function(default=False),
+    "default of a function": with_function(default=True),
+    "training": with_training(),
+}
+
+
+@pytest.mark.parametrize("model", OUTSIDE.values(), ids=OUTSIDE.keys())
+def test_a_tensor_outside_is_found(model: onnx.ModelProto) -> None:
+    with pytest.raises(BundleError, match="external data"):
+        refuse_external_data(model.SerializeToString())
+
+
+def test_a_whole_model_passes() -> None:
+    model = with_node(value=numpy_helper.from_array(np.arange(300.0)), then=helper.make_graph([], "g", [], []))
+    model.metadata_props.add(key="external_data", value="location")
+    refuse_external_data(model.SerializeToString())
+    for dtype in plain.DTYPES:
+        refuse_external_data(plain.identity(dtype, ("batch", 3)).SerializeToString())
+
+
+@given(st.data())
+def test_broken_files_are_no_onnx_files(data: st.DataObject) -> None:
+    """Cut or changed bytes: either nothing is found or the file is refused; never another error."""
+    content = bytearray(plain.scaled(2).SerializeToString())
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] = data.draw(st.integers(0, 255))
+    with suppress(BundleError):
+        refuse_external_data(bytes(content[: data.draw(st.integers(at, len(content)))]))
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_end_in_an_answer(content: bytes) -> None:
+    with suppress(BundleError):
+        refuse_external_data(content)

@@ -1,0 +1,54 @@
+"""Which versions are wanted, as the setting says."""
+
+from __future__ import annotations
+
+import pytest
+
+from rafaga.server.repository.versions import Versions
+
+THERE = [10, 2, 9, 1]
+
+
+@pytest.mark.parametrize(
+    ("rules", "of_a", "of_b"),
+    [
+        ([], [10], [10]),
+        (["latest"], [10], [10]),
+        (["latest:2"], [9, 10], [9, 10]),
+        (["latest:7"], [1, 2, 9, 10], [1, 2, 9, 10]),
+        (["all"], [1, 2, 9, 10], [1, 2, 9, 10]),
+        (["a=9,2"], [2, 9], [10]),
+        (["a=9", "2", "b=all"], [2, 9], [1, 2, 9, 10]),
+        (["a=2,b=1,9", "latest:3"], [2], [1, 9]),
+        (["all, a=latest:2"], [9, 10], [1, 2, 9, 10]),
+        (["a=5"], [5], [10]),
+    ],
+)
+def test_wanted(rules: list[str], of_a: list[int], of_b: list[int]) -> None:
+    versions = Versions.parse(rules)
+    assert (versions.wanted("a", THERE), versions.wanted("b", THERE)) == (of_a, of_b)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("newest", "expected latest, latest:N, all"),
+        ("3", "expected latest, latest:N, all"),
+        ("", "expected latest"),
+        ("latest:0", "a whole number from 1 on"),
+        ("latest:", "a whole number from 1 on"),
+        ("latest:two", "a whole number"),
+        ("a=", "expected latest"),
+        ("a=0", "a whole number"),
+        ("a=1,01", "a whole number"),
+        ("a=1,b", "expected latest"),
+        ("a=all,3", "expected latest"),
+        ("../a=1", "name of a model"),
+        ("=1", "name of a model"),
+        ("a=1,b=2,a=3", "one rule for a"),
+        ("all,latest", "one rule for all models"),
+    ],
+)
+def test_mistakes(rule: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Versions.parse([rule])

@@ -1,0 +1,670 @@
+"""The batcher's rules, one by one, told the time by hand. `test_batcher_properties.py` looks for what breaks them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, Draining, QueueFull, RafagaError, Refused
+from rafaga.priority import Priority
+from rafaga.server.scheduling.batcher import Batch, Batcher, BatchPolicy
+from rafaga.server.scheduling.job import Arrays, Job, JobTiming
+from rafaga.server.scheduling.latency import LatencyTable
+
+
+def gpu() -> LatencyTable:
+    """Like a model on a GPU: eight rows take twice as long as one."""
+    return LatencyTable((1, 2, 4, 8), (0.080, 0.091, 0.114, 0.160))
+
+
+class Answers:
+    """What the callbacks of the jobs made by `job` were called with."""
+
+    def __init__(self) -> None:
+        self.outputs: dict[str, Arrays] = {}
+        self.timings: dict[str, JobTiming] = {}
+        self.errors: dict[str, RafagaError] = {}
+
+    def job(self, name: str = "job", rows: int = 1, **about: object) -> Job:
+        def answered(outputs: Arrays, timing: JobTiming) -> None:
+            assert name not in self.outputs
+            assert name not in self.errors
+            self.outputs[name], self.timings[name] = outputs, timing
+
+        def failed(error: RafagaError) -> None:
+            assert name not in self.outputs
+            assert name not in self.errors
+            self.errors[name] = error
+
+        return Job((np.arange(rows),), answered, failed, **about)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def answers() -> Answers:
+    return Answers()
+
+
+@pytest.fixture
+def job(answers: Answers) -> Callable[..., Job]:
+    return answers.job
+
+
+def batcher(latency: LatencyTable | None = None, **policy: float) -> Batcher:
+    return Batcher(BatchPolicy(**policy), latency or of_four())  # type: ignore[arg-type]
+
+
+def of_four() -> LatencyTable:
+    """A full batch has four rows and takes 0.14 s."""
+    return LatencyTable((1, 2, 4), (0.11, 0.12, 0.14))
+
+
+def taken(batcher: Batcher, now: float = 0.0) -> Batch:
+    decision = batcher.take(now)
+    assert decision.batch is not None
+    assert not decision.dropped
+    return decision.batch
+
+
+def jobs_of(batch: Batch) -> list[Job]:
+    return [part.job for part in batch.parts]
+
+
+def run(batch: Batch, seconds: float = 0.1) -> None:
+    """Answers every row with ten times its input."""
+    for job, start, stop in batch.parts:
+        job.answer(start, (job.inputs[0][start:stop] * 10,), seconds, batch.rows)
+
+
+def assert_empty(batcher: Batcher) -> None:
+    assert (batcher.queued_jobs, batcher.queued_rows) == (0, 0)
+    decision = batcher.take(1e6)
+    assert decision == (None, None, ())
+
+
+class TestBatching:
+    def test_a_lone_job_is_taken_at_once(self, job: Callable[..., Job]) -> None:
+        queue = batcher()
+        queue.submit(lone := job(), 5.0)
+        batch = taken(queue, 5.0)
+        assert jobs_of(batch) == [lone]
+        assert lone.queue_s == 0.0
+
+    def test_jobs_gather_while_the_engine_runs(self, job: Callable[..., Job]) -> None:
+        queue = batcher()
+        queue.submit(job(), 0.0)
+        first = taken(queue)
+        waiting = [job(name) for name in "abc"]
+        for n, each in enumerate(waiting):
+            queue.submit(each, 0.1 * n)
+        assert (queue.queued_jobs, queue.queued_rows) == (3, 3)
+        queue.finished(first, 1.0)
+        second = taken(queue, 1.0)
+        assert jobs_of(second) == waiting
+        assert [each.queue_s for each in waiting] == pytest.approx([1.0, 0.9, 0.8])
+        assert_empty(queue)
+
+    def test_nothing_is_there_to_take(self) -> None:
+        assert_empty(batcher())
+
+    def test_batches_stop_at_the_efficient_size(self, job: Callable[..., Job]) -> None:
+        """Where rows cost the same in any company, larger batches only make everybody wait."""
+        queue = batcher(LatencyTable((1, 2, 4, 8), (0.1, 0.2, 0.4, 0.8)))
+        for name in "abcd":
+            queue.submit(job(name), 0.0)
+        assert [taken(queue).rows for _ in range(4)] == [1, 1, 1, 1]
+
+    def test_a_large_job_is_split_and_put_together_again(self, job: Callable[..., Job], answers: Answers) -> None:
+        queue = batcher(max_queue_wait_s=100)
+        queue.submit(job("small"), 0.0)
+        queue.submit(job("large", rows=9), 0.0)
+        queue.submit(job("last"), 0.0)
+        sizes = []
+        while queue.queued_jobs:
+            batch = taken(queue)
+            sizes.append([(part.stop - part.start) for part in batch.parts])
+            run(batch)
+            queue.finished(batch, None)
+        assert sizes == [[1, 3], [4], [2, 1]]
+        assert answers.outputs["large"][0].tolist() == [0, 10, 20, 30, 40, 50, 60, 70, 80]
+        assert answers.timings["large"].inference_s == pytest.approx(0.3)
+        assert answers.timings["large"].batch_size == 4
+        assert list(answers.outputs) == ["small", "large", "last"]
+
+    def test_keys_are_never_mixed(self, job: Callable[..., Job]) -> None:
+        queue = batcher()
+        for n, key in enumerate("abab"):
+            queue.submit(job(str(n), key=key), 0.0)
+        assert [[j.key for j in jobs_of(taken(queue))] for _ in range(2)] == [["a", "a"], ["b", "b"]]
+
+    def test_padding_counts_as_work(self, job: Callable[..., Job]) -> None:
+        """A batch takes as long as its most costly row, times the rows."""
+        queue = batcher(gpu())
+        queue.submit(job("short", cost=0.25), 0.0)
+        queue.submit(job("long", cost=4.0), 0.0)
+        batch = taken(queue)
+        assert (batch.rows, batch.cost) == (2, 4.0)
+        assert batch.predicted_end == pytest.approx(4 * 0.091)
+
+    def test_a_queue_delay_waits_for_company(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_delay_s=0.5)
+        queue.submit(job("first"), 0.0)
+        assert queue.take(0.1) == (None, 0.5, ())
+        queue.submit(job("second"), 0.2)
+        assert taken(queue, 0.5).rows == 2
+
+    def test_a_queue_delay_ends_when_a_batch_is_full(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_delay_s=0.5)
+        for name in "abcd":
+            queue.submit(job(name), 0.0)
+        assert taken(queue, 0.0).rows == 4
+
+    def test_a_queue_delay_makes_nobody_late(self, job: Callable[..., Job]) -> None:
+        queue = batcher(gpu(), max_queue_delay_s=10.0)
+        queue.submit(job(deadline=1.0), 0.0)
+        wake_at = queue.take(0.0).wake_at
+        assert wake_at is not None
+        assert wake_at < 1.0 - 0.080
+        assert taken(queue, wake_at + 1e-6).rows == 1
+
+    def test_draining_waits_for_no_company(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_delay_s=10.0)
+        queue.submit(job(), 0.0)
+        queue.drain()
+        assert taken(queue, 0.0).rows == 1
+
+
+class TestOrder:
+    def test_earliest_deadline_first(self, job: Callable[..., Job]) -> None:
+        queue = batcher(gpu(), max_queue_wait_s=100)
+        deadlines = [40.0, 10.0, 30.0, 20.0]
+        for deadline in deadlines:
+            queue.submit(job(str(deadline), deadline=deadline), 0.0)
+        assert [j.deadline for j in jobs_of(taken(queue))] == sorted(deadlines)
+
+    def test_no_deadline_means_order_of_arrival(self, job: Callable[..., Job]) -> None:
+        queue = batcher()
+        waiting = [job(name) for name in "abcd"]
+        for n, each in enumerate(waiting):
+            queue.submit(each, 0.1 * n)
+        assert jobs_of(taken(queue, 1.0)) == waiting
+
+    def test_equal_deadlines_mean_order_of_arrival(self, job: Callable[..., Job]) -> None:
+        queue = batcher()
+        waiting = [job(name, deadline=50.0) for name in "abcd"]
+        for each in waiting:
+            queue.submit(each, 0.0)
+        assert jobs_of(taken(queue, 0.0)) == waiting
+
+    def test_an_urgent_job_overtakes_the_rest_of_a_large_one(self, job: Callable[..., Job]) -> None:
+        queue = batcher(gpu(), max_queue_wait_s=100)
+        queue.submit(large := job("large", rows=20), 0.0)
+        first = taken(queue)
+        queue.submit(urgent := job("urgent", deadline=2.0), 0.1)
+        queue.finished(first, 0.16)
+        assert jobs_of(taken(queue, 0.2)) == [urgent, large]
+
+    def test_jobs_with_deadlines_do_not_starve_one_without(self, job: Callable[..., Job]) -> None:
+        """Jobs with less time keep arriving, enough to fill every batch: after max_queue_wait_s it is its turn."""
+        queue = batcher(gpu(), max_queue_wait_s=1.0)
+        queue.submit(job("running"), 0.0)
+        batch = taken(queue)
+        queue.submit(patient := job("patient"), 0.0)
+        now = 0.0
+        while patient not in jobs_of(batch):
+            for n in range(12):
+                with suppress(Refused):
+                    queue.submit(job(f"{now} {n}", deadline=now + 0.5), now)
+            now += 0.16
+            queue.finished(batch, 0.16)
+            decision = queue.take(now)
+            assert decision.batch is not None
+            batch = decision.batch
+        assert 0.5 <= patient.queue_s <= 1.0 + 0.16
+
+
+class TestRefusals:
+    def test_n_plus_two_jobs_into_a_queue_of_n(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_jobs=5, max_queue_wait_s=1e6)
+        for n in range(5):
+            queue.submit(job(str(n)), 0.0)
+        for n in range(2):
+            with pytest.raises(QueueFull) as refusal:
+                queue.submit(job(f"refused {n}"), 0.0)
+            assert refusal.value.retry_after_s == pytest.approx(5 * 0.14 / 4)
+        assert queue.queued_jobs == 5
+
+    def test_a_wait_past_the_bound(self, job: Callable[..., Job]) -> None:
+        """Behind a running batch and two that wait are three times 0.14 s."""
+        queue = batcher(max_queue_wait_s=0.4)
+        queue.submit(job("running", rows=4), 0.0)
+        taken(queue)
+        queue.submit(job("waiting", rows=4), 0.0)
+        queue.submit(job("waiting too", rows=4), 0.0)
+        with pytest.raises(QueueFull, match=r"below 0\.400 s, predicted 0\.420 s") as refusal:
+            queue.submit(job("refused"), 0.0)
+        assert refusal.value.retry_after_s == pytest.approx(0.14)
+        queue.submit(job("later"), 0.05)
+
+    def test_a_deadline_that_the_queue_puts_out_of_reach(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_wait_s=100.0)
+        queue.submit(job("running", rows=4), 0.0)
+        taken(queue)
+        with pytest.raises(DeadlineUnreachable, match=r"0\.200 s are left") as refusal:
+            queue.submit(job("refused", deadline=0.2), 0.0)
+        assert refusal.value.retry_after_s == pytest.approx(0.14)
+        queue.submit(job("in time", deadline=0.4), 0.0)
+
+    def test_no_retry_is_advised_where_the_model_itself_takes_too_long(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_wait_s=100.0)
+        queue.submit(job("running"), 0.0)
+        with pytest.raises(DeadlineUnreachable) as refusal:
+            queue.submit(job("refused", rows=40, deadline=1.0), 0.0)
+        assert refusal.value.retry_after_s is None
+
+    def test_a_large_job_is_judged_by_all_its_rows(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_wait_s=100.0)
+        queue.submit(job("running"), 0.0)
+        taken(queue)
+        with pytest.raises(DeadlineUnreachable):
+            queue.submit(job("forty rows take ten batches", rows=40, deadline=1.4), 0.0)
+        queue.submit(job("four rows take one", rows=4, deadline=1.4), 0.0)
+
+    def test_only_what_is_due_earlier_is_waited_for(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_wait_s=100.0)
+        queue.submit(job("running"), 0.0)
+        taken(queue)
+        queue.submit(job("a hundred rows due later", rows=100), 0.0)
+        queue.submit(urgent := job("urgent", deadline=0.5), 0.0)
+        assert jobs_of(taken(queue, 0.1))[0] is urgent
+
+    def test_admission_keeps_a_margin(self, job: Callable[..., Job]) -> None:
+        """An answer predicted for the last tenth of the time left would often come after it."""
+        queue = batcher(gpu())
+        queue.submit(job("running"), 0.0)
+        taken(queue)
+        with pytest.raises(DeadlineUnreachable):
+            queue.submit(job("to the millisecond", deadline=0.161), 0.0)
+        queue.submit(job("with time to spare", deadline=0.2), 0.0)
+
+    def test_the_margin_grows_with_the_noise(self, job: Callable[..., Job]) -> None:
+        latency = LatencyTable((1, 2, 4, 8), (0.08, 0.091, 0.114, 0.160))
+        for n in range(200):
+            latency.observe(1, 0.08 * (1.5 if n % 2 else 0.5))
+        queue = batcher(latency)
+        queue.submit(job("running"), 0.0)
+        taken(queue)
+        with pytest.raises(DeadlineUnreachable):
+            queue.submit(job("refused", deadline=0.2), 0.0)
+
+    def test_an_engine_that_hangs_fills_the_queue(self, job: Callable[..., Job]) -> None:
+        queue = batcher(gpu(), max_queue_wait_s=1.0)
+        queue.submit(job("running"), 0.0)
+        taken(queue)
+        queue.submit(job("soon after"), 0.1)
+        with pytest.raises(QueueFull):
+            queue.submit(job("long after"), 2.0)
+
+    def test_a_passed_deadline(self, job: Callable[..., Job]) -> None:
+        with pytest.raises(DeadlineExceeded):
+            batcher().submit(job(deadline=1.0), 1.0)
+
+    def test_draining(self, job: Callable[..., Job]) -> None:
+        queue = batcher()
+        queue.submit(job("before"), 0.0)
+        queue.drain()
+        with pytest.raises(Draining):
+            queue.submit(job("after"), 0.0)
+        assert taken(queue).rows == 1
+
+    def test_a_refused_job_leaves_no_trace(self, job: Callable[..., Job], answers: Answers) -> None:
+        queue = batcher(max_queue_jobs=1)
+        queue.submit(job("queued"), 0.0)
+        with pytest.raises(Refused):
+            queue.submit(job("refused"), 0.0)
+        assert taken(queue).rows == 1
+        assert_empty(queue)
+        assert not answers.errors
+
+    def test_an_idle_engine_takes_any_job(self, job: Callable[..., Job]) -> None:
+        """Otherwise a prediction that is far too long would refuse everything, and never be corrected."""
+        queue = batcher(LatencyTable((1, 2), (2.0, 2.0)))
+        for n in range(200):
+            queue.submit(job(str(n), deadline=float(n) + 1.0), float(n))
+            queue.finished(taken(queue, float(n)), 0.1)
+        queue.submit(job("first", deadline=1001.0), 1000.0)
+        queue.submit(job("second", deadline=1001.0), 1000.0)
+        assert taken(queue, 1000.0).rows == 2
+
+
+class TestDropping:
+    def test_hopeless_jobs_are_dropped_before_any_work(self, job: Callable[..., Job]) -> None:
+        queue = batcher(gpu())
+        queue.submit(running := job("running"), 0.0)
+        first = taken(queue)
+        assert jobs_of(first) == [running]
+        queue.submit(hopeless := job("hopeless", deadline=0.3), 0.0)
+        queue.submit(patient := job("patient"), 0.0)
+        queue.finished(first, 0.25)
+        decision = queue.take(0.25)
+        assert decision.dropped == (hopeless,)
+        assert decision.batch is not None
+        assert jobs_of(decision.batch) == [patient]
+        assert_empty(queue)
+
+    def test_the_rest_of_a_large_job_is_dropped_once_it_is_hopeless(self, job: Callable[..., Job]) -> None:
+        queue = batcher(gpu())
+        queue.submit(large := job("large", rows=40, deadline=1.0), 0.0)
+        first = taken(queue, 0.0)
+        queue.finished(first, 0.5)
+        assert queue.take(0.5).dropped == (large,)
+        assert_empty(queue)
+
+    def test_nobody_rides_in_a_batch_that_comes_too_late_for_him(self, job: Callable[..., Job]) -> None:
+        """The head has waited longest and has no deadline; the one behind it would be late whatever happens."""
+        queue = batcher(gpu(), max_queue_wait_s=0.5)
+        queue.submit(first := job("first"), 0.0)
+        queue.submit(late := job("late", deadline=0.55), 0.0)
+        decision = queue.take(0.5)
+        assert decision.dropped == (late,)
+        assert decision.batch is not None
+        assert jobs_of(decision.batch) == [first]
+
+    def test_a_smaller_batch_saves_an_urgent_job_while_few_wait(self, job: Callable[..., Job]) -> None:
+        queue = batcher(LatencyTable((1, 2, 4, 8), (0.11, 0.21, 0.41, 0.79)))
+        queue.submit(urgent := job("urgent", deadline=0.15), 0.0)
+        queue.submit(job("patient"), 0.0)
+        assert jobs_of(taken(queue)) == [urgent]
+
+    def test_a_full_batch_is_not_made_smaller_for_an_urgent_job(self, job: Callable[..., Job]) -> None:
+        queue = batcher(gpu(), max_queue_wait_s=10)
+        queue.submit(job("running"), 0.0)
+        first = taken(queue)
+        queue.submit(urgent := job("urgent", deadline=0.2), 0.0)
+        for n in range(9):
+            queue.submit(job(str(n)), 0.01)
+        queue.finished(first, 0.1)
+        decision = queue.take(0.1)
+        assert decision.dropped == (urgent,)
+        assert decision.batch is not None
+        assert decision.batch.rows == 8
+
+    def test_a_costly_row_does_not_make_an_urgent_job_late(self, job: Callable[..., Job]) -> None:
+        queue = batcher(gpu(), max_queue_wait_s=10)
+        queue.submit(urgent := job("urgent", deadline=0.1), 0.0)
+        queue.submit(job("costly", cost=16.0), 0.0)
+        assert jobs_of(taken(queue)) == [urgent]
+
+
+class TestPriority:
+    """A batch has room for four rows; a step is a second."""
+
+    def test_the_higher_goes_first_whatever_the_deadlines(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_wait_s=1.0)
+        queue.submit(job("running"), 0.0)
+        first = taken(queue)
+        queue.submit(low := job("low", deadline=0.9, priority=Priority.LOW), 0.1)
+        queue.submit(normal := job("normal", rows=2), 0.2)
+        queue.submit(high := job("high", rows=3, priority=Priority.HIGH), 0.3)
+        queue.finished(first, 0.4)
+        batch = taken(queue, 0.4)
+        assert jobs_of(batch) == [high, normal]
+        queue.finished(batch, 0.1)
+        batch = taken(queue, 0.5)
+        assert jobs_of(batch) == [normal, low]
+
+    def test_inside_a_priority_the_earliest_due_goes_first(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_wait_s=10.0)
+        queue.submit(job("running"), 0.0)
+        first = taken(queue)
+        about = {"rows": 4, "priority": Priority.HIGH}
+        deadlines = {"third": 9.0, "first": 2.0, "second": 5.0}
+        for name, deadline in deadlines.items():
+            queue.submit(job(name, deadline=deadline, **about), 0.1)
+        found = []
+        for _ in deadlines:
+            queue.finished(first, 0.1)
+            first = taken(queue, 0.2)
+            found.append(jobs_of(first)[0].deadline)
+        assert found == [2.0, 5.0, 9.0]
+
+    def test_age_decides_in_the_end(self, job: Callable[..., Job]) -> None:
+        """A step of priority is worth one `max_queue_wait_s`, and no more."""
+        queue = batcher(max_queue_wait_s=1.0)
+        queue.submit(job("running"), 0.0)
+        first = taken(queue)
+        queue.submit(old := job("old", rows=4), 0.1)
+        queue._running.clear()  # it has waited, and nothing is predicted
+        queue.submit(young := job("young", rows=4, priority=Priority.HIGH), 1.2)
+        queue.finished(first, 0.1)
+        assert jobs_of(taken(queue, 1.2)) == [old]
+        assert jobs_of(taken(queue, 1.2)) == [young]
+
+    def test_the_higher_does_not_wait_for_the_lower(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_wait_s=1.0)
+        queue.submit(job("running"), 0.0)
+        taken(queue)
+        with suppress(Refused):
+            for n in range(100):
+                queue.submit(job(f"low {n}", rows=4, priority=Priority.LOW), 0.0)
+        full = queue.predicted_wait(job(priority=Priority.LOW), 0.0)
+        assert full > 0.8
+        assert queue.predicted_wait(job(), 0.0) == pytest.approx(0.11)
+        queue.submit(urgent := job("urgent", deadline=0.5), 0.0)
+        assert jobs_of(taken(queue, 0.1))[0] is urgent
+
+    def test_a_full_queue_is_full_for_its_priority_and_below(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_wait_s=100.0, max_queue_jobs=2)
+        queue.submit(job("running"), 0.0)
+        taken(queue)
+        for name in "ab":
+            queue.submit(job(name), 0.0)
+        for priority in (Priority.NORMAL, Priority.LOW):
+            with pytest.raises(QueueFull):
+                queue.submit(job(priority.name, priority=priority), 0.0)
+        for name in "cd":
+            queue.submit(job(name, priority=Priority.HIGH), 0.0)
+        with pytest.raises(QueueFull):
+            queue.submit(job("high", priority=Priority.HIGH), 0.0)
+        assert queue.queued_jobs == 4
+
+    def test_a_share_is_set_aside_for_the_lower(self, job: Callable[..., Job]) -> None:
+        """Ten rows of a higher priority, and one of the lower goes before them all; then ten more."""
+        queue = batcher(max_queue_wait_s=1000.0)
+        queue.submit(job("running"), 0.0)
+        taken(queue)
+        for n in range(10):
+            queue.submit(job(f"high {n}", priority=Priority.HIGH), 0.0)
+        queue.submit(lower := job("lower"), 0.0)
+        queue.submit(job("lower too"), 0.0)
+        batch = taken(queue, 0.1)
+        assert jobs_of(batch)[0] is lower
+        assert all(each.priority is Priority.HIGH for each in jobs_of(batch)[1:])
+
+    def test_among_equals_nothing_is_set_aside(self, job: Callable[..., Job]) -> None:
+        queue = batcher(max_queue_wait_s=1000.0)
+        queue.submit(job("running"), 0.0)
+        taken(queue)
+        waiting = [job(str(n)) for n in range(40)]
+        for each in waiting:
+            queue.submit(each, 0.0)
+        order = [each for _ in range(10) for each in jobs_of(taken(queue, 0.1))]
+        assert order == waiting
+
+
+class TestRemoval:
+    def test_a_cancelled_job_leaves_the_queue(self, job: Callable[..., Job], answers: Answers) -> None:
+        queue = batcher()
+        waiting = [job(name, rows=2) for name in "abc"]
+        for each in waiting:
+            queue.submit(each, 0.0)
+        waiting[1].abandon()
+        assert queue.remove(waiting[1])
+        assert (queue.queued_jobs, queue.queued_rows) == (2, 4)
+        assert not queue.remove(waiting[1])
+        assert jobs_of(taken(queue)) == [waiting[0], waiting[2]]
+        assert_empty(queue)
+
+    def test_the_rest_of_a_cancelled_job(self, job: Callable[..., Job], answers: Answers) -> None:
+        queue = batcher()
+        queue.submit(large := job("large", rows=10), 0.0)
+        batch = taken(queue)
+        large.abandon()
+        assert queue.remove(large)
+        run(batch)
+        assert_empty(queue)
+        assert not answers.outputs
+
+    def test_a_job_that_was_taken_is_not_queued(self, job: Callable[..., Job]) -> None:
+        queue = batcher()
+        queue.submit(small := job(), 0.0)
+        taken(queue)
+        assert not queue.remove(small)
+
+    def test_removing_all(self, job: Callable[..., Job]) -> None:
+        queue = batcher()
+        waiting = [job(str(n), key=n % 2) for n in range(4)]
+        for each in waiting:
+            queue.submit(each, 0.0)
+        assert set(queue.remove_all()) == set(waiting)
+        assert_empty(queue)
+
+    def test_removed_work_is_waited_for_no_more(self, job: Callable[..., Job]) -> None:
+        queue = batcher(gpu())
+        queue.submit(large := job("large", rows=64), 0.0)
+        wait = queue.predicted_wait(job(), 0.0)
+        queue.remove(large)
+        assert (wait, queue.predicted_wait(job(), 0.0)) == (pytest.approx(0.52), 0.0), "what is due before its own"
+
+
+class TestPrediction:
+    def test_idle_means_no_wait(self, job: Callable[..., Job]) -> None:
+        assert batcher().predicted_wait(job(), 7.0) == 0.0
+
+    def test_running_and_queued_work_add_up(self, job: Callable[..., Job]) -> None:
+        queue = batcher(gpu())
+        queue.submit(job(rows=8), 0.0)
+        taken(queue)
+        queue.submit(job(rows=4, cost=2.0), 0.0)
+        assert queue.predicted_wait(job(), 0.1) == pytest.approx(0.06 + 0.16)
+
+    def test_what_was_taken_ahead_runs_after_what_runs(self, job: Callable[..., Job]) -> None:
+        queue = batcher(gpu())
+        queue.submit(job("first", rows=8), 0.0)
+        first = taken(queue)
+        queue.submit(job("second", rows=8), 0.0)
+        second = queue.take(0.05, after=first).batch
+        assert second is not None
+        assert (second.begins, second.predicted_end) == (pytest.approx(0.16), pytest.approx(0.32))
+        assert queue.predicted_wait(job(), 0.1) == pytest.approx(0.06 + 0.16)
+        assert queue.predicted_wait(job(), 0.2) == pytest.approx(0.04 + 0.16), "the first takes longer"
+
+    def test_runs_that_take_longer_do_not_add_up(self, job: Callable[..., Job], answers: Answers) -> None:
+        """An engine that never rests, and always knows its next batch: each run is half as long again as predicted."""
+        queue, now = batcher(gpu()), 0.0
+        queue.submit(job("0", rows=8), now)
+        running = taken(queue)
+        for n in range(1, 10):
+            queue.submit(job(str(n), rows=8), now)
+            following = queue.take(now, after=running).batch
+            assert following is not None
+            now += 1.5 * running.seconds
+            run(running)
+            queue.finished(running, None)
+            queue.begun(following, now)
+            assert queue.predicted_wait(job(), now) == pytest.approx(queue.latency.predict(8))
+            assert jobs_of(following)[0].queue_s == pytest.approx(1.5 * running.seconds), "the truth is told"
+            running = following
+
+    def test_deadlines_are_judged_by_when_a_batch_taken_ahead_would_end(self, job: Callable[..., Job]) -> None:
+        queue = batcher(gpu())
+        queue.submit(job("first", rows=8), 0.0)
+        first = taken(queue)
+        queue.submit(late := job("late", rows=8, deadline=0.5), 0.0)
+        assert queue.take(0.2, after=first).batch is not None
+        queue.submit(late := job("late", rows=8, deadline=1.0), 0.3)
+        decision = queue.take(0.7, after=first)  # the first is 0.54 s late, and expected to be as late again
+        assert (decision.batch, decision.dropped) == (None, (late,))
+
+
+class TestLongJobs:
+    """A job of 1,000 rows at 25 rows per second: it alone takes 40 s."""
+
+    ROW_S = 0.04
+
+    def serve(self, queue: Batcher, until: float, every_s: float, small: Callable[[], Job]) -> tuple[list[int], float]:
+        """A small job every so often, until the queue is empty: in which second those came that were refused, and when
+        the engine stood still."""
+        now, due, refused = 0.0, 0.0, []
+        while True:
+            while due <= min(now, until):
+                try:
+                    new = small()
+                    new.deadline = due + 0.5
+                    queue.submit(new, due)
+                except Refused:
+                    refused.append(int(due))
+                due += every_s
+            decision = queue.take(now)
+            for dropped in decision.dropped:
+                dropped.fail(DeadlineExceeded("late"))
+            if decision.batch is None:
+                return refused, now
+            now += decision.batch.rows * self.ROW_S
+            run(decision.batch, decision.batch.rows * self.ROW_S)
+            queue.finished(decision.batch, decision.batch.rows * self.ROW_S)
+
+    @pytest.fixture
+    def queue(self) -> Batcher:
+        return batcher(LatencyTable((1, 2, 4, 8), [self.ROW_S * b for b in (1, 2, 4, 8)]))
+
+    @pytest.mark.parametrize("left_s", [math.inf, 80.0])
+    def test_they_leave_room(self, queue: Batcher, answers: Answers, job: Callable[..., Job], left_s: float) -> None:
+        """Others with half a second bring four tenths of what the engine can take: hardly one is refused."""
+        queue.submit(job("long", rows=1000, deadline=left_s), 0.0)
+        names = (f"small {n}" for n in range(10_000))
+        refused, end = self.serve(queue, 80.0, 0.1, lambda: job(next(names)))
+        assert len(refused) <= 10
+        assert set(refused) <= {0, 1}, "until it has had its first half second, and what it delayed is made up for"
+        assert not answers.errors
+        assert "long" in answers.outputs
+        assert end == pytest.approx(40 / 0.6, abs=0.5), "it has what they leave"
+
+    def test_they_keep_their_half(self, queue: Batcher, answers: Answers, job: Callable[..., Job]) -> None:
+        """Others bring twice what the engine can take, of equal priority; the deadline is met."""
+        queue.submit(job("long", rows=1000, deadline=100.0), 0.0)
+        names = (f"small {n}" for n in range(10_000))
+        refused, _ = self.serve(queue, 100.0, 0.02, lambda: job(next(names)))
+        assert "long" in answers.outputs
+        answered = len(answers.outputs) - 1
+        assert 0.4 * 100 / self.ROW_S <= answered <= 0.65 * 100 / self.ROW_S
+        assert answered + len(answers.errors) + len(refused) == 5001
+        assert len(answers.errors) <= 0.01 * answered
+
+    def test_alone_they_have_the_whole_engine(self, queue: Batcher, answers: Answers, job: Callable[..., Job]) -> None:
+        queue.submit(job("long", rows=1000), 0.0)
+        _, end = self.serve(queue, -1.0, 1.0, job)
+        assert end == pytest.approx(40.0)
+        assert answers.outputs["long"][0].tolist() == list(range(0, 10_000, 10))
+
+    def test_one_at_a_time(self, queue: Batcher, job: Callable[..., Job]) -> None:
+        """The next is told to come back when the first will have run."""
+        queue.submit(job("long", rows=1000), 0.0)
+        taken(queue)
+        with pytest.raises(QueueFull) as refusal:
+            queue.submit(job("second", rows=1000), 0.0)
+        assert refusal.value.retry_after_s == pytest.approx(39.0, abs=0.2)
+
+    def test_what_went_leaves_nothing_behind(self, queue: Batcher, job: Callable[..., Job]) -> None:
+        queue.submit(long := job("long", rows=1000), 0.0)
+        queue.submit(job("small"), 0.0)
+        for _ in range(30):
+            queue.finished(taken(queue), None)
+        queue.submit(small := job("other"), 0.0)
+        assert queue.remove(long)
+        assert queue.predicted_wait(job(), 0.0) == pytest.approx(self.ROW_S)
+        assert queue.remove(small)
+        assert queue.idle

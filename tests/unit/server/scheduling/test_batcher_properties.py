@@ -1,0 +1,234 @@
+"""Whatever arrives, is cancelled, takes long or fails: what the batcher must hold in every order of events."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from rafaga.errors import DeadlineExceeded, EngineFailure, RafagaError, Refused
+from rafaga.priority import Priority
+from rafaga.server.scheduling.batcher import Batch, Batcher, BatchPolicy
+from rafaga.server.scheduling.job import Arrays, Job, JobTiming
+from rafaga.server.scheduling.latency import LatencyTable
+
+QUEUE_JOBS = 12
+MAX_WAIT_S = 0.8
+
+
+def urgency(job: Job) -> float:
+    """When it is due, whatever its priority."""
+    return min(job.deadline, job.arrival + MAX_WAIT_S)
+
+
+class Caller:
+    """One job and what became of it."""
+
+    def __init__(self, number: int, rows: int, deadline: float, key: int, cost: float, priority: Priority) -> None:
+        self.first = number * 1000
+        inputs = (np.arange(self.first, self.first + rows),)
+        self.job = Job(inputs, self._answered, self._failed, deadline, key, cost, priority)
+        self.cancelled = self.dropped = False
+        self.ends = 0
+        self.next_row = 0  # the first that no batch had yet
+
+    def _answered(self, outputs: Arrays, _: JobTiming) -> None:
+        self.ends += 1
+        assert not self.cancelled
+        assert outputs[0].tolist() == [-n for n in range(self.first, self.first + self.job.rows)]
+
+    def _failed(self, _: RafagaError) -> None:
+        self.ends += 1
+        assert not self.cancelled
+
+
+class BatcherMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        table = LatencyTable((1, 2, 4, 8), (0.08, 0.09, 0.11, 0.16))
+        self.batcher = Batcher(BatchPolicy(max_queue_wait_s=MAX_WAIT_S, max_queue_jobs=QUEUE_JOBS), table)
+        self.now = 100.0
+        self.accepted: dict[Job, Caller] = {}
+        self.queued: list[Caller] = []  # in no particular order
+        self.running: list[Batch] = []  # one on each engine that is at work
+        self.ahead: dict[Batch, Batch] = {}  # taken already, by what its engine still runs
+        self.count = 0
+
+    @initialize(engines=st.integers(1, 3))
+    def begin(self, engines: int) -> None:
+        self.batcher.engines = engines
+
+    @rule(seconds=st.floats(0, 0.3))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(
+        rows=st.integers(1, 20),
+        left=st.one_of(st.just(math.inf), st.floats(0.01, 3.0)),
+        key=st.integers(0, 1),
+        cost=st.sampled_from([0.3, 1.0, 1.0, 3.0]),
+        priority=st.sampled_from(Priority),
+    )
+    def submit(self, rows: int, left: float, key: int, cost: float, priority: Priority) -> None:
+        caller = Caller(self.count, rows, self.now + left, key, cost, priority)
+        self.count += 1
+        idle = self.batcher.idle
+        with suppress(Refused):
+            self.batcher.submit(caller.job, self.now)
+            above = [c for c in self.queued if c.job.level <= caller.job.level]
+            assert len(above) < QUEUE_JOBS
+            self.accepted[caller.job] = caller
+            self.queued.append(caller)
+        assert not idle or caller in self.queued, "an idle engine takes any job"
+        assert caller.ends == 0
+
+    @precondition(lambda self: self.batcher.engines > 1)
+    @rule(engines=st.integers(1, 3))
+    def engines_come_and_go(self, engines: int) -> None:
+        self.batcher.engines = max(engines, len(self.running))
+
+    @precondition(lambda self: len(self.running) < self.batcher.engines)
+    @rule()
+    def take(self) -> None:
+        batch = self._take(None)
+        if batch is None:
+            assert not self.queued
+        else:
+            self.running.append(batch)
+
+    @precondition(lambda self: len(self.running) > len(self.ahead))
+    @rule(data=st.data())
+    def take_ahead(self, data: st.DataObject) -> None:
+        running = data.draw(st.sampled_from([batch for batch in self.running if batch not in self.ahead]))
+        batch = self._take(running)
+        if batch is not None:
+            assert batch.begins >= self.now
+            self.ahead[running] = batch
+
+    def _take(self, after: Batch | None) -> Batch | None:
+        alone = self.batcher.queued_jobs == 1
+        due = {caller.job: caller.job.due for caller in self.queued}
+        decision = self.batcher.take(self.now, after)
+        assert decision.wake_at is None
+        hopeless_at = self.now + (0.0 if after is None else 1.4 * after.left_s(self.now))
+        for job in decision.dropped:
+            assert job.deadline < hopeless_at + self.batcher.latency.predict(min(job.rest, 8) + 8, 3.0) * 3
+            caller = self.accepted[job]
+            caller.dropped = True
+            self.queued.remove(caller)
+            job.fail(DeadlineExceeded("late"))
+        batch = decision.batch
+        if batch is None:
+            return None
+        assert batch.rows == sum(stop - start for _, start, stop in batch.parts) <= 8
+        assert len({job.key for job, _, _ in batch.parts}) == 1
+        for job, start, stop in batch.parts:
+            caller = self.accepted[job]
+            assert not caller.cancelled
+            assert start == caller.next_row, "rows leave in their order"
+            assert stop > start
+            caller.next_row = stop
+            if stop == job.rows:
+                self.queued.remove(caller)
+            assert alone or job.deadline >= batch.predicted_end - 1e-9, "no work without hope"
+        # Nobody who was left behind, of the same key, is more urgent than somebody who was not.
+        behind = [c.job for c in self.queued if c.job.key == batch.parts[0].job.key and not c.next_row]
+        assert max(due[job] for job, _, _ in batch.parts) <= min((job.due for job in behind), default=math.inf)
+        for job, _, _ in batch.parts:
+            for other in behind:
+                if other.level == job.level:
+                    assert urgency(job) <= urgency(other), "earliest due first, inside a priority"
+                elif other.level < job.level:
+                    assert self.now - job.arrival >= MAX_WAIT_S * 0.999, "the higher first, until age decides"
+        for job, _, _ in batch.parts:
+            assert job.rest == 0 or job.due >= due[job], "what is left of it is no more urgent"
+        return batch
+
+    def _ended(self, batch: Batch, seconds: float | None) -> None:
+        self.batcher.finished(batch, seconds)
+        if (following := self.ahead.pop(batch, None)) is not None:
+            self.batcher.begun(following, self.now)
+            self.running.append(following)
+
+    @precondition(lambda self: self.running)
+    @rule(slowness=st.floats(0.3, 5.0), engine=st.integers(0, 2))
+    def answer(self, slowness: float, engine: int) -> None:
+        """In whatever order: parts of one job may end in another than theirs."""
+        batch = self.running.pop(engine % len(self.running))
+        seconds = slowness * 0.1
+        self.now += seconds
+        for job, start, stop in batch.parts:
+            job.answer(start, (-job.inputs[0][start:stop],), seconds, batch.rows)
+        self._ended(batch, seconds)
+
+    @precondition(lambda self: self.running)
+    @rule(engine=st.integers(0, 2))
+    def engine_fails(self, engine: int) -> None:
+        batch = self.running.pop(engine % len(self.running))
+        for job, _, _ in batch.parts:
+            caller = self.accepted[job]
+            assert self.batcher.remove(job) == (caller in self.queued)
+            if caller in self.queued:
+                self.queued.remove(caller)
+            job.fail(EngineFailure("broken"))
+        self._ended(batch, None)
+
+    @precondition(lambda self: self.queued)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        caller = data.draw(st.sampled_from(self.queued))
+        caller.cancelled = True
+        caller.job.abandon()
+        assert self.batcher.remove(caller.job)
+        assert not self.batcher.remove(caller.job)
+        self.queued.remove(caller)
+
+    @rule()
+    def close(self) -> None:
+        assert set(self.batcher.remove_all()) == {c.job for c in self.queued}
+        for caller in self.queued:
+            caller.job.fail(EngineFailure("closed"))
+        self.queued.clear()
+
+    @invariant()
+    def counts_are_exact(self) -> None:
+        assert self.batcher.queued_jobs == len(self.queued)
+        assert self.batcher.queued_rows == sum(c.job.rows - c.next_row for c in self.queued)
+        assert self.batcher.idle == (not self.queued and not self.running)
+
+    @invariant()
+    def the_predicted_wait_is_that_of_the_queue(self) -> None:
+        visitor = Job((np.zeros(1),), lambda *_: None, lambda _: None)
+        visitor.arrival = self.now
+        wait = self.batcher.predicted_wait(visitor, self.now)
+        left = sorted(abs(batch.predicted_end - self.now) for batch in self.running)
+        running = 0.0 if len(left) < self.batcher.engines else left[-self.batcher.engines]
+        running += sum(batch.seconds for batch in self.ahead.values()) / self.batcher.engines
+        all_of_it = sum((c.job.rows - c.next_row) * c.job.row_s for c in self.queued)
+        assert running - 1e-6 <= wait <= running + all_of_it / self.batcher.engines + 1e-6
+        if not self.queued:
+            assert abs(wait - running) < 1e-9
+
+    @invariant()
+    def nobody_is_answered_twice(self) -> None:
+        assert all(c.ends <= 1 for c in self.accepted.values())
+
+    def teardown(self) -> None:
+        """The queue runs dry, and then everybody was answered, failed or went away: nobody is forgotten."""
+        while self.running:
+            self.answer(1.0, 0)
+        while self.queued:
+            self.take()
+            if self.running:
+                self.answer(1.0, 0)
+        self.counts_are_exact()
+        assert self.batcher.take(self.now) == (None, None, ())
+        assert all(c.ends == (0 if c.cancelled else 1) for c in self.accepted.values())
+
+
+TestBatcherMachine = BatcherMachine.TestCase
+TestBatcherMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, derandomize=True)

@@ -1,0 +1,150 @@
+"""The latency table: what it predicts, how it learns, and what it must not unlearn or learn for ever."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rafaga.server.scheduling.latency import LatencyTable, buckets_up_to
+
+BUCKETS = (1, 2, 4, 8)
+SECONDS = (0.080, 0.090, 0.110, 0.160)
+
+
+@pytest.fixture
+def table() -> LatencyTable:
+    return LatencyTable(BUCKETS, SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("most", "buckets"),
+    [(1, (1,)), (2, (1, 2)), (8, (1, 2, 4, 8)), (12, (1, 2, 4, 8, 12)), (33, (1, 2, 4, 8, 16, 32, 33))],
+)
+def test_buckets(most: int, buckets: tuple[int, ...]) -> None:
+    assert buckets_up_to(most) == buckets
+
+
+@pytest.mark.parametrize("buckets", [(), (1, 1), (2, 1), (1, 2, 3)])
+def test_buckets_rise_and_have_one_measurement_each(buckets: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="rising buckets"):
+        LatencyTable(buckets, (0.1, 0.1))
+
+
+class TestPredicting:
+    @pytest.mark.parametrize(("rows", "seconds"), list(zip(BUCKETS, SECONDS, strict=True)))
+    def test_measured_sizes(self, table: LatencyTable, rows: int, seconds: float) -> None:
+        assert table.predict(rows) == pytest.approx(seconds)
+
+    def test_sizes_between(self, table: LatencyTable) -> None:
+        assert table.predict(3) == pytest.approx(0.100)
+        assert table.predict(7) == pytest.approx(0.1475)
+
+    def test_more_than_the_largest_takes_several_runs(self, table: LatencyTable) -> None:
+        assert table.predict(16) == pytest.approx(0.320)
+        assert table.predict(19) == pytest.approx(0.320 + 0.100)
+
+    def test_no_rows_take_no_time(self, table: LatencyTable) -> None:
+        assert table.predict(0) == 0.0
+
+    def test_cost_scales(self, table: LatencyTable) -> None:
+        assert table.predict(2, cost=3.0) == pytest.approx(0.270)
+
+    def test_a_first_bucket_above_one(self) -> None:
+        assert LatencyTable((4, 8), (0.1, 0.2)).predict(1) == pytest.approx(0.1)
+
+
+class TestEfficientRows:
+    def test_larger_batches_that_are_better(self, table: LatencyTable) -> None:
+        assert table.efficient_rows == 8
+
+    def test_rows_that_cost_the_same_in_any_company(self) -> None:
+        assert LatencyTable(BUCKETS, (0.020, 0.040, 0.080, 0.160)).efficient_rows == 1
+
+    def test_five_percent_are_not_worth_waiting_for(self) -> None:
+        assert LatencyTable(BUCKETS, (0.020, 0.0300, 0.0576, 0.1142)).efficient_rows == 2
+        assert LatencyTable(BUCKETS, (0.020, 0.0300, 0.0560, 0.1120)).efficient_rows == 4
+
+    def test_it_is_settled_at_warm_up(self, table: LatencyTable) -> None:
+        """Runs are not made under equal conditions: a bad spell at one size would rule it out for ever."""
+        for _ in range(100):
+            table.observe(8, 10.0)
+        assert table.efficient_rows == 8
+
+
+class TestLearning:
+    def test_runs_correct_their_size(self, table: LatencyTable) -> None:
+        for _ in range(100):
+            table.observe(4, 0.2)
+        assert table.predict(4) == pytest.approx(0.2, rel=0.01)
+
+    def test_runs_between_sizes_correct_both(self, table: LatencyTable) -> None:
+        for _ in range(100):
+            table.observe(6, 0.5)
+        assert table.predict(6) == pytest.approx(0.5, rel=0.01)
+        assert table.predict(4) > 0.3
+        assert table.predict(8) > 0.5
+
+    def test_one_slow_run_moves_little(self, table: LatencyTable) -> None:
+        table.observe(4, 1000.0)
+        assert table.predict(4) < 1.3 * 0.110
+
+    def test_sizes_that_are_not_run_follow(self, table: LatencyTable) -> None:
+        """The machine has become three times as slow, whatever the size."""
+        for _ in range(1000):
+            table.observe(1, 3 * SECONDS[0])
+        assert table.predict(8) == pytest.approx(3 * SECONDS[3], rel=0.05)
+
+    def test_a_bad_spell_of_one_size_is_forgotten_though_it_is_not_run(self, table: LatencyTable) -> None:
+        """What is believed to be too slow is refused and not run: only the others' runs can tell."""
+        for _ in range(50):
+            table.observe(8, 16.0)
+        assert table.predict(8) > 5.0
+        for _ in range(1000):
+            table.observe(1, SECONDS[0])
+        assert table.predict(8) == pytest.approx(SECONDS[3], rel=0.05)
+
+    def test_costs_do_not_spoil_each_other(self, table: LatencyTable) -> None:
+        """A hundredth of the work takes half of the time: that says nothing of the whole work."""
+        for _ in range(500):
+            table.observe(1, 0.040, cost=0.01)
+            table.observe(1, 0.080, cost=1.0)
+        assert table.predict(1, cost=0.01) == pytest.approx(0.040, rel=0.15)
+        assert table.predict(1, cost=1.0) == pytest.approx(0.080, rel=0.05)
+
+    def test_the_spread_is_that_of_the_runs(self, table: LatencyTable) -> None:
+        assert table.spread == 0.0
+        for n in range(300):
+            table.observe(1, SECONDS[0] * (1.2 if n % 2 else 0.8))
+        assert table.spread == pytest.approx(0.2, abs=0.05)
+
+    @settings(derandomize=True, deadline=None, max_examples=50)
+    @given(
+        st.lists(
+            st.tuples(
+                st.integers(1, 8),
+                st.floats(0, 1e6, allow_nan=False),
+                st.sampled_from([1e-3, 0.3, 1.0, 7.0, 1e4]),
+            ),
+            max_size=60,
+        )
+    )
+    def test_predictions_stay_sane(self, runs: list[tuple[int, float, float]]) -> None:
+        table = LatencyTable(BUCKETS, SECONDS)
+        for rows, seconds, cost in runs:
+            table.observe(rows, seconds, cost)
+        for cost in (1e-3, 1.0, 1e4):
+            assert all(0 < table.predict(rows, cost) < 1e7 * max(1.0, cost) for rows in range(1, 20))
+        assert 0 <= table.spread <= 2.0
+
+
+def test_batches_are_padded_to_buckets_where_runs_are_stepped() -> None:
+    seconds = [0.1, 0.2, 0.3]
+    assert [LatencyTable((1, 4, 8), seconds, stepped=True).rows_run(rows) for rows in (1, 3, 4, 5, 8)] == [
+        1,
+        4,
+        4,
+        8,
+        8,
+    ]
+    assert LatencyTable((1, 4, 8), seconds).rows_run(3) == 3

@@ -1,0 +1,184 @@
+"""A request that is taken for one like an earlier one means exactly what parsing it would say."""
+
+from __future__ import annotations
+
+import gc
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rafaga.bundle import TensorSpec
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.server.services.open_inference.request_cache import Meaning, Templates
+
+
+class FakeModel(SimpleNamespace):
+    """What is asked of a ServedModel here."""
+
+
+def served(batched: bool = True) -> Any:
+    specs = (
+        TensorSpec(name="values", dtype="float32", shape=(None, 3)),
+        TensorSpec(name="length", dtype="int64", shape=(None,)),
+    )
+    return FakeModel(batched=batched, bundle=SimpleNamespace(inputs=specs))
+
+
+def message(values: np.ndarray, length: np.ndarray, turned: bool = False, **fields: Any) -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name="series", **fields)
+    tensors = [("values", "FP32", values), ("length", "INT64", length)]
+    for name, datatype, array in reversed(tensors) if turned else tensors:
+        request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+        request.raw_input_contents.append(array.tobytes())
+    return request
+
+
+def arrays(seed: int, rows: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return generator.normal(size=(rows, 3)).astype(np.float32), generator.integers(0, 3, rows)
+
+
+def kept(request: pb.ModelInferRequest, rows: tuple[np.ndarray, ...], model: Any, **meaning: Any) -> Templates:
+    templates = Templates()
+    data = request.SerializeToString()
+    templates.keep(data, request, Meaning("series", (), **meaning), 0, model, rows)
+    return templates
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["in the model's order", "in another order"])
+def test_other_numbers_are_read_from_the_request_itself(turned: bool) -> None:
+    model = served()
+    templates = kept(message(*arrays(0), turned=turned), arrays(0), model)
+    found = templates.find(message(*arrays(1), turned=turned).SerializeToString())
+    assert found is not None
+    assert found.template.model() is model
+    for got, expected in zip(found.rows(), arrays(1), strict=True):
+        np.testing.assert_array_equal(got, expected)
+        assert got.dtype == expected.dtype
+
+
+def test_what_says_anything_else_is_not_alike() -> None:
+    model = served()
+    templates = kept(message(*arrays(0)), arrays(0), model)
+    others = [
+        message(*arrays(0, rows=3)),
+        message(*arrays(0), turned=True),
+        message(*arrays(0), model_version="1"),
+        message(*arrays(0), parameters={"timeout": pb.InferParameter(int64_param=5)}),
+    ]
+    for other in others:
+        assert templates.find(other.SerializeToString()) is None
+
+
+def test_requests_of_models_without_batches_are_not_kept() -> None:
+    rows = arrays(0)
+    assert kept(message(*rows), rows, served(batched=False)).find(message(*rows).SerializeToString()) is None
+
+
+def test_requests_with_bools_are_not_kept() -> None:
+    """Not every byte is one, so all of them are looked at each time."""
+    spec = TensorSpec(name="x", dtype="bool", shape=(None, 3))
+    model, values = FakeModel(batched=True, bundle=SimpleNamespace(inputs=(spec,))), np.ones((1, 3), bool)
+    request = pb.ModelInferRequest(model_name="series", raw_input_contents=[values.tobytes()])
+    request.inputs.add(name="x", datatype="BOOL", shape=values.shape)
+    assert kept(request, (values,), model).find(request.SerializeToString()) is None
+
+
+@pytest.mark.parametrize("version", ["", "3"])
+@pytest.mark.parametrize("first", ["", "7"])
+def test_the_id_is_the_request_s_own(first: str, version: str) -> None:
+    templates = kept(message(*arrays(0), id=first, model_version=version), arrays(0), served())
+    for identity in ("", "8", "a longer one", "ñ"):
+        found = templates.find(message(*arrays(1), id=identity, model_version=version).SerializeToString())
+        assert found is not None
+        assert found.identity == identity
+        for got, expected in zip(found.rows(), arrays(1), strict=True):
+            np.testing.assert_array_equal(got, expected)
+    assert templates.find(message(*arrays(1), id="x" * 200, model_version=version).SerializeToString()) is None
+
+
+def test_a_small_message_is_known_again_whatever_its_numbers() -> None:
+    """One input with a short name, no outputs named: the numbers begin early."""
+    model = FakeModel(
+        batched=True, bundle=SimpleNamespace(inputs=(TensorSpec(name="x", dtype="float32", shape=(None, 3)),))
+    )
+    templates = Templates()
+    for seed in range(5):
+        (values, _), request = arrays(seed), pb.ModelInferRequest(model_name="m", id=str(seed))
+        request.inputs.add(name="x", datatype="FP32", shape=values.shape)
+        request.raw_input_contents.append(values.tobytes())
+        data = request.SerializeToString()
+        assert (templates.find(data) is not None) == (seed > 0)
+        templates.keep(data, request, Meaning("m", ()), 0, model, (values,))
+    assert sum(map(len, templates._kept.values())) == 1
+
+
+def test_of_two_ids_the_last_one_would_count_so_such_a_message_is_not_kept() -> None:
+    rows = arrays(0)
+    twice = message(*rows, id="7").SerializeToString().replace(b"\x1a\x017", b"\x1a\x017\x1a\x017")
+    parsed = pb.ModelInferRequest.FromString(twice)
+    assert parsed.id == "7"
+    templates = Templates()
+    templates.keep(twice, parsed, Meaning("series", ()), 0, served(), rows)
+    assert templates.find(twice) is None
+
+
+def test_a_head_of_any_size_and_requests_of_any_number_are_not_kept() -> None:
+    rows, model = arrays(0), served()
+    long = message(*rows, parameters={"x" * 5000: pb.InferParameter(bool_param=True)})
+    assert kept(long, rows, model).find(long.SerializeToString()) is None
+    templates = Templates()
+    for i in range(1000):
+        request = message(*rows, model_version="1" * i)
+        templates.keep(request.SerializeToString(), request, Meaning("series", ()), 0, model, rows)
+    assert len(templates._kept) <= 256
+
+
+def test_a_model_that_went_is_not_held() -> None:
+    model = served()
+    templates = kept(message(*arrays(0)), arrays(0), model)
+    del model
+    gc.collect()
+    found = templates.find(message(*arrays(0)).SerializeToString())
+    assert found is not None
+    assert found.template.model() is None
+
+
+@given(st.data())
+def test_whatever_is_found_parses_to_the_same(data: st.DataObject) -> None:
+    """A request is damaged at random: it may still be found alike, but then it is."""
+    model = served()
+    identity = data.draw(st.sampled_from(["", "7"]))
+    original = message(*arrays(0), turned=data.draw(st.booleans()), id=identity)
+    templates = kept(original, arrays(0), model)
+    damaged = bytearray(original.SerializeToString())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(damaged) - 1))
+        match data.draw(st.sampled_from(["change", "insert", "remove"])):
+            case "change":
+                damaged[at] = data.draw(st.integers(0, 255))
+            case "insert":
+                damaged.insert(at, data.draw(st.integers(0, 255)))
+            case _:
+                del damaged[at]
+    request = bytes(damaged)
+    found = templates.find(request)
+    if found is None:
+        return
+    try:
+        parsed = pb.ModelInferRequest.FromString(request)
+    except DecodeError:
+        pytest.fail("what is found must parse")
+    order = {tensor.name: i for i, tensor in enumerate(parsed.inputs)}
+    for spec, rows in zip(model.bundle.inputs, found.rows(), strict=True):
+        assert rows.tobytes() == parsed.raw_input_contents[order[spec.name]]
+    assert found.identity == parsed.id
+    for each in (parsed, original):
+        del each.raw_input_contents[:]
+        each.id = ""
+    assert parsed == original

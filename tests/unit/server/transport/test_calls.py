@@ -1,0 +1,377 @@
+"""A call ends once, is booked once, and no exception of a handler leaves it without an answer."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+
+import grpc
+import pytest
+
+from rafaga.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    RafagaError,
+    Status,
+    Unauthenticated,
+)
+from rafaga.priority import PRIORITY_KEY, Priority
+from rafaga.server.observability.metrics import Metrics
+from rafaga.server.transport.calls import Authenticator, Call, Handler, InFlight, Metadata, Router
+
+METHOD = "/rafaga.v1.Vision/Classify"
+WAIT_S = 30.0
+
+
+class FakeCall(Call):
+    """Remembers what was sent."""
+
+    def __init__(
+        self, request: bytes = b"", metadata: Metadata = (), deadline: float = math.inf, method: str = METHOD
+    ) -> None:
+        super().__init__(method, request, deadline)
+        self._metadata = metadata
+        self.sent: list[bytes | Status] = []
+        self.let_go = 0
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._metadata
+
+    @property
+    def peer(self) -> str:
+        return "test"
+
+    def _send(self, payload: bytes) -> None:
+        self.sent.append(payload)
+
+    def _send_failure(self, status: Status) -> None:
+        self.sent.append(status)
+
+    def _let_go(self) -> None:
+        self.let_go += 1
+
+    @property
+    def code(self) -> grpc.StatusCode:
+        (sent,) = self.sent
+        return grpc.StatusCode.OK if isinstance(sent, bytes) else sent.code
+
+
+class Bench:
+    """A router around one handler."""
+
+    def __init__(self, handler: Handler, *, tokens: tuple[str, ...] = (), most: int = 10, limit: int = 100) -> None:
+        self.metrics = Metrics()
+        hashes = [hashlib.sha256(token.encode()).hexdigest() for token in tokens]
+        self.settled: list[tuple[Call, RafagaError | None]] = []
+        self.router = Router(
+            {METHOD: handler},
+            Authenticator(hashes),
+            self.metrics,
+            limit,
+            InFlight(most),
+            lambda call, error, _: self.settled.append((call, error)),
+        )
+
+    def ask(self, *about: object, **more: object) -> FakeCall:
+        call = FakeCall(*about, **more)  # type: ignore[arg-type]
+        self.router.dispatch(call)
+        return call
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, {"method": METHOD, **labels}) or 0.0
+
+
+def echo(call: Call) -> None:
+    call.reply(call.request)
+
+
+class TestCall:
+    def test_a_callback_that_raises_does_not_keep_what_the_transport_holds(self) -> None:
+        call = FakeCall()
+
+        def fail() -> None:
+            raise ValueError("a defect")
+
+        call.on_cancel(fail)
+        with pytest.raises(ValueError, match="a defect"):
+            call.cancel()
+        assert call.let_go == 1
+
+    @pytest.mark.parametrize("first", ["reply", "fail", "cancel"])
+    def test_the_first_end_counts(self, first: str) -> None:
+        call = FakeCall()
+        ends: dict[str, Callable[[], None]] = {
+            "reply": lambda: call.reply(b"answer"),
+            "fail": lambda: call.fail(InvalidRequest("no")),
+            "cancel": call.cancel,
+        }
+        assert not call.finished
+        ends[first]()
+        for end in (*ends.values(), *ends.values()):
+            end()
+        assert call.finished
+        assert len(call.sent) == (0 if first == "cancel" else 1)
+        assert call.let_go == (1 if first == "cancel" else 0)
+
+    def test_cancelling_runs_the_callback_once(self) -> None:
+        call, calls = FakeCall(), []
+        call.on_cancel(lambda: calls.append(1))
+        call.cancel()
+        call.cancel()
+        assert calls == [1]
+
+    def test_a_callback_for_a_call_that_is_gone_runs_at_once(self) -> None:
+        call, calls = FakeCall(), []
+        call.cancel()
+        call.on_cancel(lambda: calls.append(1))
+        assert calls == [1]
+
+    def test_an_answered_call_is_not_cancelled(self) -> None:
+        call, calls = FakeCall(), []
+        call.on_cancel(lambda: calls.append(1))
+        call.reply(b"")
+        call.cancel()
+        assert calls == []
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_threads_that_race_end_it_once(self, seed: int) -> None:
+        bench = Bench(lambda call: None)
+        call = bench.ask()
+        cancelled: list[int] = []
+        call.on_cancel(lambda: cancelled.append(1))
+        barrier = threading.Barrier(9)
+
+        def race(end: Callable[[], None]) -> None:
+            barrier.wait(WAIT_S)
+            end()
+
+        ends = [lambda: call.reply(b"yes"), lambda: call.fail(InvalidRequest("no")), call.cancel] * 3
+        threads = [threading.Thread(target=race, args=(end,)) for end in ends[seed % 3 :] + ends[: seed % 3]]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT_S)
+        assert len(call.sent) + call.let_go == 1
+        assert len(cancelled) == call.let_go
+        assert len(bench.settled) == 1
+        assert bench.router.in_flight.count == 0
+
+
+class TestRouter:
+    def test_an_answer(self) -> None:
+        bench = Bench(echo)
+        assert bench.ask(b"hello").sent == [b"hello"]
+        assert bench.count("rafaga_requests_total", code="OK") == 1
+        assert bench.count("rafaga_request_seconds_count") == 1
+        assert bench.settled[0][1] is None
+
+    def test_an_error_of_the_handler_is_the_call_s(self) -> None:
+        def refuse(call: Call) -> None:
+            raise ModelNotFound("no model 'x'")
+
+        bench = Bench(refuse)
+        assert bench.ask().code is grpc.StatusCode.NOT_FOUND
+        assert bench.count("rafaga_requests_total", code="NOT_FOUND") == 1
+        assert bench.count("rafaga_refusals_total", reason="MODEL_NOT_FOUND") == 1
+
+    def test_a_defect_is_logged_and_tells_the_caller_nothing(self, caplog: pytest.LogCaptureFixture) -> None:
+        def break_down(call: Call) -> None:
+            raise KeyError("/secret/path")
+
+        bench = Bench(break_down)
+        (sent,) = bench.ask().sent
+        assert isinstance(sent, Status)
+        assert sent.code is grpc.StatusCode.INTERNAL
+        assert "secret" not in sent.message
+        assert caplog.records[-1].levelno == logging.ERROR
+        assert caplog.records[-1].exc_info is not None
+
+    def test_a_defect_after_the_answer_changes_nothing(self) -> None:
+        def answer_and_break_down(call: Call) -> None:
+            call.reply(b"answer")
+            raise KeyError
+
+        bench = Bench(answer_and_break_down)
+        assert bench.ask().sent == [b"answer"]
+        assert bench.router.in_flight.count == 0
+
+    def test_a_reply_that_cannot_be_sent_is_not_waited_for(self) -> None:
+        bench = Bench(lambda call: None)
+        call = bench.ask()
+        call._send = lambda _: 1 / 0  # type: ignore[method-assign, assignment]
+        with pytest.raises(ZeroDivisionError):
+            call.reply(b"")
+        assert bench.router.in_flight.count == 0
+
+    def test_calls_are_in_flight_until_they_end(self) -> None:
+        bench = Bench(lambda call: None)
+        calls = [bench.ask() for _ in range(3)]
+        assert bench.router.in_flight.count == 3
+        calls[0].reply(b"")
+        calls[1].fail(InvalidRequest("no"))
+        calls[2].cancel()
+        assert bench.router.in_flight.count == 0
+
+    def test_too_many_in_flight(self) -> None:
+        bench = Bench(lambda call: None, most=2)
+        held = [bench.ask() for _ in range(2)]
+        refused = bench.ask()
+        assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert bench.count("rafaga_refusals_total", reason="QUEUE_FULL") == 1
+        held[0].reply(b"")
+        assert not bench.ask().finished
+
+    @pytest.mark.parametrize(
+        ("metadata", "priority"),
+        [
+            ((), Priority.NORMAL),
+            (((PRIORITY_KEY, "normal"),), Priority.NORMAL),
+            ((("user-agent", "x"), (PRIORITY_KEY, "high")), Priority.HIGH),
+            (((PRIORITY_KEY, "low"), (PRIORITY_KEY, "high")), Priority.LOW),
+        ],
+    )
+    def test_the_priority_is_known_before_the_handler_runs(self, metadata: Metadata, priority: Priority) -> None:
+        bench = Bench(lambda call: call.reply(call.priority.word.encode()))
+        assert bench.ask(b"not parsed", metadata).sent == [priority.word.encode()]
+
+    @pytest.mark.parametrize("value", ["", "HIGH", "1", "highest", b"high", "x" * 1000])
+    def test_what_is_no_priority(self, value: str | bytes) -> None:
+        bench = Bench(echo)
+        (sent,) = bench.ask(b"", ((PRIORITY_KEY, value),)).sent
+        assert isinstance(sent, Status)
+        assert sent.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "'rafaga-priority': expected high, normal, low, got" in sent.message
+        assert len(sent.message) < 100
+        assert bench.router.in_flight.count == 0
+
+    def test_a_stranger_hears_of_nothing_but_the_token(self) -> None:
+        bench = Bench(echo, tokens=("one",))
+        assert bench.ask(b"", ((PRIORITY_KEY, "x"),)).code is grpc.StatusCode.UNAUTHENTICATED
+
+    def test_too_many_of_low_priority_leave_room_for_the_high(self) -> None:
+        bench = Bench(lambda call: None, most=4)
+        low = [bench.ask(b"", ((PRIORITY_KEY, "low"),)) for _ in range(5)]
+        assert [call.finished for call in low] == [False] * 4 + [True]
+        assert not bench.ask(b"", ((PRIORITY_KEY, "high"),)).finished
+        assert bench.ask(b"", ((PRIORITY_KEY, "high"),)).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert bench.count("rafaga_refusals_total", reason="QUEUE_FULL") == 2
+
+    def test_too_large(self) -> None:
+        bench = Bench(echo, limit=4)
+        assert bench.ask(b"1234").code is grpc.StatusCode.OK
+        assert bench.ask(b"12345").code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert bench.count("rafaga_refusals_total", reason="REQUEST_TOO_LARGE") == 1
+
+    def test_draining(self) -> None:
+        bench = Bench(lambda call: None)
+        before = bench.ask()
+        bench.router.drain()
+        assert bench.ask().code is grpc.StatusCode.UNAVAILABLE
+        assert not bench.router.in_flight.wait_until_none(0.01)
+        before.reply(b"late, and answered")
+        assert bench.router.in_flight.wait_until_none(WAIT_S)
+        assert before.code is grpc.StatusCode.OK
+
+    @pytest.mark.parametrize(("left", "error"), [(-1.0, DeadlineExceeded), (WAIT_S, Cancelled)])
+    def test_a_call_whose_caller_left(self, left: float, error: type[RafagaError]) -> None:
+        bench = Bench(lambda call: None)
+        bench.ask(deadline=time.monotonic() + left).cancel()
+        assert isinstance(bench.settled[0][1], error)
+
+    def test_a_refusal_before_there_was_a_call(self) -> None:
+        bench = Bench(echo)
+        bench.router.book_refusal(METHOD, Unauthenticated("who are you?"))
+        bench.router.book_refusal("/unknown", Unauthenticated("who are you?"))
+        assert bench.count("rafaga_refusals_total", reason="UNAUTHENTICATED") == 1
+
+
+class TestAuthenticator:
+    def test_without_tokens_everybody_may_call(self) -> None:
+        assert not Authenticator(()).required
+        Authenticator(()).check(())
+
+    @pytest.mark.parametrize("token", ["one", "two"])
+    def test_known_tokens(self, token: str) -> None:
+        bench = Bench(echo, tokens=("one", "two"))
+        metadata = (("user-agent", "x"), ("authorization", f"Bearer {token}"))
+        assert bench.ask(b"", metadata).code is grpc.StatusCode.OK
+
+    @pytest.mark.parametrize(
+        "metadata",
+        [
+            (),
+            (("authorization", "Bearer three"),),
+            (("authorization", "Bearer "),),
+            (("authorization", "Bearer"),),
+            (("authorization", "one"),),
+            (("authorization", "Basic one"),),
+            (("authorization", b"Bearer one"),),
+            (("authorization-bin", "Bearer one"),),
+            (("authorization", "Bearer one "),),
+            (("authorization", "Bearer " + hashlib.sha256(b"one").hexdigest()),),
+        ],
+    )
+    def test_everything_else(self, metadata: Metadata) -> None:
+        bench = Bench(echo, tokens=("one", "two"))
+        assert bench.ask(b"", metadata).code is grpc.StatusCode.UNAUTHENTICATED
+        assert bench.count("rafaga_refusals_total", reason="UNAUTHENTICATED") == 1
+
+
+class TestInFlight:
+    def test_waiting_until_none(self) -> None:
+        in_flight = InFlight()
+        assert in_flight.wait_until_none(0.0)
+        in_flight.enter(Priority.NORMAL, 1)
+        assert not in_flight.wait_until_none(0.0)
+        waited: list[bool] = []
+        waiter = threading.Thread(target=lambda: waited.append(in_flight.wait_until_none(WAIT_S)))
+        waiter.start()
+        in_flight.leave(Priority.NORMAL, 1)
+        waiter.join(WAIT_S)
+        assert waited == [True]
+
+    def test_many_threads(self) -> None:
+        in_flight = InFlight()
+
+        def come_and_go() -> None:
+            for _ in range(500):
+                in_flight.enter(Priority.NORMAL, 1)
+                in_flight.leave(Priority.NORMAL, 1)
+
+        threads = [threading.Thread(target=come_and_go) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT_S)
+        assert in_flight.count == 0
+
+    @pytest.mark.parametrize("flood", Priority)
+    def test_a_flood_of_one_priority_leaves_each_other_its_share(self, flood: Priority) -> None:
+        in_flight = InFlight(max_calls=8)
+        assert [in_flight.enter(flood, 0) for _ in range(9)] == [True] * 8 + [False]
+        in_flight.leave(flood, 0)
+        for other in set(Priority) - {flood}:
+            assert [in_flight.enter(other, 0) for _ in range(3)] == [True, True, False]
+            in_flight.leave(other, 0)
+        assert in_flight.count == 12
+        in_flight.leave(flood, 0)
+        assert not in_flight.enter(flood, 0), "the shares of others are not the flood's"
+
+    @pytest.mark.parametrize("flood", Priority)
+    def test_bytes_are_bounded_by_the_same_rule(self, flood: Priority) -> None:
+        in_flight = InFlight(max_bytes=800)
+        assert [in_flight.enter(flood, 200) for _ in range(5)] == [True] * 4 + [False]
+        in_flight.leave(flood, 200)
+        for other in set(Priority) - {flood}:
+            assert [in_flight.enter(other, 150) for _ in range(2)] == [True, False]
+            in_flight.leave(other, 150)
+        for priority, size in [(flood, 200)] * 4 + [(other, 150) for other in set(Priority) - {flood}]:
+            in_flight.leave(priority, size)
+        assert in_flight.enter(flood, 800), "all were given back"

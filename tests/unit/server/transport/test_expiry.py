@@ -1,0 +1,128 @@
+"""Calls end when the time runs out that their requests allow, and are forgotten when they end before."""
+
+from __future__ import annotations
+
+import gc
+import math
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from rafaga.server.transport import expiry as expiries
+from rafaga.server.transport.calls import Call
+from rafaga.server.transport.expiry import Expiry
+from tests.unit.server.transport.test_calls import WAIT_S, FakeCall
+
+
+@pytest.fixture
+def expiry() -> Iterator[Expiry]:
+    expiry = Expiry()
+    yield expiry
+    expiry.close()
+    if expiry._thread is not None:
+        expiry._thread.join(WAIT_S)
+        assert not expiry._thread.is_alive()
+
+
+class Awaited(FakeCall):
+    """Tells when its work was dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropped = threading.Event()
+        self.on_cancel(self.dropped.set)
+
+
+def test_calls_expire_in_the_order_of_their_deadlines(expiry: Expiry) -> None:
+    calls = [Awaited() for _ in range(3)]
+    order: list[int] = []
+    for number, call in enumerate(calls):
+        call.on_cancel(lambda number=number, call=call: (order.append(number), call.dropped.set()))
+    now = time.monotonic()
+    for call, left_s in zip(calls, (0.3, 0.1, 0.2), strict=True):
+        expiry.watch(call, now + left_s)
+    assert all(call.dropped.wait(WAIT_S) for call in calls)
+    assert order == [1, 2, 0]
+    assert {call.code for call in calls} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+    assert len(expiry) == 0
+
+
+def test_where_the_system_gives_no_thread_the_next_call_tries_again(
+    expiry: Expiry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            expiry.watch(Awaited(), time.monotonic())
+    call = Awaited()
+    expiry.watch(call, time.monotonic())
+    assert call.dropped.wait(WAIT_S)
+
+
+def test_an_answered_call_is_left_alone(expiry: Expiry) -> None:
+    answered, late = Awaited(), Awaited()
+    now = time.monotonic()
+    expiry.watch(answered, now + 0.05)
+    expiry.watch(late, now + 0.06)
+    answered.reply(b"in time")
+    assert late.dropped.wait(WAIT_S)
+    assert answered.sent == [b"in time"]
+    assert not answered.dropped.is_set()
+
+
+def test_a_deadline_of_centuries(expiry: Expiry) -> None:
+    patient, late = Awaited(), Awaited()
+    expiry.watch(patient, time.monotonic() + 9e12)
+    expiry.watch(late, time.monotonic())
+    assert late.dropped.wait(WAIT_S)
+    assert patient.sent == []
+
+
+def test_a_call_that_cannot_be_told_does_not_end_the_thread(expiry: Expiry) -> None:
+    class Broken(Awaited):
+        def _send_failure(self, status: object) -> None:
+            raise ConnectionError
+
+    broken, late = Broken(), Awaited()
+    expiry.watch(broken, time.monotonic())
+    assert broken.dropped.wait(WAIT_S)
+    expiry.watch(late, time.monotonic())
+    assert late.dropped.wait(WAIT_S)
+
+
+def test_calls_that_ended_before_they_came(expiry: Expiry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quick engine answers before anybody watches; tidying then leaves nothing."""
+    monkeypatch.setattr(expiries, "_MIN_TIDY", 16)
+    expiry._tidy_at = 16
+    for _ in range(100):
+        call = FakeCall()
+        call.reply(b"")
+        expiry.watch(call, time.monotonic() + 1e6)
+        assert len(expiry) <= 16
+
+
+def test_calls_that_ended_are_not_kept(expiry: Expiry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the calls, with their requests, nor for long what was noted of them."""
+    monkeypatch.setattr(expiries, "_MIN_TIDY", 16)
+    expiry._tidy_at = 16
+    waiting = FakeCall()
+    expiry.watch(waiting, math.inf)
+    first: weakref.ref[Call] | None = None
+    for _ in range(1000):
+        call = FakeCall()
+        first = first or weakref.ref(call)
+        expiry.watch(call, time.monotonic() + 1e6)
+        call.reply(b"")
+        assert len(expiry) <= 17
+    del call
+    gc.collect()
+    assert first is not None
+    assert first() is None
+    assert waiting.sent == []

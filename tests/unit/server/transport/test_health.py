@@ -1,0 +1,159 @@
+"""grpc.health.v1 as probes and watchers see it, over a real channel."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from rafaga.server.transport.health import MAX_WATCHES, Health
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+WAIT_S = 30.0
+
+
+class Served:
+    def __init__(self) -> None:
+        self.health = Health()
+        self.pool = ThreadPoolExecutor(MAX_WATCHES + 4)
+        self.server = grpc.server(self.pool)
+        self.health.add_to(self.server)
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}")
+        self.server.start()
+        self.stub = health_pb2_grpc.HealthStub(self.channel)
+
+    def check(self, service: str = "") -> int:
+        return int(self.stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=WAIT_S).status)
+
+    def watch(self, service: str = "") -> Iterator[int]:
+        for answer in self.stub.Watch(health_pb2.HealthCheckRequest(service=service), timeout=WAIT_S):
+            yield int(answer.status)
+
+    def close(self) -> None:
+        self.health.close()
+        self.channel.close()
+        self.server.stop(0).wait(WAIT_S)
+        self.pool.shutdown()
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    served = Served()
+    yield served
+    served.close()
+
+
+def test_not_serving_until_told(served: Served) -> None:
+    assert served.check() == NOT_SERVING
+    served.health.server(lambda: True)
+    assert served.check() == SERVING
+    served.health.server(lambda: False)
+    assert served.check() == NOT_SERVING
+
+
+def test_what_was_found_first_is_not_told_last(served: Served) -> None:
+    """One thread finds the server ready and is held up; meanwhile another finds that it is not."""
+    ready, looking, go_on = [True], threading.Event(), threading.Event()
+
+    def look() -> bool:
+        found = ready[0]
+        looking.set()
+        assert go_on.wait(WAIT_S)
+        return found
+
+    threads = [threading.Thread(target=served.health.server, args=(find,)) for find in (look, lambda: ready[0])]
+    threads[0].start()
+    assert looking.wait(WAIT_S)
+    ready[0] = False
+    threads[1].start()
+    threads[1].join(0.05)
+    go_on.set()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert served.check() == NOT_SERVING
+
+
+def test_death_is_for_good(served: Served) -> None:
+    assert (served.check("rafaga.v1.Catalog"), served.health.alive) == (SERVING, True)
+    served.health.die()
+    served.health.process(lambda: True)
+    assert (served.check("rafaga.v1.Catalog"), served.health.alive) == (NOT_SERVING, False)
+
+
+def test_models_have_a_health_of_their_own(served: Served) -> None:
+    served.health.model("digits", lambda: True)
+    served.health.model("broken", lambda: False)
+    assert (served.check("digits"), served.check("broken"), served.check()) == (SERVING, NOT_SERVING, NOT_SERVING)
+
+
+def test_unknown_models(served: Served) -> None:
+    with pytest.raises(grpc.RpcError) as error:
+        served.check("nobody")
+    assert error.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+
+
+def test_the_catalogue_is_alive_without_a_model(served: Served) -> None:
+    assert served.check("rafaga.v1.Catalog") == SERVING
+
+
+def test_but_not_where_only_a_new_process_helps(served: Served) -> None:
+    served.health.process(lambda: False)
+    assert served.check("rafaga.v1.Catalog") == NOT_SERVING
+    served.health.process(lambda: True)
+    assert served.check("rafaga.v1.Catalog") == SERVING
+
+
+def test_draining_is_for_good(served: Served) -> None:
+    served.health.server(lambda: True)
+    served.health.model("digits", lambda: True)
+    served.health.drain()
+    served.health.server(lambda: True)
+    served.health.model("digits", lambda: True)
+    assert (served.check(), served.check("digits")) == (NOT_SERVING, NOT_SERVING)
+
+
+def test_a_watcher_is_told_of_every_change(served: Served) -> None:
+    watch = served.watch("digits")
+    assert next(watch) == UNKNOWN
+    served.health.model("digits", lambda: False)
+    assert next(watch) == NOT_SERVING
+    served.health.model("digits", lambda: True)
+    assert next(watch) == SERVING
+    served.health.drain()
+    assert next(watch) == NOT_SERVING
+    served.health.close()
+    assert list(watch) == []
+
+
+def test_watchers_that_left_make_room(served: Served) -> None:
+    request = health_pb2.HealthCheckRequest()
+    watches = [served.stub.Watch(request, timeout=WAIT_S) for _ in range(MAX_WATCHES)]
+    for watch in watches:
+        next(watch)
+    with pytest.raises(grpc.RpcError) as error:
+        next(served.watch())
+    assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
+    for watch in watches:
+        watch.cancel()
+    for _ in range(1000):
+        try:
+            assert next(served.watch()) == NOT_SERVING
+            break
+        except grpc.RpcError:
+            threading.Event().wait(0.01)
+    else:
+        pytest.fail("the places of watchers that left are not given again")
+
+
+def test_a_watcher_that_does_not_read_holds_up_nobody(served: Served) -> None:
+    silent = served.stub.Watch(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
+    next(silent)
+    for n in range(500):
+        served.health.server(lambda odd=bool(n % 2): odd)
+    assert served.check() == SERVING
+    silent.cancel()
