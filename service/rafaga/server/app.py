@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pythonjsonlogger.json import JsonFormatter
 
 from rafaga.errors import DeviceError
-from rafaga.server.config.settings import Config, ConfigError, LogFormat, ModelControl, TransportKind
+from rafaga.server.config.settings import Config, ConfigError, LogFormat, ModelControl
 from rafaga.server.engines import devices
 from rafaga.server.engines.cpu_count import available_cores
 from rafaga.server.engines.memory_budget import MIB
@@ -35,11 +35,11 @@ from rafaga.server.services.open_inference.service import OpenInference
 from rafaga.server.services.open_inference.stream import Streams
 from rafaga.server.services.sequences import Sequences
 from rafaga.server.services.vision import Vision
-from rafaga.server.transport.calls import Authenticator, InFlight, Router, Transport
 from rafaga.server.transport.expiry import Expiry
-from rafaga.server.transport.grpc import GrpcioTransport, Limits, Tls
+from rafaga.server.transport.grpc import GrpcTransport, Limits, Tls
 from rafaga.server.transport.health import Health, add_reflection
 from rafaga.server.transport.http import HttpServer
+from rafaga.server.transport.router import Authenticator, InFlight, Router
 
 if TYPE_CHECKING:  # an extra of its own
     from rafaga.server.transport.tracing import Tracer
@@ -119,7 +119,7 @@ def build(config: Config) -> Server:
         workers=workers,
         streams=streams,
         expiry=expiry,
-        transport=_transport(config, router, authenticator, health, streams, metrics),
+        transport=_transport(config, router, authenticator, health, streams),
         admin=_admin(config, repository, authenticator, metrics),
         poller=Poller(repository, config.poll_interval_s) if config.model_control is ModelControl.POLL else None,
         http=HttpServer(
@@ -164,10 +164,9 @@ def _transport(
     authenticator: Authenticator,
     health: Health,
     streams: Streams,
-    metrics: Metrics,
-) -> Transport:
+) -> GrpcTransport:
     address = f"{config.host}:{config.grpc_port}"
-    limits = Limits(config.max_request_bytes, config.most_calls)
+    limits = Limits(config.max_request_bytes)
     names = tuple(sorted({path.split("/")[1] for path in router.methods}))
     services = (
         health.add_to,
@@ -177,24 +176,19 @@ def _transport(
     secured = authenticator.required or config.tls_client_ca is not None
     if not config.loopback and not secured:
         _LOG.warning("listening on %s without a bearer token or client certificates: anybody may call", config.host)
-    if config.transport is TransportKind.NATIVE:
-        try:
-            from rafaga.server.transport.native import NativeTransport
-        except ImportError:
-            raise ConfigError("the native transport is not installed: pip install 'rafaga[native]'") from None
-        return NativeTransport(address, router, authenticator, limits, services, metrics, health.die)
-    return GrpcioTransport(address, router, authenticator, limits, _tls(config), services)
+    return GrpcTransport(address, router, authenticator, limits, _tls(config), services, on_death=health.die)
 
 
-def _admin(config: Config, repository: Repository, authenticator: Authenticator, metrics: Metrics) -> Transport | None:
+def _admin(config: Config, repository: Repository, authenticator: Authenticator, metrics: Metrics) -> GrpcTransport | None:
     """Whoever can reach it decides what is served: nobody from outside, unless callers must show a token."""
     if config.admin_port is None:
         return None
     host = config.host if authenticator.required else "127.0.0.1"
     handlers = RepositoryAdmin(repository).handlers()
     router = Router(handlers, authenticator, metrics, _ADMIN_REQUEST_BYTES, InFlight(_ADMIN_CALLS))
-    limits = Limits(_ADMIN_REQUEST_BYTES, _ADMIN_CALLS)
-    return GrpcioTransport(f"{host}:{config.admin_port}", router, authenticator, limits, _tls(config))
+    limits = Limits(_ADMIN_REQUEST_BYTES)
+    address = f"{host}:{config.admin_port}"
+    return GrpcTransport(address, router, authenticator, limits, _tls(config), blocking=True)
 
 
 def _tracer(config: Config) -> Tracer | None:

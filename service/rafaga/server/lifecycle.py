@@ -14,10 +14,11 @@ from rafaga.server.config.settings import Config
 from rafaga.server.repository.repository import Poller, Repository
 from rafaga.server.services.common import Workers
 from rafaga.server.services.open_inference.stream import Streams
-from rafaga.server.transport.calls import Router, Transport
 from rafaga.server.transport.expiry import Expiry
 from rafaga.server.transport.health import Health
+from rafaga.server.transport.grpc import GrpcTransport
 from rafaga.server.transport.http import HttpServer
+from rafaga.server.transport.router import Router
 
 if TYPE_CHECKING:  # an extra of its own
     from rafaga.server.transport.tracing import Tracer
@@ -39,8 +40,8 @@ class Server:
         workers: Workers,
         streams: Streams,
         expiry: Expiry,
-        transport: Transport,
-        admin: Transport | None,
+        transport: GrpcTransport,
+        admin: GrpcTransport | None,
         poller: Poller | None,
         http: HttpServer,
         tracer: Tracer | None = None,

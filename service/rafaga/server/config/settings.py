@@ -37,7 +37,7 @@ PREFIX = "RAFAGA_"
 
 # On grpcio each holds a thread, and threads that wake up all at once stand in each other's way. On native the queue of
 # each model, which predicts times, does the refusing.
-_GRPCIO_CALLS = 256
+_GRPCIO_CALLS = 4096
 _NATIVE_CALLS = 4096
 
 

@@ -146,7 +146,7 @@ class ServedModel:
             self._changed.notify()
             return False
 
-    def step(self, on_hung: Callable[[], None] = lambda: None) -> bool:
+    def run_inline(self, on_hung: Callable[[], None] = lambda: None) -> bool:
         """Runs a batch in the caller's thread, if the engine is free. True when there is more to run: call again.
 
         `on_hung` is called, by any thread and perhaps twice, when the run is given up: the caller's thread may never

@@ -7,7 +7,7 @@ from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.plain_onnx import PlainModel
 from rafaga.server.repository.repository import Repository, Slot, State
 from rafaga.server.services.common import parse
-from rafaga.server.transport.calls import Call, Handler
+from rafaga.server.transport.call import Call, Handler
 from rafaga.v1 import catalog_pb2 as pb
 
 _STATES = {

@@ -19,7 +19,7 @@ from rafaga.images import prepare
 from rafaga.priority import Priority
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.scheduling.job import Arrays, Job, JobTiming
-from rafaga.server.transport.calls import Call
+from rafaga.server.transport.call import Call
 from rafaga.v1 import common_pb2
 
 _LOG = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ def submit(
         call.reply(answer if isinstance(answer, bytes) else answer.SerializeToString())
 
     job = Job(inputs, succeed, call.fail, call.deadline, key, cost, priority or call.priority)
-    if model.submit(job, may_run=call.may_run):
-        call.step = model.step
+    if model.submit(job, may_run=call.inline is not None) and call.inline is not None:
+        call.inline.add(model)
     call.on_cancel(lambda: model.cancel(job))
 
 
@@ -157,7 +157,7 @@ class Workers:
 
     def run(self, call: Call, work: Callable[[], None]) -> None:
         """Runs `work` for `call` in a thread; its errors become the call's. Raises QueueFull when too much waits."""
-        call.may_run = False
+        call.inline = None
         if not self._free.acquire(blocking=False):
             raise QueueFull("too many images wait to be decoded: retry later", 0.1)
 

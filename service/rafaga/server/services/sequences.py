@@ -13,7 +13,7 @@ from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
 from rafaga.server.scheduling.job import Arrays, JobTiming
 from rafaga.server.services.common import best_of, model_info, parse, submit, timing_message
-from rafaga.server.transport.calls import Call, Handler
+from rafaga.server.transport.call import Call, Handler
 from rafaga.v1 import sequences_pb2 as pb
 
 _MOST_SHOWN = 20

@@ -15,7 +15,7 @@ from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
 from rafaga.server.services.common import Decoded, RequestLimits, Workers, decode, parse, submit
 from rafaga.server.services.vision_replies import Answer, classified, detected, featured, segmented
-from rafaga.server.transport.calls import Call, Handler
+from rafaga.server.transport.call import Call, Handler
 from rafaga.tensors import check_shape, from_wire
 from rafaga.v1 import vision_pb2 as pb
 

@@ -11,7 +11,7 @@ from rafaga.server.repository.repository import Repository
 from rafaga.server.services.common import parse
 from rafaga.server.services.open_inference.service import index
 from rafaga.server.services.open_inference.stream import SERVICE
-from rafaga.server.transport.calls import Call, Handler
+from rafaga.server.transport.call import Call, Handler
 
 
 class RepositoryAdmin:

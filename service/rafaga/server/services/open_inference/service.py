@@ -36,7 +36,7 @@ from rafaga.server.services.open_inference.tensors import (
     shape,
     wanted_outputs,
 )
-from rafaga.server.transport.calls import Call, Handler
+from rafaga.server.transport.call import Call, Handler
 from rafaga.server.transport.expiry import Expiry
 
 _EXTENSIONS = ("classification", "model_configuration", "model_repository(index)", "statistics", "binary_tensor_data")

@@ -15,13 +15,12 @@ from google.protobuf.message import DecodeError
 from rafaga.errors import Draining, QueueFull, Status, to_status
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.server.services.open_inference.tensors import field
-from rafaga.server.transport.calls import Call, Metadata, Router
+from rafaga.server.transport.call import Call, Metadata
+from rafaga.server.transport.grpc import MAX_STREAMS
+from rafaga.server.transport.router import Router
 
 SERVICE = "inference.GRPCInferenceService"
 INFER = f"/{SERVICE}/ModelInfer"
-
-MAX_STREAMS = 64
-"""Streams at once; each holds a thread of the transport. More are refused: there is ModelInfer."""
 
 WINDOW = 256
 """Messages of one stream that are not answered, or whose answers the caller has not taken."""
@@ -44,8 +43,7 @@ class Streams:
 
     def add_to(self, server: grpc.Server) -> None:
         handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(self._serve)
-        handlers = {"ModelStreamInfer": handler}
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        server.add_registered_method_handlers(SERVICE, {"ModelStreamInfer": handler})  # type: ignore[attr-defined]
 
     def _serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         stream = _Stream(self._router, context)
@@ -143,7 +141,7 @@ class _Stream:
                         return
                     self._calls.add(call)
                     self._dispatching = call
-                self._router.dispatch(call)
+                self._router.handle(call)
                 with self._lock:
                     self._dispatching = None
                 if self._over:
@@ -196,5 +194,5 @@ class _StreamCall(Call):
     def _send_failure(self, status: Status) -> None:
         self._stream.failed(self, status)
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._stream.forget(self)

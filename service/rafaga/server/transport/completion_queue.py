@@ -1,0 +1,296 @@
+"""One thread drives grpcio's completion queue: no pool between a call and its handler, no thread parked per call.
+
+    request_call  →  admit  →  receive message  →  dispatch  →  …  →  one batch of operations: close, metadata, message, status
+
+grpcio's own server hands each call to a pool thread, which waits for the message, for the engine and for the reply to
+be written: about five wake-ups per call. Its parts under `grpc._cython.cygrpc` can be driven directly. TLS, message
+limits, keepalive, flow control and header limits live in the C core below them and hold as before.
+
+The thread takes a burst of events, then runs one batch of each quick model that got requests, then takes the next
+burst. Replies are started by whichever thread has them. Events of methods that are registered with the grpc.Server
+(health, reflection, streams) go to grpcio's own code and its thread pool.
+
+Everything that grpcio keeps private and the server uses is in this file. `unsupported` checks it at start.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import grpc
+from grpc import _server
+from grpc._cython import cygrpc
+
+from rafaga.errors import InvalidRequest, Status
+from rafaga.server.transport.call import Call, InlineModel, Metadata
+from rafaga.server.transport.router import Router
+
+_LOG = logging.getLogger(__name__)
+
+# Calls that the core may hand over before the thread asks for more. Others wait in the core.
+_REQUESTED_CALLS = 64
+# Events of one burst, before quick models run.
+_BURST = 256
+# A deadline beyond this is none: the core shows "no deadline" as a time in the far future.
+_NO_DEADLINE_S = 1e9
+
+_REQUEST = "rafaga_request_call"
+_TIMEOUT = cygrpc.CompletionType.queue_timeout
+_OK = cygrpc.StatusCode.ok
+
+
+def unsupported() -> str | None:
+    """Why this version of grpcio cannot be driven by `CompletionQueueLoop`; None when it looks as expected."""
+    try:
+        server = grpc.server(cast("Any", None))
+        state = server._state  # type: ignore[attr-defined]
+        for name in ("lock", "completion_queue", "server", "stage", "due", "rpc_states", "registered_method_handlers"):
+            getattr(state, name)
+        for name in ("start", "request_call", "request_registered_call", "register_method", "shutdown"):
+            getattr(state.server, name)
+        for name in ("_process_event_and_continue", "_request_registered_call", "_stop_serving"):
+            getattr(_server, name)
+        getattr(_server._ServerStage, "STARTED")  # noqa: B009  private: mypy does not know it
+        getattr(state.completion_queue, "poll")  # noqa: B009
+        getattr(cygrpc.Call, "start_server_batch")  # noqa: B009
+        cygrpc.ReceiveMessageOperation(0)
+        _final_operations(b"", True)
+        _failure_operations(Status(grpc.StatusCode.INTERNAL, "", (("key", "value"),)), True)
+    except Exception as error:  # whatever a changed private interface raises
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+class CompletionQueueLoop:
+    """Serves `server`: the methods of `router` itself, registered methods through grpcio.
+
+    `on_death`: called when no thread polls the queue any more and none can be started.
+    """
+
+    def __init__(self, server: grpc.Server, router: Router, on_death: Callable[[], None]) -> None:
+        self._state: Any = server._state  # type: ignore[attr-defined]
+        self._router = router
+        self._on_death = on_death
+        self._methods: Mapping[bytes, str] = {method.encode(): method for method in router.methods}
+        self._open: set[_LoopCall] = set()
+        self._requested = 0
+        self._taking_over = threading.Lock()
+
+    def start(self) -> None:
+        """What grpc.Server.start does, with this loop in the place of its own. Raises RuntimeError without a thread."""
+        state = self._state
+        with state.lock:
+            state.server.start()
+            state.stage = _server._ServerStage.STARTED
+            for method in state.registered_method_handlers:
+                _server._request_registered_call(state, method)
+            # As long as this stands in `due`, grpcio's stop() waits for the calls of this loop too.
+            state.due.add(_REQUEST)
+            for _ in range(_REQUESTED_CALLS):
+                self._request()
+        self._begin(_Turn())
+
+    def _request(self) -> None:
+        try:
+            self._state.server.request_call(self._state.completion_queue, self._state.completion_queue, _REQUEST)
+        except (ValueError, cygrpc.UsageError):
+            return  # shutdown has begun
+        self._requested += 1
+
+    def _begin(self, turn: _Turn) -> None:
+        threading.Thread(target=self._run, args=(turn,), name="transport", daemon=True).start()
+
+    def _take_over(self, turn: _Turn) -> None:
+        """The polling thread hangs in a model's run: another thread takes its place and what it had left to do."""
+        with self._taking_over:
+            if turn.over:
+                return
+            turn.over = True
+            try:
+                self._begin(_Turn(turn.models, turn.fresh))
+            except RuntimeError:
+                _LOG.critical("no thread polls for calls and none can be started: restart required", exc_info=True)
+                self._on_death()
+
+    def _run(self, turn: _Turn) -> None:
+        poll = self._state.completion_queue.poll
+
+        def on_hung() -> None:
+            self._take_over(turn)
+
+        while True:
+            wait = 0 if turn.models else None
+            for _ in range(_BURST):
+                event = poll(wait)
+                if event.completion_type == _TIMEOUT:
+                    break
+                if not self._process(event, turn):
+                    return
+                # Dropped before the next poll: an event of a call that ended keeps it, and the server, alive.
+                event = None
+                wait = 0
+            for model in list(turn.models):
+                more = model.run_inline(on_hung)
+                if turn.over:
+                    return
+                if not more:
+                    turn.models.discard(model)
+            fresh, turn.fresh = turn.fresh, []
+            for call in fresh:
+                call.watch()
+
+    def _process(self, event: Any, turn: _Turn) -> bool:
+        """False once the server has stopped."""
+        tag = event.tag
+        try:
+            if tag is _REQUEST:
+                self._requested -= 1
+                if event.success:
+                    self._request()
+                    self._arrived(event, turn)
+            elif type(tag) is _Tag:
+                tag.call.completed(tag.kind, event)
+            else:
+                return bool(_server._process_event_and_continue(self._state, event))
+        except Exception:  # this thread serves all callers: one call's failure must not end it
+            _LOG.exception("unhandled exception in the transport")
+        return bool(self._requested or self._open) or not self._stopped()
+
+    def _stopped(self) -> bool:
+        with self._state.lock:
+            self._state.due.discard(_REQUEST)
+            return bool(_server._stop_serving(self._state))
+
+    def _arrived(self, event: Any, turn: _Turn) -> None:
+        name = event.call_details.method
+        method = self._methods.get(name) or name.decode(errors="replace")
+        remaining = event.call_details.deadline - time.time()
+        deadline = math.inf if remaining > _NO_DEADLINE_S else time.monotonic() + remaining
+        call = _LoopCall(self, turn, event, method, deadline)
+        self._open.add(call)
+        if self._router.admit(call):
+            call.receive()
+            turn.fresh.append(call)
+
+    def received(self, call: _LoopCall) -> None:
+        self._router.dispatch(call)
+
+    def forget(self, call: _LoopCall) -> None:
+        self._open.discard(call)
+
+
+class _Turn:
+    """The time of one thread as the polling one.
+
+    models: quick ones that may have batches to run. fresh: calls whose cancellation nobody listens for yet. over: another
+    thread has taken over.
+    """
+
+    def __init__(self, models: Iterable[InlineModel] = (), fresh: Iterable[_LoopCall] = ()) -> None:
+        self.models = set(models)
+        self.fresh = list(fresh)
+        self.over = False
+
+    def add(self, model: InlineModel) -> None:
+        self.models.add(model)
+
+
+class _Tag:
+    """Marks the completion of one batch of operations of a call."""
+
+    __slots__ = ("call", "kind")
+
+    def __init__(self, call: _LoopCall, kind: int) -> None:
+        self.call = call
+        self.kind = kind
+
+
+_MESSAGE, _CLOSE, _FINAL, _FINAL_AND_CLOSE = range(4)
+
+
+class _LoopCall(Call):
+    """Batches of operations: receive the message; receive the close; send the final ones.
+
+    A call that is answered within the burst that brought it receives its close in the final batch: one completion
+    instead of two. Whether it does is decided by the first to take `_unwatched`: the reply, or the end of the burst.
+    """
+
+    def __init__(self, loop: CompletionQueueLoop, turn: _Turn, event: Any, method: str, deadline: float) -> None:
+        super().__init__(method, deadline=deadline)
+        self.inline = turn
+        self._loop = loop
+        self._call = event.call
+        self._metadata: Metadata = event.invocation_metadata
+        self._unwatched = threading.Lock()
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._metadata
+
+    @property
+    def peer(self) -> str:
+        return str(self._call.peer().decode())
+
+    def receive(self) -> None:
+        self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), _Tag(self, _MESSAGE))
+
+    def watch(self) -> None:
+        """Listens for the caller's cancellation, unless the call was answered already."""
+        if self._unwatched.acquire(blocking=False):
+            self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), _Tag(self, _CLOSE))
+
+    def completed(self, kind: int, event: Any) -> None:
+        if kind == _MESSAGE:
+            message = event.batch_operations[0].message()
+            if self.finished:
+                return
+            if message is None:  # half-closed without one; or cut off by the core, which then has answered already
+                self.fail(InvalidRequest("expected one request message, got none"))
+            else:
+                self.request = message
+                self._loop.received(self)
+        elif kind == _CLOSE:
+            # Also completes after a reply; then there is nothing left to cancel.
+            self.cancel()
+        else:
+            self._loop.forget(self)
+
+    def _send(self, payload: bytes) -> None:
+        self._finish(_final_operations(payload, self._unwatched.acquire(blocking=False)))
+
+    def _send_failure(self, status: Status) -> None:
+        self._finish(_failure_operations(status, self._unwatched.acquire(blocking=False)))
+
+    def _finish(self, operations: list[Any]) -> None:
+        self._call.start_server_batch(operations, _Tag(self, _FINAL))
+
+    def _release(self) -> None:
+        self._loop.forget(self)
+
+
+def _final_operations(payload: bytes, with_close: bool) -> list[Any]:
+    operations = [
+        cygrpc.SendInitialMetadataOperation(None, 0),
+        cygrpc.SendMessageOperation(payload, 0),
+        cygrpc.SendStatusFromServerOperation(None, _OK, b"", 0),
+    ]
+    if with_close:
+        operations.append(cygrpc.ReceiveCloseOnServerOperation(0))
+    return operations
+
+
+def _failure_operations(status: Status, with_close: bool) -> list[Any]:
+    operations = [
+        cygrpc.SendInitialMetadataOperation(None, 0),
+        cygrpc.SendStatusFromServerOperation(
+            status.trailing_metadata, status.code.value[0], status.message.encode(), 0
+        ),
+    ]
+    if with_close:
+        operations.append(cygrpc.ReceiveCloseOnServerOperation(0))
+    return operations

@@ -1,0 +1,240 @@
+"""The Router: admits calls, finds their handlers, books them, and turns every exception into a status."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rafaga.errors import (
+    Draining,
+    InternalError,
+    InvalidRequest,
+    QueueFull,
+    RafagaError,
+    RequestTooLarge,
+    Unauthenticated,
+    Unsupported,
+)
+from rafaga.priority import PRIORITY_KEY, Priority
+from rafaga.server.observability.metrics import MethodMetrics, Metrics
+from rafaga.server.transport.call import Call, Handler, Metadata
+
+_LOG = logging.getLogger(__name__)
+
+# When calls in flight will end is unknown; this is about a few batches of a small model.
+_RETRY_AFTER_S = 0.1
+_SHOWN_CHARACTERS = 100
+
+# A settled call, the error it failed with (None: it was answered), and the seconds from receiving to settling it.
+Trace = Callable[[Call, RafagaError | None, float], None]
+
+
+def reserved(limit: int) -> int:
+    """The part of a limit that is kept for each priority alone."""
+    return max(1, limit // 4)
+
+
+class _Held:
+    """Calls, and the bytes of their requests."""
+
+    __slots__ = ("bytes", "calls")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.bytes = 0
+
+
+class InFlight:
+    """Counts calls, and bytes of requests, that were received and are not answered yet.
+
+    A call has room while fewer than `max_calls` are in flight, or fewer of its own priority than `reserved`: calls of
+    one priority can neither keep urgent ones out nor starve the others. So there are at most `max_calls` of one
+    priority, and `2 * reserved(max_calls)` more of all. Bytes are bounded by the same rule.
+    """
+
+    def __init__(self, max_calls: int = sys.maxsize, max_bytes: int = sys.maxsize) -> None:
+        self._max_calls, self._reserved_calls = max_calls, reserved(max_calls)
+        self._max_bytes, self._reserved_bytes = max_bytes, reserved(max_bytes)
+        self._all = _Held()
+        self._of = {priority: _Held() for priority in Priority}
+        self._lock = threading.Lock()  # used directly: entering a Condition costs two Python calls more
+        self._changed = threading.Condition(self._lock)
+
+    def enter(self, priority: Priority) -> bool:
+        """Counts a call. False: over the limit; the caller must still call leave()."""
+        held, own = self._all, self._of[priority]
+        with self._lock:
+            room = held.calls < self._max_calls or own.calls < self._reserved_calls
+            held.calls += 1
+            own.calls += 1
+            return room
+
+    def hold(self, priority: Priority, size: int) -> bool:
+        """Counts the bytes of a call's request. False: over the limit; leave() must still give them back."""
+        held, own = self._all, self._of[priority]
+        with self._lock:
+            room = held.bytes + size <= self._max_bytes or own.bytes + size <= self._reserved_bytes
+            held.bytes += size
+            own.bytes += size
+            return room
+
+    def leave(self, priority: Priority, size: int) -> None:
+        held, own = self._all, self._of[priority]
+        with self._lock:
+            own.calls -= 1
+            own.bytes -= size
+            held.bytes -= size
+            held.calls -= 1
+            if not held.calls:
+                self._changed.notify_all()
+
+    @property
+    def count(self) -> int:
+        return self._all.calls
+
+    def wait_until_none(self, timeout_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._all.calls, timeout_s)
+
+
+@dataclass(frozen=True)
+class _MethodAccount:
+    """Books the calls of one method."""
+
+    metrics: MethodMetrics
+    in_flight: InFlight
+    trace: Trace | None
+
+    def settled(self, call: Call, error: RafagaError | None, seconds: float) -> None:
+        if error is None:
+            self.metrics.answered(seconds)
+        else:
+            self.metrics.failed(error.code, error.reason, seconds)
+        self.in_flight.leave(call.priority, call.held_bytes)
+        if self.trace is not None:
+            self.trace(call, error, seconds)
+
+
+class Router:
+    """`in_flight` bounds the calls that are received and unanswered; calls over it are refused.
+
+    They are counted here, so that a refusal is typed, says when to retry, and shows in the metrics. `trace` is given
+    every call that is settled.
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        authenticator: Authenticator,
+        metrics: Metrics,
+        max_request_bytes: int,
+        in_flight: InFlight | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        self.methods = tuple(handlers)
+        self.in_flight = in_flight or InFlight()
+        self._handlers = handlers
+        self._authenticator = authenticator
+        self._max_request_bytes = max_request_bytes
+        self._accounts = {method: _MethodAccount(metrics.method(method), self.in_flight, trace) for method in handlers}
+        self._draining = False
+
+    def drain(self) -> None:
+        """Refuses every call from now on; those admitted before go on."""
+        self._draining = True
+
+    def handle(self, call: Call) -> None:
+        """Admits and dispatches a call whose request is there already."""
+        if self.admit(call):
+            self.dispatch(call)
+
+    def admit(self, call: Call) -> bool:
+        """Books a call and refuses it where its metadata alone says so, before its request is received.
+
+        False: it was answered with an error.
+        """
+        account = self._accounts.get(call.method)
+        if account is None:
+            error = self._unknown(call)
+        else:
+            call.account = account
+            try:
+                priority: Priority | InvalidRequest = requested_priority(call.metadata)
+            except InvalidRequest as wrong:
+                priority = wrong
+            if isinstance(priority, Priority):
+                call.priority = priority
+            error = self._refusal(call, self.in_flight.enter(call.priority))
+            if error is None and isinstance(priority, InvalidRequest):
+                error = priority
+        if error is not None:
+            call.fail(error)
+        return error is None
+
+    def dispatch(self, call: Call) -> None:
+        """Hands an admitted call with its request to its handler."""
+        try:
+            size = call.held_bytes = len(call.request)
+            if not self.in_flight.hold(call.priority, size):
+                raise QueueFull("too many bytes of requests are in flight: retry later", _RETRY_AFTER_S)
+            if size > self._max_request_bytes:
+                raise RequestTooLarge(
+                    f"expected a request of at most {self._max_request_bytes} bytes, got {size}: split it"
+                )
+            self._handlers[call.method](call)
+        except RafagaError as error:
+            call.fail(error)
+        except Exception:
+            # The caller gets no detail: an exception's text may hold addresses, paths or other callers' data.
+            _LOG.exception("unhandled exception in handler", extra={"method": call.method})
+            call.fail(InternalError("the server failed on this request; its log has the cause"))
+
+    def _refusal(self, call: Call, room: bool) -> RafagaError | None:
+        if self._draining:
+            return Draining("the server is stopping: send the request to another replica")
+        if not room:
+            return QueueFull("too many calls are in flight: retry later", _RETRY_AFTER_S)
+        return self._authenticator.refusal(call.metadata)
+
+    def _unknown(self, call: Call) -> RafagaError:
+        method = call.method[:_SHOWN_CHARACTERS]
+        return self._authenticator.refusal(call.metadata) or Unsupported(f"this server has no method {method!r}")
+
+
+def requested_priority(metadata: Metadata) -> Priority:
+    """Raises InvalidRequest when the metadata names an unknown priority."""
+    for key, value in metadata:
+        if key == PRIORITY_KEY:
+            try:
+                return Priority.of(str(value))
+            except ValueError as error:
+                raise InvalidRequest(f"metadata {PRIORITY_KEY!r}: {error}") from None
+    return Priority.NORMAL
+
+
+class Authenticator:
+    """Bearer tokens, of which the server knows only the sha256. With none configured, every caller is accepted."""
+
+    def __init__(self, token_sha256: Sequence[str]) -> None:
+        self._hashes = tuple(bytes.fromhex(h) for h in token_sha256)
+
+    @property
+    def required(self) -> bool:
+        return bool(self._hashes)
+
+    def refusal(self, metadata: Metadata) -> Unauthenticated | None:
+        """None where `metadata` carries "authorization: Bearer <token>" with a known token, or none is required."""
+        if not self._hashes:
+            return None
+        for key, value in metadata:
+            if key == "authorization" and isinstance(value, str) and value.startswith("Bearer "):
+                digest = hashlib.sha256(value.removeprefix("Bearer ").encode()).digest()
+                # In constant time: the time of a comparison must not show how much of a hash matched.
+                if any(hmac.compare_digest(digest, known) for known in self._hashes):
+                    return None
+        return Unauthenticated("expected metadata 'authorization: Bearer <token>' with a token that the server knows")
