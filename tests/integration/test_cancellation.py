@@ -8,7 +8,7 @@ from collections.abc import Callable
 import grpc
 import pytest
 
-from rafaga.server.transport.calls import Call
+from rafaga.server.transport.call import Call
 from tests import bundles
 from tests.integration import http2, messages
 from tests.integration.serving import PATIENCE_S, Served, connected, eventually, wait_for_queue

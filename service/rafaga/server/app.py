@@ -179,7 +179,9 @@ def _transport(
     return GrpcTransport(address, router, authenticator, limits, _tls(config), services, on_death=health.die)
 
 
-def _admin(config: Config, repository: Repository, authenticator: Authenticator, metrics: Metrics) -> GrpcTransport | None:
+def _admin(
+    config: Config, repository: Repository, authenticator: Authenticator, metrics: Metrics
+) -> GrpcTransport | None:
     """Whoever can reach it decides what is served: nobody from outside, unless callers must show a token."""
     if config.admin_port is None:
         return None

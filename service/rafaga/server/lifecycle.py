@@ -15,8 +15,8 @@ from rafaga.server.repository.repository import Poller, Repository
 from rafaga.server.services.common import Workers
 from rafaga.server.services.open_inference.stream import Streams
 from rafaga.server.transport.expiry import Expiry
-from rafaga.server.transport.health import Health
 from rafaga.server.transport.grpc import GrpcTransport
+from rafaga.server.transport.health import Health
 from rafaga.server.transport.http import HttpServer
 from rafaga.server.transport.router import Router
 

@@ -1,6 +1,6 @@
 """One thread drives grpcio's completion queue: no pool between a call and its handler, no thread parked per call.
 
-    request_call  →  admit  →  receive message  →  dispatch  →  …  →  one batch of operations: close, metadata, message, status
+    request_call  →  admit  →  receive message  →  dispatch  →  …  →  send metadata, message, status
 
 grpcio's own server hands each call to a pool thread, which waits for the message, for the engine and for the reply to
 be written: about five wake-ups per call. Its parts under `grpc._cython.cygrpc` can be driven directly. TLS, message
@@ -187,8 +187,8 @@ class CompletionQueueLoop:
 class _Turn:
     """The time of one thread as the polling one.
 
-    models: quick ones that may have batches to run. fresh: calls whose cancellation nobody listens for yet. over: another
-    thread has taken over.
+    models: quick ones that may have batches to run. fresh: calls whose cancellation is not listened for yet. over:
+    another thread has taken over.
     """
 
     def __init__(self, models: Iterable[InlineModel] = (), fresh: Iterable[_LoopCall] = ()) -> None:

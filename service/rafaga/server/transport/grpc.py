@@ -64,8 +64,8 @@ class Tls:
 class Limits:
     """What one server takes; docs/transports.md says how each limit is enforced.
 
-    keepalive_ms: between pings that find a dead peer, which has keepalive_timeout_ms to answer. min_ping_interval_ms: of
-    clients' own pings; clients that ping more often are disconnected.
+    keepalive_ms: between pings that find a dead peer, which has keepalive_timeout_ms to answer. min_ping_interval_ms:
+    clients that ping more often are disconnected.
     """
 
     max_request_bytes: int

@@ -10,7 +10,7 @@ import pytest
 
 from rafaga.errors import InternalError, InvalidImage, QueueFull, RafagaError
 from rafaga.server.services.common import Workers
-from rafaga.server.transport.calls import Call
+from rafaga.server.transport.call import Call
 
 
 class OneCall:

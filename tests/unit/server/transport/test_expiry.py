@@ -13,9 +13,9 @@ import grpc
 import pytest
 
 from rafaga.server.transport import expiry as expiries
-from rafaga.server.transport.calls import Call
+from rafaga.server.transport.call import Call
 from rafaga.server.transport.expiry import Expiry
-from tests.unit.server.transport.test_calls import WAIT_S, FakeCall
+from tests.unit.server.transport.fake_call import WAIT_S, FakeCall
 
 
 @pytest.fixture

@@ -1,167 +1,24 @@
-"""A call ends once, is booked once, and no exception of a handler leaves it without an answer."""
+"""A call is admitted or refused by its metadata, dispatched with its request, and no exception leaves it unanswered."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import threading
 import time
-from collections.abc import Callable
 
 import grpc
 import pytest
 
-from rafaga.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    InvalidRequest,
-    ModelNotFound,
-    RafagaError,
-    Status,
-    Unauthenticated,
-)
+from rafaga.errors import Cancelled, DeadlineExceeded, InvalidRequest, ModelNotFound, RafagaError, Status
 from rafaga.priority import PRIORITY_KEY, Priority
-from rafaga.server.observability.metrics import Metrics
-from rafaga.server.transport.calls import Authenticator, Call, Handler, InFlight, Metadata, Router
-
-METHOD = "/rafaga.v1.Vision/Classify"
-WAIT_S = 30.0
-
-
-class FakeCall(Call):
-    """Remembers what was sent."""
-
-    def __init__(
-        self, request: bytes = b"", metadata: Metadata = (), deadline: float = math.inf, method: str = METHOD
-    ) -> None:
-        super().__init__(method, request, deadline)
-        self._metadata = metadata
-        self.sent: list[bytes | Status] = []
-        self.let_go = 0
-
-    @property
-    def metadata(self) -> Metadata:
-        return self._metadata
-
-    @property
-    def peer(self) -> str:
-        return "test"
-
-    def _send(self, payload: bytes) -> None:
-        self.sent.append(payload)
-
-    def _send_failure(self, status: Status) -> None:
-        self.sent.append(status)
-
-    def _let_go(self) -> None:
-        self.let_go += 1
-
-    @property
-    def code(self) -> grpc.StatusCode:
-        (sent,) = self.sent
-        return grpc.StatusCode.OK if isinstance(sent, bytes) else sent.code
-
-
-class Bench:
-    """A router around one handler."""
-
-    def __init__(self, handler: Handler, *, tokens: tuple[str, ...] = (), most: int = 10, limit: int = 100) -> None:
-        self.metrics = Metrics()
-        hashes = [hashlib.sha256(token.encode()).hexdigest() for token in tokens]
-        self.settled: list[tuple[Call, RafagaError | None]] = []
-        self.router = Router(
-            {METHOD: handler},
-            Authenticator(hashes),
-            self.metrics,
-            limit,
-            InFlight(most),
-            lambda call, error, _: self.settled.append((call, error)),
-        )
-
-    def ask(self, *about: object, **more: object) -> FakeCall:
-        call = FakeCall(*about, **more)  # type: ignore[arg-type]
-        self.router.dispatch(call)
-        return call
-
-    def count(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(name, {"method": METHOD, **labels}) or 0.0
+from rafaga.server.transport.call import Call, Metadata
+from rafaga.server.transport.router import Authenticator, InFlight
+from tests.unit.server.transport.fake_call import WAIT_S, Bench, FakeCall
 
 
 def echo(call: Call) -> None:
     call.reply(call.request)
-
-
-class TestCall:
-    def test_a_callback_that_raises_does_not_keep_what_the_transport_holds(self) -> None:
-        call = FakeCall()
-
-        def fail() -> None:
-            raise ValueError("a defect")
-
-        call.on_cancel(fail)
-        with pytest.raises(ValueError, match="a defect"):
-            call.cancel()
-        assert call.let_go == 1
-
-    @pytest.mark.parametrize("first", ["reply", "fail", "cancel"])
-    def test_the_first_end_counts(self, first: str) -> None:
-        call = FakeCall()
-        ends: dict[str, Callable[[], None]] = {
-            "reply": lambda: call.reply(b"answer"),
-            "fail": lambda: call.fail(InvalidRequest("no")),
-            "cancel": call.cancel,
-        }
-        assert not call.finished
-        ends[first]()
-        for end in (*ends.values(), *ends.values()):
-            end()
-        assert call.finished
-        assert len(call.sent) == (0 if first == "cancel" else 1)
-        assert call.let_go == (1 if first == "cancel" else 0)
-
-    def test_cancelling_runs_the_callback_once(self) -> None:
-        call, calls = FakeCall(), []
-        call.on_cancel(lambda: calls.append(1))
-        call.cancel()
-        call.cancel()
-        assert calls == [1]
-
-    def test_a_callback_for_a_call_that_is_gone_runs_at_once(self) -> None:
-        call, calls = FakeCall(), []
-        call.cancel()
-        call.on_cancel(lambda: calls.append(1))
-        assert calls == [1]
-
-    def test_an_answered_call_is_not_cancelled(self) -> None:
-        call, calls = FakeCall(), []
-        call.on_cancel(lambda: calls.append(1))
-        call.reply(b"")
-        call.cancel()
-        assert calls == []
-
-    @pytest.mark.parametrize("seed", range(20))
-    def test_threads_that_race_end_it_once(self, seed: int) -> None:
-        bench = Bench(lambda call: None)
-        call = bench.ask()
-        cancelled: list[int] = []
-        call.on_cancel(lambda: cancelled.append(1))
-        barrier = threading.Barrier(9)
-
-        def race(end: Callable[[], None]) -> None:
-            barrier.wait(WAIT_S)
-            end()
-
-        ends = [lambda: call.reply(b"yes"), lambda: call.fail(InvalidRequest("no")), call.cancel] * 3
-        threads = [threading.Thread(target=race, args=(end,)) for end in ends[seed % 3 :] + ends[: seed % 3]]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(WAIT_S)
-        assert len(call.sent) + call.let_go == 1
-        assert len(cancelled) == call.let_go
-        assert len(bench.settled) == 1
-        assert bench.router.in_flight.count == 0
 
 
 class TestRouter:
@@ -285,17 +142,26 @@ class TestRouter:
         bench.ask(deadline=time.monotonic() + left).cancel()
         assert isinstance(bench.settled[0][1], error)
 
-    def test_a_refusal_before_there_was_a_call(self) -> None:
-        bench = Bench(echo)
-        bench.router.book_refusal(METHOD, Unauthenticated("who are you?"))
-        bench.router.book_refusal("/unknown", Unauthenticated("who are you?"))
-        assert bench.count("rafaga_refusals_total", reason="UNAUTHENTICATED") == 1
+    def test_refused_before_the_request_is_received(self) -> None:
+        for bench in (Bench(echo, tokens=("one",)), Bench(echo, most=0), Bench(echo)):
+            bench.router.in_flight.enter(Priority.NORMAL)  # its reserved place
+            call = FakeCall()
+            admitted = bench.router.admit(call)
+            assert admitted == (len(call.sent) == 0)
+            assert bench.router.in_flight.count == 1 + admitted
+
+    def test_an_unknown_method(self) -> None:
+        bench = Bench(echo, tokens=("one",))
+        metadata = (("authorization", "Bearer one"),)
+        assert bench.ask(b"", metadata, method="/rafaga.v1.Vision/Guess").code is grpc.StatusCode.UNIMPLEMENTED
+        assert bench.ask(method="/rafaga.v1.Vision/Guess").code is grpc.StatusCode.UNAUTHENTICATED
+        assert bench.router.in_flight.count == 0
 
 
 class TestAuthenticator:
     def test_without_tokens_everybody_may_call(self) -> None:
         assert not Authenticator(()).required
-        Authenticator(()).check(())
+        assert Authenticator(()).refusal(()) is None
 
     @pytest.mark.parametrize("token", ["one", "two"])
     def test_known_tokens(self, token: str) -> None:
@@ -328,12 +194,12 @@ class TestInFlight:
     def test_waiting_until_none(self) -> None:
         in_flight = InFlight()
         assert in_flight.wait_until_none(0.0)
-        in_flight.enter(Priority.NORMAL, 1)
+        in_flight.enter(Priority.NORMAL)
         assert not in_flight.wait_until_none(0.0)
         waited: list[bool] = []
         waiter = threading.Thread(target=lambda: waited.append(in_flight.wait_until_none(WAIT_S)))
         waiter.start()
-        in_flight.leave(Priority.NORMAL, 1)
+        in_flight.leave(Priority.NORMAL, 0)
         waiter.join(WAIT_S)
         assert waited == [True]
 
@@ -342,8 +208,8 @@ class TestInFlight:
 
         def come_and_go() -> None:
             for _ in range(500):
-                in_flight.enter(Priority.NORMAL, 1)
-                in_flight.leave(Priority.NORMAL, 1)
+                in_flight.enter(Priority.NORMAL)
+                in_flight.leave(Priority.NORMAL, 0)
 
         threads = [threading.Thread(target=come_and_go) for _ in range(8)]
         for thread in threads:
@@ -355,23 +221,23 @@ class TestInFlight:
     @pytest.mark.parametrize("flood", Priority)
     def test_a_flood_of_one_priority_leaves_each_other_its_share(self, flood: Priority) -> None:
         in_flight = InFlight(max_calls=8)
-        assert [in_flight.enter(flood, 0) for _ in range(9)] == [True] * 8 + [False]
+        assert [in_flight.enter(flood) for _ in range(9)] == [True] * 8 + [False]
         in_flight.leave(flood, 0)
         for other in set(Priority) - {flood}:
-            assert [in_flight.enter(other, 0) for _ in range(3)] == [True, True, False]
+            assert [in_flight.enter(other) for _ in range(3)] == [True, True, False]
             in_flight.leave(other, 0)
         assert in_flight.count == 12
         in_flight.leave(flood, 0)
-        assert not in_flight.enter(flood, 0), "the shares of others are not the flood's"
+        assert not in_flight.enter(flood), "the shares of others are not the flood's"
 
     @pytest.mark.parametrize("flood", Priority)
     def test_bytes_are_bounded_by_the_same_rule(self, flood: Priority) -> None:
         in_flight = InFlight(max_bytes=800)
-        assert [in_flight.enter(flood, 200) for _ in range(5)] == [True] * 4 + [False]
+        assert [in_flight.hold(flood, 200) for _ in range(5)] == [True] * 4 + [False]
         in_flight.leave(flood, 200)
         for other in set(Priority) - {flood}:
-            assert [in_flight.enter(other, 150) for _ in range(2)] == [True, False]
+            assert [in_flight.hold(other, 150) for _ in range(2)] == [True, False]
             in_flight.leave(other, 150)
         for priority, size in [(flood, 200)] * 4 + [(other, 150) for other in set(Priority) - {flood}]:
             in_flight.leave(priority, size)
-        assert in_flight.enter(flood, 800), "all were given back"
+        assert in_flight.hold(flood, 800), "all were given back"
