@@ -51,7 +51,7 @@ class Call(ABC):
 
     deadline: monotonic seconds, infinity when the caller set none. priority: from the metadata, set by the Router.
     inline: runs quick models in the thread that dispatches the call; None where that thread cannot be lent.
-    held_bytes: size of the request, once the Router has booked it. served: model name and timing of the answer.
+    in_flight: counted as such by the Router. served: model name and timing of the answer.
     """
 
     inline: InlineRunner | None = None
@@ -62,7 +62,7 @@ class Call(ABC):
         self.deadline = deadline
         self.priority = Priority.NORMAL
         self.received = time.monotonic()
-        self.held_bytes = 0
+        self.in_flight = False
         self.account: Account | None = None
         self.served: tuple[str, JobTiming] | None = None
         self._unfinished = threading.Lock()  # acquired by the first to finish the call: an atomic test-and-set
@@ -91,27 +91,24 @@ class Call(ABC):
 
     def reply(self, payload: bytes) -> None:
         if self._unfinished.acquire(blocking=False):
-            try:
-                self._send(payload)
-            finally:  # a call that could not be answered must not stay in flight
-                self._settle(None)
-                self._on_cancel = None
+            # Booked first: a caller that has its answer finds it in the metrics.
+            self._settle(None)
+            self._send(payload)
 
     def fail(self, error: RafagaError) -> None:
         if self._unfinished.acquire(blocking=False):
-            try:
-                self._send_failure(to_status(error))
-            finally:
-                self._settle(error)
-                self._on_cancel = None
+            self._settle(error)
+            self._send_failure(to_status(error))
 
     def cancel(self) -> None:
         """For transports: the caller hung up or its deadline passed. No answer is sent."""
         if self._unfinished.acquire(blocking=False):
             late = time.monotonic() >= self.deadline
-            self._settle(DeadlineExceeded("the deadline passed") if late else Cancelled("the caller went away"))
+            drop_work = self._settle(
+                DeadlineExceeded("the deadline passed") if late else Cancelled("the caller went away")
+            )
             try:
-                self._drop_work()
+                drop_work()
             finally:  # or a blocked thread would wait forever
                 self._release()
 
@@ -119,20 +116,18 @@ class Call(ABC):
         """The timeout inside the request has passed: answers DEADLINE_EXCEEDED and drops the work."""
         if self._unfinished.acquire(blocking=False):
             error = DeadlineExceeded("the request's own timeout has passed")
+            drop_work = self._settle(error)
             try:
                 self._send_failure(to_status(error))
             finally:
-                self._settle(error)
-                self._drop_work()
+                drop_work()
 
-    def _drop_work(self) -> None:
-        callback, self._on_cancel = self._on_cancel, None
-        if callback is not None:
-            callback()
-
-    def _settle(self, error: RafagaError | None) -> None:
+    def _settle(self, error: RafagaError | None) -> Callable[[], None]:
+        """Books the end of the call; gives what `on_cancel` was given, which the call refers to no longer."""
+        drop_work, self._on_cancel = self._on_cancel, None
         if self.account is not None:
             self.account.settled(self, error, time.monotonic() - self.received)
+        return drop_work or _nothing
 
     @abstractmethod
     def _send(self, payload: bytes) -> None: ...
@@ -145,3 +140,7 @@ class Call(ABC):
 
 
 Handler = Callable[[Call], None]
+
+
+def _nothing() -> None:
+    pass

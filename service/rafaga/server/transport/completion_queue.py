@@ -26,7 +26,7 @@ import grpc
 from grpc import _server
 from grpc._cython import cygrpc
 
-from rafaga.errors import InvalidRequest, Status
+from rafaga.errors import InvalidRequest, QueueFull, Status
 from rafaga.server.transport.call import Call, InlineModel, Metadata
 from rafaga.server.transport.router import Router
 
@@ -36,6 +36,9 @@ _LOG = logging.getLogger(__name__)
 _REQUESTED_CALLS = 64
 # Events of one burst, before quick models run.
 _BURST = 256
+# Calls whose requests may be on their way at a time. Beyond it the oldest is given up: uploads that never end keep no
+# others out, and what they have sent so far is freed.
+_RECEIVING = 512
 # A deadline beyond this is none: the core shows "no deadline" as a time in the far future.
 _NO_DEADLINE_S = 1e9
 
@@ -78,6 +81,7 @@ class CompletionQueueLoop:
         self._on_death = on_death
         self._methods: Mapping[bytes, str] = {method.encode(): method for method in router.methods}
         self._open: set[_LoopCall] = set()
+        self._receiving: dict[_LoopCall, None] = {}  # in the order of arrival
         self._requested = 0
         self._taking_over = threading.Lock()
 
@@ -176,9 +180,19 @@ class CompletionQueueLoop:
         if self._router.admit(call):
             call.receive()
             turn.fresh.append(call)
+            self._receiving[call] = None
+            if len(self._receiving) > _RECEIVING:
+                slowest = next(iter(self._receiving))
+                slowest.fail(QueueFull("too many requests are being received, and this was the slowest: retry later"))
+                del self._receiving[slowest]
 
-    def received(self, call: _LoopCall) -> None:
-        self._router.dispatch(call)
+    def received(self, call: _LoopCall, message: bytes | None) -> None:
+        self._receiving.pop(call, None)
+        if message is None:  # half-closed without one; or cut off by the core, which then has answered already
+            call.fail(InvalidRequest("expected one request message, got none"))
+        elif not call.finished:
+            call.request = message
+            self._router.dispatch(call)
 
     def forget(self, call: _LoopCall) -> None:
         self._open.discard(call)
@@ -246,14 +260,7 @@ class _LoopCall(Call):
 
     def completed(self, kind: int, event: Any) -> None:
         if kind == _MESSAGE:
-            message = event.batch_operations[0].message()
-            if self.finished:
-                return
-            if message is None:  # half-closed without one; or cut off by the core, which then has answered already
-                self.fail(InvalidRequest("expected one request message, got none"))
-            else:
-                self.request = message
-                self._loop.received(self)
+            self._loop.received(self, event.batch_operations[0].message())
         elif kind == _CLOSE:
             # Also completes after a reply; then there is nothing left to cancel.
             self.cancel()

@@ -65,21 +65,20 @@ class InFlight:
         self._lock = threading.Lock()  # used directly: entering a Condition costs two Python calls more
         self._changed = threading.Condition(self._lock)
 
-    def enter(self, priority: Priority) -> bool:
-        """Counts a call. False: over the limit; the caller must still call leave()."""
-        held, own = self._all, self._of[priority]
-        with self._lock:
-            room = held.calls < self._max_calls or own.calls < self._reserved_calls
-            held.calls += 1
-            own.calls += 1
-            return room
+    def has_room(self, priority: Priority) -> bool:
+        """Whether a call would be within the limits now, whatever its size."""
+        return self._all.calls < self._max_calls or self._of[priority].calls < self._reserved_calls
 
-    def hold(self, priority: Priority, size: int) -> bool:
-        """Counts the bytes of a call's request. False: over the limit; leave() must still give them back."""
+    def enter(self, priority: Priority, size: int) -> bool:
+        """Counts a call of `size` bytes. False: over the limit; the caller must still call leave()."""
         held, own = self._all, self._of[priority]
         with self._lock:
-            room = held.bytes + size <= self._max_bytes or own.bytes + size <= self._reserved_bytes
+            room = self.has_room(priority) and (
+                held.bytes + size <= self._max_bytes or own.bytes + size <= self._reserved_bytes
+            )
+            held.calls += 1
             held.bytes += size
+            own.calls += 1
             own.bytes += size
             return room
 
@@ -115,7 +114,8 @@ class _MethodAccount:
             self.metrics.answered(seconds)
         else:
             self.metrics.failed(error.code, error.reason, seconds)
-        self.in_flight.leave(call.priority, call.held_bytes)
+        if call.in_flight:
+            self.in_flight.leave(call.priority, len(call.request))
         if self.trace is not None:
             self.trace(call, error, seconds)
 
@@ -154,9 +154,10 @@ class Router:
             self.dispatch(call)
 
     def admit(self, call: Call) -> bool:
-        """Books a call and refuses it where its metadata alone says so, before its request is received.
+        """Refuses a call where its metadata alone says so, before its request is received.
 
-        False: it was answered with an error.
+        False: it was answered with an error. A call counts as in flight only once its request is there: callers that
+        never finish sending theirs keep no others out.
         """
         account = self._accounts.get(call.method)
         if account is None:
@@ -169,7 +170,7 @@ class Router:
                 priority = wrong
             if isinstance(priority, Priority):
                 call.priority = priority
-            error = self._refusal(call, self.in_flight.enter(call.priority))
+            error = self._refusal(call)
             if error is None and isinstance(priority, InvalidRequest):
                 error = priority
         if error is not None:
@@ -179,9 +180,9 @@ class Router:
     def dispatch(self, call: Call) -> None:
         """Hands an admitted call with its request to its handler."""
         try:
-            size = call.held_bytes = len(call.request)
-            if not self.in_flight.hold(call.priority, size):
-                raise QueueFull("too many bytes of requests are in flight: retry later", _RETRY_AFTER_S)
+            size, call.in_flight = len(call.request), True
+            if not self.in_flight.enter(call.priority, size):
+                raise QueueFull("too many calls, or bytes of requests, are in flight: retry later", _RETRY_AFTER_S)
             if size > self._max_request_bytes:
                 raise RequestTooLarge(
                     f"expected a request of at most {self._max_request_bytes} bytes, got {size}: split it"
@@ -194,10 +195,10 @@ class Router:
             _LOG.exception("unhandled exception in handler", extra={"method": call.method})
             call.fail(InternalError("the server failed on this request; its log has the cause"))
 
-    def _refusal(self, call: Call, room: bool) -> RafagaError | None:
+    def _refusal(self, call: Call) -> RafagaError | None:
         if self._draining:
             return Draining("the server is stopping: send the request to another replica")
-        if not room:
+        if not self.in_flight.has_room(call.priority):
             return QueueFull("too many calls are in flight: retry later", _RETRY_AFTER_S)
         return self._authenticator.refusal(call.metadata)
 

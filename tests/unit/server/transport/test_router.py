@@ -59,7 +59,7 @@ class TestRouter:
         assert bench.ask().sent == [b"answer"]
         assert bench.router.in_flight.count == 0
 
-    def test_a_reply_that_cannot_be_sent_is_not_waited_for(self) -> None:
+    def test_a_reply_that_cannot_be_sent_does_not_stay_in_flight(self) -> None:
         bench = Bench(lambda call: None)
         call = bench.ask()
         call._send = lambda _: 1 / 0  # type: ignore[method-assign, assignment]
@@ -142,13 +142,17 @@ class TestRouter:
         bench.ask(deadline=time.monotonic() + left).cancel()
         assert isinstance(bench.settled[0][1], error)
 
-    def test_refused_before_the_request_is_received(self) -> None:
-        for bench in (Bench(echo, tokens=("one",)), Bench(echo, most=0), Bench(echo)):
-            bench.router.in_flight.enter(Priority.NORMAL)  # its reserved place
-            call = FakeCall()
-            admitted = bench.router.admit(call)
-            assert admitted == (len(call.sent) == 0)
-            assert bench.router.in_flight.count == 1 + admitted
+    @pytest.mark.parametrize("refused", ["token", "full", "draining", None])
+    def test_before_the_request_is_received(self, refused: str | None) -> None:
+        bench = Bench(echo, tokens=("one",) if refused == "token" else (), most=1)
+        if refused == "full":
+            bench.router.in_flight.enter(Priority.NORMAL, 0)
+        if refused == "draining":
+            bench.router.drain()
+        call = FakeCall()
+        assert bench.router.admit(call) is (refused is None)
+        assert call.finished is (refused is not None)
+        assert bench.router.in_flight.count == (1 if refused == "full" else 0)
 
     def test_an_unknown_method(self) -> None:
         bench = Bench(echo, tokens=("one",))
@@ -194,12 +198,12 @@ class TestInFlight:
     def test_waiting_until_none(self) -> None:
         in_flight = InFlight()
         assert in_flight.wait_until_none(0.0)
-        in_flight.enter(Priority.NORMAL)
+        in_flight.enter(Priority.NORMAL, 1)
         assert not in_flight.wait_until_none(0.0)
         waited: list[bool] = []
         waiter = threading.Thread(target=lambda: waited.append(in_flight.wait_until_none(WAIT_S)))
         waiter.start()
-        in_flight.leave(Priority.NORMAL, 0)
+        in_flight.leave(Priority.NORMAL, 1)
         waiter.join(WAIT_S)
         assert waited == [True]
 
@@ -208,8 +212,8 @@ class TestInFlight:
 
         def come_and_go() -> None:
             for _ in range(500):
-                in_flight.enter(Priority.NORMAL)
-                in_flight.leave(Priority.NORMAL, 0)
+                in_flight.enter(Priority.NORMAL, 1)
+                in_flight.leave(Priority.NORMAL, 1)
 
         threads = [threading.Thread(target=come_and_go) for _ in range(8)]
         for thread in threads:
@@ -221,23 +225,23 @@ class TestInFlight:
     @pytest.mark.parametrize("flood", Priority)
     def test_a_flood_of_one_priority_leaves_each_other_its_share(self, flood: Priority) -> None:
         in_flight = InFlight(max_calls=8)
-        assert [in_flight.enter(flood) for _ in range(9)] == [True] * 8 + [False]
+        assert [in_flight.enter(flood, 0) for _ in range(9)] == [True] * 8 + [False]
         in_flight.leave(flood, 0)
         for other in set(Priority) - {flood}:
-            assert [in_flight.enter(other) for _ in range(3)] == [True, True, False]
+            assert [in_flight.enter(other, 0) for _ in range(3)] == [True, True, False]
             in_flight.leave(other, 0)
         assert in_flight.count == 12
         in_flight.leave(flood, 0)
-        assert not in_flight.enter(flood), "the shares of others are not the flood's"
+        assert not in_flight.enter(flood, 0), "the shares of others are not the flood's"
 
     @pytest.mark.parametrize("flood", Priority)
     def test_bytes_are_bounded_by_the_same_rule(self, flood: Priority) -> None:
         in_flight = InFlight(max_bytes=800)
-        assert [in_flight.hold(flood, 200) for _ in range(5)] == [True] * 4 + [False]
+        assert [in_flight.enter(flood, 200) for _ in range(5)] == [True] * 4 + [False]
         in_flight.leave(flood, 200)
         for other in set(Priority) - {flood}:
-            assert [in_flight.hold(other, 150) for _ in range(2)] == [True, False]
+            assert [in_flight.enter(other, 150) for _ in range(2)] == [True, False]
             in_flight.leave(other, 150)
         for priority, size in [(flood, 200)] * 4 + [(other, 150) for other in set(Priority) - {flood}]:
             in_flight.leave(priority, size)
-        assert in_flight.hold(flood, 800), "all were given back"
+        assert in_flight.enter(flood, 800), "all were given back"
