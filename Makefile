@@ -26,12 +26,11 @@ help:  ## This list
 
 setup: $(READY)  ## A virtual environment with everything in it (PyTorch alone is about 5 GB)
 
-$(READY): pyproject.toml requirements/constraints.txt requirements/native.txt
+$(READY): pyproject.toml requirements/constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, {v[0]}.{v[1]} found: make PYTHON=python3.11 ...")'
 	@echo "Setting up $(VENV): a few minutes, most of them PyTorch's download."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e '.[dev]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/native.txt
 	@touch $@
 
 demo: setup  ## Export the trained models, serve them, ask them, show the answers
@@ -110,8 +109,6 @@ build/gpu-packages: requirements/constraints.txt
 	  -c $< msgspec pillow prometheus-client python-json-logger grpcio-health-checking grpcio-reflection \
 	  googleapis-common-protos nvidia-ml-py hdrhistogram rich pygments markdown-it-py mdurl pbr \
 	  psutil pytest pytest-timeout pluggy iniconfig packaging
-	$(PYTHON) -m pip install --quiet --target $@ --python-version 3.12 --only-binary=:all: --no-deps \
-	  --require-hashes -r requirements/native.txt
 	$(PYTHON) -m pip install --quiet --target $@ --no-deps .
 
 # ONNX Runtime for CUDA, too large for some ways in one go: `python3 bench/carry.py join build/gpu-onnxruntime` there.

@@ -34,7 +34,7 @@ from onnx import TensorProto, helper
 from bench.servers import TRANSPORTS
 from bench.tables import table
 from rafaga.server.app import build
-from rafaga.server.config.settings import Config, TransportKind
+from rafaga.server.config.settings import Config
 from rafaga.server.scheduling.job import Arrays
 
 _MODEL, _VALUES = "nothing", 16
@@ -86,7 +86,7 @@ def publish_nothing(repository: Path) -> Path:
 
 def serve(repository: Path, transport: str) -> None:
     """Until its standard input ends. Says where it listens, and for every line how much its threads have computed."""
-    server = build(Config(repository=repository, transport=TransportKind(transport), grpc_port=0, http_port=0))
+    server = build(Config(repository=repository, transport=transport, grpc_port=0, http_port=0))
     server.start()
     model = server.repository.slot(_MODEL, 0).model
     assert model is not None

@@ -10,7 +10,7 @@ import pytest
 
 from rafaga.load.options import parse_load
 from rafaga.server import lifecycle
-from rafaga.server.config.settings import PREFIX, Config, TransportKind
+from rafaga.server.config.settings import PREFIX, Config
 from rafaga.server.execution.served_model import ServedModel
 from tests.deploy.rendering import (
     KUBERNETES,
@@ -74,7 +74,6 @@ def test_ports_are_those_the_server_listens_on(objects: tuple[Object, ...], conf
     assert ports == {"grpc": config.grpc_port, "http": config.http_port}
     assert ports == {"grpc": Config().grpc_port, "http": Config().http_port}, "defaults that people know"
     assert not config.loopback
-    assert config.transport is TransportKind.GRPCIO
     for name in ("rafaga", "rafaga-headless"):
         for port in one(objects, "Service", name)["spec"]["ports"]:
             assert ports[port["targetPort"]] == port["port"]

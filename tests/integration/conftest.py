@@ -48,18 +48,18 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(repository: Path, transport: str) -> Iterator[Served]:
+def server(repository: Path) -> Iterator[Served]:
     """One server for all tests that change nothing about it. It owes nobody an answer when it stops."""
-    with serving(repository, transport) as served:
+    with serving(repository) as served:
         yield served
         assert served.in_flight == 0
 
 
 @pytest.fixture
-def serve(repository: Path, transport: str) -> Iterator[Callable[..., Served]]:
+def serve(repository: Path) -> Iterator[Callable[..., Served]]:
     """Starts servers with settings of the test's own."""
     with ExitStack() as stack:
-        yield lambda root=repository, **settings: stack.enter_context(serving(root, transport, **settings))
+        yield lambda root=repository, **settings: stack.enter_context(serving(root, **settings))
 
 
 @pytest.fixture

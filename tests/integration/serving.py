@@ -1,4 +1,4 @@
-"""A real server inside this process, on free ports, over either transport, and what tests ask of it."""
+"""A real server inside this process, on free ports, and what tests ask of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rafaga.errors import DOMAIN, STATUS_DETAILS_KEY, RafagaError, from_status
 from rafaga.server.app import build
-from rafaga.server.config.settings import Config, TransportKind
+from rafaga.server.config.settings import Config
 from rafaga.server.lifecycle import Server
 from rafaga.server.scheduling.latency import LatencyTable
 from rafaga.v1 import catalog_pb2_grpc, forecasting_pb2_grpc, sequences_pb2_grpc, vision_pb2_grpc
@@ -41,10 +41,9 @@ class Stubs:
 class Served(Stubs):
     """A running server, with stubs that are connected to it."""
 
-    def __init__(self, server: Server, channel: grpc.Channel, transport: str) -> None:
+    def __init__(self, server: Server, channel: grpc.Channel) -> None:
         super().__init__(channel)
         self.server = server
-        self.transport = transport
 
     @property
     def port(self) -> int:
@@ -81,11 +80,10 @@ class Served(Stubs):
 
 
 @contextmanager
-def serving(repository: Path, transport: str, **settings: Any) -> Iterator[Served]:
+def serving(repository: Path, **settings: Any) -> Iterator[Served]:
     config = Config(
         **{
             "repository": repository,
-            "transport": TransportKind(transport),
             "threads": ("1",),
             "engine_timeout_s": 600.0,  # tests hold engines up, and other work may hold the cores
             "grpc_port": 0,
@@ -97,7 +95,7 @@ def serving(repository: Path, transport: str, **settings: Any) -> Iterator[Serve
     server.start()
     try:
         with connected(f"127.0.0.1:{server.grpc_port}") as channel:
-            yield Served(server, channel, transport)
+            yield Served(server, channel)
     finally:
         server.drain_and_stop()
 

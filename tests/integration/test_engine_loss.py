@@ -12,6 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from rafaga.server.execution import served_model as models
+from rafaga.server.transport.completion_queue import CompletionQueueLoop
 from rafaga.v1 import catalog_pb2
 from tests import bundles, plain
 from tests.integration import messages
@@ -152,7 +153,7 @@ class Kernel:
 def test_a_kernel_that_never_returns(
     serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1. It hangs, in the native transport's own thread; others call. 2. Its call fails, the others are answered.
+    """1. It hangs, in the transport's own thread; others call. 2. Its call fails, the others are answered.
     3. A new engine answers. 4. It returns after all: its thread ends, and nobody misses it."""
     kernel = Kernel(tmp_path, monkeypatch)
     served = serve(tmp_path, engine_timeout_s=0.5, max_queue_wait_ms=600_000)
@@ -170,7 +171,7 @@ def test_a_kernel_that_never_returns(
         assert served.get("/healthz")[0] == 200
         (stuck,) = model._stuck
         assert stuck.is_alive()
-        assert stuck.name == ("native-receive" if served.transport == "native" else "engine-held")
+        assert stuck.name == "transport"
     stuck.join(PATIENCE_S)
     assert not stuck.is_alive()
     for name, factor in (("held", 2), ("other", 3)):
@@ -181,13 +182,13 @@ def test_a_kernel_that_never_returns(
 def test_when_nobody_can_receive_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system gives no thread in the place of the one that hangs: whoever restarts what is not alive is told."""
     kernel = Kernel(tmp_path, monkeypatch)
-    with serving(tmp_path, "native", engine_timeout_s=0.5) as served:
+    with serving(tmp_path, engine_timeout_s=0.5) as served:
         kernel.install(served)
 
         def exhausted(*_: object) -> None:
             raise RuntimeError("can't start new thread")
 
-        monkeypatch.setattr(served.server._transport, "_begin", exhausted)
+        monkeypatch.setattr(CompletionQueueLoop, "_begin", exhausted)
         alive = health_pb2.HealthCheckRequest(service="rafaga.v1.Catalog")
         assert served.health.Check(alive, timeout=PATIENCE_S).status == SERVING
         with kernel.valve.closed():

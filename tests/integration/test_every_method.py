@@ -100,13 +100,13 @@ either_end = pytest.mark.parametrize("end", ["deadline", "cancel"])
 
 
 @pytest.fixture(scope="module")
-def standing(everything: Path, transport: str) -> Iterator[tuple[Served, Valve]]:
+def standing(everything: Path) -> Iterator[tuple[Served, Valve]]:
     """A server whose engines go on when a test lets them."""
     valve, create = Valve(), engine.create_session
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "create_session", lambda *args: valve.before(create(*args)))
         patch.setattr(model, "QUICK_S", 0.0)  # the thread that stops before a valve must not be the transport's
-        with serving(everything, transport) as served:
+        with serving(everything) as served:
             yield served, valve
 
 

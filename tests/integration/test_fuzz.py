@@ -59,8 +59,8 @@ Counts = Counter[tuple[str, str]]
 
 
 @pytest.fixture(scope="module")
-def served(everything: Path, transport: str) -> Iterator[Served]:
-    with serving(everything, transport) as served:
+def served(everything: Path) -> Iterator[Served]:
+    with serving(everything) as served:
         yield served
         assert served.in_flight == 0
 

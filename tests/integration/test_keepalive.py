@@ -87,7 +87,7 @@ def cable_to(served: Served) -> Iterator[Cable]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers ping every half second, and allow pings as often as every 100 ms."""
-    quick = Limits(1, 1, keepalive_ms=500, keepalive_timeout_ms=500, min_ping_interval_ms=100)
+    quick = Limits(1, keepalive_ms=500, keepalive_timeout_ms=500, min_ping_interval_ms=100)
     times = ("keepalive_ms", "keepalive_timeout_ms", "min_ping_interval_ms")
     monkeypatch.setattr(app, "Limits", partial(Limits, **{name: getattr(quick, name) for name in times}))
 
@@ -143,16 +143,15 @@ def test_a_client_that_pings_while_idle_is_let(impatient: None, serve: Callable[
 
 
 def test_the_sdk_pings_no_more_often_than_servers_allow() -> None:
-    assert Keepalive().interval_s * 1e3 > Limits(1, 1).min_ping_interval_ms
+    assert Keepalive().interval_s * 1e3 > Limits(1).min_ping_interval_ms
 
 
-def test_a_client_that_floods_with_pings_is_sent_away(serve: Callable[..., Served], transport: str) -> None:
-    """On grpcio. The native front answers them all: docs/transports.md."""
+def test_a_client_that_floods_with_pings_is_sent_away(serve: Callable[..., Served]) -> None:
     served = serve()
     with http2.raw_connection(served.port) as connection:
         kinds = []
         for _ in range(12):
             kinds += [frame for frame in connection.until_pong() if frame.kind == http2.GOAWAY]
         told = [frame.payload for frame in kinds]
-    assert any(GOAWAY_DEBUG in payload for payload in told) is (transport == "grpcio")
+    assert any(GOAWAY_DEBUG in payload for payload in told)
     assert served.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S).results

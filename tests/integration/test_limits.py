@@ -1,7 +1,6 @@
 """What one caller can cost the others: sizes, compression, streams, resets, slow readers, unfinished calls, noise.
 
-docs/transports.md has the table that these tests prove. Where the native transport does not give a guarantee, the test
-of it is an expected failure, so that the day it does, somebody is told.
+docs/transports.md has the table that these tests prove.
 """
 
 from __future__ import annotations
@@ -28,17 +27,6 @@ CLASSIFY = "/rafaga.v1.Vision/Classify"
 FEATURES = "/rafaga.v1.Vision/ExtractFeatures"
 IMAGE = messages.random_digits(0)
 MIB = 2**20
-
-
-@pytest.fixture
-def known_failure(request: pytest.FixtureRequest, transport: str) -> Callable[[str], None]:
-    """Marks the test as one that the native transport is known to fail."""
-
-    def mark(reason: str) -> None:
-        if transport == "native":
-            request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
-
-    return mark
 
 
 def assert_serves(served: Served) -> None:
@@ -74,25 +62,19 @@ def test_a_message_at_the_limit_is_taken(serve: Callable[..., Served]) -> None:
     assert len(served.vision.Classify(request).results) == 1000
 
 
-def test_a_message_is_refused_by_its_declared_size_before_it_is_buffered(
-    serve: Callable[..., Served], known_failure: Callable[[str], None]
-) -> None:
+def test_a_message_is_refused_by_its_declared_size_before_it_is_buffered(serve: Callable[..., Served]) -> None:
     """The prefix declares a gigabyte; ten bytes follow, and no more. The answer must not wait for the rest."""
-    known_failure("the native front buffers a request whole, whatever its size, before anybody can refuse it")
     served = serve()
     with http2.raw_connection(served.port) as connection:
         prefix = b"\0" + (2**30).to_bytes(4, "big")
         connection.send(http2.headers(1, CLASSIFY) + http2.data(1, prefix + bytes(10), end_stream=False))
-        found = connection.until_stream_ends(1, silence_s=2.0 if served.transport == "native" else PATIENCE_S)
+        found = connection.until_stream_ends(1, silence_s=PATIENCE_S)
         assert found
         assert found[-1].ends_stream
 
 
-def test_compressed_requests_are_refused_before_they_are_inflated(
-    serve: Callable[..., Served], known_failure: Callable[[str], None]
-) -> None:
+def test_compressed_requests_are_refused_before_they_are_inflated(serve: Callable[..., Served]) -> None:
     """Thirty megabytes of zeros are thirty kilobytes on the wire."""
-    known_failure("the native front inflates gzip without a bound; size is checked only after that")
     served = serve(max_request_bytes=MIB)
     for request in (messages.classify(IMAGE), oversize(30 * MIB)):
         refused = refusal(lambda request=request: served.vision.Classify(request, compression=grpc.Compression.Gzip))
@@ -235,10 +217,9 @@ def test_rapid_reset_harms_nobody_else(serve: Callable[..., Served]) -> None:
 
 
 def test_a_burst_of_cancellations_costs_no_other_call_of_the_connection(
-    serve: Callable[..., Served], valve: Valve, known_failure: Callable[[str], None]
+    serve: Callable[..., Served], valve: Valve
 ) -> None:
     """One call waits for the engine; a hundred others of its connection are opened and cancelled in one breath."""
-    known_failure("the native front closes a connection on which more than twenty cancellations are read at once")
     served = serve()
     with http2.raw_connection(served.port) as connection:
         with valve.closed():
@@ -250,19 +231,6 @@ def test_a_burst_of_cancellations_costs_no_other_call_of_the_connection(
             connection.until_pong()
         answer = connection.until_stream_ends(1)
         assert http2.DATA in {frame.kind for frame in answer}
-    assert_serves(served)
-
-
-def test_twenty_cancellations_at_once_are_no_burst(serve: Callable[..., Served], valve: Valve) -> None:
-    """Within the bound, the native transport keeps the connection too."""
-    served = serve()
-    with http2.raw_connection(served.port) as connection:
-        with valve.closed():
-            connection.send(http2.call(1, CLASSIFY, messages.classify(IMAGE)))
-            valve.wait_for_engine()
-            connection.send(b"".join(http2.headers(2 * i + 1, CLASSIFY) + http2.reset(2 * i + 1) for i in range(1, 20)))
-            connection.until_pong()
-        assert http2.DATA in {frame.kind for frame in connection.until_stream_ends(1)}
     assert_serves(served)
 
 
@@ -296,7 +264,7 @@ def test_a_call_without_a_message_fails(serve: Callable[..., Served]) -> None:
 
 
 def test_calls_that_never_finish_asking_leave_room_for_others(serve: Callable[..., Served]) -> None:
-    """A hundred uploads that stop half-way; others are served, and the room is free when their connection ends."""
+    """A hundred uploads stop half-way. Other calls are served, and the room is free when their connection ends."""
     served = serve(max_concurrent_calls=4)
     half = http2.grpc_message(messages.classify(IMAGE))[:100]
     with http2.raw_connection(served.port) as connection:

@@ -42,8 +42,8 @@ CLOSED = ["--duration", "2", "--warm-up", "0"]
 
 @pytest.fixture(scope="module")
 def plain(repository: Path) -> Iterator[Served]:
-    """A server over grpcio, for what has nothing to do with transports."""
-    with serving(repository, "grpcio") as served:
+    """A server of this module's own."""
+    with serving(repository) as served:
         yield served
 
 
@@ -165,7 +165,7 @@ def test_every_task_can_be_loaded(tmp_path: Path, load: Callable[..., tuple[int,
     for publish in (bundles.publish_detector, bundles.publish_segmenter, bundles.publish_sequence_model):
         publish(tmp_path / "repository")
     names = ("detector", "segmenter", "letters")
-    with serving(tmp_path / "repository", "grpcio") as served:
+    with serving(tmp_path / "repository") as served:
         arguments = [word for name in names for word in ("--model", name)]
         callers = ["--concurrency", "2", *CLOSED]
         code, run = load(served, *arguments, "--protocol", protocol, "--check-every", "1", *callers)
@@ -196,7 +196,7 @@ def test_a_stall_of_the_server_is_seen_by_those_that_fell_into_it(
     repository: Path, valve: Valve, load: Callable[..., tuple[int, Run]]
 ) -> None:
     """Nobody is answered for most of the window; a generator that waits would have sent one request in that time."""
-    with serving(repository, "grpcio", max_queue_wait_ms=60_000) as served:
+    with serving(repository, max_queue_wait_ms=60_000) as served:
         stalling = _stall(served, valve, after_runs=60)
         arguments = ["--rate", "50", "--duration", "2", "--warm-up", "0", "--arrivals", "constant"]
         code, run = load(served, "--model", "digits", *arguments)
@@ -212,7 +212,7 @@ def test_callers_that_wait_see_a_stall_once_each(
     repository: Path, valve: Valve, load: Callable[..., tuple[int, Run]]
 ) -> None:
     """Four callers: four requests were under way, and nobody else was there to be late. The maximum tells."""
-    with serving(repository, "grpcio", max_queue_wait_ms=60_000) as served:
+    with serving(repository, max_queue_wait_ms=60_000) as served:
         stalling = _stall(served, valve, after_runs=60)
         arguments = ["--concurrency", "4", "--duration", "2.5", "--warm-up", "0"]  # no stall can hide in a warm-up
         code, run = load(served, "--model", "digits", *arguments)
@@ -225,7 +225,7 @@ def test_callers_that_wait_see_a_stall_once_each(
 
 def test_overload_is_refused_by_reason(repository: Path, valve: Valve, load: Callable[..., tuple[int, Run]]) -> None:
     """While the engine stands still, four requests wait and the others are refused; none of them counts as quick."""
-    with serving(repository, "grpcio", max_queue_requests=4) as served:
+    with serving(repository, max_queue_requests=4) as served:
         stalling = _stall(served, valve, after_runs=30)
         arguments = ["--rate", "50", "--duration", "1.5", "--warm-up", "0", "--slo-p99-ms", "60000"]
         code, run = load(served, "--model", "digits", *arguments)
@@ -278,7 +278,7 @@ FIND = ["--find-max", "--slo-p99-ms", "60000", "--duration", "0.2", "--warm-up",
 def test_the_highest_rate_is_found(repository: Path, load: Callable[..., tuple[int, Run]]) -> None:
     """However low the first guess, the rate is doubled until too much is due for a server of 20 ms per row: it refuses
     what more than two wait before."""
-    with Pace(0.02).set(), serving(repository, "grpcio", max_queue_requests=2) as served:
+    with Pace(0.02).set(), serving(repository, max_queue_requests=2) as served:
         code, run = load(served, "--model", "digits", *FIND, "--rate", "0.01", "--precision", "100")
     assert code == 0
     assert run.max_rate is not None
@@ -395,7 +395,7 @@ def test_a_server_that_is_not_there_is_exit_code_3(capsys: pytest.CaptureFixture
 def test_a_server_that_wants_a_token(repository: Path, load: Callable[..., tuple[int, Run]], tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("let me in\n")
-    with serving(repository, "grpcio", bearer_token_sha256=(hashlib.sha256(b"let me in").hexdigest(),)) as served:
+    with serving(repository, bearer_token_sha256=(hashlib.sha256(b"let me in").hexdigest(),)) as served:
         assert main(["load", "--server", served.address, "--model", "digits", "--rate", "10"]) == 4
         code, run = load(served, "--model", "digits", "--rate", "20", "--token-file", str(token))
     assert code == 0

@@ -113,8 +113,8 @@ def plain_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(plain_repository: Path, transport: str) -> Iterator[Served]:
-    with serving(plain_repository, transport) as served:
+def served(plain_repository: Path) -> Iterator[Served]:
+    with serving(plain_repository) as served:
         yield served
 
 

@@ -1,4 +1,4 @@
-"""The SDK against the real server: every call and every kind of input, over both transports, by both clients."""
+"""The SDK against the real server: every call and every kind of input, by both clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may call: bearer tokens on both transports, TLS and client certificates on grpcio."""
+"""Who may call: bearer tokens, TLS and client certificates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from rafaga.cli import main
 from rafaga.plan import measure
-from rafaga.server.config.settings import Config, ConfigError, TransportKind
 from rafaga.v1 import vision_pb2_grpc
 from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, Served, connected, refusal, serving
@@ -28,10 +27,10 @@ IMAGE = messages.random_digits(0)
 
 
 @pytest.fixture(scope="module")
-def guarded(repository: Path, transport: str) -> Iterator[Served]:
+def guarded(repository: Path) -> Iterator[Served]:
     """A server that knows two tokens."""
     hashes = tuple(hashlib.sha256(token.encode()).hexdigest() for token in ("another", TOKEN))
-    with serving(repository, transport, bearer_token_sha256=hashes) as served:
+    with serving(repository, bearer_token_sha256=hashes) as served:
         yield served
 
 
@@ -144,7 +143,7 @@ def tls(repository: Path, certificates: Certificates) -> Iterator[Callable[..., 
 
         def start(**settings: Any) -> int:
             key, certificate = certificates.path("server.key"), certificates.path("server.pem")
-            served = serving(repository, "grpcio", tls_key=key, tls_certificate=certificate, **settings)
+            served = serving(repository, tls_key=key, tls_certificate=certificate, **settings)
             return stack.enter_context(served).port
 
         yield start
@@ -191,12 +190,3 @@ def test_the_commands_show_their_certificate(
         assert main([*command, *known]) == 0
         assert main([*command, *trusting]) == 3, "no certificate, no connection"
         assert main([*command, *trusting, "--tls-key", key]) == 2
-
-
-def test_native_refuses_to_pretend_that_it_has_tls(certificates: Certificates) -> None:
-    with pytest.raises(ConfigError, match="no TLS"):
-        Config(
-            transport=TransportKind.NATIVE,
-            tls_key=certificates.path("server.key"),
-            tls_certificate=certificates.path("server.pem"),
-        )

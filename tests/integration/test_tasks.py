@@ -1,4 +1,4 @@
-"""Detection, segmentation and next symbols: right answers, clear refusals, and that they batch, on both transports."""
+"""Detection, segmentation and next symbols: right answers, clear refusals, and that they batch."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(tasks: Path, transport: str) -> Iterator[Served]:
-    with serving(tasks, transport) as served:
+def served(tasks: Path) -> Iterator[Served]:
+    with serving(tasks) as served:
         yield served
         assert served.in_flight == 0
 
@@ -96,8 +96,8 @@ class TestDetect:
         """Rows behind the last object have a score of zero and are no objects."""
         assert client.detect(grey(8, 16, 0), model="detector").objects == ()
 
-    def test_files_of_any_size_share_a_batch(self, tasks: Path, transport: str, valve: Valve) -> None:
-        with serving(tasks, transport) as served:
+    def test_files_of_any_size_share_a_batch(self, tasks: Path, valve: Valve) -> None:
+        with serving(tasks) as served:
             sizes = [(20, 30), (8, 16), (50, 11)]
             with valve.closed():
                 first = served.vision.Detect.future(messages.detect(grey(8, 16, 9)[None]))
@@ -158,11 +158,9 @@ class TestPredict:
         assert client.predict(list(symbols), model="letters").top.label == found.top.label
         assert [p.label for p in client.predict(symbols, model="letters", top_k=1).predictions] == [found.top.label]
 
-    def test_ragged_sequences_share_a_batch_and_answer_as_if_alone(
-        self, tasks: Path, transport: str, valve: Valve
-    ) -> None:
+    def test_ragged_sequences_share_a_batch_and_answer_as_if_alone(self, tasks: Path, valve: Valve) -> None:
         strings = ["a", "abcdabcd", "dd", "bca"]
-        with serving(tasks, transport) as served:
+        with serving(tasks) as served:
             with valve.closed():
                 first = served.sequences.Predict.future(messages.predict("c"))
                 valve.wait_for_engine()

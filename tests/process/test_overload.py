@@ -54,12 +54,12 @@ def answered(step: StepResult) -> float:
 
 
 @pytest.mark.parametrize("seconds", [4, pytest.param(120, marks=[pytest.mark.nightly, pytest.mark.timeout(600)])])
-def test_five_times_what_it_can_take(busy_repository: Path, tmp_path: Path, transport: str, seconds: int) -> None:
+def test_five_times_what_it_can_take(busy_repository: Path, tmp_path: Path, seconds: int) -> None:
     """1. As much as it can take. 2. Five times that. 3. As much as it can take: nobody is refused, as before.
 
     The peak is the mean of the two, because machines that are shared are not equally quick all the time.
     """
-    with running(busy_repository, "--transport", transport) as served:
+    with running(busy_repository) as served:
         before = answered(load(served, tmp_path, "--concurrency", "4", seconds=min(seconds, 20) / 2))
         run_s = 1 / before
         with watching(lambda: served.metric("process_resident_memory_bytes"), 0.5) as resident:
@@ -70,7 +70,7 @@ def test_five_times_what_it_can_take(busy_repository: Path, tmp_path: Path, tran
         outcomes = over.tally.outcomes
         p50_us, p99_us = over.tally.unanswered.percentiles_us([50, 99])
         print(
-            f"{transport}: peak {peak:.1f}/s ({before:.1f} before), at five times {answered(over):.1f}/s "
+            f"peak {peak:.1f}/s ({before:.1f} before), at five times {answered(over):.1f}/s "
             f"({answered(over) / peak:.2f}); "
             f"refused in {p50_us / 1e3:.1f} ms (p99 {p99_us / 1e3:.1f} ms), a run takes {run_s * 1e3:.1f} ms; "
             f"{outcomes}; resident {resident[0] / MIB:.1f} to {resident[-1] / MIB:.1f} MiB"

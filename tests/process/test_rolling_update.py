@@ -98,10 +98,10 @@ def stop_with_work_to_do(replica: Replica) -> int:
 
 
 @pytest.fixture(scope="module")
-def story(repository: Path, transport: str, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """1. Each replica in turn gets SIGTERM, drains, ends, and starts again on its port. 2. One gets SIGKILL, and starts
     again. All the while everybody asks."""
-    settings = ("--transport", transport, "--drain-delay-s", str(DRAIN_DELAY_S), "--max-queue-wait-ms", "60000")
+    settings = ("--drain-delay-s", str(DRAIN_DELAY_S), "--max-queue-wait-ms", "60000")
     exit_codes = []
     with ExitStack() as stack:
         replicas = stack.enter_context(fleet(repository, *settings))
@@ -170,10 +170,10 @@ def test_every_replica_answered_what_it_had_accepted(story: Story) -> None:
     assert story.exit_codes == [0, 0, 0]
 
 
-def test_nginx_lets_large_messages_and_streams_through(repository: Path, transport: str, tmp_path: Path) -> None:
+def test_nginx_lets_large_messages_and_streams_through(repository: Path, tmp_path: Path) -> None:
     """More than a megabyte, where nginx stops unless told otherwise, in one message and in many of one stream."""
     with (
-        fleet(repository, "--transport", transport, replicas=1) as (replica,),
+        fleet(repository, replicas=1) as (replica,),
         nginx(tmp_path / "nginx", [replica.address]) as before,
         Client(before.address) as client,
         connected(before.address) as channel,
@@ -186,10 +186,10 @@ def test_nginx_lets_large_messages_and_streams_through(repository: Path, transpo
         assert [bool(reply.error_message) for reply in replies] == [False] * len(requests)
 
 
-def test_a_replica_that_hangs_is_left(repository: Path, transport: str) -> None:
+def test_a_replica_that_hangs_is_left(repository: Path) -> None:
     """A process that stands still neither answers nor closes its connections: keepalive finds out."""
     with (
-        fleet(repository, "--transport", transport, replicas=2) as (frozen, other),
+        fleet(repository, replicas=2) as (frozen, other),
         Client(f"{frozen.address},{other.address}", timeout_s=30, keepalive=Keepalive(1.0, 1.0)) as client,
     ):
         ask = by(client)

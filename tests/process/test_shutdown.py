@@ -39,11 +39,9 @@ def ask_slowly(served: Running, calls: int) -> list[grpc.Future]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_what_was_accepted_is_answered_and_what_comes_is_refused(
-    repository: Path, transport: str, number: signal.Signals
-) -> None:
+def test_what_was_accepted_is_answered_and_what_comes_is_refused(repository: Path, number: signal.Signals) -> None:
     """1. Twenty calls wait. 2. The signal. 3. New calls are refused. 4. The twenty are right, the exit code is 0."""
-    with running(repository, "--transport", transport, "--max-queue-wait-ms", "600000") as served:
+    with running(repository, "--max-queue-wait-ms", "600000") as served:
         accepted = ask_slowly(served, 20)
         served.process.send(number)
         served.process.wait_for("draining: finishing what was accepted, a second signal stops at once")
@@ -57,12 +55,12 @@ def test_what_was_accepted_is_answered_and_what_comes_is_refused(
         assert served.process.wait_for("stopped")["clean"] is True
 
 
-def test_under_load_no_call_is_lost(repository: Path, transport: str) -> None:
+def test_under_load_no_call_is_lost(repository: Path) -> None:
     """Sixteen callers ask without pause while the server stops: each call is answered rightly or refused.
 
     Refused is UNAVAILABLE. On grpcio, calls that arrive in the moment when it closes end as CANCELLED: a known failure.
     """
-    refusals = {grpc.StatusCode.UNAVAILABLE} | ({grpc.StatusCode.CANCELLED} if transport == "grpcio" else set())
+    refusals = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     outcomes: Counter[str] = Counter()
     wrong: list[object] = []
     lock = threading.Lock()
@@ -87,7 +85,7 @@ def test_under_load_no_call_is_lost(repository: Path, transport: str) -> None:
                     if not right:
                         wrong.append(answer)
 
-    with running(repository, "--transport", transport) as served:
+    with running(repository) as served:
         callers = [threading.Thread(target=ask_until_gone, args=(served.address, i)) for i in range(16)]
         for caller in callers:
             caller.start()
@@ -101,9 +99,9 @@ def test_under_load_no_call_is_lost(repository: Path, transport: str) -> None:
     assert sum(outcomes.values()) - outcomes["OK"] == 16
 
 
-def test_health_says_so_before_the_port_closes(repository: Path, transport: str) -> None:
+def test_health_says_so_before_the_port_closes(repository: Path) -> None:
     """With a delay, balancers have time to look: NOT_SERVING, but served."""
-    with running(repository, "--transport", transport, "--drain-delay-s", "600") as served:
+    with running(repository, "--drain-delay-s", "600") as served:
         watch = served.health.Watch(health_pb2.HealthCheckRequest())
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         served.process.send(signal.SIGTERM)
@@ -113,9 +111,9 @@ def test_health_says_so_before_the_port_closes(repository: Path, transport: str)
         assert served.process.exit_code() == 0
 
 
-def test_a_second_signal_does_not_wait(repository: Path, transport: str) -> None:
+def test_a_second_signal_does_not_wait(repository: Path) -> None:
     """Minutes of work are accepted; the second signal ends the server with most of it undone, and it says so."""
-    with running(repository, "--transport", transport, "--max-queue-wait-ms", "6000000") as served:
+    with running(repository, "--max-queue-wait-ms", "6000000") as served:
         accepted = ask_slowly(served, 100)
         served.process.send(signal.SIGTERM)
         served.process.wait_for("draining: finishing what was accepted, a second signal stops at once")
@@ -128,10 +126,8 @@ def test_a_second_signal_does_not_wait(repository: Path, transport: str) -> None
     assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
 
 
-def test_a_drain_that_takes_too_long_is_cut(repository: Path, transport: str) -> None:
-    with running(
-        repository, "--transport", transport, "--max-queue-wait-ms", "6000000", "--drain-timeout-s", "0"
-    ) as served:
+def test_a_drain_that_takes_too_long_is_cut(repository: Path) -> None:
+    with running(repository, "--max-queue-wait-ms", "6000000", "--drain-timeout-s", "0") as served:
         accepted = ask_slowly(served, 100)
         served.process.send(signal.SIGTERM)
         assert served.process.exit_code() == 1

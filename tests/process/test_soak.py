@@ -104,12 +104,12 @@ class Soak:
 @pytest.mark.parametrize(
     "seconds", [6.0, pytest.param(LONG_S, marks=[pytest.mark.nightly, pytest.mark.timeout(LONG_S + 300)])]
 )
-def test_soak(tmp_path: Path, transport: str, seconds: float) -> None:
+def test_soak(tmp_path: Path, seconds: float) -> None:
     bundles.publish_classifier(tmp_path)
     graphs.publish_fragile(tmp_path)
     plain.publish(tmp_path, "scaled", plain.scaled(1))
     polling = ("--model-control", "poll", "--poll-interval-s", "0.2")
-    with running(tmp_path, "--transport", transport, *polling) as served:
+    with running(tmp_path, *polling) as served:
         soak = Soak(served, tmp_path, seconds)
         with (
             watching(lambda: served.metric("process_resident_memory_bytes"), seconds / 60) as resident,
@@ -123,7 +123,7 @@ def test_soak(tmp_path: Path, transport: str, seconds: float) -> None:
         assert served.metric("rafaga_model_ready", model="scaled", version=str(version)) == 1
         assert served.metric("rafaga_engine_restarts_total") == 0
         print(
-            f"{transport}: {sum(seen.values())} calls in {seconds:.0f} s, {version} versions, {dict(seen)}; resident "
+            f"{sum(seen.values())} calls in {seconds:.0f} s, {version} versions, {dict(seen)}; resident "
             f"{resident[0] / MIB:.1f}, {resident[len(resident) // 2] / MIB:.1f}, {resident[-1] / MIB:.1f} MiB at the "
             f"beginning, half-way and at the end: {growth_bytes(resident) / MIB:+.2f} MiB by slope"
         )

@@ -34,9 +34,9 @@ def taken_port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("which", ["grpc", "http"])
-def test_a_port_that_is_taken_is_named(repository: Path, transport: str, taken_port: int, which: str) -> None:
+def test_a_port_that_is_taken_is_named(repository: Path, taken_port: int, which: str) -> None:
     ports = {"grpc": "0", "http": "0"} | {which: str(taken_port)}
-    settings = ("--transport", transport, "--grpc-port", ports["grpc"], "--http-port", ports["http"])
+    settings = ("--grpc-port", ports["grpc"], "--http-port", ports["http"])
     with process("--repository", str(repository), *settings) as started:
         assert started.exit_code() != 0
         last = started.log[-1].text
@@ -45,11 +45,9 @@ def test_a_port_that_is_taken_is_named(repository: Path, transport: str, taken_p
     assert not any("Traceback" in line.text for line in started.log)
 
 
-def test_a_repository_that_is_missing_is_named(tmp_path: Path, transport: str) -> None:
+def test_a_repository_that_is_missing_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere"
-    with process(
-        "--repository", str(missing), "--transport", transport, "--grpc-port", "0", "--http-port", "0"
-    ) as started:
+    with process("--repository", str(missing), "--grpc-port", "0", "--http-port", "0") as started:
         assert started.exit_code() != 0
         last = started.log[-1].text
     assert f"no model repository at {missing}" in last
@@ -83,9 +81,7 @@ def test_falling_back_is_allowed_and_told(repository: Path) -> None:
         assert health(served, "") == "SERVING"
 
 
-def test_a_bundle_with_one_flipped_bit_is_not_served_and_the_others_are(
-    repository: Path, transport: str, tmp_path: Path
-) -> None:
+def test_a_bundle_with_one_flipped_bit_is_not_served_and_the_others_are(repository: Path, tmp_path: Path) -> None:
     """The log names the file; health, readiness and the metrics tell it; the caller of that model is told to go on."""
     root = tmp_path / "repository"
     shutil.copytree(repository, root)
@@ -94,7 +90,7 @@ def test_a_bundle_with_one_flipped_bit_is_not_served_and_the_others_are(
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
-    with running(root, "--transport", transport) as served:
+    with running(root) as served:
         errors = [line for line in served.process.log if line.fields.get("level") == "ERROR"]
         assert [line.fields["model"] for line in errors] == ["slow"]
         assert str(file) in errors[0].fields["message"]
@@ -111,8 +107,8 @@ def test_a_bundle_with_one_flipped_bit_is_not_served_and_the_others_are(
         assert messages.probabilities(answer) == pytest.approx(bundles.classify(IMAGE), abs=1e-5)
 
 
-def test_every_line_of_the_log_is_json(repository: Path, transport: str) -> None:
-    with running(repository, "--transport", transport) as served:
+def test_every_line_of_the_log_is_json(repository: Path) -> None:
+    with running(repository) as served:
         served.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S)
         refusal(lambda: served.vision.Classify(messages.classify(IMAGE, "nobody"), timeout=PATIENCE_S))
         served.process.send(signal.SIGTERM)
@@ -125,23 +121,26 @@ def test_every_line_of_the_log_is_json(repository: Path, transport: str) -> None
         ("slow", 1, "fp32"),
     ]
     serving = served.process.wait_for("serving")
-    assert (serving["transport"], serving["ready"], serving["host"]) == (transport, True, "127.0.0.1")
+    assert (serving["ready"], serving["host"]) == (True, "127.0.0.1")
 
 
 def test_a_log_for_people(repository: Path) -> None:
-    arguments = ("--grpc-port", "0", "--http-port", "0", "--threads", "1", "--log-format", "text")
-    with process("--repository", str(repository / "digits"), *arguments) as started:
+    """The setting transport has no effect any more; one warning says so."""
+    free = ("--grpc-port", "0", "--http-port", "0")
+    arguments = ("--threads", "1", "--log-format", "text", "--transport", "grpcio")
+    with process("--repository", str(repository / "digits"), *free, *arguments) as started:
         eventually(lambda: any("serving" in line.text for line in started.log), "it serves")
         assert any("INFO" in line.text and "ready=False" in line.text for line in started.log)
+        assert sum("transport has no effect" in line.text for line in started.log) == 1
 
 
 @pytest.mark.parametrize(
     ("host", "guarded", "warned"), [("0.0.0.0", False, True), ("0.0.0.0", True, False), ("127.0.0.1", False, False)]
 )
 def test_listening_beyond_this_machine_without_a_token_is_warned_about(
-    repository: Path, transport: str, host: str, guarded: bool, warned: bool
+    repository: Path, host: str, guarded: bool, warned: bool
 ) -> None:
     token = ("--bearer-token-sha256", hashlib.sha256(b"token").hexdigest()) if guarded else ()
-    with running(repository, "--transport", transport, "--host", host, *token) as served:
+    with running(repository, "--host", host, *token) as served:
         warnings = [line.text for line in served.process.log if line.fields.get("level") == "WARNING"]
     assert any(OPEN in warning for warning in warnings) is warned

@@ -45,8 +45,8 @@ def repository(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def server(transport: str, repository: Path, tmp_path: Path) -> Iterator[ServerProcess]:
-    server = ServerProcess(repository, tmp_path / "server.log", ["--transport", transport])
+def server(repository: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    server = ServerProcess(repository, tmp_path / "server.log", [])
     server.start()
     yield server
     assert server.stop() == 0

@@ -54,6 +54,8 @@ _ADMIN_CALLS = 64
 def serve(config: Config) -> int:
     """Serves until SIGTERM or SIGINT; gives the exit code. Raises ConfigError."""
     configure_logging(config)
+    if config.transport:
+        _LOG.warning("transport has no effect: grpcio is the only transport; remove the setting")
     server = build(config)
     signals = ShutdownSignals()
     with signals:
@@ -106,7 +108,7 @@ def build(config: Config) -> Server:
         authenticator,
         metrics,
         config.max_request_bytes,
-        InFlight(config.most_calls, config.max_bytes_in_flight),
+        InFlight(config.max_concurrent_calls, config.max_bytes_in_flight),
         tracer.record if tracer else None,
     )
     streams = Streams(router)

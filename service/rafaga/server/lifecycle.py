@@ -99,7 +99,6 @@ class Server:
                 "grpc_port": self.grpc_port,
                 "http_port": self.http_port,
                 "admin_port": self.admin_port,
-                "transport": self._config.transport.value,
                 "ready": self.repository.ready,
             },
         )

@@ -35,19 +35,9 @@ from rafaga.server.repository.versions import Versions
 
 PREFIX = "RAFAGA_"
 
-# On grpcio each holds a thread, and threads that wake up all at once stand in each other's way. On native the queue of
-# each model, which predicts times, does the refusing.
-_GRPCIO_CALLS = 4096
-_NATIVE_CALLS = 4096
-
 
 class ConfigError(Exception):
     """A setting that cannot be used; the message names it and says what was expected."""
-
-
-class TransportKind(StrEnum):
-    GRPCIO = "grpcio"
-    NATIVE = "native"
 
 
 class ModelControl(StrEnum):
@@ -91,7 +81,7 @@ class Config:
     host: str = _setting("127.0.0.1", "address to listen on, for gRPC and HTTP")
     grpc_port: int = _setting(50051, "gRPC port; 0 takes a free one")
     http_port: int = _setting(8080, "port of /metrics, /healthz and /readyz; 0 takes a free one")
-    transport: TransportKind = _setting(TransportKind.GRPCIO, "native is for trusted clients only: docs/transports.md")
+    transport: str = _setting("", "no effect: grpcio is the only transport; will be removed in the next version")
 
     model_versions: tuple[str, ...] = _setting(
         ("latest",), "latest, latest:N or all; for one model NAME=latest:N, NAME=all or NAME=1,3"
@@ -147,10 +137,8 @@ class Config:
     )
     engine_timeout_s: float = _setting(10.0, "a run is never given up sooner, nor before 20 times its prediction")
 
-    max_concurrent_calls: int | None = _setting(
-        None,
-        "calls in flight; more are refused; a quarter of it is kept for each priority; "
-        f"default: {_GRPCIO_CALLS} on grpcio, where each holds a thread, {_NATIVE_CALLS} on native",
+    max_concurrent_calls: int = _setting(
+        4096, "calls in flight; more are refused; a quarter of it is kept for each priority"
     )
     max_bytes_in_flight: int = _setting(
         512 * 2**20, "bytes of requests in flight; more are refused; a quarter is kept for each priority"
@@ -179,6 +167,7 @@ class Config:
         for name in (
             "max_batch_size",
             "max_queue_requests",
+            "max_concurrent_calls",
             "max_request_bytes",
             "max_request_rows",
             "max_image_pixels",
@@ -203,7 +192,7 @@ class Config:
                 f"max_bytes_in_flight: expected at least max_request_bytes ({self.max_request_bytes}), "
                 f"got {self.max_bytes_in_flight}"
             )
-        for name in ("max_concurrent_calls", "decode_threads", "gpu_memory_mib"):
+        for name in ("decode_threads", "gpu_memory_mib"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("grpc_port", "http_port", "admin_port"):
@@ -231,8 +220,6 @@ class Config:
             raise ConfigError("tls_key and tls_certificate go together")
         if self.tls_client_ca is not None and self.tls_key is None:
             raise ConfigError("tls_client_ca needs tls_key and tls_certificate")
-        if self.transport is TransportKind.NATIVE and self.tls_key is not None:
-            raise ConfigError("the native transport has no TLS: use --transport grpcio")
 
     @property
     def engines(self) -> PerModel[EngineSettings]:
@@ -252,11 +239,6 @@ class Config:
         return _per_model(
             "gpu_model_memory_mib", self.gpu_model_memory_mib, lambda text: at_least_one(text) * MIB, None
         )
-
-    @property
-    def most_calls(self) -> int:
-        """In flight."""
-        return self.max_concurrent_calls or (_NATIVE_CALLS if self.transport is TransportKind.NATIVE else _GRPCIO_CALLS)
 
     @property
     def loopback(self) -> bool:

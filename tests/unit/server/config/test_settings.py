@@ -14,7 +14,6 @@ from rafaga.server.config.settings import (
     ConfigError,
     LogFormat,
     ModelControl,
-    TransportKind,
     add_arguments,
     from_arguments,
 )
@@ -61,7 +60,7 @@ def test_help_can_be_printed() -> None:
 OTHER = {
     "repository": "/models",
     "host": "0.0.0.0",
-    "transport": "native",
+    "transport": "any",
     "model_versions": "all",
     "model_control": "poll",
     "precision": "int8",
@@ -115,7 +114,6 @@ def test_file_then_environment_then_flags(tmp_path: Path) -> None:
 def test_types_of_a_file(tmp_path: Path) -> None:
     file = f"""
         repository = "/models"
-        transport = "native"
         precision = "fp16"
         model_control = "explicit"
         model_versions = "all"
@@ -128,7 +126,6 @@ def test_types_of_a_file(tmp_path: Path) -> None:
     """
     got = config(file=file, folder=tmp_path)
     assert got.repository == Path("/models")
-    assert got.transport is TransportKind.NATIVE
     assert got.precision == "fp16"
     assert got.model_control is ModelControl.EXPLICIT
     assert (got.load_models, got.threads, got.drain_delay_s) == (("one", "two"), ("2",), 1.5)
@@ -201,14 +198,12 @@ def test_lists_of_text_are_split_at_commas() -> None:
         (["--poll-interval-s", "0"], "poll_interval_s: expected more than zero"),
         (["--poll-interval-s", "nan"], "poll_interval_s"),
         (["--tracing-sample-ratio", "2"], "tracing_sample_ratio: expected 0 to 1"),
-        (["--transport", "carrier-pigeon"], "carrier-pigeon"),
         (["--precision", "fp8"], "fp8"),
         (["--log-level", "loud"], "log_level: expected debug, info, warning or error, got 'loud'"),
         (["--bearer-token-sha256", "secret"], "64 lower-case hex digits"),
         (["--bearer-token-sha256", HASH.upper()], "64 lower-case hex digits"),
         (["--tls-key", "key.pem"], "tls_key and tls_certificate go together"),
         (["--tls-client-ca", "ca.pem"], "tls_client_ca needs"),
-        (["--transport", "native", "--tls-key", "k", "--tls-certificate", "c"], "no TLS"),
         (["--model-versions", "newest"], "model_versions: expected latest, latest:N, all"),
         (["--model-control", "explicit"], "admin_port and model_control explicit go together"),
         (["--load-models", "a"], "load_models is for model_control explicit"),
