@@ -208,7 +208,7 @@ def test_the_load_image_measures_a_server_as_the_job_does(load: Path, repository
     assert not (load / PACKAGES / "onnxruntime").exists()
     assert megabytes(load / "opt/rafaga") < 250
     (only,) = one(render(KUBERNETES / "load"), "Job")["spec"]["template"]["spec"]["containers"]
-    with serving(repository, "grpcio") as served:
+    with serving(repository) as served:
         changed = [f"--server={served.address}", "--model=digits", "--rate=20", "--duration=1"]
         kept = [word for word in only["args"] if word.split("=")[0] not in {c.split("=")[0] for c in changed}]
         with (tmp_path / "log").open("wb") as log:

@@ -65,7 +65,7 @@ def int8_of(bundle: Bundle) -> Variant:
 
 def served_precision(repository: Path, digit: np.ndarray) -> str:
     """What a server that may choose answers with."""
-    with serving(repository, "grpcio") as served, Client(served.address) as client:
+    with serving(repository) as served, Client(served.address) as client:
         answer = client.classify(Image.fromarray(digit), model="cnn-mnist")
         assert answer.model.precision == client.model("cnn-mnist").precision
         return answer.model.precision

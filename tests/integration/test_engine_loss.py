@@ -195,7 +195,6 @@ def test_when_nobody_can_receive_any_more(tmp_path: Path, monkeypatch: pytest.Mo
             hung = kernel.call(served, "held")
             kernel.valve.wait_for_engine()
             eventually(lambda: served.get("/healthz")[0] == 503, "liveness fails")
-            assert served.health.Check(alive, timeout=PATIENCE_S).status == NOT_SERVING
             assert refusal(hung.result).reason == "ENGINE_FAILURE"
 
 

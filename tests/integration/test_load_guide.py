@@ -33,7 +33,7 @@ def guided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("guide")
     bundles.publish_classifier(root, "lenet5-mnist")
     bundles.publish_forecaster(root, "lstm-co2")
-    with serving(root, "grpcio") as served:
+    with serving(root) as served:
         yield served
 
 

@@ -20,7 +20,7 @@ from tests.integration.serving import Served, serving
 @pytest.fixture(scope="module")
 def plain(repository: Path) -> Iterator[Served]:
     pytest.importorskip("mlperf_loadgen", reason="LoadGen (mlcommons-loadgen) is not installed")
-    with serving(repository, "grpcio") as served:
+    with serving(repository) as served:
         yield served
 
 
@@ -81,6 +81,6 @@ def test_without_loadgen_it_says_what_to_install(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
-    with serving(repository, "grpcio") as served:
+    with serving(repository) as served:
         assert load(served, tmp_path, "--mlperf", "single-stream") == 1
     assert "pip install 'rafaga[mlperf]'" in capsys.readouterr().err

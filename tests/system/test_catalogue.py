@@ -122,7 +122,7 @@ def test_no_name_is_misspelt() -> None:
 def test_every_answer_of_an_untrained_model_says_so(tmp_path: Path) -> None:
     wanted = Wanted(tmp_path, weights="random", precisions=(Precision.FP32,))
     publish(catalogue()["lenet5-mnist"], wanted, Sources(data=tmp_path / "no-data"), Silent())
-    with serving(tmp_path, "grpcio") as served, Client(served.address) as client:
+    with serving(tmp_path) as served, Client(served.address) as client:
         answer = client.classify(np.zeros((28, 28, 1), np.uint8), model="lenet5-mnist", timeout_s=PATIENCE_S)
     assert not answer.model.trained
     assert str(answer.model).endswith("UNTRAINED")
@@ -153,7 +153,7 @@ def test_makes_the_whole_way(entry: Entry, tmp_path: Path, caplog: pytest.LogCap
             expected = {name: array[:1] for name, array in golden.outputs.items()}
         else:  # how far smaller files are from PyTorch is no matter of serving, and measured elsewhere
             expected = run(open_session(published.folder / variant.file, threads=1), asked)
-        with serving(tmp_path, "grpcio", precision=PrecisionChoice(variant.precision)) as served:
+        with serving(tmp_path, precision=PrecisionChoice(variant.precision)) as served:
             require_answers(served, entry, asked, expected)
     assert caplog.text.count("model ready with RANDOM weights") == len(precisions)
 

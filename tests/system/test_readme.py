@@ -34,7 +34,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     bundles.publish_detector(root, "ssd300-vgg16")
     bundles.publish_segmenter(root, "fcn-resnet50")
     bundles.publish_sequence_model(root, "lstm-reber")
-    with serving(root, "grpcio") as server:
+    with serving(root) as server:
         yield server
 
 
