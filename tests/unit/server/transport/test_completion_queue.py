@@ -1,0 +1,206 @@
+"""The loop against real grpcio channels: answers, quick models in its own thread, hung runs, cancellation, the end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import pytest
+from grpc._cython import cygrpc
+
+from rafaga.errors import InvalidRequest
+from rafaga.server.observability.metrics import Metrics
+from rafaga.server.transport import completion_queue
+from rafaga.server.transport.call import Call, Handler
+from rafaga.server.transport.grpc import GrpcTransport, Limits
+from rafaga.server.transport.router import Authenticator, Router
+from tests.unit.server.transport.fake_call import METHOD, WAIT_S
+
+
+class Model:
+    """Answers its calls when it is run."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.ran_in: list[str] = []
+
+    def take(self, call: Call) -> None:
+        self.calls.append(call)
+        assert call.inline is not None
+        call.inline.add(self)
+
+    def run_inline(self, on_hung: Callable[[], None]) -> bool:
+        self.ran_in.append(threading.current_thread().name)
+        call = self.calls.pop(0)
+        call.reply(call.request)
+        return bool(self.calls)
+
+
+class HungModel(Model):
+    """Its first run returns only when `release` is set; `give_up` does what a supervisor does meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.release = threading.Event()
+        self.hangs = threading.Event()
+        self.returned = threading.Event()
+        self._first = True
+
+    def run_inline(self, on_hung: Callable[[], None]) -> bool:
+        if not self._first:
+            return super().run_inline(on_hung)
+        self._first = False
+        self.on_hung, self.hung_call = on_hung, self.calls.pop(0)
+        self.hangs.set()
+        self.release.wait(WAIT_S)
+        self.returned.set()
+        return True
+
+    def give_up(self) -> None:
+        self.hung_call.fail(InvalidRequest("hung"))
+        self.on_hung()
+        self.on_hung()
+
+
+@contextmanager
+def serving(handler: Handler, on_death: Callable[[], None] = lambda: None) -> Iterator[Any]:
+    router = Router({METHOD: handler}, Authenticator(()), Metrics(), 1000)
+    transport = GrpcTransport("127.0.0.1:0", router, Authenticator(()), Limits(1000), on_death=on_death)
+    transport.start()
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{transport.port}") as channel:
+            ask = channel.unary_unary(METHOD)
+            yield lambda request, **more: ask.future(request, timeout=WAIT_S, **more)
+    finally:
+        transport.close(0.0)
+    assert router.in_flight.count == 0
+
+
+def test_this_version_of_grpcio_is_known() -> None:
+    assert completion_queue.unsupported() is None
+
+
+def test_another_version_is_served_through_the_public_interface(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delattr(cygrpc, "SendMessageOperation")
+    assert "SendMessageOperation" in (completion_queue.unsupported() or "")
+    router = Router({METHOD: lambda call: call.reply(call.request)}, Authenticator(()), Metrics(), 1000)
+    transport = GrpcTransport("127.0.0.1:0", router, Authenticator(()), Limits(1000))
+    transport.start()
+    monkeypatch.undo()
+    with grpc.insecure_channel(f"127.0.0.1:{transport.port}") as channel:
+        assert channel.unary_unary(METHOD)(b"request", timeout=WAIT_S) == b"request"
+    transport.close(0.0)
+    assert len([r for r in caplog.records if "serving through its public API" in r.getMessage()]) == 1
+
+
+def test_answers_and_failures() -> None:
+    def handle(call: Call) -> None:
+        if call.request == b"bad":
+            raise InvalidRequest("expected something else")
+        call.reply(call.request * 2)
+
+    with serving(handle) as ask:
+        calls = [ask(b"bad" if i % 7 == 0 else str(i).encode()) for i in range(500)]
+        for i, call in enumerate(calls):
+            if i % 7 == 0:
+                assert call.code() is grpc.StatusCode.INVALID_ARGUMENT
+                assert call.details() == "expected something else"
+            else:
+                assert call.result() == 2 * str(i).encode()
+
+
+def test_answers_from_other_threads_race_with_cancellation() -> None:
+    """Replies are started while the loop begins to listen for cancellation, and while callers cancel."""
+
+    def handle(call: Call) -> None:
+        threading.Thread(target=call.reply, args=(call.request,)).start()
+
+    with serving(handle) as ask:
+        calls = [ask(str(i).encode()) for i in range(300)]
+        for call in calls[::3]:
+            call.cancel()
+        for i, call in enumerate(calls):
+            assert i % 3 == 0 or call.result() == str(i).encode()
+
+
+def test_a_cancelled_call_is_heard_of() -> None:
+    arrived, dropped = threading.Event(), threading.Event()
+
+    def handle(call: Call) -> None:
+        call.on_cancel(dropped.set)
+        arrived.set()
+
+    with serving(handle) as ask:
+        call = ask(b"")
+        assert arrived.wait(WAIT_S)
+        call.cancel()
+        assert dropped.wait(WAIT_S)
+
+
+def test_quick_models_run_in_the_loop() -> None:
+    model = Model()
+    with serving(model.take) as ask:
+        calls = [ask(str(i).encode()) for i in range(100)]
+        assert [call.result() for call in calls] == [str(i).encode() for i in range(100)]
+    assert set(model.ran_in) == {"transport"}
+
+
+def test_a_hung_run_does_not_end_the_loop() -> None:
+    """1. A run hangs; others call. 2. It is given up: another thread answers the others. 3. It returns, and ends."""
+    model = HungModel()
+    with serving(model.take) as ask:
+        hung = ask(b"hung")
+        assert model.hangs.wait(WAIT_S)
+        others = [ask(b"other") for _ in range(20)]
+        model.give_up()
+        assert hung.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert [call.result() for call in others] == [b"other"] * 20
+        model.release.set()
+        assert model.returned.wait(WAIT_S)
+        assert ask(b"again").result() == b"again"
+
+
+def test_without_another_thread_the_process_must_be_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, dead = HungModel(), threading.Event()
+    with serving(model.take, dead.set) as ask:
+        hung = ask(b"hung")
+        assert model.hangs.wait(WAIT_S)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", _no_thread)
+            model.give_up()
+        assert dead.is_set()
+        assert hung.code() is grpc.StatusCode.INVALID_ARGUMENT
+        model.release.set()
+
+
+def _no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_calls_in_flight_are_answered_while_the_transport_closes() -> None:
+    held: list[Call] = []
+    arrived = threading.Semaphore(0)
+
+    def hold(call: Call) -> None:
+        held.append(call)
+        arrived.release()
+
+    router = Router({METHOD: hold}, Authenticator(()), Metrics(), 1000)
+    transport = GrpcTransport("127.0.0.1:0", router, Authenticator(()), Limits(1000))
+    transport.start()
+    with grpc.insecure_channel(f"127.0.0.1:{transport.port}") as channel:
+        calls = [channel.unary_unary(METHOD).future(b"x", timeout=WAIT_S) for _ in range(10)]
+        for _ in calls:
+            assert arrived.acquire(timeout=WAIT_S)
+        closing = threading.Thread(target=transport.close, args=(WAIT_S,))
+        closing.start()
+        for call in held:
+            call.reply(b"late")
+        assert [call.result() for call in calls] == [b"late"] * 10
+    closing.join(WAIT_S)
+    assert not closing.is_alive()
