@@ -19,7 +19,7 @@ export RAFAGA_PEERS ?= $(abspath ../shared/bench)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-gpu tools browser images nightly lint format bench bench-gpu protos protos-check clean
+.PHONY: help setup demo serve test test-grpcio test-gpu tools browser images nightly lint format bench bench-gpu protos protos-check clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,21 @@ test: setup $(TRITON)  ## All tests but the nightly and the GPU ones
 
 nightly: setup $(TRITON)  ## The long tests too
 	$(BIN)/python -m pytest -m "not gpu" --timeout 3600
+
+# The oldest version that the generated stubs run with, and the oldest that the transport knows.
+GRPCIO_OLDEST := 1.80.0
+GRPCIO_FIRST  := 1.68.1
+SMOKE         := tests/integration/test_answers.py tests/integration/test_health.py tests/integration/test_deadlines.py
+
+build/grpcio-%: setup
+	@$(BIN)/python -m pip install --quiet --no-deps --target $@ grpcio==$* grpcio-health-checking==$* \
+	  grpcio-reflection==$* $(if $(filter $*,$(GRPCIO_FIRST)),'protobuf<7')
+
+test-grpcio: build/grpcio-$(GRPCIO_FIRST) build/grpcio-$(GRPCIO_OLDEST)  ## Smoke tests on old grpcio and on its public API
+	PYTHONPATH=build/grpcio-$(GRPCIO_FIRST) $(BIN)/python -m pytest -W default -k 'not public' \
+	  tests/unit/server/transport/test_completion_queue.py
+	PYTHONPATH=build/grpcio-$(GRPCIO_OLDEST) $(BIN)/python -m pytest $(SMOKE)
+	$(BIN)/python -m pytest --public-grpcio $(SMOKE)
 
 tools:  ## As root on Debian: the programs that some tests ask; without them those are skipped
 	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive \

@@ -1,0 +1,17 @@
+"""`--public-grpcio`: the tests' servers use grpcio's public API, as with a version of it that the server does not know."""
+
+from __future__ import annotations
+
+import pytest
+
+from rafaga.server.transport import grpc
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--public-grpcio", action="store_true", help="serve through grpcio's public API")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _public_grpcio(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--public-grpcio"):
+        grpc.unsupported = lambda: "as if it were not known"  # type: ignore[assignment]
