@@ -29,12 +29,12 @@ from rafaga.errors import (
     ModelNotReady,
     RafagaError,
 )
+from rafaga.plain_model import PlainModel
 from rafaga.server.engines.onnxruntime import Engine, Samples, assemble, padding_rows
 from rafaga.server.engines.pipelined import BoundEngine, Flight
 from rafaga.server.execution.supervisor import Watch, WatchPolicy
 from rafaga.server.execution.worker import Relieved, Run, Shift
 from rafaga.server.observability.metrics import ModelMetrics
-from rafaga.server.repository.plain_onnx import PlainModel
 from rafaga.server.scheduling.batcher import Batch, Batcher, BatchPolicy
 from rafaga.server.scheduling.job import Arrays, Job, Part
 from rafaga.server.scheduling.latency import LatencyTable

@@ -13,6 +13,7 @@ from rafaga import bundle as bundles
 from rafaga import int8
 from rafaga.bundle import Bundle, Precision, Variant
 from rafaga.errors import BundleError, DeviceError
+from rafaga.plain_model import PlainModel
 from rafaga.server.engines.devices import Device
 from rafaga.server.engines.onnxruntime import Engine, Golden, Samples, create_session
 from rafaga.server.engines.selection import Placement, Task
@@ -21,7 +22,6 @@ from rafaga.server.execution.supervisor import WatchPolicy
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository import plain_onnx as plain
 from rafaga.server.repository.onnx_file import refuse_external_data
-from rafaga.server.repository.plain_onnx import PlainModel
 from rafaga.server.scheduling.batcher import BatchPolicy
 from rafaga.server.scheduling.latency import LatencyTable
 

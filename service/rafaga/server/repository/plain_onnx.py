@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from rafaga.bundle import (
-    DetectionSpec,
-    FeatureSpec,
-    ForecastSpec,
-    ImagePreparation,
-    SequenceSpec,
-    TensorSpec,
-    Weights,
-)
+from rafaga.bundle import TensorSpec
 from rafaga.errors import BundleError
+from rafaga.plain_model import PlainModel
 from rafaga.server.engines.onnxruntime import Engine, Samples, Session
 from rafaga.server.scheduling.job import Arrays
 
@@ -60,33 +52,6 @@ class DescribedSession(Session, Protocol):
     def get_inputs(self) -> Sequence[GraphTensor]: ...
 
     def get_outputs(self) -> Sequence[GraphTensor]: ...
-
-
-@dataclass(frozen=True)
-class PlainModel:
-    """What serving asks of a Bundle, as far as a graph tells it: it has no task, so only tensors go in and out.
-
-    max_batch_size 0: the graph has no free first dimension, or its rows depend on each other. A request then is one
-    run, and the shapes have no batch dimension of their own.
-    """
-
-    name: str
-    version: int
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    max_batch_size: int
-
-    task: ClassVar[None] = None
-    architecture: ClassVar[str] = ""
-    dataset: ClassVar[str] = ""
-    labels: ClassVar[tuple[str, ...]] = ()
-    image: ClassVar[ImagePreparation | None] = None
-    forecast: ClassVar[ForecastSpec | None] = None
-    detection: ClassVar[DetectionSpec | None] = None
-    sequence: ClassVar[SequenceSpec | None] = None
-    ragged: ClassVar[bool] = False
-    features: ClassVar[tuple[FeatureSpec, ...]] = ()
-    weights: ClassVar[Weights] = Weights(trained=False, source="unverified: plain ONNX, no bundle", license="unknown")
 
 
 def describe(name: str, version: int, session: DescribedSession, max_batch_size: int) -> tuple[PlainModel, Samples]:

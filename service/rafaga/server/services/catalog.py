@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rafaga.bundle import Bundle, ImagePreparation, TensorSpec
+from rafaga.plain_model import PlainModel
 from rafaga.server.execution.served_model import ServedModel
-from rafaga.server.repository.plain_onnx import PlainModel
 from rafaga.server.repository.repository import Repository, Slot, State
 from rafaga.server.services.common import parse
 from rafaga.server.transport.call import Call, Handler

@@ -13,13 +13,13 @@ import pytest
 
 from rafaga.bundle import TensorSpec
 from rafaga.errors import EngineFailure, ModelNotReady, RafagaError
+from rafaga.plain_model import PlainModel
 from rafaga.server.engines.device_memory import HostMemory
 from rafaga.server.engines.onnxruntime import Samples
 from rafaga.server.engines.pipelined import BoundEngine
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.execution.supervisor import WatchPolicy
 from rafaga.server.observability.metrics import Metrics
-from rafaga.server.repository.plain_onnx import PlainModel
 from rafaga.server.scheduling.batcher import BatchPolicy
 from rafaga.server.scheduling.job import Arrays, Job
 from rafaga.server.scheduling.latency import LatencyTable

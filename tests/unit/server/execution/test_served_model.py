@@ -21,11 +21,11 @@ from rafaga.errors import (
     RafagaError,
     Refused,
 )
+from rafaga.plain_model import PlainModel
 from rafaga.server.engines.onnxruntime import Engine, Samples
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.execution.supervisor import WatchPolicy
 from rafaga.server.observability.metrics import Metrics
-from rafaga.server.repository.plain_onnx import PlainModel
 from rafaga.server.scheduling.batcher import BatchPolicy, Decision
 from rafaga.server.scheduling.job import Arrays, Job, JobTiming
 from rafaga.server.scheduling.latency import LatencyTable

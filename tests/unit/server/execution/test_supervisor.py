@@ -12,11 +12,11 @@ import pytest
 
 from rafaga.bundle import TensorSpec
 from rafaga.errors import BundleError, DeviceError, Draining, EngineFailure, ModelNotReady, RafagaError
+from rafaga.plain_model import PlainModel
 from rafaga.server.engines.onnxruntime import Engine, Samples
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.execution.supervisor import Backoff, Watch, WatchPolicy
 from rafaga.server.observability.metrics import Metrics
-from rafaga.server.repository.plain_onnx import PlainModel
 from rafaga.server.scheduling.batcher import BatchPolicy
 from rafaga.server.scheduling.job import Arrays, Job, JobTiming
 from rafaga.server.scheduling.latency import LatencyTable

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from rafaga.errors import BundleError, ModelNotFound, ModelNotReady
+from rafaga.plain_model import PlainModel
 from rafaga.server.config.settings import Config, ConfigError, ModelControl
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository import repository as repositories
-from rafaga.server.repository.plain_onnx import PlainModel
 from rafaga.server.repository.repository import Repository, State
 from rafaga.server.repository.versions import VersionPolicy, Versions
 

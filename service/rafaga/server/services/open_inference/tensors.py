@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rafaga.bundle import Bundle, TensorSpec
 from rafaga.errors import InvalidRequest, InvalidTensor, Unsupported
 from rafaga.inference import open_inference_pb2 as pb
+from rafaga.plain_model import PlainModel
 from rafaga.server.execution.served_model import ServedModel
-from rafaga.server.repository.plain_onnx import PlainModel
 from rafaga.server.scheduling.job import Arrays
 from rafaga.server.services.common import RequestLimits
 from rafaga.tensors import check_shape, from_wire, to_wire

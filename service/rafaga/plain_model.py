@@ -1,0 +1,43 @@
+"""The description of a model.onnx without a bundle: what its own graph says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rafaga.bundle import (
+    DetectionSpec,
+    FeatureSpec,
+    ForecastSpec,
+    ImagePreparation,
+    SequenceSpec,
+    TensorSpec,
+    Weights,
+)
+
+
+@dataclass(frozen=True)
+class PlainModel:
+    """The part of a Bundle that serving reads. It has no task, so clients send and receive tensors only.
+
+    max_batch_size 0: the graph has no free first dimension, or its rows depend on each other. Then a request is one
+    run, and the shapes have no batch dimension.
+    """
+
+    name: str
+    version: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int
+
+    task: ClassVar[None] = None
+    architecture: ClassVar[str] = ""
+    dataset: ClassVar[str] = ""
+    labels: ClassVar[tuple[str, ...]] = ()
+    image: ClassVar[ImagePreparation | None] = None
+    forecast: ClassVar[ForecastSpec | None] = None
+    detection: ClassVar[DetectionSpec | None] = None
+    sequence: ClassVar[SequenceSpec | None] = None
+    ragged: ClassVar[bool] = False
+    features: ClassVar[tuple[FeatureSpec, ...]] = ()
+    weights: ClassVar[Weights] = Weights(trained=False, source="unverified: plain ONNX, no bundle", license="unknown")
