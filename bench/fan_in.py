@@ -88,7 +88,7 @@ def serve(repository: Path, transport: str) -> None:
     """Until its standard input ends. Says where it listens, and for every line how much its threads have computed."""
     server = build(Config(repository=repository, transport=transport, grpc_port=0, http_port=0))
     server.start()
-    model = server.repository.slot(_MODEL, 0).model
+    model = server.repository.version(_MODEL, 0).model
     assert model is not None
     for engine in model.engines:
         engine.run = _give_back  # type: ignore[method-assign]

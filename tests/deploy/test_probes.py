@@ -55,7 +55,7 @@ def test_a_device_that_is_lost_to_the_process_ends_it(
     """1. The engine breaks, and no new one comes up, again and again. 2. Kubernetes is told to restart the pod."""
     bundles.publish_classifier(tmp_path)
     served, only = serve(tmp_path), container(overlay("cpu"))
-    model = served.server.repository.slot("digits", 0).model
+    model = served.server.repository.version("digits", 0).model
     assert model is not None
     assert served.get("/healthz")[0] == 200
 

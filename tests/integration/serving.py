@@ -74,7 +74,7 @@ class Served(Stubs):
 
     def predict(self, model: str, seconds: float) -> None:
         """Makes the server believe that one run of `model` takes `seconds`, so that refusals need no slow model."""
-        served = self.server.repository.slot(model, 0).model
+        served = self.server.repository.version(model, 0).model
         assert served is not None
         served._batcher.latency = LatencyTable((1, served.max_batch_size), (seconds, seconds))
 

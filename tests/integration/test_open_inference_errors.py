@@ -97,7 +97,7 @@ TENSOR, REQUEST, IMAGE = "INVALID_TENSOR", "INVALID_REQUEST", "INVALID_IMAGE"
 
 BAD: dict[str, Bad] = {
     # names
-    "unknown model": Bad(oip.images(DIGIT, "nobody"), NOT_FOUND, "MODEL_NOT_FOUND", "there are: backbone, digits"),
+    "unknown model": Bad(oip.images(DIGIT, "nobody"), NOT_FOUND, "MODEL_NOT_FOUND", "available: backbone, digits"),
     "no model": Bad(oip.images(DIGIT, ""), NOT_FOUND, "MODEL_NOT_FOUND", "no model ''"),
     "path as model": Bad(oip.images(DIGIT, "../digits"), NOT_FOUND, "MODEL_NOT_FOUND", "there are"),
     "endless model name": Bad(oip.images(DIGIT, "x" * 9999), NOT_FOUND, "MODEL_NOT_FOUND", "no model 'xxx"),

@@ -51,7 +51,7 @@ BAD: dict[str, Bad] = {
         vision_pb2.ClassifyRequest(model="digits"), INVALID, "INVALID_REQUEST", "either `encoded` or `pixels`"
     ),
     "unknown model": Bad(
-        messages.classify(DIGIT, "nobody"), NOT_FOUND, "MODEL_NOT_FOUND", "there are: backbone, digits"
+        messages.classify(DIGIT, "nobody"), NOT_FOUND, "MODEL_NOT_FOUND", "available: backbone, digits"
     ),
     "no model": Bad(messages.classify(DIGIT, ""), NOT_FOUND, "MODEL_NOT_FOUND", "there are"),
     "path as model": Bad(messages.classify(DIGIT, "../digits"), NOT_FOUND, "MODEL_NOT_FOUND", "there are"),

@@ -24,7 +24,7 @@ from grpc_health.v1 import health_pb2
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.inference import open_inference_pb2_grpc
 from rafaga.server.config.settings import ModelControl
-from rafaga.server.repository import repository as repositories
+from rafaga.server.repository import retirement
 from rafaga.v1 import catalog_pb2
 from tests import bundles, plain
 from tests.integration import messages
@@ -42,7 +42,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was replaced need not linger for tests."""
-    monkeypatch.setattr(repositories, "_LINGER_S", 0.05)
+    monkeypatch.setattr(retirement, "LINGER_S", 0.05)
 
 
 def publish(root: Path, factor: float, version: int = 1, name: str = "scaled") -> None:
@@ -97,7 +97,7 @@ def test_the_latest_version_is_served_unless_told_otherwise(serve: Callable[...,
     served = serve(tmp_path)
     assert factor(served) == (10, "10")
     refused = refusal(lambda: factor(served, version="2"))
-    assert (refused.reason, "version 10 is served" in refused.message) == ("MODEL_NOT_FOUND", True)
+    assert (refused.reason, "available: 10" in refused.message) == ("MODEL_NOT_FOUND", True)
     assert index(oip.stub(served)) == {("scaled", "10"): "READY"}
 
 
@@ -129,7 +129,7 @@ def test_all_versions_are_served_each_to_those_who_name_it(serve: Callable[..., 
         ("scaled", 10),
     ]
     refused = refusal(lambda: factor(served, version="3"))
-    assert "versions 1, 2, 10 are served" in refused.message
+    assert "available: 1, 2, 10" in refused.message
 
 
 def test_nothing_changes_unless_it_is_asked_for(serve: Callable[..., Served], tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_a_server_that_stops_while_a_model_loads_stops(serve: Callable[..., Serv
     publish(tmp_path, 1)
     served = serve(tmp_path, **POLL)
     loading, go_on = threading.Event(), threading.Event()
-    loader = served.server.repository._loader
+    loader = served.server.repository._reconciler._loader
     load_plain = loader.load_plain
 
     def slowly(folder: Path) -> Any:

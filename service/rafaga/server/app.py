@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pythonjsonlogger.json import JsonFormatter
 
 from rafaga.errors import DeviceError
+from rafaga.server.config.model_versions import Versions
 from rafaga.server.config.settings import Config, ConfigError, LogFormat, ModelControl
 from rafaga.server.engines import devices
 from rafaga.server.engines.cpu_count import available_cores
@@ -24,11 +25,11 @@ from rafaga.server.lifecycle import Server, ShutdownSignals
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.observability.nvml import GpuFigures
 from rafaga.server.repository.loader import Loader
-from rafaga.server.repository.repository import Poller, Repository
-from rafaga.server.repository.versions import Versions
+from rafaga.server.repository.poller import Poller
+from rafaga.server.repository.repository import Repository
 from rafaga.server.scheduling.batcher import BatchPolicy
 from rafaga.server.services.catalog import Catalog
-from rafaga.server.services.common import RequestLimits, Workers
+from rafaga.server.services.decoding import DecodePool, RequestLimits
 from rafaga.server.services.forecasting import Forecasting
 from rafaga.server.services.open_inference.admin import RepositoryAdmin
 from rafaga.server.services.open_inference.service import OpenInference
@@ -90,7 +91,7 @@ def build(config: Config) -> Server:
 
     explicit = config.model_control is ModelControl.EXPLICIT
     repository = Repository(config.repository, loader, metrics, tell, Versions.parse(config.model_versions), explicit)
-    workers = Workers(config.decode_threads or available_cores(), config.max_pending_decodes)
+    workers = DecodePool(config.decode_threads or available_cores(), config.max_pending_decodes)
     limits = RequestLimits(config.max_request_rows, config.max_image_pixels, config.max_free_pixels)
     expiry = Expiry()
     services = (

@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rafaga.server.config.settings import Config
-from rafaga.server.repository.repository import Poller, Repository
-from rafaga.server.services.common import Workers
+from rafaga.server.repository.poller import Poller
+from rafaga.server.repository.repository import Repository
+from rafaga.server.services.decoding import DecodePool
 from rafaga.server.services.open_inference.stream import Streams
 from rafaga.server.transport.expiry import Expiry
 from rafaga.server.transport.grpc import GrpcTransport
@@ -37,7 +38,7 @@ class Server:
         repository: Repository,
         health: Health,
         router: Router,
-        workers: Workers,
+        workers: DecodePool,
         streams: Streams,
         expiry: Expiry,
         transport: GrpcTransport,

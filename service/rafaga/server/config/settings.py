@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from rafaga.bundle import Precision
+from rafaga.server.config.model_versions import Versions
 from rafaga.server.config.per_model import (
     EngineSettings,
     PerModel,
@@ -31,7 +32,6 @@ from rafaga.server.config.per_model import (
 from rafaga.server.engines import devices
 from rafaga.server.engines.devices import DeviceFallback
 from rafaga.server.engines.memory_budget import MIB
-from rafaga.server.repository.versions import Versions
 
 PREFIX = "RAFAGA_"
 

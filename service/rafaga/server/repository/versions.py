@@ -1,76 +1,134 @@
-"""Which versions of a model are served: the newest, the newest so many, all, or those that are named."""
+"""The versions of each model, their states, and the lookup that every request makes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import dataclasses
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 
-from rafaga.bundle import NAME_PATTERN
+from rafaga.bundle import Bundle
+from rafaga.errors import ModelNotFound
+from rafaga.plain_model import PlainModel
+from rafaga.server.execution.served_model import ServedModel
+from rafaga.server.repository.discovery import Stamp
+
+
+class State(Enum):
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    DRAINING = "draining"
+    DOWN = "down"  # it was served, then lost its engine; a new engine is being started
 
 
 @dataclass(frozen=True)
-class VersionPolicy:
-    """For one model. `newest`: how many; None: all of them. `specific`, where there are any: these and no others."""
+class ModelVersion:
+    """One version of one model. `bundle` is None if its manifest could not be read, `model` if it is not served.
 
-    newest: int | None = 1
-    specific: tuple[int, ...] = ()
+    late: it appeared while the server was running, so its failure does not make the server unready.
+    state: as of the last change in the repository; `condition` also covers a lost engine.
+    """
 
-    def wanted(self, there: Collection[int]) -> list[int]:
-        """In rising order. Specific ones are wanted whether they are there or not."""
-        if self.specific:
-            return sorted(self.specific)
-        return sorted(there)[-self.newest :] if self.newest is not None else sorted(there)
+    name: str
+    version: int
+    folder: Path
+    stamp: Stamp
+    late: bool
+    state: State = State.LOADING
+    reason: str = ""
+    bundle: Bundle | PlainModel | None = None
+    model: ServedModel | None = None
 
+    @property
+    def condition(self) -> State:
+        down = self.state is State.READY and self.model is not None and self.model.down
+        return State.DOWN if down else self.state
 
-@dataclass(frozen=True)
-class Versions:
-    """`default`, but for models that have a policy of their own."""
-
-    default: VersionPolicy = VersionPolicy()
-    by_model: Mapping[str, VersionPolicy] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, rules: Iterable[str]) -> Versions:
-        """`latest`, `latest:2` or `all` for every model; `NAME=…` for one, also with numbers: `NAME=1,3`.
-
-        Raises ValueError.
-        """
-        default: VersionPolicy | None = None
-        by_model: dict[str, VersionPolicy] = {}
-        name = ""
-        for rule in (part.strip() for text in rules for part in text.split(",")):
-            if rule.isdecimal() and by_model.get(name, VersionPolicy()).specific:
-                by_model[name] = VersionPolicy(specific=(*by_model[name].specific, _number(rule)))
-                continue
-            name, named, policy = rule.rpartition("=")
-            if not named:
-                if default is not None:
-                    raise ValueError(f"expected one rule for all models, got another: {rule!r}")
-                default = _policy(policy, numbers=False)
-            elif not NAME_PATTERN.fullmatch(name):
-                raise ValueError(f"expected the name of a model before '=', got {name!r}")
-            elif name in by_model:
-                raise ValueError(f"expected one rule for {name}, got another: {rule!r}")
-            else:
-                by_model[name] = _policy(policy, numbers=True)
-        return cls(default or VersionPolicy(), by_model)
-
-    def wanted(self, name: str, there: Collection[int]) -> Sequence[int]:
-        return self.by_model.get(name, self.default).wanted(there)
+    @property
+    def why(self) -> str:
+        """Why it is not served; empty if it is."""
+        return "its engine was lost and is being restarted" if self.condition is State.DOWN else self.reason
 
 
-def _policy(text: str, *, numbers: bool) -> VersionPolicy:
-    kind, _, count = text.partition(":")
-    if text == "all":
-        return VersionPolicy(newest=None)
-    if kind == "latest":
-        return VersionPolicy(newest=_number(count) if ":" in text else 1)
-    if numbers and text.isdecimal():
-        return VersionPolicy(specific=(_number(text),))
-    raise ValueError(f"expected latest, latest:N, all, or NAME= before numbers of versions, got {text!r}")
+class VersionTable:
+    """Lookups take no lock: the tuple of a name is replaced, never changed. `on_change` gets the model's name."""
 
+    def __init__(self, on_change: Callable[[str], None]) -> None:
+        self._by_name: dict[str, tuple[ModelVersion, ...]] = {}  # newest version first
+        self._on_change = on_change
+        self.lock = threading.Lock()
+        self.frozen = False
 
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or text.startswith("0") or len(text) > 9:
-        raise ValueError(f"expected a whole number from 1 on, got {text!r}")
-    return int(text)
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self._by_name)
+
+    def all(self) -> list[ModelVersion]:
+        """By name, then version."""
+        return sorted((v for vs in list(self._by_name.values()) for v in vs), key=lambda v: (v.name, v.version))
+
+    def of(self, name: str) -> tuple[ModelVersion, ...]:
+        """Newest first; empty for an unknown name."""
+        return self._by_name.get(name, ())
+
+    def get(self, name: str, version: int) -> ModelVersion | None:
+        return next((v for v in self.of(name) if v.version == version), None)
+
+    def find(self, name: str, version: int) -> ModelVersion:
+        """`version` 0: the newest that is served, or the newest if none is. Raises ModelNotFound."""
+        versions = self._by_name.get(name)
+        if versions is None:
+            raise ModelNotFound(f"no model {name[:63]!r}; available: {', '.join(self.names) or 'none'}")
+        if not version:
+            return next((v for v in versions if v.model is not None), versions[0])
+        for candidate in versions:
+            if candidate.version == version:
+                return candidate
+        available = ", ".join(str(v.version) for v in reversed(versions))
+        raise ModelNotFound(f"model {name!r} has no version {version}; available: {available}")
+
+    def holding(self, model: ServedModel) -> ModelVersion | None:
+        """The entry that serves `model`; None after it was replaced or removed."""
+        return next((v for v in self.of(model.bundle.name) if v.model is model), None)
+
+    def put(self, entry: ModelVersion) -> bool:
+        """Adds or replaces one version. False once the table is frozen: then nothing changes."""
+        return self._replace(entry.name, entry.version, (entry,))
+
+    def discard(self, name: str, version: int) -> bool:
+        """Removes one version. False once the table is frozen."""
+        return self._replace(name, version, ())
+
+    def _replace(self, name: str, version: int, new: tuple[ModelVersion, ...]) -> bool:
+        with self.lock:
+            if self.frozen:
+                return False
+            others = (v for v in self.of(name) if v.version != version)
+            self._by_name[name] = tuple(sorted((*others, *new), key=lambda v: -v.version))
+        self._on_change(name)
+        return True
+
+    def pop(self, name: str) -> tuple[ModelVersion, ...]:
+        """Removes a model. Empty once the table is frozen."""
+        with self.lock:
+            if self.frozen:
+                return ()
+            versions = self._by_name.pop(name)
+        self._on_change(name)
+        return versions
+
+    def freeze(self) -> list[ModelVersion]:
+        """Marks all that is served as draining, and allows no more changes. Returns those versions."""
+        with self.lock:
+            self.frozen = True
+            for name, versions in self._by_name.items():
+                self._by_name[name] = tuple(
+                    v if v.model is None else dataclasses.replace(v, state=State.DRAINING) for v in versions
+                )
+        return [v for v in self.all() if v.model is not None]

@@ -1,12 +1,13 @@
-"""rafaga.v1.Catalog: what is served, and what is known of it."""
+"""rafaga.v1.Catalog: the models in the repository, their state and their properties."""
 
 from __future__ import annotations
 
 from rafaga.bundle import Bundle, ImagePreparation, TensorSpec
 from rafaga.plain_model import PlainModel
 from rafaga.server.execution.served_model import ServedModel
-from rafaga.server.repository.repository import Repository, Slot, State
-from rafaga.server.services.common import parse
+from rafaga.server.repository.repository import Repository
+from rafaga.server.repository.versions import ModelVersion, State
+from rafaga.server.services.submission import parse
 from rafaga.server.transport.call import Call, Handler
 from rafaga.v1 import catalog_pb2 as pb
 
@@ -28,21 +29,21 @@ class Catalog:
 
     def list_models(self, call: Call) -> None:
         parse(pb.ListModelsRequest, call)
-        call.reply(pb.ListModelsResponse(models=map(_message, self._repository.slots)).SerializeToString())
+        call.reply(pb.ListModelsResponse(models=map(_message, self._repository.versions)).SerializeToString())
 
     def get_model(self, call: Call) -> None:
         request = parse(pb.GetModelRequest, call)
-        slot = self._repository.slot(request.name, request.version)
-        labels = slot.bundle.labels if slot.bundle else ()
-        call.reply(pb.GetModelResponse(model=_message(slot), labels=labels).SerializeToString())
+        found = self._repository.version(request.name, request.version)
+        labels = found.bundle.labels if found.bundle else ()
+        call.reply(pb.GetModelResponse(model=_message(found), labels=labels).SerializeToString())
 
 
-def _message(slot: Slot) -> pb.Model:
-    message = pb.Model(name=slot.name, version=slot.version, state=_STATES[slot.condition], reason=slot.why)
-    if slot.bundle is not None:
-        _describe_bundle(message, slot.bundle)
-    if slot.model is not None:
-        _describe_service(message, slot.model)
+def _message(entry: ModelVersion) -> pb.Model:
+    message = pb.Model(name=entry.name, version=entry.version, state=_STATES[entry.condition], reason=entry.why)
+    if entry.bundle is not None:
+        _describe_bundle(message, entry.bundle)
+    if entry.model is not None:
+        _describe_service(message, entry.model)
     return message
 
 
@@ -56,7 +57,7 @@ def _describe_bundle(message: pb.Model, bundle: Bundle | PlainModel) -> None:
     message.inputs.extend(map(_tensor, bundle.inputs))
     message.outputs.extend(map(_tensor, bundle.outputs))
     if bundle.image is not None:
-        message.image_preparation = _in_words(bundle.image)
+        message.image_preparation = _describe_preparation(bundle.image)
     if (spec := bundle.forecast) is not None:
         message.forecast.CopyFrom(
             pb.ForecastInfo(
@@ -68,12 +69,12 @@ def _describe_bundle(message: pb.Model, bundle: Bundle | PlainModel) -> None:
                 unit=spec.unit,
             )
         )
-    if (found := bundle.detection) is not None:
+    if (detection := bundle.detection) is not None:
         message.detection.CopyFrom(
             pb.DetectionInfo(
-                max_objects=found.max_objects,
-                score_threshold=found.score_threshold,
-                iou_threshold=found.iou_threshold,
+                max_objects=detection.max_objects,
+                score_threshold=detection.score_threshold,
+                iou_threshold=detection.iou_threshold,
             )
         )
     if bundle.sequence is not None:
@@ -94,7 +95,7 @@ def _tensor(spec: TensorSpec) -> pb.Tensor:
     return pb.Tensor(name=spec.name, dtype=dtype, shape=[-1 if size is None else size for size in spec.shape])
 
 
-def _in_words(image: ImagePreparation) -> str:
+def _describe_preparation(image: ImagePreparation) -> str:
     colour = "grey" if image.channels == 1 else "RGB"
     if image.height is None:
         if image.resize_shorter is None:

@@ -9,7 +9,7 @@ from rafaga.errors import InvalidRequest, InvalidTensor
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
 from rafaga.server.scheduling.job import Arrays, JobTiming
-from rafaga.server.services.common import model_info, parse, submit, timing_message
+from rafaga.server.services.submission import model_info, parse, submit, timing_message
 from rafaga.server.transport.call import Call, Handler
 from rafaga.v1 import forecasting_pb2 as pb
 

@@ -12,7 +12,7 @@ from rafaga.errors import InvalidRequest
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
 from rafaga.server.scheduling.job import Arrays, JobTiming
-from rafaga.server.services.common import best_of, model_info, parse, submit, timing_message
+from rafaga.server.services.submission import best_of, model_info, parse, submit, timing_message
 from rafaga.server.transport.call import Call, Handler
 from rafaga.v1 import sequences_pb2 as pb
 

@@ -1,4 +1,4 @@
-"""rafaga.v1.Vision: images on their way to a model. What is made of its outputs is in `vision_replies`."""
+"""rafaga.v1.Vision: images on their way to a model. `vision_replies` builds the replies from its outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from rafaga.bundle import ImagePreparation, Task
 from rafaga.errors import InvalidRequest
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
-from rafaga.server.services.common import Decoded, RequestLimits, Workers, decode, parse, submit
+from rafaga.server.services.decoding import Decoded, DecodePool, RequestLimits, decode
+from rafaga.server.services.submission import parse, submit
 from rafaga.server.services.vision_replies import Answer, classified, detected, featured, segmented
 from rafaga.server.transport.call import Call, Handler
 from rafaga.tensors import check_shape, from_wire
@@ -25,9 +26,9 @@ R = TypeVar("R", pb.ClassifyRequest, pb.ExtractFeaturesRequest, pb.DetectRequest
 
 
 class Vision:
-    def __init__(self, repository: Repository, workers: Workers, limits: RequestLimits) -> None:
+    def __init__(self, repository: Repository, decode_pool: DecodePool, limits: RequestLimits) -> None:
         self._repository = repository
-        self._workers = workers
+        self._decode_pool = decode_pool
         self._limits = limits
 
     def handlers(self) -> dict[str, Handler]:
@@ -54,7 +55,7 @@ class Vision:
         self._serve(call, parse(pb.SegmentRequest, call), Task.SEGMENTATION, segmented)
 
     def _serve(self, call: Call, request: R, task: Task, reply: Callable[[R, Answer], Message]) -> None:
-        """Tensors go straight to the queue; encoded images take the way over the decode threads."""
+        """Queues tensors at once; encoded images are decoded in the pool first."""
         model = self._repository.model(request.model, request.version, task)
         preparation = model.bundle.image
         assert preparation is not None  # Bundle checks it for these tasks
@@ -74,7 +75,7 @@ class Vision:
         if given == "pixels":
             send(self._pixels(request.pixels, preparation))
         elif given == "encoded":
-            self._workers.run(call, lambda: send(*self._decode(call, request.encoded, preparation, model)))
+            self._decode_pool.run(call, lambda: send(*self._decode(call, request.encoded, preparation, model)))
         else:
             raise InvalidRequest("expected either `encoded` or `pixels`, got neither")
 
@@ -88,7 +89,7 @@ class Vision:
     def _decode(
         self, call: Call, encoded: pb.EncodedImages, preparation: ImagePreparation, model: ServedModel
     ) -> tuple[Decoded, float]:
-        """The images, and how many seconds that took."""
+        """The images, and the seconds spent on decoding."""
         start = time.perf_counter()
         images = decode(call, encoded.images, preparation, self._limits)
         seconds = time.perf_counter() - start

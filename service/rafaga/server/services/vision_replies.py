@@ -1,4 +1,4 @@
-"""The replies of rafaga.v1.Vision, made of a model's outputs: one function for each task."""
+"""The replies of rafaga.v1.Vision, built from a model's outputs: one function per task."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.scheduling.job import Arrays, JobTiming
-from rafaga.server.services.common import best_of, model_info, timing_message
+from rafaga.server.services.submission import best_of, model_info, timing_message
 from rafaga.tensors import to_wire
 from rafaga.v1 import common_pb2
 from rafaga.v1 import vision_pb2 as pb
 
 
 class Answer(NamedTuple):
-    """What a model gave. `input_size` and, of each image as it was sent, `sizes`: (height, width)."""
+    """A model's outputs. `input_size`: (height, width) of the model's input; `sizes`: of each image as sent."""
 
     model: ServedModel
     outputs: Arrays
@@ -59,7 +59,7 @@ def detected(request: pb.DetectRequest, answer: Answer) -> pb.DetectResponse:
     boxes, scores, labels = answer.outputs
     input_height, input_width = answer.input_size
     for row, (height, width) in enumerate(answer.sizes):
-        # Zero stands for no object at all, so that a min_score of zero asks for all that were found.
+        # A score of zero marks an empty row, so a min_score of zero selects every detected object.
         wanted = np.flatnonzero((scores[row] > 0) & (scores[row] >= request.min_score))
         wanted = wanted[: request.max_objects or None]
         x, y = width / input_width, height / input_height

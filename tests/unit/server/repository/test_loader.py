@@ -20,7 +20,8 @@ from rafaga.server.engines.selection import Placement
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository.loader import Loader
-from rafaga.server.repository.repository import Repository, State
+from rafaga.server.repository.repository import Repository
+from rafaga.server.repository.versions import State
 from rafaga.server.scheduling.batcher import BatchPolicy
 from tests.bundles import publish_backbone, publish_classifier, publish_forecaster
 
@@ -161,7 +162,7 @@ class TestRepository:
     def test_what_is_good_is_served_whatever_the_others_are(
         self, repository: Repository, caplog: pytest.LogCaptureFixture
     ) -> None:
-        states = {slot.name: slot.state for slot in repository.slots}
+        states = {entry.name: entry.state for entry in repository.versions}
         assert states == {
             "broken": State.FAILED,
             "digits": State.READY,
@@ -179,7 +180,7 @@ class TestRepository:
         with pytest.raises(ModelNotReady, match="'broken' version 1 is failed") as error:
             repository.model("broken", 0)
         assert str(tmp_path) not in error.value.message
-        reason = repository.slot("broken", 0).reason
+        reason = repository.version("broken", 0).reason
         assert reason
         assert str(tmp_path) not in reason
         repository.close()

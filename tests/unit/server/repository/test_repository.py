@@ -10,11 +10,12 @@ import pytest
 
 from rafaga.errors import BundleError, ModelNotFound, ModelNotReady
 from rafaga.plain_model import PlainModel
+from rafaga.server.config.model_versions import VersionPolicy, Versions
 from rafaga.server.config.settings import Config, ConfigError, ModelControl
 from rafaga.server.observability.metrics import Metrics
-from rafaga.server.repository import repository as repositories
-from rafaga.server.repository.repository import Repository, State
-from rafaga.server.repository.versions import VersionPolicy, Versions
+from rafaga.server.repository import reconciler, retirement
+from rafaga.server.repository.repository import Repository
+from rafaga.server.repository.versions import State
 
 GOOD, BAD = b"good", b"bad"
 LATEST, ALL = Versions(), Versions(VersionPolicy(newest=None))
@@ -97,7 +98,7 @@ class Shelf:
 
     @property
     def states(self) -> dict[tuple[str, int], State]:
-        return {(slot.name, slot.version): slot.condition for slot in self.repository.slots}
+        return {(entry.name, entry.version): entry.condition for entry in self.repository.versions}
 
     def failures(self, name: str, version: int) -> float | None:
         labels = {"model": name, "version": str(version)}
@@ -105,12 +106,12 @@ class Shelf:
 
     @property
     def serving(self) -> list[tuple[str, int]]:
-        return [(slot.name, slot.version) for slot in self.repository.slots if slot.model is not None]
+        return [(entry.name, entry.version) for entry in self.repository.versions if entry.model is not None]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repositories, "_LINGER_S", 0.0)
+    monkeypatch.setattr(retirement, "LINGER_S", 0.0)
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_latest_loads_no_other(latest: Shelf) -> None:
         latest.put("a", version)
     latest.repository.load()
     assert latest.loader.loaded == [("a", 10)]
-    assert latest.repository.slot("a", 0).version == 10
+    assert latest.repository.version("a", 0).version == 10
     assert latest.health == {"a": True}
 
 
@@ -162,7 +163,7 @@ def test_the_old_one_goes_when_the_new_one_serves(latest: Shelf) -> None:
     latest.put("a", 2, BAD)
     latest.repository.update()
     assert latest.states == {("a", 1): State.READY, ("a", 2): State.FAILED}
-    assert latest.repository.slot("a", 0).version == 1
+    assert latest.repository.version("a", 0).version == 1
     assert (latest.repository.ready, latest.health) == (True, {"a": True})
     latest.put("a", 3)
     latest.repository.update()
@@ -188,7 +189,7 @@ def test_all_versions_come_and_go_each_for_itself(every: Shelf) -> None:
     every.put("a", 1)
     every.put("a", 2)
     every.repository.load()
-    assert every.repository.versions("a") == [1, 2]
+    assert every.repository.served_versions("a") == [1, 2]
     every.put("a", 3, BAD)
     every.remove("a", 1)
     every.repository.update()
@@ -301,7 +302,7 @@ def test_a_model_that_loses_its_engine_is_down_until_it_has_a_new_one(latest: Sh
     model.engine(down=True)
     assert (latest.health["a"], latest.repository.ready) == (False, False)
     assert latest.states["a", 1] is State.DOWN
-    assert "restarted" in latest.repository.slot("a", 1).why
+    assert "restarted" in latest.repository.version("a", 1).why
     assert latest.repository.model("a", 0) is model  # its own refusal says more
     assert latest.repository.alive
     model.engine(down=True, hopeless=True)
@@ -333,8 +334,8 @@ def test_versions_by_their_numbers(chosen: Shelf) -> None:
     chosen.repository.load()
     assert chosen.serving == [("a", 1), ("a", 3), ("b", 3), ("b", 4)]
     assert chosen.repository.ready
-    assert chosen.repository.slot("a", 0).version == 3
-    with pytest.raises(ModelNotFound, match="has no version 4; versions 1, 3 are served"):
+    assert chosen.repository.version("a", 0).version == 3
+    with pytest.raises(ModelNotFound, match="has no version 4; available: 1, 3"):
         chosen.repository.model("a", 4)
     chosen.put("a", 5)
     chosen.put("b", 5)
@@ -349,7 +350,7 @@ def test_a_version_that_is_asked_for_and_not_there(chosen: Shelf) -> None:
     assert chosen.serving == [("a", 1)]
     assert not chosen.repository.ready
     assert chosen.states["a", 3] is State.FAILED
-    assert "not in the repository" in chosen.repository.slot("a", 3).why
+    assert "not in the repository" in chosen.repository.version("a", 3).why
     assert chosen.failures("a", 3) == 1
     chosen.repository.update()
     assert chosen.failures("a", 3) == 1  # said once
@@ -397,14 +398,14 @@ def test_a_folder_that_cannot_be_read_costs_no_other_model(
     for name in ("a", "b", "c"):
         latest.put(name, 1)
     closed = {"b"}
-    stamp = repositories._stamp
+    stamp = reconciler.stamp
 
     def look(folder: Path) -> Any:
         if folder.parent.name in closed:
             raise PermissionError(f"denied: {folder}")
         return stamp(folder)
 
-    monkeypatch.setattr(repositories, "_stamp", look)
+    monkeypatch.setattr(reconciler, "stamp", look)
     latest.repository.load()
     assert latest.serving == [("a", 1), ("c", 1)]
     assert latest.states["b", 1] is State.FAILED

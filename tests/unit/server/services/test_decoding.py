@@ -9,12 +9,12 @@ from typing import Any, cast
 import pytest
 
 from rafaga.errors import InternalError, InvalidImage, QueueFull, RafagaError
-from rafaga.server.services.common import Workers
+from rafaga.server.services.decoding import DecodePool
 from rafaga.server.transport.call import Call
 
 
 class OneCall:
-    """The part of a Call that Workers use."""
+    """The part of a Call that a DecodePool uses."""
 
     method = "/rafaga.v1.Vision/Classify"
 
@@ -37,7 +37,7 @@ def failing(error: Exception) -> Any:
 
 @pytest.mark.parametrize(("raised", "told"), [(InvalidImage("torn"), InvalidImage), (ValueError("x"), InternalError)])
 def test_an_error_becomes_the_calls(raised: Exception, told: type, caplog: pytest.LogCaptureFixture) -> None:
-    workers, call = Workers(1, 1), OneCall()
+    workers, call = DecodePool(1, 1), OneCall()
     with caplog.at_level(logging.ERROR):
         workers.run(cast(Call, call), failing(raised))
         workers.close()
@@ -47,14 +47,14 @@ def test_an_error_becomes_the_calls(raised: Exception, told: type, caplog: pytes
 
 
 def test_too_much_is_refused_and_a_finished_call_costs_nothing() -> None:
-    workers, gate, done = Workers(1, 1), threading.Event(), []
+    workers, gate, done = DecodePool(1, 1), threading.Event(), []
     workers.run(cast(Call, OneCall()), lambda: done.append(gate.wait(10)))
     with pytest.raises(QueueFull):
         workers.run(cast(Call, OneCall()), lambda: done.append(False))
     gate.set()
     workers.close()
     assert done == [True]
-    workers, gone = Workers(1, 1), OneCall()
+    workers, gone = DecodePool(1, 1), OneCall()
     gone.finished = True
     workers.run(cast(Call, gone), lambda: done.append(False))
     workers.close()

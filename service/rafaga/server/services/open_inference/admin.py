@@ -1,6 +1,6 @@
-"""The part of the Open Inference Protocol that decides what is served, on a listener of its own.
+"""The repository part of the Open Inference Protocol: models are loaded and unloaded, on a listener of its own.
 
-Its handlers block while a model loads or drains, so it is for grpcio's transport, where every call has a thread.
+Its handlers block while a model loads or drains.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from rafaga.errors import Unsupported
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.server.repository.repository import Repository
-from rafaga.server.services.common import parse
-from rafaga.server.services.open_inference.service import index
+from rafaga.server.services.open_inference.metadata import index
 from rafaga.server.services.open_inference.stream import SERVICE
+from rafaga.server.services.submission import parse
 from rafaga.server.transport.call import Call, Handler
 
 
@@ -26,9 +26,9 @@ class RepositoryAdmin:
         }
 
     def index(self, call: Call) -> None:
-        """Also names what could be loaded."""
+        """Also lists what could be loaded."""
         request = parse(pb.RepositoryIndexRequest, call)
-        message = index(self._repository, request)
+        message = index(self._repository, request.ready)
         if not request.ready:
             loaded = {(model.name, int(model.version)) for model in message.models}
             for name, version in self._repository.on_disk():
@@ -39,8 +39,8 @@ class RepositoryAdmin:
     def load(self, call: Call) -> None:
         request = parse(pb.RepositoryModelLoadRequest, call)
         if request.parameters:
-            # Triton takes configurations and whole model files here.
-            raise Unsupported("a model is loaded as it lies in the repository: parameters are not taken")
+            # Triton accepts configurations and whole model files here.
+            raise Unsupported("models are loaded from the repository only: expected no parameters")
         self._repository.load_model(request.model_name)
         call.reply(pb.RepositoryModelLoadResponse().SerializeToString())
 

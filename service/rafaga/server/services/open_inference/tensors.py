@@ -16,7 +16,8 @@ from rafaga.inference import open_inference_pb2 as pb
 from rafaga.plain_model import PlainModel
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.scheduling.job import Arrays
-from rafaga.server.services.common import RequestLimits
+from rafaga.server.services.decoding import RequestLimits
+from rafaga.server.services.open_inference.parameters import integer
 from rafaga.tensors import check_shape, from_wire, to_wire
 
 # The protocol's name of each dtype, numpy's name, and the field of typed contents with the dtype of its elements (None:
@@ -66,13 +67,6 @@ class WantedOutput:
         self.index = index
         self.spec = spec
         self.classes = classes
-
-
-def integer(name: str, parameter: pb.InferParameter) -> int:
-    kind = parameter.WhichOneof("parameter_choice")
-    if kind not in ("int64_param", "uint64_param"):
-        raise InvalidRequest(f"parameter {name}: expected an integer")
-    return int(getattr(parameter, kind))
 
 
 def wanted_outputs(request: pb.ModelInferRequest, model: ServedModel) -> list[WantedOutput]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rafaga.server.repository.versions import Versions
+from rafaga.server.config.model_versions import Versions
 
 THERE = [10, 2, 9, 1]
 

@@ -1,0 +1,109 @@
+"""Encoded images on their way to a model: limits, decoding, and the threads that decode."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rafaga.bundle import ImagePreparation
+from rafaga.errors import Cancelled, InternalError, InvalidImage, InvalidTensor, QueueFull, RafagaError
+from rafaga.images import prepare
+from rafaga.server.transport.call import Call
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """max_rows: images or rows in one request. max_pixels: of an encoded image, before decoding. max_free_pixels: of an
+    image for models that accept any size, where the number of pixels determines the cost."""
+
+    max_rows: int
+    max_pixels: int
+    max_free_pixels: int
+
+    def check_rows(self, rows: int) -> None:
+        """Raises InvalidTensor."""
+        if not 1 <= rows <= self.max_rows:
+            raise InvalidTensor(f"expected 1 to {self.max_rows} rows in a request, got {rows}: split it")
+
+    def check_free_size(self, preparation: ImagePreparation, height: int, width: int) -> None:
+        """Raises InvalidImage if an image for a model of free size has more pixels than allowed."""
+        if preparation.height is None and height * width > self.max_free_pixels:
+            raise InvalidImage(
+                f"expected at most {self.max_free_pixels} pixels, got {height}x{width}: send a smaller image"
+            )
+
+
+class Decoded(NamedTuple):
+    """`rows`: uint8 [N, height, width, channels]. `sizes`: (height, width) of each image as it was sent."""
+
+    rows: NDArray[np.uint8]
+    sizes: tuple[tuple[int, int], ...]
+
+
+def decode(call: Call, files: Sequence[bytes], preparation: ImagePreparation, limits: RequestLimits) -> Decoded:
+    """JPEG or PNG files, prepared as the model's input.
+
+    Raises InvalidImage, InvalidTensor if there are too many, or Cancelled if `call` ended in the meantime.
+    """
+    limits.check_rows(len(files))
+    decoded: list[NDArray[np.uint8]] = []
+    sizes: list[tuple[int, int]] = []
+    for index, data in enumerate(files):
+        if call.finished:
+            raise Cancelled("the caller went away")
+        try:
+            image, size = prepare(data, preparation, limits.max_pixels)
+        except InvalidImage as error:
+            raise InvalidImage(f"image {index}: {error.message}") if len(files) > 1 else error from None
+        limits.check_free_size(preparation, *image.shape[:2])
+        decoded.append(image)
+        sizes.append(size)
+        if image.shape != decoded[0].shape:
+            raise InvalidImage(
+                f"expected images of one size in a request, got {decoded[0].shape[:2]} and {image.shape[:2]}: "
+                "send them in separate requests"
+            )
+        # Small files can hold large images. The decoded size of all of them is known after the first.
+        if preparation.height is None and len(files) * image.shape[0] * image.shape[1] > limits.max_pixels:
+            raise InvalidImage(f"expected at most {limits.max_pixels} pixels in a request, got more: split it")
+    return Decoded(decoded[0][np.newaxis] if len(decoded) == 1 else np.stack(decoded), tuple(sizes))
+
+
+class DecodePool:
+    """A bounded thread pool: decoding would block the thread on which calls arrive."""
+
+    def __init__(self, threads: int, max_pending: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._free = threading.Semaphore(max_pending)
+
+    def run(self, call: Call, work: Callable[[], None]) -> None:
+        """Runs `work` in a thread; if it raises, `call` fails. Raises QueueFull if too much is pending."""
+        call.inline = None
+        if not self._free.acquire(blocking=False):
+            raise QueueFull("too many images are waiting to be decoded: retry later", 0.1)
+
+        def guarded() -> None:
+            try:
+                if not call.finished:
+                    work()
+            except RafagaError as error:
+                call.fail(error)
+            except Exception:  # the pool would swallow it
+                _LOG.exception("unhandled exception while decoding", extra={"method": call.method})
+                call.fail(InternalError("the server failed on this request; see the server's log for the cause"))
+            finally:
+                self._free.release()
+
+        self._pool.submit(guarded)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True)

@@ -1,0 +1,82 @@
+"""The way of a request through a service: parsed, queued as a job at a model, answered from the model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+from numpy.typing import NDArray
+
+from rafaga.errors import InvalidRequest
+from rafaga.priority import Priority
+from rafaga.server.execution.served_model import ServedModel
+from rafaga.server.scheduling.job import Arrays, Job, JobTiming
+from rafaga.server.transport.call import Call
+from rafaga.v1 import common_pb2
+
+M = TypeVar("M", bound=Message)
+
+_DEFAULT_TOP_K = 5
+
+
+def parse(message: type[M], call: Call) -> M:
+    """Raises InvalidRequest if the request is not a serialised `message`."""
+    try:
+        return message.FromString(call.request)
+    except DecodeError:
+        raise InvalidRequest(f"expected a serialised {message.DESCRIPTOR.full_name}") from None
+
+
+def submit(
+    call: Call,
+    model: ServedModel,
+    inputs: Arrays,
+    reply: Callable[[Arrays, JobTiming], Message | bytes],
+    priority: Priority | None = None,
+) -> None:
+    """Queues `inputs`, and answers `call` with what `reply` makes of the outputs. Raises Refused errors.
+
+    `priority`: of the request itself; None takes the priority of the call's metadata.
+    """
+    # Series of any length share a batch. Other inputs share one only with inputs of the same shape.
+    key = None if model.bundle.ragged else tuple(a.shape[1:] for a in inputs)
+    cost = inputs[model.sized_by].size / len(inputs[0]) / model.reference_size
+
+    def succeed(outputs: Arrays, timing: JobTiming) -> None:
+        call.served = (model.bundle.name, timing)
+        answer = reply(outputs, timing)
+        call.reply(answer if isinstance(answer, bytes) else answer.SerializeToString())
+
+    job = Job(inputs, succeed, call.fail, call.deadline, key, cost, priority or call.priority)
+    if model.submit(job, may_run=call.inline is not None) and call.inline is not None:
+        call.inline.add(model)
+    call.on_cancel(lambda: model.cancel(job))
+
+
+def model_info(model: ServedModel) -> common_pb2.ModelInfo:
+    return common_pb2.ModelInfo(
+        name=model.bundle.name,
+        version=model.bundle.version,
+        trained=model.bundle.weights.trained,
+        precision=model.variant.precision if model.variant else "",
+    )
+
+
+def timing_message(timing: JobTiming, preprocess_s: float = 0.0) -> common_pb2.Timing:
+    return common_pb2.Timing(
+        queue_us=round(timing.queue_s * 1e6),
+        preprocess_us=round(preprocess_s * 1e6),
+        inference_us=round(timing.inference_s * 1e6),
+        batch_size=timing.batch_size,
+    )
+
+
+def best_of(probabilities: NDArray[np.generic], top_k: int) -> Iterator[Iterator[tuple[int, float]]]:
+    """For each row of [N, classes]: the indices and values of the `top_k` largest (0: of five), best first."""
+    values = probabilities.astype(np.float32, copy=False)
+    # Stable: equal probabilities come in the order of their index.
+    best = np.argsort(-values, axis=1, kind="stable")[:, : top_k or _DEFAULT_TOP_K]
+    for indices, row in zip(best.tolist(), np.take_along_axis(values, best, 1).tolist(), strict=True):
+        yield zip(indices, row, strict=True)
