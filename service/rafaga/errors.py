@@ -38,6 +38,10 @@ from google.protobuf import message as protobuf_message
 from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "rafaga"
+MAX_MESSAGE_BYTES = 1024
+"""Of a message on the wire, in UTF-8. It travels twice, percent-encoded and in base64, and both encodings together must
+stay below gRPC's limit of 8 KiB for all metadata of a call."""
+
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
@@ -187,9 +191,24 @@ _BY_CODE: dict[grpc.StatusCode, type[RafagaError]] = {
 }
 
 
+def listed(items: Iterable[object], most_characters: int = 400) -> str:
+    """`items` separated by commas; after `most_characters` only how many are left: "a, b, … and 7 more"."""
+    texts = [str(item) for item in items]
+    shown, length = 0, 0
+    while shown < len(texts) and length + len(texts[shown]) <= most_characters:
+        length += len(texts[shown]) + 2
+        shown += 1
+    left = len(texts) - shown
+    return ", ".join([*texts[:shown], f"… and {left} more"] if left else texts)
+
+
 def to_status(error: RafagaError) -> Status:
-    """The gRPC status of `error`, with google.rpc.ErrorInfo, and RetryInfo and pushback where a retry makes sense."""
-    details = status_pb2.Status(code=error.code.value[0], message=error.message)
+    """The gRPC status of `error`, with google.rpc.ErrorInfo, and RetryInfo and pushback where a retry makes sense.
+
+    The message is cut to MAX_MESSAGE_BYTES.
+    """
+    message = _capped(error.message)
+    details = status_pb2.Status(code=error.code.value[0], message=message)
     details.details.append(_packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)))
     trailing: list[tuple[str, str | bytes]] = []
     if isinstance(error, Refused) and error.retry_after_s is not None:
@@ -199,7 +218,7 @@ def to_status(error: RafagaError) -> Status:
         details.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
         trailing.append((PUSHBACK_KEY, str(milliseconds)))
     trailing.append((STATUS_DETAILS_KEY, details.SerializeToString()))
-    return Status(error.code, error.message, tuple(trailing))
+    return Status(error.code, message, tuple(trailing))
 
 
 def from_status(
@@ -222,6 +241,13 @@ def from_status(
     if issubclass(cls, Refused):
         return cls(message, retry_after_s)
     return cls(message)
+
+
+def _capped(message: str) -> str:
+    data = message.encode(errors="replace")  # a lone surrogate cannot be sent
+    if len(data) <= MAX_MESSAGE_BYTES:
+        return data.decode()
+    return data[: MAX_MESSAGE_BYTES - len("…".encode())].decode(errors="ignore") + "…"
 
 
 def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) -> any_pb2.Any:

@@ -99,11 +99,11 @@ BAD: dict[str, Bad] = {
     # names
     "unknown model": Bad(oip.images(DIGIT, "nobody"), NOT_FOUND, "MODEL_NOT_FOUND", "available: backbone, digits"),
     "no model": Bad(oip.images(DIGIT, ""), NOT_FOUND, "MODEL_NOT_FOUND", "no model ''"),
-    "path as model": Bad(oip.images(DIGIT, "../digits"), NOT_FOUND, "MODEL_NOT_FOUND", "there are"),
+    "path as model": Bad(oip.images(DIGIT, "../digits"), NOT_FOUND, "MODEL_NOT_FOUND", "available"),
     "endless model name": Bad(oip.images(DIGIT, "x" * 9999), NOT_FOUND, "MODEL_NOT_FOUND", "no model 'xxx"),
     "unknown version": Bad(version("2"), NOT_FOUND, "MODEL_NOT_FOUND", "version 1 is served"),
     "version zero": Bad(version("0"), NOT_FOUND, "MODEL_NOT_FOUND", "no version '0'"),
-    "negative version": Bad(version("-1"), NOT_FOUND, "MODEL_NOT_FOUND", "whole numbers from 1 on"),
+    "negative version": Bad(version("-1"), NOT_FOUND, "MODEL_NOT_FOUND", "an integer ≥ 1"),
     "version in words": Bad(version("latest"), NOT_FOUND, "MODEL_NOT_FOUND", "no version 'latest'"),
     "version with a dot": Bad(version("1.0"), NOT_FOUND, "MODEL_NOT_FOUND", "no version '1.0'"),
     "huge version": Bad(version("9" * 99), NOT_FOUND, "MODEL_NOT_FOUND", "no version '99999999999999999999'"),
@@ -223,7 +223,7 @@ BAD: dict[str, Bad] = {
     ),
     # outputs
     "unknown output": Bad(
-        oip.asking_for(oip.images(DIGIT), "logits"), INVALID, REQUEST, "no output 'logits'; there are: probabilities"
+        oip.asking_for(oip.images(DIGIT), "logits"), INVALID, REQUEST, "no output 'logits'; available: probabilities"
     ),
     "an output twice": Bad(
         oip.asking_for(oip.images(DIGIT), "probabilities", "probabilities"), INVALID, REQUEST, "requested once"

@@ -239,6 +239,20 @@ def test_batches_are_formed(tmp_path: Path, serve: Callable[..., Served], valve:
     assert valve.runs == [1, 6]
 
 
+def test_an_error_about_many_names_is_cut(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    """Uncut it would exceed gRPC's limit for metadata, and the client would see "Stream removed"."""
+    names = [f"input-with-a-rather-long-name-{i:04}" for i in range(500)]
+    graph = plain.graph(
+        [node("Sum", names, ["y"])], dict.fromkeys(names, ("float32", ("batch", 1))), {"y": ("float32", ("batch", 1))}
+    )
+    plain.publish(tmp_path, "wide", graph)
+    refused = refusal(lambda: infer(serve(tmp_path), "wide", x=ROWS[:, :1]))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_TENSOR")
+    assert refused.message.startswith("expected the inputs input-with-a-rather-long-name-0000, ")
+    assert "… and 4" in refused.message
+    assert refused.message.endswith("got x")
+
+
 def test_other_free_dimensions_may_have_any_size(served: Served) -> None:
     assert oip.shapes(metadata(served, "free").inputs) == {"x": [-1, -1, 2]}
     for time in (1, 2, 50):

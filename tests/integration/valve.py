@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rafaga.bundle import ImagePreparation
 from rafaga.images import Prepared
 from rafaga.server.engines.onnxruntime import Session
-from rafaga.server.services import common
+from rafaga.server.services import decoding
 from tests.integration.serving import PATIENCE_S
 
 
@@ -73,7 +73,7 @@ class Decoder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._open = threading.Event()
         self._waiting = threading.Semaphore(0)
-        monkeypatch.setattr(common, "prepare", self._prepare)
+        monkeypatch.setattr(decoding, "prepare", self._prepare)
 
     def wait_for_image(self) -> None:
         assert self._waiting.acquire(timeout=PATIENCE_S), "nobody decodes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
 import math
 import re
@@ -25,6 +26,26 @@ def test_every_error_comes_back_as_its_own_class(cls: type[RafagaError]) -> None
     back = from_status(code, message, trailing)
     assert type(back) is cls
     assert back.message == str(back) == "what went wrong"
+
+
+@pytest.mark.parametrize("letter", ["a", "ñ", "☃", "\ud800"])
+@pytest.mark.parametrize("cls", [errors.ModelNotFound, errors.QueueFull])
+def test_a_long_message_is_cut_so_that_it_fits_the_metadata(cls: type[RafagaError], letter: str) -> None:
+    """gRPC drops a status whose metadata exceeds 8 KiB: the client would see "Stream removed"."""
+    status = to_status(cls(10_000 * letter))
+    in_header = sum(1 if 32 <= byte < 127 else 3 for byte in status.message.encode())
+    in_details = len(base64.b64encode(dict(status.trailing_metadata)[STATUS_DETAILS_KEY]))  # type: ignore[arg-type]
+    assert in_header + in_details < 6 * 1024
+    assert status.message.startswith(300 * letter if letter != "\ud800" else 300 * "?")
+    assert status.message.endswith("…")
+    assert from_status(*status).message == status.message
+
+
+def test_a_long_list_says_how_many_are_left() -> None:
+    assert errors.listed(["a", "b"]) == "a, b"
+    assert errors.listed([1, 2, 3]) == "1, 2, 3"
+    assert errors.listed([]) == ""
+    assert errors.listed(["long" * 10] * 200, most_characters=90) == f"{'long' * 10}, {'long' * 10}, … and 198 more"
 
 
 def test_reasons_are_distinct() -> None:

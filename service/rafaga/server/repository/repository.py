@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rafaga.bundle import Task
-from rafaga.errors import InvalidRequest, ModelNotFound, ModelNotReady
+from rafaga.errors import InvalidRequest, ModelNotFound, ModelNotReady, listed
 from rafaga.server.config.model_versions import Versions
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.observability.metrics import Metrics
@@ -147,7 +147,7 @@ class Repository:
             failed = self._reconciler.update(name, folders, late=True, retry=True)
         if failed:
             raise ModelNotReady(
-                f"model {name!r} version {', '.join(map(str, failed))} was refused at load, and nothing has changed; "
+                f"model {name!r} version {listed(failed)} was refused at load, and nothing has changed; "
                 "see the server's log for the cause"
             )
 

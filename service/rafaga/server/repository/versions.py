@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 
 from rafaga.bundle import Bundle
-from rafaga.errors import ModelNotFound
+from rafaga.errors import ModelNotFound, listed
 from rafaga.plain_model import PlainModel
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.discovery import Stamp
@@ -84,13 +84,13 @@ class VersionTable:
         """`version` 0: the newest that is served, or the newest if none is. Raises ModelNotFound."""
         versions = self._by_name.get(name)
         if versions is None:
-            raise ModelNotFound(f"no model {name[:63]!r}; available: {', '.join(self.names) or 'none'}")
+            raise ModelNotFound(f"no model {name[:63]!r}; available: {listed(self.names) or 'none'}")
         if not version:
             return next((v for v in versions if v.model is not None), versions[0])
         for candidate in versions:
             if candidate.version == version:
                 return candidate
-        available = ", ".join(str(v.version) for v in reversed(versions))
+        available = listed(v.version for v in reversed(versions))
         raise ModelNotFound(f"model {name!r} has no version {version}; available: {available}")
 
     def holding(self, model: ServedModel) -> ModelVersion | None:

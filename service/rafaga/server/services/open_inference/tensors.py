@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rafaga.bundle import Bundle, TensorSpec
-from rafaga.errors import InvalidRequest, InvalidTensor, Unsupported
+from rafaga.errors import InvalidRequest, InvalidTensor, Unsupported, listed
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.plain_model import PlainModel
 from rafaga.server.execution.served_model import ServedModel
@@ -81,7 +81,7 @@ def wanted_outputs(request: pb.ModelInferRequest, model: ServedModel) -> list[Wa
     for name, output in zip(names, requested, strict=True):
         at = index.get(name)
         if at is None:
-            raise InvalidRequest(f"no output {name[:63]!r}; there are: {', '.join(index)}")
+            raise InvalidRequest(f"no output {name[:63]!r}; available: {listed(index)}")
         classes = 0
         parameters = output.parameters
         _refuse_shared_memory(parameters)
@@ -135,7 +135,7 @@ def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLim
 
 
 def _wrong_names(request: pb.ModelInferRequest, specs: Sequence[TensorSpec]) -> InvalidTensor:
-    expected, got = ", ".join(s.name for s in specs), ", ".join(t.name[:63] for t in request.inputs)
+    expected, got = listed(s.name for s in specs), listed(t.name[:63] for t in request.inputs)
     return InvalidTensor(f"expected the inputs {expected}; got {got or 'none'}")
 
 
