@@ -132,6 +132,35 @@ def test_all_versions_are_served_each_to_those_who_name_it(serve: Callable[..., 
     assert "available: 1, 2, 10" in refused.message
 
 
+def test_versions_may_be_numbers_of_eighteen_digits(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """Unix times, as TensorFlow writes them, and beyond 32 bits. Every method knows them by their full number."""
+    numbers = [7, 1_700_000_000, 2**32 + 7, 10**18 - 1]
+    for number, version in enumerate(numbers, 1):
+        publish(tmp_path, number, version)
+    served = serve(tmp_path, model_versions=("all",))
+    stub = oip.stub(served)
+    listed = served.catalog.ListModels(catalog_pb2.ListModelsRequest()).models
+    assert [m.version for m in listed] == numbers
+    assert index(stub) == {("scaled", str(version)): "READY" for version in numbers}
+    assert list(stub.ModelMetadata(pb.ModelMetadataRequest(name="scaled")).versions) == list(map(str, numbers))
+    for number, version in enumerate(numbers, 1):
+        assert factor(served, version=str(version)) == (number, str(version))
+        found = served.catalog.GetModel(catalog_pb2.GetModelRequest(name="scaled", version=version)).model
+        assert (found.version, found.state) == (version, catalog_pb2.Model.READY)
+    statistics = stub.ModelStatistics(pb.ModelStatisticsRequest(name="scaled")).model_stats
+    assert [int(s.version) for s in statistics] == numbers
+    assert refusal(lambda: factor(served, version=str(10**18))).reason == "MODEL_NOT_FOUND"
+
+
+def test_an_answer_names_its_version_in_full(serve: Callable[..., Served], tmp_path: Path) -> None:
+    (tmp_path / "digits/1699999999999").mkdir(parents=True)
+    bundles.publish_classifier(tmp_path)  # the next number
+    served = serve(tmp_path)
+    for version in (0, 1_700_000_000_000):
+        answer = served.vision.Classify(messages.classify(messages.random_digits(0), version=version))
+        assert answer.model.version == 1_700_000_000_000
+
+
 def test_nothing_changes_unless_it_is_asked_for(serve: Callable[..., Served], tmp_path: Path) -> None:
     publish(tmp_path, 1)
     served = serve(tmp_path)

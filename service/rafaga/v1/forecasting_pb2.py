@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rafaga.v1 import common_pb2 as rafaga_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brafaga/v1/forecasting.proto\x12\trafaga.v1\x1a\x16rafaga/v1/common.proto\"S\n\x0f\x46orecastRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0f\n\x07history\x18\x03 \x03(\x02\x12\x0f\n\x07horizon\x18\x04 \x01(\r\"\x8a\x01\n\x10\x46orecastResponse\x12.\n\tquantiles\x18\x01 \x03(\x0b\x32\x1b.rafaga.v1.QuantileForecast\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing\"1\n\x10QuantileForecast\x12\r\n\x05level\x18\x01 \x01(\x02\x12\x0e\n\x06values\x18\x02 \x03(\x02\x32R\n\x0b\x46orecasting\x12\x43\n\x08\x46orecast\x12\x1a.rafaga.v1.ForecastRequest\x1a\x1b.rafaga.v1.ForecastResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brafaga/v1/forecasting.proto\x12\trafaga.v1\x1a\x16rafaga/v1/common.proto\"S\n\x0f\x46orecastRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07history\x18\x03 \x03(\x02\x12\x0f\n\x07horizon\x18\x04 \x01(\r\"\x8a\x01\n\x10\x46orecastResponse\x12.\n\tquantiles\x18\x01 \x03(\x0b\x32\x1b.rafaga.v1.QuantileForecast\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing\"1\n\x10QuantileForecast\x12\r\n\x05level\x18\x01 \x01(\x02\x12\x0e\n\x06values\x18\x02 \x03(\x02\x32R\n\x0b\x46orecasting\x12\x43\n\x08\x46orecast\x12\x1a.rafaga.v1.ForecastRequest\x1a\x1b.rafaga.v1.ForecastResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rafaga.v1 import common_pb2 as rafaga_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rafaga/v1/sequences.proto\x12\trafaga.v1\x1a\x16rafaga/v1/common.proto\"P\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0f\n\x07symbols\x18\x03 \x03(\t\x12\r\n\x05top_k\x18\x04 \x01(\r\"\x81\x01\n\x0fPredictResponse\x12&\n\x06labels\x18\x01 \x03(\x0b\x32\x16.rafaga.v1.ScoredLabel\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing2M\n\tSequences\x12@\n\x07Predict\x12\x19.rafaga.v1.PredictRequest\x1a\x1a.rafaga.v1.PredictResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rafaga/v1/sequences.proto\x12\trafaga.v1\x1a\x16rafaga/v1/common.proto\"P\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07symbols\x18\x03 \x03(\t\x12\r\n\x05top_k\x18\x04 \x01(\r\"\x81\x01\n\x0fPredictResponse\x12&\n\x06labels\x18\x01 \x03(\x0b\x32\x16.rafaga.v1.ScoredLabel\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing2M\n\tSequences\x12@\n\x07Predict\x12\x19.rafaga.v1.PredictRequest\x1a\x1a.rafaga.v1.PredictResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)

@@ -1,22 +1,22 @@
-"""Which versions of a model are served: the newest, the newest so many, all, or those that are named."""
+"""Which versions of a model to serve: the newest, the N newest, all, or a list of numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rafaga.bundle import NAME_PATTERN
+from rafaga.bundle import NAME_PATTERN, VERSION_PATTERN
 
 
 @dataclass(frozen=True)
 class VersionPolicy:
-    """For one model. `newest`: how many; None: all of them. `specific`, where there are any: these and no others."""
+    """For one model. `newest`: how many of the newest, None for all. `specific`, if not empty: exactly these."""
 
     newest: int | None = 1
     specific: tuple[int, ...] = ()
 
     def wanted(self, there: Collection[int]) -> list[int]:
-        """In rising order. Specific ones are wanted whether they are there or not."""
+        """In rising order. Specific versions are returned even if they do not exist."""
         if self.specific:
             return sorted(self.specific)
         return sorted(there)[-self.newest :] if self.newest is not None else sorted(there)
@@ -24,7 +24,7 @@ class VersionPolicy:
 
 @dataclass(frozen=True)
 class Versions:
-    """`default`, but for models that have a policy of their own."""
+    """`default` applies to models without a policy of their own."""
 
     default: VersionPolicy = VersionPolicy()
     by_model: Mapping[str, VersionPolicy] = field(default_factory=dict)
@@ -71,6 +71,6 @@ def _policy(text: str, *, numbers: bool) -> VersionPolicy:
 
 
 def _number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or text.startswith("0") or len(text) > 9:
-        raise ValueError(f"expected a whole number from 1 on, got {text!r}")
+    if not VERSION_PATTERN.fullmatch(text):
+        raise ValueError(f"expected an integer ≥ 1 of at most 18 digits, got {text[:20]!r}")
     return int(text)

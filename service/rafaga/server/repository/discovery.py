@@ -19,7 +19,9 @@ def scan(root: Path) -> dict[str, dict[int, Path]]:
         if not parent.is_dir() or not bundles.NAME_PATTERN.fullmatch(parent.name):
             continue
         try:
-            versions = {int(p.name): p for p in parent.iterdir() if p.is_dir() and _is_version(p.name)}
+            versions = {
+                int(p.name): p for p in parent.iterdir() if p.is_dir() and bundles.VERSION_PATTERN.fullmatch(p.name)
+            }
         except FileNotFoundError:
             continue  # removed during the scan
         if versions:
@@ -36,7 +38,3 @@ def stamp(folder: Path) -> Stamp:
             continue  # removed during the scan: the next stamp differs
         files.append((path.name, status.st_size, status.st_mtime_ns))
     return tuple(files)
-
-
-def _is_version(name: str) -> bool:
-    return name.isascii() and name.isdecimal() and name[0] != "0"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from rafaga.bundle import Bundle, ImagePreparation, TensorSpec
 from rafaga.plain_model import PlainModel
 from rafaga.server.execution.served_model import ServedModel
@@ -10,6 +12,8 @@ from rafaga.server.repository.versions import ModelVersion, State
 from rafaga.server.services.submission import parse
 from rafaga.server.transport.call import Call, Handler
 from rafaga.v1 import catalog_pb2 as pb
+
+_LOG = logging.getLogger(__name__)
 
 _STATES = {
     State.LOADING: pb.Model.LOADING,
@@ -39,7 +43,20 @@ class Catalog:
 
 
 def _message(entry: ModelVersion) -> pb.Model:
-    message = pb.Model(name=entry.name, version=entry.version, state=_STATES[entry.condition], reason=entry.why)
+    try:
+        return _description(entry)
+    except ValueError as error:  # a value that does not fit its field must not hide the other models
+        about = {"model": entry.name, "version": entry.version}
+        _LOG.warning("the catalogue cannot show the properties of a model: %s", error, extra=about)
+        return _state(entry)
+
+
+def _state(entry: ModelVersion) -> pb.Model:
+    return pb.Model(name=entry.name, version=entry.version, state=_STATES[entry.condition], reason=entry.why)
+
+
+def _description(entry: ModelVersion) -> pb.Model:
+    message = _state(entry)
     if entry.bundle is not None:
         _describe_bundle(message, entry.bundle)
     if entry.model is not None:

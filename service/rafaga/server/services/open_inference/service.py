@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from google.protobuf.message import Message
 
+from rafaga.bundle import VERSION_PATTERN
 from rafaga.errors import InvalidTensor, ModelNotFound
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.server.execution.served_model import ServedModel
@@ -193,6 +194,6 @@ def _version(text: str) -> int:
     """The protocol's versions are text, ours are numbers. Raises ModelNotFound."""
     if not text:
         return 0
-    if not (text.isascii() and text.isdecimal()) or len(text) > 9 or int(text) < 1:
-        raise ModelNotFound(f"no version {text[:20]!r}: versions are whole numbers from 1 on")
+    if not VERSION_PATTERN.fullmatch(text.lstrip("0")):
+        raise ModelNotFound(f"no version {text[:20]!r}: a version is an integer ≥ 1 of at most 18 digits")
     return int(text)
