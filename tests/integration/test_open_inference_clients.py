@@ -58,7 +58,7 @@ def test_tritonclient(serve: Callable[..., Served], tmp_path: Path) -> None:
     assert statistics["inference_count"] == str(3 * len(IMAGES) + len(FILES))
     for what, status, says in (
         ("unknown model", "NOT_FOUND", "no model 'nobody'"),
-        ("unknown version", "NOT_FOUND", "version 1 is served"),
+        ("unknown version", "NOT_FOUND", "available: 1"),
         ("shape", "INVALID_ARGUMENT", "got [40, 27, 28, 1]"),
         ("sequence", "UNIMPLEMENTED", "without sequence_id"),
         ("shared memory", "UNIMPLEMENTED", ""),
@@ -162,7 +162,7 @@ def test_perf_analyzer(
     ("options", "says"),
     [
         ("-m nobody", "no model 'nobody'"),
-        ("-m digits -x 7", "version 1 is served"),
+        ("-m digits -x 7", "available: 1"),
         ("-m digits --shared-memory system", "Method not found"),
         ("-m series --shape history:500", "at most 64 observations"),
     ],

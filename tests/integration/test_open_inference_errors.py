@@ -101,7 +101,7 @@ BAD: dict[str, Bad] = {
     "no model": Bad(oip.images(DIGIT, ""), NOT_FOUND, "MODEL_NOT_FOUND", "no model ''"),
     "path as model": Bad(oip.images(DIGIT, "../digits"), NOT_FOUND, "MODEL_NOT_FOUND", "available"),
     "endless model name": Bad(oip.images(DIGIT, "x" * 9999), NOT_FOUND, "MODEL_NOT_FOUND", "no model 'xxx"),
-    "unknown version": Bad(version("2"), NOT_FOUND, "MODEL_NOT_FOUND", "version 1 is served"),
+    "unknown version": Bad(version("2"), NOT_FOUND, "MODEL_NOT_FOUND", "available: 1"),
     "version zero": Bad(version("0"), NOT_FOUND, "MODEL_NOT_FOUND", "no version '0'"),
     "negative version": Bad(version("-1"), NOT_FOUND, "MODEL_NOT_FOUND", "an integer ≥ 1"),
     "version in words": Bad(version("latest"), NOT_FOUND, "MODEL_NOT_FOUND", "no version 'latest'"),
@@ -145,7 +145,16 @@ BAD: dict[str, Bad] = {
     "wrong height": Bad(oip.images(DIGIT[:, 1:]), INVALID, TENSOR, "[N, 28, 28, 1], got [1, 27, 28, 1]"),
     "no batch dimension": Bad(oip.images(DIGIT[0]), INVALID, TENSOR, "got [28, 28, 1]"),
     "no shape": Bad(with_shape(oip.images(DIGIT)), INVALID, TENSOR, "got []"),
-    "zero rows": Bad(oip.images(DIGIT[:0]), INVALID, TENSOR, "at least one element"),
+    "zero rows": Bad(oip.images(DIGIT[:0]), INVALID, TENSOR, "at least one row, got shape [0, 28, 28, 1]"),
+    "zero pixels": Bad(
+        oip.images(messages.random_photo(0, 0, 8), "backbone"),
+        INVALID,
+        TENSOR,
+        "at least one pixel, got shape [1, 0, 8, 3]",
+    ),
+    "a series without observations": Bad(
+        series(history=np.zeros((1, 0), np.float32)), INVALID, TENSOR, "expected lengths from 2"
+    ),
     "negative rows": Bad(with_shape(oip.images(DIGIT), -1, 28, 28, 1), INVALID, TENSOR, "zero or more, got [-1, 28"),
     "huge rows": Bad(with_shape(oip.images(DIGIT), 2**62, 28, 28, 1), INVALID, TENSOR, "got 784"),
     "too many rows": Bad(oip.images(np.zeros((1025, 28, 28, 1), np.uint8)), INVALID, TENSOR, "got 1025"),
@@ -209,9 +218,9 @@ BAD: dict[str, Bad] = {
     "images under another name": Bad(changed(oip.files(PNG), name="file"), INVALID, TENSOR, "input image, got 'file'"),
     "length cut off": Bad(with_raw(oip.files(PNG), b"\1\0"), INVALID, TENSOR, "four bytes of length"),
     "element cut off": Bad(
-        with_raw(oip.files(PNG), oip.length_prefixed(PNG)[:-1]), INVALID, TENSOR, f"{len(PNG)} bytes is announced"
+        with_raw(oip.files(PNG), oip.length_prefixed(PNG)[:-1]), INVALID, TENSOR, f"{len(PNG)} bytes, got"
     ),
-    "element of 4 GiB": Bad(with_raw(oip.files(PNG), b"\xff" * 4), INVALID, TENSOR, "4294967295 bytes is announced"),
+    "element of 4 GiB": Bad(with_raw(oip.files(PNG), b"\xff" * 4), INVALID, TENSOR, "4294967295 bytes, got"),
     "bytes behind the last element": Bad(
         with_raw(oip.files(PNG), oip.length_prefixed(PNG) + b"\0"), INVALID, TENSOR, "four bytes of length"
     ),

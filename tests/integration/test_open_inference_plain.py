@@ -102,6 +102,14 @@ def publish_all(root: Path) -> None:
         {"y": ("float32", ("k",))},
     )
     plain.publish(root, "chosen", chosen)
+    edges = plain.graph(
+        [node("Gather", ["nodes", "edges"], ["ends"]), node("ReduceSum", ["ends", "axes"], ["total"], keepdims=0)],
+        {"nodes": ("float32", ("n", 3)), "edges": ("int64", ("m", 2))},
+        {"total": ("float32", (3,)), "ends": ("float32", ("m", 2, 3))},
+        axes=np.array([0, 1], np.int64),
+    )
+    plain.publish(root, "edges", edges)
+    plain.publish(root, "words", plain.identity("string", ("batch", "words")))
     bundles.publish_classifier(root)
 
 
@@ -260,6 +268,41 @@ def test_other_free_dimensions_may_have_any_size(served: Served) -> None:
         np.testing.assert_array_equal(infer(served, "free", x=x)["y"], 2 * x)
     refused = refusal(lambda: infer(served, "free", x=np.zeros((1, 5, 3), np.float32)))
     assert "expected input x of shape [N, any, 2], got [1, 5, 3]" in refused.message
+
+
+@pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
+def test_free_dimensions_other_than_the_batch_may_be_zero(served: Served, typed: bool) -> None:
+    """As a graph without edges has them, and series without steps. Each is sent twice: the second may be cached."""
+    for count in (0, 2, 0):
+        edges = np.zeros((count, 2), np.int64)
+        request = oip.request("edges", typed=typed, nodes=ROWS, edges=edges)
+        found = oip.arrays(oip.stub(served).ModelInfer(request, timeout=PATIENCE_S))
+        np.testing.assert_allclose(found["total"], ROWS[edges].sum(axis=(0, 1)), rtol=1e-5)
+        assert found["ends"].shape == (count, 2, 3)
+    empty = np.zeros((3, 0, 2), np.float32)
+    for _ in range(2):
+        response = oip.stub(served).ModelInfer(oip.request("free", typed=typed, x=empty), timeout=PATIENCE_S)
+        assert oip.arrays(response)["y"].shape == (3, 0, 2)
+    request = pb.ModelInferRequest(model_name="words", raw_input_contents=[] if typed else [b""])
+    request.inputs.add(name="x", datatype="BYTES", shape=(2, 0))
+    assert oip.arrays(oip.stub(served).ModelInfer(request, timeout=PATIENCE_S))["y"].shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "raw", "says"),
+    [
+        ((0, 4, 2), b"", "at least one row, got shape [0, 4, 2]"),
+        ((1, 4, 0), b"", "shape [N, any, 2], got [1, 4, 0]"),
+        ((2**40, 0, 2), b"", "sizes of at most"),
+        ((1, 0, 2), b"1234", "expected no contents"),
+    ],
+)
+def test_empty_tensors_that_are_refused(served: Served, shape: tuple[int, ...], raw: bytes, says: str) -> None:
+    request = pb.ModelInferRequest(model_name="free", raw_input_contents=[raw])
+    request.inputs.add(name="x", datatype="FP32", shape=shape)
+    refused = refusal(lambda: oip.stub(served).ModelInfer(request, timeout=PATIENCE_S))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_TENSOR")
+    assert says in refused.message
 
 
 def test_one_number_per_row_has_a_column(served: Served) -> None:

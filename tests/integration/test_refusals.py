@@ -56,7 +56,7 @@ BAD: dict[str, Bad] = {
     "no model": Bad(messages.classify(DIGIT, ""), NOT_FOUND, "MODEL_NOT_FOUND", "there are"),
     "path as model": Bad(messages.classify(DIGIT, "../digits"), NOT_FOUND, "MODEL_NOT_FOUND", "there are"),
     "NUL in model": Bad(messages.classify(DIGIT, "digits\0"), NOT_FOUND, "MODEL_NOT_FOUND", "there are"),
-    "unknown version": Bad(messages.classify(DIGIT, version=9), NOT_FOUND, "MODEL_NOT_FOUND", "version 1 is served"),
+    "unknown version": Bad(messages.classify(DIGIT, version=9), NOT_FOUND, "MODEL_NOT_FOUND", "available: 1"),
     "wrong task": Bad(messages.classify(DIGIT, "series"), INVALID, "INVALID_REQUEST", "for forecasting"),
     "not an image": Bad(messages.classify_files(b"GIF89a" + bytes(99)), INVALID, "INVALID_IMAGE", "JPEG or PNG"),
     "empty image": Bad(messages.classify_files(b""), INVALID, "INVALID_IMAGE", "got 0 bytes"),

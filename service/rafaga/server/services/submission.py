@@ -42,7 +42,7 @@ def submit(
     """
     # Series of any length share a batch. Other inputs share one only with inputs of the same shape.
     key = None if model.bundle.ragged else tuple(a.shape[1:] for a in inputs)
-    cost = inputs[model.sized_by].size / len(inputs[0]) / model.reference_size
+    cost = max(1, inputs[model.sized_by].size) / len(inputs[0]) / model.reference_size  # an input may be empty
 
     def succeed(outputs: Arrays, timing: JobTiming) -> None:
         call.served = (model.bundle.name, timing)

@@ -117,8 +117,8 @@ class Templates:
     ) -> None:
         """`rows`: what `parsed` holds, in the model's order, one array per input."""
         raw = parsed.raw_input_contents
-        # Texts have lengths among them, and not every byte is a bool: these are looked at each time.
-        if not model.batched or len(raw) != len(rows) or any(a.dtype.kind in "Ob" for a in rows):
+        # Texts contain lengths, not every byte is a bool, and empty arrays have no place: parse these each time.
+        if not model.batched or len(raw) != len(rows) or any(a.dtype.kind in "Ob" or not a.size for a in rows):
             return
         beginning = _beginning(request)
         if beginning is None or beginning[1] != parsed.id:

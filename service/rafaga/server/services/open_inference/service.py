@@ -69,9 +69,9 @@ class OpenInference:
     def model_ready(self, call: Call) -> None:
         """An unknown model is not ready, as in Triton: clients that wait for a model get one kind of answer."""
         request = parse(pb.ModelReadyRequest, call)
-        version = _version(request.version)
         try:
-            ready = self._repository.version(self._own_name(request.name), version).condition is State.READY
+            found = self._repository.version(self._own_name(request.name), _version(request.version))
+            ready = found.condition is State.READY
         except ModelNotFound:
             ready = False
         _reply(call, pb.ModelReadyResponse(ready=ready))

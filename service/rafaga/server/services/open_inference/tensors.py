@@ -42,6 +42,9 @@ _DTYPES = {name: np.dtype(numpy_name) for name, numpy_name, _ in _TYPES}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _CONTENTS = {name: contents for name, _, contents in _TYPES}
 
+# The product of an empty tensor's other sizes. They cost the client nothing, but a model may allocate by them.
+_MAX_EMPTY_SIZE = 2**18
+
 
 def datatype(spec: TensorSpec) -> str:
     """The protocol's name: "FP32" for float32."""
@@ -49,7 +52,7 @@ def datatype(spec: TensorSpec) -> str:
 
 
 def shape(spec: TensorSpec, batched: bool = True) -> list[int]:
-    """With the batch dimension. One number per row is shown as [-1, 1]: Triton's clients expect a size per row."""
+    """With the batch dimension. One number per row is declared as [-1, 1]: Triton's clients expect a size per row."""
     sizes = [-1 if size is None else size for size in spec.shape]
     return [*sizes, 1] if batched and len(sizes) == 1 else sizes
 
@@ -59,7 +62,7 @@ _RAW = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
 
 
 class WantedOutput:
-    """A requested output: its place among the model's, and how many classes to name instead of the tensor (0: none)."""
+    """A requested output: its index in the model, and how many classes to return instead of the tensor (0: none)."""
 
     __slots__ = ("classes", "index", "spec")
 
@@ -96,14 +99,14 @@ def wanted_outputs(request: pb.ModelInferRequest, model: ServedModel) -> list[Wa
 
 
 def _has_classes(spec: TensorSpec, bundle: Bundle | PlainModel) -> bool:
-    """Whether an output holds a number for each class. A detector's are by object, whatever their sizes."""
+    """Whether an output has one score per class. A detector's scores are per object, whatever their shape."""
     if len(spec.shape) != 2 or spec.dtype == "object" or bundle.detection is not None:
         return False
     return not bundle.labels or spec.shape[1] == len(bundle.labels)
 
 
 def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLimits) -> Arrays:
-    """The input arrays in the model's order, checked against its bundle; as one row for a model that takes no batches.
+    """The input arrays in the model's order, checked against its bundle; one row for a model without batches.
 
     Raises InvalidTensor.
     """
@@ -117,7 +120,7 @@ def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLim
         if i is not None:
             used += 1
             arrays.append(_array(request.inputs[i], raw[i] if raw else None, spec, model.batched))
-        elif arrays and ragged:  # no lengths: every series is as long as the array
+        elif arrays and ragged:  # without lengths every series is as long as the array
             arrays.append(np.full(len(arrays[0]), arrays[0].shape[1], dtype=spec.dtype))
         else:
             raise _wrong_names(request, specs)
@@ -130,6 +133,8 @@ def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLim
         raise InvalidTensor(f"expected equally many rows in every input, got {[len(a) for a in arrays]}")
     limits.check_rows(rows)
     if model.bundle.image is not None:
+        if not arrays[0].size:
+            raise InvalidTensor(f"expected at least one pixel, got shape {list(arrays[0].shape)}")
         limits.check_free_size(model.bundle.image, *arrays[0].shape[1:3])
     return ragged_rows(arrays, model.bundle) if ragged else tuple(arrays)
 
@@ -153,7 +158,7 @@ def _raw_contents(request: pb.ModelInferRequest) -> Sequence[bytes]:
 
 def _refuse_shared_memory(parameters: Mapping[str, pb.InferParameter]) -> None:
     if "shared_memory_region" in parameters:
-        raise Unsupported("tensors travel in the request and in its answer: shared memory is not served")
+        raise Unsupported("expected tensors in the request: shared memory is not supported")
 
 
 def _array(
@@ -168,31 +173,56 @@ def _array(
     if batched and len(spec.shape) == 1 and len(sizes) == 2 and sizes[1] == 1:
         sizes = sizes[:1]  # see `shape`
     check_shape(f"input {spec.name}", sizes, spec.shape)
+    if 0 in sizes:
+        return _empty(tensor, raw, spec, sizes, batched)
     if expected == "BYTES":
         return _strings(tensor, raw, spec.name, sizes)
-    dtype = _DTYPES[expected]
     if raw is not None:
-        return from_wire(raw, dtype, sizes)
-    contents = _CONTENTS[expected]
+        return from_wire(raw, _DTYPES[expected], sizes)
+    return _from_contents(tensor, spec.name, sizes)
+
+
+def _empty(
+    tensor: pb.ModelInferRequest.InferInputTensor,
+    raw: bytes | None,
+    spec: TensorSpec,
+    sizes: tuple[int, ...],
+    batched: bool,
+) -> NDArray[np.generic]:
+    """A tensor without elements, as a graph without edges has one: any free size but the batch may be zero."""
+    if batched and not sizes[0]:
+        raise InvalidTensor(f"input {spec.name}: expected at least one row, got shape {list(sizes)}")
+    if math.prod(size for size in sizes if size) > _MAX_EMPTY_SIZE:
+        raise InvalidTensor(f"input {spec.name}: expected sizes of at most {_MAX_EMPTY_SIZE} beside a zero")
+    if raw or tensor.contents.ByteSize():
+        raise InvalidTensor(f"input {spec.name}: expected no contents for shape {list(sizes)}")
+    return np.empty(sizes, _DTYPES[tensor.datatype])
+
+
+def _from_contents(
+    tensor: pb.ModelInferRequest.InferInputTensor, name: str, sizes: tuple[int, ...]
+) -> NDArray[np.generic]:
+    dtype, contents = _DTYPES[tensor.datatype], _CONTENTS[tensor.datatype]
     if contents is None:
-        raise InvalidTensor(f"input {spec.name}: {expected} comes as raw_input_contents only")
+        raise InvalidTensor(f"input {name}: {tensor.datatype} comes as raw_input_contents only")
     field, element = contents
     values = getattr(tensor.contents, field)
-    if len(values) != math.prod(sizes) or not values:
+    if len(values) != math.prod(sizes):
         raise InvalidTensor(
-            f"input {spec.name}: expected {math.prod(sizes)} elements in {field} for shape {list(sizes)}, "
-            f"got {len(values)}"
+            f"input {name}: expected {math.prod(sizes)} elements in {field} for shape {list(sizes)}, got {len(values)}"
         )
     wide = np.array(values, dtype=element)
     array = wide.astype(dtype, copy=False)
     if dtype != wide.dtype and not np.array_equal(array, wide):
-        raise InvalidTensor(f"input {spec.name}: a value does not fit {expected}")
+        raise InvalidTensor(f"input {name}: a value does not fit {tensor.datatype}")
     return array.reshape(sizes)
 
 
 def ragged_rows(arrays: Sequence[NDArray[np.generic]], bundle: Bundle | PlainModel) -> Arrays:
-    """Values and lengths, checked; whatever stands behind a row's end is replaced by the zeros that the model was made
-    for. Raises InvalidTensor."""
+    """Values and lengths, checked. Values beyond a row's length become zeros, the padding that the model expects.
+
+    Raises InvalidTensor.
+    """
     values, length = arrays
     shortest, longest, what = _limits_of(bundle)
     if values.shape[1] > longest:
@@ -213,10 +243,10 @@ def ragged_rows(arrays: Sequence[NDArray[np.generic]], bundle: Bundle | PlainMod
 
 
 def _limits_of(bundle: Bundle | PlainModel) -> tuple[int, int, str]:
-    """Fewest and most values of a row, and what they are."""
+    """Fewest and most values in a row, and the word for them."""
     if bundle.forecast is not None:
         return bundle.forecast.min_history, bundle.forecast.max_history, "observations"
-    assert bundle.sequence is not None  # what makes a model ragged
+    assert bundle.sequence is not None  # only these two are ragged
     return 1, bundle.sequence.max_length, "symbols"
 
 
@@ -242,8 +272,6 @@ def _strings(
     tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, name: str, sizes: Sequence[int]
 ) -> NDArray[np.generic]:
     elements = _elements(tensor, raw, name, math.prod(sizes))
-    if not elements:
-        raise InvalidTensor(f"input {name}: expected at least one element, got shape {list(sizes)}")
     array = np.empty(len(elements), dtype=object)
     try:
         array[:] = [element.decode() for element in elements]
@@ -253,7 +281,7 @@ def _strings(
 
 
 def _length_prefixed(raw: bytes) -> Iterator[bytes]:
-    """BYTES on the wire: before each element its length, four bytes, little-endian."""
+    """BYTES on the wire: each element after its length in four bytes, little-endian. Raises InvalidTensor."""
     at = 0
     while at < len(raw):
         if len(raw) - at < 4:
@@ -261,7 +289,7 @@ def _length_prefixed(raw: bytes) -> Iterator[bytes]:
         (length,) = struct.unpack_from("<I", raw, at)
         at += 4
         if length > len(raw) - at:
-            raise InvalidTensor(f"BYTES: an element of {length} bytes is announced, {len(raw) - at} bytes are left")
+            raise InvalidTensor(f"BYTES: expected an element of {length} bytes, got {len(raw) - at}")
         yield raw[at : at + length]
         at += length
 
@@ -269,8 +297,8 @@ def _length_prefixed(raw: bytes) -> Iterator[bytes]:
 def response(name: str, identity: str, model: ServedModel, wanted: Sequence[WantedOutput], outputs: Arrays) -> bytes:
     """A serialised ModelInferResponse.
 
-    Written field by field around a head that all replies of one shape share: building the message takes four times as
-    long, which for a small model is more than its run.
+    Written field by field after a head that all replies of one shape share. Building a message takes four times as
+    long, which is more than the run of a small model.
     """
     tensors: list[tuple[str, str, tuple[int, ...]]] = []
     raw: list[bytes] = []
@@ -294,7 +322,7 @@ def response(name: str, identity: str, model: ServedModel, wanted: Sequence[Want
 
 @lru_cache(maxsize=1024)
 def _head(name: str, version: str, tensors: tuple[tuple[str, str, tuple[int, ...]], ...]) -> bytes:
-    """What replies of these names and shapes begin with."""
+    """The beginning of all replies with these names and shapes."""
     described = [
         pb.ModelInferResponse.InferOutputTensor(name=tensor, datatype=kind, shape=sizes)
         for tensor, kind, sizes in tensors
@@ -303,12 +331,12 @@ def _head(name: str, version: str, tensors: tuple[tuple[str, str, tuple[int, ...
 
 
 def field(number: int, payload: bytes) -> bytes:
-    """A length-delimited field, as protobuf puts it on the wire. Fields one after the other are a message."""
+    """A length-delimited field in protobuf's wire format. A message is its fields one after the other."""
     return head_of(number, len(payload)) + payload
 
 
 def head_of(number: int, length: int) -> bytes:
-    """What stands before the `length` bytes of a length-delimited field."""
+    """Tag and length of a length-delimited field, before its `length` bytes."""
     head = bytearray([number << 3 | 2])
     while length > 127:
         head.append(length & 127 | 128)
