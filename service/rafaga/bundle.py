@@ -29,7 +29,7 @@ from rafaga.errors import BundleError
 SCHEMA = 1
 MANIFEST = "bundle.json"
 GOLDEN = "golden.npz"
-NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,17}")  # as a decimal number it fits an int64
 FILE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 

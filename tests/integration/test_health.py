@@ -105,7 +105,10 @@ def test_a_model_that_fails_to_load_is_not_serving_and_the_others_are(
 ) -> None:
     served = serve(damaged)
     assert (check(served, "digits"), check(served, "series"), check(served)) == (SERVING, NOT_SERVING, NOT_SERVING)
-    assert served.get("/readyz") == (503, "not ready\n")
+    assert served.get("/readyz") == (
+        503,
+        "not ready: series version 1 is failed (the model was refused at load; see the server's log for the cause)\n",
+    )
     assert "model.onnx: sha256 is" in caplog.text
 
     image = messages.random_digits(0)
@@ -117,7 +120,7 @@ def test_a_model_that_fails_to_load_is_not_serving_and_the_others_are(
     models = {m.name: m for m in served.catalog.ListModels(catalog_pb2.ListModelsRequest()).models}
     assert models["digits"].state == catalog_pb2.Model.READY
     assert models["series"].state == catalog_pb2.Model.FAILED
-    assert "log has the cause" in models["series"].reason
+    assert "server's log" in models["series"].reason
     assert str(damaged) not in models["series"].reason
     assert served.metric("rafaga_model_ready", model="digits") == 1
     assert served.metric("rafaga_model_ready", model="series") == 0

@@ -53,9 +53,9 @@ BAD: dict[str, Bad] = {
     "unknown model": Bad(
         messages.classify(DIGIT, "nobody"), NOT_FOUND, "MODEL_NOT_FOUND", "available: backbone, digits"
     ),
-    "no model": Bad(messages.classify(DIGIT, ""), NOT_FOUND, "MODEL_NOT_FOUND", "there are"),
-    "path as model": Bad(messages.classify(DIGIT, "../digits"), NOT_FOUND, "MODEL_NOT_FOUND", "there are"),
-    "NUL in model": Bad(messages.classify(DIGIT, "digits\0"), NOT_FOUND, "MODEL_NOT_FOUND", "there are"),
+    "no model": Bad(messages.classify(DIGIT, ""), NOT_FOUND, "MODEL_NOT_FOUND", "available"),
+    "path as model": Bad(messages.classify(DIGIT, "../digits"), NOT_FOUND, "MODEL_NOT_FOUND", "available"),
+    "NUL in model": Bad(messages.classify(DIGIT, "digits\0"), NOT_FOUND, "MODEL_NOT_FOUND", "available"),
     "unknown version": Bad(messages.classify(DIGIT, version=9), NOT_FOUND, "MODEL_NOT_FOUND", "available: 1"),
     "wrong task": Bad(messages.classify(DIGIT, "series"), INVALID, "INVALID_REQUEST", "for forecasting"),
     "not an image": Bad(messages.classify_files(b"GIF89a" + bytes(99)), INVALID, "INVALID_IMAGE", "JPEG or PNG"),

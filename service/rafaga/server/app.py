@@ -126,7 +126,7 @@ def build(config: Config) -> Server:
         admin=_admin(config, repository, authenticator, metrics),
         poller=Poller(repository, config.poll_interval_s) if config.model_control is ModelControl.POLL else None,
         http=HttpServer(
-            config.host, config.http_port, metrics.registry, lambda: repository.ready, lambda: health.alive
+            config.host, config.http_port, metrics.registry, lambda: repository.unready_because, lambda: health.alive
         ),
         tracer=tracer,
     )

@@ -13,7 +13,7 @@ from rafaga.server.config.model_versions import Versions
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository import retirement
-from rafaga.server.repository.discovery import scan
+from rafaga.server.repository.discovery import Discovery
 from rafaga.server.repository.loader import Loader
 from rafaga.server.repository.reconciler import Reconciler
 from rafaga.server.repository.retirement import Retirement
@@ -42,6 +42,7 @@ class Repository:
     ) -> None:
         """`on_state` gets the name of a model whose state may have changed, from any thread."""
         self._root = root
+        self._discovery = Discovery(root)
         self._metrics = metrics
         self._on_state = on_state
         self._wanted = versions or Versions()
@@ -65,11 +66,28 @@ class Repository:
     @property
     def ready(self) -> bool:
         """False until everything that was there at the start is served, and while any model has lost its engine."""
-        if not self._serving or self._table.frozen:
-            return False
+        return not self.unready_because
+
+    @property
+    def unready_because(self) -> str:
+        """Why the server is not ready, without paths; empty if it is."""
+        if self._table.frozen:
+            return "the server is stopping"
+        if not self._serving:
+            return "models are being loaded"
         versions = self.versions
-        some = self._explicit or any(v.condition is State.READY for v in versions)
-        return some and all(v.condition is State.READY or (v.late and v.condition is not State.DOWN) for v in versions)
+        if not versions and not self._explicit:
+            return "no model found in the repository; see the server's log for what is expected"
+        missing = [
+            f"{v.name} version {v.version} is {v.condition.value}{f' ({v.why})' if v.why else ''}"
+            for v in versions
+            if v.condition is not State.READY and (not v.late or v.condition is State.DOWN)
+        ]
+        if missing:
+            return listed(missing, most_characters=2000)
+        if self._explicit or any(v.condition is State.READY for v in versions):
+            return ""
+        return "no model is served"
 
     @property
     def alive(self) -> bool:
@@ -110,7 +128,7 @@ class Repository:
         or if a model is missing that `names` or a version rule requires.
         """
         with self._changing:
-            found = scan(self._root)
+            found = self._discovery.scan()
             if names == (EVERY_MODEL,):
                 names = tuple(found)
             required = set(names) if self._explicit else self._wanted.by_model.keys()
@@ -127,7 +145,7 @@ class Repository:
     def update(self) -> None:
         """Loads what is new or changed on disk, and unloads what is gone. Raises FileNotFoundError as `load`."""
         with self._changing:
-            found = scan(self._root)
+            found = self._discovery.scan()
             for name, folders in found.items():
                 self._reconciler.update(name, folders, late=True)
             for name in self._table.names:
@@ -141,9 +159,9 @@ class Repository:
         Raises ModelNotFound if it is not on disk, ModelNotReady if it is refused; what was served before still is.
         """
         with self._changing:
-            folders = scan(self._root).get(name)
+            folders = self._discovery.scan().get(name)
             if folders is None:
-                raise ModelNotFound(f"no model {name[:63]!r} in the repository")
+                raise ModelNotFound(f"no model {name[:128]!r} in the repository")
             failed = self._reconciler.update(name, folders, late=True, retry=True)
         if failed:
             raise ModelNotReady(
@@ -162,7 +180,7 @@ class Repository:
 
     def on_disk(self) -> list[tuple[str, int]]:
         """Every version of every model in the repository, served or not."""
-        return [(name, version) for name, folders in scan(self._root).items() for version in sorted(folders)]
+        return [(name, version) for name, folders in self._discovery.scan().items() for version in sorted(folders)]
 
     def drain(self) -> None:
         """Every model refuses new requests and answers the queued ones. Nothing is loaded any more."""

@@ -84,7 +84,7 @@ class VersionTable:
         """`version` 0: the newest that is served, or the newest if none is. Raises ModelNotFound."""
         versions = self._by_name.get(name)
         if versions is None:
-            raise ModelNotFound(f"no model {name[:63]!r}; available: {listed(self.names) or 'none'}")
+            raise ModelNotFound(f"no model {name[:128]!r}; available: {listed(self.names) or 'none'}")
         if not version:
             return next((v for v in versions if v.model is not None), versions[0])
         for candidate in versions:

@@ -25,11 +25,12 @@ class HttpServer:
         host: str,
         port: int,
         registry: CollectorRegistry,
-        ready: Callable[[], bool],
+        unready: Callable[[], str],
         alive: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`unready`: why the server is not ready, empty if it is."""
         self._address = (host, port)
-        self._application = _application(registry, ready, alive)
+        self._application = _application(registry, unready, alive)
         self._server: WSGIServer | None = None
 
     @property
@@ -63,7 +64,7 @@ class _Handler(WSGIRequestHandler):
         """Scrapes and probes are not worth a line each."""
 
 
-def _application(registry: CollectorRegistry, ready: Callable[[], bool], alive: Callable[[], bool]) -> WSGIApplication:
+def _application(registry: CollectorRegistry, unready: Callable[[], str], alive: Callable[[], bool]) -> WSGIApplication:
     metrics: WSGIApplication = make_wsgi_app(registry)
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -77,7 +78,8 @@ def _application(registry: CollectorRegistry, ready: Callable[[], bool], alive: 
             case "/healthz":
                 return answer("200 OK", "alive\n") if alive() else answer(_UNAVAILABLE, "only a new process helps\n")
             case "/readyz":
-                return answer("200 OK", "ready\n") if ready() else answer(_UNAVAILABLE, "not ready\n")
+                why = unready()
+                return answer(_UNAVAILABLE, f"not ready: {why}\n") if why else answer("200 OK", "ready\n")
             case _:
                 return answer("404 Not Found", "there are /metrics, /healthz and /readyz\n")
 

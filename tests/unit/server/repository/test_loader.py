@@ -150,7 +150,7 @@ class TestRepository:
         torn = publish_classifier(tmp_path, "torn")
         (torn / bundles.MANIFEST).unlink()
         shutil.copytree(publish_classifier(tmp_path, "digits").parent, tmp_path / "odd")
-        shutil.copytree(tmp_path / "digits", tmp_path / "Bad-Name")
+        shutil.copytree(tmp_path / "digits", tmp_path / "bad name")
         (tmp_path / "notes.txt").write_text("not a model")
         self.told: dict[str, bool] = {}
         repository = Repository(
@@ -185,7 +185,7 @@ class TestRepository:
         assert str(tmp_path) not in reason
         repository.close()
 
-    @pytest.mark.parametrize("name", ["nobody", "../digits", "digits/1", "", "Bad-Name", "digits\x00", "dígits"])
+    @pytest.mark.parametrize("name", ["nobody", "../digits", "digits/1", "", "bad name", "digits\x00", "dígits"])
     def test_names_that_are_none(self, repository: Repository, name: str) -> None:
         with pytest.raises(ModelNotFound):
             repository.model(name, 0)

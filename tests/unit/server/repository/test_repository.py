@@ -133,8 +133,8 @@ def test_latest_loads_no_other(latest: Shelf) -> None:
     assert latest.health == {"a": True}
 
 
-def test_what_is_no_version_of_a_model_is_passed_over(latest: Shelf) -> None:
-    for name, version in (("A", "1"), ("a", "01"), ("a", "0"), ("a", "x"), ("a", ".1-tmp"), ("a", "١"), ("-a", "1")):
+def test_folders_that_are_no_version_of_a_model_are_not_served(latest: Shelf) -> None:
+    for name, version in (("A b", "1"), ("a", "01"), ("a", "0"), ("a", "x"), ("a", ".1-tmp"), ("a", "١"), ("-a", "1")):
         folder = latest.root / name / version
         folder.mkdir(parents=True)
         (folder / "model.onnx").write_bytes(GOOD)
@@ -208,6 +208,7 @@ def test_a_failure_at_the_start_keeps_the_server_from_being_ready(tmp_path: Path
     shelf.put("b", 1)
     shelf.repository.load()
     assert not shelf.repository.ready
+    assert shelf.repository.unready_because.startswith("a version 2 is failed (the model was refused at load")
     shelf.put("a", 2)
     shelf.repository.update()
     assert shelf.repository.ready
@@ -226,9 +227,11 @@ def test_nothing_to_serve_is_not_ready_unless_nothing_was_asked_for(tmp_path: Pa
     asked, polled = Shelf(tmp_path, LATEST, explicit=True), Shelf(tmp_path, LATEST)
     for shelf in (asked, polled):
         assert not shelf.repository.ready  # not started
+        assert shelf.repository.unready_because == "models are being loaded"
         shelf.repository.load()
     assert asked.repository.ready
     assert not polled.repository.ready
+    assert "no model found" in polled.repository.unready_because
 
 
 def test_a_load_that_ends_after_the_server_stopped_serves_nothing(latest: Shelf) -> None:

@@ -15,10 +15,10 @@ from rafaga.server.transport.http import HttpServer
 
 class Site:
     def __init__(self) -> None:
-        self.ready, self.alive = False, True
+        self.unready, self.alive = "loading", True
         self.registry = CollectorRegistry()
         Counter("seen", "Seen.", registry=self.registry).inc(3)
-        self.server = HttpServer("127.0.0.1", 0, self.registry, lambda: self.ready, lambda: self.alive)
+        self.server = HttpServer("127.0.0.1", 0, self.registry, lambda: self.unready, lambda: self.alive)
         self.server.start()
 
     def get(self, path: str) -> tuple[int, str]:
@@ -39,13 +39,13 @@ def site() -> Iterator[Site]:
 
 def test_alive_before_it_is_ready(site: Site) -> None:
     assert site.get("/healthz") == (200, "alive\n")
-    assert site.get("/readyz") == (503, "not ready\n")
+    assert site.get("/readyz") == (503, "not ready: loading\n")
 
 
 def test_ready_as_long_as_it_is(site: Site) -> None:
-    site.ready = True
+    site.unready = ""
     assert site.get("/readyz") == (200, "ready\n")
-    site.ready = False
+    site.unready = "stopping"
     assert site.get("/readyz")[0] == 503
 
 
@@ -83,11 +83,11 @@ def test_rubbish_is_answered_and_survived(site: Site) -> None:
 
 def test_a_taken_port_is_named(site: Site) -> None:
     with pytest.raises(OSError, match=str(site.server.port)):
-        HttpServer("127.0.0.1", site.server.port, site.registry, lambda: True).start()
+        HttpServer("127.0.0.1", site.server.port, site.registry, lambda: "").start()
 
 
 def test_without_a_start() -> None:
-    server = HttpServer("127.0.0.1", 0, CollectorRegistry(), lambda: True)
+    server = HttpServer("127.0.0.1", 0, CollectorRegistry(), lambda: "")
     assert server.port == 0
     server.close()
 
