@@ -327,10 +327,10 @@ def sha256_of(path: Path) -> str:
 
 def load(folder: Path) -> Bundle:
     """Reads and checks bundle.json of `folder` (…/<name>/<version>). Raises BundleError."""
+    if not os.path.lexists(folder / MANIFEST):
+        raise BundleError(f"{folder}: no {MANIFEST}")
     try:
-        bundle = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Bundle)
-    except FileNotFoundError:
-        raise BundleError(f"{folder}: no {MANIFEST}") from None
+        bundle = msgspec.json.decode(file_in(folder, MANIFEST).read_bytes(), type=Bundle)
     except (OSError, msgspec.MsgspecError) as error:
         raise BundleError(f"{folder / MANIFEST}: {error}") from None
     if (bundle.name, str(bundle.version)) != (folder.parent.name, folder.name):
@@ -348,22 +348,30 @@ def verify_files(folder: Path, bundle: Bundle, but: str = "") -> None:
     """Raises BundleError naming the first file, `but` one, that is missing or not what was published."""
     for name in bundle.files:
         if name != but:
-            path = _plain_file(folder, name)
+            path = file_in(folder, name)
             _check_sha256(path, bundle, sha256_of(path))
 
 
 def read_verified(folder: Path, bundle: Bundle, name: str) -> bytes:
     """One file, hashed as it was read: what was checked is what is used. Raises BundleError as `verify_files` does."""
-    path = _plain_file(folder, name)
+    path = file_in(folder, name)
     data = path.read_bytes()
     _check_sha256(path, bundle, hashlib.sha256(data).hexdigest())
     return data
 
 
-def _plain_file(folder: Path, name: str) -> Path:
+def file_in(folder: Path, name: str) -> Path:
+    """The file `name` of a version's folder. Raises BundleError.
+
+    It may be a link, as in a Kubernetes ConfigMap or a checkout by git-sync, to a file inside the repository, or inside
+    the folder of the model if that is itself a link to elsewhere.
+    """
     path = folder / name
-    if not path.is_file() or path.is_symlink():
-        raise BundleError(f"{path}: missing, or not a plain file")
+    if not path.is_file():
+        raise BundleError(f"{path}: missing, or not a file")
+    target = path.resolve()
+    if not any(target.is_relative_to(base.resolve()) for base in (folder.parent.parent, folder.parent, folder)):
+        raise BundleError(f"{path}: is a link to {target}, outside the repository: copy the file into the repository")
     return path
 
 

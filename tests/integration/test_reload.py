@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import onnx
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2
@@ -209,6 +210,26 @@ def test_a_version_that_changes_in_place_is_loaded_anew(serve: Callable[..., Ser
     assert factor(served) == (1, "1")
     publish(tmp_path, 5)
     eventually(lambda: factor(served) == (5, "1"), "the new file answers")
+
+
+def test_linked_files_are_served_and_their_changes_seen(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """As Kubernetes mounts a ConfigMap: `model.onnx` leads over `..data`, which is replaced, to a folder per update."""
+    folder = tmp_path / "scaled/1"
+    folder.mkdir(parents=True)
+
+    def mount(factor: float) -> None:
+        update = folder / f"..{factor}"
+        update.mkdir()
+        onnx.save(plain.scaled(factor), update / "model.onnx")
+        (folder / "..data_tmp").symlink_to(update.name)
+        (folder / "..data_tmp").replace(folder / "..data")
+
+    mount(2)
+    (folder / "model.onnx").symlink_to("..data/model.onnx")
+    served = serve(tmp_path, **POLL)
+    assert factor(served) == (2, "1")
+    mount(3)
+    eventually(lambda: factor(served) == (3, "1"), "the new file answers")
 
 
 def test_a_version_that_goes_gives_way_to_the_one_before(serve: Callable[..., Served], tmp_path: Path) -> None:

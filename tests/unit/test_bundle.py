@@ -107,8 +107,36 @@ def test_changed_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"model\.fp32\.onnx: missing"):
         verify_files(folder, bundle)
     (folder / "model.fp32.onnx").symlink_to(folder / "golden.npz")
-    with pytest.raises(BundleError, match="not a plain file"):
+    with pytest.raises(BundleError, match=r"model\.fp32\.onnx: sha256 is"):
         verify_files(folder, bundle)
+
+
+def test_links_inside_the_repository_are_followed_and_others_refused_by_name(tmp_path: Path) -> None:
+    """1. A link beside the file. 2. A repository and a model that are links themselves. 3. A link out of it."""
+    repository = tmp_path / "real"
+    folder = publish(repository, "digits", None, fill)
+    bundle = load(folder)
+    for name in (*bundle.files, "bundle.json"):
+        (folder / "..data").mkdir(exist_ok=True)
+        (folder / name).rename(folder / "..data" / name)
+        (folder / name).symlink_to(f"..data/{name}")
+    verify_files(folder, load(folder))
+
+    (tmp_path / "link").symlink_to(repository)
+    verify_files(tmp_path / "link/digits/1", load(tmp_path / "link/digits/1"))
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others/digits").symlink_to(repository / "digits")
+    verify_files(tmp_path / "others/digits/1", load(tmp_path / "others/digits/1"))
+
+    for name in ("model.fp32.onnx", "bundle.json"):
+        (folder / "..data" / name).rename(tmp_path / name)
+        (folder / name).unlink()
+        (folder / name).symlink_to(tmp_path / name)
+        with pytest.raises(BundleError, match=rf"{name}: is a link to {tmp_path / name}, outside the repository"):
+            verify_files(folder, load(folder))
+    (tmp_path / "bundle.json").unlink()
+    with pytest.raises(BundleError, match=r"bundle\.json: missing"):
+        load(folder)
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,9 @@ def stamp(folder: Path) -> Stamp:
     files: list[tuple[str, int, int]] = []
     for path in sorted(folder.iterdir()):
         try:
-            status = path.lstat()
+            status = path.stat()  # of the file that a link leads to
         except FileNotFoundError:
-            continue  # removed during the scan: the next stamp differs
+            continue  # a broken link, or removed during the scan: the next stamp differs
         files.append((path.name, status.st_size, status.st_mtime_ns))
     return tuple(files)
 

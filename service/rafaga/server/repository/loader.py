@@ -83,7 +83,7 @@ class Loader:
 
     def _load_plain(self, folder: Path, placement: Placement) -> ServedModel:
         name, version = folder.parent.name, int(folder.name)
-        model = (folder / plain.MODEL).read_bytes()
+        model = bundles.file_in(folder, plain.MODEL).read_bytes()
         digest = hashlib.sha256(model).digest()
         refuse_external_data(model)
         try:
@@ -93,7 +93,7 @@ class Loader:
         described, samples = plain.describe(name, version, session, self.max_batch_size)
 
         def start(device: Device) -> tuple[Engine, LatencyTable]:
-            model = (folder / plain.MODEL).read_bytes()
+            model = bundles.file_in(folder, plain.MODEL).read_bytes()
             if hashlib.sha256(model).digest() != digest:
                 raise BundleError(f"{name}: the file is not the one that was loaded")
             rows = max(1, described.max_batch_size)
@@ -189,4 +189,4 @@ def is_plain(folder: Path) -> bool:
     """A model without a bundle, and no remains of one: a bundle that lost its manifest is a broken bundle."""
     model = folder / plain.MODEL
     remains = (folder / bundles.MANIFEST).exists() or (folder / bundles.GOLDEN).exists()
-    return model.is_file() and not model.is_symlink() and not remains
+    return model.is_file() and not remains
