@@ -62,6 +62,10 @@ class BufferedHistogram(Collector):
         with self._adding:
             return self._children.setdefault(values, Observations(self._family.buckets))
 
+    def remove(self, *values: str) -> None:
+        with self._adding:
+            del self._children[values]
+
     def describe(self) -> Iterable[HistogramMetricFamily]:
         yield self._empty()
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
@@ -20,6 +21,8 @@ from rafaga.server.observability.triton import Totals, TritonMetrics
 
 OK = grpc.StatusCode.OK.name
 
+M = TypeVar("M", Counter, Gauge, Histogram, BufferedHistogram)
+
 
 class Metrics:
     """Owns a registry of its own, so that several servers can live in one process.
@@ -31,6 +34,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+        self._by_model: dict[Family, Counter | Gauge | Histogram | BufferedHistogram] = {}
         self._requests = self._counter(families.REQUESTS)
         self._refusals = self._counter(families.REFUSALS)
         self._request_seconds = self._buffered(families.REQUEST_SECONDS)
@@ -56,18 +60,24 @@ class Metrics:
             self.registry.register(TritonMetrics(self._totals))
 
     def _counter(self, family: Family) -> Counter:
-        return Counter(family.name, family.text, family.labels, registry=self.registry)
+        return self._kept(family, Counter(family.name, family.text, family.labels, registry=self.registry))
 
     def _gauge(self, family: Family) -> Gauge:
-        return Gauge(family.name, family.text, family.labels, registry=self.registry)
+        return self._kept(family, Gauge(family.name, family.text, family.labels, registry=self.registry))
 
     def _histogram(self, family: Family) -> Histogram:
-        return Histogram(family.name, family.text, family.labels, buckets=family.buckets, registry=self.registry)
+        histogram = Histogram(family.name, family.text, family.labels, buckets=family.buckets, registry=self.registry)
+        return self._kept(family, histogram)
 
     def _buffered(self, family: Family) -> BufferedHistogram:
         histogram = BufferedHistogram(family)
         self.registry.register(histogram)
-        return histogram
+        return self._kept(family, histogram)
+
+    def _kept(self, family: Family, metric: M) -> M:
+        if "model" in family.labels:
+            self._by_model[family] = metric
+        return metric
 
     def method(self, name: str) -> MethodMetrics:
         return MethodMetrics(name, self._requests, self._refusals, self._request_seconds)
@@ -110,8 +120,15 @@ class Metrics:
     def model_gone(self, name: str, version: int) -> None:
         """It is not there to be served any more, which is no reason for an alarm."""
         self._served.pop((name, version), None)
-        for gauge in (self._ready, self._load_seconds):
-            gauge.remove(name, str(version))
+        for metric in (self._ready, self._load_seconds, self._load_failures):
+            metric.remove(name, str(version))
+
+    def model_removed(self, name: str) -> None:
+        """No version of it is served or known any more: removes all its series."""
+        for family, metric in self._by_model.items():
+            samples = (sample.labels for collected in metric.collect() for sample in collected.samples)
+            for labels in {tuple(map(own.__getitem__, family.labels)) for own in samples if own["model"] == name}:
+                metric.remove(*labels)
 
     def _totals(self) -> Iterable[Totals]:
         for (name, version), model in list(self._served.items()):

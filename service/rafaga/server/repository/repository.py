@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rafaga.bundle import Task
@@ -150,8 +151,11 @@ class Repository:
                 self._reconciler.update(name, folders, late=True)
             for name in self._table.names:
                 if name not in found:
-                    for model in self._reconciler.remove(name):
-                        self._retirement.start(model, replaced=False)
+                    models = self._reconciler.remove(name)
+                    for model in models:
+                        self._retirement.start(model, replaced=False, then=partial(self._forget, name))
+                    if not models:
+                        self._metrics.model_removed(name)
 
     def load_model(self, name: str) -> None:
         """Loads what is new or changed of one model, and retries what failed.
@@ -177,6 +181,13 @@ class Repository:
         _LOG.info("model unloaded", extra={"model": name})
         for model in models:
             retirement.finish(model, replaced=False)
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        """Removes the metrics of a model, unless it was loaded again in the meantime."""
+        with self._changing:
+            if name not in self._table:
+                self._metrics.model_removed(name)
 
     def on_disk(self) -> list[tuple[str, int]]:
         """Every version of every model in the repository, served or not."""

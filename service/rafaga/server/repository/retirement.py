@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.observability.metrics import Metrics
@@ -30,20 +32,22 @@ class Retirement:
         self._metrics = metrics
         self._models: set[ServedModel] = set()
 
-    def start(self, model: ServedModel, *, replaced: bool) -> None:
+    def start(self, model: ServedModel, *, replaced: bool, then: Callable[[], None] = lambda: None) -> None:
+        """Calls `then` once the model is closed."""
         self._models.add(model)
-        threading.Thread(
-            target=self._run, args=(model, replaced), name=f"retire-{model.bundle.name}", daemon=True
-        ).start()
+        run = partial(self._run, model, replaced, then)
+        threading.Thread(target=run, name=f"retire-{model.bundle.name}", daemon=True).start()
 
     def close(self) -> None:
         """Closes the models that are not finished."""
         for model in list(self._models):
             model.close()
 
-    def _run(self, model: ServedModel, replaced: bool) -> None:
+    def _run(self, model: ServedModel, replaced: bool, then: Callable[[], None]) -> None:
         start = time.perf_counter()
         time.sleep(LINGER_S)
         finish(model, replaced=replaced)
         self._models.discard(model)
-        self._metrics.model_swapped(model.bundle.name, time.perf_counter() - start)
+        if replaced:
+            self._metrics.model_swapped(model.bundle.name, time.perf_counter() - start)
+        then()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,11 @@ class Shelf:
         labels = {"model": name, "version": str(version)}
         return self.metrics.registry.get_sample_value("rafaga_model_load_failures_total", labels)
 
+    def series(self, name: str) -> int:
+        """How many samples of the metrics are about this model."""
+        families = self.metrics.registry.collect()
+        return sum(sample.labels.get("model") == name for family in families for sample in family.samples)
+
     @property
     def serving(self) -> list[tuple[str, int]]:
         return [(entry.name, entry.version) for entry in self.repository.versions if entry.model is not None]
@@ -168,6 +174,7 @@ def test_the_old_one_goes_when_the_new_one_serves(latest: Shelf) -> None:
     latest.put("a", 3)
     latest.repository.update()
     assert latest.states == {("a", 3): State.READY}
+    assert latest.failures("a", 2) is None  # no series is left of a version that is gone
 
 
 def test_the_last_version_goes_only_for_another(latest: Shelf) -> None:
@@ -264,6 +271,38 @@ def test_unloading_ends_the_model_before_it_returns(tmp_path: Path) -> None:
     assert [model.life for model in shelf.loader.models] == [["start", "gone", "close"]] * 2
     with pytest.raises(ModelNotFound):
         shelf.repository.unload_model("a")
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_an_unloaded_model_leaves_no_metrics(tmp_path: Path, explicit: bool) -> None:
+    """Unloaded by an admin, or removed from disk. A model that failed leaves none either; another model keeps its own."""
+    shelf = Shelf(tmp_path, ALL, explicit)
+    for name, content in (("a", GOOD), ("b", GOOD), ("c", BAD)):
+        shelf.put(name, 1, content)
+    shelf.put("a", 2)
+    shelf.repository.load(("a", "b", "c") if explicit else ())
+    for model in shelf.loader.models:
+        model.metrics.batch_done(1, 0.1, [0.1])
+        model.metrics.dropped("deadline", 1)
+        model.metrics.preprocessed(0.1)
+    assert shelf.series("a") > 50
+    assert shelf.series("c") > 0
+    if explicit:
+        shelf.repository.unload_model("a")
+        shelf.repository.unload_model("c")
+    else:
+        for version in (1, 2):
+            shelf.remove("a", version)
+        shelf.remove("c", 1)
+        for name in ("a", "c"):
+            (shelf.root / name).rmdir()
+        shelf.repository.update()
+        for thread in threading.enumerate():
+            if thread.name == "retire-a":
+                thread.join(60)
+    assert (shelf.series("a"), shelf.series("c")) == (0, 0)
+    assert shelf.series("b") > 50
+    assert shelf.serving == [("b", 1)]
 
 
 def test_asking_again_tries_again_only_what_failed(tmp_path: Path) -> None:
