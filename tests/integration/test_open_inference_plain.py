@@ -496,5 +496,5 @@ def test_what_cannot_be_served_says_why(
     states = refused_models(root, served)
     assert states == dict.fromkeys(("empty", "external", "link", "never", "nonsense", "sequence"), "UNAVAILABLE")
     np.testing.assert_array_equal(infer(served, "good", x=ROWS)["y"], 2 * ROWS)
-    for says in ("external data", "seq(tensor(float)) cannot be served", "no ONNX file", "outside the repository"):
+    for says in ("external data", "seq(tensor(float)) cannot be served", "not an ONNX model", "outside the repository"):
         assert says in caplog.text

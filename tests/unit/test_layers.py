@@ -13,7 +13,19 @@ GENERATED = {"v1", "inference"}
 
 # Lowest first; members of one group may import each other, as far as that closes no cycle.
 LAYERS = (
-    ("errors", "priority", "tensors", "bundle", "plain_model", "images", "int8", "objects", "series", *GENERATED),
+    (
+        "errors",
+        "priority",
+        "tensors",
+        "bundle",
+        "plain_model",
+        "protobuf_wire",
+        "images",
+        "int8",
+        "objects",
+        "series",
+        *GENERATED,
+    ),
     ("client", "server.config", "server.scheduling", "server.observability"),
     ("server.engines",),
     ("server.execution",),

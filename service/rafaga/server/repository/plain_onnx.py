@@ -1,4 +1,4 @@
-"""Plain ONNX: a model.onnx that comes without a bundle, described by its own graph, and nothing proven about it."""
+"""Plain ONNX: a model.onnx without a bundle. Its graph describes it, and nothing verifies its answers."""
 
 from __future__ import annotations
 
@@ -30,18 +30,17 @@ _DTYPES = {
     "tensor(double)": "float64",
     "tensor(string)": "object",
 }
-# What free dimensions are set to for the warm-up: the first that the graph runs with.
+# Sizes to try for the free dimensions. The warm-up uses the first with which the graph runs.
 _SIZES = (8, 32, 1, 64, 224)
-# What the integers of each row are set to: they are often indices, lengths or numbers of something, and what runs first
-# is taken. Several rows that differ, so that rows which influence each other are found out; equal ones where nothing
-# else runs.
+# Values to try for the integers of each row, often indices or lengths. Different rows come first, because they show
+# whether rows influence each other; equal rows are tried last.
 _BATCHES = ((0, 1, 0), (1, 2, 1), (0, 0, 0), (1, 1, 1))
 _ROWS = 3
 _TOLERANCE = 1e-3
 
 
 class GraphTensor(Protocol):
-    """onnxruntime.NodeArg. A free dimension is a symbol, or None when it has no name."""
+    """onnxruntime.NodeArg. A free dimension is a symbol, or None if it has no name."""
 
     name: str
     type: str
@@ -55,10 +54,10 @@ class DescribedSession(Session, Protocol):
 
 
 def describe(name: str, version: int, session: DescribedSession, max_batch_size: int) -> tuple[PlainModel, Samples]:
-    """The model that `session` runs, and inputs that it runs with. Raises BundleError.
+    """The model that `session` runs, and sample inputs for it. Raises BundleError.
 
-    Whether it takes batches is read from the graph (a free first dimension, the same for all inputs) and tried out:
-    as many rows must come out as went in, and answer together as they do alone.
+    A model takes batches if its graph has a free first dimension, the same for all inputs, and a trial confirms it: a
+    batch must have as many output rows as input rows, with the same values as the rows alone.
     """
     inputs, outputs = session.get_inputs(), session.get_outputs()
     specs = tuple(map(_spec, inputs)), tuple(map(_spec, outputs))
@@ -72,14 +71,14 @@ def describe(name: str, version: int, session: DescribedSession, max_batch_size:
             return batched, samples
     samples = _samples(alone, Engine(alone, session))
     if samples is None:
-        raise BundleError(f"{name}: the graph runs with none of the inputs tried, with free dimensions of {_SIZES}")
+        raise BundleError(f"{name}: the graph fails on every input that was tried, with free dimensions of {_SIZES}")
     return alone, samples
 
 
 def _spec(tensor: GraphTensor) -> TensorSpec:
     dtype = _DTYPES.get(tensor.type)
     if dtype is None:
-        raise BundleError(f"{tensor.name}: {tensor.type} cannot be served; tensors of numbers and strings can")
+        raise BundleError(f"{tensor.name}: {tensor.type} cannot be served; expected a tensor of numbers or strings")
     return TensorSpec(
         name=tensor.name, dtype=dtype, shape=tuple(size if isinstance(size, int) else None for size in tensor.shape)
     )
@@ -92,7 +91,7 @@ def _may_batch(inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor]) ->
 
 
 def _samples(model: PlainModel, engine: Engine) -> Samples | None:
-    """Inputs that the graph runs with; None when there are none among those tried."""
+    """Inputs with which the graph runs; None if it fails on all that are tried."""
     for size, numbers in _attempts(model):
         rng = np.random.default_rng(0)
         samples = Samples(tuple(_sample(spec, model, size, numbers, rng) for spec in model.inputs))
@@ -105,7 +104,7 @@ def _samples(model: PlainModel, engine: Engine) -> Samples | None:
 
 
 def _attempts(model: PlainModel) -> Iterator[tuple[int, Sequence[int]]]:
-    """Sizes of free dimensions, and a number for each row."""
+    """A size for the free dimensions, and an integer for each row."""
     batched = model.max_batch_size > 0
     free = any(size is None for spec in model.inputs for size in spec.shape[1 if batched else 0 :])
     numbers: Sequence[Sequence[int]] = _BATCHES if batched else ((0,), (1,))
@@ -119,7 +118,7 @@ def _attempts(model: PlainModel) -> Iterator[tuple[int, Sequence[int]]]:
 def _sample(
     spec: TensorSpec, model: PlainModel, size: int, numbers: Sequence[int], rng: np.random.Generator
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-    """One row for each of `numbers`: random floats; the number; or a text as long as that."""
+    """One row for each of `numbers`: random floats, the number itself, or a text of that length."""
     tail = [size if s is None else s for s in (spec.shape[1:] if model.max_batch_size else spec.shape)]
     dtype = np.dtype(spec.dtype)
     if dtype.kind == "f":

@@ -275,7 +275,7 @@ def test_unloading_ends_the_model_before_it_returns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("explicit", [True, False])
 def test_an_unloaded_model_leaves_no_metrics(tmp_path: Path, explicit: bool) -> None:
-    """Unloaded by an admin, or removed from disk. A model that failed leaves none either; another model keeps its own."""
+    """Unloaded by an admin, or removed from disk, even if it failed to load. Other models keep theirs."""
     shelf = Shelf(tmp_path, ALL, explicit)
     for name, content in (("a", GOOD), ("b", GOOD), ("c", BAD)):
         shelf.put(name, 1, content)

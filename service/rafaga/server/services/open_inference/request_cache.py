@@ -1,11 +1,11 @@
-"""ModelInfer requests that differ from an earlier one in nothing but the numbers of their tensors.
+"""A cache of valid ModelInfer requests, for requests that differ from them only in their id and their numbers.
 
-A caller sends the same message again and again, with other numbers and another id in it. To parse and check it takes
-longer than a small model's row does. On the wire the model's name and version come first, then the id, and raw contents
-last: what stands around the id and before the numbers is compared, as bytes, with a request that was found good.
+Clients send the same message again and again with new numbers and a new id. Parsing and checking it takes longer than a
+small model needs for a row. On the wire the model's name and version come first, then the id, and the raw contents
+last. The bytes around the id and before the numbers are compared with those of a request that was valid.
 
-Protobuf reads field after field. So a message that consists of the fields of another, in their order, an id between two
-of them, and raw contents of the same lengths at the end, means what that other means, with that id and those contents.
+Protobuf parses field after field. So a message with the same fields in the same order, an id between two of them, and
+raw contents of the same lengths at the end has the same meaning, except for its own id and contents.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from google.protobuf.message import DecodeError
 
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.priority import Priority
+from rafaga.protobuf_wire import field_head
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.scheduling.job import Arrays
-from rafaga.server.services.open_inference.tensors import WantedOutput, head_of
+from rafaga.server.services.open_inference.tensors import WantedOutput
 from rafaga.tensors import on_wire
 
 _RAW = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 
-# What is kept of strangers' requests is bounded: so many keys, of so many templates each, with so many bytes before the
-# numbers.
+# Bounds of the cache: keys, templates per key, and bytes before the numbers.
 _MAX_KEYS = 256
 _MAX_ALIKE = 4
 _MAX_HEAD_BYTES = 4096
 
-# The tags of the first three fields, and where lengths begin to take a second byte.
+# Keys of the first three fields, and the first length that takes two bytes.
 _NAME, _VERSION, _ID = 0x0A, 0x12, 0x1A
 _LONG = 0x80
 
 
 class Meaning(NamedTuple):
-    """What a request asks for, beside its id and its numbers. priority: None where it is for the metadata to say.
-    timeout_s: infinity without one."""
+    """A request without its id and numbers. priority: None if the request has none of its own. timeout_s: infinity
+    without one."""
 
     name: str
     wanted: Sequence[WantedOutput]
@@ -49,7 +49,7 @@ class Meaning(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where the numbers of one tensor lie in a request without id, in bytes, and what they are."""
+    """The offset in bytes of one tensor's numbers in a request without id, and their layout."""
 
     offset: int
     elements: int
@@ -58,8 +58,8 @@ class _Place(NamedTuple):
 
 
 class Template(NamedTuple):
-    """version: 0 for the newest. model: the one that the request was checked against; another version has other
-    tensors. marks: bytes after the id that are not numbers, and where they must stand in a request without id. places:
+    """version: 0 for the newest. model: the model that the request was checked against; another version may have other
+    tensors. marks: the bytes after the id that are not numbers, each with its offset in a request without id. places:
     in the model's order."""
 
     meaning: Meaning
@@ -70,7 +70,7 @@ class Template(NamedTuple):
 
 
 class Alike(NamedTuple):
-    """A request and the template that it is like. shift: how many bytes its id takes."""
+    """A request and the template that it matches. shift: the size of its id field in bytes."""
 
     template: Template
     request: bytes
@@ -87,10 +87,10 @@ class Alike(NamedTuple):
 
 
 class Templates:
-    """Those of one server, from all its callers. Any thread may use it."""
+    """The templates of one server, shared by all its clients. Thread-safe."""
 
     def __init__(self) -> None:
-        # By the length without id, and the fields before it.
+        # By the length without the id, and the bytes before the id.
         self._kept: dict[tuple[int, bytes], tuple[Template, ...]] = {}
 
     def find(self, request: bytes) -> Alike | None:
@@ -115,7 +115,7 @@ class Templates:
         model: ServedModel,
         rows: Arrays,
     ) -> None:
-        """`rows`: what `parsed` holds, in the model's order, one array per input."""
+        """`rows`: the arrays in `parsed`, one per input in the model's order."""
         raw = parsed.raw_input_contents
         # Texts contain lengths, not every byte is a bool, and empty arrays have no place: parse these each time.
         if not model.batched or len(raw) != len(rows) or any(a.dtype.kind in "Ob" or not a.size for a in rows):
@@ -125,7 +125,7 @@ class Templates:
             return
         start, _, shift = beginning
         request = request[:start] + request[start + shift :]
-        heads = [head_of(_RAW, len(contents)) for contents in raw]
+        heads = [field_head(_RAW, len(contents)) for contents in raw]
         end = len(request) - sum(map(len, heads)) - sum(map(len, raw))
         if not start <= end <= _MAX_HEAD_BYTES or not _whole(request[:end]):
             return
@@ -147,14 +147,14 @@ class Templates:
             self._kept.clear()
         key = len(request), request[:start]
         template = Template(meaning, version, weakref.ref(model), tuple(marks), places)
-        # Those of a model that went are of no use, and stand in the way of one that is checked against the new.
+        # Drop templates of models that are gone, and an older template with the same marks.
         others = [t for t in self._kept.get(key, ()) if t.model() is not None and t.marks != template.marks]
         self._kept[key] = (template, *others[: _MAX_ALIKE - 1])
 
 
 def _beginning(request: bytes) -> tuple[int, str, int] | None:
-    """Where the fields before the id end, the id, and how many bytes it takes, none when there is none. None for a
-    message that begins in no common way."""
+    """The end of the fields before the id, the id, and the size of its field (0 without one). None for a message with
+    another beginning."""
     try:
         if request[0] != _NAME or request[1] >= _LONG:
             return None
@@ -174,7 +174,7 @@ def _beginning(request: bytes) -> tuple[int, str, int] | None:
 
 
 def _whole(head: bytes) -> bool:
-    """Whether `head` is a message by itself, without contents or id."""
+    """Whether `head` parses as a message of its own, without contents and id."""
     try:
         message = pb.ModelInferRequest.FromString(head)
     except DecodeError:

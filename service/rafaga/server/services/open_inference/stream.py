@@ -1,4 +1,4 @@
-"""ModelStreamInfer of the Open Inference Protocol: a stream whose every message is a call of its own."""
+"""ModelStreamInfer of the Open Inference Protocol: each message of a stream is a call of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from rafaga.errors import Draining, QueueFull, Status, to_status
 from rafaga.inference import open_inference_pb2 as pb
-from rafaga.server.services.open_inference.tensors import field
+from rafaga.protobuf_wire import field
 from rafaga.server.transport.call import Call, Metadata
 from rafaga.server.transport.grpc import MAX_STREAMS
 from rafaga.server.transport.router import Router
@@ -23,17 +23,17 @@ SERVICE = "inference.GRPCInferenceService"
 INFER = f"/{SERVICE}/ModelInfer"
 
 WINDOW = 256
-"""Messages of one stream that are not answered, or whose answers the caller has not taken."""
+"""Messages of one stream that are not answered yet, or whose answers the client has not read."""
 
-# Serialised messages of one type, put one after the other, are read as one: this marks a reply as the only one to its
-# request without parsing it again.
+# Appended to a serialised reply: protobuf merges concatenated messages of one type. It marks the reply as the only one
+# to its request.
 _FINAL = pb.ModelInferResponse(
     parameters={"triton_final_response": pb.InferParameter(bool_param=True)}
 ).SerializeToString()
 
 
 class Streams:
-    """The open streams of a server. grpcio serves them, whichever transport serves the other methods."""
+    """The open streams of a server, served by grpcio's ordinary handlers."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
@@ -62,7 +62,7 @@ class Streams:
                 self._open.discard(stream)
 
     def close(self) -> None:
-        """Ends every stream, and refuses new ones: a transport that closes would wait for them."""
+        """Ends every stream and refuses new ones. Otherwise closing the transport would wait for them."""
         with self._lock:
             self._closed = True
             streams = list(self._open)
@@ -71,9 +71,9 @@ class Streams:
 
 
 class _Stream:
-    """Every message is answered when it is done, whatever came before it, with the id of its request.
+    """Answers each message once it is done, in any order, with the id of its request.
 
-    A caller that does not take its answers is held back by flow control once `WINDOW` messages are on their way.
+    Reading stops while `WINDOW` messages are pending, so flow control holds back a client that does not read answers.
     """
 
     def __init__(self, router: Router, context: grpc.ServicerContext) -> None:
@@ -90,7 +90,7 @@ class _Stream:
         self._dispatching: _StreamCall | None = None
         self._reading = True
         self._over = False
-        # A client may ask for the first error as the status of the stream, instead of as a message in it.
+        # By default an error is a message of the stream. A client may ask for the status of the stream instead.
         self._errors_end_it = ("triton_grpc_error", "true") in self._metadata
 
     def run(self, requests: Iterator[bytes]) -> Iterator[bytes]:
@@ -101,7 +101,7 @@ class _Stream:
             if isinstance(answer, Status):
                 self.abort(answer)
             else:
-                yield answer  # returns once the transport asks for the next
+                yield answer  # returns when the transport asks for the next
                 self._free.release()
 
     def abort(self, status: Status) -> NoReturn:
@@ -147,7 +147,7 @@ class _Stream:
                 if self._over:
                     call.cancel()
         except grpc.RpcError:
-            pass  # the caller went away; `_gone` settles what is open
+            pass  # the client went away; `_gone` cancels the open calls
         with self._lock:
             self._reading = False
             last = not self._calls
@@ -155,13 +155,13 @@ class _Stream:
             self._answers.put(None)
 
     def _gone(self) -> None:
-        """Runs at the end of every stream, however it comes."""
+        """Runs at the end of every stream, for whatever reason it ends."""
         with self._lock:
             self._over = True
-            calls = self._calls - {self._dispatching}  # that one is half booked: the reader cancels it
+            calls = self._calls - {self._dispatching}  # this one is not fully registered: the reader cancels it
         for call in calls:
             call.cancel()
-        self._free.release()  # for a reader that waits
+        self._free.release()  # wakes a waiting reader
         self._answers.put(None)
 
 
@@ -182,7 +182,7 @@ class _StreamCall(Call):
 
     @property
     def identity(self) -> str:
-        """The id of the request, where it can be read."""
+        """The id of the request; empty if it does not parse."""
         try:
             return pb.ModelInferRequest.FromString(self.request).id
         except DecodeError:

@@ -14,6 +14,7 @@ from rafaga.bundle import Bundle, TensorSpec
 from rafaga.errors import InvalidRequest, InvalidTensor, Unsupported, listed
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.plain_model import PlainModel
+from rafaga.protobuf_wire import field
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.scheduling.job import Arrays
 from rafaga.server.services.decoding import RequestLimits
@@ -205,11 +206,12 @@ def _from_contents(
     dtype, contents = _DTYPES[tensor.datatype], _CONTENTS[tensor.datatype]
     if contents is None:
         raise InvalidTensor(f"input {name}: {tensor.datatype} comes as raw_input_contents only")
-    field, element = contents
-    values = getattr(tensor.contents, field)
+    name_of_field, element = contents
+    values = getattr(tensor.contents, name_of_field)
     if len(values) != math.prod(sizes):
         raise InvalidTensor(
-            f"input {name}: expected {math.prod(sizes)} elements in {field} for shape {list(sizes)}, got {len(values)}"
+            f"input {name}: expected {math.prod(sizes)} elements in {name_of_field} for shape {list(sizes)}, "
+            f"got {len(values)}"
         )
     wide = np.array(values, dtype=element)
     array = wide.astype(dtype, copy=False)
@@ -328,21 +330,6 @@ def _head(name: str, version: str, tensors: tuple[tuple[str, str, tuple[int, ...
         for tensor, kind, sizes in tensors
     ]
     return pb.ModelInferResponse(model_name=name, model_version=version, outputs=described).SerializeToString()
-
-
-def field(number: int, payload: bytes) -> bytes:
-    """A length-delimited field in protobuf's wire format. A message is its fields one after the other."""
-    return head_of(number, len(payload)) + payload
-
-
-def head_of(number: int, length: int) -> bytes:
-    """Tag and length of a length-delimited field, before its `length` bytes."""
-    head = bytearray([number << 3 | 2])
-    while length > 127:
-        head.append(length & 127 | 128)
-        length >>= 7
-    head.append(length)
-    return bytes(head)
 
 
 def _with_lengths(elements: Iterable[bytes]) -> bytes:
