@@ -150,13 +150,13 @@ def assert_serves(served: Served, method: Method) -> None:
     eventually(lambda: in_flight(served) == 0, "these too")
 
 
-def test_every_method_is_among_them(standing: tuple[Served, Valve]) -> None:
+def test_the_list_of_methods_is_complete(standing: tuple[Served, Valve]) -> None:
     served, _ = standing
     assert {method.path for method in METHODS.values()} == {*served.server._router.methods, _STREAM}
 
 
 @every_method
-def test_a_call_whose_time_is_over_when_it_comes(standing: tuple[Served, Valve], method: Method) -> None:
+def test_a_call_that_arrives_after_its_deadline(standing: tuple[Served, Valve], method: Method) -> None:
     """Nothing is computed for it, which a busy engine makes sure of: an idle one may be quicker than the clock."""
     served, valve = standing
     with valve.closed(), http2.raw_connection(served.port) as connection:

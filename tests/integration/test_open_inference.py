@@ -73,7 +73,7 @@ def test_a_server_with_a_broken_model_is_live_and_not_ready(serve: Callable[...,
     assert [m.name for m in all_statistics] == ["digits"]
 
 
-def test_the_extensions_told_are_those_served(server: Served) -> None:
+def test_server_metadata_lists_the_supported_extensions(server: Served) -> None:
     metadata = oip.stub(server).ServerMetadata(pb.ServerMetadataRequest())
     assert metadata.name == "rafaga"
     assert metadata.version
@@ -118,7 +118,7 @@ def test_metadata_has_the_batch_dimension_and_config_has_not(
         assert [pb.DataType.Name(t.data_type) for t in tensors] == [f"TYPE_{t.datatype}" for t in told]
 
 
-def test_config_tells_clients_how_to_fill_the_inputs(server: Served) -> None:
+def test_config_describes_layout_and_optional_inputs(server: Served) -> None:
     """Image clients ask for the layout; load generators leave optional inputs out."""
     stub = oip.stub(server)
     (image,) = stub.ModelConfig(pb.ModelConfigRequest(name="digits")).config.input
@@ -129,14 +129,14 @@ def test_config_tells_clients_how_to_fill_the_inputs(server: Served) -> None:
     assert (length.optional, length.allow_ragged_batch) == (True, False)
 
 
-def test_config_tells_the_largest_batch_that_is_served(serve: Callable[..., Served]) -> None:
+def test_config_has_the_largest_batch_size(serve: Callable[..., Served]) -> None:
     stub = oip.stub(serve(max_batch_size=4))
     assert stub.ModelConfig(pb.ModelConfigRequest(name="digits")).config.max_batch_size == 4
 
 
 @pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
 @pytest.mark.parametrize("rows", [1, 5, 40])
-def test_answers_are_numpys(server: Served, rows: int, typed: bool) -> None:
+def test_answers_equal_numpy(server: Served, rows: int, typed: bool) -> None:
     images = messages.random_digits(rows, rows)
     response = infer(server, oip.images(images, typed=typed))
     assert (response.model_name, response.model_version, response.id) == ("digits", "1", "")
@@ -171,7 +171,7 @@ def test_lengths_are_optional(server: Served) -> None:
 
 
 @pytest.mark.parametrize("padding", [0.0, 5.0, np.nan, -np.inf])
-def test_what_stands_behind_the_end_of_a_series_does_not_count(server: Served, padding: float) -> None:
+def test_padding_beyond_the_length_of_a_series_is_ignored(server: Served, padding: float) -> None:
     """And the inputs may come in any order."""
     history = np.append(HISTORY, np.full((1, 3), padding, np.float32), axis=1)
     request = oip.request("series", length=np.array([12], np.int64), history=history)
@@ -192,7 +192,7 @@ def test_a_version_is_a_number_or_the_latest(server: Served, version: str) -> No
     assert infer(server, request).model_version == "1"
 
 
-def test_parameters_that_nobody_knows_are_tolerated(server: Served) -> None:
+def test_unknown_parameters_are_ignored(server: Served) -> None:
     given = {
         "triton_enable_empty_final_response": True,
         "priority": pb.InferParameter(uint64_param=3),
@@ -239,7 +239,7 @@ def test_encoded_images_of_a_model_that_takes_any_size(server: Served) -> None:
 
 
 @pytest.mark.parametrize("model", ["digits", "backbone"])
-def test_clients_that_go_by_the_metadata_find_image_files_declared(server: Served, model: str) -> None:
+def test_image_files_are_declared_under_a_second_name(server: Served, model: str) -> None:
     stub, name = oip.stub(server), f"{model}.encoded"
     assert stub.ModelReady(pb.ModelReadyRequest(name=name)).ready
     told, plain = (stub.ModelMetadata(pb.ModelMetadataRequest(name=n)) for n in (name, model))
@@ -266,7 +266,7 @@ def test_image_files_go_to_the_model_that_declares_them(server: Served) -> None:
         assert refused.reason == "MODEL_NOT_FOUND"
 
 
-def test_a_model_of_that_name_goes_before(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_a_model_with_that_name_takes_precedence(serve: Callable[..., Served], tmp_path: Path) -> None:
     bundles.publish_classifier(tmp_path, "digits")
     bundles.publish_classifier(tmp_path, "digits.encoded")
     response = infer(serve(tmp_path), oip.images(DIGIT, "digits.encoded"))
@@ -378,7 +378,7 @@ def test_many_callers_of_many_kinds_get_their_own_answers(server: Served) -> Non
         assert len(list(callers.map(ask, range(150)))) == 150
 
 
-def test_a_request_like_the_one_before_gets_the_answer_to_its_own_numbers(server: Served) -> None:
+def test_a_cached_request_gets_the_answer_to_its_own_numbers(server: Served) -> None:
     """The server does not parse it again; typed contents and other batch sizes in between change nothing."""
     for seed in range(4):
         digits = messages.random_digits(seed, rows=1 + seed // 2)
@@ -391,7 +391,7 @@ def test_a_request_like_the_one_before_gets_the_answer_to_its_own_numbers(server
     ("parameters", "lengths", "reason"),
     [({}, [13], "INVALID_TENSOR"), ({}, [-1], "INVALID_TENSOR"), ({"timeout": -5}, [12], "INVALID_REQUEST")],
 )
-def test_a_request_like_one_before_is_checked_as_well(
+def test_a_cached_request_is_checked_as_well(
     server: Served, parameters: dict[str, Any], lengths: list[int], reason: str
 ) -> None:
     good = oip.request("series", history=HISTORY, length=np.array([12]))

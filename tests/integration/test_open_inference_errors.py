@@ -284,7 +284,7 @@ METHODS: dict[str, type] = {  # ModelReady answers that it is not ready
 
 
 @pytest.mark.parametrize(("method", "request_type"), METHODS.items(), ids=METHODS.keys())
-def test_every_method_of_a_model_tells_what_is_not_there(server: Served, method: str, request_type: type) -> None:
+def test_every_method_reports_an_unknown_model_or_version(server: Served, method: str, request_type: type) -> None:
     ask = getattr(oip.stub(server), method)
     for fields in ({"name": "nobody"}, {"name": "digits", "version": "2"}, {"name": "digits", "version": "newest"}):
         refused = refusal(lambda fields=fields: ask(request_type(**fields)))
@@ -294,7 +294,7 @@ def test_every_method_of_a_model_tells_what_is_not_there(server: Served, method:
 @pytest.mark.parametrize(
     "method", ["ModelInfer", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex"]
 )
-def test_bytes_that_are_no_protobuf_are_an_invalid_request(server: Served, method: str) -> None:
+def test_bytes_that_do_not_parse_are_an_invalid_request(server: Served, method: str) -> None:
     refused = refusal(lambda: server.channel.unary_unary(SERVICE + method)(b"\xff" * 20, timeout=PATIENCE_S))
     assert (refused.code, refused.reason) == (INVALID, "INVALID_REQUEST")
     assert "expected a serialised inference." in refused.message
@@ -315,7 +315,7 @@ def test_bytes_that_are_no_protobuf_are_an_invalid_request(server: Served, metho
         "RepositoryModelUnload",
     ],
 )
-def test_what_is_not_served_is_unimplemented(server: Served, method: str) -> None:
+def test_unsupported_methods_are_unimplemented(server: Served, method: str) -> None:
     refused = refusal(lambda: server.channel.unary_unary(SERVICE + method)(b"", timeout=PATIENCE_S))
     assert refused.code is UNIMPLEMENTED
 

@@ -148,7 +148,7 @@ def extremes(dtype: str) -> np.ndarray:
 
 @pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
 @pytest.mark.parametrize("dtype", NUMBERS)
-def test_every_datatype_comes_back_as_it_went(served: Served, dtype: str, typed: bool) -> None:
+def test_every_datatype_round_trips(served: Served, dtype: str, typed: bool) -> None:
     model, values = f"identity-{dtype}", extremes(dtype)
     (told,) = metadata(served, model).inputs
     assert (told.datatype, list(told.shape)) == (oip.DATATYPES[dtype], [-1, 3])
@@ -177,7 +177,7 @@ def test_typed_values_must_fit_their_datatype(served: Served, dtype: str, value:
 
 
 @pytest.mark.parametrize("model", ["chosen", "identity-bool"])
-def test_a_byte_that_is_no_bool_does_not_reach_the_model(served: Served, model: str) -> None:
+def test_a_byte_that_is_not_a_bool_is_refused(served: Served, model: str) -> None:
     """Kernels that count rows by adding such bytes up would answer with memory that nobody has written. They are looked
     for every time, also in a request like one before."""
     x, mask = np.arange(3, dtype=np.float32), np.array([True, False, True])
@@ -352,7 +352,7 @@ def test_rows_that_influence_each_other_are_not_joined_with_others(served: Serve
 
 
 @pytest.mark.parametrize("dtype", ["int64", "bool"])
-def test_what_rows_do_to_each_other_is_seen_of_numbers_that_differ(served: Served, dtype: str) -> None:
+def test_rows_that_influence_each_other_are_found_with_different_rows(served: Served, dtype: str) -> None:
     """Each row is the sum of all up to it, which of zeros alone is the same together as apart."""
     name = f"so-far-{dtype}"
     assert config(served, name).max_batch_size == 0
@@ -414,7 +414,7 @@ def test_an_input_that_the_graph_fails_on_fails_alone(served: Served) -> None:
     assert found.tolist() == [[9, 10, 11], [0, 1, 2]]
 
 
-def test_the_catalogue_says_that_nothing_is_known(served: Served) -> None:
+def test_the_catalogue_marks_plain_models_as_unverified(served: Served) -> None:
     model = served.catalog.GetModel(catalog_pb2.GetModelRequest(name="scaled")).model
     assert (model.state, model.task, model.trained, model.precision) == (catalog_pb2.Model.READY, "", False, "")
     assert "unverified" in model.weights_source
@@ -423,13 +423,13 @@ def test_the_catalogue_says_that_nothing_is_known(served: Served) -> None:
     assert string.inputs[0].dtype == "string"
 
 
-def test_methods_for_people_take_models_with_a_task_alone(served: Served) -> None:
+def test_task_methods_refuse_plain_models(served: Served) -> None:
     refused = refusal(lambda: served.vision.Classify(messages.classify(messages.random_digits(0), "scaled")))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     assert "Open Inference Protocol" in refused.message
 
 
-def test_unverified_models_are_warned_of(
+def test_unverified_models_are_logged(
     tmp_path: Path, serve: Callable[..., Served], caplog: pytest.LogCaptureFixture
 ) -> None:
     plain.publish(tmp_path, "scaled", plain.scaled(2))
@@ -469,7 +469,7 @@ def sequence() -> onnx.ModelProto:
     return made
 
 
-def test_what_cannot_be_served_says_why(
+def test_refused_models_are_logged_with_the_reason(
     tmp_path: Path, serve: Callable[..., Served], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """External data is refused even where ONNX Runtime would find it: in the working directory."""

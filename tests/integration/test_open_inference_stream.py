@@ -137,7 +137,7 @@ def test_an_error_is_a_message_with_the_id_of_its_request(server: Served, talk: 
     assert stream.call.code() is grpc.StatusCode.OK
 
 
-def test_bytes_that_are_no_protobuf_are_an_error_like_others(server: Served) -> None:
+def test_bytes_that_do_not_parse_are_an_error_message(server: Served) -> None:
     method = server.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
     requests = (b"\xff" * 20, oip.images(digits(1)).SerializeToString())
     responses = [pb.ModelStreamInferResponse.FromString(r) for r in method(iter(requests), timeout=PATIENCE_S)]
@@ -158,7 +158,7 @@ def test_a_client_may_ask_for_errors_as_status(server: Served, talk: Callable[..
     assert "no model 'nobody'" in refused.message
 
 
-def test_an_error_as_status_drops_what_else_was_asked(
+def test_an_error_as_status_drops_the_pending_messages(
     serve: Callable[..., Served], valve: Valve, talk: Callable[..., Conversation]
 ) -> None:
     served = serve(**UNHURRIED)
@@ -264,7 +264,7 @@ def test_a_client_that_only_sends_is_held_back(
         assert_answers(int(response.infer_response.id), response)
 
 
-def test_a_client_that_takes_no_answers_is_held_back(
+def test_a_client_that_reads_no_answers_is_held_back(
     serve: Callable[..., Served], talk: Callable[..., Conversation]
 ) -> None:
     """Answers of 768 KiB: what the client does not take fills the window, and the server computes no more."""
@@ -335,7 +335,7 @@ def test_an_idle_stream_does_not_hold_up_the_drain(
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
 
 
-def test_what_a_stream_asked_before_the_drain_is_answered(
+def test_messages_sent_before_the_drain_are_answered(
     serve: Callable[..., Served], valve: Valve, talk: Callable[..., Conversation]
 ) -> None:
     """1. Messages run and queue. 2. The server drains; a new message is refused. 3. The earlier ones are answered."""

@@ -92,7 +92,7 @@ def unload(admin: Any, name: str, **options: Any) -> None:
 # Versions
 
 
-def test_the_latest_version_is_served_unless_told_otherwise(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_the_latest_version_is_served_by_default(serve: Callable[..., Served], tmp_path: Path) -> None:
     for version in (1, 2, 10):
         publish(tmp_path, version, version)
     served = serve(tmp_path)
@@ -102,7 +102,7 @@ def test_the_latest_version_is_served_unless_told_otherwise(serve: Callable[...,
     assert index(oip.stub(served)) == {("scaled", "10"): "READY"}
 
 
-def test_all_versions_are_served_each_to_those_who_name_it(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_all_versions_are_served_by_number(serve: Callable[..., Served], tmp_path: Path) -> None:
     for version in (1, 2, 10):
         publish(tmp_path, version, version)
     bundles.publish_classifier(tmp_path)
@@ -162,7 +162,7 @@ def test_an_answer_names_its_version_in_full(serve: Callable[..., Served], tmp_p
         assert answer.model.version == 1_700_000_000_000
 
 
-def test_nothing_changes_unless_it_is_asked_for(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_changes_on_disk_are_ignored_by_default(serve: Callable[..., Served], tmp_path: Path) -> None:
     publish(tmp_path, 1)
     served = serve(tmp_path)
     publish(tmp_path, 2, 2)
@@ -232,7 +232,7 @@ def test_linked_files_are_served_and_their_changes_seen(serve: Callable[..., Ser
     eventually(lambda: factor(served) == (3, "1"), "the new file answers")
 
 
-def test_a_version_that_goes_gives_way_to_the_one_before(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_a_removed_version_is_replaced_by_the_one_before(serve: Callable[..., Served], tmp_path: Path) -> None:
     publish(tmp_path, 1)
     publish(tmp_path, 2, 2)
     served = serve(tmp_path, **POLL)
@@ -258,7 +258,7 @@ def spoilt(root: Path, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["flipped bit", "no manifest", "another version"])
-def test_a_failed_reload_changes_nothing_and_is_told(
+def test_a_failed_reload_changes_nothing_and_is_reported(
     serve: Callable[..., Served], tmp_path: Path, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """1. Version 1 serves. 2. A spoilt version 2 comes. 3. Version 1 serves on. 4. Version 3 is good."""
@@ -318,9 +318,7 @@ def test_a_repository_that_is_away_changes_nothing(serve: Callable[..., Served],
     eventually(lambda: factor(served) == (2, "2"), "version 2 answers")
 
 
-def test_what_was_asked_of_the_old_version_is_answered_by_it(
-    serve: Callable[..., Served], tmp_path: Path, valve: Valve
-) -> None:
+def test_the_old_version_answers_its_requests(serve: Callable[..., Served], tmp_path: Path, valve: Valve) -> None:
     """1. Requests run and queue at version 1. 2. Version 2 takes over. 3. Version 1 answers what it owes, then ends."""
     publish(tmp_path, 1)
     served = serve(tmp_path, **POLL, max_queue_wait_ms=600_000)
@@ -446,7 +444,7 @@ def test_a_model_to_start_with_must_be_there(serve: Callable[..., Served], tmp_p
         serve(tmp_path, **EXPLICIT, load_models=("nobody",))
 
 
-def test_an_admin_is_told_what_is_wrong(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_an_admin_gets_the_reason(serve: Callable[..., Served], tmp_path: Path) -> None:
     publish(tmp_path, 1)
     (tmp_path / "broken/1").mkdir(parents=True)
     (tmp_path / "broken/1/model.onnx").write_bytes(b"broken")
@@ -480,7 +478,7 @@ def test_an_admin_is_told_what_is_wrong(serve: Callable[..., Served], tmp_path: 
         assert refused.code is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_others_than_admins_cannot_load(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_only_the_admin_port_loads(serve: Callable[..., Served], tmp_path: Path) -> None:
     publish(tmp_path, 1)
     served = serve(tmp_path, **EXPLICIT)
     for call in (load, unload):
@@ -585,7 +583,7 @@ def test_many_load_and_unload_while_many_ask(serve: Callable[..., Served], tmp_p
     assert served.in_flight == 0
 
 
-def test_a_request_that_found_the_model_before_it_was_unloaded_is_told_so(
+def test_a_request_whose_model_is_unloaded_meanwhile(
     serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. Its image is being decoded. 2. The model is unloaded. 3. It finds no model, at a server that goes on."""
@@ -601,7 +599,7 @@ def test_a_request_that_found_the_model_before_it_was_unloaded_is_told_so(
     assert "unloaded" in refused.message
 
 
-def test_a_request_that_found_a_version_long_before_it_was_replaced_is_to_be_sent_again(
+def test_a_request_whose_version_is_replaced_meanwhile(
     serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. Its image is decoded for longer than an old version lingers. 2. Another try finds the new one."""

@@ -193,7 +193,7 @@ class TestPredict:
         (lambda c: c.classify(grey(8, 16, 1), model="detector"), InvalidRequest, "is for detection"),
     ],
 )
-def test_bad_requests_are_told_what_was_expected(
+def test_bad_requests_are_refused_with_the_reason(
     client: Client, call: Callable[[Client], Any], error: type[RafagaError], says: str
 ) -> None:
     with pytest.raises(error, match=says):
@@ -210,7 +210,7 @@ def test_bad_requests_are_told_what_was_expected(
         ("Predict", sequences_pb2.PredictRequest(model="letters"), "1 to 32 symbols, got 0"),
     ],
 )
-def test_what_the_sdk_never_sends_is_refused_too(served: Served, method: str, request_: Any, says: str) -> None:
+def test_requests_that_the_sdk_never_sends_are_refused(served: Served, method: str, request_: Any, says: str) -> None:
     stub = served.sequences if method == "Predict" else served.vision
     with pytest.raises(grpc.RpcError) as failed:
         getattr(stub, method)(request_, timeout=PATIENCE_S)
@@ -219,7 +219,7 @@ def test_what_the_sdk_never_sends_is_refused_too(served: Served, method: str, re
     assert says in refused.message
 
 
-def test_whatever_comes_gets_a_clean_status(served: Served) -> None:
+def test_random_requests_get_a_clean_status(served: Served) -> None:
     """Good requests, cut and changed at random; afterwards all is as before."""
     photo = messages.random_photo(2, 8, 16)
     whole = {
@@ -323,7 +323,7 @@ class TestCommandLine:
 
 
 @pytest.mark.parametrize("model", ["detector", "free-detector", "segmenter", "letters"])
-def test_load_is_made_for_them_and_their_answers_are_checked(served: Served, model: str) -> None:
+def test_the_load_tester_checks_their_answers(served: Served, model: str) -> None:
     (target,) = targets.prepare(Connection(served.address), Wire.RAFAGA, {model: 1.0}, Payloads(), PATIENCE_S)
     read = reader(target.replies)
     first, second = (each.reference for each in target.requests[:2])

@@ -1,4 +1,4 @@
-"""External data is found wherever a tensor can hang in an ONNX file."""
+"""External data is found wherever an ONNX file can have a tensor."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def test_a_whole_model_passes() -> None:
 
 
 @given(st.data())
-def test_broken_files_are_no_onnx_files(data: st.DataObject) -> None:
-    """Cut or changed bytes: either nothing is found or the file is refused; never another error."""
+def test_broken_files_are_refused(data: st.DataObject) -> None:
+    """Truncated or changed bytes: the file passes or is refused with a BundleError, never another error."""
     content = bytearray(plain.scaled(2).SerializeToString())
     at = data.draw(st.integers(0, len(content) - 1))
     content[at] = data.draw(st.integers(0, 255))
@@ -121,6 +121,6 @@ def test_broken_files_are_no_onnx_files(data: st.DataObject) -> None:
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_end_in_an_answer(content: bytes) -> None:
+def test_any_bytes_are_accepted_or_refused(content: bytes) -> None:
     with suppress(BundleError):
         refuse_external_data(content)

@@ -1,4 +1,4 @@
-"""Which versions are in service after each change on disk, with models that load as the test says."""
+"""The versions in service after each change on disk, with a fake loader."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LATEST, ALL = Versions(), Versions(VersionPolicy(newest=None))
 
 
 class FakeModel:
-    """A ServedModel that only remembers what was done to it."""
+    """A ServedModel that records the calls it gets."""
 
     variant = None
     idle = True
@@ -55,7 +55,7 @@ class FakeModel:
 
 
 class FakeLoader:
-    """Loads what contains GOOD."""
+    """Loads files that contain GOOD, and refuses others."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -71,8 +71,8 @@ class FakeLoader:
         return self.models[-1]
 
 
-class Shelf:
-    """A repository on disk, the Repository that serves it, and what health was told."""
+class Harness:
+    """A repository on disk, the Repository that serves it, and the health that it reported."""
 
     def __init__(self, root: Path, versions: Versions, explicit: bool = False) -> None:
         self.metrics = metrics = Metrics()
@@ -121,16 +121,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def latest(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path, LATEST)
+def latest(tmp_path: Path) -> Harness:
+    return Harness(tmp_path, LATEST)
 
 
 @pytest.fixture
-def every(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path, ALL)
+def every(tmp_path: Path) -> Harness:
+    return Harness(tmp_path, ALL)
 
 
-def test_latest_loads_no_other(latest: Shelf) -> None:
+def test_latest_loads_only_the_newest(latest: Harness) -> None:
     for version in (2, 9, 10):
         latest.put("a", version)
     latest.repository.load()
@@ -139,7 +139,7 @@ def test_latest_loads_no_other(latest: Shelf) -> None:
     assert latest.health == {"a": True}
 
 
-def test_folders_that_are_no_version_of_a_model_are_not_served(latest: Shelf) -> None:
+def test_other_folders_are_not_served(latest: Harness) -> None:
     for name, version in (("A b", "1"), ("a", "01"), ("a", "0"), ("a", "x"), ("a", ".1-tmp"), ("a", "١"), ("-a", "1")):
         folder = latest.root / name / version
         folder.mkdir(parents=True)
@@ -149,12 +149,12 @@ def test_folders_that_are_no_version_of_a_model_are_not_served(latest: Shelf) ->
     assert latest.states == {}
 
 
-def test_without_a_repository_there_is_nothing_to_serve(tmp_path: Path) -> None:
+def test_a_missing_repository_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no model repository"):
-        Shelf(tmp_path / "nowhere", LATEST).repository.load()
+        Harness(tmp_path / "nowhere", LATEST).repository.load()
 
 
-def test_an_unchanged_folder_is_not_loaded_again(latest: Shelf) -> None:
+def test_an_unchanged_folder_is_not_loaded_again(latest: Harness) -> None:
     latest.put("a", 1)
     latest.put("b", 1, BAD)
     latest.repository.load()
@@ -163,7 +163,7 @@ def test_an_unchanged_folder_is_not_loaded_again(latest: Shelf) -> None:
     assert latest.loader.loaded == [("a", 1), ("b", 1)]
 
 
-def test_the_old_one_goes_when_the_new_one_serves(latest: Shelf) -> None:
+def test_the_old_version_is_removed_once_the_new_one_serves(latest: Harness) -> None:
     latest.put("a", 1)
     latest.repository.load()
     latest.put("a", 2, BAD)
@@ -177,8 +177,8 @@ def test_the_old_one_goes_when_the_new_one_serves(latest: Shelf) -> None:
     assert latest.failures("a", 2) is None  # no series is left of a version that is gone
 
 
-def test_the_last_version_goes_only_for_another(latest: Shelf) -> None:
-    """1. The served version is gone from disk, the one before is bad: memory serves. 2. The whole model is gone."""
+def test_the_last_served_version_is_only_removed_for_another(latest: Harness) -> None:
+    """1. The served version is removed, the one before is bad: it still serves. 2. The whole model is removed."""
     latest.put("a", 1, BAD)
     latest.put("a", 2)
     latest.repository.load()
@@ -192,7 +192,7 @@ def test_the_last_version_goes_only_for_another(latest: Shelf) -> None:
     assert latest.health == {"a": False}
 
 
-def test_all_versions_come_and_go_each_for_itself(every: Shelf) -> None:
+def test_each_of_all_versions_is_loaded_and_unloaded(every: Harness) -> None:
     every.put("a", 1)
     every.put("a", 2)
     every.repository.load()
@@ -208,20 +208,20 @@ def test_all_versions_come_and_go_each_for_itself(every: Shelf) -> None:
 
 
 @pytest.mark.parametrize("versions", [LATEST, ALL], ids=["latest", "all"])
-def test_a_failure_at_the_start_keeps_the_server_from_being_ready(tmp_path: Path, versions: Versions) -> None:
-    shelf = Shelf(tmp_path, versions)
-    shelf.put("a", 1)
-    shelf.put("a", 2, BAD)
-    shelf.put("b", 1)
-    shelf.repository.load()
-    assert not shelf.repository.ready
-    assert shelf.repository.unready_because.startswith("a version 2 is failed (the model was refused at load")
-    shelf.put("a", 2)
-    shelf.repository.update()
-    assert shelf.repository.ready
+def test_a_failure_at_start_makes_the_server_unready(tmp_path: Path, versions: Versions) -> None:
+    harness = Harness(tmp_path, versions)
+    harness.put("a", 1)
+    harness.put("a", 2, BAD)
+    harness.put("b", 1)
+    harness.repository.load()
+    assert not harness.repository.ready
+    assert harness.repository.unready_because.startswith("a version 2 is failed (the model was refused at load")
+    harness.put("a", 2)
+    harness.repository.update()
+    assert harness.repository.ready
 
 
-def test_a_failure_later_does_not(latest: Shelf) -> None:
+def test_a_later_failure_does_not_make_the_server_unready(latest: Harness) -> None:
     latest.put("a", 1)
     latest.repository.load()
     latest.put("b", 1, BAD)
@@ -230,18 +230,18 @@ def test_a_failure_later_does_not(latest: Shelf) -> None:
     assert latest.repository.ready
 
 
-def test_nothing_to_serve_is_not_ready_unless_nothing_was_asked_for(tmp_path: Path) -> None:
-    asked, polled = Shelf(tmp_path, LATEST, explicit=True), Shelf(tmp_path, LATEST)
-    for shelf in (asked, polled):
-        assert not shelf.repository.ready  # not started
-        assert shelf.repository.unready_because == "models are being loaded"
-        shelf.repository.load()
+def test_an_empty_server_is_ready_only_with_explicit_control(tmp_path: Path) -> None:
+    asked, polled = Harness(tmp_path, LATEST, explicit=True), Harness(tmp_path, LATEST)
+    for harness in (asked, polled):
+        assert not harness.repository.ready  # not started
+        assert harness.repository.unready_because == "models are being loaded"
+        harness.repository.load()
     assert asked.repository.ready
     assert not polled.repository.ready
     assert "no model found" in polled.repository.unready_because
 
 
-def test_a_load_that_ends_after_the_server_stopped_serves_nothing(latest: Shelf) -> None:
+def test_a_load_that_ends_after_the_stop_is_discarded(latest: Harness) -> None:
     latest.put("a", 1)
     latest.repository.load()
     load_plain = latest.loader.load_plain
@@ -261,59 +261,59 @@ def test_a_load_that_ends_after_the_server_stopped_serves_nothing(latest: Shelf)
 
 
 def test_unloading_ends_the_model_before_it_returns(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, ALL, explicit=True)
-    shelf.put("a", 1)
-    shelf.put("a", 2)
-    shelf.repository.load()
-    assert shelf.repository.on_disk() == [("a", 1), ("a", 2)]
-    shelf.repository.load_model("a")
-    shelf.repository.unload_model("a")
-    assert [model.life for model in shelf.loader.models] == [["start", "gone", "close"]] * 2
+    harness = Harness(tmp_path, ALL, explicit=True)
+    harness.put("a", 1)
+    harness.put("a", 2)
+    harness.repository.load()
+    assert harness.repository.on_disk() == [("a", 1), ("a", 2)]
+    harness.repository.load_model("a")
+    harness.repository.unload_model("a")
+    assert [model.life for model in harness.loader.models] == [["start", "gone", "close"]] * 2
     with pytest.raises(ModelNotFound):
-        shelf.repository.unload_model("a")
+        harness.repository.unload_model("a")
 
 
 @pytest.mark.parametrize("explicit", [True, False])
 def test_an_unloaded_model_leaves_no_metrics(tmp_path: Path, explicit: bool) -> None:
     """Unloaded by an admin, or removed from disk, even if it failed to load. Other models keep theirs."""
-    shelf = Shelf(tmp_path, ALL, explicit)
+    harness = Harness(tmp_path, ALL, explicit)
     for name, content in (("a", GOOD), ("b", GOOD), ("c", BAD)):
-        shelf.put(name, 1, content)
-    shelf.put("a", 2)
-    shelf.repository.load(("a", "b", "c") if explicit else ())
-    for model in shelf.loader.models:
+        harness.put(name, 1, content)
+    harness.put("a", 2)
+    harness.repository.load(("a", "b", "c") if explicit else ())
+    for model in harness.loader.models:
         model.metrics.batch_done(1, 0.1, [0.1])
         model.metrics.dropped("deadline", 1)
         model.metrics.preprocessed(0.1)
-    assert shelf.series("a") > 50
-    assert shelf.series("c") > 0
+    assert harness.series("a") > 50
+    assert harness.series("c") > 0
     if explicit:
-        shelf.repository.unload_model("a")
-        shelf.repository.unload_model("c")
+        harness.repository.unload_model("a")
+        harness.repository.unload_model("c")
     else:
         for version in (1, 2):
-            shelf.remove("a", version)
-        shelf.remove("c", 1)
+            harness.remove("a", version)
+        harness.remove("c", 1)
         for name in ("a", "c"):
-            (shelf.root / name).rmdir()
-        shelf.repository.update()
+            (harness.root / name).rmdir()
+        harness.repository.update()
         for thread in threading.enumerate():
             if thread.name == "retire-a":
                 thread.join(60)
-    assert (shelf.series("a"), shelf.series("c")) == (0, 0)
-    assert shelf.series("b") > 50
-    assert shelf.serving == [("b", 1)]
+    assert (harness.series("a"), harness.series("c")) == (0, 0)
+    assert harness.series("b") > 50
+    assert harness.serving == [("b", 1)]
 
 
-def test_asking_again_tries_again_only_what_failed(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, ALL, explicit=True)
-    shelf.put("a", 1)
-    shelf.put("a", 2, BAD)
-    shelf.repository.load()
+def test_load_model_retries_only_failed_versions(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, ALL, explicit=True)
+    harness.put("a", 1)
+    harness.put("a", 2, BAD)
+    harness.repository.load()
     for _ in range(2):
         with pytest.raises(ModelNotReady, match="version 2 was refused"):
-            shelf.repository.load_model("a")
-    assert shelf.loader.loaded == [("a", 1), ("a", 2), ("a", 2)]
+            harness.repository.load_model("a")
+    assert harness.loader.loaded == [("a", 1), ("a", 2), ("a", 2)]
 
 
 @pytest.mark.parametrize(
@@ -326,14 +326,14 @@ def test_asking_again_tries_again_only_what_failed(tmp_path: Path) -> None:
         ({"load_models": ("a",)}, "load_models is for model_control explicit"),
     ],
 )
-def test_settings_that_make_no_sense_are_named(settings: dict[str, Any], says: str) -> None:
+def test_inconsistent_settings_are_named(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Config(**settings)
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_model_that_loses_its_engine_is_down_until_it_has_a_new_one(latest: Shelf, late: bool) -> None:
-    """Of the whole server too, also when it came late: it was ready with that model."""
+def test_a_model_is_down_until_its_engine_is_replaced(latest: Harness, late: bool) -> None:
+    """The server is not ready either, even if the model was added after the start."""
     if late:
         latest.put("b", 1)
         latest.repository.load()
@@ -345,7 +345,7 @@ def test_a_model_that_loses_its_engine_is_down_until_it_has_a_new_one(latest: Sh
     assert (latest.health["a"], latest.repository.ready) == (False, False)
     assert latest.states["a", 1] is State.DOWN
     assert "restarted" in latest.repository.version("a", 1).why
-    assert latest.repository.model("a", 0) is model  # its own refusal says more
+    assert latest.repository.model("a", 0) is model  # it refuses requests with the reason
     assert latest.repository.alive
     model.engine(down=True, hopeless=True)
     assert not latest.repository.alive
@@ -354,7 +354,7 @@ def test_a_model_that_loses_its_engine_is_down_until_it_has_a_new_one(latest: Sh
     assert latest.states["a", 1] is State.READY
 
 
-def test_a_model_that_was_replaced_turns_no_health(latest: Shelf) -> None:
+def test_a_replaced_model_does_not_change_health(latest: Harness) -> None:
     latest.put("a", 1)
     latest.repository.load()
     latest.put("a", 2)
@@ -364,12 +364,12 @@ def test_a_model_that_was_replaced_turns_no_health(latest: Shelf) -> None:
 
 
 @pytest.fixture
-def chosen(tmp_path: Path) -> Shelf:
-    """1 and 3 of model a, the newest two of the others."""
-    return Shelf(tmp_path, Versions.parse(["latest:2", "a=1,3"]))
+def chosen(tmp_path: Path) -> Harness:
+    """Versions 1 and 3 of model a, the two newest of other models."""
+    return Harness(tmp_path, Versions.parse(["latest:2", "a=1,3"]))
 
 
-def test_versions_by_their_numbers(chosen: Shelf) -> None:
+def test_specific_versions(chosen: Harness) -> None:
     for version in (1, 2, 3, 4):
         chosen.put("a", version)
         chosen.put("b", version)
@@ -385,8 +385,8 @@ def test_versions_by_their_numbers(chosen: Shelf) -> None:
     assert chosen.serving == [("a", 1), ("a", 3), ("b", 4), ("b", 5)]
 
 
-def test_a_version_that_is_asked_for_and_not_there(chosen: Shelf) -> None:
-    """Not ready, and the catalogue says why; it is served once it comes."""
+def test_a_specific_version_that_is_missing(chosen: Harness) -> None:
+    """The server is not ready, and the catalogue says why. The version is served once it is there."""
     chosen.put("a", 1)
     chosen.repository.load()
     assert chosen.serving == [("a", 1)]
@@ -395,14 +395,14 @@ def test_a_version_that_is_asked_for_and_not_there(chosen: Shelf) -> None:
     assert "not in the repository" in chosen.repository.version("a", 3).why
     assert chosen.failures("a", 3) == 1
     chosen.repository.update()
-    assert chosen.failures("a", 3) == 1  # said once
+    assert chosen.failures("a", 3) == 1  # reported once
     chosen.put("a", 3)
     chosen.repository.update()
     assert chosen.serving == [("a", 1), ("a", 3)]
     assert chosen.repository.ready
 
 
-def test_a_version_that_is_asked_for_and_goes(chosen: Shelf) -> None:
+def test_a_specific_version_that_is_removed(chosen: Harness) -> None:
     for version in (1, 3):
         chosen.put("a", version)
     chosen.repository.load()
@@ -410,33 +410,33 @@ def test_a_version_that_is_asked_for_and_goes(chosen: Shelf) -> None:
     chosen.repository.update()
     assert chosen.serving == [("a", 1)]
     assert chosen.states["a", 3] is State.FAILED
-    assert chosen.repository.ready, "it came and went while the server served"
+    assert chosen.repository.ready, "it was removed after the start"
 
 
-def test_a_model_with_a_rule_of_its_own_must_be_there(chosen: Shelf) -> None:
+def test_a_model_with_its_own_rule_must_exist(chosen: Harness) -> None:
     chosen.put("b", 1)
     with pytest.raises(FileNotFoundError, match="no model a in"):
         chosen.repository.load()
 
 
-def test_an_admin_loads_versions_by_their_numbers(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, Versions.parse(["a=1,3"]), explicit=True)
+def test_load_model_loads_specific_versions(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, Versions.parse(["a=1,3"]), explicit=True)
     for version in (1, 2):
-        shelf.put("a", version)
-    shelf.repository.load()
+        harness.put("a", version)
+    harness.repository.load()
     with pytest.raises(ModelNotReady, match="version 3 was refused"):
-        shelf.repository.load_model("a")
-    assert shelf.serving == [("a", 1)]
-    shelf.put("a", 3)
-    shelf.repository.load_model("a")
-    assert shelf.serving == [("a", 1), ("a", 3)]
+        harness.repository.load_model("a")
+    assert harness.serving == [("a", 1)]
+    harness.put("a", 3)
+    harness.repository.load_model("a")
+    assert harness.serving == [("a", 1), ("a", 3)]
 
 
-def test_a_folder_that_cannot_be_read_costs_no_other_model(
-    latest: Shelf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_an_unreadable_folder_affects_no_other_model(
+    latest: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """1. One of three folders may not be read: the others are served, and the server is not ready. 2. Then it may be.
-    3. What is served already stays so when its folder cannot be read any more."""
+    """1. One of three folders is unreadable: the others are served, the server is not ready. 2. It becomes readable.
+    3. A served model stays served when its folder becomes unreadable."""
     for name in ("a", "b", "c"):
         latest.put(name, 1)
     closed = {"b"}
@@ -463,9 +463,7 @@ def test_a_folder_that_cannot_be_read_costs_no_other_model(
     assert "it is served as before: denied" in caplog.text
 
 
-def test_a_model_whose_folder_cannot_be_read_is_not_taken_for_gone(
-    latest: Shelf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_model_folder_does_not_unload_the_model(latest: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     latest.put("a", 1)
     latest.repository.load()
     look = Path.iterdir

@@ -1,4 +1,4 @@
-"""Work beside the threads that calls arrive on: its errors become the call's, and defects reach the log."""
+"""The pool that decodes images: an error fails the call, an unexpected exception is logged too."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def failing(error: Exception) -> Any:
 
 
 @pytest.mark.parametrize(("raised", "told"), [(InvalidImage("torn"), InvalidImage), (ValueError("x"), InternalError)])
-def test_an_error_becomes_the_calls(raised: Exception, told: type, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_call_fails_with_the_error(raised: Exception, told: type, caplog: pytest.LogCaptureFixture) -> None:
     workers, call = DecodePool(1, 1), OneCall()
     with caplog.at_level(logging.ERROR):
         workers.run(cast(Call, call), failing(raised))
         workers.close()
     assert call.failed.is_set()
     assert type(call.error) is told
-    assert bool(caplog.records) is (told is InternalError)  # a caller's mistake is not the log's business
+    assert bool(caplog.records) is (told is InternalError)  # a client's mistake is not logged
 
 
-def test_too_much_is_refused_and_a_finished_call_costs_nothing() -> None:
+def test_a_full_pool_refuses_and_finished_calls_are_skipped() -> None:
     workers, gate, done = DecodePool(1, 1), threading.Event(), []
     workers.run(cast(Call, OneCall()), lambda: done.append(gate.wait(10)))
     with pytest.raises(QueueFull):

@@ -1,4 +1,4 @@
-"""A request that is taken for one like an earlier one means exactly what parsing it would say."""
+"""A request that matches a cached one has exactly the meaning that parsing it would give."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from rafaga.bundle import TensorSpec
 from rafaga.inference import open_inference_pb2 as pb
-from rafaga.server.services.open_inference.request_cache import Meaning, Templates
+from rafaga.server.services.open_inference.request_cache import InferOptions, RequestCache
 
 
 class FakeModel(SimpleNamespace):
-    """What is asked of a ServedModel here."""
+    """The part of a ServedModel that the cache uses."""
 
 
 def served(batched: bool = True) -> Any:
@@ -43,18 +43,18 @@ def arrays(seed: int, rows: int = 2) -> tuple[np.ndarray, np.ndarray]:
     return generator.normal(size=(rows, 3)).astype(np.float32), generator.integers(0, 3, rows)
 
 
-def kept(request: pb.ModelInferRequest, rows: tuple[np.ndarray, ...], model: Any, **meaning: Any) -> Templates:
-    templates = Templates()
+def cached(request: pb.ModelInferRequest, rows: tuple[np.ndarray, ...], model: Any, **options: Any) -> RequestCache:
+    cache = RequestCache()
     data = request.SerializeToString()
-    templates.keep(data, request, Meaning("series", (), **meaning), 0, model, rows)
-    return templates
+    cache.add(data, request, InferOptions("series", (), **options), 0, model, rows)
+    return cache
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["in the model's order", "in another order"])
 def test_other_numbers_are_read_from_the_request_itself(turned: bool) -> None:
     model = served()
-    templates = kept(message(*arrays(0), turned=turned), arrays(0), model)
-    found = templates.find(message(*arrays(1), turned=turned).SerializeToString())
+    cache = cached(message(*arrays(0), turned=turned), arrays(0), model)
+    found = cache.find(message(*arrays(1), turned=turned).SerializeToString())
     assert found is not None
     assert found.template.model() is model
     for got, expected in zip(found.rows(), arrays(1), strict=True):
@@ -62,9 +62,9 @@ def test_other_numbers_are_read_from_the_request_itself(turned: bool) -> None:
         assert got.dtype == expected.dtype
 
 
-def test_what_says_anything_else_is_not_alike() -> None:
+def test_a_different_request_does_not_match() -> None:
     model = served()
-    templates = kept(message(*arrays(0)), arrays(0), model)
+    cache = cached(message(*arrays(0)), arrays(0), model)
     others = [
         message(*arrays(0, rows=3)),
         message(*arrays(0), turned=True),
@@ -72,90 +72,90 @@ def test_what_says_anything_else_is_not_alike() -> None:
         message(*arrays(0), parameters={"timeout": pb.InferParameter(int64_param=5)}),
     ]
     for other in others:
-        assert templates.find(other.SerializeToString()) is None
+        assert cache.find(other.SerializeToString()) is None
 
 
-def test_requests_of_models_without_batches_are_not_kept() -> None:
+def test_requests_of_models_without_batches_are_not_cached() -> None:
     rows = arrays(0)
-    assert kept(message(*rows), rows, served(batched=False)).find(message(*rows).SerializeToString()) is None
+    assert cached(message(*rows), rows, served(batched=False)).find(message(*rows).SerializeToString()) is None
 
 
-def test_requests_with_bools_are_not_kept() -> None:
-    """Not every byte is one, so all of them are looked at each time."""
+def test_requests_with_bools_are_not_cached() -> None:
+    """Not every byte is a valid bool, so every request must be checked."""
     spec = TensorSpec(name="x", dtype="bool", shape=(None, 3))
     model, values = FakeModel(batched=True, bundle=SimpleNamespace(inputs=(spec,))), np.ones((1, 3), bool)
     request = pb.ModelInferRequest(model_name="series", raw_input_contents=[values.tobytes()])
     request.inputs.add(name="x", datatype="BOOL", shape=values.shape)
-    assert kept(request, (values,), model).find(request.SerializeToString()) is None
+    assert cached(request, (values,), model).find(request.SerializeToString()) is None
 
 
 @pytest.mark.parametrize("version", ["", "3"])
 @pytest.mark.parametrize("first", ["", "7"])
-def test_the_id_is_the_request_s_own(first: str, version: str) -> None:
-    templates = kept(message(*arrays(0), id=first, model_version=version), arrays(0), served())
+def test_each_request_keeps_its_own_id(first: str, version: str) -> None:
+    cache = cached(message(*arrays(0), id=first, model_version=version), arrays(0), served())
     for identity in ("", "8", "a longer one", "ñ"):
-        found = templates.find(message(*arrays(1), id=identity, model_version=version).SerializeToString())
+        found = cache.find(message(*arrays(1), id=identity, model_version=version).SerializeToString())
         assert found is not None
         assert found.identity == identity
         for got, expected in zip(found.rows(), arrays(1), strict=True):
             np.testing.assert_array_equal(got, expected)
-    assert templates.find(message(*arrays(1), id="x" * 200, model_version=version).SerializeToString()) is None
+    assert cache.find(message(*arrays(1), id="x" * 200, model_version=version).SerializeToString()) is None
 
 
-def test_a_small_message_is_known_again_whatever_its_numbers() -> None:
-    """One input with a short name, no outputs named: the numbers begin early."""
+def test_a_small_message_matches_with_any_numbers() -> None:
+    """One input with a short name and no requested outputs: the numbers begin early."""
     model = FakeModel(
         batched=True, bundle=SimpleNamespace(inputs=(TensorSpec(name="x", dtype="float32", shape=(None, 3)),))
     )
-    templates = Templates()
+    cache = RequestCache()
     for seed in range(5):
         (values, _), request = arrays(seed), pb.ModelInferRequest(model_name="m", id=str(seed))
         request.inputs.add(name="x", datatype="FP32", shape=values.shape)
         request.raw_input_contents.append(values.tobytes())
         data = request.SerializeToString()
-        assert (templates.find(data) is not None) == (seed > 0)
-        templates.keep(data, request, Meaning("m", ()), 0, model, (values,))
-    assert sum(map(len, templates._kept.values())) == 1
+        assert (cache.find(data) is not None) == (seed > 0)
+        cache.add(data, request, InferOptions("m", ()), 0, model, (values,))
+    assert sum(map(len, cache._templates.values())) == 1
 
 
-def test_of_two_ids_the_last_one_would_count_so_such_a_message_is_not_kept() -> None:
+def test_a_message_with_two_ids_is_not_cached() -> None:
     rows = arrays(0)
     twice = message(*rows, id="7").SerializeToString().replace(b"\x1a\x017", b"\x1a\x017\x1a\x017")
     parsed = pb.ModelInferRequest.FromString(twice)
     assert parsed.id == "7"
-    templates = Templates()
-    templates.keep(twice, parsed, Meaning("series", ()), 0, served(), rows)
-    assert templates.find(twice) is None
+    cache = RequestCache()
+    cache.add(twice, parsed, InferOptions("series", ()), 0, served(), rows)
+    assert cache.find(twice) is None
 
 
-def test_a_head_of_any_size_and_requests_of_any_number_are_not_kept() -> None:
+def test_the_cache_is_bounded() -> None:
     rows, model = arrays(0), served()
     long = message(*rows, parameters={"x" * 5000: pb.InferParameter(bool_param=True)})
-    assert kept(long, rows, model).find(long.SerializeToString()) is None
-    templates = Templates()
+    assert cached(long, rows, model).find(long.SerializeToString()) is None
+    cache = RequestCache()
     for i in range(1000):
         request = message(*rows, model_version="1" * i)
-        templates.keep(request.SerializeToString(), request, Meaning("series", ()), 0, model, rows)
-    assert len(templates._kept) <= 256
+        cache.add(request.SerializeToString(), request, InferOptions("series", ()), 0, model, rows)
+    assert len(cache._templates) <= 256
 
 
-def test_a_model_that_went_is_not_held() -> None:
+def test_the_cache_does_not_keep_a_model_alive() -> None:
     model = served()
-    templates = kept(message(*arrays(0)), arrays(0), model)
+    cache = cached(message(*arrays(0)), arrays(0), model)
     del model
     gc.collect()
-    found = templates.find(message(*arrays(0)).SerializeToString())
+    found = cache.find(message(*arrays(0)).SerializeToString())
     assert found is not None
     assert found.template.model() is None
 
 
 @given(st.data())
-def test_whatever_is_found_parses_to_the_same(data: st.DataObject) -> None:
-    """A request is damaged at random: it may still be found alike, but then it is."""
+def test_a_match_parses_to_the_same_message(data: st.DataObject) -> None:
+    """A request is damaged at random. If it still matches, it must have the same meaning."""
     model = served()
     identity = data.draw(st.sampled_from(["", "7"]))
     original = message(*arrays(0), turned=data.draw(st.booleans()), id=identity)
-    templates = kept(original, arrays(0), model)
+    cache = cached(original, arrays(0), model)
     damaged = bytearray(original.SerializeToString())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(damaged) - 1))
@@ -167,7 +167,7 @@ def test_whatever_is_found_parses_to_the_same(data: st.DataObject) -> None:
             case _:
                 del damaged[at]
     request = bytes(damaged)
-    found = templates.find(request)
+    found = cache.find(request)
     if found is None:
         return
     try:

@@ -30,7 +30,7 @@ _RAW = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 
 # Bounds of the cache: keys, templates per key, and bytes before the numbers.
 _MAX_KEYS = 256
-_MAX_ALIKE = 4
+_MAX_TEMPLATES = 4
 _MAX_HEAD_BYTES = 4096
 
 # Keys of the first three fields, and the first length that takes two bytes.
@@ -38,7 +38,7 @@ _NAME, _VERSION, _ID = 0x0A, 0x12, 0x1A
 _LONG = 0x80
 
 
-class Meaning(NamedTuple):
+class InferOptions(NamedTuple):
     """A request without its id and numbers. priority: None if the request has none of its own. timeout_s: infinity
     without one."""
 
@@ -62,14 +62,14 @@ class Template(NamedTuple):
     tensors. marks: the bytes after the id that are not numbers, each with its offset in a request without id. places:
     in the model's order."""
 
-    meaning: Meaning
+    options: InferOptions
     version: int
     model: weakref.ref[ServedModel]
     marks: tuple[tuple[bytes, int], ...]
     places: tuple[_Place, ...]
 
 
-class Alike(NamedTuple):
+class Match(NamedTuple):
     """A request and the template that it matches. shift: the size of its id field in bytes."""
 
     template: Template
@@ -86,31 +86,31 @@ class Alike(NamedTuple):
         )
 
 
-class Templates:
-    """The templates of one server, shared by all its clients. Thread-safe."""
+class RequestCache:
+    """The requests of one server, shared by all its clients. Thread-safe."""
 
     def __init__(self) -> None:
         # By the length without the id, and the bytes before the id.
-        self._kept: dict[tuple[int, bytes], tuple[Template, ...]] = {}
+        self._templates: dict[tuple[int, bytes], tuple[Template, ...]] = {}
 
-    def find(self, request: bytes) -> Alike | None:
+    def find(self, request: bytes) -> Match | None:
         beginning = _beginning(request)
         if beginning is None:
             return None
         at, identity, shift = beginning
-        for template in self._kept.get((len(request) - shift, request[:at]), ()):
+        for template in self._templates.get((len(request) - shift, request[:at]), ()):
             for mark, place in template.marks:
                 if not request.startswith(mark, place + shift):
                     break
             else:
-                return Alike(template, request, identity, shift)
+                return Match(template, request, identity, shift)
         return None
 
-    def keep(
+    def add(
         self,
         request: bytes,
         parsed: pb.ModelInferRequest,
-        meaning: Meaning,
+        options: InferOptions,
         version: int,
         model: ServedModel,
         rows: Arrays,
@@ -143,13 +143,13 @@ class Templates:
             _Place(offsets[order[spec.name]], array.size, on_wire(array.dtype), array.shape)
             for spec, array in zip(model.bundle.inputs, rows, strict=True)
         )
-        if len(self._kept) >= _MAX_KEYS:
-            self._kept.clear()
+        if len(self._templates) >= _MAX_KEYS:
+            self._templates.clear()
         key = len(request), request[:start]
-        template = Template(meaning, version, weakref.ref(model), tuple(marks), places)
+        template = Template(options, version, weakref.ref(model), tuple(marks), places)
         # Drop templates of models that are gone, and an older template with the same marks.
-        others = [t for t in self._kept.get(key, ()) if t.model() is not None and t.marks != template.marks]
-        self._kept[key] = (template, *others[: _MAX_ALIKE - 1])
+        others = [t for t in self._templates.get(key, ()) if t.model() is not None and t.marks != template.marks]
+        self._templates[key] = (template, *others[: _MAX_TEMPLATES - 1])
 
 
 def _beginning(request: bytes) -> tuple[int, str, int] | None:

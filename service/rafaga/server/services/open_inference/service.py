@@ -23,7 +23,7 @@ from rafaga.server.scheduling.job import Arrays, JobTiming
 from rafaga.server.services.decoding import DecodePool, RequestLimits, decode
 from rafaga.server.services.open_inference import metadata, parameters
 from rafaga.server.services.open_inference.metadata import NamedModel
-from rafaga.server.services.open_inference.request_cache import Alike, Meaning, Templates
+from rafaga.server.services.open_inference.request_cache import InferOptions, Match, RequestCache
 from rafaga.server.services.open_inference.stream import INFER, SERVICE
 from rafaga.server.services.open_inference.tensors import bytes_input, inputs, ragged_rows, response, wanted_outputs
 from rafaga.server.services.submission import parse, submit
@@ -48,7 +48,7 @@ class OpenInference:
         self._limits = limits
         self._expiry = expiry
         self._server_version = server_version
-        self._templates = Templates()
+        self._cache = RequestCache()
 
     def handlers(self) -> dict[str, Handler]:
         return {
@@ -103,22 +103,22 @@ class OpenInference:
         _reply(call, metadata.index(self._repository, request.ready))
 
     def infer(self, call: Call) -> None:
-        alike = self._templates.find(call.request)
-        if alike is None or not self._infer_like(call, alike):
+        match = self._cache.find(call.request)
+        if match is None or not self._infer_cached(call, match):
             self._infer_new(call)
 
-    def _infer_like(self, call: Call, alike: Alike) -> bool:
+    def _infer_cached(self, call: Call, match: Match) -> bool:
         """False if the name now refers to another model."""
-        template = alike.template
-        meaning = template.meaning
-        model = self._repository.model(meaning.name, template.version)
+        template = match.template
+        options = template.options
+        model = self._repository.model(options.name, template.version)
         if model is not template.model():
             return False
-        rows = alike.rows()
+        rows = match.rows()
         if model.bundle.ragged:
             rows = ragged_rows(rows, model.bundle)
-        due = _limit(call, meaning.timeout_s)
-        _submit(call, model, meaning, alike.identity, rows)
+        due = _limit(call, options.timeout_s)
+        _submit(call, model, options, match.identity, rows)
         self._watch(call, due)
         return True
 
@@ -131,16 +131,16 @@ class OpenInference:
         due = _limit(call, timeout_s)
         named = self._find(request.model_name, request.model_version)
         model = named.model
-        meaning = Meaning(request.model_name, wanted_outputs(request, model), own_priority, timeout_s)
+        options = InferOptions(request.model_name, wanted_outputs(request, model), own_priority, timeout_s)
         if model.bundle.image is not None and [i.datatype for i in request.inputs] == ["BYTES"]:
             files = bytes_input(request, model)
-            self._decode_pool.run(call, lambda: self._decode(call, model, meaning, request.id, files))
+            self._decode_pool.run(call, lambda: self._decode(call, model, options, request.id, files))
         elif named.files:
             raise InvalidTensor(f"model {named.name!r} takes one input, of datatype BYTES and shape [N, 1]")
         else:
             rows = inputs(request, model, self._limits)
-            self._templates.keep(call.request, request, meaning, _version(request.model_version), model, rows)
-            _submit(call, model, meaning, request.id, rows)
+            self._cache.add(call.request, request, options, _version(request.model_version), model, rows)
+            _submit(call, model, options, request.id, rows)
         self._watch(call, due)
 
     def _watch(self, call: Call, due: float) -> None:
@@ -148,12 +148,14 @@ class OpenInference:
         if due < math.inf:
             self._expiry.watch(call, due)
 
-    def _decode(self, call: Call, model: ServedModel, meaning: Meaning, identity: str, files: Sequence[bytes]) -> None:
+    def _decode(
+        self, call: Call, model: ServedModel, options: InferOptions, identity: str, files: Sequence[bytes]
+    ) -> None:
         start = time.perf_counter()
         assert model.bundle.image is not None
         rows = decode(call, files, model.bundle.image, self._limits).rows
         model.metrics.preprocessed(time.perf_counter() - start)
-        _submit(call, model, meaning, identity, (rows,))
+        _submit(call, model, options, identity, (rows,))
 
     def _own_name(self, name: str) -> str:
         return name if name in self._repository else name.removesuffix(_ENCODED)
@@ -168,8 +170,8 @@ class OpenInference:
         return NamedModel(name, model, files)
 
 
-def _submit(call: Call, model: ServedModel, meaning: Meaning, identity: str, rows: Arrays) -> None:
-    name, wanted, priority, _ = meaning
+def _submit(call: Call, model: ServedModel, options: InferOptions, identity: str, rows: Arrays) -> None:
+    name, wanted, priority, _ = options
 
     def reply(outputs: Arrays, timing: JobTiming) -> bytes:
         return response(name, identity, model, wanted, outputs)

@@ -43,7 +43,7 @@ class Streams:
 
     def add_to(self, server: grpc.Server) -> None:
         handler: grpc.RpcMethodHandler[Any, Any] = grpc.stream_stream_rpc_method_handler(self._serve)
-        server.add_registered_method_handlers(SERVICE, {"ModelStreamInfer": handler})  # type: ignore[attr-defined]
+        server.add_registered_method_handlers(SERVICE, {"ModelStreamInfer": handler})
 
     def _serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         stream = _Stream(self._router, context)
