@@ -1,4 +1,4 @@
-"""Deadlines and cancellation, alike for every method: before, during and after compute, and nothing is left behind."""
+"""Deadlines and cancellation of every method: before, during and after compute. Nothing is left behind."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ DIGIT_FILE = messages.png(DIGIT[0, :, :, 0])
 
 
 class Method(NamedTuple):
-    """A right request, and how to read the reply. model: the one that computes; none: nothing is computed. files: its
-    images are decoded first. stream: its only message."""
+    """A valid request, and how to read the reply. model: the model that computes, if any. files: its images are decoded
+    first. stream: it is the only message of a stream."""
 
     path: str
     request: Message
@@ -101,7 +101,7 @@ either_end = pytest.mark.parametrize("end", ["deadline", "cancel"])
 
 @pytest.fixture(scope="module")
 def standing(everything: Path) -> Iterator[tuple[Served, Valve]]:
-    """A server whose engines go on when a test lets them."""
+    """A server whose engines run when a test lets them."""
     valve, create = Valve(), engine.create_session
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "create_session", lambda *args: valve.before(create(*args)))
@@ -111,7 +111,7 @@ def standing(everything: Path) -> Iterator[tuple[Served, Valve]]:
 
 
 class Asked:
-    """A call that is under way. With `end` "deadline" it has little time; with "cancel" `go_away` ends it."""
+    """A call in flight. With `end` "deadline" its deadline is short; with "cancel" `go_away` ends it."""
 
     def __init__(self, served: Served, method: Method, end: str = "") -> None:
         self._method, self._end = method, end
@@ -123,7 +123,7 @@ class Asked:
             self._call = served.channel.unary_unary(method.path).future(content, timeout=timeout)
 
     def answer(self) -> Message:
-        """Without what differs from one time to the next."""
+        """Without the fields that differ between calls."""
         content = next(self._call) if self._method.stream else self._call.result(PATIENCE_S)
         reply = self._method.reply.FromString(content)
         for passing in {"timing", "model_stats"} & set(reply.DESCRIPTOR.fields_by_name):
@@ -139,12 +139,12 @@ class Asked:
 
 
 def in_flight(served: Served) -> int:
-    """Asked hundreds of times here, so not by reading all metrics."""
+    """Read hundreds of times, so without a scrape of all metrics."""
     return served.server._router.in_flight.count
 
 
 def assert_serves(served: Served, method: Method) -> None:
-    """Nobody is left over, and the same request is answered, twice alike."""
+    """No call is left, and the same request gets the same answer twice."""
     eventually(lambda: in_flight(served) == 0, "every call ended")
     assert Asked(served, method).answer() == Asked(served, method).answer()
     eventually(lambda: in_flight(served) == 0, "these too")
@@ -157,7 +157,7 @@ def test_the_list_of_methods_is_complete(standing: tuple[Served, Valve]) -> None
 
 @every_method
 def test_a_call_that_arrives_after_its_deadline(standing: tuple[Served, Valve], method: Method) -> None:
-    """Nothing is computed for it, which a busy engine makes sure of: an idle one may be quicker than the clock."""
+    """Nothing is computed for it. The engine is busy, because an idle one may be faster than the clock."""
     served, valve = standing
     with valve.closed(), http2.raw_connection(served.port) as connection:
         before = [Asked(served, method)] if method.model else []
@@ -213,7 +213,7 @@ def test_in_the_queue(standing: tuple[Served, Valve], method: Method, end: str) 
 @either_end
 @every_that_computes
 def test_while_the_engine_computes(standing: tuple[Served, Valve], method: Method, end: str) -> None:
-    """The call ends at once; what the engine computes for nobody harms nobody."""
+    """The call ends at once. The result that the engine still computes is discarded."""
     served, valve = standing
     with valve.closed():
         late = Asked(served, method, end)

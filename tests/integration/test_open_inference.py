@@ -1,4 +1,4 @@
-"""The Open Inference Protocol: what a server tells of itself and its models, and its answers."""
+"""The Open Inference Protocol: metadata of the server and its models, and answers."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_metadata_has_the_batch_dimension_and_config_has_not(
 
 
 def test_config_describes_layout_and_optional_inputs(server: Served) -> None:
-    """Image clients ask for the layout; load generators leave optional inputs out."""
+    """Image clients need the layout; load generators leave optional inputs out."""
     stub = oip.stub(server)
     (image,) = stub.ModelConfig(pb.ModelConfigRequest(name="digits")).config.input
     assert image.format == pb.ModelInput.FORMAT_NHWC
@@ -172,7 +172,7 @@ def test_lengths_are_optional(server: Served) -> None:
 
 @pytest.mark.parametrize("padding", [0.0, 5.0, np.nan, -np.inf])
 def test_padding_beyond_the_length_of_a_series_is_ignored(server: Served, padding: float) -> None:
-    """And the inputs may come in any order."""
+    """The inputs may come in any order."""
     history = np.append(HISTORY, np.full((1, 3), padding, np.float32), axis=1)
     request = oip.request("series", length=np.array([12], np.int64), history=history)
     np.testing.assert_allclose(answer(server, request, "quantiles")[0], bundles.forecast(HISTORY[0]), atol=1e-4)
@@ -379,7 +379,7 @@ def test_many_callers_of_many_kinds_get_their_own_answers(server: Served) -> Non
 
 
 def test_a_cached_request_gets_the_answer_to_its_own_numbers(server: Served) -> None:
-    """The server does not parse it again; typed contents and other batch sizes in between change nothing."""
+    """The server does not parse it again. Typed contents and other batch sizes in between do not matter."""
     for seed in range(4):
         digits = messages.random_digits(seed, rows=1 + seed // 2)
         for typed in (False, False, True):

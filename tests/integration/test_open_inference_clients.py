@@ -1,4 +1,4 @@
-"""Clients that others made, unchanged: Triton's Python client, and its load generator where there is one."""
+"""Unmodified third-party clients: Triton's Python client, and its load generator if it is installed."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def load(perf_analyzer: Path, server: Served, tmp_path: Path) -> Callable[..., s
 
 
 def _element(image: np.ndarray) -> dict[str, Any]:
-    """The tool sends decoded base64 as it is, so the length comes along."""
+    """The tool sends the decoded base64 unchanged, so it must contain the length."""
     return {"content": {"b64": b64encode(oip.length_prefixed(messages.png(image[:, :, 0]))).decode()}, "shape": [1]}
 
 
@@ -116,8 +116,8 @@ def throughput(tmp_path: Path) -> float:
 
 
 def requests(served: Served) -> tuple[float, float]:
-    """Those for inference that were answered, and those that failed. Calls that the tool hangs up on at its end do not
-    count as failed."""
+    """Inference calls that were answered, and those that failed. Calls that the tool cancels at its end do not count as
+    failed."""
     about = {"method": "/inference.GRPCInferenceService/ModelInfer"}
     good, gone = (served.metric("rafaga_requests_total", code=code, **about) for code in ("OK", "CANCELLED"))
     return good, served.metric("rafaga_requests_total", **about) - good - gone
@@ -163,11 +163,11 @@ def test_perf_analyzer(
     [
         ("-m nobody", "no model 'nobody'"),
         ("-m digits -x 7", "available: 1"),
-        ("-m digits --shared-memory system", "Method not found"),
+        ("-m digits --shared-memory system", "has no method"),
         ("-m series --shape history:500", "at most 64 observations"),
     ],
 )
-def test_perf_analyzer_is_told_what_is_wrong(
+def test_perf_analyzer_shows_the_reason(
     load: Callable[..., subprocess.CompletedProcess[str]], options: str, says: str
 ) -> None:
     done = load(*options.split())

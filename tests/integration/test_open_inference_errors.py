@@ -1,4 +1,4 @@
-"""A bad Open Inference request gets one clear status that says what was expected, and costs nobody else anything."""
+"""A bad Open Inference request gets one clear status that says what was expected. Other requests are not affected."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Bad(NamedTuple):
 
 
 def changed(request: pb.ModelInferRequest, **fields: Any) -> pb.ModelInferRequest:
-    """`request` with fields of its first input set anew; None clears."""
+    """`request` with other values in its first input; None clears a field."""
     for name, value in fields.items():
         request.inputs[0].ClearField(name)
         if isinstance(value, (tuple, list)):
@@ -65,7 +65,7 @@ def given(**parameters: Any) -> pb.ModelInferRequest:
 
 
 def in_shared_memory(request: pb.ModelInferRequest) -> pb.ModelInferRequest:
-    """As Triton's clients send it: the input names a region and carries nothing."""
+    """As Triton's clients send it: the input names a region and has no contents."""
     request.inputs[0].parameters["shared_memory_region"].string_param = "region"
     request.inputs[0].parameters["shared_memory_byte_size"].int64_param = 784
     return with_raw(request)
@@ -329,7 +329,7 @@ def test_a_message_over_the_limit_is_refused_and_the_connection_goes_on(serve: C
 
 
 def test_a_timeout_that_cannot_be_met_is_refused_at_once(serve: Callable[..., Served], valve: Valve) -> None:
-    """1. The engine is busy and believed to take a second. 2. A tenth is too little, a minute is enough."""
+    """1. The engine is busy and predicted to take a second. 2. A tenth is too short, a minute is enough."""
     served = serve(max_queue_wait_ms=60_000)
     served.predict("digits", 1.0)
     with valve.closed():

@@ -1,4 +1,4 @@
-"""Plain ONNX files, without a bundle, over the Open Inference Protocol: whatever their graphs declare."""
+"""Plain ONNX files without a bundle, over the Open Inference Protocol: all that their graphs may declare."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def config(served: Served, model: str) -> Any:
 
 
 def extremes(dtype: str) -> np.ndarray:
-    """[2, 3] of values at the ends of what the dtype holds."""
+    """[2, 3], with the extreme values of the dtype."""
     if dtype == "bool":
         return np.array([[True, False, True], [False, False, True]])
     info = np.finfo(dtype) if np.dtype(dtype).kind == "f" else np.iinfo(dtype)
@@ -178,8 +178,8 @@ def test_typed_values_must_fit_their_datatype(served: Served, dtype: str, value:
 
 @pytest.mark.parametrize("model", ["chosen", "identity-bool"])
 def test_a_byte_that_is_not_a_bool_is_refused(served: Served, model: str) -> None:
-    """Kernels that count rows by adding such bytes up would answer with memory that nobody has written. They are looked
-    for every time, also in a request like one before."""
+    """Kernels that count rows by summing such bytes would return uninitialised memory. Every request is checked, also
+    one that was sent before."""
     x, mask = np.arange(3, dtype=np.float32), np.array([True, False, True])
     if model == "chosen":
         request, expected = oip.request(model, x=x, mask=mask), x[mask]
@@ -341,7 +341,7 @@ def test_a_graph_without_dimensions(served: Served) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_rows_that_influence_each_other_are_not_joined_with_others(served: Served, rows: int) -> None:
-    """Their graphs look like those of batches; trying them out shows that they are not."""
+    """Their graphs look batchable; the trial at load shows that they are not."""
     x = ROWS[:rows]
     e = np.exp(x - x.max(0))
     np.testing.assert_allclose(infer(served, "across", x=x)["y"], e / e.sum(0), atol=1e-6)
@@ -353,14 +353,14 @@ def test_rows_that_influence_each_other_are_not_joined_with_others(served: Serve
 
 @pytest.mark.parametrize("dtype", ["int64", "bool"])
 def test_rows_that_influence_each_other_are_found_with_different_rows(served: Served, dtype: str) -> None:
-    """Each row is the sum of all up to it, which of zeros alone is the same together as apart."""
+    """Each row is the sum of the rows up to it. Zeros would give the same result together and alone."""
     name = f"so-far-{dtype}"
     assert config(served, name).max_batch_size == 0
     assert infer(served, name, x=np.array([1, 0, 1, 1], dtype))["y"].tolist() == [1, 1, 2, 3]
 
 
 def test_rows_that_decide_on_the_shape_of_the_answer_are_not_joined(served: Served) -> None:
-    """The columns in which some row is above a half: together they are others than alone."""
+    """The columns in which some row exceeds 0.5: a batch has other columns than its rows alone."""
     x = np.eye(3, 8, dtype=np.float32)
     assert config(served, "columns").max_batch_size == 0
     np.testing.assert_array_equal(infer(served, "columns", x=x)["y"], np.eye(3))
@@ -379,7 +379,7 @@ def test_inputs_without_a_common_first_dimension_take_no_batches(served: Served)
 
 
 def test_outputs_come_as_asked(served: Served) -> None:
-    """1. All, in the graph's order. 2. Those that are named, in the request's order."""
+    """1. All outputs, in the graph's order. 2. The requested ones, in the request's order."""
     request = oip.request("both", b=ROWS, a=2 * ROWS)
     response = oip.stub(served).ModelInfer(request)
     assert [output.name for output in response.outputs] == ["sum", "difference"]
@@ -439,7 +439,7 @@ def test_unverified_models_are_logged(
 
 
 def refused_models(root: Path, served: Served) -> dict[str, str]:
-    """What is not served of those in `root`, and the state it is in."""
+    """The models in `root` that are not served, with their state."""
     index = oip.stub(served).RepositoryIndex(pb.RepositoryIndexRequest()).models
     assert {m.name for m in index} == {p.name for p in root.iterdir()}
     return {m.name: m.state for m in index if m.state != "READY"}
@@ -448,7 +448,7 @@ def refused_models(root: Path, served: Served) -> dict[str, str]:
 def test_a_broken_bundle_is_not_served_as_plain_onnx(
     tmp_path: Path, serve: Callable[..., Served], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each of these has a model.onnx that would run."""
+    """Each has a model.onnx that would run."""
     for name in ("empty-manifest", "foreign-manifest", "lost-manifest", "changed-model", "wrong-golden"):
         bundles.publish_classifier(tmp_path, name)
     (tmp_path / "empty-manifest/1/bundle.json").write_text("")

@@ -1,4 +1,4 @@
-"""ModelStreamInfer: every message a call of its own, on one stream."""
+"""ModelStreamInfer: each message on a stream is a call of its own."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Conversation:
         return next(self.call)
 
     def rest(self) -> list[pb.ModelStreamInferResponse]:
-        """Closes the sending side and takes what is left to be answered."""
+        """Closes the sending side and reads the remaining answers."""
         self.half_close()
         return list(self.call)
 
@@ -183,7 +183,7 @@ def assert_serves(served: Served) -> None:
 
 @pytest.mark.parametrize("way", ["cancel", "close"])
 def test_a_client_that_goes_away_leaves_nothing_behind(serve: Callable[..., Served], valve: Valve, way: str) -> None:
-    """1. One message runs, others are queued. 2. The client cancels or hangs up. 3. What was queued is not computed."""
+    """1. One message runs, others are queued. 2. The client cancels or hangs up. 3. The queued ones are not computed."""
     served = serve(**UNHURRIED)
     with valve.closed():
         with served.another_connection() as connection:
@@ -250,7 +250,7 @@ def test_the_deadline_of_a_stream_is_that_of_its_messages(
 def test_a_client_that_only_sends_is_held_back(
     serve: Callable[..., Served], valve: Valve, talk: Callable[..., Conversation]
 ) -> None:
-    """1. The engine is busy. 2. Of 400 messages a window's worth is let in, none is refused. 3. All are answered."""
+    """1. The engine is busy. 2. Of 400 messages the server reads one window, and refuses none. 3. All are answered."""
     served = serve(**UNHURRIED)
     with valve.closed():
         stream = talk(served)
@@ -267,7 +267,7 @@ def test_a_client_that_only_sends_is_held_back(
 def test_a_client_that_reads_no_answers_is_held_back(
     serve: Callable[..., Served], talk: Callable[..., Conversation]
 ) -> None:
-    """Answers of 768 KiB: what the client does not take fills the window, and the server computes no more."""
+    """Answers of 768 KiB that the client does not read fill the window. Then the server computes no more."""
     served = serve()
     photos = messages.random_photo(0, 512, 512)
     stream = talk(served)

@@ -1,4 +1,4 @@
-"""Models that come, change and go while the server serves: polled for, or on request of an admin."""
+"""Models are added, changed and removed while the server runs: by polling, or by an admin."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was replaced need not linger for tests."""
+    """A replaced model need not wait for late requests here."""
     monkeypatch.setattr(retirement, "LINGER_S", 0.05)
 
 
 def publish(root: Path, factor: float, version: int = 1, name: str = "scaled") -> None:
-    """As a careful user does: beside, then renamed."""
+    """Atomically: into a hidden folder, then renamed."""
     beside = root / ".beside"
     plain.publish(beside, name, plain.scaled(factor), version)
     (root / name).mkdir(exist_ok=True)
@@ -56,7 +56,7 @@ def publish(root: Path, factor: float, version: int = 1, name: str = "scaled") -
 
 
 def factor(stubs: Any, name: str = "scaled", version: str = "") -> tuple[float, str]:
-    """What the model multiplies by, and the version that answered."""
+    """The factor of the model, and the version that answered."""
     request = oip.request(name, x=X)
     request.model_version = version
     response = oip.stub(stubs).ModelInfer(request, timeout=PATIENCE_S)
@@ -184,17 +184,17 @@ def test_a_new_version_replaces_the_old_one(serve: Callable[..., Served], tmp_pa
     refused = refusal(lambda: factor(served, version="1"))
     assert refused.reason == "MODEL_NOT_FOUND"
     assert served.metric("rafaga_model_ready", model="scaled", version="2") == 1
-    assert 'model="scaled",version="1"' not in served.get("/metrics")[1]  # nothing to be alarmed about
+    assert 'model="scaled",version="1"' not in served.get("/metrics")[1]  # or an alert would fire
     eventually(lambda: served.metric("rafaga_model_swap_seconds", model="scaled") > 0, "version 1 has ended")
 
 
 def test_models_come_and_go(serve: Callable[..., Served], tmp_path: Path) -> None:
-    """1. A repository without models. 2. One comes: the server is ready. 3. Another. 4. The first goes."""
+    """1. A repository without models. 2. One is added: the server is ready. 3. Another. 4. The first is removed."""
     served = serve(tmp_path, **POLL)
     assert (served.get("/readyz")[0], health(served)) == (503, NOT_SERVING)
     publish(tmp_path, 3)
     eventually(lambda: served.get("/readyz")[0] == 200, "the server is ready")
-    eventually(lambda: (health(served), health(served, "scaled")) == (SERVING, SERVING), "health tells it")
+    eventually(lambda: (health(served), health(served, "scaled")) == (SERVING, SERVING), "health reports it")
     assert factor(served) == (3, "1")
     bundles.publish_classifier(tmp_path)
     eventually(lambda: ("digits", "1") in index(oip.stub(served), ready=True), "digits is served")
@@ -213,7 +213,7 @@ def test_a_version_that_changes_in_place_is_loaded_anew(serve: Callable[..., Ser
 
 
 def test_linked_files_are_served_and_their_changes_seen(serve: Callable[..., Served], tmp_path: Path) -> None:
-    """As Kubernetes mounts a ConfigMap: `model.onnx` leads over `..data`, which is replaced, to a folder per update."""
+    """As Kubernetes mounts a ConfigMap: `model.onnx` is a link through `..data`, which an update replaces."""
     folder = tmp_path / "scaled/1"
     folder.mkdir(parents=True)
 
@@ -261,7 +261,7 @@ def spoilt(root: Path, way: str) -> None:
 def test_a_failed_reload_changes_nothing_and_is_reported(
     serve: Callable[..., Served], tmp_path: Path, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """1. Version 1 serves. 2. A spoilt version 2 comes. 3. Version 1 serves on. 4. Version 3 is good."""
+    """1. Version 1 serves. 2. A broken version 2 is added. 3. Version 1 still serves. 4. Version 3 is good."""
     bundles.publish_classifier(tmp_path)
     served = serve(tmp_path, **POLL)
     images = messages.random_digits(0)
@@ -284,7 +284,7 @@ def test_a_failed_reload_changes_nothing_and_is_reported(
     assert messages.probabilities(answer) == pytest.approx(bundles.classify(images), abs=1e-5)
     assert (served.get("/readyz")[0], health(served), health(served, "digits")) == (200, SERVING, SERVING)
     time.sleep(0.3)
-    assert served.metric("rafaga_model_load_failures_total", model="digits") == 1  # not tried again and again
+    assert served.metric("rafaga_model_load_failures_total", model="digits") == 1  # not retried until its files change
 
     bundles.publish_classifier(tmp_path)
     eventually(lambda: served.vision.Classify(messages.classify(images)).model.version == 3, "version 3 answers")
@@ -319,7 +319,7 @@ def test_a_repository_that_is_away_changes_nothing(serve: Callable[..., Served],
 
 
 def test_the_old_version_answers_its_requests(serve: Callable[..., Served], tmp_path: Path, valve: Valve) -> None:
-    """1. Requests run and queue at version 1. 2. Version 2 takes over. 3. Version 1 answers what it owes, then ends."""
+    """1. Requests run and queue at version 1. 2. Version 2 takes over. 3. Version 1 answers its requests, then ends."""
     publish(tmp_path, 1)
     served = serve(tmp_path, **POLL, max_queue_wait_ms=600_000)
     stub = oip.stub(served)
@@ -406,7 +406,7 @@ def test_an_admin_loads_and_unloads(serve: Callable[..., Served], tmp_path: Path
     publish(tmp_path, 1)
     bundles.publish_classifier(tmp_path)
     served = serve(tmp_path, **EXPLICIT)
-    assert (served.get("/readyz")[0], health(served)) == (200, SERVING)  # for it was asked for nothing
+    assert (served.get("/readyz")[0], health(served)) == (200, SERVING)  # no model was requested
     with admin_of(served) as admin:
         assert index(oip.stub(served)) == {}
         assert index(admin) == {("digits", "1"): "UNAVAILABLE", ("scaled", "1"): "UNAVAILABLE"}
@@ -501,7 +501,7 @@ def test_the_admin_listener_stays_on_loopback_without_a_token(serve: Callable[..
 
 
 def addresses(served: Served) -> set[str]:
-    """Those that the admin port listens on."""
+    """The addresses on which the admin port listens."""
     listening = [c for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     return {c.laddr.ip.removeprefix("::ffff:") for c in listening if c.laddr.port == served.server.admin_port}
 
@@ -525,9 +525,8 @@ def test_tritonclient_loads_and_unloads(serve: Callable[..., Served], tmp_path: 
 
 
 def test_many_load_and_unload_while_many_ask(serve: Callable[..., Served], tmp_path: Path) -> None:
-    """32 threads load and unload, 32 ask: an answer is right, and an error says that the model is not there, or loads.
-
-    Nobody is told that the server stops."""
+    """32 threads load and unload, 32 send requests. Answers are correct. Errors say that the model is missing or
+    loading, never that the server stops."""
     names = [f"scaled-{number}" for number in range(4)]
     for number, name in enumerate(names):
         publish(tmp_path, 2 + number, name=name)
@@ -586,7 +585,7 @@ def test_many_load_and_unload_while_many_ask(serve: Callable[..., Served], tmp_p
 def test_a_request_whose_model_is_unloaded_meanwhile(
     serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1. Its image is being decoded. 2. The model is unloaded. 3. It finds no model, at a server that goes on."""
+    """1. Its image is being decoded. 2. The model is unloaded. 3. The request fails with NOT_FOUND."""
     bundles.publish_classifier(tmp_path)
     served, decoder = serve(tmp_path, **EXPLICIT, load_models=("*",)), Decoder(monkeypatch)
     late = served.vision.Classify.future(messages.classify_files(b"not looked at"))
@@ -602,7 +601,7 @@ def test_a_request_whose_model_is_unloaded_meanwhile(
 def test_a_request_whose_version_is_replaced_meanwhile(
     serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1. Its image is decoded for longer than an old version lingers. 2. Another try finds the new one."""
+    """1. Its image is decoded for longer than the old version accepts requests. 2. A retry reaches the new version."""
     bundles.publish_classifier(tmp_path)
     served, decoder = serve(tmp_path, **POLL), Decoder(monkeypatch)
     late = served.vision.Classify.future(messages.classify_files(b"not looked at"))

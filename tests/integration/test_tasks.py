@@ -1,4 +1,4 @@
-"""Detection, segmentation and next symbols: right answers, clear refusals, and that they batch."""
+"""Detection, segmentation and next symbols: correct answers, clear refusals, batching."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class TestDetect:
             assert (found.image_height, found.image_width) == (8, 16)
 
     def test_files_give_boxes_in_the_pixels_of_the_file(self, client: Client) -> None:
-        """The model sees 8 x 16 pixels; the caller's image has 60 x 30."""
+        """The model's input has 8 x 16 pixels, the client's image 60 x 30."""
         found = client.detect(messages.png(grey(60, 30, 200)), model="detector")
         assert corners(found) == [[0, 0, 30, 60], [0, 0, 15, 30]]
         assert (found.image_height, found.image_width) == (60, 30)
@@ -93,7 +93,7 @@ class TestDetect:
         assert len(client.detect(photo, model="detector", min_score=1.0)) == 0
 
     def test_nothing_found(self, client: Client) -> None:
-        """Rows behind the last object have a score of zero and are no objects."""
+        """Rows after the last object have a score of zero and are not returned."""
         assert client.detect(grey(8, 16, 0), model="detector").objects == ()
 
     def test_files_of_any_size_share_a_batch(self, tasks: Path, valve: Valve) -> None:
@@ -133,7 +133,7 @@ class TestSegment:
             assert sum(c.share for c in found.classes) == pytest.approx(1)
 
     def test_files_are_answered_at_the_models_size_and_scale_to_their_own(self, client: Client) -> None:
-        """64 x 32 becomes 32 x 16 on the way: the left half red, the right half blue, and so is the answer."""
+        """64 x 32 is resized to 32 x 16. The left half is red, the right half blue, in the image and in the answer."""
         photo = np.zeros((64, 32, 3), np.uint8)
         photo[:, :16, 0] = photo[:, 16:, 2] = 255
         found = client.segment(messages.png(photo), model="segmenter")
@@ -220,7 +220,7 @@ def test_requests_that_the_sdk_never_sends_are_refused(served: Served, method: s
 
 
 def test_random_requests_get_a_clean_status(served: Served) -> None:
-    """Good requests, cut and changed at random; afterwards all is as before."""
+    """Valid requests, truncated and changed at random. Afterwards the server answers as before."""
     photo = messages.random_photo(2, 8, 16)
     whole = {
         "/rafaga.v1.Vision/Detect": messages.detect(photo),
@@ -363,7 +363,7 @@ class TestOpenInference:
 
     @pytest.mark.parametrize("output", ["scores", "labels"])
     def test_what_a_detector_tells_of_objects_has_no_classes(self, stub: Any, output: str) -> None:
-        """Its objects are as many as the labels here: the shape alone would not tell."""
+        """It has as many objects as labels here, so the shape alone does not show which they are."""
         request = oip.asking_for(oip.images(messages.random_photo(4, 8, 16), "detector"), output, classification=1)
         refused = refusal(lambda: stub.ModelInfer(request, timeout=PATIENCE_S))
         assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
