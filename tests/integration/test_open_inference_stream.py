@@ -183,7 +183,7 @@ def assert_serves(served: Served) -> None:
 
 @pytest.mark.parametrize("way", ["cancel", "close"])
 def test_a_client_that_goes_away_leaves_nothing_behind(serve: Callable[..., Served], valve: Valve, way: str) -> None:
-    """1. One message runs, others are queued. 2. The client cancels or hangs up. 3. The queued ones are not computed."""
+    """1. One message runs, others queue. 2. The client cancels or hangs up. 3. The queued ones are not computed."""
     served = serve(**UNHURRIED)
     with valve.closed():
         with served.another_connection() as connection:
