@@ -155,7 +155,7 @@ class Repository:
                     for model in models:
                         self._retirement.start(model, replaced=False, then=partial(self._forget, name))
                     if not models:
-                        self._metrics.model_removed(name)
+                        self._forget(name)
 
     def load_model(self, name: str) -> None:
         """Loads what is new or changed of one model, and retries what failed.
@@ -185,7 +185,7 @@ class Repository:
 
     def _forget(self, name: str) -> None:
         """Removes the metrics of a model, unless it was loaded again in the meantime."""
-        with self._changing:
+        with self._table.lock:  # a load enters the table before it creates metrics
             if name not in self._table:
                 self._metrics.model_removed(name)
 
