@@ -7,7 +7,7 @@ covered by the model's hash, and a model could read files that it should not.
 from __future__ import annotations
 
 from rafaga.errors import BundleError
-from rafaga.protobuf_wire import fields
+from rafaga.wire import fields
 
 # Where tensors occur in a ModelProto: for each message, the field numbers and the messages in them.
 _TENSOR, _EXTERNAL_DATA, _DATA_LOCATION = "tensor", 13, 14

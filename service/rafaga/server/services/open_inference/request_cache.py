@@ -20,11 +20,11 @@ from google.protobuf.message import DecodeError
 
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.priority import Priority
-from rafaga.protobuf_wire import field_head
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.scheduling.job import Arrays
 from rafaga.server.services.open_inference.tensors import WantedOutput
 from rafaga.tensors import on_wire
+from rafaga.wire import head_of
 
 _RAW = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 
@@ -125,7 +125,7 @@ class RequestCache:
             return
         start, _, shift = beginning
         request = request[:start] + request[start + shift :]
-        heads = [field_head(_RAW, len(contents)) for contents in raw]
+        heads = [head_of(_RAW, len(contents)) for contents in raw]
         end = len(request) - sum(map(len, heads)) - sum(map(len, raw))
         if not start <= end <= _MAX_HEAD_BYTES or not _whole(request[:end]):
             return

@@ -14,12 +14,12 @@ from rafaga.bundle import Bundle, TensorSpec
 from rafaga.errors import InvalidRequest, InvalidTensor, Unsupported, listed
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.plain_model import PlainModel
-from rafaga.protobuf_wire import field
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.scheduling.job import Arrays
 from rafaga.server.services.decoding import RequestLimits
 from rafaga.server.services.open_inference.parameters import integer
 from rafaga.tensors import check_shape, from_wire, to_wire
+from rafaga.wire import field
 
 # The protocol's name of each dtype, numpy's name, and the field of typed contents with the dtype of its elements (None:
 # raw contents only).
