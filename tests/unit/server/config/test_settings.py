@@ -204,7 +204,7 @@ def test_lists_of_text_are_split_at_commas() -> None:
         (["--bearer-token-sha256", HASH.upper()], "64 lower-case hex digits"),
         (["--tls-key", "key.pem"], "tls_key and tls_certificate go together"),
         (["--tls-client-ca", "ca.pem"], "tls_client_ca needs"),
-        (["--model-versions", "newest"], "model_versions: expected latest, latest:N, all"),
+        (["--model-versions", "newest"], "expected latest, latest:N, all"),
         (["--model-control", "explicit"], "admin_port and model_control explicit go together"),
         (["--load-models", "a"], "load_models is for model_control explicit"),
     ],
