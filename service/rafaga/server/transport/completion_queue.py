@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import grpc
 from grpc import _server
-from grpc._cython import cygrpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs leave it out
 
 from rafaga.errors import InvalidRequest, QueueFull, Status
 from rafaga.server.transport.call import Call, InlineModel, Metadata

@@ -159,20 +159,8 @@ class Router:
         False: it was answered with an error. A call counts as in flight only once its request is there: callers that
         never finish sending theirs keep no others out.
         """
-        account = self._accounts.get(call.method)
-        if account is None:
-            error = self._unknown(call)
-        else:
-            call.account = account
-            try:
-                priority: Priority | InvalidRequest = requested_priority(call.metadata)
-            except InvalidRequest as wrong:
-                priority = wrong
-            if isinstance(priority, Priority):
-                call.priority = priority
-            error = self._refusal(call)
-            if error is None and isinstance(priority, InvalidRequest):
-                error = priority
+        call.account = self._accounts.get(call.method)
+        error = self._refusal(call)
         if error is not None:
             call.fail(error)
         return error is None
@@ -196,15 +184,20 @@ class Router:
             call.fail(InternalError("the server failed on this request; its log has the cause"))
 
     def _refusal(self, call: Call) -> RafagaError | None:
+        wrong: InvalidRequest | None = None
+        try:
+            call.priority = requested_priority(call.metadata)
+        except InvalidRequest as error:
+            wrong = error  # a caller without a token is told of the token first
         if self._draining:
             return Draining("the server is stopping: send the request to another replica")
         if not self.in_flight.has_room(call.priority):
             return QueueFull("too many calls are in flight: retry later", _RETRY_AFTER_S)
-        return self._authenticator.refusal(call.metadata)
-
-    def _unknown(self, call: Call) -> RafagaError:
-        method = call.method[:_SHOWN_CHARACTERS]
-        return self._authenticator.refusal(call.metadata) or Unsupported(f"this server has no method {method!r}")
+        if (unauthenticated := self._authenticator.refusal(call.metadata)) is not None:
+            return unauthenticated
+        if call.account is None:
+            return Unsupported(f"this server has no method {call.method[:_SHOWN_CHARACTERS]!r}")
+        return wrong
 
 
 def requested_priority(metadata: Metadata) -> Priority:
