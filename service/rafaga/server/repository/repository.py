@@ -20,11 +20,11 @@ from pathlib import Path
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Task
 from rafaga.errors import BundleError, InvalidRequest, ModelNotFound, ModelNotReady
+from rafaga.server.config.model_versions import Versions
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository.loader import Loader, is_plain
 from rafaga.server.repository.plain_onnx import PlainModel
-from rafaga.server.repository.versions import Versions
 
 _LOG = logging.getLogger(__name__)
 

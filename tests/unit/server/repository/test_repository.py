@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from rafaga.errors import BundleError, ModelNotFound, ModelNotReady
-from rafaga.server.config.settings import Config, ConfigError, ModelControl
+from rafaga.server.config.model_versions import VersionPolicy, Versions
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository import repository as repositories
 from rafaga.server.repository.plain_onnx import PlainModel
 from rafaga.server.repository.repository import Repository, State
-from rafaga.server.repository.versions import VersionPolicy, Versions
 
 GOOD, BAD = b"good", b"bad"
 LATEST, ALL = Versions(), Versions(VersionPolicy(newest=None))
@@ -271,21 +270,6 @@ def test_asking_again_tries_again_only_what_failed(tmp_path: Path) -> None:
         with pytest.raises(ModelNotReady, match="version 2 was refused"):
             shelf.repository.load_model("a")
     assert shelf.loader.loaded == [("a", 1), ("a", 2), ("a", 2)]
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"model_control": ModelControl.EXPLICIT}, "admin_port and model_control explicit go together"),
-        ({"admin_port": 1}, "admin_port and model_control explicit go together"),
-        ({"admin_port": 70000, "model_control": ModelControl.EXPLICIT}, "admin_port: expected 0 to 65535"),
-        ({"poll_interval_s": 0}, "poll_interval_s: expected more than zero"),
-        ({"load_models": ("a",)}, "load_models is for model_control explicit"),
-    ],
-)
-def test_settings_that_make_no_sense_are_named(settings: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        Config(**settings)
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -1,4 +1,4 @@
-"""Which versions of a model are served: the newest, the newest so many, all, or those that are named."""
+"""Which versions of a model are served: the newest one, the newest N, all, or a list."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from rafaga.bundle import NAME_PATTERN
 
 @dataclass(frozen=True)
 class VersionPolicy:
-    """For one model. `newest`: how many; None: all of them. `specific`, where there are any: these and no others."""
+    """For one model. newest: how many; None: all. specific: if not empty, exactly these."""
 
     newest: int | None = 1
     specific: tuple[int, ...] = ()
 
     def wanted(self, there: Collection[int]) -> list[int]:
-        """In rising order. Specific ones are wanted whether they are there or not."""
+        """In ascending order. Specific versions are wanted even if they are not in `there`."""
         if self.specific:
             return sorted(self.specific)
         return sorted(there)[-self.newest :] if self.newest is not None else sorted(there)
@@ -24,14 +24,14 @@ class VersionPolicy:
 
 @dataclass(frozen=True)
 class Versions:
-    """`default`, but for models that have a policy of their own."""
+    """One policy for all models, and others for single models."""
 
     default: VersionPolicy = VersionPolicy()
     by_model: Mapping[str, VersionPolicy] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, rules: Iterable[str]) -> Versions:
-        """`latest`, `latest:2` or `all` for every model; `NAME=…` for one, also with numbers: `NAME=1,3`.
+        """`latest`, `latest:2` or `all` for all models; `NAME=…` for one model, also with numbers: `NAME=1,3`.
 
         Raises ValueError.
         """
@@ -45,12 +45,12 @@ class Versions:
             name, named, policy = rule.rpartition("=")
             if not named:
                 if default is not None:
-                    raise ValueError(f"expected one rule for all models, got another: {rule!r}")
+                    raise ValueError(f"{rule!r}: expected only one rule for all models")
                 default = _policy(policy, numbers=False)
             elif not NAME_PATTERN.fullmatch(name):
-                raise ValueError(f"expected the name of a model before '=', got {name!r}")
+                raise ValueError(f"{rule!r}: expected the name of a model before '='")
             elif name in by_model:
-                raise ValueError(f"expected one rule for {name}, got another: {rule!r}")
+                raise ValueError(f"{rule!r}: expected only one rule for {name}")
             else:
                 by_model[name] = _policy(policy, numbers=True)
         return cls(default or VersionPolicy(), by_model)
@@ -67,10 +67,10 @@ def _policy(text: str, *, numbers: bool) -> VersionPolicy:
         return VersionPolicy(newest=_number(count) if ":" in text else 1)
     if numbers and text.isdecimal():
         return VersionPolicy(specific=(_number(text),))
-    raise ValueError(f"expected latest, latest:N, all, or NAME= before numbers of versions, got {text!r}")
+    raise ValueError(f"{text!r}: expected latest, latest:N, all, or NAME= before version numbers")
 
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or text.startswith("0") or len(text) > 9:
-        raise ValueError(f"expected a whole number from 1 on, got {text!r}")
+        raise ValueError(f"{text!r}: expected an integer from 1 to 999999999")
     return int(text)

@@ -1,10 +1,10 @@
-"""Which versions are wanted, as the setting says."""
+"""Which versions the setting `model_versions` selects."""
 
 from __future__ import annotations
 
 import pytest
 
-from rafaga.server.repository.versions import Versions
+from rafaga.server.config.model_versions import Versions
 
 THERE = [10, 2, 9, 1]
 
@@ -24,7 +24,7 @@ THERE = [10, 2, 9, 1]
         (["a=5"], [5], [10]),
     ],
 )
-def test_wanted(rules: list[str], of_a: list[int], of_b: list[int]) -> None:
+def test_versions_that_are_selected(rules: list[str], of_a: list[int], of_b: list[int]) -> None:
     versions = Versions.parse(rules)
     assert (versions.wanted("a", THERE), versions.wanted("b", THERE)) == (of_a, of_b)
 
@@ -35,20 +35,20 @@ def test_wanted(rules: list[str], of_a: list[int], of_b: list[int]) -> None:
         ("newest", "expected latest, latest:N, all"),
         ("3", "expected latest, latest:N, all"),
         ("", "expected latest"),
-        ("latest:0", "a whole number from 1 on"),
-        ("latest:", "a whole number from 1 on"),
-        ("latest:two", "a whole number"),
+        ("latest:0", "an integer from 1"),
+        ("latest:", "an integer from 1"),
+        ("latest:two", "an integer"),
         ("a=", "expected latest"),
-        ("a=0", "a whole number"),
-        ("a=1,01", "a whole number"),
+        ("a=0", "an integer"),
+        ("a=1,01", "an integer"),
         ("a=1,b", "expected latest"),
         ("a=all,3", "expected latest"),
         ("../a=1", "name of a model"),
         ("=1", "name of a model"),
-        ("a=1,b=2,a=3", "one rule for a"),
-        ("all,latest", "one rule for all models"),
+        ("a=1,b=2,a=3", "only one rule for a"),
+        ("all,latest", "only one rule for all models"),
     ],
 )
-def test_mistakes(rule: str, said: str) -> None:
+def test_invalid_rules(rule: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Versions.parse([rule])
