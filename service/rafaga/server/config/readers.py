@@ -67,7 +67,7 @@ def boolean(value: object) -> bool:
 def choice(kind: type[E]) -> Callable[[object], E]:
     def read(value: object) -> E:
         try:
-            return kind(value)
+            return kind(str(value))
         except ValueError:
             raise ValueError(f"{_shown(value)}: expected one of {', '.join(kind)}") from None
 

@@ -356,11 +356,10 @@ class Config:
                 values.setdefault(group, {})[name] = GROUPS[group][name].read(value)
             except ValueError as error:
                 raise ConfigError(f"{source}: {error}") from None
-        return cls(**{f.name: type(f.default)(**values.get(f.name, {})) for f in dataclasses.fields(cls)})
+        return cls(**{name: type(group)(**values.get(name, {})) for name, group in vars(cls()).items()})
 
 
 GROUPS: Mapping[str, Mapping[str, Setting]] = {
-    group.name: {f.name: f.metadata["setting"] for f in dataclasses.fields(group.default)}
-    for group in dataclasses.fields(Config)
+    name: {f.name: f.metadata["setting"] for f in dataclasses.fields(group)} for name, group in vars(Config()).items()
 }
 _GROUP_OF = {name: group for group, settings in GROUPS.items() for name in settings}
