@@ -83,6 +83,7 @@ class Server:
         try:
             _LOG.info("loading models", extra={"repository": str(models.repository), "http_port": self.http_port})
             self.repository.load(models.load_models)
+            self._warn_of_unknown_models()
             self._transport.start()
             if self._admin is not None:
                 self._admin.start()
@@ -95,7 +96,6 @@ class Server:
         self._health.server(lambda: self.repository.ready)
         if self._poller is not None:
             self._poller.start()
-        self._warn_of_unknown_models()
         _LOG.info(
             "serving",
             extra={
