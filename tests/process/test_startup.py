@@ -61,14 +61,6 @@ def test_an_invalid_setting_is_named() -> None:
         assert started.log[-1].text == "rafaga: --max-batch-size: 0: expected at least 1"
 
 
-def test_the_setting_transport_has_no_effect_but_a_warning(repository: Path) -> None:
-    with running(repository, "--transport", "native") as served:
-        warnings = [line.text for line in served.process.log if line.fields.get("level") == "WARNING"]
-        assert health(served, "digits") == "SERVING"
-    assert len(warnings) == 1
-    assert "transport has no effect" in warnings[0]
-
-
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU here")
 @pytest.mark.parametrize("device", ["cuda", "tensorrt:0"])
 def test_a_device_that_is_not_there_is_named(repository: Path, device: str) -> None:
