@@ -86,7 +86,7 @@ def publish_nothing(repository: Path) -> Path:
 
 def serve(repository: Path, transport: str) -> None:
     """Until its standard input ends. Says where it listens, and for every line how much its threads have computed."""
-    server = build(Config(repository=repository, transport=transport, grpc_port=0, http_port=0))
+    server = build(Config.of(repository=repository, transport=transport, grpc_port=0, http_port=0))
     server.start()
     model = server.repository.version(_MODEL, 0).model
     assert model is not None

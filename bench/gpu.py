@@ -32,8 +32,9 @@ from bench.packed import unpack
 from demo.server import ServerProcess
 from rafaga.bundle import Precision
 from rafaga.errors import DeviceError
+from rafaga.server.config.device import Device, DeviceKind, parse
 from rafaga.server.engines import devices
-from rafaga.server.engines.devices import Device, DeviceKind, Nvidia
+from rafaga.server.engines.devices import Nvidia
 
 _WHOLE_S = 450.0
 """Below eight minutes, with what it takes to start and to end."""
@@ -111,7 +112,7 @@ def main() -> int:
         return 0
     clock = Clock(options.seconds)
     try:
-        (device,) = devices.parse([options.device]) or ()
+        (device,) = parse([options.device]) or ()
         devices.check(device, Nvidia())
     except (DeviceError, ValueError) as error:
         print(f"bench.gpu: no GPU to measure: {error}", file=sys.stderr)

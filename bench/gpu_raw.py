@@ -21,9 +21,10 @@ from bench.gpu_models import torch_module
 from bench.packed import sample
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision
+from rafaga.server.config.device import Device, DeviceKind, parse
 from rafaga.server.engines import devices
 from rafaga.server.engines.cpu_count import available_cores
-from rafaga.server.engines.devices import Device, DeviceKind, Nvidia
+from rafaga.server.engines.devices import Nvidia
 from rafaga.server.engines.onnxruntime import create_session
 from rafaga.server.engines.providers import (
     CudaSettings,
@@ -59,7 +60,7 @@ def main() -> int:
     parser.add_argument("--packed", type=Path, required=True, help="what bench.gpu prepared")
     parser.add_argument("folders", type=Path, nargs="+", help="versions of bundles")
     options = parser.parse_args()
-    (device,) = devices.parse([options.device]) or ()
+    (device,) = parse([options.device]) or ()
     if device.gpu and not options.way.startswith("torch"):  # which brings and loads its own
         devices.preload()
     for folder in options.folders:

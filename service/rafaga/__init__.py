@@ -6,6 +6,8 @@
 7
 """
 
+import typing as _typing
+
 from rafaga.client import (
     AsyncClient,
     Box,
@@ -101,3 +103,14 @@ __all__ = [
     "Unauthenticated",
     "Unsupported",
 ]
+
+__version__: str
+
+if not _typing.TYPE_CHECKING:  # to type checkers, a module with __getattr__ has every name
+
+    def __getattr__(name):
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import version  # not imported with rafaga: it takes tens of milliseconds
+
+        return version("rafaga")

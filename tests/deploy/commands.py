@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from rafaga.load.options import parse_merge
-from rafaga.server.config.settings import add_arguments, from_arguments
+from rafaga.server.config.sources import add_arguments, from_arguments
 from tests.deploy.rendering import KUBERNETES, ROOT, Object, one, overlay, render
 
 Check = Callable[[list[str], Path], None]

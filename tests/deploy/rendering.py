@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rafaga.server.config.settings import Config, add_arguments, from_arguments
+from rafaga.server.config.settings import Config
+from rafaga.server.config.sources import add_arguments, from_arguments
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy/kubernetes"

@@ -113,7 +113,8 @@ def test_keda_alone_scales_the_deployment(on: str) -> None:
 
 def test_the_route_names_services_that_the_server_has(tmp_path: Path) -> None:
     spec = one(component("gateway"), "GRPCRoute")["spec"]
-    served = {path.split("/")[1] for path in build(Config(repository=tmp_path))._router.methods} | {health.SERVICE_NAME}
+    router = build(Config.of(repository=tmp_path))._router
+    served = {path.split("/")[1] for path in router.methods} | {health.SERVICE_NAME}
     assert {match["method"]["service"] for rule in spec["rules"] for match in rule["matches"]} == served
     (backend,) = (backend for rule in spec["rules"] for backend in rule["backendRefs"])
     assert one(component("gateway"), "Service", backend["name"])["spec"]["ports"][0]["port"] == backend["port"]
@@ -142,10 +143,10 @@ def test_kserve_starts_the_server_on_what_it_downloads(tmp_path: Path) -> None:
     assert only["name"] == "kserve-container", "KServe knows it by this name"
     assert only["image"] == container(overlay("cpu"))["image"]
     config = settings(only, None, tmp_path)
-    assert config.repository == Path("/mnt/models"), "where KServe puts what storageUri names"
+    assert config.models.repository == Path("/mnt/models"), "where KServe puts what storageUri names"
     (port,) = only["ports"]
-    assert (port["name"], port["containerPort"]) == ("h2c", config.grpc_port)
-    assert runtime["annotations"]["prometheus.kserve.io/port"] == str(config.http_port)
+    assert (port["name"], port["containerPort"]) == ("h2c", config.network.grpc_port)
+    assert runtime["annotations"]["prometheus.kserve.io/port"] == str(config.network.http_port)
     assert runtime["protocolVersions"] == ["grpc-v2"], "the Open Inference Protocol over gRPC"
 
 
@@ -160,6 +161,9 @@ def test_kserves_service_asks_for_that_runtime_and_gives_it_time_to_drain(tmp_pa
     assert predictor["model"]["storageUri"] == f"pvc://{claim}"
     config = settings(runtime["containers"][0], None, tmp_path)
     engines_s = ServedModel.close.__defaults__[0]
-    assert predictor["terminationGracePeriodSeconds"] > config.drain_delay_s + config.drain_timeout_s + engines_s
+    assert (
+        predictor["terminationGracePeriodSeconds"]
+        > config.network.drain_delay_s + config.network.drain_timeout_s + engines_s
+    )
     assert runtime["containers"][0]["securityContext"].items() > container(overlay("cpu"))["securityContext"].items()
     assert pod(overlay("cpu"))["automountServiceAccountToken"] == predictor["automountServiceAccountToken"]

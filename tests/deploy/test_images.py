@@ -101,7 +101,8 @@ def test_the_job_lets_the_image_write_where_it_does() -> None:
 def test_the_server_image_starts_what_the_manifests_start() -> None:
     assert last("server", "ENTRYPOINT") == '["rafaga"]'
     assert container(overlay("cpu"))["args"][0] in last("server", "CMD")
-    assert {int(port) for port in last("server", "EXPOSE").split()} == {Config().grpc_port, Config().http_port}
+    network = Config().network
+    assert {int(port) for port in last("server", "EXPOSE").split()} == {network.grpc_port, network.http_port}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import pytest
 
 from rafaga.load.options import parse_load
 from rafaga.server import lifecycle
-from rafaga.server.config.settings import PREFIX, Config
+from rafaga.server.config.settings import Config
+from rafaga.server.config.sources import PREFIX, SETTINGS
 from rafaga.server.execution.served_model import ServedModel
 from tests.deploy.rendering import (
     KUBERNETES,
@@ -71,9 +71,9 @@ def test_an_unknown_field_would_be_noticed() -> None:
 
 def test_ports_are_those_the_server_listens_on(objects: tuple[Object, ...], config: Config) -> None:
     ports = {p["name"]: p["containerPort"] for p in container(objects)["ports"]}
-    assert ports == {"grpc": config.grpc_port, "http": config.http_port}
-    assert ports == {"grpc": Config().grpc_port, "http": Config().http_port}, "defaults that people know"
-    assert not config.loopback
+    assert ports == {"grpc": config.network.grpc_port, "http": config.network.http_port}
+    assert ports == {"grpc": 50051, "http": 8080}, "the defaults"
+    assert not config.network.loopback
     for name in ("rafaga", "rafaga-headless"):
         for port in one(objects, "Service", name)["spec"]["ports"]:
             assert ports[port["targetPort"]] == port["port"]
@@ -82,13 +82,13 @@ def test_ports_are_those_the_server_listens_on(objects: tuple[Object, ...], conf
 
 
 def test_every_variable_is_a_setting(objects: tuple[Object, ...]) -> None:
-    known = {PREFIX + f.name.upper() for f in dataclasses.fields(Config)}
+    known = {PREFIX + name.upper() for name in SETTINGS}
     assert {e["name"] for e in container(objects)["env"]} <= known
 
 
 def test_models_and_settings_are_mounted_where_the_server_looks(objects: tuple[Object, ...], config: Config) -> None:
     mounts = {m["name"]: m for m in container(objects)["volumeMounts"]}
-    assert mounts["models"]["mountPath"] == str(config.repository)
+    assert mounts["models"]["mountPath"] == str(config.models.repository)
     assert all(m["readOnly"] for m in mounts.values())
     (claim,) = (v["persistentVolumeClaim"]["claimName"] for v in pod(objects)["volumes"] if v["name"] == "models")
     assert claim == one(render(KUBERNETES / "export"), "PersistentVolumeClaim")["metadata"]["name"]
@@ -96,7 +96,7 @@ def test_models_and_settings_are_mounted_where_the_server_looks(objects: tuple[O
 
 def test_the_grace_period_covers_the_drain(objects: tuple[Object, ...], config: Config) -> None:
     stop_s = container(objects)["lifecycle"]["preStop"]["sleep"]["seconds"]
-    drain_s = config.drain_delay_s + config.drain_timeout_s + lifecycle._REPLY_GRACE_S
+    drain_s = config.network.drain_delay_s + config.network.drain_timeout_s + lifecycle._REPLY_GRACE_S
     engines_s = ServedModel.close.__defaults__[0]
     assert pod(objects)["terminationGracePeriodSeconds"] > stop_s + drain_s + engines_s
 
@@ -104,7 +104,7 @@ def test_the_grace_period_covers_the_drain(objects: tuple[Object, ...], config: 
 def test_readiness_is_lost_within_the_drain_delay_and_prestop(objects: tuple[Object, ...], config: Config) -> None:
     """Balancers that go by readiness alone hear of the drain while calls are still answered."""
     probe = container(objects)["readinessProbe"]
-    assert probe["periodSeconds"] * probe["failureThreshold"] <= config.drain_delay_s
+    assert probe["periodSeconds"] * probe["failureThreshold"] <= config.network.drain_delay_s
 
 
 def test_an_update_never_has_fewer_pods_than_before(objects: tuple[Object, ...]) -> None:
@@ -240,7 +240,7 @@ def test_tensorrt_has_a_cache_that_outlives_its_pods_and_time_to_fill_it(release
     config = settings(only, one(objects, "ConfigMap"), tmp_path)
     mounts = {m["name"]: m for m in only["volumeMounts"]}
     # A folder in the volume: its root belongs to root and a group, and the cache must be the server's own.
-    assert str(config.tensorrt_cache.parent) == mounts["tensorrt"]["mountPath"]
+    assert str(config.engines.tensorrt_cache.parent) == mounts["tensorrt"]["mountPath"]
     assert not mounts["tensorrt"].get("readOnly")
     claims = {v["name"]: v.get("persistentVolumeClaim", {}).get("claimName") for v in pod(objects)["volumes"]}
     assert (claims["tensorrt"], claims["models"]) == ("rafaga-tensorrt", "rafaga-models")
@@ -275,7 +275,7 @@ def test_tls_turns_the_probes_to_http(tmp_path: Path) -> None:
     only = container(component("tls"))
     config = settings(only, one(component("tls"), "ConfigMap"), tmp_path)
     mounts = {m["name"]: m["mountPath"] for m in only["volumeMounts"]}
-    assert [str(config.tls_key), str(config.tls_certificate)] == [
+    assert [str(config.security.tls_key), str(config.security.tls_certificate)] == [
         f"{mounts['tls']}/tls.key",
         f"{mounts['tls']}/tls.crt",
     ]

@@ -43,12 +43,12 @@ def test_the_hash_of_a_token_is_what_the_server_takes() -> None:
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     digest = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=60).stdout
-    assert Config(bearer_token_sha256=(digest,)).bearer_token_sha256 == (digest,)
+    assert Config.of(bearer_token_sha256=(digest,)).security.bearer_token_sha256 == (digest,)
 
 
 def test_curl_asks_for_what_the_server_answers(server: Served) -> None:
     (url,) = (word for c in COMMANDS if c.startswith("curl") for word in shlex.split(c) if word.startswith("http"))
-    base = f"http://127.0.0.1:{Config().http_port}"
+    base = f"http://127.0.0.1:{Config().network.http_port}"
     assert url.startswith(base)
     assert server.get(url.removeprefix(base))[0] == 200
 

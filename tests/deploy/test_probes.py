@@ -75,7 +75,8 @@ def test_a_pod_that_comes_before_the_models_gets_ready_with_them(serve: Callable
     config = settings(container(overlay("dev")), one(overlay("dev"), "ConfigMap"), tmp_path)
     models = tmp_path / "models"
     models.mkdir()
-    served, only = serve(models, model_control=config.model_control, poll_interval_s=0.1), container(overlay("dev"))
+    served = serve(models, model_control=config.models.model_control, poll_interval_s=0.1)
+    only = container(overlay("dev"))
     assert ask(served, only["startupProbe"]) == SERVING
     assert ask(served, only["readinessProbe"]) == NOT_SERVING
     bundles.publish_classifier(models)

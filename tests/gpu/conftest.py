@@ -25,11 +25,12 @@ from bench.packed import unpack
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision, Variant
 from rafaga.errors import DeviceError
-from rafaga.server.config.per_model import EngineSettings, PerModel
+from rafaga.server.config.device import Device, DeviceFallback, parse
+from rafaga.server.config.per_model import EngineOptions, PerModel
 from rafaga.server.config.settings import GpuChoice
 from rafaga.server.engines import devices
 from rafaga.server.engines import selection as placements
-from rafaga.server.engines.devices import Choice, Device, DeviceFallback, Nvidia
+from rafaga.server.engines.devices import Choice, Nvidia
 from rafaga.server.engines.onnxruntime import Engine, Golden
 from rafaga.server.engines.selection import GpuSettings, Placement, Task
 
@@ -46,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def device() -> Device:
-    (device,) = devices.parse([os.environ.get("RAFAGA_TEST_DEVICE", "cuda:0")]) or ()
+    (device,) = parse([os.environ.get("RAFAGA_TEST_DEVICE", "cuda:0")]) or ()
     try:
         devices.check(device, Nvidia())
     except DeviceError as error:
@@ -81,7 +82,7 @@ def place(device: Device, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 def placed(device: Device, settings: GpuSettings) -> Placement:
-    return Placement.on(Choice((device,), "a test"), DeviceFallback.FAIL, settings, PerModel(EngineSettings()))
+    return Placement.on(Choice((device,), "a test"), DeviceFallback.FAIL, settings, PerModel(EngineOptions()))
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import onnxruntime as ort
 import pytest
 
 from rafaga.errors import DeviceMemoryError
+from rafaga.server.config.device import Device
 from rafaga.server.config.per_model import PerModel
 from rafaga.server.engines.cuda import Cuda
-from rafaga.server.engines.devices import Device
 from rafaga.server.engines.memory_budget import MIB
 from rafaga.server.engines.selection import Placement
 from tests.bundles import publish_convolutions

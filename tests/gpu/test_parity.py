@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from rafaga.bundle import relative_error
+from rafaga.server.config.device import Device
 from rafaga.server.config.settings import GpuChoice
-from rafaga.server.engines.devices import Device
 from rafaga.server.engines.pipelined import BoundEngine
 from rafaga.server.engines.selection import Placement
 from tests.bundles import (

@@ -11,7 +11,7 @@ import pytest
 
 from demo.server import ServerProcess
 from rafaga import Client
-from rafaga.server.engines.devices import Device
+from rafaga.server.config.device import Device
 from tests.bundles import classify, features, forecast, publish_backbone, publish_classifier, publish_forecaster
 
 _SECONDS = 60.0

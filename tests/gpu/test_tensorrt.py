@@ -10,8 +10,9 @@ import onnxruntime as ort
 import pytest
 
 from rafaga.errors import DeviceError
+from rafaga.server.config.device import Device, DeviceKind
 from rafaga.server.engines import devices
-from rafaga.server.engines.devices import Device, DeviceKind, Nvidia
+from rafaga.server.engines.devices import Nvidia
 from rafaga.server.engines.onnxruntime import Engine
 from rafaga.server.engines.selection import GpuSettings
 from tests.bundles import convolve, publish_convolutions, publish_forecaster

@@ -81,7 +81,7 @@ class Served(Stubs):
 
 @contextmanager
 def serving(repository: Path, **settings: Any) -> Iterator[Served]:
-    config = Config(
+    config = Config.of(
         **{
             "repository": repository,
             "threads": ("1",),

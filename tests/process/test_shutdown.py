@@ -16,8 +16,8 @@ from rafaga.inference import open_inference_pb2_grpc
 from rafaga.v1 import vision_pb2
 from tests import bundles
 from tests.integration import graphs, messages
-from tests.integration.serving import PATIENCE_S, connected, eventually, refusal_of
-from tests.process.running import Running, running
+from tests.integration.serving import PATIENCE_S, connected, eventually, get, refusal_of
+from tests.process.running import Running, process, running
 
 CLASSIFY = "/rafaga.v1.Vision/Classify"
 IMAGES = [messages.random_digits(seed) for seed in range(8)]
@@ -44,7 +44,7 @@ def test_what_was_accepted_is_answered_and_what_comes_is_refused(repository: Pat
     with running(repository, "--max-queue-wait-ms", "600000") as served:
         accepted = ask_slowly(served, 20)
         served.process.send(number)
-        served.process.wait_for("draining: finishing what was accepted, a second signal stops at once")
+        served.process.wait_for("draining: finishing accepted calls; a second signal stops at once")
         with connected(served.address) as channel:
             late = channel.unary_unary(CLASSIFY).future(messages.classify(IMAGES[0]).SerializeToString())
             assert late.code() is grpc.StatusCode.UNAVAILABLE
@@ -116,11 +116,11 @@ def test_a_second_signal_does_not_wait(repository: Path) -> None:
     with running(repository, "--max-queue-wait-ms", "6000000") as served:
         accepted = ask_slowly(served, 100)
         served.process.send(signal.SIGTERM)
-        served.process.wait_for("draining: finishing what was accepted, a second signal stops at once")
+        served.process.wait_for("draining: finishing accepted calls; a second signal stops at once")
         served.process.send(signal.SIGTERM)
         assert served.process.exit_code() == 1
         assert served.process.wait_for("stopped")["clean"] is False
-        assert served.process.wait_for("stopping with calls unanswered")["calls"] > 0
+        assert served.process.wait_for("stopping with unanswered calls")["calls"] > 0
         codes = Counter(call.code() for call in accepted)
     assert codes[grpc.StatusCode.OK] < 100
     assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
@@ -150,3 +150,18 @@ def test_a_model_that_an_admin_loads_is_not_waited_for(tmp_path: Path) -> None:
             served.process.send(signal.SIGTERM)
             assert served.process.exit_code() == 0
         assert loading.code() is not grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_while_models_load_ends_the_server(tmp_path: Path, number: signal.Signals) -> None:
+    """1. A model starts to load, which takes minutes; HTTP answers that the server is alive, but not ready. 2. The
+    signal. 3. The server ends with exit code 0, before the model is loaded."""
+    graphs.publish_slow(tmp_path, products=1000)
+    ports = ("--grpc-port", "0", "--http-port", "0")
+    with process("--repository", str(tmp_path), *ports, "--threads", "1") as started:
+        http = f"http://127.0.0.1:{started.wait_for('loading models')['http_port']}"
+        assert [get(http + path)[0] for path in ("/healthz", "/readyz")] == [200, 503]
+        started.send(number)
+        assert started.exit_code() == 0
+        assert started.line("stopped while models were loading")
+        assert not started.line("serving")

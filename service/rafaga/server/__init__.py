@@ -1,6 +1,6 @@
-"""The inference server: `app.serve(config)` runs it; `app` draws the whole object graph."""
+"""The inference server: `app.serve(config)` runs it, and `app.build` composes it."""
 
 import os
 
-# ONNX Runtime's Linux builds report usage to their maker unless told not to before they are loaded.
+# ONNX Runtime's Linux builds send usage data to their vendor unless this is set before they are loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,14 +1,16 @@
-"""The life of a server: loading → serving → draining → stopped, and the signals that end it."""
+"""The life of a server: loading → serving → draining → stopped, driven by signals."""
 
 from __future__ import annotations
 
+import gc
 import logging
-import queue
 import signal
+import socket
 import threading
 import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rafaga.server.config.settings import Config
 from rafaga.server.repository.poller import Poller
@@ -21,12 +23,12 @@ from rafaga.server.transport.health import Health
 from rafaga.server.transport.http import HttpServer
 from rafaga.server.transport.router import Router
 
-if TYPE_CHECKING:  # an extra of its own
+if TYPE_CHECKING:  # needs the extra `tracing`
     from rafaga.server.transport.tracing import Tracer
 
 _LOG = logging.getLogger(__name__)
 
-# How long replies that were handed to the transport may take to leave.
+# How long the transport may take to send the last replies.
 _REPLY_GRACE_S = 5.0
 
 
@@ -73,14 +75,16 @@ class Server:
         return self._http.port
 
     def start(self) -> None:
-        """Loads and warms every model, then opens the gRPC port.
+        """Opens the HTTP port, so that liveness probes are answered, then loads all models, then opens the gRPC port.
 
-        HTTP comes first, so that a liveness probe is answered while models load. Raises FileNotFoundError without a
-        repository, OSError when a port is taken.
+        Raises FileNotFoundError without a repository, OSError when a port is taken.
         """
         self._http.start()
+        models = self._config.models
         try:
-            self.repository.load(self._config.load_models)
+            _LOG.info("loading models", extra={"repository": str(models.repository), "http_port": self.http_port})
+            self.repository.load(models.load_models)
+            self._warn_of_unknown_models()
             self._transport.start()
             if self._admin is not None:
                 self._admin.start()
@@ -96,7 +100,7 @@ class Server:
         _LOG.info(
             "serving",
             extra={
-                "host": self._config.host,
+                "host": self._config.network.host,
                 "grpc_port": self.grpc_port,
                 "http_port": self.http_port,
                 "admin_port": self.admin_port,
@@ -105,21 +109,21 @@ class Server:
         )
 
     def drain_and_stop(self, hurry: threading.Event | None = None) -> bool:
-        """Answers what was accepted, refuses what comes, and stops. True when everything was answered in time.
+        """Refuses new calls, finishes accepted ones, and stops. True if all accepted calls were answered in time.
 
-        `hurry`, once set, ends the waiting.
+        Setting `hurry` ends all waiting.
         """
         hurry = hurry or threading.Event()
-        # Balancers that watch health go elsewhere; those that do not, find the port open for drain_delay_s.
+        # Balancers see NOT_SERVING and stop sending; until they do, calls are still served, for drain_delay_s.
         self._health.drain()
         if self._poller is not None:
             self._poller.close()
         if self._admin is not None:
             self._admin.close(0.0)
-        hurry.wait(self._config.drain_delay_s)
+        hurry.wait(self._config.network.drain_delay_s)
         self._router.drain()
         clean = self._wait_for_calls(hurry)
-        # Only now may the queues refuse: a call accepted before may still have been on its way to one.
+        # Not earlier: a call accepted before the drain may not have reached its queue yet.
         self.repository.drain()
         self._health.close()
         self._streams.close()
@@ -133,52 +137,79 @@ class Server:
         _LOG.info("stopped", extra={"clean": clean})
         return clean
 
+    def _warn_of_unknown_models(self) -> None:
+        known = {name for name, _ in self.repository.on_disk()}
+        for name in self._config.engines.options.by_model.keys() - known:
+            _LOG.warning("per-model settings name an unknown model", extra={"model": name})
+
     def _wait_for_calls(self, hurry: threading.Event) -> bool:
-        end = time.monotonic() + self._config.drain_timeout_s
+        end = time.monotonic() + self._config.network.drain_timeout_s
         while not hurry.is_set() and time.monotonic() < end:
             if self._router.in_flight.wait_until_none(min(0.1, max(0.0, end - time.monotonic()))):
                 return True
         left = self._router.in_flight.count
         if left:
-            _LOG.error("stopping with calls unanswered", extra={"calls": left})
+            _LOG.error("stopping with unanswered calls", extra={"calls": left})
         return not left
 
 
-_SIGNAL_SLICE_S = 0.2
+def run(server: Server) -> int:
+    """Serves until SIGTERM or SIGINT. Returns the exit code: 0 if all accepted calls were answered.
+
+    The first signal drains the server; a second one ends the drain. A signal while models load returns at once: no call
+    was accepted yet. The caller must then end the process, because the thread that loads is still running.
+    """
+    with ShutdownSignals() as signals:
+        starter = ThreadPoolExecutor(1, thread_name_prefix="start")
+        started = starter.submit(server.start)
+        starter.shutdown(wait=False)
+        wait((started, signals.first), return_when=FIRST_COMPLETED)
+        if not started.done():
+            _LOG.info("stopped while models were loading")
+            return 0
+        started.result()  # raises what start raised
+        # Objects that exist now live as long as the server: later collections, which pause every thread, skip them.
+        gc.collect()
+        gc.freeze()
+        signals.first.result()
+        _LOG.info("draining: finishing accepted calls; a second signal stops at once")
+        clean = server.drain_and_stop(hurry=signals.second)
+    return 0 if clean else 1
 
 
 class ShutdownSignals:
-    """Catches SIGTERM and SIGINT while entered, and gives the old handlers back."""
+    """SIGTERM and SIGINT, as long as it is entered: the first one completes `first`, the next one sets `second`.
+
+    Python runs signal handlers in the main thread, between any two instructions, so a handler must take no lock. The
+    handlers here do nothing. A thread reads the signals from a socket, which the interpreter writes them to.
+    """
 
     def __init__(self) -> None:
-        self._first = threading.Event()
+        self.first: Future[None] = Future()
         self.second = threading.Event()
-        # A handler interrupts this thread anywhere, also where it holds an Event's lock: setting the Event there would
-        # wait for itself. Putting into a SimpleQueue is safe, and another thread sets the Events.
-        self._caught: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> ShutdownSignals:
-        threading.Thread(target=self._tell, name="signals", daemon=True).start()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, lambda number, _: self._caught.put(number))
+        self._received, self._sent = socket.socketpair()
+        self._sent.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(self._sent.fileno(), warn_on_full_buffer=False)
+        self._handlers_before = {n: signal.signal(n, lambda *_: None) for n in (signal.SIGTERM, signal.SIGINT)}
+        threading.Thread(target=self._read, name="signals", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
-        self._caught.put(None)
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._sent.close()  # ends the thread
 
-    def wait(self) -> None:
-        # In slices: the handlers run in this thread alone, and a signal that comes in the moment before it sleeps does
-        # not wake it.
-        while not self._first.wait(_SIGNAL_SLICE_S):
-            pass
-
-    def _tell(self) -> None:
-        while self._caught.get() is not None:
-            if self._first.is_set():
-                self.second.set()
-            self._first.set()
+    def _read(self) -> None:
+        with self._received:
+            while number := self._received.recv(1):
+                if number[0] not in self._handlers_before:
+                    continue
+                if self.first.done():
+                    self.second.set()
+                else:
+                    self.first.set_result(None)

@@ -215,7 +215,8 @@ def test_a_reader_that_goes_away_is_no_error_on_the_terminal(script: Script) -> 
 def _server_modules(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Stands in for the server's two entry points; gives the list of configs that were served."""
     served: list[object] = []
-    config, app = ModuleType("rafaga.server.config.settings"), ModuleType("rafaga.server.app")
+    modules = {name: ModuleType(f"rafaga.server.{name}") for name in ("config.settings", "config.sources", "app")}
+    settings, sources, app = modules.values()
 
     class ConfigError(Exception):
         pass
@@ -233,10 +234,11 @@ def _server_modules(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         served.append(config)
         return 7
 
-    config.ConfigError = ConfigError  # type: ignore[attr-defined]
-    config.add_arguments, config.from_arguments, app.serve = add_arguments, from_arguments, serve  # type: ignore[attr-defined]
-    for name, module in (("rafaga.server.config.settings", config), ("rafaga.server.app", app)):
-        monkeypatch.setitem(sys.modules, name, module)
+    settings.ConfigError = ConfigError  # type: ignore[attr-defined]
+    sources.add_arguments, sources.from_arguments = add_arguments, from_arguments  # type: ignore[attr-defined]
+    app.serve = serve  # type: ignore[attr-defined]
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, f"rafaga.server.{name}", module)
     return served
 
 

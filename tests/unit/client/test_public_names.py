@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib import metadata
 from inspect import ismodule
 from pathlib import Path
+
+import pytest
 
 import rafaga
 from rafaga import errors
@@ -19,6 +22,12 @@ def test_all_names_every_public_name_and_no_other() -> None:
     bound = {name for name, value in vars(rafaga).items() if not name.startswith("_") and not ismodule(value)}
     assert set(rafaga.__all__) == bound
     assert sorted(rafaga.__all__) == list(rafaga.__all__)
+
+
+def test_the_version() -> None:
+    assert rafaga.__version__ == metadata.version("rafaga")
+    with pytest.raises(AttributeError, match="module 'rafaga' has no attribute 'Cliant'"):
+        rafaga.Cliant  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_every_error_of_a_request_is_public() -> None:

@@ -1,32 +1,36 @@
-"""Signals: the first asks for a drain, the second for hurry, and the old handlers come back."""
+"""Signals: the first asks for a drain, the second ends it, and afterwards the old handlers are back."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
+from typing import Any
 
 import pytest
 
+from rafaga.server import lifecycle
 from rafaga.server.lifecycle import ShutdownSignals
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_first_and_second(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with ShutdownSignals() as signals:
+        assert not signals.first.done()
         os.kill(os.getpid(), number)
-        signals.wait()
+        signals.first.result(WAIT_S)
         assert not signals.second.is_set()
         os.kill(os.getpid(), number)
         assert signals.second.wait(WAIT_S)
     assert signal.getsignal(number) is before
+    assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_signals_while_the_events_are_in_use() -> None:
-    """A handler runs between two instructions of the thread that looks at the Events: it must not wait for their
-    locks."""
+def test_a_signal_between_two_instructions_blocks_nobody() -> None:
+    """Handlers interrupt the main thread anywhere, also where it holds the lock of one of the events."""
     with ShutdownSignals() as signals:
         for _ in range(300):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -34,6 +38,62 @@ def test_signals_while_the_events_are_in_use() -> None:
         assert signals.second.wait(WAIT_S)
 
 
-def test_without_signals_nothing_is_told() -> None:
-    with ShutdownSignals() as signals:
-        assert not signals.second.wait(0.01)
+def test_other_signals_are_not_counted() -> None:
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with ShutdownSignals() as signals:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            signals.first.result(WAIT_S)
+            assert not signals.second.is_set()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+class FakeServer:
+    """`start` lasts until it is let go."""
+
+    def __init__(self) -> None:
+        self.starting, self.let_go = threading.Event(), threading.Event()
+        self.drains = 0
+
+    def start(self) -> None:
+        self.starting.set()
+        self.let_go.wait(WAIT_S)
+
+    def drain_and_stop(self, hurry: threading.Event) -> bool:
+        self.drains += 1
+        return not hurry.is_set()
+
+
+def kill_after(event: threading.Event) -> None:
+    def kill() -> None:
+        event.wait(WAIT_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=kill).start()
+
+
+def test_a_signal_while_models_load_does_not_wait_for_them() -> None:
+    server: Any = FakeServer()
+    kill_after(server.starting)
+    assert lifecycle.run(server) == 0
+    assert not server.drains
+    server.let_go.set()
+
+
+def test_a_signal_while_serving_drains() -> None:
+    server: Any = FakeServer()
+    server.let_go.set()
+    kill_after(server.starting)
+    assert lifecycle.run(server) == 0
+
+
+def test_what_start_raises_is_raised() -> None:
+    class Failing(FakeServer):
+        def start(self) -> None:
+            raise OSError("127.0.0.1:80: address already in use")
+
+    server: Any = Failing()
+    with pytest.raises(OSError, match="in use"):
+        lifecycle.run(server)

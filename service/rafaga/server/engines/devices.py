@@ -9,67 +9,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 import onnxruntime as ort
 
 from rafaga.errors import DeviceError
+from rafaga.server.config.device import CPU, Device, DeviceFallback, DeviceKind
 from rafaga.server.engines.cuda import Cuda
 
-AUTO = "auto"
-_PATTERN = re.compile(r"(cpu|(cuda|tensorrt)(:(\d{1,3}))?)")
 # ONNX Runtime looks for it, and does without.
 _PLUGINS = "libnvinfer_plugin.so.10"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 # The oldest GPUs that a CUDA version compiles for, by its first number.
 _OLDEST = {"13": (7, 5)}
-
-
-class DeviceKind(StrEnum):
-    CPU = "cpu"
-    CUDA = "cuda"
-    TENSORRT = "tensorrt"
-
-
-class DeviceFallback(StrEnum):
-    """What to do when a device that was asked for cannot be used."""
-
-    FAIL = "fail"
-    CPU = "cpu"
-
-
-@dataclass(frozen=True)
-class Device:
-    """`index` counts the GPUs that the process sees (CUDA_VISIBLE_DEVICES)."""
-
-    kind: DeviceKind
-    index: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.index}" if self.gpu else str(self.kind)
-
-    @property
-    def gpu(self) -> bool:
-        return self.kind is not DeviceKind.CPU
-
-    @property
-    def provider(self) -> str:
-        """ONNX Runtime's name for it."""
-        return _PROVIDERS[self.kind]
-
-
-CPU = Device(DeviceKind.CPU)
-_PROVIDERS = {
-    DeviceKind.CPU: "CPUExecutionProvider",
-    DeviceKind.CUDA: "CUDAExecutionProvider",
-    DeviceKind.TENSORRT: "TensorrtExecutionProvider",
-}
 
 
 @dataclass(frozen=True)
@@ -109,26 +65,6 @@ class Choice:
     devices: tuple[Device, ...]
     why: str
     degraded: bool = False
-
-
-def parse(texts: Sequence[str]) -> tuple[Device, ...] | None:
-    """`cpu`, `cuda`, `cuda:1`, `tensorrt:0`; None for `auto`. Raises ValueError."""
-    if tuple(texts) == (AUTO,):
-        return None
-    found: list[Device] = []
-    for text in texts:
-        match = _PATTERN.fullmatch(text)
-        if match is None:
-            raise ValueError(f"expected auto, cpu, cuda[:N] or tensorrt[:N], got {text!r}")
-        device = Device(DeviceKind(match[2] or match[1]), int(match[4] or 0))
-        if device in found:
-            raise ValueError(f"{device} is named twice: one engine for each device")
-        found.append(device)
-    if not found:
-        raise ValueError("expected auto, cpu, cuda[:N] or tensorrt[:N], got nothing")
-    if len({device.kind for device in found}) > 1:
-        raise ValueError("expected devices of one kind: their engines share a queue, and are taken to be equally fast")
-    return tuple(found)
 
 
 def choose(wanted: tuple[Device, ...] | None, fallback: DeviceFallback, system: System) -> Choice:

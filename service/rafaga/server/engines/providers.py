@@ -23,7 +23,8 @@ import onnxruntime as ort
 from rafaga import int8
 from rafaga.bundle import Precision, TensorSpec
 from rafaga.errors import DeviceError, DeviceMemoryError
-from rafaga.server.engines.devices import CPU, Device, DeviceKind, Gpu
+from rafaga.server.config.device import CPU, Device, DeviceKind
+from rafaga.server.engines.devices import Gpu
 
 _LOG = logging.getLogger(__name__)
 

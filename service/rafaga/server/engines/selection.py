@@ -19,12 +19,13 @@ import onnxruntime as ort
 
 from rafaga.bundle import Precision
 from rafaga.errors import BundleError, DeviceError, DeviceMemoryError
-from rafaga.server.config.per_model import EngineSettings, PerModel
+from rafaga.server.config.device import CPU, Device, DeviceFallback, DeviceKind
+from rafaga.server.config.per_model import EngineOptions, PerModel
 from rafaga.server.config.settings import GpuChoice
 from rafaga.server.engines.cpu_count import available_cores
 from rafaga.server.engines.cuda import Cuda
 from rafaga.server.engines.device_memory import CudaMemory, HostMemory, Memory
-from rafaga.server.engines.devices import CPU, Choice, Device, DeviceFallback, DeviceKind, Gpu, Nvidia
+from rafaga.server.engines.devices import Choice, Gpu, Nvidia
 from rafaga.server.engines.memory_budget import HEADROOM, MIB, MemoryBudget, estimate
 from rafaga.server.engines.onnxruntime import Described, Engine, Samples
 from rafaga.server.engines.pipelined import SLOTS, BoundEngine, PaddedEngine, fits
@@ -104,7 +105,7 @@ class Placement:
     devices: tuple[Device, ...] = (CPU,)
     fallback: DeviceFallback = DeviceFallback.FAIL
     settings: GpuSettings = GpuSettings()
-    engines: PerModel[EngineSettings] = field(default_factory=lambda: PerModel(EngineSettings()))
+    engines: PerModel[EngineOptions] = field(default_factory=lambda: PerModel(EngineOptions()))
     _sites: dict[int, Site] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -113,7 +114,7 @@ class Placement:
         choice: Choice,
         fallback: DeviceFallback,
         settings: GpuSettings,
-        engines: PerModel[EngineSettings],
+        engines: PerModel[EngineOptions],
     ) -> Placement:
         """Raises DeviceError."""
         sites: dict[int, Site] = {}

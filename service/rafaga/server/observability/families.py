@@ -1,4 +1,4 @@
-"""The list of metrics: `Metrics` and docs/metrics.md are made from it, rules and dashboards are checked against it."""
+"""The list of metrics. `Metrics` and docs/metrics.md are made from it; tests check rules and dashboards against it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Family:
-    """One metric with all its labels. `buckets`: upper bounds, of histograms alone."""
+    """One metric with all its labels. buckets: upper bounds, for histograms only."""
 
     kind: Kind
     name: str
@@ -39,59 +39,59 @@ class Family:
 
 LABELS = {
     "method": "full name of the gRPC method, `/rafaga.v1.Vision/Classify`",
-    "code": "gRPC status, `OK` or for example `RESOURCE_EXHAUSTED`",
-    "reason": "the reason that travels with the status, for example `QUEUE_FULL` or `DEADLINE_UNREACHABLE`",
+    "code": "gRPC status, for example `OK` or `RESOURCE_EXHAUSTED`",
+    "reason": "reason in the details of the status, for example `QUEUE_FULL` or `DEADLINE_UNREACHABLE`",
     "model": "name of the model",
     "version": "version of the model, a number",
-    "gpu": "number of the GPU, as the driver counts those that the process sees",
-    "product": "name of the GPU, `NVIDIA H200`",
-    "cause": "`deadline`: the answer would have come too late; `cancelled`: the caller went away",
+    "gpu": "index of the GPU among those that the process sees",
+    "product": "name of the GPU, for example `NVIDIA H200`",
+    "cause": "`deadline`: the answer would be too late; `cancelled`: the caller cancelled or disconnected",
 }
 
 REQUESTS = Family(Kind.COUNTER, "rafaga_requests", "Calls answered, by method and gRPC status.", ("method", "code"))
 REFUSALS = Family(
     Kind.COUNTER,
     "rafaga_refusals",
-    "Calls refused or failed, by the reason that travels with the status.",
+    "Calls refused or failed, by the reason in the status details.",
     ("method", "reason"),
 )
 REQUEST_SECONDS = Family(
     Kind.HISTOGRAM,
     "rafaga_request_seconds",
-    "From receiving a call to handing over its reply.",
+    "Time from receiving a call to passing its reply to the transport.",
     ("method",),
     _SECONDS,
 )
-IN_FLIGHT = Family(Kind.GAUGE, "rafaga_requests_in_flight", "Calls received, not answered.")
-DROPPED = Family(Kind.COUNTER, "rafaga_dropped", "Jobs dropped from the queue, uncomputed.", ("model", "cause"))
-FAILURES = Family(Kind.COUNTER, "rafaga_engine_failures", "Jobs that made the engine fail.", ("model",))
+IN_FLIGHT = Family(Kind.GAUGE, "rafaga_requests_in_flight", "Calls received and not answered yet.")
+DROPPED = Family(Kind.COUNTER, "rafaga_dropped", "Jobs dropped from the queue before they ran.", ("model", "cause"))
+FAILURES = Family(Kind.COUNTER, "rafaga_engine_failures", "Jobs whose run failed in the engine.", ("model",))
 RESTARTS = Family(
     Kind.COUNTER,
     "rafaga_engine_restarts",
-    "Engines that were brought up in the place of one that hung, failed on its own sample or died.",
+    "Engines started to replace one that hung, failed on its own sample, or died.",
     ("model",),
 )
 BATCH_SIZE = Family(Kind.HISTOGRAM, "rafaga_batch_size", "Rows per run of an engine.", ("model",), _ROWS)
 PADDING_ROWS = Family(
     Kind.COUNTER,
     "rafaga_padding_rows",
-    "Rows' worth of padding computed: series filled up to the longest of their batch, batches to a GPU's bucket.",
+    "Padding computed, in rows: series padded to the longest in their batch, batches padded to a GPU bucket.",
     ("model",),
 )
 QUEUE_SECONDS = Family(
     Kind.HISTOGRAM,
     "rafaga_queue_seconds",
-    "From entering the queue to being taken into a batch.",
+    "Time from entering the queue to joining a batch.",
     ("model",),
     _SECONDS,
 )
 INFERENCE_SECONDS = Family(
-    Kind.HISTOGRAM, "rafaga_inference_seconds", "One run of an engine over a batch.", ("model",), _SECONDS
+    Kind.HISTOGRAM, "rafaga_inference_seconds", "Time of one run of an engine on a batch.", ("model",), _SECONDS
 )
 PREPROCESS_SECONDS = Family(
     Kind.HISTOGRAM,
     "rafaga_preprocess_seconds",
-    "Decoding and resizing the images of one call.",
+    "Time to decode and resize the images of one call.",
     ("model",),
     _SECONDS,
 )
@@ -99,39 +99,37 @@ QUEUE_ROWS = Family(Kind.GAUGE, "rafaga_queue_rows", "Rows waiting in the queue.
 PREDICTED_WAIT = Family(
     Kind.GAUGE,
     "rafaga_queue_predicted_wait_seconds",
-    "How long a request without a deadline would wait in the queue that came at the scrape.",
+    "Predicted queue time of a request without a deadline that arrives at the time of the scrape.",
     ("model",),
 )
 CAPACITY = Family(
     Kind.GAUGE,
     "rafaga_model_capacity_rows_per_second",
-    "Rows that the engine would answer per second in batches of the efficient size, as its runs so far predict.",
+    "Rows per second that the engine can compute in batches of the efficient size, predicted from its runs so far.",
     ("model",),
 )
 READY = Family(Kind.GAUGE, "rafaga_model_ready", "1 while the model is served.", ("model", "version"))
 LOAD_SECONDS = Family(
-    Kind.GAUGE, "rafaga_model_load_seconds", "Reading, verifying and warming up a model.", ("model", "version")
+    Kind.GAUGE, "rafaga_model_load_seconds", "Time to read, verify and warm up a model.", ("model", "version")
 )
 SWAP_SECONDS = Family(
     Kind.GAUGE,
     "rafaga_model_swap_seconds",
-    "How long what was replaced last took to end: its last answers, and its memory given back.",
+    "Time for the version that was last replaced to finish its requests and free its memory.",
     ("model",),
 )
 LOAD_FAILURES = Family(
     Kind.COUNTER,
     "rafaga_model_load_failures",
-    "Models that were refused when they were loaded; what was served before still is.",
+    "Models refused at load; the version served before stays in service.",
     ("model", "version"),
 )
 
 _GPU = ("gpu", "product")
-GPU_UTILISATION = Family(
-    Kind.GAUGE, "rafaga_gpu_utilisation_ratio", "Share of the time in which the GPU computed anything.", _GPU
-)
-GPU_MEMORY_USED = Family(Kind.GAUGE, "rafaga_gpu_memory_used_bytes", "Of the GPU's memory, by all processes.", _GPU)
-GPU_MEMORY_TOTAL = Family(Kind.GAUGE, "rafaga_gpu_memory_total_bytes", "The GPU's memory.", _GPU)
-GPU_POWER = Family(Kind.GAUGE, "rafaga_gpu_power_watts", "What the GPU draws.", _GPU)
+GPU_UTILISATION = Family(Kind.GAUGE, "rafaga_gpu_utilisation_ratio", "Share of time in which the GPU was busy.", _GPU)
+GPU_MEMORY_USED = Family(Kind.GAUGE, "rafaga_gpu_memory_used_bytes", "GPU memory used by all processes.", _GPU)
+GPU_MEMORY_TOTAL = Family(Kind.GAUGE, "rafaga_gpu_memory_total_bytes", "Total GPU memory.", _GPU)
+GPU_POWER = Family(Kind.GAUGE, "rafaga_gpu_power_watts", "Power draw of the GPU.", _GPU)
 
 FAMILIES = (
     REQUESTS,
@@ -155,5 +153,5 @@ FAMILIES = (
     LOAD_FAILURES,
 )
 
-# Where there are GPUs.
+# Exported only if there are GPUs.
 GPU_FAMILIES = (GPU_UTILISATION, GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_POWER)

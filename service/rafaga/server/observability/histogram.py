@@ -1,7 +1,7 @@
-"""A histogram for what is observed once per request: observing notes the value, and only reading sorts it in.
+"""A histogram for values observed once per request: observing appends to a buffer, and reading sorts it into buckets.
 
-prometheus_client takes two locks and a search through the buckets for each value, about 3 µs. Of a small model's
-request that is a tenth. A note costs a twentieth of a microsecond, and sorting in by the thousand another twentieth.
+prometheus_client takes two locks and searches the buckets for each value, about 3 µs: a tenth of a small model's
+request. Appending takes 0.05 µs, and sorting thousands of values at once takes another 0.05 µs for each.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from prometheus_client.utils import floatToGoString
 
 from rafaga.server.observability.families import Family
 
-# Notes that are kept before one of the observing threads sorts them in, where nobody reads.
-_MAX_NOTES = 4096
+# Buffered values before an observing thread sorts them, if no scrape does it earlier.
+_MAX_BUFFERED = 4096
 
 
 class Observations:
@@ -28,24 +28,24 @@ class Observations:
         self._bounds = np.array(bounds)
         self._counts = np.zeros(len(bounds) + 1, dtype=np.int64)
         self._sum = 0.0
-        self._notes: deque[float] = deque()  # its methods are atomic
+        self._buffer: deque[float] = deque()  # its methods are atomic
         self._sorting = threading.Lock()
 
     def observe(self, value: float) -> None:
-        self._notes.append(value)
-        if len(self._notes) >= _MAX_NOTES:
+        self._buffer.append(value)
+        if len(self._buffer) >= _MAX_BUFFERED:
             self.read()
 
     def observe_all(self, values: Iterable[float]) -> None:
-        self._notes.extend(values)
-        if len(self._notes) >= _MAX_NOTES:
+        self._buffer.extend(values)
+        if len(self._buffer) >= _MAX_BUFFERED:
             self.read()
 
     def read(self) -> tuple[list[int], float]:
-        """How many values lie in each bucket (the last has no upper bound), and the sum of all."""
+        """The number of values in each bucket (the last one has no upper bound), and the sum of all values."""
         with self._sorting:
-            notes = self._notes
-            values = np.array([notes.popleft() for _ in range(len(notes))])
+            buffer = self._buffer
+            values = np.array([buffer.popleft() for _ in range(len(buffer))])
             # A value that equals a bucket's upper bound belongs to it.
             self._counts += np.bincount(self._bounds.searchsorted(values), minlength=len(self._counts))
             self._sum += float(values.sum())

@@ -1,5 +1,4 @@
-"""Every metric of the server, in one place: `families` lists them, here they are counted. Callers use the methods; no
-metric is named anywhere else."""
+"""Counts every metric of the server. `families` lists them; callers use the methods here and never name a metric."""
 
 from __future__ import annotations
 
@@ -25,9 +24,9 @@ M = TypeVar("M", Counter, Gauge, Histogram, BufferedHistogram)
 
 
 class Metrics:
-    """Owns a registry of its own, so that several servers can live in one process.
+    """Has its own registry, so that one process can hold several servers.
 
-    `triton`: also under Triton's names. `gpus`: figures of those that there are.
+    triton: export the values under Triton's names too. gpus: the metrics of the GPUs, if there are any.
     """
 
     def __init__(self, *, triton: bool = False, gpus: Collector | None = None) -> None:
@@ -97,14 +96,14 @@ class Metrics:
         )
 
     def watch_in_flight(self, count: Callable[[], int]) -> None:
-        """`count` is asked at every scrape."""
+        """Calls `count` at every scrape."""
         self._in_flight.set_function(count)
 
     def model_ready(self, name: str, version: int, ready: bool) -> None:
         self._ready.labels(name, str(version)).set(ready)
 
     def model_loaded(self, name: str, version: int, seconds: float, model: ModelMetrics) -> None:
-        """It is served from now on, instead of what was under this name and version."""
+        """It now serves under this name and version, and replaces what served there before."""
         self._load_seconds.labels(name, str(version)).set(seconds)
         self._served[name, version] = model
         self.model_ready(name, version, True)
@@ -114,11 +113,11 @@ class Metrics:
         self.model_ready(name, version, still_served)
 
     def model_swapped(self, name: str, seconds: float) -> None:
-        """What was replaced has ended, so long after it was taken out of service."""
+        """The replaced version ended this long after it was taken out of service."""
         self._swap_seconds.labels(name).set(seconds)
 
     def model_gone(self, name: str, version: int) -> None:
-        """It is not there to be served any more, which is no reason for an alarm."""
+        """Its folder was removed or it was unloaded; without its series no alert fires."""
         self._served.pop((name, version), None)
         for metric in (self._ready, self._load_seconds, self._load_failures):
             metric.remove(name, str(version))
@@ -136,7 +135,7 @@ class Metrics:
 
 
 class MethodMetrics:
-    """The calls of one gRPC method; label children are looked up once, not per call."""
+    """Counts the calls of one gRPC method. Looks the labels up once, not at each call."""
 
     def __init__(self, name: str, requests: Counter, refusals: Counter, request_seconds: BufferedHistogram) -> None:
         self._name = name
@@ -157,10 +156,10 @@ class MethodMetrics:
 
 @dataclass
 class Statistics:
-    """Running totals of one model, in the terms of Triton's statistics extension.
+    """Running totals of one model, as Triton's statistics extension defines them.
 
-    requests, queue_s and inference_s count every answered request once, failed those that the engine failed on or that
-    were too late; executions, by the rows of the batch, count runs.
+    requests, queue_s and inference_s count each answered request once. failed counts requests that failed in the engine
+    or were too late. executions counts runs by the rows of the batch.
     """
 
     requests: int = 0
@@ -173,7 +172,7 @@ class Statistics:
 
 
 class ModelMetrics:
-    """What happens inside one model."""
+    """Counts what happens in one version of a model."""
 
     def __init__(
         self,
@@ -201,16 +200,16 @@ class ModelMetrics:
         self._queues = queues
         self.statistics = Statistics()
         self.pending: Callable[[], int] = lambda: 0
-        # The totals are written by every engine's thread, and by those of callers that are late.
+        # Each engine's thread writes the totals, and so do threads that drop late requests.
         self._lock = threading.Lock()
 
     def watch_queue(self, depth: Callable[[], int], requests: Callable[[], int] | None = None) -> None:
-        """`depth`, in rows, and `requests` are asked at every scrape."""
+        """Calls `depth`, in rows, and `requests` at every scrape."""
         self._queues.watch(families.QUEUE_ROWS, self._name, self, depth)
         self.pending = requests or depth
 
     def watch_load(self, predicted_wait_s: Callable[[], float], capacity_rows_per_s: Callable[[], float]) -> None:
-        """Both are asked at every scrape."""
+        """Calls both at every scrape."""
         self._queues.watch(families.PREDICTED_WAIT, self._name, self, predicted_wait_s)
         self._queues.watch(families.CAPACITY, self._name, self, capacity_rows_per_s)
 
@@ -219,8 +218,8 @@ class ModelMetrics:
         self.pending = lambda: 0
 
     def batch_done(self, rows: int, inference_s: float, queue_s: Sequence[float], earlier_s: float = 0.0) -> None:
-        """`queue_s`: of every request that this batch completes. `earlier_s`: what their other parts took in earlier
-        batches, all together."""
+        """queue_s: one value for each request that this batch completes. earlier_s: the total time that other parts of
+        these requests took in earlier batches."""
         totals = self.statistics
         with self._lock:
             totals.requests += len(queue_s)
@@ -235,7 +234,7 @@ class ModelMetrics:
         self._queue_seconds.observe_all(queue_s)
 
     def padded(self, rows: float) -> None:
-        """So many rows' worth of the batch were padding."""
+        """This much of the batch was padding."""
         self._padding_rows.inc(rows)
 
     def preprocessed(self, seconds: float) -> None:
@@ -260,9 +259,9 @@ class ModelMetrics:
 
 
 class _Queues(Collector):
-    """What is read when scraped instead of written at every change.
+    """Gauges that are read at each scrape, not written at each change.
 
-    Several versions of a model can be in service at a time: their queues are added, of the rest the worst counts.
+    Several versions of a model can serve at the same time: their queues are added up; otherwise the worst value counts.
     """
 
     _JOINED: Mapping[Family, Callable[[list[float]], float]] = {

@@ -1,7 +1,7 @@
-"""What NVIDIA's driver tells of the GPUs that this process sees (NVML), as metrics.
+"""Metrics of the GPUs, read from NVIDIA's driver (NVML).
 
-NVML does not heed CUDA_VISIBLE_DEVICES: outside a container that shows fewer, its GPUs are those of the machine.
-Only where the package nvidia-ml-py and a driver are: otherwise there are no figures, and no families.
+NVML ignores CUDA_VISIBLE_DEVICES: its GPUs are those of the machine, or of the container. Without the package
+nvidia-ml-py or a driver there are no metrics of GPUs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rafaga.server.observability.families import Family
 
 
 class GpuFigures(Collector):
-    """`nvml` is the module pynvml, initialised; tests bring their own. Read at every scrape."""
+    """Reads at every scrape. nvml: the module pynvml, initialised; tests pass a fake."""
 
     def __init__(self, nvml: Any) -> None:
         self._nvml = nvml
@@ -28,7 +28,7 @@ class GpuFigures(Collector):
 
     @classmethod
     def find(cls) -> GpuFigures | None:
-        """None where there is no GPU to tell of."""
+        """None without a GPU that NVML can read."""
         try:
             import pynvml
         except ImportError:
@@ -36,7 +36,7 @@ class GpuFigures(Collector):
         try:
             pynvml.nvmlInit()
             figures = cls(pynvml)
-        except pynvml.NVMLError:  # no driver, or one that tells nothing
+        except pynvml.NVMLError:  # no usable driver
             return None
         return figures if figures._devices else None
 
@@ -48,7 +48,7 @@ class GpuFigures(Collector):
         return gauges.values()
 
     def _read(self, device: Any) -> Mapping[Family, float]:
-        """What this device tells; some lack a sensor, and parts of a GPU (MIG) lack several."""
+        """The values that this device has: some GPUs lack a sensor, and MIG instances lack several."""
         nvml, found = self._nvml, {}
         with contextlib.suppress(nvml.NVMLError):
             memory = nvml.nvmlDeviceGetMemoryInfo(device)

@@ -1,7 +1,7 @@
-"""The same figures under Triton's names (`--triton-metrics`), so that its dashboards and autoscaling recipes go on.
+"""The same values under Triton's names (`--triton-metrics`): dashboards and autoscalers made for Triton keep working.
 
-Triton's times for copying inputs and outputs are part of the engine's here. They are 0, as in ModelStatistics: a
-query that adds all the times is right then, and not empty.
+Triton measures copying inputs and outputs separately. Here these times are part of the engine's time and exported as 0,
+as in ModelStatistics: queries that add up all times give the right sum.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ class Alias(NamedTuple):
     name: str
     text: str
     value: Callable[[Statistics, int], float]
-    """Of a model's totals and the requests in its queue."""
+    """From the totals of a model and the number of requests in its queue."""
 
 
 ALIASES = (
     Alias("nv_inference_request_success", "Requests answered.", lambda s, _: s.requests),
     Alias(
-        "nv_inference_request_failure", "Requests that the engine failed on or that were late.", lambda s, _: s.failed
+        "nv_inference_request_failure", "Requests that failed in the engine or were too late.", lambda s, _: s.failed
     ),
     Alias("nv_inference_count", "Rows computed.", lambda s, _: s.rows),
     Alias("nv_inference_exec_count", "Batches computed.", lambda s, _: sum(r for r, _ in list(s.executions.values()))),
     Alias("nv_inference_pending_request_count", "Requests in the queue.", lambda _, pending: pending),
     Alias(
         "nv_inference_request_duration_us",
-        "In the queue and the engine.",
+        "Time in the queue and the engine.",
         lambda s, _: 1e6 * (s.queue_s + s.inference_s),
     ),
-    Alias("nv_inference_queue_duration_us", "In the queue.", lambda s, _: 1e6 * s.queue_s),
-    Alias("nv_inference_compute_input_duration_us", "0: it is part of the engine's.", lambda _, __: 0.0),
-    Alias("nv_inference_compute_infer_duration_us", "In the engine.", lambda s, _: 1e6 * s.inference_s),
-    Alias("nv_inference_compute_output_duration_us", "0: it is part of the engine's.", lambda _, __: 0.0),
+    Alias("nv_inference_queue_duration_us", "Time in the queue.", lambda s, _: 1e6 * s.queue_s),
+    Alias("nv_inference_compute_input_duration_us", "Always 0: part of the time in the engine.", lambda _, __: 0.0),
+    Alias("nv_inference_compute_infer_duration_us", "Time in the engine.", lambda s, _: 1e6 * s.inference_s),
+    Alias("nv_inference_compute_output_duration_us", "Always 0: part of the time in the engine.", lambda _, __: 0.0),
 )
 
 
@@ -51,7 +51,7 @@ class Totals(NamedTuple):
 
 
 class TritonMetrics(Collector):
-    """`totals` is asked at every scrape."""
+    """Calls `totals` at every scrape."""
 
     def __init__(self, totals: Callable[[], Iterable[Totals]]) -> None:
         self._totals = totals
@@ -59,7 +59,7 @@ class TritonMetrics(Collector):
     def collect(self) -> Iterable[Metric]:
         totals = list(self._totals())
         for alias in ALIASES:
-            # Of unknown type, because a counter would have to end in _total, and Triton's do not.
+            # Type unknown: names of counters must end in _total, and Triton's do not.
             metric = Metric(alias.name, alias.text, "unknown")
             for model, version, statistics, pending in totals:
                 labels = {"model": model, "version": str(version)}

@@ -14,7 +14,7 @@ from rafaga import int8
 from rafaga.bundle import Bundle, Precision, Variant
 from rafaga.errors import BundleError, DeviceError
 from rafaga.plain_model import PlainModel
-from rafaga.server.engines.devices import Device
+from rafaga.server.config.device import Device
 from rafaga.server.engines.onnxruntime import Engine, Golden, Samples, create_session
 from rafaga.server.engines.selection import Placement, Task
 from rafaga.server.execution.served_model import ServedModel

@@ -1,25 +1,29 @@
-"""Settings: file < environment < flags, every one with a flag and a word of help, every mistake named."""
+"""Settings: file < environment < flags; each has a flag and a help text; each error says where the value was set."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from rafaga.server.config.per_model import EngineSettings, PerModel
+from rafaga.server.config.device import Device, DeviceKind
+from rafaga.server.config.per_model import EngineOptions, PerModel
 from rafaga.server.config.settings import (
+    GROUPS,
     Config,
     ConfigError,
     LogFormat,
     ModelControl,
-    add_arguments,
-    from_arguments,
+    PrecisionChoice,
 )
+from rafaga.server.config.sources import SETTINGS, add_arguments, flag, from_arguments
 
-FIELDS = dataclasses.fields(Config)
 HASH = "a" * 64
+CUDA_0, CUDA_1 = (Device(DeviceKind.CUDA, index) for index in range(2))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,39 +32,44 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def config(
-    *flags: str, env: dict[str, str] | None = None, file: str | None = None, folder: Path | None = None
-) -> Config:
-    if file is not None:
-        assert folder is not None
-        path = folder / "rafaga.toml"
-        path.write_text(file)
-        flags = ("--config", str(path), *flags)
-    return from_arguments(parser().parse_args(flags), env or {})
+def config(*flags: str, **environ: str) -> Config:
+    return from_arguments(parser().parse_args(flags), environ)
+
+
+def of_file(folder: Path, text: str, *flags: str, **environ: str) -> Config:
+    path = folder / "server.toml"
+    path.write_text(text)
+    return config("--config", str(path), *flags, **environ)
+
+
+def value(config: Config, name: str) -> object:
+    (group,) = (group for group, settings in GROUPS.items() if name in settings)
+    return getattr(getattr(config, group), name)
 
 
 def test_defaults() -> None:
-    assert config() == Config()
-    assert config().loopback, "nobody else is let in unless told"
+    assert config() == Config() == Config.of()
+    assert config().network.loopback, "nothing outside this machine can call unless configured"
 
 
-@pytest.mark.parametrize("setting", FIELDS, ids=lambda f: f.name)
-def test_every_setting_has_a_flag_and_a_word_of_help(setting: dataclasses.Field[object]) -> None:
-    flag = "--" + setting.name.replace("_", "-")
-    action = next(a for a in parser()._actions if flag in a.option_strings)
-    assert action.help
-    assert setting.metadata["help"] in action.help
+def test_names_are_unique_over_all_groups() -> None:
+    assert len(SETTINGS) == sum(map(len, GROUPS.values()))
 
 
-def test_help_can_be_printed() -> None:
-    assert "--max-queue-wait-ms" in parser().format_help()
+def test_help_lists_each_setting_in_its_group() -> None:
+    by_title = {group.title: group._group_actions for group in parser()._action_groups}
+    for title, settings in GROUPS.items():
+        found = {action.dest: action for action in by_title[title]}
+        assert found.keys() == settings.keys()
+        assert all((action.help or "").startswith(settings[name].help) for name, action in found.items())
+    assert "gRPC port; 0 picks a free one (default: 50051)" in " ".join(parser().format_help().split())
 
 
-# One value that differs from the default for each setting, as text.
+# A value other than the default for each setting whose value is not a number.
 OTHER = {
     "repository": "/models",
     "host": "0.0.0.0",
-    "transport": "any",
+    "transport": "native",
     "model_versions": "all",
     "model_control": "poll",
     "precision": "int8",
@@ -92,27 +101,25 @@ TOGETHER = {
 }
 
 
-@pytest.mark.parametrize("setting", FIELDS, ids=lambda f: f.name)
-def test_every_setting_can_be_set_by_flag_and_environment(setting: dataclasses.Field[object]) -> None:
-    text = OTHER.get(setting.name, "7")
-    others = TOGETHER.get(setting.name, {})
-    settings = {setting.name: text, **others}
-    by_flag = config(*(part for name, v in settings.items() for part in ("--" + name.replace("_", "-"), v)))
-    by_environment = config(env={"RAFAGA_" + name.upper(): v for name, v in settings.items()})
-    assert by_flag == by_environment
-    value = getattr(by_flag, setting.name)
-    assert value != setting.default
-    assert type(value) is type(setting.default) or setting.default is None
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_can_be_set_in_each_way(name: str) -> None:
+    settings = {name: OTHER.get(name, "7"), **TOGETHER.get(name, {})}
+    by_flag = config(*(part for name, text in settings.items() for part in (flag(name), text)))
+    assert by_flag == config(**{"RAFAGA_" + name.upper(): text for name, text in settings.items()})
+    assert by_flag == Config.of(**settings)
+    assert value(by_flag, name) != value(Config(), name)
 
 
 def test_file_then_environment_then_flags(tmp_path: Path) -> None:
     file = "grpc_port = 1\nhttp_port = 1\nmax_batch_size = 1\n"
-    got = config("--grpc-port", "3", env={"RAFAGA_GRPC_PORT": "2", "RAFAGA_HTTP_PORT": "2"}, file=file, folder=tmp_path)
-    assert (got.grpc_port, got.http_port, got.max_batch_size) == (3, 2, 1)
+    got = of_file(tmp_path, file, "--grpc-port", "3", RAFAGA_GRPC_PORT="2", RAFAGA_HTTP_PORT="2", RAFAGA_OTHER="x")
+    assert (got.network.grpc_port, got.network.http_port, got.batching.max_batch_size) == (3, 2, 1)
 
 
 def test_types_of_a_file(tmp_path: Path) -> None:
-    file = f"""
+    got = of_file(
+        tmp_path,
+        f"""
         repository = "/models"
         precision = "fp16"
         model_control = "explicit"
@@ -120,124 +127,132 @@ def test_types_of_a_file(tmp_path: Path) -> None:
         admin_port = 0
         load_models = ["one", "two"]
         threads = 2
+        spinning = true
+        instances = ["1", "a=2"]
+        gpu_model_memory_mib = 64
+        batch_buckets = [1, 8]
         bearer_token_sha256 = ["{HASH}"]
         drain_delay_s = 1.5
+        drain_timeout_s = 2
         log_format = "text"
-    """
-    got = config(file=file, folder=tmp_path)
-    assert got.repository == Path("/models")
-    assert got.precision == "fp16"
-    assert got.model_control is ModelControl.EXPLICIT
-    assert (got.load_models, got.threads, got.drain_delay_s) == (("one", "two"), ("2",), 1.5)
-    assert got.bearer_token_sha256 == (HASH,)
-    assert got.log_format is LogFormat.TEXT
-    assert got.model_versions == ("all",)  # a list of one needs no brackets
+        triton_metrics = true
+        """,
+    )
+    assert (got.models.repository, got.models.precision) == (Path("/models"), PrecisionChoice.FP16)
+    assert (got.models.model_control, got.models.admin_port) == (ModelControl.EXPLICIT, 0)
+    assert (got.models.load_models, got.models.model_versions.default.newest) == (("one", "two"), None)
+    assert got.engines.options == PerModel(EngineOptions(1, 2, True), {"a": EngineOptions(2, 2, True)})
+    assert (got.engines.gpu_model_memory, got.engines.batch_buckets) == (PerModel(64 * 2**20), (1, 8))
+    assert got.security.bearer_token_sha256 == (HASH,)
+    assert (got.network.drain_delay_s, got.network.drain_timeout_s) == (1.5, 2.0)
+    assert (got.observability.log_format, got.observability.triton_metrics) == (LogFormat.TEXT, True)
 
 
 @pytest.mark.parametrize("text", ['"cuda:0, cuda:1"', '["cuda:0", "cuda:1"]'])
 def test_a_list_in_a_file_may_be_text(tmp_path: Path, text: str) -> None:
-    assert config(file=f"device = {text}", folder=tmp_path).device == ("cuda:0", "cuda:1")
+    assert of_file(tmp_path, f"device = {text}").engines.device == (CUDA_0, CUDA_1)
 
 
 def test_settings_of_single_models() -> None:
-    got = config("--threads", "2,lenet5=1", env={"RAFAGA_INSTANCES": "lenet5=3", "RAFAGA_SPINNING": "true,big=off"})
-    assert got.engines.default == EngineSettings(1, 2, True)
-    assert got.engines.of("lenet5") == EngineSettings(3, 1, True)
-    assert got.engines.of("big") == EngineSettings(1, 2, False)
-    assert config().engines == PerModel(EngineSettings(1, None, None))
-    memory = config("--gpu-model-memory-mib", "4096,vgg16=2048").gpu_model_memory
-    assert (memory.of("vgg16"), memory.of("lenet5")) == (2048 * 2**20, 4096 * 2**20)
-    assert config().gpu_model_memory == PerModel(None)
+    got = config("--threads", "2,lenet5=1", RAFAGA_INSTANCES="lenet5=3", RAFAGA_SPINNING="true,big=off").engines
+    assert got.options.default == EngineOptions(1, 2, True)
+    assert got.options.of("lenet5") == EngineOptions(3, 1, True)
+    assert got.options.of("big") == EngineOptions(1, 2, False)
+    assert config().engines.options == PerModel(EngineOptions(1, None, None))
+    memory = config("--gpu-model-memory-mib", "4096,vgg16=2048", "--gpu-memory-mib", "8192").engines
+    assert (memory.gpu_model_memory.of("vgg16"), memory.gpu_model_memory.of("lenet5")) == (2048 * 2**20, 4096 * 2**20)
+    assert memory.gpu_memory == 8192 * 2**20
+    assert (config().engines.gpu_model_memory, config().engines.gpu_memory) == (PerModel(None), None)
 
 
-@pytest.mark.parametrize(("text", "value"), [("true", True), ('"auto"', None), ('"on"', True), ("false", False)])
-def test_settings_of_all_models_in_a_file(tmp_path: Path, text: str, value: bool | None) -> None:
-    got = config(
-        file=f'spinning = {text}\nthreads = 2\ngpu_model_memory_mib = 64\ninstances = ["1", "a=2"]', folder=tmp_path
-    )
-    assert got.gpu_model_memory == PerModel(64 * 2**20)
-    assert got.engines.default == EngineSettings(1, 2, value)
-    assert got.engines.of("a") == EngineSettings(2, 2, value)
-
-
-@pytest.mark.parametrize(
-    ("device", "said"),
-    [
-        ("gpu", r"device: expected auto, cpu, cuda\[:N\] or tensorrt\[:N\], got 'gpu'"),
-        ("cuda:0,cpu", "device: expected devices of one kind"),
-        ("", "device: .* got nothing"),
-    ],
-)
-def test_devices_that_are_none(device: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        config("--device", device)
-
-
-def test_lists_of_text_are_split_at_commas() -> None:
+def test_text_is_split_at_commas() -> None:
     got = config("--bearer-token-sha256", f" {HASH},{'b' * 64}, ")
-    assert got.bearer_token_sha256 == (HASH, "b" * 64)
+    assert got.security.bearer_token_sha256 == (HASH, "b" * 64)
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("name", "text", "message"),
     [
-        (["--grpc-port", "70000"], "grpc_port: expected 0 to 65535, got 70000"),
-        (["--grpc-port", "many"], "grpc_port"),
-        (["--max-batch-size", "0"], "max_batch_size: expected at least 1, got 0"),
-        (["--threads", "0"], "threads: expected a whole number from 1 on, got '0'"),
-        (["--threads", "2,a=b"], "threads: expected a whole number from 1 on, got 'b'"),
-        (["--instances", "1,2"], "instances: expected one value for all models, got another: '2'"),
-        (["--instances", "auto"], "instances: expected a whole number from 1 on, got 'auto'"),
-        (["--spinning", "a=often"], "spinning: expected auto, on or off, got 'often'"),
-        (["--batch-buckets", "4,0"], "batch_buckets: expected at least 1 each, got 0"),
-        (["--gpu-model-memory-mib", "a=0"], "gpu_model_memory_mib: expected a whole number from 1 on, got '0'"),
-        (["--gpu-memory-mib", "0"], "gpu_memory_mib: expected at least 1, got 0"),
-        (["--max-queue-wait-ms", "-1"], "max_queue_wait_ms: expected zero or more"),
-        (["--drain-timeout-s", "nan"], "drain_timeout_s"),
-        (["--drain-delay-s", "inf"], "drain_delay_s"),
-        (["--poll-interval-s", "0"], "poll_interval_s: expected more than zero"),
-        (["--poll-interval-s", "nan"], "poll_interval_s"),
-        (["--tracing-sample-ratio", "2"], "tracing_sample_ratio: expected 0 to 1"),
-        (["--precision", "fp8"], "fp8"),
-        (["--log-level", "loud"], "log_level: expected debug, info, warning or error, got 'loud'"),
-        (["--bearer-token-sha256", "secret"], "64 lower-case hex digits"),
-        (["--bearer-token-sha256", HASH.upper()], "64 lower-case hex digits"),
-        (["--tls-key", "key.pem"], "tls_key and tls_certificate go together"),
-        (["--tls-client-ca", "ca.pem"], "tls_client_ca needs"),
-        (["--model-versions", "newest"], "expected latest, latest:N, all"),
-        (["--model-control", "explicit"], "admin_port and model_control explicit go together"),
-        (["--load-models", "a"], "load_models is for model_control explicit"),
+        ("grpc_port", "70000", "70000: expected 0 to 65535"),
+        ("grpc_port", "banana", "'banana' is not an integer"),
+        ("grpc_port", "9" * 5000, f"'{'9' * 56}… is not an integer"),
+        ("grpc_port", "1.5", "'1.5' is not an integer"),
+        ("max_batch_size", "0", "0: expected at least 1"),
+        ("max_request_bytes", "2147483648", "2147483648: expected 1 to 2147483647"),
+        ("threads", "0", "0: expected 1 to 1024 (or auto)"),
+        ("threads", "2,a=b", "'b' is not an integer (or auto)"),
+        ("instances", "1,2", "'2': expected only one value for all models"),
+        ("instances", "auto", "'auto' is not an integer"),
+        ("spinning", "a=often", "'often': expected on or off (or auto)"),
+        ("batch_buckets", "4,0", "0: expected at least 1"),
+        ("max_queue_wait_ms", "-1", "-1: expected at least 0"),
+        ("drain_timeout_s", "nan", "nan: expected zero or more"),
+        ("drain_delay_s", "inf", "inf: expected zero or more"),
+        ("drain_delay_s", "long", "'long' is not a number"),
+        ("poll_interval_s", "0", "0: expected more than zero"),
+        ("tracing_sample_ratio", "2", "2: expected 0 to 1"),
+        ("triton_metrics", "maybe", "'maybe': expected on or off"),
+        ("precision", "fp8", "'fp8': expected one of auto, fp32, fp16, int8"),
+        ("model_versions", "newest", "'newest': expected latest, latest:N, all, or NAME= before version numbers"),
+        ("device", "gpu", "'gpu': expected auto, cpu, cuda[:N] or tensorrt[:N]"),
+        ("device", "", "expected auto, cpu, cuda[:N] or tensorrt[:N], got nothing"),
+        ("bearer_token_sha256", HASH.upper(), "expected 64 lower-case hex digits (the sha256 of a token) each"),
     ],
 )
-def test_mistakes_are_named(flags: list[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said.replace("[", r"\[")):
-        config(*flags)
+def test_an_invalid_value_and_where_it_was_set(name: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as by_flag:
+        config(flag(name), text)
+    assert str(by_flag.value) == f"{flag(name)}: {message}"
+    variable = "RAFAGA_" + name.upper()
+    with pytest.raises(ConfigError) as by_environment:
+        config(**{variable: text})
+    assert str(by_environment.value) == f"{variable}: {message}"
 
 
-def test_a_token_is_not_repeated_to_whoever_reads_the_error() -> None:
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_batchsize = 3\ngrpcport = 1", "server.toml: unknown settings: grpcport, max_batchsize"),
+        ("grpc_port = ", "server.toml: Invalid value"),
+        ('grpc_port = "many"', "server.toml: grpc_port: 'many' is not an integer"),
+        ("grpc_port = true", "server.toml: grpc_port: True is not an integer"),
+        ("max_batch_size = [1]", r"server.toml: max_batch_size: \[1\] is not an integer"),
+        ("drain_delay_s = true", "server.toml: drain_delay_s: True is not a number"),
+        ("repository = 3", "server.toml: repository: 3: expected a path"),
+        ("host = 3", "server.toml: host: 3: expected text"),
+        ("log_format = 3", "server.toml: log_format: 3: expected one of json, text"),
+    ],
+)
+def test_errors_in_a_file(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        of_file(tmp_path, text)
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: .*No such file"):
+        config("--config", "nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_control": "explicit"}, "admin_port and model_control explicit go together"),
+        ({"admin_port": 1}, "admin_port and model_control explicit go together"),
+        ({"load_models": ("a",)}, "load_models needs model_control explicit"),
+        ({"tls_key": "key.pem"}, "tls_key and tls_certificate go together"),
+        ({"tls_client_ca": "ca.pem"}, "tls_client_ca needs tls_key and tls_certificate"),
+        ({"max_bytes_in_flight": 1}, "max_bytes_in_flight: 1: expected at least max_request_bytes"),
+    ],
+)
+def test_settings_that_exclude_each_other(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config.of(**settings)
+
+
+def test_an_error_does_not_repeat_a_token() -> None:
     with pytest.raises(ConfigError) as error:
         config("--bearer-token-sha256", "my-secret-token")
     assert "my-secret-token" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("file", "said"),
-    [
-        ("max_batchsize = 3\ngrpcport = 1", "unknown settings: grpcport, max_batchsize"),
-        ("grpc_port = ", "rafaga.toml"),
-        ('grpc_port = "many"', "grpc_port"),
-        ("max_batch_size = [1]", "max_batch_size"),
-        ("repository = 3", "repository"),
-    ],
-)
-def test_mistakes_in_a_file_are_named(tmp_path: Path, file: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        config(file=file, folder=tmp_path)
-
-
-def test_a_file_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
-        config("--config", "nowhere.toml")
 
 
 @pytest.mark.parametrize(
@@ -254,9 +269,15 @@ def test_a_file_that_is_not_there() -> None:
     ],
 )
 def test_loopback(host: str, loopback: bool) -> None:
-    assert Config(host=host).loopback is loopback
+    assert Config.of(host=host).network.loopback is loopback
 
 
 def test_a_config_does_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().host = "0.0.0.0"  # type: ignore[misc]
+        Config().network.host = "0.0.0.0"  # type: ignore[misc]
+
+
+def test_settings_are_read_without_onnxruntime() -> None:
+    code = "import sys, rafaga.server.config.sources; print('onnxruntime' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "False\n"

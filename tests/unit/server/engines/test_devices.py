@@ -11,18 +11,9 @@ from pathlib import Path
 import pytest
 
 from rafaga.errors import DeviceError
+from rafaga.server.config.device import CPU, Device, DeviceFallback, DeviceKind, parse
 from rafaga.server.engines import devices
-from rafaga.server.engines.devices import (
-    CPU,
-    Device,
-    DeviceFallback,
-    DeviceKind,
-    Gpu,
-    Nvidia,
-    choose,
-    needed_libraries,
-    parse,
-)
+from rafaga.server.engines.devices import Gpu, Nvidia, choose, needed_libraries
 from tests.unit.server.fake_gpu import FakeCudart
 
 FAIL, FALL_BACK = DeviceFallback.FAIL, DeviceFallback.CPU
@@ -58,45 +49,6 @@ class Machine:
             raise DeviceError(f"cuda:{index}: {self.broken}")
 
 
-class TestParse:
-    @pytest.mark.parametrize(
-        ("texts", "found"),
-        [
-            (["auto"], None),
-            (["cpu"], (CPU,)),
-            (["cuda"], (Device(DeviceKind.CUDA, 0),)),
-            (["cuda:3"], (Device(DeviceKind.CUDA, 3),)),
-            (["tensorrt:1"], (Device(DeviceKind.TENSORRT, 1),)),
-            (["cuda:0", "cuda:1"], (Device(DeviceKind.CUDA, 0), Device(DeviceKind.CUDA, 1))),
-        ],
-    )
-    def test_what_is_meant(self, texts: list[str], found: tuple[Device, ...] | None) -> None:
-        assert parse(texts) == found
-
-    @pytest.mark.parametrize(
-        ("texts", "said"),
-        [
-            (["gpu"], r"expected auto, cpu, cuda\[:N\] or tensorrt\[:N\], got 'gpu'"),
-            (["cuda:"], "got 'cuda:'"),
-            (["cuda:-1"], "got 'cuda:-1'"),
-            (["cpu:0"], "got 'cpu:0'"),
-            (["auto", "cpu"], "got 'auto'"),
-            ([], "got nothing"),
-            (["cuda", "cuda:0"], "cuda:0 is named twice"),
-            (["cuda:0", "cpu"], "devices of one kind"),
-            (["cuda:0", "tensorrt:1"], "devices of one kind"),
-        ],
-    )
-    def test_what_is_not(self, texts: list[str], said: str) -> None:
-        with pytest.raises(ValueError, match=said):
-            parse(texts)
-
-    @pytest.mark.parametrize("text", ["cpu", "cuda:0", "tensorrt:2"])
-    def test_devices_are_written_as_they_are_read(self, text: str) -> None:
-        (device,) = parse([text]) or ()
-        assert str(device) == text
-
-
 class TestAuto:
     def test_a_gpu_that_works(self) -> None:
         choice = choose(None, FAIL, Machine())
@@ -126,7 +78,7 @@ class TestAuto:
 
 class TestAskedFor:
     def test_several_gpus(self) -> None:
-        wanted = parse(["cuda:0", "cuda:1"])
+        wanted = (Device(DeviceKind.CUDA, 0), Device(DeviceKind.CUDA, 1))
         assert choose(wanted, FAIL, Machine(gpu_count=2)).devices == wanted
 
     def test_the_cpu_asks_nobody(self) -> None:

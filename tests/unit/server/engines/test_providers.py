@@ -15,7 +15,8 @@ import pytest
 
 from rafaga.bundle import Precision, TensorSpec
 from rafaga.errors import DeviceError, DeviceMemoryError
-from rafaga.server.engines.devices import Device, DeviceKind, Gpu
+from rafaga.server.config.device import Device, DeviceKind
+from rafaga.server.engines.devices import Gpu
 from rafaga.server.engines.providers import (
     CudaSettings,
     TensorRtSettings,

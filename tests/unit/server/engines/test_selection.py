@@ -20,11 +20,12 @@ from onnx import TensorProto, helper
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision
 from rafaga.errors import BundleError, DeviceError, DeviceMemoryError
-from rafaga.server.config.per_model import EngineSettings, PerModel
+from rafaga.server.config.device import CPU, Device, DeviceFallback, DeviceKind
+from rafaga.server.config.per_model import EngineOptions, PerModel
 from rafaga.server.config.settings import GpuChoice
 from rafaga.server.engines import memory_budget as gpu_memory
 from rafaga.server.engines import selection as placements
-from rafaga.server.engines.devices import CPU, Choice, Device, DeviceFallback, DeviceKind
+from rafaga.server.engines.devices import Choice
 from rafaga.server.engines.memory_budget import MIB
 from rafaga.server.engines.onnxruntime import Engine, Golden, create_session
 from rafaga.server.engines.pipelined import SLOTS, BoundEngine, PaddedEngine, fits
@@ -134,7 +135,7 @@ class TestCpu:
         assert type(engine) is Engine
 
     def test_a_choice_of_the_cpu_asks_for_no_gpu(self) -> None:
-        engines = PerModel(EngineSettings())
+        engines = PerModel(EngineOptions())
         placement = Placement.on(Choice((CPU,), "said so"), DeviceFallback.FAIL, GpuSettings(), engines)
         assert (placement.devices, placement.gpu) == ((CPU,), False)
 
@@ -147,7 +148,7 @@ class TestCpu:
             return create_session(model, 1)
 
         monkeypatch.setattr("rafaga.server.engines.onnxruntime.create_session", create)
-        engines = PerModel(EngineSettings(instances=2, threads=4), {"other": EngineSettings(threads=8)})
+        engines = PerModel(EngineOptions(instances=2, threads=4), {"other": EngineOptions(threads=8)})
         placement = Placement((Device(DeviceKind.CUDA), Device(DeviceKind.CUDA, 1)), engines=engines)
         assert [str(device) for device in placement.devices_of("digits")] == ["cuda:0", "cuda:1"] * 2
         assert len(placement.devices_of("other")) == 2

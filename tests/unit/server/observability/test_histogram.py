@@ -1,4 +1,4 @@
-"""Histograms that are sorted in when they are read."""
+"""Values are sorted into buckets when the histogram is read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def samples(registry: CollectorRegistry) -> dict[tuple[str, str, str], float]:
 
 
 @given(st.lists(st.sampled_from([0.0, 0.0005, 0.001, 0.0011, 0.01, 0.5, 1.0, 1.1, 60.0]), max_size=50))
-def test_it_reads_like_the_client_librarys(values: list[float]) -> None:
+def test_it_reads_like_the_histogram_of_prometheus_client(values: list[float]) -> None:
     theirs = CollectorRegistry()
     child = Histogram(FAMILY.name, FAMILY.text, FAMILY.labels, buckets=FAMILY.buckets, registry=theirs).labels("a")
     histogram, ours = registered()
@@ -47,7 +47,7 @@ def test_it_reads_like_the_client_librarys(values: list[float]) -> None:
     assert samples(ours) == pytest.approx(expected)  # reading changes nothing
 
 
-def test_labels_are_apart() -> None:
+def test_each_label_set_has_its_own_values() -> None:
     histogram, registry = registered()
     histogram.labels("a").observe(0.5)
     histogram.labels("b").observe_all([0.5, 0.5])
@@ -73,7 +73,7 @@ def test_nothing_is_lost_between_threads() -> None:
     assert samples(registry)["waited_seconds_sum", "a", ""] == 40_000
 
 
-def test_a_scrape_can_name_it() -> None:
+def test_a_scrape_can_select_it_by_name() -> None:
     histogram, registry = registered()
     histogram.labels("a").observe(0.5)
     named = registry.restricted_registry(["waited_seconds_sum"]).collect()

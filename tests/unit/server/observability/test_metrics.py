@@ -1,4 +1,4 @@
-"""What is counted shows at the next scrape, once, under the names that `families` lists."""
+"""Values appear at the next scrape, once, under the names that `families` lists."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_batches() -> None:
     assert totals.last_unix_s > 0
 
 
-def test_engines_that_count_at_once() -> None:
+def test_engines_count_concurrently() -> None:
     model = Metrics().model("digits")
 
     def count() -> None:
@@ -89,7 +89,7 @@ def test_a_batch_that_completes_nothing() -> None:
     assert (model.statistics.requests, model.statistics.rows) == (0, 8)
 
 
-def test_what_did_not_come_to_an_answer() -> None:
+def test_requests_without_an_answer() -> None:
     metrics = Metrics()
     model = metrics.model("digits")
     model.engine_failed()
@@ -98,7 +98,7 @@ def test_what_did_not_come_to_an_answer() -> None:
     assert value(metrics, "rafaga_engine_failures_total", model="digits") == 1
     assert value(metrics, "rafaga_dropped_total", model="digits", cause="deadline") == 3
     assert value(metrics, "rafaga_dropped_total", model="digits", cause="cancelled") == 2
-    assert model.statistics.failed == 4, "who cancels has not been failed"
+    assert model.statistics.failed == 4, "a cancelled request did not fail"
 
 
 def test_nothing_is_lost_between_threads() -> None:
@@ -119,7 +119,7 @@ def test_nothing_is_lost_between_threads() -> None:
 
 
 def test_versions_in_service_together_are_joined() -> None:
-    """Their queues add up; of the predictions the worst counts; and who leaves is forgotten."""
+    """Their queues add up, the worst prediction counts, and a version that ends is forgotten."""
     metrics = Metrics()
     old, new = metrics.model("digits"), metrics.model("digits")
     for version, (rows, wait, capacity) in ((old, (3, 0.5, 10.0)), (new, (4, 0.2, 30.0))):
@@ -160,14 +160,14 @@ def test_every_family_is_exposed_as_listed() -> None:
         assert exposed[family.name].type == family.kind.value
         assert exposed[family.name].documentation == family.text
     ours = {name for name in exposed if name.startswith("rafaga_") and not name.endswith("_created")}
-    assert ours == {family.name for family in families.FAMILIES}, "no metric is made on the fly"
+    assert ours == {family.name for family in families.FAMILIES}, "every metric is listed"
 
 
-def test_labels_are_all_explained() -> None:
+def test_every_label_is_explained() -> None:
     assert {label for family in families.FAMILIES for label in family.labels} <= families.LABELS.keys()
 
 
-def test_servers_in_one_process_count_for_themselves() -> None:
+def test_servers_in_one_process_count_separately() -> None:
     one, other = Metrics(), Metrics()
     one.method(METHOD).answered(0.1)
     other.method(METHOD)

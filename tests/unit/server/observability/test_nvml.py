@@ -1,4 +1,4 @@
-"""Figures of GPUs: read at the scrape, and none where there is nothing to read."""
+"""Metrics of GPUs are read at each scrape; without a GPU there are none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rafaga.server.observability.nvml import GpuFigures
 from tests.unit.server.fake_nvml import FakeNvml
 
 
-def test_every_gpu_is_told_of_by_its_number() -> None:
+def test_each_gpu_has_its_index_as_label() -> None:
     registry = Metrics(gpus=GpuFigures(FakeNvml())).registry
 
     def value(name: str, gpu: int) -> float | None:
@@ -29,7 +29,7 @@ def test_every_gpu_is_told_of_by_its_number() -> None:
     assert names == {family.name for family in families.GPU_FAMILIES}
 
 
-def test_what_one_sensor_lacks_the_others_tell() -> None:
+def test_a_missing_sensor_hides_no_other() -> None:
     class PartOfAGpu(FakeNvml):
         def nvmlDeviceGetUtilizationRates(self, device: int) -> Any:  # noqa: N802
             raise self.NVMLError("Not Supported")
@@ -40,7 +40,7 @@ def test_what_one_sensor_lacks_the_others_tell() -> None:
 
 
 @pytest.mark.parametrize("nvml", [FakeNvml(devices=0), FakeNvml(driver=False), None], ids=["none", "driver", "package"])
-def test_without_a_gpu_there_are_no_figures(nvml: FakeNvml | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_there_are_no_metrics(nvml: FakeNvml | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     assert GpuFigures.find() is None
     assert not any(
@@ -54,7 +54,7 @@ def test_a_gpu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
-def test_a_real_gpu_is_told_of() -> None:
+def test_a_real_gpu_is_read() -> None:
     pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
     try:
         Nvidia().gpus()

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rafaga.server.repository.versions import State
 
 from rafaga.errors import BundleError, ModelNotFound, ModelNotReady
 from rafaga.plain_model import PlainModel
 from rafaga.server.config.model_versions import VersionPolicy, Versions
-from rafaga.server.config.settings import Config, ConfigError, ModelControl
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository import reconciler, retirement
 from rafaga.server.repository.repository import Repository
-from rafaga.server.repository.versions import State
 
 GOOD, BAD = b"good", b"bad"
 LATEST, ALL = Versions(), Versions(VersionPolicy(newest=None))
@@ -314,21 +313,6 @@ def test_load_model_retries_only_failed_versions(tmp_path: Path) -> None:
         with pytest.raises(ModelNotReady, match="version 2 was refused"):
             harness.repository.load_model("a")
     assert harness.loader.loaded == [("a", 1), ("a", 2), ("a", 2)]
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"model_control": ModelControl.EXPLICIT}, "admin_port and model_control explicit go together"),
-        ({"admin_port": 1}, "admin_port and model_control explicit go together"),
-        ({"admin_port": 70000, "model_control": ModelControl.EXPLICIT}, "admin_port: expected 0 to 65535"),
-        ({"poll_interval_s": 0}, "poll_interval_s: expected more than zero"),
-        ({"load_models": ("a",)}, "load_models is for model_control explicit"),
-    ],
-)
-def test_inconsistent_settings_are_named(settings: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        Config(**settings)
 
 
 @pytest.mark.parametrize("late", [False, True])
