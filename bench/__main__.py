@@ -24,9 +24,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["show"]:
         return show(*map(Path, arguments[1:]))
-    options = _parser().parse_args(arguments)
-    plan = Plan(options.blocks, options.seconds, options.repository, options.device, options.baseline)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     chosen = options.sections or list(SECTIONS)
+    if unknown := set(chosen) - set(SECTIONS | GPU):
+        parser.error(f"unknown section: {', '.join(sorted(unknown))}")
+    plan = Plan(options.blocks, options.seconds, options.repository, options.device, options.baseline)
     if chosen != list(GPU):
         models.export(plan.repository)
     failed = [name for name in chosen if not measure(name, plan, options.output)]
@@ -37,11 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description=f"{bench.__doc__} `python -m bench show FILE` prints the tables again.",
+        description=f"{bench.__doc__}\n`python -m bench show FILE` prints the tables again.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    every = [*SECTIONS, *GPU]
-    parser.add_argument("sections", nargs="*", choices=[*every, []], metavar="SECTION", help=", ".join(every))
+    names = ", ".join([*SECTIONS, *GPU])
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{names}; default: all but gpu")
     parser.add_argument("--blocks", type=int, default=5, help="measurements of every cell (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of one measurement (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("build/bench.json"), help="default: %(default)s")

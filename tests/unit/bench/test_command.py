@@ -69,9 +69,10 @@ def test_results_are_kept_by_section_and_shown_again(
     assert results["small"]["machine"]["cores"] >= 1
 
 
-def test_an_unknown_section_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_section_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run(tmp_path / "bench.json", "nothing")
+    assert "unknown section: nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
