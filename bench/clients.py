@@ -89,6 +89,8 @@ def rafaga_load(
     computed = target.answered(model) - answered
     return {
         "rate": figures["answered"],
+        "not_answered": figures["refused"] + figures["failed"],
+        "mean_ms": figures["latency"]["mean_ms"],
         "p50_ms": figures["latency"]["p50_ms"],
         "p99_ms": figures["latency"]["p99_ms"],
         "queue_p50_ms": figures["queue"]["p50_ms"],
@@ -97,6 +99,19 @@ def rafaga_load(
         "server_cpu_us": 1e6 * (target.cpu_s() - used_s) / computed if computed else 0.0,
         "client_cores": figures["generator_cores"],
     }
+
+
+def closed_loop(target: Target, model: str, callers: int, seconds: float, *options: object) -> Figures:
+    """`rafaga load` with callers that each wait for their answer, of a model whose runs take long.
+
+    The rate is callers / mean latency (Little's law). Answers counted in a window would be one batch more or less: of a
+    model that answers 16 images twice a second that is an eighth in four seconds. Raises RuntimeError when a request
+    was refused or failed.
+    """
+    figures = rafaga_load(target, model, seconds, "--concurrency", callers, *options)
+    if figures["not_answered"]:
+        raise RuntimeError(f"{figures['not_answered']:.0f} requests to {model} were refused or failed")
+    return figures | {"rate": 1e3 * callers / figures["mean_ms"]}
 
 
 def _children_cpu_s() -> float:

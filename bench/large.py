@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from bench.blocks import Blocks, Cells, Figures, Plan, column, ratios
-from bench.clients import rafaga_load
+from bench.clients import closed_loop
 from bench.models import LARGE, file
 from bench.raw import RawModel
 from bench.servers import rafaga
@@ -33,8 +33,7 @@ def cells(plan: Plan) -> Iterator[Cells]:
                 rows = raw.best_rows()
                 callers = max(16, 2 * rows)
                 measures[f"{model}/{precision}/raw"] = partial(raw.measure, rows, seconds)
-                served = partial(rafaga_load, target, model, seconds, "--concurrency", callers)
-                measures[f"{model}/{precision}/served"] = served
+                measures[f"{model}/{precision}/served"] = partial(closed_loop, target, model, callers, seconds)
         yield {name: measures[name] for name in sorted(measures, key=lambda name: LARGE.index(name.split("/")[0]))}
 
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from bench.blocks import Blocks, Cells, Figures, Plan, column, parts, ratios
-from bench.clients import rafaga_load
+from bench.clients import closed_loop, rafaga_load
 from bench.models import RESNET, file
 from bench.servers import Target, peer_script, rafaga, triton
 from bench.tables import Table, spread
@@ -50,7 +50,7 @@ class Load:
         self._peak = self.peak()["rate"]
 
     def peak(self) -> Figures:
-        figures = rafaga_load(self._target, RESNET, self._seconds, "--concurrency", _CALLERS, *_PROTOCOL)
+        figures = closed_loop(self._target, RESNET, _CALLERS, self._seconds, *_PROTOCOL)
         self._peak = figures["rate"]
         return figures
 
