@@ -22,8 +22,8 @@ GPU: dict[str, Section] = {"gpu": gpu}  # only on request
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 1 if a section could not be measured to its end."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["show"]:
-        return show(*map(Path, arguments[1:]))
+    if arguments[:1] == ["show"] and len(arguments) == 2:
+        return show(Path(arguments[1]))
     parser = _parser()
     options = parser.parse_args(arguments)
     chosen = options.sections or list(SECTIONS)

@@ -68,4 +68,4 @@ def tables(blocks: Blocks) -> list[Table]:
         server_ms = spread([statistics.median(column(blocks, cell, "server_cpu_us")) / 1e3])
         client = f"{max(column(blocks, cell, 'client_cores')):.2f}"
         rows.append((f"{server} {load}", rates, of_peak, server_ms, client))
-    return [Table(("", "in time/s", "÷ peak", "CPU ms/answer", "client"), rows)]
+    return [Table(("", "in time/s", "÷ peak", "CPU ms/request", "client"), rows)]
