@@ -106,11 +106,13 @@ def closed_loop(target: Target, model: str, callers: int, seconds: float, *optio
 
     The rate is callers / mean latency (Little's law). Answers counted in a window would be one batch more or less: of a
     model that answers 16 images twice a second that is an eighth in four seconds. Raises RuntimeError when a request
-    was refused or failed.
+    was refused or failed, or none began in the window.
     """
     figures = rafaga_load(target, model, seconds, "--concurrency", callers, *options)
     if figures["not_answered"]:
         raise RuntimeError(f"{figures['not_answered']:.0f} requests to {model} were refused or failed")
+    if not figures["mean_ms"]:
+        raise RuntimeError(f"{model} is too slow for {callers} callers in {seconds:g} s: give it more --seconds")
     return figures | {"rate": 1e3 * callers / figures["mean_ms"]}
 
 
