@@ -17,7 +17,7 @@ def spread(values: Sequence[float], digits: int | None = None) -> str:
         return "–"
     middle = statistics.median(values)
     if digits is None:
-        digits = max(0, 2 - math.floor(math.log10(middle))) if middle > 0 else 0
+        digits = max(0, 2 - math.floor(math.log10(abs(middle)))) if middle else 0
     shown = f"{middle:,.{digits}f}"
     return f"{shown} ({min(values):,.{digits}f}–{max(values):,.{digits}f})" if len(values) > 1 else shown
 

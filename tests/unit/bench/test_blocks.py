@@ -41,6 +41,8 @@ def test_columns_and_parts_of_names() -> None:
 def test_median_and_range() -> None:
     assert spread([1310.0, 1204.0, 1236.0]) == "1,236 (1,204–1,310)"
     assert spread([1.4], 2) == "1.40"
+    assert spread([-0.1234]) == "-0.123"
+    assert spread([0.0, 0.0]) == "0 (0–0)"
     assert spread([]) == "–"
 
 
