@@ -93,7 +93,7 @@ format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: setup  ## Measure on this machine and write docs/benchmarks.md
+bench: setup  ## Measure on this machine: about 45 minutes, tables and build/bench.json
 	@$(BIN)/python -m bench
 
 # On the machine with the GPU: the virtual environment, or any python that has PyTorch and GPU_PACKAGES (docs/gpu.md).
@@ -104,11 +104,13 @@ GPU_ENV       = PYTHONPATH="service:.:$(GPU_PACKAGES):$$PYTHONPATH"
 test-gpu:  ## The tests that need a GPU; they say so where there is none
 	$(GPU_ENV) $(GPU_PYTHON) -m pytest -m gpu tests/gpu
 
-bench-gpu:  ## Raw and served throughput on a GPU, in less than eight minutes, into docs/benchmarks.md too
-	$(GPU_ENV) $(GPU_PYTHON) -m bench.gpu --output build/gpu.md --page docs/benchmarks.md
+bench-gpu:  ## Raw and served throughput on a GPU: tables and build/bench.json
+	$(GPU_ENV) $(GPU_PYTHON) -m bench gpu --blocks 3
 
+GPU_MODELS = resnet50 vgg16 googlenet
 build/gpu-bench: setup  ## The models that bench-gpu measures, small enough to be carried to the GPU
-	$(BIN)/python -m bench.gpu prepare
+	$(BIN)/python -m export $(GPU_MODELS) --weights random --precisions fp32,fp16 --output $@-repository
+	$(BIN)/python -m bench.packed $@-repository $@
 
 # Every bundle of the catalogue with all its variants, for test-gpu: long to export, small to carry. Trained where the
 # weights are shipped; the others need no download, for their large weights are not carried anyway.
@@ -126,13 +128,12 @@ build/gpu-packages: requirements/constraints.txt
 	  psutil pytest pytest-timeout pluggy iniconfig packaging
 	$(PYTHON) -m pip install --quiet --target $@ --no-deps .
 
-# ONNX Runtime for CUDA, too large for some ways in one go: `python3 bench/carry.py join build/gpu-onnxruntime` there.
+# ONNX Runtime for CUDA in pieces, for where it cannot be copied in one go; docs/gpu.md says how to join them.
 build/gpu-onnxruntime: requirements/constraints.txt
-	@rm -rf $@ $@.whole
-	$(PYTHON) -m pip download --quiet --dest $@.whole --python-version 3.12 --platform manylinux_2_28_x86_64 \
+	@rm -rf $@ && mkdir -p $@
+	$(PYTHON) -m pip download --quiet --dest $@ --python-version 3.12 --platform manylinux_2_28_x86_64 \
 	  --only-binary=:all: --no-deps -c $< onnxruntime-gpu
-	$(PYTHON) -m bench.carry split $@.whole/*.whl $@
-	@rm -rf $@.whole
+	cd $@ && split --bytes 60000000 *.whl piece. && ls *.whl > NAME && rm *.whl && sha256sum piece.* > SHA256SUMS
 
 PROTO_FILES := $(wildcard protos/rafaga/*/*.proto)
 PROTOC = PATH="$(PROTOS)/bin:$$PATH" $(PROTOS)/bin/python -m grpc_tools.protoc -Iprotos \

@@ -1,4 +1,5 @@
-"""`python -m bench`: what this machine does with the service, beside what the hardware could do.
+"""`python -m bench`: measures the server on this machine, beside ONNX Runtime alone and beside Triton.
 
-Ratios are taken inside one run, their blocks interleaved, so that a machine that drifts drifts for both sides alike.
+Every section measures its cells in interleaved blocks, so that a machine that drifts does so for all of them. Compare
+ratios from one run, not absolute figures from two.
 """

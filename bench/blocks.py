@@ -1,37 +1,68 @@
-"""Measurements taken in interleaved blocks."""
+"""What a section is, and how its cells are measured."""
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
 
-from bench.records import Block, Run, Sample, Subject
+from bench.tables import Table
 
-Measure: TypeAlias = Callable[[], Sample]
+Figures: TypeAlias = dict[str, float]
+"""One measurement. Units are in the names; a rate is rows per second."""
+
+Cells: TypeAlias = Mapping[str, Callable[[], Figures]]
+"""What is measured, by name: "MODEL/CALLERS/SERVER"."""
+
+Blocks: TypeAlias = list[dict[str, Figures]]
+"""Every cell once per block."""
 
 
-def interleaved(measures: Mapping[Subject, Measure], blocks: int) -> Iterator[Block]:
-    """Every measure once per block, forwards and backwards in turn: A-B-B-A, so that a machine that drifts drifts for
-    all of them. What fails is tried once more; what fails twice ends the iteration, and complete blocks stay."""
+@dataclass(frozen=True)
+class Plan:
+    """seconds: of one measurement. baseline: another checkout of this project to measure beside this one."""
+
+    blocks: int
+    seconds: float
+    repository: Path
+    device: str = "cpu"
+    baseline: Path | None = None
+
+
+class Section(Protocol):
+    """A module with these two functions."""
+
+    def cells(self, plan: Plan) -> AbstractContextManager[Cells]:
+        """Starts the servers, which run until the block ends."""
+
+    def tables(self, blocks: Blocks) -> Sequence[Table]: ...
+
+
+def interleaved(cells: Cells, blocks: int) -> Iterator[dict[str, Figures]]:
+    """Measures every cell once per block, forwards and backwards in turn: A-B-B-A."""
     for number in range(blocks):
-        runs = []
-        for subject in list(measures)[:: 1 if number % 2 == 0 else -1]:
-            sample = _twice(subject, measures[subject])
-            print(f"  block {number + 1}/{blocks}  {' · '.join(filter(None, subject))}: {sample}", flush=True)
-            runs.append(Run(subject, sample))
-        yield tuple(runs)
+        block = {}
+        for name in list(cells)[:: 1 if number % 2 == 0 else -1]:
+            block[name] = cells[name]()
+            shown = ", ".join(f"{key} {value:,.4g}" for key, value in block[name].items())
+            print(f"  {number + 1}/{blocks} {name}: {shown}", flush=True)
+        yield block
 
 
-def _twice(subject: Subject, measure: Measure) -> Sample:
-    try:
-        return measure()
-    except Exception:
-        print(f"  {subject} failed, and is tried once more:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-        return measure()
+def column(blocks: Blocks, cell: str, figure: str) -> list[float]:
+    """A figure block by block; empty for a cell that was not measured."""
+    return [block[cell][figure] for block in blocks if cell in block]
 
 
-def ratios(values: Sequence[float], bases: Sequence[float]) -> list[float]:
-    """Block by block, because two figures of one block had the machine in the same state."""
-    return [value / base if base else 0.0 for value, base in zip(values, bases, strict=True)]
+def ratios(blocks: Blocks, cell: str, base: str, figure: str = "rate") -> list[float]:
+    """Block by block: two figures of one block found the machine in the same state."""
+    pairs = zip(column(blocks, cell, figure), column(blocks, base, figure), strict=False)
+    return [value / below for value, below in pairs if below]
+
+
+def parts(blocks: Blocks, at: int) -> list[str]:
+    """The different parts `at` one place of the cells' names, in the order of the first block."""
+    names = [name.split("/")[at] for name in blocks[0]]
+    return list(dict.fromkeys(names))

@@ -1,4 +1,4 @@
-"""What is measured: bundles of the catalogue, exported once, and an LSTM in a form that every peer can batch."""
+"""The models that are measured: bundles of the catalogue, and an LSTM in a form that Triton can batch."""
 
 from __future__ import annotations
 
@@ -9,43 +9,40 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
-LENET, LSTM = "lenet5-mnist", "lstm"
-LARGE = ("resnet50", "googlenet", "vgg16")
-_STEPS = 96
+LENET, LSTM, RESNET = "lenet5-mnist", "lstm", "resnet50"
+LARGE = (RESNET, "googlenet", "vgg16")
+_LSTM_BUNDLE, _STEPS = "lstm-co2", 96
 
 
 def export(repository: Path) -> None:
-    """What is not there yet."""
-    wanted = {LENET: "auto", "lstm-co2": "auto"} | dict.fromkeys(LARGE, "random")
+    """Exports what is missing. Large models get random weights, which change nothing about their speed."""
+    wanted = {LENET: "auto", _LSTM_BUNDLE: "auto"} | dict.fromkeys(LARGE, "random")
     for name, weights in wanted.items():
         if not (repository / name).is_dir():
             command = [sys.executable, "-m", "export", name, "--weights", weights, "--output", str(repository)]
-            precisions = "fp32,int8" if name in LARGE else "fp32"
-            subprocess.run([*command, "--precisions", precisions], check=True)
+            subprocess.run([*command, "--precisions", "fp32,int8" if name in LARGE else "fp32"], check=True)
     if not (repository / LSTM).is_dir():
+        model = _fixed_length(onnx.load(file(repository, _LSTM_BUNDLE)))
         folder = repository / LSTM / "1"
         folder.mkdir(parents=True)
-        onnx.save(_whole_series(onnx.load(file(repository, "lstm-co2"))), folder / "model.onnx")
+        onnx.save(model, folder / "model.onnx")
 
 
-def file(repository: Path, name: str) -> Path:
-    """The newest version's fp32 graph."""
+def file(repository: Path, name: str, precision: str = "fp32") -> Path:
+    """The graph of the newest version."""
     newest = max((repository / name).glob("[1-9]*"), key=lambda folder: int(folder.name))
-    return newest / "model.onnx"
+    return newest / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
 
 
-def _whole_series(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A forecaster without its input `length`: every series has 96 steps. Not every peer knows inputs of rank one."""
+def _fixed_length(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A forecaster without its input `length`, an input of rank one, which Triton cannot batch: every series has 96
+    steps."""
     graph = model.graph
-    kept = [value for value in graph.input if value.name != "length"]
-    kept[0].type.tensor_type.shape.dim[1].CopyFrom(onnx.TensorShapeProto.Dimension(dim_value=_STEPS))
-    del graph.input[:]
-    graph.input.extend(kept)
+    history = next(value for value in graph.input if value.name != "length")
+    history.type.tensor_type.shape.dim[1].CopyFrom(onnx.TensorShapeProto.Dimension(dim_value=_STEPS))
+    graph.input.remove(next(value for value in graph.input if value.name == "length"))
     steps = helper.make_tensor("steps", TensorProto.INT64, [1], [_STEPS])
-    rows = helper.make_node("Shape", [kept[0].name], ["rows"], start=0, end=1)
-    lengths = helper.make_node("ConstantOfShape", ["rows"], ["length"], value=steps)
-    nodes = [rows, lengths, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    graph.node.insert(0, helper.make_node("Shape", [history.name], ["rows"], start=0, end=1))
+    graph.node.insert(1, helper.make_node("ConstantOfShape", ["rows"], ["length"], value=steps))
     onnx.checker.check_model(model)
     return model

@@ -1,70 +1,71 @@
-"""More requests than the machine can answer: how many get an answer in time, how late, and what is done in vain."""
+"""More requests than the machine can answer: how many get their answer within the deadline, and what each costs.
+
+Client and server share all cores. Requests arrive at random (Poisson) at multiples of the server's own peak, which 32
+callers in a closed loop give.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import ExitStack
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from bench import cores
-from bench.blocks import Measure, interleaved
-from bench.cores import on
-from bench.load import Client
-from bench.plan import Part, Plan, Task
-from bench.records import Block, Subject
-from bench.servers import TRANSPORTS, TRITON, serving
-from bench.triton import backend
-from rafaga.load.codecs import Wire
+from bench.blocks import Blocks, Cells, Figures, Plan, column, parts, ratios
+from bench.clients import closed_loop, rafaga_load
+from bench.models import RESNET, file
+from bench.servers import Target, peer_script, rafaga, triton
+from bench.tables import Table, spread
+from rafaga.server.engines.cpu_count import available_cores
 
-MODEL = "googlenet"
 _DEADLINE_MS = 500.0
-_PEAK_CALLERS = 32
-ALONE, PEAK = "alone", "peak"
-LOADS = {"0.8×": 0.8, "2×": 2.0, "5×": 5.0}
-BUSY, OVER = "0.8×", ("2×", "5×")
-_SECONDS = {ALONE: 1.5, PEAK: 4.0, "0.8×": 6.0, "2×": 4.0, "5×": 4.0}
-_WARM_UP_S, _REST_S = 1.0, 1.0  # around each window: the rest is watching the server until it computes no more
-_START_S = 30.0
+_CALLERS = 32
+_OVER = (2, 5)
+_PROTOCOL = ("--protocol", "open-inference")
 
 
-def _windows(plan: Plan) -> dict[str, float]:
-    """Seconds by load."""
-    loads = (ALONE, PEAK, "2×") if plan.quick else tuple(_SECONDS)
-    return {load: plan.seconds(_SECONDS[load]) for load in loads}
-
-
-def budget_s(plan: Plan) -> float:
-    """The peer computes what nobody waits for any more before the next window begins."""
-    seconds = _windows(plan)
-    windows_s = sum(window_s + _WARM_UP_S + _REST_S for window_s in seconds.values())
-    backlog_s = sum((LOADS[load] - 1) * (seconds[load] + _WARM_UP_S) for load in OVER if load in seconds)
-    return _START_S + plan.blocks * ((len(TRANSPORTS) + 1) * windows_s + backlog_s)
-
-
-def measure(task: Task) -> Generator[Block, None, None]:
-    """Loads are multiples of the peak that a target had at the start; ratios are to the peak of the same block."""
-    plan, place = task.plan, cores.own(least=2)
-    task.note(f"Here {place}.")
-    # The closed loop's callers wait as long as they must; the others' deadlines are shorter than this.
-    options = ("--precision", "fp32", "--max-queue-wait-ms", "10000")
+@contextmanager
+def cells(plan: Plan) -> Iterator[Cells]:
+    threads = available_cores()
+    # The callers that find the peak must not be refused.
+    options = ("--device", "cpu", "--precision", "fp32", "--threads", str(threads), "--max-queue-wait-ms", "10000")
     with ExitStack() as stack:
-        serve = serving(task.repository, (MODEL,), *options, threads=place.threads, cores=place, peer=True)
-        targets = stack.enter_context(serve)
-        stack.enter_context(on(place.client))
-        if TRITON in targets:
-            task.note(backend(targets[TRITON], MODEL))
-        measures: dict[Subject, Measure] = {}
-        for server, target in targets.items():
-            client = Client(target, MODEL, place, wire=Wire.OPEN_INFERENCE, deadline_ms=_DEADLINE_MS)
-            stack.enter_context(client)
-            peak = client.closed(_PEAK_CALLERS, plan.seconds(_SECONDS[PEAK])).rate
-            for load, window_s in _windows(plan).items():
-                measures[Subject(MODEL, server, load)] = (
-                    partial(client.open, peak * LOADS[load], window_s, _WARM_UP_S)
-                    if load in LOADS
-                    else partial(client.closed, 1 if load == ALONE else _PEAK_CALLERS, window_s, _WARM_UP_S)
-                )
-        yield from interleaved(measures, plan.blocks)
+        servers = {"rafaga": stack.enter_context(rafaga(plan.repository, (RESNET,), *options))}
+        if (script := peer_script("triton_peer.sh")) is not None:
+            servers["Triton"] = stack.enter_context(triton(script, {RESNET: file(plan.repository, RESNET)}, threads))
+        measures: dict[str, Callable[[], Figures]] = {}
+        for server, target in servers.items():
+            load = Load(target, plan.seconds)
+            measures[f"{server}/peak"] = load.peak
+            measures |= {f"{server}/{times}×": partial(load.over, times) for times in _OVER}
+        yield measures
 
 
-PART = Part("overload", budget_s, measure, tuple(LOADS))
+class Load:
+    """On one server, relative to the peak that was measured last."""
+
+    def __init__(self, target: Target, seconds: float) -> None:
+        self._target = target
+        self._seconds = seconds
+        self._peak = self.peak()["rate"]
+
+    def peak(self) -> Figures:
+        figures = closed_loop(self._target, RESNET, _CALLERS, self._seconds, *_PROTOCOL)
+        self._peak = figures["rate"]
+        return figures
+
+    def over(self, times: float) -> Figures:
+        options = ("--rate", times * self._peak, *_PROTOCOL)
+        return rafaga_load(self._target, RESNET, self._seconds, *options, deadline_ms=_DEADLINE_MS)
+
+
+def tables(blocks: Blocks) -> list[Table]:
+    rows = []
+    for cell in (f"{server}/{load}" for server in parts(blocks, 0) for load in parts(blocks, 1)):
+        server, load = cell.split("/")
+        rates = spread(column(blocks, cell, "rate"))
+        of_peak = "" if load == "peak" else spread(ratios(blocks, cell, f"{server}/peak"), 2)
+        server_ms = spread([statistics.median(column(blocks, cell, "server_cpu_us")) / 1e3])
+        client = f"{max(column(blocks, cell, 'client_cores')):.2f}"
+        rows.append((f"{server} {load}", rates, of_peak, server_ms, client))
+    return [Table(("", "in time/s", "÷ peak", "CPU ms/request", "client"), rows)]

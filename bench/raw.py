@@ -1,52 +1,59 @@
-"""ONNX Runtime alone: what a model gives at its best batch size when nothing is served."""
+"""ONNX Runtime alone, without any option of ours but the thread count: what the hardware gives."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from pathlib import Path
-from typing import NamedTuple
 
-from rafaga import bundle as bundles
-from rafaga.bundle import Precision
-from rafaga.server.engines.onnxruntime import Engine, Golden
-from rafaga.server.scheduling.latency import buckets_up_to
+import numpy as np
+import onnxruntime as ort
 
-_LONGEST_RUN_S = 0.75
+from bench.blocks import Figures
 
-
-class RawModel(NamedTuple):
-    engine: Engine
-    golden: Golden
-    best_rows: int
-
-    def rate(self, seconds: float) -> float:
-        """Rows per second over `seconds` of batches of the best size."""
-        inputs = self.golden.tiled(self.best_rows)
-        rows, start = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < seconds:
-            self.engine.run(inputs)
-            rows += self.best_rows
-        return rows / elapsed
+_IMAGE, _SERIES = 224, 96  # where a dimension is free
+_SIZES = (1, 2, 4, 8, 16, 32)
+_TRY_S, _LONGEST_RUN_S = 0.5, 1.0
 
 
-def load(folder: Path, precision: Precision, threads: int, try_s: float) -> RawModel:
-    """Loads a variant with the server's session options and finds the batch size of the best throughput, each tried for
-    `try_s`, of those that are computed quickly enough for a window to hold several.
+class RawModel:
+    def __init__(self, file: Path, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
-    Raises ValueError where the bundle lacks the variant.
-    """
-    bundle = bundles.load(folder)
-    variant = bundle.variant(precision)
-    if variant is None:
-        raise ValueError(f"{folder} has no {precision} variant")
-    golden = Golden.load(bundle, folder / bundles.GOLDEN)
-    engine = Engine.load(bundle, (folder / variant.file).read_bytes(), golden, threads)
-    best = RawModel(engine, golden, 1)
-    best_rate = best.rate(try_s)
-    for rows in buckets_up_to(bundle.max_batch_size)[1:]:
-        tried = RawModel(engine, golden, rows)
-        if rows > _LONGEST_RUN_S * best_rate:
-            break
-        if (rate := tried.rate(try_s)) > best_rate:
-            best, best_rate = tried, rate
-    return best
+    def best_rows(self) -> int:
+        """The batch size with the highest rate, among those that a measurement holds several of."""
+        rates = {}
+        for rows in _SIZES:
+            figures = self.measure(rows, _TRY_S)
+            rates[rows] = figures["rate"]
+            if figures["p50_ms"] > 1e3 * _LONGEST_RUN_S:
+                break
+        return max(rates, key=lambda rows: rates[rows])
+
+    def measure(self, rows: int, seconds: float) -> Figures:
+        """Batches of `rows` for `seconds`: rows per second, and the median time of a batch."""
+        inputs = random_inputs(self._session, rows)
+        times_s: list[float] = []
+        while sum(times_s) < seconds:
+            start = time.perf_counter()
+            self._session.run(None, inputs)
+            times_s.append(time.perf_counter() - start)
+        return {"rate": rows * len(times_s) / sum(times_s), "p50_ms": 1e3 * statistics.median(times_s), "rows": rows}
+
+
+def random_inputs(session: ort.InferenceSession, rows: int) -> dict[str, np.ndarray]:
+    """Random images or series, by the inputs' names."""
+    rng = np.random.default_rng(0)
+    made: dict[str, np.ndarray] = {}
+    for value in session.get_inputs():
+        free = _IMAGE if len(value.shape) == 4 else _SERIES
+        shape = (rows, *(size if isinstance(size, int) else free for size in value.shape[1:]))
+        if value.type == "tensor(uint8)":
+            made[value.name] = rng.integers(0, 256, shape, np.uint8)
+        elif value.type == "tensor(int64)":  # lengths
+            made[value.name] = np.full(shape, _SERIES, np.int64)
+        else:
+            made[value.name] = rng.standard_normal(shape).astype(np.float32)
+    return made

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _START_TIMEOUT_S = 60.0
@@ -22,11 +23,18 @@ class ServerProcess:
     """Started by `start`, ended by `stop` (in order) or `kill` (at once; does nothing to a server that has ended)."""
 
     def __init__(
-        self, repository: Path, log: Path, options: Sequence[str] = (), start_timeout_s: float = _START_TIMEOUT_S
+        self,
+        repository: Path,
+        log: Path,
+        options: Sequence[str] = (),
+        start_timeout_s: float = _START_TIMEOUT_S,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        """environment: added to this process's own."""
         self._repository = repository
         self._options = tuple(options)
         self._start_timeout_s = start_timeout_s
+        self._environment = os.environ | (environment or {})
         self.log = log
         self.grpc_port = 0
         self.http_port = 0
@@ -51,7 +59,9 @@ class ServerProcess:
         command += ["--grpc-port", "0", "--http-port", "0", "--log-format", "json"]
         command += self._options
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment
+            )
         end = time.monotonic() + self._start_timeout_s
         while not self._read_ports():
             if (code := self._process.poll()) is not None:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.memory import MIB, watching
 from rafaga.load import document
 from rafaga.load.document import StepResult
 from rafaga.load.log import OK
 from tests.integration import graphs
+from tests.process.memory import MIB, watching
 from tests.process.running import Running, running
 
 # Of runs: what callers give a request.

@@ -21,12 +21,12 @@ import numpy as np
 import psutil
 import pytest
 
-from bench.memory import LIMIT_BYTES, MIB, grows, growth_bytes, watching
 from rafaga.v1 import vision_pb2
 from tests import bundles, plain
 from tests.integration import graphs, messages
 from tests.integration import open_inference as oip
 from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually
+from tests.process.memory import LIMIT_BYTES, MIB, grows, growth_bytes, watching
 from tests.process.running import Running, running
 
 LONG_S = float(os.environ.get("RAFAGA_SOAK_S", "600"))

@@ -1,100 +1,118 @@
-"""`python -m bench`: a part that fails is named and the others are measured; a quick run leaves the page alone."""
+"""`python -m bench`: what it keeps, what it prints, and real sections with models of the size of a test."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from bench import command, models
-from bench.plan import Part, Plan, Section, Task
-from bench.records import Block, Record, Records, Run, Sample, Subject
-
-TEXT = "".join(f"<!-- measured: {name} -->\nold\n<!-- end of {name} -->\n" for name in ("verdicts", "runs", "a", "b"))
-
-
-def part(name: str, fails_after: int | None = None) -> Part:
-    """Every block has one run, whose rate is its number."""
-
-    def measure(task: Task) -> Generator[Block, None, None]:
-        task.note(f"{name} is noted.")
-        for number in range(task.plan.blocks):
-            if number == fails_after:
-                raise OSError(f"{name} is broken")
-            yield (Run(Subject("m", "t", ""), Sample(rate=float(number))),)
-
-    return Part(name, lambda plan: 60.0 * plan.blocks, measure)
+from bench import __main__ as command
+from bench import clients, gpu, large, lone, models, overload
+from bench.blocks import Blocks, Cells, Figures, Plan
+from bench.packed import pack_repository
+from bench.servers import Target
+from bench.tables import Table
+from tests.bundles import publish_classifier
 
 
-def section(*parts: Part) -> Section:
-    def tables(records: list[Record]) -> str:
-        return " ".join(f"{record.part}: {[s.rate for s in record.of('m', 't', '')]}" for record in records)
+class Fake:
+    """A section with one cell, which fails in one of its blocks."""
 
-    return Section(parts[0].name, parts, tables, lambda _: [])
+    def __init__(self, fails_in: int = 0) -> None:
+        self._left = fails_in
 
+    def _measure(self) -> Figures:
+        self._left -= 1
+        if self._left == 0:
+            raise OSError("connection lost")
+        return {"rate": 7.0}
 
-@pytest.fixture
-def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """a works, b breaks after two blocks."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, "export", lambda _: None)
-    monkeypatch.setattr(command, "SECTIONS", (section(part("a")), section(part("b", fails_after=2))))
-    monkeypatch.setattr(command, "_QUICK_PARTS", "a")
-    path = Path("docs/benchmarks.md")
-    path.parent.mkdir()
-    path.write_text(TEXT)
-    return path
+    @contextmanager
+    def cells(self, plan: Plan) -> Iterator[Cells]:
+        yield {"cell": self._measure}
 
-
-def test_a_part_that_fails_is_named_and_the_others_are_measured(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["--only", "b,a", "--blocks", "3"]) == 1
-    text = page.read_text()
-    assert "a: [0.0, 1.0, 2.0]" in text
-    assert "b: [0.0, 1.0]" in text
-    assert "**The last run of b**" in text
-    assert "**stopped** after 2 of 3 blocks: OSError: b is broken" in text
-    assert "b is broken" in capsys.readouterr().err
+    def tables(self, blocks: Blocks) -> Sequence[Table]:
+        return [Table(("sum",), [(str(sum(block["cell"]["rate"] for block in blocks)),)])]
 
 
-def test_one_part_anew(page: Path) -> None:
-    """1. Both. 2. One of them: the other stays as it was. 3. Rendered without measuring: the same page."""
-    command.main(["--blocks", "3"])
-    assert command.main(["--only", "a", "--blocks", "1"]) == 0
-    text = page.read_text()
-    assert "a: [0.0]" in text
-    assert "b: [0.0, 1.0]" in text
-    page.write_text(TEXT)
-    assert command.main(["--render"]) == 0
-    assert page.read_text() == text
+@pytest.fixture(autouse=True)
+def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "export", lambda repository: None)
 
 
-def test_a_quick_run_leaves_the_page_and_the_records_alone(page: Path) -> None:
-    assert command.main(["--quick"]) == 0
-    assert page.read_text() == TEXT
-    assert Records(Path("build/bench")).best("a") is None
-    assert "a: [0.0]" in Path("build/bench-quick/benchmarks.md").read_text()
+def run(output: Path, *arguments: str) -> int:
+    return command.main([*arguments, "--output", str(output)])
 
 
-def test_an_unknown_part_is_named(page: Path) -> None:
-    with pytest.raises(SystemExit, match="expected some of a, b, got c"):
-        command.main(["--only", "a,c"])
+def test_results_are_kept_by_section_and_shown_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1. A section fails: its complete blocks are kept. 2. Another is added. 3. Both are shown. 4. One is replaced."""
+    output = tmp_path / "build/bench.json"
+    monkeypatch.setitem(command.SECTIONS, "small", Fake(fails_in=3))
+    assert run(output, "small") == 1
+    assert "failed: small" in capsys.readouterr().out
+    monkeypatch.setitem(command.SECTIONS, "sdk", Fake())
+    assert run(output, "sdk", "--blocks", "1") == 0
+    capsys.readouterr()
+    assert command.main(["show", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("### small") < shown.index("| 14.0 |") < shown.index("### sdk") < shown.index("| 7.0 |")
+    assert "blocks: 2" in shown
+    monkeypatch.setitem(command.SECTIONS, "small", Fake())
+    assert run(output, "small", "--blocks", "1") == 0
+    results = json.loads(output.read_text())
+    assert results["small"]["blocks"] == [{"cell": {"rate": 7.0}}]
+    assert results["small"]["machine"]["cores"] >= 1
 
 
-def test_the_help_tells_how_long_it_takes(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_section_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        command.main(["--help"])
-    assert "10 minutes (a 5.0, b 5.0)" in " ".join(capsys.readouterr().out.split())
+        run(tmp_path / "bench.json", "nothing")
+    assert "unknown section: nothing" in capsys.readouterr().err
 
 
-def test_interrupted_a_part_keeps_its_blocks(tmp_path: Path) -> None:
-    def measure(task: Task) -> Generator[Block, None, None]:
-        yield (Run(Subject("m", "t", ""), Sample(rate=1.0)),)
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    "name", ["lone", "gpu", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("large", "overload"))]
+)
+def test_a_section_with_a_real_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    publish_classifier(tmp_path)
+    monkeypatch.delenv("RAFAGA_PEERS", raising=False)
+    monkeypatch.setattr(lone, "_MODELS", ("digits",))
+    monkeypatch.setattr(large, "LARGE", ("digits",))
+    monkeypatch.setattr(large, "_PRECISIONS", ("fp32",))
+    monkeypatch.setattr(overload, "RESNET", "digits")
+    monkeypatch.setattr(gpu, "PACKED", tmp_path / "packed")
+    pack_repository(tmp_path, tmp_path / "packed")
+    monkeypatch.setattr("bench.raw._TRY_S", 0.01)
+    monkeypatch.setattr(overload, "_OVER", (0.1,))
+    output = tmp_path / "bench.json"
+    options = ("--repository", str(tmp_path), "--blocks", "1", "--seconds", "0.2", "--device", "cpu")
+    assert run(output, name, *options) == 0
+    (block,) = json.loads(output.read_text())[name]["blocks"]
+    assert all(figures["rate"] > 0 for figures in block.values())
 
-    records = Records(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        command.measure(Part("a", lambda _: 0.0, measure), Plan(), tmp_path, records)
-    stopped = records.stopped("a")
-    assert stopped is not None
-    assert (len(stopped.blocks), stopped.wanted) == (1, 5)
+
+PRINTED = """Concurrency: 8
+  Client:
+    Request count: 9522
+    Throughput: 3987.5 infer/sec
+    p50 latency: 957 usec
+    p99 latency: 4494 usec
+"""
+
+
+def test_the_last_load_of_perf_analyzer_counts() -> None:
+    expected = {"rate": 3987.5, "p50_ms": 0.957, "p99_ms": 4.494}
+    assert clients.reported(PRINTED.replace("3987.5", "1.0") + PRINTED) == expected
+    with pytest.raises(RuntimeError, match="no figures"):
+        clients.reported("Failed to obtain stable measurement.")
+
+
+def test_perf_analyzer_needs_its_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAFAGA_PEERS", raising=False)
+    with pytest.raises(RuntimeError, match="RAFAGA_PEERS"):
+        clients.perf_analyzer(Target("nowhere", "", 0), "model", 1, 1.0)

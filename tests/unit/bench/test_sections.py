@@ -1,104 +1,84 @@
-"""Tables and verdicts of each section, from figures that are known."""
+"""Tables of every section, made from figures that are known. None is wider than a terminal."""
 
 from __future__ import annotations
 
-from bench import goodput, small
-from bench.records import Record, Sample
-from tests.unit.bench.samples import record
+from collections.abc import Iterable
 
-LENET = "lenet5-mnist"
-MIB = {"grpcio": 100.0, "native": 200.0, "Triton": 300.0}
+import pytest
 
-
-def beside_triton(**rates: float) -> dict[tuple[str, str, str], Sample]:
-    """Requests per second of a server, at 8 callers."""
-    return {(LENET, server, "8"): Sample(rate=rate, p50_ms=1.0, p99_ms=2.0) for server, rate in rates.items()}
+from bench import large, lone, overload, sdk, small
+from bench.__main__ import GPU, SECTIONS
+from bench.blocks import Blocks, Figures
 
 
-def test_the_fastest_transport_is_judged_and_the_other_stands_beside_it() -> None:
-    """Ratios are of the same block: the second one, where everybody is slow, is no worse than the first."""
-    runs = record(
-        "small",
-        beside_triton(grpcio=500.0, native=1500.0, Triton=1000.0),
-        beside_triton(grpcio=250.0, native=750.0, Triton=500.0),
-    )
-    verdict = next(v for v in small.verdicts([runs]) if LENET in v.what)
-    assert verdict.cells() == (
-        f"requests/s over Triton's, {LENET}, native",
-        "≥ 1.4",
-        "8: 1.50 (1.50–1.50)",
-        "reached",
-        "grpcio: 0.50",
-    )
-    assert "| native | 8 | 1,125 (750–1,500) | 1.50 (1.50–1.50) |" in small.tables([runs])
+def made(names: Iterable[str], **figures: tuple[float, ...]) -> Blocks:
+    """Blocks in which every cell has the same figures, given block by block."""
+    number = len(next(iter(figures.values())))
+    return [{name: {key: values[at] for key, values in figures.items()} for name in names} for at in range(number)]
 
 
-def test_a_lone_request_without_a_triton() -> None:
-    lone = {(LENET, t, "lone"): Sample(p50_ms=1.0, queue_p50_ms=ms) for t, ms in (("grpcio", 0.2), ("native", 0.02))}
-    runs = record("small", lone)
-    (verdict,) = (v for v in small.verdicts([runs]) if v.cases)
-    assert verdict.found() == "reached on native; **not reached** on grpcio: 0.20 of at most 0.1"
-    assert "Triton" not in small.tables([runs])
+SMALL = [f"{m}/{c}/{s}" for m in small._MODELS for c in small._CALLERS for s in ("rafaga", "rafaga TLS", "Triton")]
+LARGE = [f"{m}/{p}/{way}" for m in ("resnet50", "googlenet") for p in ("fp32", "int8") for way in ("raw", "served")]
+OVERLOAD = [f"{s}/{load}" for s in ("rafaga", "Triton") for load in ("peak", "2×", "5×")]
+LONE = [f"{m}/{way}" for m in ("lenet5-mnist", "resnet50") for way in ("raw", "served")]
+SDK = ["one call each", "one call each, 8 threads", "classify_many"]
+CELLS = {"small": SMALL, "large": LARGE, "overload": OVERLOAD, "lone": LONE, "sdk": SDK, "gpu": LARGE}
 
 
-def overload(blocks: int = 5) -> Record:
-    """grpcio keeps its peak and native loses a fifth at five times it; Triton answers nobody there."""
+RATES = {"small": 9817.2, "large": 152.7, "overload": 52.72, "lone": 24000.0, "sdk": 24000.0, "gpu": 12345.6}
 
-    def sample(server: str, load: str, number: int) -> Sample:
-        rate = {"alone": 20.0, "peak": 50.0, "0.8×": 40.0, "2×": 50.0, "5×": 50.0}[load]
-        if load == "5×":
-            rate = {"grpcio": 50.0, "native": 40.0, "Triton": 0.0}[server]
-        latencies = {"alone": (), "peak": (), "0.8×": (10.0, 30.0), "2×": (10.0, 60.0), "5×": (10.0, 70.0)}[load]
-        grown = number * (2.0 if server == "native" else 0.0)
-        return Sample(
-            rate=rate,
-            p50_ms=10.0,
-            answered=int(rate),
-            computed=50,
-            latencies_ms=latencies if rate else (),
-            resident_mib=MIB[server] + grown,
-        )
 
-    loads = ("alone", "peak", "0.8×", "2×", "5×")
-    return record(
-        "overload",
-        *({("googlenet", s, load): sample(s, load, number) for s in MIB for load in loads} for number in range(blocks)),
-    )
+@pytest.mark.parametrize("name", [*SECTIONS, *GPU])
+def test_no_table_is_wider_than_80_columns(name: str) -> None:
+    """With ranges that have as many digits as real ones."""
+    rate = RATES[name]
+    figures = {"rate": (rate, 0.86 * rate, 1.01 * rate), "server_cpu_us": (1637.0, 1458.0, 2092.0)}
+    figures |= {f"{what}p50_ms": (118.25, 103.75, 142.5) for what in ("", "queue_", "run_")}
+    figures |= {"rows": (32.0,) * 3, "client_cores": (0.15,) * 3}
+    for table in (SECTIONS | GPU)[name].tables(made(CELLS[name], **figures)):
+        assert max(map(len, str(table).splitlines())) <= 80
+
+
+def test_small() -> None:
+    """A ratio to Triton is of the same block; without a Triton there is none."""
+    blocks = made(SMALL, rate=(500.0, 250.0), server_cpu_us=(90.0, 110.0))
+    blocks[0]["lstm/8/rafaga"]["rate"] = 750.0
+    rows = {row[0]: row[1:] for row in small.tables(blocks)[1].rows}
+    assert rows[" 8 rafaga"] == ("500 (250–750)", "1.25 (1.00–1.50)", "100 (90–110)")
+    assert rows["32 Triton"][1] == "–"
+    alone = [{name: figures for name, figures in block.items() if "Triton" not in name} for block in blocks]
+    assert [row[2] for table in small.tables(alone) for row in table.rows] == ["–"] * 12
+
+
+def test_large() -> None:
+    figures: dict[str, Figures] = {
+        "resnet50/fp32/raw": {"rate": 50.0, "rows": 8},
+        "resnet50/fp32/served": {"rate": 48.0},
+        "resnet50/int8/raw": {"rate": 160.0, "rows": 4},
+        "resnet50/int8/served": {"rate": 144.0},
+    }
+    rates, compared = large.tables([figures])
+    assert rates.rows[1] == ("resnet50 int8", "4", "160", "144")
+    assert compared.rows == [("resnet50 fp32", "0.96", "1.00"), ("resnet50 int8", "0.90", "3.00")]
 
 
 def test_overload() -> None:
-    found = {verdict.what: verdict for verdict in goodput.verdicts([overload()])}
-    over = {s: found[f"goodput under overload over the peak, {s}"] for s in ("grpcio", "native")}
-    assert over["grpcio"].found() == "reached"
-    assert over["native"].found() == "reached at 2×; **not reached** at 5×: 0.80 of 0.9"
-    assert over["native"].beside == "Triton: 2×: 1.00 (1.00–1.00) · 5×: 0.00 (0.00–0.00)"
-    later = found["p99 of answers at 2× over that at 0.8×"]
-    assert later.found() == "**not reached** on grpcio: 2.00 of at most 1.5, on native: 2.00 of at most 1.5"
-    assert found["p99 at 80 % of the peak over the latency alone, googlenet"].reached
-    vain = found["share of rows computed in vain at 2× and 5×"]
-    assert vain.found() == "reached on grpcio; **not reached** on native: 0.10 of at most 0.01"
-    assert vain.beside == "Triton: 0.50 (0.50–0.50)"
-    grown = found["memory grown in the second half of this part, MiB"]
-    assert [case.reached for case in grown.cases] == [True, True]
-    assert grown.cases[1].middle > grown.cases[0].middle == 0.0
+    blocks = made(OVERLOAD, rate=(50.0, 40.0), server_cpu_us=(4e4, 5e4), client_cores=(0.2, 0.1))
+    blocks[0]["Triton/5×"]["rate"] = 0.0
+    (table,) = overload.tables(blocks)
+    assert table.rows[0] == ("rafaga peak", "45.0 (40.0–50.0)", "", "45.0", "0.20")
+    assert table.rows[-1][2] == "0.50 (0.00–1.00)"
 
 
-def test_overload_in_a_table() -> None:
-    text = goodput.tables([overload()])
-    row = "| Triton | 50.0 (50.0–50.0) | 0.80 (0.80–0.80) | 1.00 (1.00–1.00) | 0.00 (0.00–0.00) | 10.0 (10.0–10.0) |"
-    assert f"{row} 30 | 60 | no answer in time |" in text
-    assert "| Triton | 20.0 % | 0.0 % | 100.0 % |" in text
+def test_lone() -> None:
+    figures: dict[str, Figures] = {
+        "lenet5-mnist/raw": {"p50_ms": 0.05},
+        "lenet5-mnist/served": {"p50_ms": 0.75, "run_p50_ms": 0.08, "queue_p50_ms": 0.029},
+    }
+    (table,) = lone.tables([figures])
+    assert table.rows == [("lenet5-mnist", "0.0500", "0.0800", "0.0290", "0.700")]
 
 
-def test_a_quick_run_shows_what_it_has() -> None:
-    """One block without the loads of 0.8 and 5."""
-    whole = overload(1)
-    loads = ("alone", "peak", "2×")
-    quick = record("overload", {run.subject: run.sample for run in whole.blocks[0] if run.subject.load in loads})
-    assert "| grpcio | 50.0 (50.0–50.0) | – | 1.00 (1.00–1.00) | – |" in goodput.tables([quick])
-    assert [verdict.found() for verdict in goodput.verdicts([quick])] == ["reached", "reached"]
-
-
-def test_percentiles_are_of_all_answers_together() -> None:
-    few, many = Sample(latencies_ms=(100.0,)), Sample(latencies_ms=tuple(float(n) for n in range(1, 300)))
-    assert goodput.p99_ms([few, many]) == 297.0
+def test_sdk() -> None:
+    (table,) = sdk.tables([{"one call each": {"rate": 1000.0}, "classify_many": {"rate": 20000.0}}])
+    assert table.rows[1] == ("classify_many", "20,000", "20.00")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rafaga.server.repository.versions import State
 
 from rafaga.errors import BundleError, ModelNotFound, ModelNotReady
 from rafaga.plain_model import PlainModel
@@ -16,6 +15,7 @@ from rafaga.server.config.model_versions import VersionPolicy, Versions
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository import reconciler, retirement
 from rafaga.server.repository.repository import Repository
+from rafaga.server.repository.versions import State
 
 GOOD, BAD = b"good", b"bad"
 LATEST, ALL = Versions(), Versions(VersionPolicy(newest=None))
