@@ -139,7 +139,7 @@ def stop(page: Page, server: ServerProcess) -> None:
         raise ServerFailed(f"expected exit code 0, got {code}")
 
 
-def _worth_showing(data: digits.Digits, answers: digits.Answers) -> list[int]:
+def _worth_showing(data: digits.Digits, answers: digits.DigitAnswers) -> list[int]:
     """Some digits that were read right, and one that was not, where there is one."""
     wrong = [int(i) for i in (answers.indices != data.labels).nonzero()[0][:1]]
     right = [int(i) for i in (answers.indices == data.labels).nonzero()[0][: DRAWN - len(wrong)]]

@@ -38,7 +38,7 @@ class Digits:
 
 
 @dataclass(frozen=True)
-class Answers:
+class DigitAnswers:
     """What came back: indices int64 [N] in the order of the digits, latency_s float64 [N], and how long all took."""
 
     indices: npt.NDArray[np.int64]
@@ -66,7 +66,7 @@ def load() -> Digits:
     return _scikit_learn()
 
 
-def ask(client: Client, digits: Digits) -> Answers:
+def ask(client: Client, digits: Digits) -> DigitAnswers:
     """One request per digit, `CALLERS` of them at any time. Raises what the client raises."""
 
     def one(image: npt.NDArray[np.uint8]) -> tuple[Classification, float]:
@@ -78,7 +78,7 @@ def ask(client: Client, digits: Digits) -> Answers:
     with ThreadPoolExecutor(CALLERS) as callers:
         answers = list(callers.map(one, digits.images))
     elapsed_s = time.perf_counter() - begin
-    return Answers(
+    return DigitAnswers(
         np.array([answer.top.index for answer, _ in answers]), np.array([latency for _, latency in answers]), elapsed_s
     )
 

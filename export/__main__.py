@@ -30,7 +30,7 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], int]:
 
 def _verify(arguments: Sequence[str]) -> int:
     from export.show import new_console, verdict_table
-    from export.verify import Verdict, find_bundles, verify_bundle
+    from export.verify import VariantCheck, find_bundles, verify_bundle
     from models.progress import shown
 
     parser = argparse.ArgumentParser("python -m export verify", description="Prove published bundles again, anywhere.")
@@ -41,7 +41,7 @@ def _verify(arguments: Sequence[str]) -> int:
     folders = [folder for place in places for folder in find_bundles(place)]
     empty = [place for place in places if not find_bundles(place)]
     console = new_console()
-    verdicts: list[Verdict] = []
+    verdicts: list[VariantCheck] = []
     with shown(console, "verifying") as steps:
         for number, folder in enumerate(folders):
             steps.step(f"{folder.parent.name}/{folder.name}")

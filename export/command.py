@@ -14,15 +14,15 @@ from export.evidence import Sources
 from export.labels import Labels, LabelsInvalid, read_labels
 from export.own import TASKS, OwnModel, OwnModelInvalid, numbers_of, own_entry, size_of, strides_of
 from export.precisions import AGREEMENT, RECALL, SIMILARITY, TOP1
-from export.publish import Published, Wanted, publish
-from export.show import Outcome, catalogue_table, new_console, outcome_table
+from export.publish import ExportRequest, Published, publish
+from export.show import ExportOutcome, catalogue_table, new_console, outcome_table
 from export.verify import ProofFailed
-from models.entry import Entry, Shipped, Task
+from models.entry import Entry, Shipped
 from models.expectation import shortfalls
 from models.loading import AUTO, RANDOM, WeightsError
 from models.progress import shown
 from models.zoo import catalogue
-from rafaga.bundle import Precision
+from rafaga.bundle import Precision, Task
 
 # What may be wrong with one model while the others are fine.
 FAILURES = (WeightsError, ProofFailed, FileExistsError, LabelsInvalid, OwnModelInvalid)
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
     shipped = [entry.name for entry in chosen if options.all and options.weights == RANDOM and is_shipped(entry)]
     chosen = [entry for entry in chosen if entry.name not in shipped]
     allowed = None if options.max_accuracy_drop is None else options.max_accuracy_drop / 100
-    wanted = Wanted(
+    wanted = ExportRequest(
         options.output, options.weights, options.version, options.precisions, allowed, license=options.license
     )
     sources = Sources(
@@ -74,7 +74,7 @@ def is_shipped(entry: Entry) -> bool:
     return isinstance(entry.weights, Shipped) and entry.weights.path.is_file()
 
 
-def export_one(entry: Entry, wanted: Wanted, sources: Sources, console: Console) -> Outcome:
+def export_one(entry: Entry, wanted: ExportRequest, sources: Sources, console: Console) -> ExportOutcome:
     """Publishes one model and never raises for what is wrong with it alone: the others go on."""
     started = time.monotonic()
     published: Published | None = None
@@ -95,7 +95,7 @@ def export_one(entry: Entry, wanted: Wanted, sources: Sources, console: Console)
         console.print(f"✓ {published.folder}  ({seconds:.1f} s)", markup=False, highlight=False)
         for shortfall in shortfalls(entry, published.bundle.variants[0].metrics):
             console.print(f"! {entry.name}: {shortfall}", style="yellow", markup=False, highlight=False)
-    return Outcome(entry.name, published, failure, seconds)
+    return ExportOutcome(entry.name, published, failure, seconds)
 
 
 def _chosen(options: argparse.Namespace) -> list[Entry]:

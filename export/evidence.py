@@ -15,10 +15,10 @@ from export.arrays import Array, Arrays, rows
 from export.labels import Labels, LabelsInvalid, read_labels
 from export.samples import ImageData, ImageSet
 from export.verify import Advance, open_session
-from models.entry import Corpus, Entry, ImageInput, SequenceInput, SeriesInput, Shipped, Task
+from models.entry import Corpus, Entry, ImageInput, SequenceInput, SeriesInput, Shipped
 from models.progress import SILENT, Steps
 from models.training.data import ENVIRONMENT, DataUnavailable
-from rafaga.bundle import Calibration, Metric
+from rafaga.bundle import Calibration, Metric, Task
 
 PARITY_BATCHES = (1, 2, 5, 8)
 # Backbones take any size: one that divides by every stride, and one that divides by none. Where the answer is a class

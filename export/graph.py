@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from export.arrays import Array, Arrays
-from models.entry import Entry, ImageInput, SequenceInput, SeriesInput, Task
+from models.entry import Entry, ImageInput, SequenceInput, SeriesInput
+from rafaga.bundle import Task
 
 AxisNames = Mapping[int, str]
 

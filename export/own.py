@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from export.labels import Labels
-from models.entry import Entry, ImageInput, SequenceInput, Task
-from rafaga.bundle import NAME_PATTERN
+from models.entry import Entry, ImageInput, SequenceInput
+from rafaga.bundle import NAME_PATTERN, Task
 
 # What torchvision's models were trained with; the mean and deviation of ImageNet's channels.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

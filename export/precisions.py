@@ -20,11 +20,11 @@ from export.accuracy import value_of
 from export.evidence import ImageEvidence
 from export.speed import speedup
 from export.variants import calibrated, to_fp16
-from export.verify import Case, ProofFailed, open_session
-from models.entry import Entry, SequenceInput, SeriesInput, Task
+from export.verify import ParityCase, ProofFailed, open_session
+from models.entry import Entry, SequenceInput, SeriesInput
 from models.progress import Steps
 from rafaga import int8
-from rafaga.bundle import Calibration, Loss, Metric, Parity, Precision, Variant
+from rafaga.bundle import Calibration, Loss, Metric, Parity, Precision, Task, Variant
 
 # Ten bits of mantissa, rounded anew in every layer: what a healthy network loses, with room for deep ones.
 FP16_PARITY_GATE = 2e-2
@@ -108,7 +108,7 @@ class Judge:
 
     fp32: Path
     baseline: tuple[Metric, ...]
-    cases: Sequence[Case]
+    cases: Sequence[ParityCase]
     evidence: ImageEvidence
     trained: bool
     max_accuracy_drop: float | None

@@ -26,8 +26,8 @@ from export.graph import ClassifierGraph, SegmentationGraph, ServingGraph, servi
 from export.onnx import OPSET, to_onnx
 from export.precisions import Judge, LeftOut, unsupported
 from export.settling import settle_detector
-from export.verify import PARITY_GATE, Case, ProofFailed, open_session
-from models.entry import Entry, ImageInput, SequenceInput, SeriesInput, Task
+from export.verify import PARITY_GATE, ParityCase, ProofFailed, open_session
+from models.entry import Entry, ImageInput, SequenceInput, SeriesInput
 from models.loading import load_weights
 from models.progress import Steps
 from rafaga import bundle as bundles
@@ -41,6 +41,7 @@ from rafaga.bundle import (
     Precision,
     Provenance,
     SequenceSpec,
+    Task,
     Variant,
     Weights,
 )
@@ -49,7 +50,7 @@ _SMALL_INPUT_BYTES = 4096
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExportRequest:
     """What is to be published, as the command line says it. `version` None: the next free number.
 
     fp32 is always published. `precisions` None: all that models of this kind are published in. `license`: of a file of
@@ -72,7 +73,7 @@ class Published:
     left_out: tuple[LeftOut, ...] = ()
 
 
-def publish(entry: Entry, wanted: Wanted, sources: Sources, steps: Steps) -> Published:
+def publish(entry: Entry, wanted: ExportRequest, sources: Sources, steps: Steps) -> Published:
     """Publishes `entry` as a verified bundle.
 
     Raises WeightsError, ProofFailed where a file does not do what PyTorch does, FileExistsError for a taken version.
@@ -112,7 +113,7 @@ def _fill(
     graph: ServingGraph,
     weights: Weights,
     evidence: Evidence,
-    wanted: Wanted,
+    wanted: ExportRequest,
     steps: Steps,
 ) -> tuple[Bundle, list[LeftOut]]:
     path = folder / "model.onnx"
@@ -172,13 +173,13 @@ def _fill(
     return bundle, left_out
 
 
-def _cases(graph: ServingGraph, batches: Sequence[Arrays], steps: Steps) -> Iterator[Case]:
+def _cases(graph: ServingGraph, batches: Sequence[Arrays], steps: Steps) -> Iterator[ParityCase]:
     for number, inputs in enumerate(batches):
         steps.advance(number, len(batches))
-        yield Case(inputs, graph.reference(inputs))
+        yield ParityCase(inputs, graph.reference(inputs))
 
 
-def require_answers(entry: Entry, cases: list[Case]) -> None:
+def require_answers(entry: Entry, cases: list[ParityCase]) -> None:
     """PyTorch's own answers must make sense before anything is compared with them. Raises ProofFailed."""
     for case in cases:
         for name, output in case.outputs.items():

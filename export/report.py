@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from export import speed
 from export.arrays import Arrays
-from export.speed import Timing
+from export.speed import BatchTiming
 from export.verify import open_session, read_golden
 from models.progress import Steps
 from rafaga import bundle as bundles
@@ -33,15 +33,15 @@ COLOURS = {Precision.FP32: "#3b6fb6", Precision.FP16: "#d9822b", Precision.INT8:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredBundle:
     """One bundle with the timings of each variant, by precision, smallest batch first."""
 
     folder: Path
     bundle: Bundle
-    timings: dict[Precision, list[Timing]]
+    timings: dict[Precision, list[BatchTiming]]
 
 
-def measure_bundle(folder: Path, seconds: float, threads: int, steps: Steps) -> Measured:
+def measure_bundle(folder: Path, seconds: float, threads: int, steps: Steps) -> MeasuredBundle:
     """Times every variant at every batch size up to the model's largest, `seconds` each.
 
     Stops doubling the batch where one run takes longer than ten times that: large models say all they have to say
@@ -52,16 +52,16 @@ def measure_bundle(folder: Path, seconds: float, threads: int, steps: Steps) -> 
     bundles.verify_files(folder, bundle)
     golden = read_golden(folder / GOLDEN).inputs
     sizes = [size for size in BATCH_SIZES if size <= bundle.max_batch_size]
-    timings: dict[Precision, list[Timing]] = {}
+    timings: dict[Precision, list[BatchTiming]] = {}
     for variant in bundle.variants:
         session = open_session(folder / variant.file, threads)
         timings[variant.precision] = list(_timings(session, golden, sizes, seconds, variant.precision, steps))
-    return Measured(folder, bundle, timings)
+    return MeasuredBundle(folder, bundle, timings)
 
 
 def _timings(
     session: ort.InferenceSession, inputs: Arrays, sizes: Sequence[int], seconds: float, what: str, steps: Steps
-) -> Iterator[Timing]:
+) -> Iterator[BatchTiming]:
     for number, size in enumerate(sizes):
         steps.step(f"{what}, batch {size}")
         steps.advance(number, len(sizes))
@@ -71,7 +71,7 @@ def _timings(
             return
 
 
-def render(measured: Sequence[Measured], threads: int) -> str:
+def render(measured: Sequence[MeasuredBundle], threads: int) -> str:
     """The page as HTML."""
     when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     using = (
@@ -102,7 +102,7 @@ fp32 file for features, negative where it gains. Other work on the machine slows
 """
 
 
-def _summary_rows(one: Measured) -> str:
+def _summary_rows(one: MeasuredBundle) -> str:
     bundle = one.bundle
     reference = _best(one.timings[bundle.variants[0].precision])
     rows = []
@@ -124,7 +124,7 @@ def _summary_rows(one: Measured) -> str:
     return "\n".join(rows)
 
 
-def _section(one: Measured) -> str:
+def _section(one: MeasuredBundle) -> str:
     bundle = one.bundle
     facts = [
         bundle.architecture,
@@ -163,7 +163,7 @@ def _metric_table(bundle: Bundle) -> str:
     )
 
 
-def _timing_table(one: Measured) -> str:
+def _timing_table(one: MeasuredBundle) -> str:
     head = "".join(f'<th class="n" colspan="3">{precision}</th>' for precision in one.timings)
     below = '<th class="n">median</th><th class="n">p95</th><th class="n">rows/s</th>' * len(one.timings)
     sizes = sorted({timing.batch_size for timings in one.timings.values() for timing in timings})
@@ -177,7 +177,7 @@ def _timing_table(one: Measured) -> str:
     )
 
 
-def _timing_cells(timings: Sequence[Timing], size: int) -> str:
+def _timing_cells(timings: Sequence[BatchTiming], size: int) -> str:
     timing = next((t for t in timings if t.batch_size == size), None)
     if timing is None:
         return '<td class="n">–</td>' * 3
@@ -185,7 +185,7 @@ def _timing_cells(timings: Sequence[Timing], size: int) -> str:
     return "".join(f'<td class="n">{cell}</td>' for cell in cells)
 
 
-def _plots(one: Measured) -> str:
+def _plots(one: MeasuredBundle) -> str:
     """Throughput and latency over the batch size, as inline SVG with real text."""
     with rc_context(
         {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "svg.hashsalt": one.bundle.name}
@@ -213,7 +213,7 @@ def _plots(one: Measured) -> str:
     return f'<div class="wide plot">{svg[svg.index("<svg") :]}</div>'
 
 
-def _axes(axes: Axes, timings: Sequence[Timing], title: str) -> None:
+def _axes(axes: Axes, timings: Sequence[BatchTiming], title: str) -> None:
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xscale("log", base=2)
     axes.set_xticks([timing.batch_size for timing in timings], [str(timing.batch_size) for timing in timings])
@@ -223,7 +223,7 @@ def _axes(axes: Axes, timings: Sequence[Timing], title: str) -> None:
     axes.legend(frameon=False)
 
 
-def _best(timings: Sequence[Timing]) -> Timing:
+def _best(timings: Sequence[BatchTiming]) -> BatchTiming:
     return max(timings, key=lambda timing: timing.rows_per_second)
 
 
@@ -272,7 +272,7 @@ def _swatch(precision: Precision) -> str:
     return f'<span class="swatch" style="background:{COLOURS[precision]}"></span>{precision}'
 
 
-def _anchor(one: Measured) -> str:
+def _anchor(one: MeasuredBundle) -> str:
     return f"{one.bundle.name}-{one.bundle.version}"
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from export.verify import Verdict
+from export.verify import VariantCheck
 from rafaga.bundle import Metric, Variant
 
 if TYPE_CHECKING:  # `verify` prints its table where torch is not installed
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # `verify` prints its table where torch is not installed
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ExportOutcome:
     """What came of one model: published, or a failure."""
 
     name: str
@@ -91,7 +91,7 @@ def weights_origin(entry: Entry) -> str:
             return "none published"
 
 
-def outcome_table(outcomes: Iterable[Outcome]) -> Table:
+def outcome_table(outcomes: Iterable[ExportOutcome]) -> Table:
     table = Table(box=SIMPLE_HEAD)
     table.add_column("name", no_wrap=True)
     table.add_column("version", justify="right")
@@ -138,7 +138,7 @@ def _first_sentence(text: str) -> str:
     return text.split(". ")[0].split("; ")[0]
 
 
-def verdict_table(verdicts: Iterable[Verdict]) -> Table:
+def verdict_table(verdicts: Iterable[VariantCheck]) -> Table:
     table = Table("bundle", "precision", "golden error", "allowed", "verdict", box=SIMPLE_HEAD)
     for verdict in verdicts:
         right = "[green]right[/green]" + (", [yellow]untrained[/yellow]" if verdict.untrained else "")

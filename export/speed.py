@@ -19,7 +19,7 @@ SPEEDUP_BATCH = 8
 
 
 @dataclass(frozen=True)
-class Timing:
+class BatchTiming:
     """Of one file at one batch size: the median latency of a run and its 95th percentile."""
 
     batch_size: int
@@ -37,14 +37,14 @@ def of_batch(inputs: Arrays, batch_size: int) -> dict[str, np.ndarray]:
     return {name: array[rows] for name, array in inputs.items()}
 
 
-def measure(session: ort.InferenceSession, inputs: Arrays, budget_s: float) -> Timing:
+def measure(session: ort.InferenceSession, inputs: Arrays, budget_s: float) -> BatchTiming:
     """Runs `inputs` for about `budget_s`, at least three times, after one run that does not count."""
     run(session, inputs)
     milliseconds: list[float] = []
     ends = time.perf_counter() + budget_s
     while len(milliseconds) < 3 or (time.perf_counter() < ends and len(milliseconds) < 2000):
         milliseconds.append(1000 * _seconds(session, inputs))
-    return Timing(row_count(inputs), statistics.median(milliseconds), float(np.percentile(milliseconds, 95)))
+    return BatchTiming(row_count(inputs), statistics.median(milliseconds), float(np.percentile(milliseconds, 95)))
 
 
 def speedup(fp32: Path, variant: Path, inputs: Arrays, advance: Advance = lambda *_: None, rounds: int = 5) -> float:

@@ -34,7 +34,7 @@ class ProofFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Case:
+class ParityCase:
     """One batch of inputs and PyTorch's answers."""
 
     inputs: Arrays
@@ -65,7 +65,9 @@ def tensor_specs(session: ort.InferenceSession) -> tuple[tuple[TensorSpec, ...],
     return tuple(map(spec, session.get_inputs())), tuple(map(spec, session.get_outputs()))
 
 
-def measure_parity(session: ort.InferenceSession, cases: Sequence[Case], advance: Advance = lambda *_: None) -> Parity:
+def measure_parity(
+    session: ort.InferenceSession, cases: Sequence[ParityCase], advance: Advance = lambda *_: None
+) -> Parity:
     """Runs every case. Raises ProofFailed where outputs are missing, misshapen or not finite."""
     absolute, relative, batch_sizes = 0.0, 0.0, set()
     for number, case in enumerate(cases):
@@ -99,22 +101,22 @@ def require_within(gate: float, error: float, what: str) -> None:
         raise ProofFailed(f"{what}: largest relative error {error:.2e}, allowed {gate:.0e}")
 
 
-def write_golden(path: Path, case: Case) -> None:
+def write_golden(path: Path, case: ParityCase) -> None:
     named = {f"input.{name}": array for name, array in case.inputs.items()}
     named |= {f"output.{name}": array for name, array in case.outputs.items()}
     np.savez_compressed(path, allow_pickle=False, **named)
 
 
-def read_golden(path: Path) -> Case:
+def read_golden(path: Path) -> ParityCase:
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     inputs = {name.removeprefix("input."): array for name, array in arrays.items() if name.startswith("input.")}
     outputs = {name.removeprefix("output."): array for name, array in arrays.items() if name.startswith("output.")}
-    return Case(inputs, outputs)
+    return ParityCase(inputs, outputs)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VariantCheck:
     """What came of one published variant; `fault` empty: it is what was published and answers as PyTorch did.
 
     `untrained`: its weights are random, so that even right answers mean nothing.
@@ -137,7 +139,7 @@ def find_bundles(place: Path) -> list[Path]:
     return []
 
 
-def verify_bundle(folder: Path) -> Iterator[Verdict]:
+def verify_bundle(folder: Path) -> Iterator[VariantCheck]:
     """Proves one published bundle again: schema, checksums, and the golden answers of every variant on this machine."""
     # Resolved: a bundle must lie in <name>/<version>, which a path like "." does not show.
     folder = folder.resolve()
@@ -146,13 +148,13 @@ def verify_bundle(folder: Path) -> Iterator[Verdict]:
         bundles.verify_files(folder, bundle)
         golden = read_golden(folder / GOLDEN)
     except (BundleError, OSError, ValueError) as error:
-        yield Verdict(folder, "", None, None, str(error))
+        yield VariantCheck(folder, "", None, None, str(error))
         return
     for variant in bundle.variants:
         yield _verify_variant(folder, bundle, variant, golden)
 
 
-def _verify_variant(folder: Path, bundle: Bundle, variant: Variant, golden: Case) -> Verdict:
+def _verify_variant(folder: Path, bundle: Bundle, variant: Variant, golden: ParityCase) -> VariantCheck:
     tolerance = bundles.tolerance(variant.parity.max_relative_error)  # what is compared here is relative
     try:
         session = open_session(folder / variant.file)
@@ -161,8 +163,8 @@ def _verify_variant(folder: Path, bundle: Bundle, variant: Variant, golden: Case
         found = measure_parity(session, [golden]).max_relative_error
         require_within(tolerance, found, f"{variant.file} on the golden inputs")
     except Exception as error:  # onnxruntime's errors share no base class, and any of them is a verdict
-        return Verdict(folder, variant.precision, None, tolerance, str(error))
-    return Verdict(folder, variant.precision, found, tolerance, untrained=not bundle.weights.trained)
+        return VariantCheck(folder, variant.precision, None, tolerance, str(error))
+    return VariantCheck(folder, variant.precision, found, tolerance, untrained=not bundle.weights.trained)
 
 
 def _hidden(relative: Path) -> bool:

@@ -13,18 +13,9 @@ from pathlib import Path
 
 from torch import nn
 
-from rafaga.bundle import DetectionSpec
+from rafaga.bundle import DetectionSpec, Task
 
 WEIGHTS = Path(__file__).parent / "weights"
-
-
-class Task(StrEnum):
-    CLASSIFICATION = "classification"
-    FEATURES = "features"
-    FORECASTING = "forecasting"
-    DETECTION = "detection"
-    SEGMENTATION = "segmentation"
-    SEQUENCE = "sequence"
 
 
 class Corpus(StrEnum):

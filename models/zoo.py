@@ -13,40 +13,12 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from models.entry import (
-    WEIGHTS,
-    Corpus,
-    Entry,
-    ImageInput,
-    SequenceInput,
-    SeriesInput,
-    Shipped,
-    Task,
-    Torchvision,
-)
-from models.loading import WeightsError, WeightsMismatch, WeightsUnavailable, load_weights
-from rafaga.bundle import DetectionSpec
+from models.entry import Corpus, Entry, ImageInput, SequenceInput, SeriesInput, Shipped, Torchvision
+from rafaga.bundle import DetectionSpec, Task
 
 if TYPE_CHECKING:
     from models.detectors import FasterRcnn, Ssd300
     from models.forecasting import Cell
-
-__all__ = [
-    "WEIGHTS",
-    "Corpus",
-    "Entry",
-    "ImageInput",
-    "SequenceInput",
-    "SeriesInput",
-    "Shipped",
-    "Task",
-    "Torchvision",
-    "WeightsError",
-    "WeightsMismatch",
-    "WeightsUnavailable",
-    "catalogue",
-    "load_weights",
-]
 
 COCO_LICENSE = "BSD-3-Clause (torchvision); trained on COCO, whose terms apply"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -29,7 +29,7 @@ from rafaga.bundle import Metric, sha256_of
 from rafaga.errors import DeviceError
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
+class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
     """NAME.json: what was measured, and how to do it again."""
 
     name: str
@@ -99,7 +99,7 @@ def train(options: argparse.Namespace, console: Console) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, output)
     output.chmod(0o644)  # safetensors makes it private
-    record = Record(
+    record = TrainingRecord(
         name=name,
         architecture=recipe.architecture,
         dataset=recipe.dataset,

@@ -197,7 +197,7 @@ def _read_idx(path: Path) -> Images:
     """An idx file of unsigned bytes: two zeros, type 8, the number of axes, their big-endian lengths, the values."""
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if raw[:3] != b"\x00\x00\x08":
-        raise DataUnavailable(f"{path} is no idx file of unsigned bytes")
+        raise DataUnavailable(f"{path} is not an idx file of unsigned bytes")
     shape = np.frombuffer(raw, dtype=">u4", count=raw[3], offset=4)
     return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * raw[3]).reshape(shape.tolist())
 

@@ -28,7 +28,7 @@ Batch = tuple[Tensor, ...]
 CPU = torch.device("cpu")
 
 
-class Device(StrEnum):
+class TrainingDevice(StrEnum):
     AUTO = "auto"  # the first GPU, where there is one
     CPU = "cpu"
     CUDA = "cuda"
@@ -40,7 +40,7 @@ class Optimiser(StrEnum):
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TrainingSchedule:
     """Learning rate `peak_rate` reached after `warmup` of all steps, then a cosine down to nothing (Smith 2018)."""
 
     epochs: int
@@ -78,9 +78,9 @@ class Problem(ABC):
         """Figures on data that training never saw, with the module on the CPU."""
 
 
-def training_device(wanted: Device) -> torch.device:
+def training_device(wanted: TrainingDevice) -> torch.device:
     """Raises DeviceError where a GPU is asked for and there is none."""
-    if wanted is Device.CPU or (wanted is Device.AUTO and not torch.cuda.is_available()):
+    if wanted is TrainingDevice.CPU or (wanted is TrainingDevice.AUTO and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise DeviceError("--device cuda: PyTorch finds no GPU here; --device cpu trains without one")
@@ -89,7 +89,7 @@ def training_device(wanted: Device) -> torch.device:
 
 def fit(
     problem: Problem,
-    schedule: Schedule,
+    schedule: TrainingSchedule,
     checkpoint: Path,
     resume: bool,
     console: Console,
@@ -155,7 +155,7 @@ def fit(
     return seconds + time.monotonic() - started
 
 
-def _optimiser(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+def _optimiser(module: nn.Module, schedule: TrainingSchedule) -> torch.optim.Optimizer:
     # Biases and normalisation are not decayed: pulling them to zero regularises nothing.
     weights = [p for p in module.parameters() if p.ndim > 1]
     others = [p for p in module.parameters() if p.ndim <= 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from models.training.loop import Device
+from models.training.loop import TrainingDevice
 
 CHECKPOINTS = Path("runs") / "training"
 
@@ -16,9 +16,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument(
         "--device",
-        type=Device,
-        choices=tuple(Device),
-        default=Device.AUTO,
+        type=TrainingDevice,
+        choices=tuple(TrainingDevice),
+        default=TrainingDevice.AUTO,
         metavar="auto|cpu|cuda",
         help="where to train; auto: on the first GPU, where there is one",
     )

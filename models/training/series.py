@@ -34,7 +34,7 @@ class Windows:
     folds: int
 
 
-class Forecasting(Problem):
+class ForecastingProblem(Problem):
     """Quantile regression: the pinball loss of every level at every step of the horizon, in units of the series."""
 
     def __init__(
@@ -58,11 +58,11 @@ class Forecasting(Problem):
         self.levels = torch.tensor(spec.quantile_levels)
         self.unit = (self.seen[spec.season :] - self.seen[: -spec.season]).abs().mean()
 
-    def rehearsals(self) -> Sequence[Forecasting]:
+    def rehearsals(self) -> Sequence[ForecastingProblem]:
         """Fresh modules, each kept from one block of the years that this one learns from."""
         edges = np.linspace(self.spec.min_history, len(self.seen), self.drawn.folds + 1).astype(int)
         return [
-            Forecasting(
+            ForecastingProblem(
                 Forecaster(self.module.config), self.spec, self.series, self.name, self.drawn, range(start, stop)
             )
             for start, stop in pairwise(edges.tolist())
@@ -105,7 +105,7 @@ class Forecasting(Problem):
         steps.step("comparing with the blocks kept apart")
         blocks = []
         for number, rehearsal in enumerate(rehearsals, start=1):
-            assert isinstance(rehearsal, Forecasting)  # its own
+            assert isinstance(rehearsal, ForecastingProblem)  # its own
             blocks.append(rehearsal.outside())
             steps.advance(number, len(rehearsals))
         outside = np.concatenate(blocks)  # [M, intervals]

@@ -16,7 +16,7 @@ from models.progress import SILENT, Steps, shown
 from models.training.data import DataUnavailable, Series
 from models.training.forecast_eval import Origins, held_out, quantiles_of
 from models.training.recipes import recipes
-from models.training.series import Forecasting
+from models.training.series import ForecastingProblem
 from models.zoo import catalogue
 
 
@@ -36,7 +36,7 @@ def forecasters() -> list[str]:
 def forecasts(name: str, root: Path | None, steps: Steps = SILENT) -> Forecasts:
     """Raises DataUnavailable."""
     problem = recipes()[name].problem(root, steps)
-    assert isinstance(problem, Forecasting)
+    assert isinstance(problem, ForecastingProblem)
     load_weights(catalogue()[name], problem.module)
     problem.module.eval()
     origins = held_out(problem.series, problem.spec)

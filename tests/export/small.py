@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from models.entry import Entry, ImageInput, SequenceInput, SeriesInput, Task
+from models.entry import Entry, ImageInput, SequenceInput, SeriesInput
 from models.suppression import best_objects, surest
-from rafaga.bundle import DetectionSpec
+from rafaga.bundle import DetectionSpec, Task
 
 CLASSES = ("alpha", "beta", "gamma")
 

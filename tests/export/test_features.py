@@ -21,7 +21,7 @@ from export.graph import serving_graph
 from export.onnx import to_onnx
 from export.precisions import Judge
 from export.samples import ImageData, ImageSet, noise_images
-from export.verify import Case, open_session
+from export.verify import ParityCase, open_session
 from models.entry import Entry, ImageInput
 from models.progress import Silent
 from rafaga import bundle as bundles
@@ -59,7 +59,7 @@ def judge_of(entry: Entry, folder: Path, max_drop: float | None = None) -> Judge
     )
     path = folder / "model.onnx"
     to_onnx(graph, evidence.example(), path)
-    cases = [Case(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
+    cases = [ParityCase(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
     baseline = evidence.measure(open_session(path), lambda *_: None)
     assert baseline == (), "the fp32 file is what the others are compared with"
     return Judge(path, baseline, cases, evidence, trained=True, max_accuracy_drop=max_drop, steps=Silent())

@@ -11,7 +11,8 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 from export.graph import serving_graph, settle
 from export.samples import noise_images
-from models.entry import Entry, ImageInput, Task
+from models.entry import Entry, ImageInput
+from rafaga.bundle import Task
 from tests.export import small
 
 RNG = np.random.default_rng(3)

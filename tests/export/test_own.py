@@ -16,9 +16,9 @@ from export.labels import Labels
 from export.own import OwnModel, OwnModelInvalid, numbers_of, own_entry, size_of, strides_of
 from export.publish import require_scores
 from export.verify import ProofFailed
-from models.entry import ImageInput, Task
+from models.entry import ImageInput
 from rafaga import bundle as bundles
-from rafaga.bundle import Calibration, ImagePreparation
+from rafaga.bundle import Calibration, ImagePreparation, Task
 from tests.export import small
 
 GREY = ImageInput(32, 32, 1, (0.5,), (0.25,), 36)

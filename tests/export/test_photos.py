@@ -24,11 +24,11 @@ from export.onnx import to_onnx
 from export.own import OwnModel, own_entry
 from export.samples import ImageSet, photos, preparation
 from export.verify import open_session, run
-from models.entry import ImageInput, Task
+from models.entry import ImageInput
 from models.loading import load_weights
 from rafaga import Client
 from rafaga import bundle as bundles
-from rafaga.bundle import Bundle, Calibration, Precision
+from rafaga.bundle import Bundle, Calibration, Precision, Task
 
 NETS = ("mobilenet_v2", "shufflenet_v2_x1_0")
 

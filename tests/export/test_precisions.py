@@ -20,10 +20,10 @@ from export.onnx import to_onnx
 from export.precisions import Judge, LeftOut
 from export.samples import ImageData, ImageSet
 from export.variants import calibrated, to_fp16
-from export.verify import Case, open_session, tensor_specs
-from models.entry import Entry, ImageInput, Task
+from export.verify import ParityCase, open_session, tensor_specs
+from models.entry import Entry, ImageInput
 from models.progress import Silent
-from rafaga.bundle import Precision, Variant
+from rafaga.bundle import Precision, Task, Variant
 
 SIZE = 8
 
@@ -86,7 +86,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
     graph = serving_graph(ENTRY, Outlier())
     evidence = ImageEvidence(ENTRY, ENTRY.input, ImageData(images(200, 1), images(64, 2), images(100, 3)), Sources())  # type: ignore[arg-type]
     to_onnx(graph, evidence.example(), path)
-    cases = [Case(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
+    cases = [ParityCase(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
     baseline = evidence.measure(open_session(path), lambda *_: None)
     assert accuracy.value_of("top1", baseline) == 1.0
     return Judge(path, baseline, cases, evidence, trained=True, max_accuracy_drop=0.005, steps=Silent())
@@ -158,7 +158,7 @@ def test_what_was_not_measured_is_not_chosen(judge: Judge) -> None:
 
 
 def test_an_fp16_file_with_other_answers_is_not_kept(judge: Judge) -> None:
-    wrong = [Case(case.inputs, {"probabilities": 1 - case.outputs["probabilities"]}) for case in judge.cases]
+    wrong = [ParityCase(case.inputs, {"probabilities": 1 - case.outputs["probabilities"]}) for case in judge.cases]
     strict = Judge(judge.fp32, judge.baseline, wrong, judge.evidence, True, 0.005, Silent())
     made, (left_out,) = strict.variants((Precision.FP16,))
     assert made == []

@@ -16,9 +16,9 @@ import pytest
 from export import report
 from export.__main__ import main
 from export.evidence import Sources
-from export.publish import Wanted, publish
-from export.report import Measured, measure_bundle, render
-from export.speed import Timing, of_batch
+from export.publish import ExportRequest, publish
+from export.report import MeasuredBundle, measure_bundle, render
+from export.speed import BatchTiming, of_batch
 from models.progress import Silent
 from rafaga import bundle as bundles
 from rafaga.bundle import Loss, Metric, Precision
@@ -30,7 +30,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("repository")
     strange = replace(small.classifier(), architecture="<b>two</b> convolutions & more")
     for entry in (strange, small.forecaster()):
-        publish(entry, Wanted(repository, weights="random"), Sources(), Silent())
+        publish(entry, ExportRequest(repository, weights="random"), Sources(), Silent())
     return repository
 
 
@@ -109,9 +109,9 @@ def test_a_damaged_bundle_costs_the_page_its_section(
 def test_figures_come_from_the_timings(repository: Path) -> None:
     measured = measure_bundle(repository / "small-classifier" / "1", 0.001, 1, Silent())
     timings = {
-        Precision.FP32: [Timing(1, 2.0, 3.0), Timing(2, 10.0, 11.0)],
-        Precision.FP16: [Timing(1, 4.0, 5.0)],
-        Precision.INT8: [Timing(1, 1.0, 1.5), Timing(2, 1.25, 2.0)],
+        Precision.FP32: [BatchTiming(1, 2.0, 3.0), BatchTiming(2, 10.0, 11.0)],
+        Precision.FP16: [BatchTiming(1, 4.0, 5.0)],
+        Precision.INT8: [BatchTiming(1, 1.0, 1.5), BatchTiming(2, 1.25, 2.0)],
     }
     text = render([replace(measured, timings=timings)], threads=1)
     assert "500/s <small>at 1</small>" in text
@@ -131,8 +131,8 @@ def test_sizes_are_the_files_and_accuracy_the_bundles(repository: Path, tmp_path
         metrics = (Metric("top1", top1, "photos", 500), Metric("pinball", 0.25, "series", 80))
         loss = Loss(metric="top1", drop=0.9876 - top1, allowed_drop=0.005, samples=500)
         variants.append(msgspec.structs.replace(variant, metrics=metrics, loss=loss))
-    timings = {variant.precision: [Timing(1, 2.0, 3.0), Timing(2, 3.0, 4.0)] for variant in variants}
-    measured = Measured(tmp_path, msgspec.structs.replace(bundle, variants=tuple(variants)), timings)
+    timings = {variant.precision: [BatchTiming(1, 2.0, 3.0), BatchTiming(2, 3.0, 4.0)] for variant in variants}
+    measured = MeasuredBundle(tmp_path, msgspec.structs.replace(bundle, variants=tuple(variants)), timings)
     text = render([measured], threads=1)
     for size, top1 in (("2.5 MB", "98.76 %"), ("1.3 MB", "98.74 %"), ("640 kB", "97.50 %")):
         row = next(row for row in text.split("<tr") if f'<td class="n">{size}</td>' in row)

@@ -16,7 +16,7 @@ from export.evidence import PARITY_BATCHES, Sources, find_evidence
 from export.graph import serving_graph, settle
 from export.onnx import to_onnx
 from export.precisions import unsupported
-from export.publish import Wanted, publish
+from export.publish import ExportRequest, publish
 from export.samples import MAX_PIXELS, preparation
 from export.settling import settle_detector
 from export.verify import PARITY_GATE, open_session, read_golden, run, verify_bundle
@@ -32,7 +32,9 @@ from tests.export import small
 
 
 def published(entry: Entry, folder: Path, *precisions: Precision) -> tuple[Path, Bundle]:
-    found = publish(entry, Wanted(folder, "random", precisions=precisions or (Precision.FP32,)), Sources(), Silent())
+    found = publish(
+        entry, ExportRequest(folder, "random", precisions=precisions or (Precision.FP32,)), Sources(), Silent()
+    )
     assert [verdict.fault for verdict in verify_bundle(found.folder)] == [""] * len(found.bundle.variants)
     fp32 = found.bundle.variants[0]
     assert fp32.parity.max_relative_error <= PARITY_GATE
@@ -98,7 +100,7 @@ def test_a_sequence_model(tmp_path: Path) -> None:
 
 
 def test_the_shipped_next_symbol_model_keeps_its_figures(tmp_path: Path) -> None:
-    found = publish(catalogue()["lstm-reber"], Wanted(tmp_path), Sources(), Silent())
+    found = publish(catalogue()["lstm-reber"], ExportRequest(tmp_path), Sources(), Silent())
     figures = {m.name: m.value for m in found.bundle.variants[0].metrics}
     assert figures["legal"] >= 0.99
     assert figures["remembered"] >= 0.99

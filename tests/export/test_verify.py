@@ -16,10 +16,10 @@ from export.__main__ import main
 from export.evidence import Sources, find_evidence
 from export.graph import serving_graph
 from export.onnx import to_onnx
-from export.publish import Wanted, publish, require_answers
+from export.publish import ExportRequest, publish, require_answers
 from export.verify import (
     PARITY_GATE,
-    Case,
+    ParityCase,
     ProofFailed,
     find_bundles,
     measure_batch_invariance,
@@ -40,7 +40,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One random classifier and one random forecaster, published in fp32 alone."""
     repository = tmp_path_factory.mktemp("repository")
     for entry in (small.classifier(), small.forecaster()):
-        publish(entry, Wanted(repository, weights="random", precisions=(Precision.FP32,)), Sources(), Silent())
+        publish(entry, ExportRequest(repository, weights="random", precisions=(Precision.FP32,)), Sources(), Silent())
     return repository
 
 
@@ -60,7 +60,7 @@ def test_padding_that_is_read_is_found(tmp_path: Path) -> None:
     evidence = find_evidence(entry, Sources(), trained=False)
     to_onnx(graph, evidence.example(), tmp_path / "model.onnx")
     session = open_session(tmp_path / "model.onnx")
-    cases = [Case(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
+    cases = [ParityCase(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
     assert measure_parity(session, cases).max_relative_error < 1e-4, "the file does what PyTorch does"
     assert measure_batch_invariance(session, cases[-1].inputs) > PARITY_GATE, "and PyTorch is wrong"
 
@@ -69,14 +69,14 @@ def test_wrong_answers_are_measured(repository: Path) -> None:
     folder = repository / "small-classifier" / "1"
     session, golden = open_session(folder / "model.onnx"), read_golden(folder / "golden.npz")
     right = golden.outputs["probabilities"]
-    parity = measure_parity(session, [Case(golden.inputs, {"probabilities": right + np.float32(0.01)})])
+    parity = measure_parity(session, [ParityCase(golden.inputs, {"probabilities": right + np.float32(0.01)})])
     assert parity.max_absolute_error == pytest.approx(0.01, rel=1e-3)
     with pytest.raises(ProofFailed, match=r"shape \(3, 3\), PyTorch's has \(3, 2\)"):
-        measure_parity(session, [Case(golden.inputs, {"probabilities": right[:, :2]})])
+        measure_parity(session, [ParityCase(golden.inputs, {"probabilities": right[:, :2]})])
     with pytest.raises(ProofFailed, match="output logits is missing; there are probabilities"):
-        measure_parity(session, [Case(golden.inputs, {"logits": right})])
+        measure_parity(session, [ParityCase(golden.inputs, {"logits": right})])
     with pytest.raises(ProofFailed, match="not finite"):
-        measure_parity(session, [Case(golden.inputs, {"probabilities": right * np.float32("nan")})])
+        measure_parity(session, [ParityCase(golden.inputs, {"probabilities": right * np.float32("nan")})])
 
 
 def test_nan_is_never_within_the_gate() -> None:
@@ -85,16 +85,16 @@ def test_nan_is_never_within_the_gate() -> None:
 
 
 def test_answers_must_differ_and_be_finite() -> None:
-    same = Case({"image": np.zeros((2, 1))}, {"probabilities": np.full((2, 3), 1 / 3)})
+    same = ParityCase({"image": np.zeros((2, 1))}, {"probabilities": np.full((2, 3), 1 / 3)})
     with pytest.raises(ProofFailed, match="the same for different inputs"):
         require_answers(small.classifier(), [same])
-    broken = Case({"image": np.zeros((2, 1))}, {"probabilities": np.array([[np.inf, 0, 0], [0, 1, 0]])})
+    broken = ParityCase({"image": np.zeros((2, 1))}, {"probabilities": np.array([[np.inf, 0, 0], [0, 1, 0]])})
     with pytest.raises(ProofFailed, match="not finite"):
         require_answers(small.classifier(), [broken])
 
 
 def test_golden_survives_writing(tmp_path: Path) -> None:
-    case = Case({"history": np.ones((2, 3), np.float32), "length": np.array([3, 2])}, {"quantiles": np.eye(2)})
+    case = ParityCase({"history": np.ones((2, 3), np.float32), "length": np.array([3, 2])}, {"quantiles": np.eye(2)})
     write_golden(tmp_path / "golden.npz", case)
     found = read_golden(tmp_path / "golden.npz")
     assert set(found.inputs) == {"history", "length"}
@@ -132,7 +132,9 @@ def test_a_flipped_bit_is_found(bundle: Path) -> None:
 def test_other_answers_are_found(bundle: Path) -> None:
     """Checksums that fit prove nothing where the golden answers are others."""
     golden = read_golden(bundle / "golden.npz")
-    write_golden(bundle / "golden.npz", Case(golden.inputs, {"probabilities": golden.outputs["probabilities"][::-1]}))
+    write_golden(
+        bundle / "golden.npz", ParityCase(golden.inputs, {"probabilities": golden.outputs["probabilities"][::-1]})
+    )
     _forge_checksum(bundle, "golden.npz")
     (verdict,) = verify_bundle(bundle)
     assert "on the golden inputs: largest relative error" in verdict.fault

@@ -41,7 +41,7 @@ def test_mnist_is_taken_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_what_answers_are_worth() -> None:
     data = digits.Digits("some", np.zeros((4, 28, 28), np.uint8), np.array([1, 2, 3, 4]), 0.5)
-    answers = digits.Answers(np.array([1, 2, 0, 4]), np.array([0.001, 0.002, 0.003, 0.004]), 2.0)
+    answers = digits.DigitAnswers(np.array([1, 2, 0, 4]), np.array([0.001, 0.002, 0.003, 0.004]), 2.0)
     assert answers.accuracy(data) == 0.75
     assert answers.per_second == 2.0
     assert answers.latency_ms(50) == pytest.approx(2.5)
