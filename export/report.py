@@ -1,6 +1,6 @@
-"""One page about published bundles: size, parity, accuracy, latency and throughput of every variant on this machine.
+"""A page about published bundles: size, parity, accuracy, latency and throughput of every variant on this machine.
 
-The page is one file: styles and plots are inside it. Needs no torch.
+The page is one file with styles and plots inside. Needs no torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rafaga import bundle as bundles
 from rafaga.bundle import GOLDEN, Bundle, Metric, Precision, Variant
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-# What the summary says of a variant's accuracy; all other figures stand in the model's own section.
+# The accuracy figures of the summary; all figures are in the model's own section.
 JUDGED = ("top1", "recall_at_10", "similarity", "agreement", "legal", "remembered", "mase")
 COLOURS = {Precision.FP32: "#3b6fb6", Precision.FP16: "#d9822b", Precision.INT8: "#2f9e64"}
 
@@ -44,8 +44,8 @@ class MeasuredBundle:
 def measure_bundle(folder: Path, seconds: float, threads: int, steps: Steps) -> MeasuredBundle:
     """Times every variant at every batch size up to the model's largest, `seconds` each.
 
-    Stops doubling the batch where one run takes longer than ten times that: large models say all they have to say
-    before. Raises BundleError where the bundle is not what was published: of other files it would be a false report.
+    Stops at a batch whose run takes longer than ten times that: larger ones of a large model add nothing. Raises
+    BundleError if a file differs from the published one.
     """
     folder = folder.resolve()
     bundle = bundles.load(folder)
@@ -75,9 +75,7 @@ def render(measured: Sequence[MeasuredBundle], threads: int) -> str:
     """The page as HTML."""
     when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     using = (
-        f"{threads} thread{'s' if threads > 1 else ''} per model"
-        if threads
-        else "as many threads as ONNX Runtime likes"
+        f"{threads} thread{'s' if threads > 1 else ''} per model" if threads else "ONNX Runtime's default thread count"
     )
     machine = f"{speed.processor()}; ONNX Runtime {ort.__version__}, CPU, {using}"
     rows = "\n".join(_summary_rows(one) for one in measured)
@@ -93,9 +91,9 @@ def render(measured: Sequence[MeasuredBundle], threads: int) -> str:
 {rows}
 </tbody></table></div>
 <p class="about">Parity is the largest difference from PyTorch, relative to the largest output. Latency is the median
-of a run. Throughput is at the best batch size. A server chooses a variant by itself only where its accuracy was
-measured and lies within the allowed drop, which is stated with what it loses: points of top-1, or of likeness to the
-fp32 file for features, negative where it gains. Other work on the machine slows all figures: compare those of one page.
+of a run. Throughput is at the best batch size. A server chooses a variant by itself only if its accuracy was measured
+and the loss is within the allowed drop. Losses are in points of top-1, or of similarity to the fp32 file for features;
+a negative loss is a gain. Other work on the machine slows all figures: compare figures of one page only.
 </p>
 {sections}
 </body></html>
@@ -202,7 +200,7 @@ def _plots(one: MeasuredBundle) -> str:
         throughput.set_ylim(bottom=0)
         throughput.yaxis.set_major_formatter("{x:,.10g}")
         latency.set_yscale("log")
-        # Plain numbers at round steps: by itself the library writes 2×10⁻² to 9×10⁻² over each other.
+        # Plain numbers at round steps: the library's default labels, 2×10⁻² to 9×10⁻², overlap.
         latency.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         latency.yaxis.set_major_formatter("{x:g}")
         latency.yaxis.set_minor_formatter(NullFormatter())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import nn
 
-from rafaga.bundle import DetectionSpec, Task
+from rafaga.bundle import DetectionSpec, ForecastSpec, SequenceSpec, Task
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -48,32 +48,6 @@ class ImageInput:
 
 
 @dataclass(frozen=True)
-class SeriesInput:
-    """What a forecaster takes: `history` float32 [N, T] right-padded, `length` int64 [N].
-
-    It gives quantiles float32 [N, max_horizon, len(quantile_levels)] in the unit of the history; scaling is its own.
-    """
-
-    min_history: int
-    max_history: int
-    max_horizon: int
-    quantile_levels: tuple[float, ...]
-    season: int
-    step: str
-    unit: str
-
-
-@dataclass(frozen=True)
-class SequenceInput:
-    """What a next-symbol model takes: `symbols` int64 [N, T], indices into the labels.
-
-    It gives logits float32 [N, T, labels] of the symbol that follows each, and must not look ahead.
-    """
-
-    max_length: int
-
-
-@dataclass(frozen=True)
 class Shipped:
     """A safetensors file in models/weights, trained by `python -m models.training NAME`."""
 
@@ -102,7 +76,7 @@ class Entry:
     task: Task
     dataset: str
     build: Callable[[], nn.Module]
-    input: ImageInput | SeriesInput | SequenceInput
+    input: ImageInput | ForecastSpec | SequenceSpec
     weights: Shipped | Torchvision | None = None
     labels: Callable[[], tuple[str, ...]] = tuple
     # What `models.training.data` has of it, to measure accuracy and to calibrate int8 with; None where it has nothing.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from models.entry import Corpus, Entry, ImageInput, SequenceInput, SeriesInput, Shipped, Torchvision
-from rafaga.bundle import DetectionSpec, Task
+from models.entry import Corpus, Entry, ImageInput, Shipped, Torchvision
+from rafaga.bundle import DetectionSpec, ForecastSpec, SequenceSpec, Task
 
 if TYPE_CHECKING:
     from models.detectors import FasterRcnn, Ssd300
@@ -26,13 +26,13 @@ DIGITS = tuple("0123456789")
 DIGIT_INPUT = ImageInput(height=28, width=28, channels=1, mean=(0.0,), std=(1.0,))  # zero is the background
 CIFAR_INPUT = ImageInput(height=32, width=32, channels=3, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-CO2_INPUT = SeriesInput(
+CO2_INPUT = ForecastSpec(
     min_history=24, max_history=480, max_horizon=24, quantile_levels=QUANTILES, season=12, step="month", unit="ppm"
 )
-ETT_INPUT = SeriesInput(
+ETT_INPUT = ForecastSpec(
     min_history=48, max_history=336, max_horizon=24, quantile_levels=QUANTILES, season=24, step="hour", unit="°C"
 )
-SP500_INPUT = SeriesInput(
+SP500_INPUT = ForecastSpec(
     min_history=20,
     max_history=256,
     max_horizon=20,
@@ -132,7 +132,7 @@ def _forecaster(
     name: str,
     cell: Cell,
     dataset: str,
-    spec: SeriesInput,
+    spec: ForecastSpec,
     corpus: Corpus,
     hidden: int,
     recent: int,
@@ -165,7 +165,7 @@ def _sequences() -> Iterator[Entry]:
         task=Task.SEQUENCE,
         dataset="embedded Reber grammar",
         build=ReberLSTM,
-        input=SequenceInput(max_length=256),
+        input=SequenceSpec(max_length=256),
         weights=Shipped("lstm-reber.safetensors"),
         labels=lambda: tuple(SYMBOLS),
         corpus=Corpus.REBER,

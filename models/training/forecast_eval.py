@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.entry import SeriesInput
 from models.progress import SILENT, Steps
 from models.training.data import Series
-from rafaga.bundle import Metric
+from rafaga.bundle import ForecastSpec, Metric
 
 TEST_FRACTION = 0.2
 _ROWS = 64  # origins that are forecast at once
@@ -43,7 +42,7 @@ def training_size(series: Series) -> int:
     return len(series) - int(len(series) * TEST_FRACTION)
 
 
-def rolling_origins(series: Series, spec: SeriesInput, start: int, stop: int, stride: int = 1) -> Origins:
+def rolling_origins(series: Series, spec: ForecastSpec, start: int, stop: int, stride: int = 1) -> Origins:
     """Origins `start`, `start + stride`, ... whose whole horizon ends before `stop`."""
     origins = range(max(start, spec.min_history), stop - spec.max_horizon + 1, stride)
     history = np.zeros((len(origins), min(origins[-1], spec.max_history)), dtype=np.float32)
@@ -56,7 +55,7 @@ def rolling_origins(series: Series, spec: SeriesInput, start: int, stop: int, st
     return Origins(history, length, future, scale, stride)
 
 
-def held_out(series: Series, spec: SeriesInput) -> Origins:
+def held_out(series: Series, spec: ForecastSpec) -> Origins:
     """The origins of the last fifth; at most a few hundred of them, spread evenly."""
     start = training_size(series)
     stride = max(1, (len(series) - start) // 300)
@@ -68,7 +67,7 @@ def overlap(origins: Origins) -> int:
     return math.ceil(int(origins.future.shape[1]) / origins.stride)
 
 
-def evaluate(origins: Origins, spec: SeriesInput, forecast: Forecast, dataset: str) -> tuple[Metric, ...]:
+def evaluate(origins: Origins, spec: ForecastSpec, forecast: Forecast, dataset: str) -> tuple[Metric, ...]:
     """`mase` of the median, `pinball` (mean over levels, in the unit of the series), and what `shares` gives.
 
     At level 0.5 the pinball loss is half the absolute error.
@@ -99,7 +98,7 @@ class Share:
     held: npt.NDArray[np.bool_]
 
 
-def shares(origins: Origins, spec: SeriesInput, quantiles: Series) -> Iterator[Share]:
+def shares(origins: Origins, spec: ForecastSpec, quantiles: Series) -> Iterator[Share]:
     """`coverage_P`: observations inside the central interval of P percent, its edges included.
 
     `coverage_qP`: observations at or below the quantile of P percent. An interval may hold its share although both of
@@ -119,7 +118,7 @@ def intervals(levels: tuple[float, ...]) -> Iterator[tuple[int, int]]:
     return ((i, len(levels) - 1 - i) for i in range(len(levels) // 2))
 
 
-def baselines(origins: Origins, spec: SeriesInput, dataset: str, steps: Steps = SILENT) -> tuple[Metric, ...]:
+def baselines(origins: Origins, spec: ForecastSpec, dataset: str, steps: Steps = SILENT) -> tuple[Metric, ...]:
     """`mase_seasonal_naive` and `mase_holt_winters` on the same origins."""
     figures = {
         "mase_seasonal_naive": _mean_error(origins, seasonal_naive(origins, spec)) / origins.scale,
@@ -128,7 +127,7 @@ def baselines(origins: Origins, spec: SeriesInput, dataset: str, steps: Steps = 
     return _metrics(figures, dataset, len(origins.length))
 
 
-def seasonal_naive(origins: Origins, spec: SeriesInput) -> Series:
+def seasonal_naive(origins: Origins, spec: ForecastSpec) -> Series:
     """The last season again and again. [N, max_horizon]"""
     ahead = np.arange(spec.max_horizon) % spec.season
     return np.take_along_axis(origins.history, origins.length[:, None] - spec.season + ahead, axis=1)
@@ -141,7 +140,7 @@ def drift(origins: Origins) -> Series:
     return (last + step * np.arange(1, origins.future.shape[1] + 1)).astype(np.float32)
 
 
-def holt_winters(origins: Origins, spec: SeriesInput, steps: Steps = SILENT) -> Series:
+def holt_winters(origins: Origins, spec: ForecastSpec, steps: Steps = SILENT) -> Series:
     """Additive exponential smoothing (statsmodels), damped trend, fitted anew at every origin. [N, max_horizon]"""
     from statsmodels.tsa.holtwinters import ExponentialSmoothing
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from models.entry import Entry, ImageInput, SeriesInput
+from models.entry import Entry, ImageInput
 from models.forecasting import Forecaster
 from models.progress import Steps
 from models.training.data import (
@@ -25,6 +25,7 @@ from models.training.loop import Optimiser, Problem, TrainingSchedule
 from models.training.reber import NextSymbol
 from models.training.series import ForecastingProblem, Windows
 from models.zoo import catalogue
+from rafaga.bundle import ForecastSpec
 
 # Few and short epochs, a small network and noise: a record of 35 years is soon known by heart.
 CO2_SCHEDULE = TrainingSchedule(epochs=10, peak_rate=5e-3, weight_decay=0.1, clip_norm=1.0)
@@ -111,6 +112,6 @@ def forecasting(
     entry: Entry, root: Path | None, _: Steps, load: Callable[[Path | None], Series], drawn: Windows
 ) -> Problem:
     module = entry.build()
-    assert isinstance(entry.input, SeriesInput)
+    assert isinstance(entry.input, ForecastSpec)
     assert isinstance(module, Forecaster)
     return ForecastingProblem(module, entry.input, load(root), entry.dataset, drawn)

@@ -11,13 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.entry import SeriesInput
 from models.forecasting import Forecaster
 from models.progress import SILENT, Steps
 from models.training.data import Series
 from models.training.forecast_eval import baselines, evaluate, held_out, intervals, rolling_origins, training_size
 from models.training.loop import Batch, Problem
-from rafaga.bundle import Metric
+from rafaga.bundle import ForecastSpec, Metric
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class ForecastingProblem(Problem):
     def __init__(
         self,
         module: Forecaster,
-        spec: SeriesInput,
+        spec: ForecastSpec,
         series: Series,
         name: str,
         drawn: Windows,

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from models.entry import SeriesInput, Shipped
+from models.entry import Shipped
 from models.loading import load_weights
 from models.progress import SILENT, Steps, shown
 from models.training.data import DataUnavailable, Series
@@ -18,19 +18,20 @@ from models.training.forecast_eval import Origins, held_out, quantiles_of
 from models.training.recipes import recipes
 from models.training.series import ForecastingProblem
 from models.zoo import catalogue
+from rafaga.bundle import ForecastSpec
 
 
 @dataclass(frozen=True)
 class Forecasts:
     """`quantiles` float32 [N, max_horizon, Q] of the shipped network at the `origins` of the last fifth."""
 
-    spec: SeriesInput
+    spec: ForecastSpec
     origins: Origins
     quantiles: Series
 
 
 def forecasters() -> list[str]:
-    return [n for n, e in catalogue().items() if isinstance(e.input, SeriesInput) and isinstance(e.weights, Shipped)]
+    return [n for n, e in catalogue().items() if isinstance(e.input, ForecastSpec) and isinstance(e.weights, Shipped)]
 
 
 def forecasts(name: str, root: Path | None, steps: Steps = SILENT) -> Forecasts:

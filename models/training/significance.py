@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from models.entry import SeriesInput
 from models.progress import SILENT, Steps
 from models.training.data import Series
 from models.training.forecast_eval import Origins, drift, holt_winters, overlap, seasonal_naive
 from models.training.shipped import forecasts, tabulate
+from rafaga.bundle import ForecastSpec
 
 Errors = npt.NDArray[np.float64]  # [N], of each origin: mean absolute error of its horizon, in the unit of MASE
 
@@ -61,7 +61,7 @@ def compared(baseline: str, network: Errors, other: Errors, overlap: int) -> Com
     return Comparison(baseline, float(network.mean()), float(other.mean()), float(fit.bse[0]))
 
 
-def _baselines(origins: Origins, spec: SeriesInput, steps: Steps) -> Iterator[tuple[str, Series]]:
+def _baselines(origins: Origins, spec: ForecastSpec, steps: Steps) -> Iterator[tuple[str, Series]]:
     if spec.season > 1:
         yield "seasonal naive", seasonal_naive(origins, spec)
     else:

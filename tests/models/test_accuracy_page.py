@@ -10,11 +10,12 @@ from itertools import takewhile
 import pytest
 from torchvision.models import get_weight
 
-from models.entry import ImageInput, SeriesInput, Shipped, Torchvision
+from models.entry import ImageInput, Shipped, Torchvision
 from models.training import __main__ as training
 from models.training import coverage, degradation, significance
 from models.training.recipes import recipes
 from models.zoo import catalogue
+from rafaga.bundle import ForecastSpec
 from tests.documents import ROOT
 
 PAGE = (ROOT / "docs" / "accuracy.md").read_text()
@@ -22,7 +23,7 @@ WORDS = " ".join(PAGE.split())
 SHIPPED = {
     n: e.weights.path for n, e in catalogue().items() if isinstance(e.weights, Shipped) and e.weights.path.exists()
 }
-FORECASTERS = {n for n in SHIPPED if isinstance(catalogue()[n].input, SeriesInput)}
+FORECASTERS = {n for n in SHIPPED if isinstance(catalogue()[n].input, ForecastSpec)}
 
 
 def table(first_column: str, heading: str) -> dict[str, list[str]]:

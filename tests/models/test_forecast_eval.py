@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.entry import SeriesInput
 from models.training.coverage import standard_error
 from models.training.data import Series
 from models.training.forecast_eval import (
@@ -24,9 +24,10 @@ from models.training.forecast_eval import (
     training_size,
 )
 from models.training.significance import compared
+from rafaga.bundle import ForecastSpec
 from tests.models.steps import RecordedSteps
 
-SPEC = SeriesInput(
+SPEC = ForecastSpec(
     min_history=8, max_history=20, max_horizon=3, quantile_levels=(0.1, 0.5, 0.9), season=4, step="quarter", unit="x"
 )
 SERIES = np.arange(100, dtype=np.float32)
@@ -77,7 +78,7 @@ def test_a_quantile_holds_what_lies_at_it_or_below() -> None:
 
 
 def test_levels_are_named_in_percent_with_two_digits() -> None:
-    spec = replace(SPEC, quantile_levels=(0.025, 0.05, 0.5, 0.95, 0.975))
+    spec = msgspec.structs.replace(SPEC, quantile_levels=(0.025, 0.05, 0.5, 0.95, 0.975))
     origins = rolling_origins(SERIES, SPEC, start=8, stop=15)
     names = [s.name for s in shares(origins, spec, np.zeros((5, 3, 5), dtype=np.float32))]
     assert names[:2] == ["coverage_95", "coverage_90"]

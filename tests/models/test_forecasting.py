@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from export.graph import serving_graph
 from export.onnx import to_onnx
-from models.entry import SeriesInput
 from models.forecasting import Cell, ElmanRNN, Forecaster, ForecasterConfig
 from models.loading import load_weights
 from models.zoo import catalogue
+from rafaga.bundle import ForecastSpec
 
 CONFIG = ForecasterConfig(
     cell=Cell.LSTM, hidden=8, season=4, max_horizon=6, quantile_levels=(0.1, 0.5, 0.9), recent=40, drift=True
@@ -88,7 +88,7 @@ def test_onnx_gives_the_same_at_every_length(name: str, tmp_path: Path) -> None:
     module = entry.build()
     load_weights(entry, module)
     graph = serving_graph(entry, module)
-    assert isinstance(entry.input, SeriesInput)
+    assert isinstance(entry.input, ForecastSpec)
     shortest, longest = entry.input.min_history, entry.input.max_history
     history, length = histories([shortest + 16, shortest + 9], total=shortest + 16, season=12)
     to_onnx(graph, {"history": history.numpy(), "length": length.numpy()}, tmp_path / "model.onnx")

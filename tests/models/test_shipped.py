@@ -13,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.entry import Corpus, Entry, ImageInput, SeriesInput, Shipped
+from models.entry import Corpus, Entry, ImageInput, Shipped
 from models.loading import load_weights
 from models.training import __main__ as training
 from models.training import coverage
@@ -22,6 +22,7 @@ from models.training.forecast_eval import evaluate, held_out
 from models.training.images import prepare
 from models.training.significance import compare
 from models.zoo import catalogue
+from rafaga.bundle import ForecastSpec
 from tests.models.places import data_root
 
 SHIPPED = {name: e for name, e in catalogue().items() if isinstance(e.weights, Shipped) and e.weights.path.exists()}
@@ -40,10 +41,10 @@ def series_of(corpus: Corpus | None) -> Series:
     return load_etth1(root) if corpus is Corpus.ETTH1 else load_sp500(root)
 
 
-@pytest.mark.parametrize("name", [n for n, e in SHIPPED.items() if isinstance(e.input, SeriesInput)])
+@pytest.mark.parametrize("name", [n for n, e in SHIPPED.items() if isinstance(e.input, ForecastSpec)])
 def test_forecasters_reach_what_is_recorded(name: str) -> None:
     entry = SHIPPED[name]
-    assert isinstance(entry.input, SeriesInput)
+    assert isinstance(entry.input, ForecastSpec)
     module = entry.build().eval()
     load_weights(entry, module)
 

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from torchvision.models import get_weight
 
-from models.entry import Entry, ImageInput, SequenceInput, SeriesInput, Shipped, Torchvision
+from models.entry import Entry, ImageInput, Shipped, Torchvision
 from models.expectation import shortfalls
 from models.training.__main__ import TrainingRecord
 from models.zoo import catalogue
-from rafaga.bundle import NAME_PATTERN, Metric, Task, sha256_of
+from rafaga.bundle import NAME_PATTERN, ForecastSpec, Metric, SequenceSpec, Task, sha256_of
 from tests.models.names import NAMES
 
 ENTRIES = list(catalogue().values())
@@ -24,8 +24,8 @@ def test_the_catalogue_is_complete() -> None:
     assert set(catalogue()) == NAMES
     for entry in ENTRIES:
         assert NAME_PATTERN.fullmatch(entry.name)
-        assert isinstance(entry.input, SeriesInput) == (entry.task is Task.FORECASTING), entry.name
-        assert isinstance(entry.input, SequenceInput) == (entry.task is Task.SEQUENCE), entry.name
+        assert isinstance(entry.input, ForecastSpec) == (entry.task is Task.FORECASTING), entry.name
+        assert isinstance(entry.input, SequenceSpec) == (entry.task is Task.SEQUENCE), entry.name
         assert bool(entry.labels()) == (entry.task not in (Task.FEATURES, Task.FORECASTING)), entry.name
         assert (entry.detection is not None) == (entry.task is Task.DETECTION), entry.name
         assert bool(entry.strides) == (entry.task is Task.FEATURES), entry.name
