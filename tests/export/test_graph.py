@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -62,18 +63,18 @@ def deep_chain() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
 
 
-@pytest.mark.parametrize("build", [resnet18, deep_chain])
-def test_settled_random_weights_answer_by_the_image(build: type[nn.Module]) -> None:
+@pytest.mark.parametrize(("build", "size"), [(resnet18, 64), (deep_chain, 16)])
+def test_settled_random_weights_answer_by_the_image(build: Callable[[], nn.Module], size: int) -> None:
     """At initialisation a ResNet gives every image one class with certainty, and a deep chain only its last biases."""
     torch.manual_seed(0)
     graph = serving_graph(small.classifier(), build())
-    images = {"image": noise_images(8, (64, 64), 3, np.random.default_rng(0))}
+    images = {"image": noise_images(8, (size, size), 3, np.random.default_rng(0))}
     settle(graph, images)
     assert not graph.module.training
     probabilities = graph.reference(images)["probabilities"]
     assert np.isfinite(probabilities).all()
     assert probabilities.max() < 0.99
-    assert np.ptp(probabilities, axis=0).max() > max(0.01, 0.05 * probabilities.max())
+    assert np.ptp(probabilities, axis=0).max() > 0.1 * probabilities.max()
 
 
 @pytest.mark.parametrize("entry", [small.backbone(), small.forecaster()], ids=lambda entry: entry.name)

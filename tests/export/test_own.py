@@ -19,7 +19,7 @@ from export.publish import require_scores
 from export.verify import ProofFailed
 from models.entry import ImageInput
 from rafaga import bundle as bundles
-from rafaga.bundle import Bundle, Calibration, ImagePreparation, Task
+from rafaga.bundle import Bundle, Calibration, ImagePreparation, SequenceSpec, Task
 from tests.export import small
 
 GREY = ImageInput(32, 32, 1, (0.5,), (0.25,), 36)
@@ -134,17 +134,11 @@ def test_a_classifier_with_weights_of_a_file(tmp_path: Path, capsys: pytest.Capt
     assert (half.calibration, eighth.calibration) == (None, Calibration(dataset="birds, 2 of 16", samples=2))
 
 
-def test_a_segmenter_of_any_size_and_a_next_symbol_model(tmp_path: Path) -> None:
-    random = ["--weights", "random", "--precisions", "fp32"]
-    assert export(tmp_path, "tests.export.small:SmallSegmenter", "--task", "segmentation", *random) == 0
-    bundle = exported(tmp_path)
-    assert (bundle.task, bundle.labels) == ("segmentation", small.CLASSES)
-    assert bundle.inputs[0].shape == (None, None, None, 3)
-    words = ["--task", "sequence", "--max-length", "50", "--name", "my-words"]
-    assert export(tmp_path, "tests.export.small:SmallSequenceModel", *words, *random) == 0
-    bundle = bundles.load(tmp_path / "repository" / "my-words" / "1")
-    assert bundle.sequence is not None
-    assert (bundle.task, bundle.labels, bundle.sequence.max_length) == ("sequence", small.CLASSES, 50)
+def test_a_segmenter_of_any_size_and_a_next_symbol_model() -> None:
+    entry = own_entry(own(task=Task.SEGMENTATION, size=None))
+    assert isinstance(entry.input, ImageInput)
+    assert (entry.input.height, entry.labels()) == (None, small.CLASSES)
+    assert own_entry(own(task=Task.SEQUENCE, max_length=50)).input == SequenceSpec(max_length=50)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +160,7 @@ def test_scores_of_other_classes_or_another_size_are_refused() -> None:
     image = {"image": np.zeros((2, 24, 20, 3), np.uint8)}
     coarse = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.MaxPool2d(2))
     for model, classes, message in (
-        (small.SmallSegmenter(), 4, r"expected .*; the model gives \(1, 3, 24, 20\)"),
+        (small.SmallSegmenter(), 4, r"\(1, 4, 24, 20\) expected; the model gives \(1, 3, 24, 20\)"),
         (coarse, 3, r"the model gives \(1, 3, 12, 10\)"),
     ):
         graph = serving_graph(small.segmenter(), model)
