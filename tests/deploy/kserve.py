@@ -1,7 +1,7 @@
-"""KServe's objects against the fields and types that its own SDK is generated with.
+"""KServe's objects against the fields and types of its own SDK.
 
-Its definitions are published nowhere as schemas alone. The SDK's wheel carries them, as two literals per model, which
-are read without installing what the SDK needs.
+KServe publishes no schemas of its definitions. The SDK's wheel has them as two literals per model, which are read
+without installing the SDK.
 """
 
 from __future__ import annotations
@@ -20,17 +20,15 @@ _PLAIN = {"str": str, "bool": bool, "int": int, "float": (int, float)}
 
 
 class Definitions:
-    """`place`: a folder for the wheel. Skips the test when it cannot be had."""
+    """`folder`: keeps the wheel. Skips the test if it cannot be downloaded."""
 
-    def __init__(self, place: Path) -> None:
-        found = list(place.glob("kserve-*.whl"))
-        if not found:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(place), _WHEEL]
+    def __init__(self, folder: Path) -> None:
+        if not list(folder.glob("kserve-*.whl")):
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), _WHEEL]
             if subprocess.run(command, timeout=120, check=False).returncode:
-                pytest.skip(f"{_WHEEL} is out of reach")
-            found = list(place.glob("kserve-*.whl"))
+                pytest.skip(f"{_WHEEL} cannot be downloaded")
         self._models: dict[str, dict[str, str]] = {}
-        with zipfile.ZipFile(found[0]) as wheel:
+        with zipfile.ZipFile(next(folder.glob("kserve-*.whl"))) as wheel:
             for name in wheel.namelist():
                 if name.startswith("kserve/models/v1"):
                     self._read(ast.parse(wheel.read(name)))
@@ -48,25 +46,18 @@ class Definitions:
             self._models[model.name] = {key: types[field] for field, key in literals.get("attribute_map", {}).items()}
 
     def faults(self, value: Any, kind: str, path: str) -> list[str]:
-        """What is wrong with `value`, which is said to be a `kind`. Kubernetes' own kinds are not looked into."""
+        """Faults of `value` as a `kind`. Kubernetes' own kinds are not checked."""
         if kind in _PLAIN:
             fits = isinstance(value, _PLAIN[kind]) and (kind == "bool" or not isinstance(value, bool))
             return [] if fits else [f"{path}: expected {kind}, got {value!r}"]
-        if kind.startswith("list["):
-            if not isinstance(value, list):
-                return [f"{path}: expected a list, got {value!r}"]
+        if kind.startswith("list[") and isinstance(value, list):
             return [f for i, v in enumerate(value) for f in self.faults(v, kind[5:-1], f"{path}[{i}]")]
-        if kind.startswith("dict("):
-            if not isinstance(value, dict):
-                return [f"{path}: expected a mapping, got {value!r}"]
-            of = kind[5:-1].split(", ", 1)[1]
-            return [f for k, v in value.items() for f in self.faults(v, of, f"{path}.{k}")]
-        fields = self._models.get(kind)
-        if fields is None:
-            return []
-        if not isinstance(value, dict):
+        if kind.startswith("dict(") and isinstance(value, dict):
+            return [f for k, v in value.items() for f in self.faults(v, kind[5:-1].split(", ", 1)[1], f"{path}.{k}")]
+        if kind.startswith(("list[", "dict(")) or (kind in self._models and not isinstance(value, dict)):
             return [f"{path}: expected {kind}, got {value!r}"]
+        if (fields := self._models.get(kind)) is None:
+            return []
         unknown = [f"{path}.{key}: unknown" for key in value if key not in fields]
-        return unknown + [
-            f for key, v in value.items() if key in fields for f in self.faults(v, fields[key], f"{path}.{key}")
-        ]
+        known = [key for key in value if key in fields]
+        return unknown + [f for key in known for f in self.faults(value[key], fields[key], f"{path}.{key}")]
