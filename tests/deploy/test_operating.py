@@ -1,4 +1,4 @@
-"""docs/operating.md: every command in it is run, or checked against what it names where it needs a cluster."""
+"""docs/operating.md: every command is run or, if it needs a cluster, checked against the files it names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.monitoring.signals import Alert, Pace, Severity, alerts
+from deploy.monitoring.signals import Pace, alerts
 from rafaga.cli import main
 from rafaga.server.config.settings import Config
 from tests.deploy.commands import check
@@ -79,14 +79,12 @@ def test_the_log_of_the_load_job_can_be_judged_and_drawn(
     assert "<svg" in (tmp_path / judge[judge.index("--report") + 1]).read_text()
 
 
-@pytest.mark.parametrize("alert", alerts(Pace()), ids=lambda alert: alert.name)
-def test_every_alert_has_a_section_that_says_how_urgent_it_is(alert: Alert) -> None:
-    section = re.search(rf"^### {alert.name}\n\n\*(page|ticket)\.\*", GUIDE, flags=re.MULTILINE)
-    assert section
-    assert Severity(section[1]) is alert.severity
+def test_every_alert_has_a_section_with_its_severity() -> None:
+    found = dict(re.findall(r"^### (\w+)\n\n\*(page|ticket)\.\*", GUIDE, flags=re.MULTILINE))
+    assert found == {alert.name: alert.severity for alert in alerts(Pace())}
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_have_targets() -> None:
     anchors = {
         re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", GUIDE, re.M)
     }
@@ -96,9 +94,9 @@ def test_links_lead_somewhere() -> None:
         assert not anchor or anchor in anchors
 
 
-@pytest.mark.parametrize("number", ["drain_delay_s", "drain_timeout_s"])
-def test_times_told_are_those_of_the_manifests(number: str) -> None:
-    value = tomllib.loads(next(iter(one(overlay("cpu"), "ConfigMap")["data"].values())))[number]
-    assert re.search(rf"`{number}` \({value} s\)", GUIDE)
+def test_times_are_those_of_the_manifests() -> None:
+    settings = tomllib.loads(next(iter(one(overlay("cpu"), "ConfigMap")["data"].values())))
+    for name in ("drain_delay_s", "drain_timeout_s"):
+        assert re.search(rf"`{name}` \({settings[name]} s\)", GUIDE)
     grace = one(overlay("cpu"), "Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert f"`terminationGracePeriodSeconds` ({grace})" in GUIDE
