@@ -1,6 +1,6 @@
-"""The contract of the registry: what is known of a model before it is built.
+"""The types of the catalogue's entries.
 
-An entry builds an untrained module; weights are loaded by `models.loading`, so building never reads a file or the
+An entry builds an untrained module; `models.loading` loads the weights, so that building never reads a file or the
 network.
 """
 
@@ -31,11 +31,11 @@ class Corpus(StrEnum):
 
 @dataclass(frozen=True)
 class ImageInput:
-    """What a vision module takes: float32 [N, channels, height, width], normalised as (x/255 - mean) / std.
+    """Input of a vision module: float32 [N, channels, height, width], normalised as (x/255 - mean) / std.
 
-    `height` and `width` None: any size (backbones). `resize_shorter`: encoded images are resized so that the shorter
-    side has this many pixels before the centre crop; None resizes to exactly height x width. `max_longer`: but so that
-    the longer side has no more than this.
+    `height` and `width` None: any size (backbones). `resize_shorter`: the shorter side of an encoded image is resized
+    to this many pixels before the centre crop; None resizes to exactly height x width. `max_longer`: limit of the
+    longer side when resizing.
     """
 
     height: int | None
@@ -79,13 +79,13 @@ class Entry:
     input: ImageInput | ForecastSpec | SequenceSpec
     weights: Shipped | Torchvision | None = None
     labels: Callable[[], tuple[str, ...]] = tuple
-    # What `models.training.data` has of it, to measure accuracy and to calibrate int8 with; None where it has nothing.
+    # Its data in `models.training.data`, to measure accuracy and to calibrate int8; None if there are none.
     corpus: Corpus | None = None
-    # Output names in the order the module gives them, with the stride of each map (0: an embedding); features only.
+    # Output names in the module's order, with the stride of each map (0: an embedding); features only.
     strides: Mapping[str, int] = field(default_factory=dict)
-    # What a detector gives; detection only.
+    # Detection only.
     detection: DetectionSpec | None = None
     # Published or required figures by metric name, e.g. {"top1": 0.99}.
     expected: Mapping[str, float] = field(default_factory=dict)
-    # Why nothing is expected, where `expected` is empty.
+    # The reason if `expected` is empty.
     unpromised: str = ""

@@ -1,4 +1,4 @@
-"""What can be trained here, and how."""
+"""The training recipes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from models.training.series import ForecastingProblem, Windows
 from models.zoo import catalogue
 from rafaga.bundle import ForecastSpec
 
-# Few and short epochs, a small network and noise: a record of 35 years is soon known by heart.
+# Few and short epochs, a small network and noise: a network overfits a record of 35 years quickly.
 CO2_SCHEDULE = TrainingSchedule(epochs=10, peak_rate=5e-3, weight_decay=0.1, clip_norm=1.0)
 CO2_WINDOWS = Windows(batch_size=64, batches_per_epoch=25, jitter=0.1, folds=8)
 LONG_SCHEDULE = TrainingSchedule(epochs=10, peak_rate=5e-3, weight_decay=0.05, clip_norm=1.0)

@@ -1,4 +1,4 @@
-"""Forecasters, trained on windows cut at random from the part of a series that evaluation does not use."""
+"""Trains forecasters on random windows of the part of a series that evaluation does not use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Windows:
     """How histories are drawn.
 
     `jitter`: noise added to them, in units of the mean change from season to season. `folds`: blocks of the
-    calibration; many where data are few, so that a network kept from one of them is nearly as good as the final one.
+    calibration; many if data are few, so that a network trained without one of them is almost as good as the final one.
     """
 
     batch_size: int
@@ -50,7 +50,7 @@ class ForecastingProblem(Problem):
         self.series = series
         self.name = name
         self.drawn = drawn
-        self.kept_from = kept_from  # observations that are never to be forecast in training
+        self.kept_from = kept_from  # observations that training must not forecast
         self.batches_per_epoch = drawn.batches_per_epoch
         self.seen = torch.from_numpy(series[: training_size(series)].copy())
         self.intervals = tuple(intervals(spec.quantile_levels))
@@ -58,7 +58,7 @@ class ForecastingProblem(Problem):
         self.unit = (self.seen[spec.season :] - self.seen[: -spec.season]).abs().mean()
 
     def rehearsals(self) -> Sequence[ForecastingProblem]:
-        """Fresh modules, each kept from one block of the years that this one learns from."""
+        """New modules, each trained without one block of this one's training data."""
         edges = np.linspace(self.spec.min_history, len(self.seen), self.drawn.folds + 1).astype(int)
         return [
             ForecastingProblem(
@@ -72,7 +72,7 @@ class ForecastingProblem(Problem):
             yield self.windows()
 
     def windows(self) -> Batch:
-        """history [N, T], length [N], future [N, H], known [N, H]: which of the future still belongs to training."""
+        """history [N, T], length [N], future [N, H], known [N, H]: the part of the future that training may use."""
         spec, n = self.spec, self.drawn.batch_size
         total = len(self.seen)
         end = torch.randint(spec.min_history, total, (n,))
@@ -94,14 +94,13 @@ class ForecastingProblem(Problem):
         return (pinball * known).sum() / known.sum()
 
     def calibrate(self, rehearsals: Sequence[Problem], steps: Steps = SILENT) -> None:
-        """Takes the spread that `rehearsals` would have needed on the blocks they were kept from.
+        """Sets the spread that `rehearsals` would have needed on the blocks they were not trained on.
 
-        A network is surer of the years it was trained on than of others. Per interval, the factor that covers its
-        nominal share is a quantile of how far observations lay outside, in widths of the forecast (cross-conformal
-        prediction, Vovk 2015, with the score of Romano et al. 2019); the mean over the intervals keeps quantiles from
-        crossing.
+        A network is overconfident on its training data. For each interval, the factor that gives the nominal coverage
+        is a quantile of the distances of observations from the median, in widths of the forecast (cross-conformal
+        prediction, Vovk 2015, with the score of Romano et al. 2019). Their mean is used, so that quantiles never cross.
         """
-        steps.step("comparing with the blocks kept apart")
+        steps.step("comparing with the held-out blocks")
         blocks = []
         for number, rehearsal in enumerate(rehearsals, start=1):
             assert isinstance(rehearsal, ForecastingProblem)  # its own
@@ -113,7 +112,7 @@ class ForecastingProblem(Problem):
         self.module.spread.fill_(float(np.mean(factors)))
 
     def outside(self) -> Series:
-        """Distance of the observations it was kept from to the median, 1 at the edge of the interval. [M, intervals]"""
+        """Distance of its held-out observations from the median, 1 at the edge of the interval. [M, intervals]"""
         origins = rolling_origins(self.seen.numpy(), self.spec, self.kept_from.start, self.kept_from.stop)
         quantiles = self.forecast(origins.history, origins.length)
         median = quantiles[:, :, self.module.median]

@@ -1,4 +1,4 @@
-"""The forecasters that are shipped, at work on the last fifth of their series: what commands that judge them share."""
+"""Forecasts of the shipped forecasters on the last fifth of their series, for the commands that evaluate them."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def tabulate(
     """The command `python -m module [NAME...]`: a table with the `rows` of each forecaster. Its exit code."""
     parser = argparse.ArgumentParser(f"python -m {module}", description=about)
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: every forecaster")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with a copy of the series; else downloaded")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with a copy of the series; default: download")
     options = parser.parse_args(arguments)
     known = forecasters()
     if unknown := set(options.names) - set(known):
-        parser.error(f"unknown {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        parser.error(f"unknown {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     console = Console()
     table = Table("name", *columns)
     for name in options.names or known:
