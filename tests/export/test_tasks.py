@@ -74,15 +74,13 @@ def test_a_detector_that_finds_nothing(tmp_path: Path) -> None:
         assert not any(array.any() for array in found.values())
 
 
-def test_a_segmenter_in_every_precision(tmp_path: Path) -> None:
-    folder, bundle = published(small.segmenter(), tmp_path, *Precision)
+def test_a_segmenter(tmp_path: Path) -> None:
+    folder, bundle = published(small.segmenter(), tmp_path)
     assert bundle.task is Task.SEGMENTATION
     assert [(o.name, o.dtype) for o in bundle.outputs] == [("labels", "uint8"), ("probabilities", "float32")]
     golden = read_golden(folder / GOLDEN).outputs
     assert len(np.unique(golden["labels"])) > 1
     assert ((golden["probabilities"] > 0) & (golden["probabilities"] <= 1)).all()
-    assert {v.precision for v in bundle.variants} >= {Precision.FP32, Precision.INT8}
-    assert not any(v.default_eligible for v in bundle.variants[1:]), "unmeasured variants are never chosen"
 
 
 def test_the_shipped_next_symbol_model(tmp_path: Path) -> None:
