@@ -219,7 +219,7 @@ def _image_data(
         raise DataUnavailable(nothing)
     classes = None
     if entry.task is Task.CLASSIFICATION:
-        classes = sources.labels or _labels_beside(folder) or Labels(entry.labels())
+        classes = sources.labels or _labels_next_to(folder) or Labels(entry.labels())
     prepared_as = samples.measured_preparation(image)
     try:
         everything = samples.photos(folder, classes, prepared_as, but=sources.calibration_images)
@@ -237,7 +237,7 @@ def _sample_photos(root: Path | None) -> Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
-def _labels_beside(folder: Path) -> Labels | None:
+def _labels_next_to(folder: Path) -> Labels | None:
     """Keras' class index next to the photos. Two classes are called crane: only identifiers distinguish them."""
     path = folder.parent / "labels" / "imagenet_class_index.json"
     return read_labels(path) if path.is_file() else None

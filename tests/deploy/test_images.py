@@ -44,7 +44,7 @@ def last(name: str, word: str) -> str:
 
 
 def test_one_target_builds_them_all() -> None:
-    """It installs what the builds ask for, and runs them."""
+    """It installs the tools that the builds need, and runs them."""
     recipe = re.search(r"^images:.*\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert recipe
     assert {"buildah", "debootstrap", "binutils"} <= set(recipe[1].split())

@@ -25,16 +25,16 @@ GUIDE = (ROOT / "docs/operating.md").read_text()
 COMMANDS = commands("docs/operating.md")
 
 
-def has_a_test_of_its_own(words: list[str], folder: Path) -> None:
-    """Below."""
+def tested_below(words: list[str], folder: Path) -> None:
+    """Commands with a test of their own."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str) -> None:
-    check(command, more={"curl": has_a_test_of_its_own, "TOKEN": has_a_test_of_its_own})
+    check(command, more={"curl": tested_below, "TOKEN": tested_below})
 
 
-def test_the_hash_of_a_token_is_what_the_server_takes() -> None:
+def test_the_server_accepts_the_hash_of_the_token() -> None:
     (block,) = (b for b in blocks("docs/operating.md", "sh") if b.text.startswith("TOKEN="))
     token, secret, _ = block.lines
     expression = re.search(r'sha256=("\$\(.*\)")', secret)
@@ -46,14 +46,14 @@ def test_the_hash_of_a_token_is_what_the_server_takes() -> None:
     assert Config(bearer_token_sha256=(digest,)).bearer_token_sha256 == (digest,)
 
 
-def test_curl_asks_for_what_the_server_answers(server: Served) -> None:
+def test_curl_uses_a_path_of_the_server(server: Served) -> None:
     (url,) = (word for c in COMMANDS if c.startswith("curl") for word in shlex.split(c) if word.startswith("http"))
     base = f"http://127.0.0.1:{Config().http_port}"
     assert url.startswith(base)
     assert server.get(url.removeprefix(base))[0] == 200
 
 
-def test_an_overlay_of_ones_own_renders() -> None:
+def test_your_own_overlay_renders() -> None:
     (example,) = blocks("docs/operating.md", "yaml")
     place = ROOT / "build/own/overlay"  # two folders below the checkout, as the example has it
     place.mkdir(parents=True, exist_ok=True)
@@ -64,10 +64,10 @@ def test_an_overlay_of_ones_own_renders() -> None:
     assert only["image"].startswith("registry.example.com/rafaga-server:")
 
 
-def test_the_log_of_the_load_job_can_be_judged_and_drawn(
+def test_the_log_of_the_load_job_can_be_merged_and_drawn(
     server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """1. The Job's command, shortened and against this server. 2. What it wrote goes through the guide's."""
+    """1. The Job's command, shortened and against this server. 2. The guide's command on its output."""
     monkeypatch.chdir(tmp_path)
     (job,) = one(render(KUBERNETES / "load"), "Job")["spec"]["template"]["spec"]["containers"]
     changed = {"--server": server.address, "--model": "digits", "--duration": "0.5", "--processes": "1"}

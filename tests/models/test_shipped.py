@@ -112,7 +112,7 @@ def test_digits_are_classified_as_well_as_recorded(name: str) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["lstm-reber", "lstm-co2"])
 def test_the_recorded_command_trains_the_same_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two that need no data beside the project and take minutes. Bits may differ between processors."""
+    """Two that need no extra data and take minutes. The last bits may differ between processors."""
     monkeypatch.chdir(tmp_path)
     weights = SHIPPED[name].weights
     assert isinstance(weights, Shipped)
