@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchvision.models.detection import FasterRCNN, ssd300_vgg16
 
 from export.arrays import alone
-from export.evidence import PARITY_BATCHES, Sources, find_evidence
-from export.graph import serving_graph, settle
+from export.evidence import PARITY_BATCHES, Sources
+from export.graph import serving_graph
 from export.onnx import to_onnx
 from export.precisions import unsupported
 from export.publish import ExportRequest, publish
-from export.samples import MAX_PIXELS, preparation
-from export.settling import settle_detector
 from export.verify import PARITY_GATE, open_session, read_golden, run, verify_bundle
-from models.backbones import ResNet50Fpn
-from models.detectors import CLASSES
-from models.entry import Entry, ImageInput
+from models.entry import Entry
 from models.progress import Silent
 from models.zoo import catalogue
-from rafaga.bundle import GOLDEN, Bundle, Precision, Task, relative_error
-from rafaga.images import prepare
-from rafaga.objects import paired
+from rafaga.bundle import GOLDEN, Bundle, Precision, Task
 from tests.export import small
-from tests.models.places import data_root
 
 
 def published(entry: Entry, folder: Path, *precisions: Precision) -> tuple[Path, Bundle]:
@@ -113,42 +104,3 @@ def test_a_random_detector_finds_few_objects(name: str, tmp_path: Path) -> None:
     counts = (golden["scores"] > 0).sum(axis=1)
     assert (counts > 0).all()
     assert len(np.unique(golden["scores"][golden["scores"] > 0])) > counts.sum() // 2, "scores differ"
-
-
-@pytest.mark.nightly
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", ["ssd300-vgg16", "fasterrcnn-resnet50-fpn"])
-def test_photos_give_the_boxes_of_torchvisions_own_detector(name: str, tmp_path: Path) -> None:
-    """1. Random weights, settled, in both. 2. Export. 3. Photos as the service prepares them, so that torchvision has
-    nothing left to resize. 4. The same objects."""
-    files = sorted((data_root("detection/photos") / "detection" / "photos").glob("*.jpg"))[:2]
-    entry = catalogue()[name]
-    torch.manual_seed(0)
-    module = entry.build()
-    graph = serving_graph(entry, module)
-    noise = list(find_evidence(entry, Sources(), trained=False).batches())[-1]
-    settle(graph, noise)
-    settle_detector(graph, noise)
-    theirs: Any = (
-        ssd300_vgg16(weights=None, weights_backbone=None, num_classes=CLASSES)
-        if name == "ssd300-vgg16"
-        else FasterRCNN(ResNet50Fpn().backbone, CLASSES)
-    ).eval()
-    theirs.load_state_dict(module.state_dict())
-    to_onnx(graph, {"image": noise["image"][:2]}, tmp_path / "model.onnx")
-    session = open_session(tmp_path / "model.onnx")
-    assert isinstance(entry.input, ImageInput)
-    objects = 0
-    for file in files:
-        pixels, _ = prepare(file.read_bytes(), preparation(entry.input), MAX_PIXELS)
-        with torch.inference_mode():
-            (expected,) = theirs([torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255])
-        found = run(session, {"image": pixels[np.newaxis]})
-        reference = {output: np.zeros_like(array) for output, array in found.items()}
-        for output, array in reference.items():
-            array[0, : len(expected["boxes"])] = expected[output].numpy()
-        order = ("boxes", "scores", "labels")
-        ours, wanted = paired([found[o] for o in order], [reference[o] for o in order])
-        assert all(relative_error(a, b) <= PARITY_GATE for a, b in zip(ours, wanted, strict=True))
-        objects += len(wanted[1])
-    assert objects > 10
