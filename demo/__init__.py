@@ -1,9 +1,9 @@
-"""`python -m demo`: the whole way once, from weights to answers, in about a minute.
+"""`python -m demo`: from weights to answers in about a minute.
 
-It exports two of the shipped models, starts a server on free ports, asks it for 10,000 digits and for the future of the
-atmosphere's CO2, and stops it. Every step is what a user would do; nothing here is special to the demonstration.
+It exports two of the shipped models, starts a server on free ports, sends it 10,000 digits and a CO2 history to
+forecast, and stops it, with the same commands and calls that users have.
 
-    bundles     trained weights → verified bundles            server     the server as a process of its own
-    digits      real digits, 32 callers, accuracy, latency     co2        a forecast beside what followed
-    batches     what /metrics says about batch sizes           page       how it all is printed
+    bundles     trained weights → verified bundles             server     the server as a separate process
+    digits      digits, 32 callers, accuracy, latency          co2        a forecast next to the measurements
+    batches     batch sizes from /metrics                      page       plain-text output
 """

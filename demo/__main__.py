@@ -1,4 +1,4 @@
-"""The demonstration, told in order. Exit code 0: every step succeeded and every answer was as good as promised."""
+"""The demonstration, step by step. Exit code 0: every step succeeded with the expected accuracy."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from demo.server import ServerFailed, ServerProcess
 from rafaga import Client, ModelNotFound, RafagaError
 
 MODELS = (digits.MODEL, co2.MODEL)
-DRAWN = 3  # as many as fit side by side into 80 columns
+DRAWN = 3  # digits that fit into 80 columns
 
 
-class Disappointing(Exception):
-    """An answer that is not as good as promised."""
+class UnexpectedAnswer(Exception):
+    """An answer is worse than expected."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo", description="From trained weights to served answers.")
-    parser.add_argument("--repository", type=Path, default=ROOT / "repository", help="of bundles (%(default)s)")
-    parser.add_argument("--output", type=Path, default=ROOT / "demo-output", help="for pictures (%(default)s)")
+    parser.add_argument("--repository", type=Path, default=ROOT / "repository", help="folder of bundles (%(default)s)")
+    parser.add_argument("--output", type=Path, default=ROOT / "demo-output", help="folder for pictures (%(default)s)")
     args = parser.parse_args()
     page = Page()
     with tempfile.TemporaryDirectory(prefix="rafaga-demo-") as temporary:
@@ -38,7 +38,7 @@ def main() -> int:
                 forecast(page, client, args.output / "co2-forecast.png")
             show_batches(page, server)
             stop(page, server)
-        except (ExportFailed, ServerFailed, Disappointing, RafagaError, OSError) as error:
+        except (ExportFailed, ServerFailed, UnexpectedAnswer, RafagaError, OSError) as error:
             page.failure(f"{type(error).__name__}: {error}")
             if log := server.last_log_lines():
                 print(f"\nThe server's log ended with:\n{log}", file=sys.stderr)
@@ -57,15 +57,15 @@ def export(page: Page, repository: Path) -> None:
     for name in MODELS:
         found = bundles.published(repository, name)
         if found is None:
-            raise ExportFailed(f"{name} has vanished from {repository}")
+            raise ExportFailed(f"{name} is missing in {repository}")
         variant = found.variants[0]
         measured = ", ".join(f"{m.name} {m.value:.4g} on {m.dataset}" for m in variant.metrics[:1])
         error = f"{variant.parity.max_absolute_error:.1e}"
-        page.line(f"{name} v{found.version}: {found.parameters} parameters, {measured}; off PyTorch by {error} at most")
+        page.line(f"{name} v{found.version}: {found.parameters} parameters, {measured}; max error to PyTorch {error}")
 
 
 def serve(page: Page, server: ServerProcess) -> None:
-    page.section("Serve: every bundle checked and warmed before the port opens")
+    page.section("Serve: every bundle is verified and warmed up before the port opens")
     server.start()
     with Client(server.address) as client:
         client.wait_until_ready(60)
@@ -76,7 +76,7 @@ def serve(page: Page, server: ServerProcess) -> None:
 
 def classify(page: Page, client: Client) -> None:
     data = digits.load()
-    page.section(f"Ask: {len(data)} digits, one request each, {digits.CALLERS} callers at once")
+    page.section(f"Classify: {len(data)} digits, one request each, {digits.CALLERS} concurrent callers")
     answers = digits.ask(client, data)
     accuracy = answers.accuracy(data)
     page.line(f"{data.source}\n")
@@ -85,28 +85,28 @@ def classify(page: Page, client: Client) -> None:
     page.line(drawings(data.images[shown, 2:-2, 2:-2], captions))
     page.line()
     right = int((answers.indices == data.labels).sum())
-    page.line(f"right:      {right} of {len(data)} = {accuracy:.2%}")
+    page.line(f"correct:    {right} of {len(data)} = {accuracy:.2%}")
     percentiles = ", ".join(f"p{p:g} {answers.latency_ms(p):.1f} ms" for p in (50, 90, 99))
-    page.line(f"latency:    {percentiles}, as the callers saw it")
+    page.line(f"latency:    {percentiles}, measured by the callers")
     page.line(f"throughput: {answers.per_second:.0f} requests/s, callers on the same machine")
     if accuracy < data.required_accuracy:
-        raise Disappointing(f"expected {data.required_accuracy:.0%} right, got {accuracy:.2%}")
+        raise UnexpectedAnswer(f"expected {data.required_accuracy:.0%} correct, got {accuracy:.2%}")
 
 
 def refuse(page: Page, client: Client) -> None:
-    page.section("Ask for what does not exist: the error is typed and says what to do")
+    page.section("Request an unknown model: the error is typed and says what to do")
     try:
         client.classify(b"no image", model="lenet-6")
     except ModelNotFound as error:
         page.line(f"ModelNotFound: {error}")
     else:
-        raise Disappointing("a model that does not exist gave an answer")
+        raise UnexpectedAnswer("an unknown model gave an answer")
 
 
 def forecast(page: Page, client: Client, picture: Path) -> None:
     outlook = co2.ask(client)
     result = outlook.forecast
-    page.section(f"Forecast: CO2 at Mauna Loa, {result.horizon} months unseen by the model's input")
+    page.section(f"Forecast: CO2 at Mauna Loa, {result.horizon} months after the end of the input")
     lower, upper = result.interval(0.8)
     month = co2.months(len(outlook.history) + result.horizon)[-result.horizon :]
     page.line(f"{'month':8} {'median':>8}  {'80 % interval':>16}  {'truth':>8}")
@@ -121,7 +121,7 @@ def forecast(page: Page, client: Client, picture: Path) -> None:
     co2.draw(outlook, picture)
     page.line(f"drawn to {_relative(picture)}")
     if outlook.error_ppm >= outlook.naive_error_ppm:
-        raise Disappointing("the forecast is worse than repeating the last year")
+        raise UnexpectedAnswer("the forecast is worse than repeating the last year")
 
 
 def show_batches(page: Page, server: ServerProcess) -> None:
@@ -132,15 +132,15 @@ def show_batches(page: Page, server: ServerProcess) -> None:
 
 
 def stop(page: Page, server: ServerProcess) -> None:
-    page.section("Stop: SIGTERM, everything accepted is answered first")
+    page.section("Stop: SIGTERM, accepted requests are answered first")
     code = server.stop()
     page.line(f"the server ended with exit code {code}")
     if code != 0:
         raise ServerFailed(f"expected exit code 0, got {code}")
 
 
-def _worth_showing(data: digits.Digits, answers: digits.Answers) -> list[int]:
-    """Some digits that were read right, and one that was not, where there is one."""
+def _worth_showing(data: digits.Digits, answers: digits.DigitAnswers) -> list[int]:
+    """Some digits with correct answers, and one with a wrong answer if there is one."""
     wrong = [int(i) for i in (answers.indices != data.labels).nonzero()[0][:1]]
     right = [int(i) for i in (answers.indices == data.labels).nonzero()[0][: DRAWN - len(wrong)]]
     return right + wrong

@@ -1,4 +1,4 @@
-"""What the server's /metrics says about the batches it formed."""
+"""Batch sizes from the server's /metrics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class BatchSizes:
         return self.rows / self.batches if self.batches else 0.0
 
     def labelled(self) -> list[tuple[str, int]]:
-        """("5-8", 120) per bucket, those without batches at either end left out."""
+        """("5-8", 120) per bucket, without empty buckets at either end."""
         edges = [0, *(int(b) for b in self.bounds if b < math.inf)]
         names = [str(high) if high == low + 1 else f"{low + 1}-{high}" for low, high in pairwise(edges)]
         rows = list(zip([*names, f"{edges[-1] + 1}-"], self.counts, strict=True))

@@ -1,4 +1,4 @@
-"""Makes sure the repository holds verified bundles of the models that the demonstration serves."""
+"""Ensures that the repository holds verified bundles of the demonstration's models."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ROOT = Path(__file__).parent.parent
 
 
 class ExportFailed(Exception):
-    """The export step did not publish what it was asked for."""
+    """The export did not publish the requested models."""
 
 
 def published(repository: Path, name: str) -> bundle.Bundle | None:
-    """The newest bundle of that name, if every file of it is what was published."""
+    """The newest bundle of that name, if its files are unchanged."""
     versions = [path for path in (repository / name).glob("*") if path.name.isdecimal()]
     if not versions:
         return None
@@ -32,10 +32,10 @@ def published(repository: Path, name: str) -> bundle.Bundle | None:
 
 
 def export(repository: Path, names: Sequence[str]) -> None:
-    """Runs the export step. Its progress goes to the terminal. Raises ExportFailed."""
+    """Runs the export; its progress goes to the terminal. Raises ExportFailed."""
     done = subprocess.run([sys.executable, "-m", "export", *names, "--output", str(repository)], cwd=ROOT, check=False)
     if done.returncode:
         raise ExportFailed(f"python -m export {' '.join(names)} ended with exit code {done.returncode}")
     missing = [name for name in names if published(repository, name) is None]
     if missing:
-        raise ExportFailed(f"no bundle that verifies was published for {', '.join(missing)}")
+        raise ExportFailed(f"no valid bundle was published for {', '.join(missing)}")

@@ -1,4 +1,4 @@
-"""The CO2 of the atmosphere: the model sees all but the last two years, and is drawn beside what followed."""
+"""CO2 in the atmosphere: a forecast of the last two years from the years before, compared with the measurements."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Series = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Outlook:
-    """history [T] and truth [H], monthly means in ppm; the forecast was made from the history alone."""
+    """history [T] and truth [H], monthly means in ppm; the forecast uses the history only."""
 
     history: Series
     truth: Series
@@ -29,24 +29,24 @@ class Outlook:
 
     @property
     def error_ppm(self) -> float:
-        """Mean distance of the median from the truth."""
+        """Mean absolute error of the median."""
         return float(np.abs(self.forecast.median - self.truth).mean())
 
     @property
     def naive_error_ppm(self) -> float:
-        """The same for "as in the last year, again"."""
+        """Mean absolute error of the last year repeated."""
         repeated = np.resize(self.history[-_SEASON:], len(self.truth))
         return float(np.abs(repeated - self.truth).mean())
 
     @property
     def inside(self) -> int:
-        """Months in which the truth lay in the 80 % interval."""
+        """Number of months with the truth inside the 80 % interval."""
         lower, upper = self.forecast.interval(0.8)
         return int(((lower <= self.truth) & (self.truth <= upper)).sum())
 
 
 def ask(client: Client) -> Outlook:
-    """Forecasts the last months of the series from those before. Raises what the client raises."""
+    """Forecasts the last months of the series. Raises RafagaError."""
     limits = client.model(MODEL).forecast
     assert limits is not None, f"{MODEL} is a forecaster"
     series = load_co2()

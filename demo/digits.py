@@ -1,4 +1,4 @@
-"""Real digits, sent one by one by many callers at once."""
+"""Handwritten digits, sent one by one by concurrent callers."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Digits:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What came back: indices int64 [N] in the order of the digits, latency_s float64 [N], and how long all took."""
+class DigitAnswers:
+    """Answers: indices int64 [N] in the order of the digits, latency_s float64 [N], and the total time."""
 
     indices: npt.NDArray[np.int64]
     latency_s: npt.NDArray[np.float64]
@@ -57,7 +57,7 @@ class Answers:
 
 
 def load() -> Digits:
-    """MNIST's 10,000 test digits where they can be had, scikit-learn's 1,797 handwritten ones otherwise."""
+    """MNIST's 10,000 test digits if available, otherwise scikit-learn's 1,797 handwritten digits."""
     for root in _folders():
         try:
             return Digits("MNIST, test", *load_mnist(root, train=False), required_accuracy=0.99)
@@ -66,8 +66,8 @@ def load() -> Digits:
     return _scikit_learn()
 
 
-def ask(client: Client, digits: Digits) -> Answers:
-    """One request per digit, `CALLERS` of them at any time. Raises what the client raises."""
+def ask(client: Client, digits: Digits) -> DigitAnswers:
+    """One request per digit, `CALLERS` concurrent ones. Raises RafagaError."""
 
     def one(image: npt.NDArray[np.uint8]) -> tuple[Classification, float]:
         begin = time.perf_counter()
@@ -78,13 +78,13 @@ def ask(client: Client, digits: Digits) -> Answers:
     with ThreadPoolExecutor(CALLERS) as callers:
         answers = list(callers.map(one, digits.images))
     elapsed_s = time.perf_counter() - begin
-    return Answers(
+    return DigitAnswers(
         np.array([answer.top.index for answer, _ in answers]), np.array([latency for _, latency in answers]), elapsed_s
     )
 
 
 def _folders() -> Iterator[Path | None]:
-    """Where MNIST may lie; None, the cache, comes last, and only if it is or could be filled."""
+    """Possible folders of MNIST; last None, the cache, if it has MNIST or the download succeeds."""
     if environment := os.environ.get("RAFAGA_DATA"):
         yield Path(environment)
     yield ROOT.parent / "shared" / "data"
@@ -93,7 +93,7 @@ def _folders() -> Iterator[Path | None]:
 
 
 def _fill_cache() -> bool:
-    """Downloads MNIST into the user's cache unless it is there, in a process whose time can be limited as a whole."""
+    """Downloads MNIST into the user's cache if it is missing, in a process with a time limit."""
     code = "from models.training.data import load_mnist; load_mnist(None, train=False)"
     try:
         done = subprocess.run(
@@ -105,9 +105,9 @@ def _fill_cache() -> bool:
 
 
 def _scikit_learn() -> Digits:
-    """Digits of 8x8 cells (Alpaydin, Kaynak 1998) brought to MNIST's form: 20 pixels high, centred by mass in 28x28.
+    """Digits of 8x8 cells (Alpaydin, Kaynak 1998) in MNIST's form: 20 pixels high, centred by mass in 28x28.
 
-    They were stretched to squares when they were collected; digits as people write them are narrower than high.
+    The data set stretches digits to squares; here they become narrower again, as people write them.
     """
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -119,11 +119,11 @@ def _scikit_learn() -> Digits:
         large = np.asarray(small.resize((_WIDTH, _HEIGHT), Image.Resampling.LANCZOS), dtype=np.float64)
         top, left = _offset(large.sum(axis=1)), _offset(large.sum(axis=0))
         image[top : top + _HEIGHT, left : left + _WIDTH] = large
-    # Other hands, another scanner, a sixteenth of the pixels: the model has never seen their like.
+    # Lower accuracy: other writers, another scanner and a sixteenth of the pixels.
     return Digits("scikit-learn's handwritten digits", images, data.target.astype(np.int64), required_accuracy=0.85)
 
 
 def _offset(weights: npt.NDArray[np.float64]) -> int:
-    """Where cells of these weights begin so that their centre of mass comes to lie in the middle of 28."""
+    """The start of cells with these weights, so that their centre of mass is in the middle of 28."""
     centre = float((weights * np.arange(len(weights))).sum() / weights.sum())
     return int(np.clip(round(13.5 - centre), 0, 28 - len(weights)))

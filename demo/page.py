@@ -1,4 +1,4 @@
-"""Plain text that reads well: numbered headings, bars, and digits drawn in characters."""
+"""Plain-text output: numbered headings, bars, and digits drawn in characters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BAR_WIDTH = 40
 
 
 class Page:
-    """Prints to stdout; sections number themselves."""
+    """Prints to stdout and numbers the sections."""
 
     def __init__(self) -> None:
         self._numbers = count(1)
@@ -24,7 +24,7 @@ class Page:
         self.line(f"\n{heading}\n{'-' * len(heading)}")
 
     def line(self, text: str = "") -> None:
-        # Flushed, because a child process writes to the same terminal in between.
+        # Flushed, because a child process writes to the same terminal.
         print(text, flush=True)
 
     def failure(self, text: str) -> None:
@@ -33,7 +33,7 @@ class Page:
 
 
 def bars(rows: Sequence[tuple[str, float, str]]) -> str:
-    """One line each: a label, a bar in proportion to its value, a text. The longest bar is as long as there is room."""
+    """One line each: a label, a bar proportional to the value, a text. The longest bar has the full width."""
     longest = max((value for _, value, _ in rows), default=0) or 1
     wide = max((len(label) for label, _, _ in rows), default=0)
     return "\n".join(
@@ -43,7 +43,7 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> str:
 
 
 def drawings(images: npt.NDArray[np.uint8], captions: Sequence[str], gap: int = 3) -> str:
-    """uint8 [N, H, W] side by side in characters, a caption over each. Two rows become one: characters are tall."""
+    """uint8 [N, H, W] drawn in characters, in one row, with captions. Two pixel rows become one line of characters."""
     n, height, width = images.shape
     halved = images[:, : height // 2 * 2].reshape(n, height // 2, 2, width).max(axis=2)
     shades = np.array(list(_SHADES))[np.rint(halved / 255 * (len(_SHADES) - 1)).astype(int)]

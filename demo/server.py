@@ -1,4 +1,4 @@
-"""`rafaga serve` as a process of its own, on ports that the system chooses and the server's log tells."""
+"""`rafaga serve` as a separate process, on ports that the system chooses; they are read from the server's log."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _STOP_TIMEOUT_S = 60.0
 
 
 class ServerFailed(Exception):
-    """The server did not start, or did not stop as it should."""
+    """The server did not start, or did not stop in time."""
 
 
 class ServerProcess:
-    """Started by `start`, ended by `stop` (in order) or `kill` (at once; does nothing to a server that has ended)."""
+    """Started by `start`, ended by `stop` (gracefully) or `kill` (at once; no effect if it has ended)."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class ServerProcess:
         return f"http://127.0.0.1:{self.http_port}/metrics"
 
     def start(self) -> None:
-        """Returns when the server says that it serves. Raises ServerFailed."""
+        """Returns when the server is serving. Raises ServerFailed."""
         command = [sys.executable, "-m", "rafaga.cli", "serve", "--repository", str(self._repository)]
         command += ["--grpc-port", "0", "--http-port", "0", "--log-format", "json"]
         command += self._options
@@ -71,7 +71,7 @@ class ServerProcess:
             time.sleep(0.05)
 
     def stop(self) -> int:
-        """Sends SIGTERM and gives the exit code. Raises ServerFailed when the process stays."""
+        """Sends SIGTERM and returns the exit code. Raises ServerFailed if the process does not end."""
         assert self._process is not None, "start() comes first"
         self._process.send_signal(signal.SIGTERM)
         try:
@@ -85,7 +85,7 @@ class ServerProcess:
             self._process.wait()
 
     def last_log_lines(self, lines: int = 40) -> str:
-        """Empty where there is no log."""
+        """Empty if there is no log."""
         if not self.log.is_file():
             return ""
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
@@ -94,7 +94,7 @@ class ServerProcess:
         for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:  # half a line, or a library that prints
+            except ValueError:  # an incomplete line, or output of a library
                 continue
             if isinstance(record, dict) and record.get("message") == "serving":
                 self.grpc_port, self.http_port = int(record["grpc_port"]), int(record["http_port"])

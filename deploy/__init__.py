@@ -1,1 +1,1 @@
-"""What runs the server elsewhere: images, Kubernetes, monitoring. Of the checkout, not installed."""
+"""Deployment of the server: images, Kubernetes, monitoring. Part of the checkout, not of the package."""

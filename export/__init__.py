@@ -2,5 +2,5 @@
 
 import os
 
-# ONNX Runtime's Linux builds report usage to their maker unless told not to before they are loaded.
+# ONNX Runtime's Linux builds report usage to Microsoft unless this is set before they are loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

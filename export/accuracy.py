@@ -1,11 +1,11 @@
-"""Figures on held-out data, measured through the ONNX file itself: what is published is what was measured.
+"""Figures on held-out data, measured with the ONNX file that is published.
 
 classification   `top1`, `top5`: against the labels
-maps             `similarity`: cosine with the fp32 file's maps; nobody labels a map
-embedding        `recall_at_10`: of the ten nearest images by the fp32 file, how many are found; and `similarity`
+maps             `similarity`: cosine with the fp32 file's maps, because maps have no labels
+embedding        `recall_at_10`: share of each image's ten nearest by the fp32 file that are found; and `similarity`
 segmentation     `agreement`: share of pixels with the fp32 file's class
-sequence         `legal`, `remembered`: next symbols that the grammar allows, and long-range dependencies that are kept
-forecasting      `mase`, `pinball`, `coverage_P` of intervals, `coverage_qP` of quantiles: against what came
+sequence         `legal`, `remembered`: next symbols that the grammar allows, and long-range dependencies kept
+forecasting      `mase`, `pinball`, `coverage_P` of intervals, `coverage_qP` of quantiles: against the observations
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from export.arrays import Array, Arrays, pad_symbols
 from export.samples import ImageSet
 from export.verify import Advance, run
-from models.entry import SeriesInput
 from models.training import reber
 from models.training.forecast_eval import evaluate, held_out, seasonal_naive
-from rafaga.bundle import Metric
+from rafaga.bundle import ForecastSpec, Metric
 
 _SEQUENCES = 1024  # of one batch
 _BATCH_BYTES = 8 << 20  # pixels of one batch: large enough for throughput, small enough for any machine
@@ -67,10 +66,10 @@ def resemble(
     limit: int | None = None,
     advance: Advance = lambda *_: None,
 ) -> tuple[Metric, ...]:
-    """How much a smaller file's features are those of the file `fp32`, as fractions of 1.
+    """How close a smaller file's features are to those of the file `fp32`, as fractions of 1.
 
-    `recall_at_10`, where there is an embedding [N, D]: every image asks for its nearest neighbours among the others,
-    by the dot product. `similarity`: the mean over the images, of the output where it is lowest.
+    `recall_at_10`, for an embedding [N, D]: nearest neighbours of every image among the others, by the dot product.
+    `similarity`: the mean over the images, of the output where it is lowest.
     """
     chosen = spread(len(images), limit)
     cosines: dict[str, list[float]] = {}
@@ -100,7 +99,7 @@ def agree(
     limit: int | None = None,
     advance: Advance = lambda *_: None,
 ) -> tuple[Metric, ...]:
-    """`agreement`: the share of pixels that a smaller file's `labels` [N, H, W] give the class of the file `fp32`."""
+    """`agreement`: share of pixels where a smaller file's `labels` [N, H, W] equal those of the file `fp32`."""
     chosen = spread(len(images), limit)
     same = [
         (found["labels"] == reference["labels"]).mean(axis=(1, 2))
@@ -131,7 +130,7 @@ def recall(found: Array, reference: Array, neighbours: int = 10) -> float:
     return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(*nearest, strict=True)]))
 
 
-def forecast(session: ort.InferenceSession, series: Array, shape: SeriesInput, dataset: str) -> tuple[Metric, ...]:
+def forecast(session: ort.InferenceSession, series: Array, shape: ForecastSpec, dataset: str) -> tuple[Metric, ...]:
     """MASE, pinball loss and coverage by rolling origin, and the seasonal-naive MASE on the same origins."""
 
     def quantiles(history: Array, length: NDArray[np.int64]) -> Array:
@@ -159,9 +158,9 @@ def next_symbols(session: ort.InferenceSession) -> tuple[Metric, ...]:
 
 
 def recorded_baseline(weights: Path, measured: tuple[Metric, ...]) -> tuple[Metric, ...]:
-    """`mase_holt_winters` as training noted it beside the weights, where it was taken on the same origins.
+    """`mase_holt_winters` from the training record, if it was measured on the same origins.
 
-    Fitting that model anew at every origin takes a minute, and its outcome does not depend on the network.
+    Fitting that model at every origin takes a minute, and the result does not depend on the network.
     """
     record = weights.with_suffix(".json")
     if not record.is_file():
@@ -182,23 +181,23 @@ def value_of(name: str, metrics: tuple[Metric, ...]) -> float | None:
 
 
 def _cosine(found: Array, reference: Array) -> list[float]:
-    """Row by row, each flattened. Two rows of zeros are alike; a row of zeros and another one are not."""
+    """Of each flattened row. Two rows of zeros: 1; a row of zeros and another one: 0."""
     a, b = (array.reshape(len(array), -1).astype(np.float64) for array in (found, reference))
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    alike = (a == b).all(axis=1).astype(np.float64)
-    cosines: list[float] = np.divide((a * b).sum(axis=1), norms, out=alike, where=norms > 0).tolist()
+    equal = (a == b).all(axis=1).astype(np.float64)
+    cosines: list[float] = np.divide((a * b).sum(axis=1), norms, out=equal, where=norms > 0).tolist()
     return cosines
 
 
 def _nearest(embedding: Array, count: int) -> list[list[int]]:
-    likeness = embedding @ embedding.T
-    np.fill_diagonal(likeness, -np.inf)
-    nearest: list[list[int]] = np.argsort(-likeness, axis=1, kind="stable")[:, :count].tolist()
+    similarity = embedding @ embedding.T
+    np.fill_diagonal(similarity, -np.inf)
+    nearest: list[list[int]] = np.argsort(-similarity, axis=1, kind="stable")[:, :count].tolist()
     return nearest
 
 
 def _rank_of(labels: NDArray[np.int64], probabilities: Array) -> Array:
-    """How many classes were thought likelier than the right one. Ties and NaN count against the model: [N]"""
+    """How many classes got a higher probability than the right one. Ties and NaN count against the model: [N]"""
     right = np.take_along_axis(probabilities, labels[:, np.newaxis], axis=1)
     ranks: Array = (~(probabilities < right)).sum(axis=1) - 1
     return ranks

@@ -1,4 +1,4 @@
-"""Named arrays: what goes into a graph and what comes out of it, by tensor name."""
+"""Named arrays: a graph's inputs and outputs by tensor name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pad_symbols(sequences: Sequence[Array]) -> dict[str, Array]:
 
 
 def alone(inputs: Arrays, row: int) -> dict[str, Array]:
-    """One row as its own batch, without the padding that its company needed."""
+    """One row as its own batch, without padding."""
     single = rows(inputs, slice(row, row + 1))
     if "length" in single:
         length = int(single["length"][0])

@@ -1,4 +1,4 @@
-"""The export command: which models, from what, to where; one line per model on the screen, one table at the end."""
+"""The export command: one line per model while it runs, one table at the end."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from export.evidence import Sources
 from export.labels import Labels, LabelsInvalid, read_labels
 from export.own import TASKS, OwnModel, OwnModelInvalid, numbers_of, own_entry, size_of, strides_of
 from export.precisions import AGREEMENT, RECALL, SIMILARITY, TOP1
-from export.publish import Published, Wanted, publish
-from export.show import Outcome, catalogue_table, new_console, outcome_table
+from export.publish import ExportRequest, Published, publish
+from export.show import ExportOutcome, catalogue_table, new_console, outcome_table
 from export.verify import ProofFailed
-from models.entry import Entry, Shipped, Task
+from models.entry import Entry, Shipped
 from models.expectation import shortfalls
 from models.loading import AUTO, RANDOM, WeightsError
 from models.progress import shown
 from models.zoo import catalogue
-from rafaga.bundle import Precision
+from rafaga.bundle import Precision, Task
 
-# What may be wrong with one model while the others are fine.
+# Errors of one model that do not affect the others.
 FAILURES = (WeightsError, ProofFailed, FileExistsError, LabelsInvalid, OwnModelInvalid)
 
 
@@ -42,13 +42,13 @@ def run(arguments: Sequence[str]) -> int:
         parser.error(str(error))
     of_a_file = options.weights not in (AUTO, RANDOM)
     if len(chosen) > 1 and of_a_file:
-        parser.error("--weights FILE is for one model")
+        parser.error("--weights FILE takes one model")
     if options.license is not None and not of_a_file:
-        parser.error("--license is of a file, --weights FILE; of other weights it is known")
+        parser.error("--license needs --weights FILE: the licence of other weights is known")
     shipped = [entry.name for entry in chosen if options.all and options.weights == RANDOM and is_shipped(entry)]
     chosen = [entry for entry in chosen if entry.name not in shipped]
     allowed = None if options.max_accuracy_drop is None else options.max_accuracy_drop / 100
-    wanted = Wanted(
+    request = ExportRequest(
         options.output, options.weights, options.version, options.precisions, allowed, license=options.license
     )
     sources = Sources(
@@ -59,10 +59,10 @@ def run(arguments: Sequence[str]) -> int:
         samples=options.samples,
         seed=options.seed,
     )
-    outcomes = [export_one(entry, wanted, sources, console) for entry in chosen]
+    outcomes = [export_one(entry, request, sources, console) for entry in chosen]
     console.print(outcome_table(outcomes))
     if shipped:
-        console.print(f"left out, their weights are shipped: {', '.join(shipped)}", highlight=False)
+        console.print(f"skipped, weights are shipped: {', '.join(shipped)}", highlight=False)
     failed = [outcome.name for outcome in outcomes if outcome.failure]
     if failed:
         console.print(f"[red]not exported: {', '.join(failed)}[/red]")
@@ -74,18 +74,18 @@ def is_shipped(entry: Entry) -> bool:
     return isinstance(entry.weights, Shipped) and entry.weights.path.is_file()
 
 
-def export_one(entry: Entry, wanted: Wanted, sources: Sources, console: Console) -> Outcome:
-    """Publishes one model and never raises for what is wrong with it alone: the others go on."""
+def export_one(entry: Entry, request: ExportRequest, sources: Sources, console: Console) -> ExportOutcome:
+    """Publishes one model; its errors become the outcome, so that the others continue."""
     started = time.monotonic()
     published: Published | None = None
     failure = ""
     with shown(console, entry.name) as steps:
         try:
-            published = publish(entry, wanted, sources, steps)
+            published = publish(entry, request, sources, steps)
         except FAILURES as error:
             failure = str(error)
         except Exception as error:
-            # Plain: colouring the exporter's frames takes eight seconds.
+            # Plain text: colouring the exporter's frames takes eight seconds.
             console.print(traceback.format_exc(), markup=False, highlight=False)
             failure = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
     seconds = time.monotonic() - started
@@ -95,7 +95,7 @@ def export_one(entry: Entry, wanted: Wanted, sources: Sources, console: Console)
         console.print(f"✓ {published.folder}  ({seconds:.1f} s)", markup=False, highlight=False)
         for shortfall in shortfalls(entry, published.bundle.variants[0].metrics):
             console.print(f"! {entry.name}: {shortfall}", style="yellow", markup=False, highlight=False)
-    return Outcome(entry.name, published, failure, seconds)
+    return ExportOutcome(entry.name, published, failure, seconds)
 
 
 def _chosen(options: argparse.Namespace) -> list[Entry]:
@@ -103,15 +103,15 @@ def _chosen(options: argparse.Namespace) -> list[Entry]:
     entries = catalogue()
     unknown = [name for name in options.names if name not in entries]
     if unknown:
-        raise ValueError(f"unknown model {', '.join(unknown)}; there are {', '.join(entries)}")
+        raise ValueError(f"unknown model {', '.join(unknown)}; known: {', '.join(entries)}")
     if bool(options.names) == options.all:
-        raise ValueError("name the models to export, or give --all, or --factory; --list shows the catalogue")
+        raise ValueError("name the models to export, or use --all or --factory; --list prints the catalogue")
     return list(entries.values()) if options.all else [entries[name] for name in options.names]
 
 
 def _own(options: argparse.Namespace, labels: Labels | None) -> OwnModel:
     if options.names or options.all or not options.name:
-        raise OwnModelInvalid("--factory needs --name, and no model of the catalogue beside it")
+        raise OwnModelInvalid("--factory needs --name, and excludes models of the catalogue")
     return OwnModel(
         factory=options.factory,
         name=options.name,
@@ -131,28 +131,28 @@ def _own(options: argparse.Namespace, labels: Labels | None) -> OwnModel:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m export",
-        description="Trace models to ONNX, prove them against PyTorch, and publish them as bundles for `rafaga serve`.",
-        epilog="Also: python -m export verify DIR... (prove published bundles again), python -m export report DIR...",
+        description="Trace models to ONNX, verify them against PyTorch, and publish them as bundles.",
+        epilog="Also: python -m export verify DIR... (verify published bundles), python -m export report DIR...",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="models of the catalogue")
     parser.add_argument(
         "--all",
         action="store_true",
-        help="every model of the catalogue; with --weights random, every one that no weights are shipped for",
+        help="every model of the catalogue; with --weights random, only those without shipped weights",
     )
-    parser.add_argument("--list", action="store_true", help="print the catalogue and stop")
+    parser.add_argument("--list", action="store_true", help="print the catalogue and exit")
     parser.add_argument(
         "--weights",
         default=AUTO,
         metavar="auto|random|FILE",
-        help="auto: the model's own; random: untrained, for load tests; or a safetensors or torch state dict",
+        help="auto: the model's own; random: untrained, for load tests; FILE: a safetensors or torch state dict",
     )
     parser.add_argument(
-        "--license", metavar="TEXT", help="of --weights FILE, for the record, e.g. Apache-2.0; default: unknown"
+        "--license", metavar="TEXT", help="licence of --weights FILE, stored in the bundle; default: unknown"
     )
     parser.add_argument("--output", type=Path, default=Path("repository"), metavar="DIR", help="default: repository")
     parser.add_argument("--version", type=_positive, metavar="N", help="default: the next free number")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights and of the inputs chosen for the proofs")
+    parser.add_argument("--seed", type=int, default=0, help="for random weights and for the inputs of the checks")
     _add_measuring(parser.add_argument_group("measuring and variants"))
     _add_own(parser.add_argument_group("your own model"))
     return parser
@@ -160,41 +160,41 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_measuring(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--data", type=Path, metavar="DIR", help="a copy of the data sets; default: RAFAGA_DATA, the cache, a download"
+        "--data", type=Path, metavar="DIR", help="folder with the data sets; default: RAFAGA_DATA, cache, download"
     )
     group.add_argument(
         "--eval-images",
         type=Path,
         metavar="DIR",
-        help="labelled photos, <class>/photo.jpg or <class>_photo.jpg, to measure accuracy on",
+        help="labelled photos to measure accuracy on: <class>/photo.jpg or <class>_photo.jpg",
     )
     group.add_argument(
         "--calibration-images",
         type=Path,
         metavar="DIR",
-        help="photos to calibrate int8 with, never measured on; default: every eighth of --eval-images",
+        help="photos to calibrate int8 with, excluded from measuring; default: every eighth of --eval-images",
     )
     group.add_argument(
-        "--samples", type=_positive, metavar="N", help="how many held-out samples to measure accuracy on; default: all"
+        "--samples", type=_positive, metavar="N", help="number of held-out samples to measure accuracy on; default: all"
     )
     group.add_argument(
         "--precisions",
         type=_precisions,
         metavar="fp32,fp16,int8",
-        help="which files to publish; default: all, and fp32 alone for recurrent models and detectors",
+        help="files to publish; default: all, but fp32 only for recurrent models and detectors",
     )
     group.add_argument(
         "--max-accuracy-drop",
         type=float,
         metavar="POINTS",
-        help="what a variant may lose and still be chosen by the server; default: "
+        help="largest accuracy loss with which the server may choose a variant; default: "
         + ", ".join(f"{100 * c.allowed_drop:g} of {c.metric}" for c in (TOP1, SIMILARITY, RECALL, AGREEMENT)),
     )
 
 
 def _add_own(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--factory", metavar="MODULE:FUNCTION", help="called without arguments, returns an nn.Module")
-    group.add_argument("--name", help="of the published model")
+    group.add_argument("--name", help="name of the published model")
     group.add_argument(
         "--task",
         choices=tuple(Task),
@@ -206,22 +206,22 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
         "--input-size",
         type=size_of,
         metavar="N|HxW|any",
-        help="any, the default, for backbones and segmenters alone",
+        help="any (the default) is for backbones and segmenters only",
         default=None,
     )
     group.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 grey, 3 RGB; default: 3")
-    group.add_argument("--mean", type=numbers_of, metavar="R,G,B", help="of pixels in 0..1; default: ImageNet's")
-    group.add_argument("--std", type=numbers_of, metavar="R,G,B", help="of pixels in 0..1; default: ImageNet's")
+    group.add_argument("--mean", type=numbers_of, metavar="R,G,B", help="mean of pixels in 0..1; default: ImageNet's")
+    group.add_argument("--std", type=numbers_of, metavar="R,G,B", help="deviation in 0..1; default: ImageNet's")
     group.add_argument(
         "--resize-shorter",
         type=_positive,
         metavar="N",
-        help="resize the shorter side to N, then crop the centre; default: resize to --input-size as it is",
+        help="resize the shorter side to N, then crop the centre; default: resize to --input-size without cropping",
     )
-    group.add_argument("--labels", type=Path, metavar="FILE", help="one class a line in the order of the outputs")
+    group.add_argument("--labels", type=Path, metavar="FILE", help="one class per line, in the order of the outputs")
     group.add_argument("--maps", type=strides_of, metavar="NAME:STRIDE,...", help="outputs of a backbone, in order")
-    group.add_argument("--max-length", type=_positive, metavar="N", help="of a sequence, in symbols")
-    group.add_argument("--dataset", default="unknown", help="what it was trained on, for the record")
+    group.add_argument("--max-length", type=_positive, metavar="N", help="longest sequence, in symbols")
+    group.add_argument("--dataset", default="unknown", help="training data, stored in the bundle")
 
 
 def _precisions(text: str) -> tuple[Precision, ...]:
@@ -234,5 +234,5 @@ def _precisions(text: str) -> tuple[Precision, ...]:
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1, got {number}")
+        raise argparse.ArgumentTypeError(f"must be an integer ≥ 1, got {number}")
     return number

@@ -1,4 +1,4 @@
-"""What one model is proved and measured with: inputs of its own kind, and held-out data where it can be had."""
+"""The inputs that one model is checked with, and the held-out data it is measured on, if available."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from export.arrays import Array, Arrays, rows
 from export.labels import Labels, LabelsInvalid, read_labels
 from export.samples import ImageData, ImageSet
 from export.verify import Advance, open_session
-from models.entry import Corpus, Entry, ImageInput, SequenceInput, SeriesInput, Shipped, Task
+from models.entry import Corpus, Entry, ImageInput, Shipped
 from models.progress import SILENT, Steps
 from models.training.data import ENVIRONMENT, DataUnavailable
-from rafaga.bundle import Calibration, Metric
+from rafaga.bundle import Calibration, ForecastSpec, Metric, SequenceSpec, Task
 
 PARITY_BATCHES = (1, 2, 5, 8)
-# Backbones take any size: one that divides by every stride, and one that divides by none. Where the answer is a class
-# per pixel, the images must be so large that a pixel between two classes is less than what rounding may cost.
+# Backbones take any size: one that is divisible by every stride, and one by none. A segmenter's images must be so large
+# that one pixel between two classes is less than the allowed rounding error.
 PARITY_SIZES = ((64, 96), (97, 131))
 PIXEL_PARITY_SIZES = ((160, 224), (129, 163))
 CALIBRATION_IMAGES = 128
-NOISE_IMAGES = 32  # where there are no images to calibrate with; more of them would say nothing more
+NOISE_IMAGES = 32  # without images to calibrate with; more noise adds no information
 CALIBRATION_BATCH = 4
-# Maps have thousands of values each, and two files are run: a part of the photos says as much as all of them.
+# Maps have thousands of values each, and two files are run: a part of the photos is enough.
 FEATURE_SAMPLES = 256
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where data comes from, as the command line says it.
+    """Where data comes from, as given on the command line.
 
-    `data` None: the environment, the cache, or a download. `samples` limits what accuracy is measured on.
+    `data` None: the environment variable, the cache, or a download. `samples` limits the held-out samples.
     """
 
     data: Path | None = None
@@ -49,7 +49,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class ImageEvidence:
-    """Of a vision model. `note` says why accuracy cannot be measured; empty where it can."""
+    """Of a vision model. `note`: why accuracy cannot be measured, or empty."""
 
     entry: Entry
     image: ImageInput
@@ -61,7 +61,7 @@ class ImageEvidence:
         return {"image": self._take(2, 0)}
 
     def batches(self) -> Iterator[Arrays]:
-        """Inputs of the parity proof: every batch size, and every image size where that is free."""
+        """Inputs of the parity check: every batch size, and two image sizes if the size is free."""
         for number in range(1 if self.image.height else 2):
             images = {"image": self._take(max(PARITY_BATCHES), number)}
             yield from (rows(images, slice(size)) for size in PARITY_BATCHES)
@@ -70,7 +70,7 @@ class ImageEvidence:
         return {"image": self._take(3 if self.image.height else 2, 0, seed=1)}
 
     def calibration(self) -> list[Array]:
-        """Batches of images, uint8 [n, H, W, C], from data that accuracy is never measured on."""
+        """Batches of images, uint8 [n, H, W, C], from data that is never measured on."""
         source = self.data.calibration
         if source is not None:
             chosen = accuracy.spread(len(source), CALIBRATION_IMAGES)
@@ -89,18 +89,17 @@ class ImageEvidence:
         return Calibration(dataset=source.name, samples=min(CALIBRATION_IMAGES, len(source)))
 
     def measure(self, session: ort.InferenceSession, advance: Advance, fp32: Path | None = None) -> tuple[Metric, ...]:
-        """Figures to be reported. Empty where they cannot be known. `fp32`: the file that others are compared with,
-        None for that file itself.
+        """The figures to report; empty if they cannot be measured. `fp32`: the reference file, None for that file
+        itself.
 
-        Features have no labels: PyTorch's own are right by definition, and the fp32 file's are PyTorch's. Nor have the
-        pixels of the photos at hand.
+        Features and pixels have no labels here: the fp32 file, which matches PyTorch, is the reference.
         """
         return self._measure(self.data.held_out, session, advance, fp32)
 
     def measure_to_choose(
         self, session: ort.InferenceSession, advance: Advance, fp32: Path | None = None
     ) -> tuple[Metric, ...]:
-        """The same figures on images that nothing is reported on, for what is decided by them."""
+        """The same figures on images reserved for decisions: nothing is reported on them."""
         return self._measure(self.data.choosing, session, advance, fp32)
 
     def _measure(
@@ -127,7 +126,7 @@ class SeriesEvidence:
     """Of a forecaster."""
 
     entry: Entry
-    shape: SeriesInput
+    shape: ForecastSpec
     series: Array | None
     sources: Sources
     note: str = ""
@@ -158,7 +157,7 @@ class SequenceEvidence:
     """Of a next-symbol model."""
 
     entry: Entry
-    shape: SequenceInput
+    shape: SequenceSpec
     sources: Sources
     note: str = ""
 
@@ -185,14 +184,14 @@ Evidence = ImageEvidence | SeriesEvidence | SequenceEvidence
 
 
 def find_evidence(entry: Entry, sources: Sources, trained: bool, steps: Steps = SILENT) -> Evidence:
-    """Reads what can be had; what cannot becomes the `note`, and noise takes its place in the proofs.
+    """Reads the data that is available. For missing data, `note` says why, and noise replaces it in the checks.
 
-    An untrained network sees nothing in a photo: it is proved with noise and its accuracy is not measured.
+    An untrained network is checked with noise, and its accuracy is not measured.
     """
-    if isinstance(entry.input, SeriesInput):
+    if isinstance(entry.input, ForecastSpec):
         series, note = samples.load_series(entry.corpus, sources.data)
         return SeriesEvidence(entry, entry.input, series, sources, note)
-    if isinstance(entry.input, SequenceInput):
+    if isinstance(entry.input, SequenceSpec):
         return SequenceEvidence(entry, entry.input, sources, "" if entry.corpus else "no sequences to measure with")
     if not trained:
         return ImageEvidence(entry, entry.input, ImageData(), sources)
@@ -210,7 +209,7 @@ def find_evidence(entry: Entry, sources: Sources, trained: bool, steps: Steps = 
 def _image_data(
     entry: Entry, image: ImageInput, sources: Sources, calibration: ImageSet | None, steps: Steps
 ) -> ImageData:
-    """`calibration`: images that were given for that alone. Raises DataUnavailable."""
+    """`calibration`: images given for calibration only. Raises DataUnavailable."""
     if sources.eval_images is None and entry.corpus in (Corpus.MNIST, Corpus.CIFAR10):
         data = samples.corpus_images(entry.corpus, sources.data, steps)
         return data if calibration is None else replace(data, calibration=calibration)
@@ -220,25 +219,25 @@ def _image_data(
         raise DataUnavailable(nothing)
     classes = None
     if entry.task is Task.CLASSIFICATION:
-        classes = sources.labels or _labels_beside(folder) or Labels(entry.labels())
+        classes = sources.labels or _labels_next_to(folder) or Labels(entry.labels())
     prepared_as = samples.measured_preparation(image)
     try:
         everything = samples.photos(folder, classes, prepared_as, but=sources.calibration_images)
     except LabelsInvalid:
         if sources.eval_images is not None:
             raise
-        raise DataUnavailable(nothing) from None  # nobody asked for these photos, and the model has other classes
+        raise DataUnavailable(nothing) from None  # the default photos, of other classes than the model's
     return samples.split_photos(everything, calibration)
 
 
 def _sample_photos(root: Path | None) -> Path | None:
-    """`imagenet_samples/images` in the data folder: one photo or more per class, named `<wnid>_<label>.JPEG`."""
+    """`imagenet_samples/images` in the data folder: photos named `<wnid>_<label>.JPEG`."""
     root = root or (Path(os.environ[ENVIRONMENT]) if os.environ.get(ENVIRONMENT) else None)
     folder = root / "imagenet_samples" / "images" if root else None
     return folder if folder is not None and folder.is_dir() else None
 
 
-def _labels_beside(folder: Path) -> Labels | None:
-    """Keras' class index beside the photos tells the two cranes apart, which labels alone cannot."""
+def _labels_next_to(folder: Path) -> Labels | None:
+    """Keras' class index next to the photos. Two classes are called crane: only identifiers distinguish them."""
     path = folder.parent / "labels" / "imagenet_class_index.json"
     return read_labels(path) if path.is_file() else None

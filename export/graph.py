@@ -1,7 +1,7 @@
-"""The serving graph: the module that is traced, with everything in it on which client and server could disagree.
+"""The serving graph: the module that is traced, with all preprocessing inside it.
 
 Images arrive as uint8 [N, height, width, channels], the layout and type of decoded pixels: a quarter of the bytes of
-floats on the wire. Layout change and normalisation are inside the graph, and so is the softmax of a classifier.
+floats. The graph contains the change of layout, the normalisation, and a classifier's softmax.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from export.arrays import Array, Arrays
-from models.entry import Entry, ImageInput, SequenceInput, SeriesInput, Task
+from models.entry import Entry, ImageInput
+from rafaga.bundle import ForecastSpec, SequenceSpec, Task
 
 AxisNames = Mapping[int, str]
 
@@ -32,7 +33,7 @@ class ServingGraph:
     dynamic: Mapping[str, AxisNames]
 
     def reference(self, inputs: Arrays) -> dict[str, Array]:
-        """PyTorch's own answers, in eager mode: what every file of the bundle is compared with."""
+        """PyTorch's answers in eager mode, with which every file of the bundle is compared."""
         with torch.inference_mode():
             outputs = self.module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self.inputs))
         return {name: tensor.numpy() for name, tensor in zip(self.outputs, outputs, strict=True)}
@@ -40,14 +41,14 @@ class ServingGraph:
 
 def serving_graph(entry: Entry, model: nn.Module) -> ServingGraph:
     """Wraps `model`, which is put into evaluation mode."""
-    if isinstance(entry.input, SeriesInput):
+    if isinstance(entry.input, ForecastSpec):
         return ServingGraph(
             ForecastGraph(model).eval(),
             inputs=("history", "length"),
             outputs=("quantiles",),
             dynamic={"history": {0: "batch", 1: "time"}, "length": {0: "batch"}},
         )
-    if isinstance(entry.input, SequenceInput):
+    if isinstance(entry.input, SequenceSpec):
         return ServingGraph(
             SequenceGraph(model).eval(),
             inputs=("symbols", "length"),
@@ -66,13 +67,13 @@ def serving_graph(entry: Entry, model: nn.Module) -> ServingGraph:
 
 
 def settle(graph: ServingGraph, inputs: Arrays) -> None:
-    """Makes random weights give answers that depend on what is asked, so that comparing answers proves something.
+    """Makes the answers of random weights depend on the input, so that comparing them is a real check.
 
     Every layer is scaled to outputs of deviation 1 (layer-sequential unit variance, Mishkin & Matas 2016), given
-    `inputs`. As they are initialised, deep residual networks answer every image with one class at probability 1, and
-    VGG's activations fade until nothing is left of the image but the biases. Batch normalisation gets numbers of its
-    own, or folding it into the weights would prove nothing, but no statistics: subtracting the mean in every layer
-    makes random networks chaotic, and fifty layers then blow rounding errors up a thousandfold.
+    `inputs`. As initialised, deep residual networks answer every image with one class at probability 1, and VGG's
+    activations fade until only the biases are left. Batch normalisation gets random parameters, so that folding it into
+    the weights is checked, but no statistics of the data: subtracting the mean in every layer makes random networks
+    chaotic, and fifty layers then amplify rounding errors a thousandfold.
     """
     hooks = []
     for module in graph.module.modules():
@@ -112,7 +113,7 @@ class ImageGraph(nn.Module):
         self.model = model
         self.outputs = tuple(outputs)
         mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (image.mean, image.std))
-        # (x / 255 - mean) / std as one multiplication and one addition; in double precision, so that nothing is lost.
+        # (x / 255 - mean) / std as one multiplication and one addition, computed in double precision.
         self.register_buffer("scale", (1 / (255 * std)).float())
         self.register_buffer("shift", (-mean / std).float())
 
@@ -120,8 +121,8 @@ class ImageGraph(nn.Module):
         return _in_order(self.model(self.normalised(image)), self.outputs)
 
     def normalised(self, image: Tensor) -> Tensor:
-        """What the model is given: float32 [N, channels, height, width]"""
-        # Contiguous: PyTorch would go on in channels-last, which ONNX cannot say and writes down as gathers.
+        """The model's input: float32 [N, channels, height, width]"""
+        # Contiguous: PyTorch would continue in channels-last, which ONNX cannot express and exports as gathers.
         x = image.permute(0, 3, 1, 2).contiguous().float()
         return x * self.scale + self.shift
 
@@ -139,7 +140,7 @@ class ClassifierGraph(ImageGraph):
 
 class SegmentationGraph(ImageGraph):
     """uint8 [N, height, width, channels] -> labels uint8 [N, height, width], the most probable class of each pixel, and
-    probabilities float32 [N, height, width] of those. Scores of every class would be eighty times the image."""
+    its probability float32 [N, height, width]. The scores of all classes would be eighty times the image."""
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         probabilities, labels = self.scores(image).softmax(dim=1).max(dim=1)
@@ -160,7 +161,7 @@ _IMAGE_OUTPUTS = {
 
 
 class ForecastGraph(nn.Module):
-    """history float32 [N, T], length int64 [N] -> quantiles float32 [N, horizon, levels]; scales by itself."""
+    """history float32 [N, T], length int64 [N] -> quantiles float32 [N, horizon, levels]; the model scales."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -171,7 +172,7 @@ class ForecastGraph(nn.Module):
 
 
 class SequenceGraph(nn.Module):
-    """symbols int64 [N, T], length int64 [N] -> probabilities float32 [N, symbols] of what follows each row's last."""
+    """symbols int64 [N, T], length int64 [N] -> probabilities float32 [N, symbols] of each row's next symbol."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Class names of a model, and the class of a labelled photo.
 
-    labels.txt      one class a line, in the order of the outputs; "n01440764 tench" gives the identifier first
+    labels.txt      one class per line, in the order of the outputs; "n01440764 tench" gives the identifier first
     labels.json     {"0": ["n01440764", "tench"], ...} as Keras and others publish ImageNet's classes, or ["tench", ...]
 
 A photo's class is the name of its folder (`<class>/photo.jpg`) or the beginning of its own name (`<class>_photo.jpg`),
@@ -20,18 +20,18 @@ _IDENTIFIER = re.compile(r"(n\d{8})\s+(.+)")
 
 
 class LabelsInvalid(Exception):
-    """A labels file, or a photo's class, that cannot be understood."""
+    """A labels file cannot be read, or a photo's class is unknown."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """`names[i]` is what output i stands for; `identifiers` is empty or as long."""
+    """`names[i]`: the class of output i; `identifiers`: empty, or one per name."""
 
     names: tuple[str, ...]
     identifiers: tuple[str, ...] = ()
 
     def index(self) -> dict[str, int]:
-        """Everything that a folder or file may call a class. What would mean two classes is left out."""
+        """The class number by every name that a folder or file may use. Ambiguous names are left out."""
         spellings = [{str(i), _spelling(name)} for i, name in enumerate(self.names)]
         for spelling, identifier in zip(spellings, self.identifiers, strict=False):
             spelling.add(_spelling(identifier))
@@ -46,7 +46,7 @@ def read_labels(path: Path) -> Labels:
         return _from_json(text, path)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise LabelsInvalid(f"{path} is empty: expected one class a line")
+        raise LabelsInvalid(f"{path} is empty: expected one class per line")
     pairs = [_IDENTIFIER.fullmatch(line) for line in lines]
     if all(pairs):
         return Labels(tuple(p[2] for p in pairs if p), tuple(p[1] for p in pairs if p))
@@ -54,7 +54,7 @@ def read_labels(path: Path) -> Labels:
 
 
 def class_of(photo: Path, folder: Path, index: dict[str, int]) -> int | None:
-    """The class of `photo`, which lies in `folder` or below; None where neither name says it."""
+    """The class of `photo`, which is in `folder` or below; None if neither name gives it."""
     if photo.parent != folder and (by_folder := index.get(_spelling(photo.parent.name))) is not None:
         return by_folder
     words = _spelling(photo.stem).split()

@@ -1,4 +1,4 @@
-"""From the serving graph to one ONNX file, by torch.export: no external data, no trace of the exporting machine."""
+"""From the serving graph to one ONNX file, by torch.export: no external data, no paths of the exporting machine."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from export.arrays import Arrays
 from export.graph import ServingGraph
 from export.operators import translations
 
-# Old enough for every current runtime (ONNX Runtime, TensorRT, OpenVINO) and its quantiser, and new enough that every
-# operator of the catalogue is written without a detour.
+# Supported by every current runtime (ONNX Runtime, TensorRT, OpenVINO) and the quantiser, and new enough to express
+# every operator of the catalogue directly.
 OPSET = 20
 
 
 def to_onnx(graph: ServingGraph, example: Arrays, path: Path) -> None:
     """Writes `graph` to `path`. `example`: inputs of any realistic size with at least two rows.
 
-    Two rows, because torch.export takes a size of one for a constant.
+    Two rows, because torch.export treats a size of one as a constant.
     """
     tensors = tuple(torch.from_numpy(example[name].copy()) for name in graph.inputs)
     if any(len(tensor) < 2 for tensor in tensors):
@@ -44,15 +44,15 @@ def to_onnx(graph: ServingGraph, example: Arrays, path: Path) -> None:
         )
     assert program is not None  # None belongs to the old, TorchScript exporter
     model = program.model
-    # The exporter folds small constants only. An LSTM's reordered weight matrices are worth folding too: the file gets
-    # smaller, and a session needs not do it at every start.
+    # The exporter folds small constants only. Folding an LSTM's reordered weight matrices too makes the file smaller
+    # and saves every session from doing it at load.
     optimizer.optimize(model, input_size_limit=1 << 30, output_size_limit=1 << 30)
     _forget_origin(model)
     onnx_ir.save(model, path)
 
 
 def _forget_origin(model: onnx_ir.Model) -> None:
-    """Drops stack traces and scopes: they double the size of small files and name folders of this machine."""
+    """Drops stack traces and scopes: they double the size of small files and contain paths of this machine."""
     model.metadata_props.clear()
     model.doc_string = None
     model.graph.metadata_props.clear()
@@ -68,11 +68,11 @@ def _forget_origin(model: onnx_ir.Model) -> None:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Silences what torch's exporter says about its own internals: nothing a reader could act on, hundreds of lines.
+    """Silences hundreds of lines from torch's exporter about its own internals.
 
-    - FutureWarning about `_check_is_size`: from code that torch.export generates itself.
-    - `_flat_weights` "assigned during export": nn.LSTM rebuilds its own list of weights in every forward.
-    - "axis name ... will not be used": two inputs share the axis `batch`, which is what is meant.
+    - FutureWarning about `_check_is_size`: from code that torch.export generates.
+    - `_flat_weights` "assigned during export": nn.LSTM rebuilds its list of weights in every forward.
+    - "axis name ... will not be used": two inputs share the axis `batch`, as intended.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*_check_is_size", category=FutureWarning)

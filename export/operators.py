@@ -1,4 +1,4 @@
-"""ONNX for the operators that are the project's own: `models.suppression` and `models.roi_pooling`."""
+"""ONNX translations of the project's own operators: `models.suppression` and `models.roi_pooling`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _ALL = 2**31  # boxes of a class: as many as there are
 
 
 def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
-    """What `torch.onnx.export` takes as its custom translation table."""
+    """The custom translation table for `torch.onnx.export`."""
     return {surest._opoverload: _surest, pool_boxes._opoverload: _pool_boxes}
 
 
 def _surest(boxes: Any, scores: Any, iou_threshold: float, score_threshold: float) -> Any:
-    # One class per row: ONNX's operator shares its boxes among classes, and here they differ.
+    # One class per row: ONNX's operator shares its boxes among classes, here every class has its own.
     chosen = op.NonMaxSuppression(
         boxes,
         op.Unsqueeze(scores, _ints(1)),

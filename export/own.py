@@ -1,13 +1,13 @@
-"""A model that is not in the catalogue: `--factory package.module:build` and what must be known of it.
+"""A model that is not in the catalogue: `--factory package.module:build` and its description.
 
-The factory is called without arguments and returns an nn.Module. What it takes and gives, by task:
+The factory is called without arguments and returns an nn.Module. Inputs and outputs by task:
 
     classification   float32 [N, channels, height, width] -> logits [N, classes]
     features         the same -> the named maps [N, C, h, w] or embeddings [N, D], in order
     segmentation     the same -> logits [N, classes, height, width], at the size of the image
-    sequence         int64 [N, T], indices into the labels -> logits [N, T, labels] of what follows; never looks ahead
+    sequence         int64 [N, T], indices into the labels -> logits [N, T, labels] of the next symbol; causal
 
-Detectors and forecasters need more than options can say, and go into the catalogue.
+Detectors and forecasters need more than options can describe: add them to the catalogue.
 """
 
 from __future__ import annotations
@@ -20,24 +20,23 @@ from dataclasses import dataclass
 from torch import nn
 
 from export.labels import Labels
-from models.entry import Entry, ImageInput, SequenceInput, Task
-from rafaga.bundle import NAME_PATTERN
+from models.entry import Entry, ImageInput
+from rafaga.bundle import NAME_PATTERN, SequenceSpec, Task
 
-# What torchvision's models were trained with; the mean and deviation of ImageNet's channels.
+# Mean and deviation of ImageNet's channels, with which torchvision's models were trained.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 TASKS = (Task.CLASSIFICATION, Task.FEATURES, Task.SEGMENTATION, Task.SEQUENCE)
 _MOST_CLASSES = 256  # of a segmenter: the class of a pixel is one byte
 
 
 class OwnModelInvalid(Exception):
-    """The description of one's own model does not make sense; the message says which part."""
+    """The description of your own model is invalid; the message names the option."""
 
 
 @dataclass(frozen=True)
 class OwnModel:
-    """The command line's description. `size` None: any height and width, for features and segmentation alone."""
+    """The command line's description. `size` None: any height and width, for features and segmentation only."""
 
     factory: str
     name: str
@@ -65,7 +64,7 @@ def own_entry(own: OwnModel) -> Entry:
         task=own.task,
         dataset=own.dataset,
         build=_factory(own.factory),
-        input=_image_input(own) if own.max_length is None else SequenceInput(own.max_length),
+        input=_image_input(own) if own.max_length is None else SequenceSpec(max_length=own.max_length),
         labels=lambda: labels,
         strides=dict(own.strides or {}),
     )
@@ -74,14 +73,13 @@ def own_entry(own: OwnModel) -> Entry:
 def _require_what_the_task_needs(own: OwnModel) -> None:
     if own.task not in TASKS:
         raise OwnModelInvalid(
-            f"--task {own.task}: a model of your own may be for {', '.join(TASKS)}. What a detector or a forecaster "
-            f"takes and gives is more than options can say: write an entry for it into models/zoo.py, and export it by "
-            f"its name"
+            f"--task {own.task} is not supported with --factory; supported: {', '.join(TASKS)}. Detectors and "
+            f"forecasters need more than options can describe: write an entry in models/zoo.py and export it by name"
         )
     if own.task is Task.CLASSIFICATION and (own.labels is None or own.size is None):
         raise OwnModelInvalid("--task classification needs --labels FILE and a fixed --input-size")
     if own.task is Task.FEATURES and not own.strides:
-        raise OwnModelInvalid("--task features needs --maps NAME:STRIDE,... in the order in which the model gives them")
+        raise OwnModelInvalid("--task features needs --maps NAME:STRIDE,... in the order of the model's outputs")
     if own.task is Task.SEGMENTATION and (own.labels is None or len(own.labels.names) > _MOST_CLASSES):
         raise OwnModelInvalid(f"--task segmentation needs --labels FILE, with at most {_MOST_CLASSES} classes")
     if own.task is Task.SEQUENCE and (own.labels is None or own.max_length is None):
@@ -98,7 +96,7 @@ def _image_input(own: OwnModel) -> ImageInput:
         raise OwnModelInvalid(f"--mean and --std: expected {own.channels} numbers each, the deviations above 0")
     height, width = own.size or (None, None)
     if own.resize_shorter is not None and (height is None or width is None or own.resize_shorter < max(height, width)):
-        raise OwnModelInvalid("--resize-shorter must be at least --input-size, which is then cropped from the centre")
+        raise OwnModelInvalid("--resize-shorter must be at least --input-size, which is cropped from the centre")
     return ImageInput(height, width, own.channels, mean, std, own.resize_shorter)
 
 

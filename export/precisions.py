@@ -1,10 +1,10 @@
 """Which of the smaller files are published, and which of them a server may choose by itself.
 
-The judge is accuracy on held-out data: a variant may lose at most a stated part of it against the fp32 file on the same
-samples. An int8 file that loses more gets its most sensitive layers back in float, one, two, four and so on, until
-it is within the limit. Layers are ranked by calibration data, how many go back is decided on data kept for that, and
-neither is what the figure is reported on. What cannot be measured, or only on a few samples, is published for those who
-ask for it by name, and never chosen. What cannot be made at all is left out with its reason, and the others go on.
+The criterion is accuracy on held-out data: a variant may lose at most a stated part of the fp32 file's accuracy on the
+same samples. If an int8 file loses more, its most sensitive layers return to float: one, two, four and so on, until the
+loss is within the limit. Calibration data ranks the layers, and separate data decides how many return; figures are
+reported on neither. A variant that is unmeasured, or measured on few samples, is published but only served on request.
+A variant that cannot be made is left out with its reason.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from export.accuracy import value_of
 from export.evidence import ImageEvidence
 from export.speed import speedup
 from export.variants import calibrated, to_fp16
-from export.verify import Case, ProofFailed, open_session
-from models.entry import Entry, SequenceInput, SeriesInput, Task
+from export.verify import ParityCase, ProofFailed, open_session
+from models.entry import Entry
 from models.progress import Steps
 from rafaga import int8
-from rafaga.bundle import Calibration, Loss, Metric, Parity, Precision, Variant
+from rafaga.bundle import Calibration, ForecastSpec, Loss, Metric, Parity, Precision, SequenceSpec, Task, Variant
 
-# Ten bits of mantissa, rounded anew in every layer: what a healthy network loses, with room for deep ones.
+# Ten bits of mantissa, rounded in every layer: the loss of a sound network, with a margin for deep ones.
 FP16_PARITY_GATE = 2e-2
 
-# Half a point of accuracy is one of these. Fewer cannot tell it from nothing.
+# Half a point of accuracy is one sample of 200. Fewer samples cannot show a loss of that size.
 REQUIRED_SAMPLES = 200
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """The figure of `accuracy` that a variant is judged by, and how much of it may be lost, as a fraction of 1.
+    """The figure of `accuracy` that decides about a variant, and its allowed drop as a fraction of 1.
 
-    `reference`: the fp32 file's own figure where it is known beforehand, because the figure is likeness to that file.
+    `reference`: the fp32 file's own figure, where it is 1 because the figure measures similarity to that file.
     """
 
     metric: str
@@ -45,10 +45,10 @@ class Criterion:
     reference: float | None = None
 
     def drop(self, metrics: tuple[Metric, ...], baseline: tuple[Metric, ...]) -> float:
-        """How much is lost, as a fraction of 1; NaN, which is within no limit, where it is unknown."""
+        """The loss as a fraction of 1; NaN, which is never within the limit, if it is unknown."""
         before, after = value_of(self.metric, baseline), value_of(self.metric, metrics)
         before = self.reference if before is None else before
-        # Rounded: 0.805 - 0.8 is a little more than half a point.
+        # Rounded: in floating point, 0.805 - 0.8 is slightly more than half a point.
         return math.nan if before is None or after is None else round(before - after, 12)
 
 
@@ -56,10 +56,10 @@ TOP1 = Criterion("top1", 0.005)
 # A cosine of 0.99 is noise of a seventh of the signal. Of two trained ImageNet networks quantised as a whole, the one
 # whose last map stays above it (ShuffleNetV2, 0.991) loses nothing in top-1, the other (MobileNetV2, 0.987) 1.1 points.
 SIMILARITY = Criterion("similarity", 0.01, reference=1.0)
-# Where two photos are about as near, rounding decides which comes first: of those networks' pooled features, 0.93 and
-# 0.89 are left. Approximate indices for vector search are run at 0.9 and above.
+# Between two photos at almost equal distance, rounding decides which comes first: those networks' pooled features keep
+# 0.93 and 0.89. Approximate indices for vector search run at 0.9 and above.
 RECALL = Criterion("recall_at_10", 0.1, reference=1.0)
-# Of one pixel in a hundred another class: mostly along the outlines, where the classes are about as probable.
+# One pixel in a hundred gets another class: mostly along outlines, where two classes are almost equally probable.
 AGREEMENT = Criterion("agreement", 0.01, reference=1.0)
 
 
@@ -73,7 +73,7 @@ def criterion_of(entry: Entry) -> Criterion:
 
 @dataclass(frozen=True)
 class Trial:
-    """One file and what it scored; `metrics` empty where nothing could be measured."""
+    """One file and its figures; `metrics` is empty if nothing could be measured."""
 
     path: Path
     metrics: tuple[Metric, ...]
@@ -83,19 +83,20 @@ class Trial:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A precision that was asked for and is not published."""
+    """A precision that was requested and is not published."""
 
     precision: Precision
     reason: str
 
 
 def unsupported(entry: Entry, precisions: Sequence[Precision]) -> list[LeftOut]:
-    """Those that models of this kind are never published in."""
-    if isinstance(entry.input, SeriesInput | SequenceInput):
-        fp16 = "ONNX Runtime may crash loading recurrent layers that its converter turned to half precision"
-        reasons = {Precision.FP16: fp16, Precision.INT8: "ONNX Runtime's static quantiser knows no recurrent layers"}
+    """The precisions in which models of this kind are never published."""
+    if isinstance(entry.input, ForecastSpec | SequenceSpec):
+        fp16 = "ONNX Runtime may crash while loading recurrent layers in half precision"
+        recurrent = "ONNX Runtime's static quantiser does not support recurrent layers"
+        reasons = {Precision.FP16: fp16, Precision.INT8: recurrent}
     elif entry.task is Task.DETECTION:
-        why = "which boxes a detector leaves hangs on the order of scores, and nobody has measured what rounding costs"
+        why = "which boxes survive depends on score order; accuracy loss unknown"
         reasons = {Precision.FP16: why, Precision.INT8: why}
     else:
         return []
@@ -104,11 +105,11 @@ def unsupported(entry: Entry, precisions: Sequence[Precision]) -> list[LeftOut]:
 
 @dataclass(frozen=True)
 class Judge:
-    """What variants of one fp32 file are compared with. `max_accuracy_drop` None: what the criterion allows."""
+    """Makes and measures the variants of one fp32 file. `max_accuracy_drop` None: the criterion's default."""
 
     fp32: Path
     baseline: tuple[Metric, ...]
-    cases: Sequence[Case]
+    cases: Sequence[ParityCase]
     evidence: ImageEvidence
     trained: bool
     max_accuracy_drop: float | None
@@ -121,7 +122,7 @@ class Judge:
         return criterion if allowed is None else replace(criterion, allowed_drop=allowed)
 
     def variants(self, precisions: Sequence[Precision]) -> tuple[list[Variant], list[LeftOut]]:
-        """Writes the files beside the fp32 one, and says which could not be made and why."""
+        """Writes the files next to the fp32 file. The second list: those that could not be made, with the reason."""
         made: list[Variant] = []
         left_out: list[LeftOut] = []
         for precision, make in ((Precision.FP16, self._fp16), (Precision.INT8, self._int8)):
@@ -130,16 +131,16 @@ class Judge:
             path = self.fp32.with_name(f"model.{precision}.onnx")
             try:
                 made.append(make(path))
-            except Exception as error:  # of converters, which share no base class; the fp32 file is proven all the same
+            except Exception as error:  # the converters' errors have no common base class; fp32 is not affected
                 path.unlink(missing_ok=True)
                 kind = "" if isinstance(error, ProofFailed) else f"{type(error).__name__}: "
                 left_out.append(LeftOut(precision, kind + (str(error).strip().splitlines() or ["no message"])[0]))
         return made, left_out
 
     def _fp16(self, path: Path) -> Variant:
-        """Raises ProofFailed where its answers are no numbers, half precision ends at 65,504, or not PyTorch's.
+        """Raises ProofFailed where answers are not finite (half precision ends at 65,504) or differ from PyTorch's.
 
-        Of an untrained network any numbers will do: random weights amplify every rounding.
+        For an untrained network they need only be finite: random weights amplify every rounding.
         """
         self.steps.step("fp16")
         to_fp16(self.fp32, path)
@@ -172,7 +173,7 @@ class Judge:
         return self._judged(Precision.INT8, trial, self._parity(Precision.INT8, path))
 
     def _loses_too_much(self, path: Path, float_layers: Sequence[str]) -> bool:
-        """On the images that such choices are made with. False where there are none: then nothing is chosen."""
+        """Measured on the images reserved for decisions; False if there are none."""
         if not self.trained:
             return False
         self.steps.step(f"int8, {len(float_layers)} layers in float" if float_layers else "int8")

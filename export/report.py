@@ -1,6 +1,6 @@
-"""One page about published bundles: size, parity, accuracy, latency and throughput of every variant on this machine.
+"""A page about published bundles: size, parity, accuracy, latency and throughput of every variant on this machine.
 
-The page is one file: styles and plots are inside it. Needs no torch.
+The page is one file with styles and plots inside. Needs no torch.
 """
 
 from __future__ import annotations
@@ -20,48 +20,48 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from export import speed
 from export.arrays import Arrays
-from export.speed import Timing
+from export.speed import BatchTiming
 from export.verify import open_session, read_golden
 from models.progress import Steps
 from rafaga import bundle as bundles
 from rafaga.bundle import GOLDEN, Bundle, Metric, Precision, Variant
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-# What the summary says of a variant's accuracy; all other figures stand in the model's own section.
+# The accuracy figures of the summary; all figures are in the model's own section.
 JUDGED = ("top1", "recall_at_10", "similarity", "agreement", "legal", "remembered", "mase")
 COLOURS = {Precision.FP32: "#3b6fb6", Precision.FP16: "#d9822b", Precision.INT8: "#2f9e64"}
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredBundle:
     """One bundle with the timings of each variant, by precision, smallest batch first."""
 
     folder: Path
     bundle: Bundle
-    timings: dict[Precision, list[Timing]]
+    timings: dict[Precision, list[BatchTiming]]
 
 
-def measure_bundle(folder: Path, seconds: float, threads: int, steps: Steps) -> Measured:
+def measure_bundle(folder: Path, seconds: float, threads: int, steps: Steps) -> MeasuredBundle:
     """Times every variant at every batch size up to the model's largest, `seconds` each.
 
-    Stops doubling the batch where one run takes longer than ten times that: large models say all they have to say
-    before. Raises BundleError where the bundle is not what was published: of other files it would be a false report.
+    Stops at a batch whose run takes longer than ten times that: larger ones of a large model add nothing. Raises
+    BundleError if a file differs from the published one.
     """
     folder = folder.resolve()
     bundle = bundles.load(folder)
     bundles.verify_files(folder, bundle)
     golden = read_golden(folder / GOLDEN).inputs
     sizes = [size for size in BATCH_SIZES if size <= bundle.max_batch_size]
-    timings: dict[Precision, list[Timing]] = {}
+    timings: dict[Precision, list[BatchTiming]] = {}
     for variant in bundle.variants:
         session = open_session(folder / variant.file, threads)
         timings[variant.precision] = list(_timings(session, golden, sizes, seconds, variant.precision, steps))
-    return Measured(folder, bundle, timings)
+    return MeasuredBundle(folder, bundle, timings)
 
 
 def _timings(
     session: ort.InferenceSession, inputs: Arrays, sizes: Sequence[int], seconds: float, what: str, steps: Steps
-) -> Iterator[Timing]:
+) -> Iterator[BatchTiming]:
     for number, size in enumerate(sizes):
         steps.step(f"{what}, batch {size}")
         steps.advance(number, len(sizes))
@@ -71,13 +71,11 @@ def _timings(
             return
 
 
-def render(measured: Sequence[Measured], threads: int) -> str:
+def render(measured: Sequence[MeasuredBundle], threads: int) -> str:
     """The page as HTML."""
     when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     using = (
-        f"{threads} thread{'s' if threads > 1 else ''} per model"
-        if threads
-        else "as many threads as ONNX Runtime likes"
+        f"{threads} thread{'s' if threads > 1 else ''} per model" if threads else "ONNX Runtime's default thread count"
     )
     machine = f"{speed.processor()}; ONNX Runtime {ort.__version__}, CPU, {using}"
     rows = "\n".join(_summary_rows(one) for one in measured)
@@ -93,16 +91,16 @@ def render(measured: Sequence[Measured], threads: int) -> str:
 {rows}
 </tbody></table></div>
 <p class="about">Parity is the largest difference from PyTorch, relative to the largest output. Latency is the median
-of a run. Throughput is at the best batch size. A server chooses a variant by itself only where its accuracy was
-measured and lies within the allowed drop, which is stated with what it loses: points of top-1, or of likeness to the
-fp32 file for features, negative where it gains. Other work on the machine slows all figures: compare those of one page.
+of a run. Throughput is at the best batch size. A server chooses a variant by itself only if its accuracy was measured
+and the loss is within the allowed drop. Losses are in points of top-1, or of similarity to the fp32 file for features;
+a negative loss is a gain. Other work on the machine slows all figures: compare figures of one page only.
 </p>
 {sections}
 </body></html>
 """
 
 
-def _summary_rows(one: Measured) -> str:
+def _summary_rows(one: MeasuredBundle) -> str:
     bundle = one.bundle
     reference = _best(one.timings[bundle.variants[0].precision])
     rows = []
@@ -124,7 +122,7 @@ def _summary_rows(one: Measured) -> str:
     return "\n".join(rows)
 
 
-def _section(one: Measured) -> str:
+def _section(one: MeasuredBundle) -> str:
     bundle = one.bundle
     facts = [
         bundle.architecture,
@@ -163,7 +161,7 @@ def _metric_table(bundle: Bundle) -> str:
     )
 
 
-def _timing_table(one: Measured) -> str:
+def _timing_table(one: MeasuredBundle) -> str:
     head = "".join(f'<th class="n" colspan="3">{precision}</th>' for precision in one.timings)
     below = '<th class="n">median</th><th class="n">p95</th><th class="n">rows/s</th>' * len(one.timings)
     sizes = sorted({timing.batch_size for timings in one.timings.values() for timing in timings})
@@ -177,7 +175,7 @@ def _timing_table(one: Measured) -> str:
     )
 
 
-def _timing_cells(timings: Sequence[Timing], size: int) -> str:
+def _timing_cells(timings: Sequence[BatchTiming], size: int) -> str:
     timing = next((t for t in timings if t.batch_size == size), None)
     if timing is None:
         return '<td class="n">–</td>' * 3
@@ -185,7 +183,7 @@ def _timing_cells(timings: Sequence[Timing], size: int) -> str:
     return "".join(f'<td class="n">{cell}</td>' for cell in cells)
 
 
-def _plots(one: Measured) -> str:
+def _plots(one: MeasuredBundle) -> str:
     """Throughput and latency over the batch size, as inline SVG with real text."""
     with rc_context(
         {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "svg.hashsalt": one.bundle.name}
@@ -202,7 +200,7 @@ def _plots(one: Measured) -> str:
         throughput.set_ylim(bottom=0)
         throughput.yaxis.set_major_formatter("{x:,.10g}")
         latency.set_yscale("log")
-        # Plain numbers at round steps: by itself the library writes 2×10⁻² to 9×10⁻² over each other.
+        # Plain numbers at round steps: the library's default labels, 2×10⁻² to 9×10⁻², overlap.
         latency.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         latency.yaxis.set_major_formatter("{x:g}")
         latency.yaxis.set_minor_formatter(NullFormatter())
@@ -213,7 +211,7 @@ def _plots(one: Measured) -> str:
     return f'<div class="wide plot">{svg[svg.index("<svg") :]}</div>'
 
 
-def _axes(axes: Axes, timings: Sequence[Timing], title: str) -> None:
+def _axes(axes: Axes, timings: Sequence[BatchTiming], title: str) -> None:
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xscale("log", base=2)
     axes.set_xticks([timing.batch_size for timing in timings], [str(timing.batch_size) for timing in timings])
@@ -223,7 +221,7 @@ def _axes(axes: Axes, timings: Sequence[Timing], title: str) -> None:
     axes.legend(frameon=False)
 
 
-def _best(timings: Sequence[Timing]) -> Timing:
+def _best(timings: Sequence[BatchTiming]) -> BatchTiming:
     return max(timings, key=lambda timing: timing.rows_per_second)
 
 
@@ -272,7 +270,7 @@ def _swatch(precision: Precision) -> str:
     return f'<span class="swatch" style="background:{COLOURS[precision]}"></span>{precision}'
 
 
-def _anchor(one: Measured) -> str:
+def _anchor(one: MeasuredBundle) -> str:
     return f"{one.bundle.name}-{one.bundle.version}"
 
 

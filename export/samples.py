@@ -1,6 +1,6 @@
-"""Realistic inputs: held-out data to measure with, training data to calibrate with, seeded noise where there is none.
+"""Realistic inputs: held-out data to measure with, training data to calibrate with, seeded noise if there is none.
 
-Never zeros: a graph that ignores its input passes every test on them.
+Never zeros: a graph that ignores its input would pass every check on them.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 
 from export.arrays import Array, pad_symbols, pad_time
 from export.labels import Labels, LabelsInvalid, class_of
-from models.entry import Corpus, ImageInput, SequenceInput, SeriesInput
+from models.entry import Corpus, ImageInput
 from models.progress import Steps
 from models.training import data, reber
 from models.training.data import DataUnavailable
 from rafaga import images
-from rafaga.bundle import ImagePreparation
+from rafaga.bundle import ForecastSpec, ImagePreparation, SequenceSpec
 
-# Photos of a person's own disk, not of a stranger: the limit only catches accidents.
+# Photos of the user's own disk are trusted: the limit only catches accidents.
 MAX_PIXELS = 100_000_000
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 _NAMES_OF_ANY_PHOTOS = ("images", "img", "photos", "pictures")
-_CHOOSING_IMAGES = 2000  # of a training split; as many as half a point of accuracy needs to be seen
+_CHOOSING_IMAGES = 2000  # of a training split; enough to see half a point of accuracy
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class ImageData:
-    """Three parts that share no image; each is None where it cannot be had.
+    """Three parts that share no image; each may be None.
 
-    `held_out` is what figures are reported on, and nothing else. `calibration` gives the ranges of int8 files.
-    `choosing` decides which of their layers stay in float: a figure would flatter the file that was chosen by it.
+    `held_out`: figures are reported on it, and nothing else uses it. `calibration`: gives the ranges of int8 files.
+    `choosing`: decides which of their layers stay in float; figures on these images would be biased.
     """
 
     held_out: ImageSet | None = None
@@ -58,7 +58,7 @@ class ImageData:
 
 
 def preparation(image: ImageInput) -> ImagePreparation:
-    """The same facts as the service reads them."""
+    """The image input in the service's form."""
     return ImagePreparation(
         height=image.height,
         width=image.width,
@@ -69,7 +69,7 @@ def preparation(image: ImageInput) -> ImagePreparation:
 
 
 def measured_preparation(image: ImageInput) -> ImagePreparation:
-    """Like `preparation`; models that take any size are measured at one, so that photos form batches."""
+    """Like `preparation`; models that take any size are measured at one size, so that photos form batches."""
     if image.height is None:
         return ImagePreparation(height=224, width=224, channels=image.channels, resize_shorter=256)
     return preparation(image)
@@ -96,11 +96,10 @@ def corpus_images(corpus: Corpus, root: Path | None, steps: Steps) -> ImageData:
 
 
 def photos(folder: Path, labels: Labels | None, prepared_as: ImagePreparation, but: Path | None = None) -> ImageSet:
-    """The photos in `folder` and below, prepared exactly as the service prepares what clients send.
+    """The photos in `folder` and below, prepared exactly as the service prepares a client's images.
 
-    `labels` None: their classes do not matter and are -1. `but`: a folder whose photos are left out, where they are
-    the same files. Raises DataUnavailable where there are no photos, LabelsInvalid naming the first one whose class is
-    unknown.
+    `labels` None: all classes are -1. `but`: a folder whose files are left out. Raises DataUnavailable if there are no
+    photos, LabelsInvalid with the first photo of unknown class.
     """
     files = _photo_files(folder)
     if not files:
@@ -109,7 +108,7 @@ def photos(folder: Path, labels: Labels | None, prepared_as: ImagePreparation, b
         others = {file.resolve() for file in _photo_files(but)}
         files = [file for file in files if file.resolve() not in others]
         if not files:
-            raise DataUnavailable(f"no photos in {folder} but those that calibrate, and they are never measured on")
+            raise DataUnavailable(f"no photos in {folder} except those used for calibration, which are not measured on")
     classes = [-1] * len(files) if labels is None else list(_classes(files, folder, labels))
 
     def read(rows: Sequence[int]) -> Array:
@@ -138,7 +137,7 @@ def _classes(files: Sequence[Path], folder: Path, labels: Labels) -> Iterator[in
 
 
 def split_photos(everything: ImageSet, calibration: ImageSet | None = None) -> ImageData:
-    """Of eight photos one calibrates, where there are none of its own for that, two choose, and five are held out."""
+    """Of eight photos two choose, one calibrates unless `calibration` is given, and the rest is held out."""
 
     def part(*places: int) -> ImageSet:
         rows = [row for row in range(len(everything)) if row % 8 in places]
@@ -150,9 +149,9 @@ def split_photos(everything: ImageSet, calibration: ImageSet | None = None) -> I
 
 
 def noise_images(count: int, size: tuple[int, int], channels: int, rng: np.random.Generator) -> Array:
-    """Seeded images with structure at all scales, as photos have it: uint8 [count, *size, channels].
+    """Seeded images with structure at all scales, like photos: uint8 [count, *size, channels].
 
-    White noise would not do: averaged over any receptive field it is the same grey, so all answers would be alike.
+    White noise averages to the same grey over any receptive field, so all answers would be almost equal.
     """
     height, width = size
     total = np.zeros((count, height, width, channels))
@@ -167,9 +166,9 @@ def noise_images(count: int, size: tuple[int, int], channels: int, rng: np.rando
 def take_images(
     source: ImageSet | None, image: ImageInput, count: int, size: tuple[int, int] | None, seed: int
 ) -> Array:
-    """`count` images for proofs and golden inputs: real where there are any, spread over the set; noise otherwise.
+    """`count` images for checks and golden inputs: real ones spread over the set if available, noise otherwise.
 
-    `size` is asked of models that take any size; the others have their own.
+    `size` is for models that take any size; the others have their own.
     """
     rng = np.random.default_rng(seed)
     height, width = size or (image.height or 0, image.width or 0)
@@ -180,7 +179,7 @@ def take_images(
 
 
 def load_series(corpus: Corpus | None, root: Path | None) -> tuple[Array | None, str]:
-    """float32 [T] and "", or None and why it cannot be had."""
+    """float32 [T] and "", or None and the reason."""
     loaders: dict[Corpus, Callable[[], Array]] = {
         Corpus.CO2: data.load_co2,
         Corpus.ETTH1: lambda: data.load_etth1(root),
@@ -194,8 +193,8 @@ def load_series(corpus: Corpus | None, root: Path | None) -> tuple[Array | None,
         return None, str(error)
 
 
-def take_histories(series: Array | None, shape: SeriesInput, count: int, seed: int) -> dict[str, Array]:
-    """Ragged inputs of a forecaster: `count` stretches of all lengths it takes, ending anywhere in the series."""
+def take_histories(series: Array | None, shape: ForecastSpec, count: int, seed: int) -> dict[str, Array]:
+    """Ragged inputs of a forecaster: `count` stretches of all supported lengths, ending anywhere in the series."""
     rng = np.random.default_rng(seed)
     longest = min(shape.max_history, 1000)
     if series is None or len(series) < shape.min_history:
@@ -203,7 +202,7 @@ def take_histories(series: Array | None, shape: SeriesInput, count: int, seed: i
         period = max(shape.season, 2)
         series = 100 + 0.01 * time + 5 * np.sin(2 * np.pi * time / period) + rng.normal(size=len(time))
     lengths = rng.integers(shape.min_history, min(longest, len(series)), size=count, endpoint=True)
-    # The extremes are where an index goes wrong by one.
+    # Off-by-one errors show at the extremes.
     lengths[: min(2, count)] = [shape.min_history, min(longest, len(series))][:count]
     ends = [int(rng.integers(length, len(series), endpoint=True)) for length in lengths]
     return pad_time([series[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)])
@@ -217,8 +216,8 @@ def take_reber(count: int, longest: int, seed: int) -> dict[str, Array]:
     return pad_symbols([reber.indices(string[:length]) for string, length in zip(drawn, lengths, strict=True)])
 
 
-def take_symbols(symbols: int, shape: SequenceInput, count: int, seed: int) -> dict[str, Array]:
-    """Ragged sequences of any symbols, of all lengths that a model takes up to a hundred."""
+def take_symbols(symbols: int, shape: SequenceSpec, count: int, seed: int) -> dict[str, Array]:
+    """Ragged sequences of any symbols, of all supported lengths up to a hundred."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, min(shape.max_length, 100), size=count, endpoint=True)
     return pad_symbols([rng.integers(0, symbols, size=length) for length in lengths.tolist()])

@@ -1,7 +1,7 @@
-"""Random detectors, brought to where a little training would bring them.
+"""Random detectors, rescaled so that they behave like slightly trained ones.
 
-As they are initialised, they see the same object in every box. For proofs and load tests the surest boxes must be few
-and apart, as those of a trained detector are: that is what suppression is made for, and what it is timed with.
+As initialised, they find the same object in every box. For checks and load tests the best boxes must be few and apart,
+as those of a trained detector are; otherwise load tests would mostly time the suppression.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from export.arrays import Arrays
 from export.graph import ServingGraph
 from models.detectors import CLASSES, FasterRcnn, Ssd300
 
-# How large the scores of classes are made, as a deviation of logits, and how much likelier than an object the
-# background is: some boxes of an image are then surer than the detector's threshold, and most are not. What a second
-# stage says of boxes that overlap differs little; stretched further, the differences would be rounding errors.
+# The deviation of the class logits, and the lead of the background over objects: some boxes of an image are then above
+# the detector's threshold, and most are not. A second stage scores overlapping boxes almost equally; with a larger
+# deviation the differences would be rounding errors.
 _DEVIATION = {Ssd300: 2.0, FasterRcnn: 1.0}
 _BACKGROUND = {Ssd300: 18.0, FasterRcnn: 7.0}
 
 
 def settle_detector(graph: ServingGraph, inputs: Arrays) -> None:
-    """Gives the heads outputs that differ from box to box on `inputs`, and the background a lead."""
+    """Rescales the heads: outputs differ from box to box on `inputs`, and the background gets a lead."""
     with ExitStack() as hooks:
         for detector in graph.module.modules():
             if isinstance(detector, Ssd300 | FasterRcnn):
@@ -34,7 +34,7 @@ def settle_detector(graph: ServingGraph, inputs: Arrays) -> None:
 
 
 def _heads(detector: Ssd300 | FasterRcnn) -> Iterator[tuple[nn.Module, float, float]]:
-    """Each layer with the deviation that its outputs shall have, and the lead of the background."""
+    """Each layer with the target deviation of its outputs, and the lead of the background."""
     deviation, background = _DEVIATION[type(detector)], _BACKGROUND[type(detector)]
     if isinstance(detector, Ssd300):
         yield from ((layer, deviation, background) for layer in detector.head.classification_head.module_list)
@@ -45,7 +45,7 @@ def _heads(detector: Ssd300 | FasterRcnn) -> Iterator[tuple[nn.Module, float, fl
 
 
 class _Settled:
-    """A forward hook that rescales a layer channel by channel, to mean 0 but for the background."""
+    """A forward hook that rescales a layer channel by channel: mean 0, or `background` for the background."""
 
     def __init__(self, deviation: float, background: float) -> None:
         self.deviation = deviation

@@ -1,4 +1,4 @@
-"""The tables that people read."""
+"""The tables on the terminal."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from export.verify import Verdict
+from export.verify import VariantCheck
 from rafaga.bundle import Metric, Variant
 
-if TYPE_CHECKING:  # `verify` prints its table where torch is not installed
+if TYPE_CHECKING:  # `verify` prints its table without torch
     from export.publish import Published
     from models.entry import Entry
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of one model: published, or a failure."""
+class ExportOutcome:
+    """The result of one model: published, or a failure."""
 
     name: str
     published: Published | None
@@ -30,13 +30,13 @@ class Outcome:
 
 
 def new_console() -> Console:
-    """As wide as the terminal; wide enough for the tables where the output goes to a file or a pipe."""
+    """As wide as the terminal; wide enough for the tables if the output is a file or a pipe."""
     console = Console()
     return console if console.is_terminal else Console(width=160)
 
 
 def catalogue_table(entries: Iterable[Entry]) -> Table:
-    """Legible from 120 columns on: what many models have in common, licences and reasons, stands below."""
+    """Fits into 120 columns: licences and reasons, which many models share, are below the table."""
     entries = list(entries)
     table = Table(box=SIMPLE_HEAD, caption="\n".join(_below(entries)), caption_justify="left")
     table.add_column("name", no_wrap=True)
@@ -45,7 +45,7 @@ def catalogue_table(entries: Iterable[Entry]) -> Table:
     table.add_column("data")
     rows = [(entry, weights_origin(entry), _promises(entry)) for entry in entries]
     for column, texts in (("weights", [weights for _, weights, _ in rows]), ("promised", [told for *_, told in rows])):
-        # As narrow as the longest word: what is left over is for the columns of prose.
+        # As narrow as the longest word, so that the columns of prose get the rest.
         table.add_column(column, width=max(len(word) for text in texts for word in text.split()))
     for entry, weights, promised in rows:
         table.add_row(entry.name, entry.architecture, entry.task, entry.dataset, weights, promised)
@@ -79,7 +79,7 @@ def _below(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def weights_origin(entry: Entry) -> str:
-    """In a word, or the member of torchvision's enums in two: class and name."""
+    """One word, or class and name of the member of torchvision's enums."""
     from models.entry import Shipped, Torchvision
 
     match entry.weights:
@@ -91,7 +91,7 @@ def weights_origin(entry: Entry) -> str:
             return "none published"
 
 
-def outcome_table(outcomes: Iterable[Outcome]) -> Table:
+def outcome_table(outcomes: Iterable[ExportOutcome]) -> Table:
     table = Table(box=SIMPLE_HEAD)
     table.add_column("name", no_wrap=True)
     table.add_column("version", justify="right")
@@ -134,26 +134,26 @@ def outcome_table(outcomes: Iterable[Outcome]) -> Table:
 
 
 def _first_sentence(text: str) -> str:
-    """The whole of it was shown when it happened."""
+    """The whole text was printed when the failure happened."""
     return text.split(". ")[0].split("; ")[0]
 
 
-def verdict_table(verdicts: Iterable[Verdict]) -> Table:
-    table = Table("bundle", "precision", "golden error", "allowed", "verdict", box=SIMPLE_HEAD)
-    for verdict in verdicts:
-        right = "[green]right[/green]" + (", [yellow]untrained[/yellow]" if verdict.untrained else "")
+def check_table(checks: Iterable[VariantCheck]) -> Table:
+    table = Table("bundle", "precision", "golden error", "allowed", "result", box=SIMPLE_HEAD)
+    for check in checks:
+        ok = "[green]ok[/green]" + (", [yellow]untrained[/yellow]" if check.untrained else "")
         table.add_row(
-            f"{verdict.folder.parent.name}/{verdict.folder.name}",
-            verdict.variant or "–",
-            "–" if verdict.golden_error is None else f"{verdict.golden_error:.1e}",
-            "–" if verdict.tolerance is None else f"{verdict.tolerance:.0e}",
-            f"[red]{escape(verdict.fault)}[/red]" if verdict.fault else right,
+            f"{check.folder.parent.name}/{check.folder.name}",
+            check.variant or "–",
+            "–" if check.golden_error is None else f"{check.golden_error:.1e}",
+            "–" if check.tolerance is None else f"{check.tolerance:.0e}",
+            f"[red]{escape(check.fault)}[/red]" if check.fault else ok,
         )
     return table
 
 
 def _accuracy(published: Published, variant: Variant) -> str:
-    """Measured figures, or why there are none, and what keeps the server from choosing this variant by itself."""
+    """Measured figures, or why there are none, and why the server does not choose this variant by itself."""
     figures = _figures(variant.metrics)
     if not figures:
         return f"[yellow]not measured: {escape(published.note)}[/yellow]" if published.note else "–"
@@ -166,7 +166,7 @@ def _accuracy(published: Published, variant: Variant) -> str:
 
 
 def _figures(metrics: Iterable[Metric]) -> str:
-    """The figures that a model is judged by; the others are in bundle.json."""
+    """The main figures; the others are in bundle.json."""
     judged = ("top1", "recall_at_10", "similarity", "agreement", "legal", "remembered")
     percent = [f"{m.name} {100 * m.value:.2f} % of {m.samples}" for m in metrics if m.name in judged]
     plain = [f"{m.name} {m.value:.3f}" for m in metrics if m.name in ("mase", "mase_seasonal_naive")]

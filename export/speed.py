@@ -1,4 +1,4 @@
-"""How fast a file answers on this machine's processor. Figures of one machine, never a proof."""
+"""Speed of a file on this machine's processor. The figures hold for this machine only."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SPEEDUP_BATCH = 8
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Of one file at one batch size: the median latency of a run and its 95th percentile."""
+class BatchTiming:
+    """One file at one batch size: the median latency of a run and its 95th percentile."""
 
     batch_size: int
     median_ms: float
@@ -32,19 +32,19 @@ class Timing:
 
 
 def of_batch(inputs: Arrays, batch_size: int) -> dict[str, np.ndarray]:
-    """The rows of `inputs`, repeated as often as it takes."""
+    """The rows of `inputs`, repeated to `batch_size` rows."""
     rows = np.arange(batch_size) % row_count(inputs)
     return {name: array[rows] for name, array in inputs.items()}
 
 
-def measure(session: ort.InferenceSession, inputs: Arrays, budget_s: float) -> Timing:
-    """Runs `inputs` for about `budget_s`, at least three times, after one run that does not count."""
+def measure(session: ort.InferenceSession, inputs: Arrays, budget_s: float) -> BatchTiming:
+    """Runs `inputs` for about `budget_s`, at least three times, after one warm-up run."""
     run(session, inputs)
     milliseconds: list[float] = []
     ends = time.perf_counter() + budget_s
     while len(milliseconds) < 3 or (time.perf_counter() < ends and len(milliseconds) < 2000):
         milliseconds.append(1000 * _seconds(session, inputs))
-    return Timing(row_count(inputs), statistics.median(milliseconds), float(np.percentile(milliseconds, 95)))
+    return BatchTiming(row_count(inputs), statistics.median(milliseconds), float(np.percentile(milliseconds, 95)))
 
 
 def speedup(fp32: Path, variant: Path, inputs: Arrays, advance: Advance = lambda *_: None, rounds: int = 5) -> float:
@@ -61,7 +61,7 @@ def speedup(fp32: Path, variant: Path, inputs: Arrays, advance: Advance = lambda
 
 
 def processor() -> str:
-    """The processor's name as Linux knows it, and how many threads this process may use."""
+    """The processor's name in Linux, and the number of threads available to this process."""
     names = [line for line in _cpuinfo() if line.startswith("model name")]
     name = names[0].partition(":")[2].strip() if names else "unknown processor"
     return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} threads"

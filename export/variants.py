@@ -1,7 +1,7 @@
 """Smaller and faster files made from the fp32 graph: fp16 and int8.
 
-Both keep the fp32 graph's inputs and outputs, so that a server may choose among the files freely. Whether one is good
-enough is not decided here but measured, in `precisions`.
+Both keep the fp32 graph's inputs and outputs, so that a server may choose any of the files. `precisions` measures
+whether one is good enough.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Calibrated:
 
     source: Path
     ranges: Path
-    layers: tuple[str, ...]  # nodes with weights, which is what can be quantised, in the order of the graph
+    layers: tuple[str, ...]  # nodes with weights, which can be quantised, in the order of the graph
     outside: tuple[str, ...]  # normalisation before the first layer and the softmax after the last
 
     def quantise(self, target: Path, left_in_float: Sequence[str] = ()) -> None:
-        """Static QDQ. Weights int8 per output channel, activations uint8: the pairing that VNNI multiplies in one step.
+        """Static QDQ. Weights int8 per output channel, activations uint8: VNNI multiplies this pair in one step.
 
         Processors without VNNI give the same answers, more slowly: see rafaga.int8.
         """
@@ -88,12 +88,12 @@ class Calibrated:
 def calibrated(source: Path, batches: Sequence[Array], advance: Advance = lambda *_: None) -> Iterator[Calibrated]:
     """Runs the images `batches` (uint8 [n, H, W, C] each) through `source` and notes the ranges.
 
-    A range is the mean, over the batches, of the smallest and largest value in a batch: a single outlier does not
-    decide it, and batches of a few images lose less to clipping than single ones.
+    A range is the mean over the batches of the smallest and largest value in a batch: a single outlier does not decide
+    it, and batches of a few images lose less to clipping than single images.
     """
     with tempfile.TemporaryDirectory() as folder:
         prepared, ranges = Path(folder) / "prepared.onnx", Path(folder) / "ranges.json"
-        # The exporter's graph is optimised already; the quantiser only wants the shapes.
+        # The exporter's graph is optimised already; the quantiser only needs the shapes.
         quant_pre_process(source, prepared, skip_optimization=True, skip_symbolic_shape=True)
         nodes = list(onnx.load(prepared).graph.node)
         layers = tuple(node.name for node in nodes if node.op_type in _WEIGHTED)
@@ -112,7 +112,7 @@ def calibrated(source: Path, batches: Sequence[Array], advance: Advance = lambda
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
-    """Told to `advance` when a batch is taken: the ones before have been run then."""
+    """Calls `advance` when a batch is taken: the batches before it have been run."""
 
     def __init__(self, batches: Sequence[Array], advance: Advance) -> None:
         self._batches = batches
@@ -128,5 +128,5 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is u
 
 
 def _mean_error(found: Array, reference: Array) -> float:
-    """Mean, not maximum: the ranking must not hang on one number of one image."""
+    """Mean, not maximum: one number of one image must not decide the ranking."""
     return float(np.abs(found.astype(np.float64) - reference).mean() / max(np.abs(reference).mean(), 1e-12))

@@ -1,6 +1,6 @@
-"""The proofs: that a file answers as PyTorch does, and that a published bundle still does. Needs no torch.
+"""Checks that a file answers as PyTorch does, and that a published bundle still does. Needs no torch.
 
-A proof is a set of cases, inputs with PyTorch's answers. Errors are relative as `bundle.Parity` defines them.
+A check runs a set of cases, inputs with PyTorch's answers. `bundle.Parity` defines the errors.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from rafaga.bundle import GOLDEN, Bundle, Parity, TensorSpec, Variant
 from rafaga.errors import BundleError
 from rafaga.objects import paired
 
-# What float32 arithmetic in another order may cost; every fp32 file must stay within it.
+# The largest error that float32 arithmetic in another order may cause; every fp32 file must stay within it.
 PARITY_GATE = 1e-4
 
 Measure = Callable[[Array, Array], float]
 Advance = Callable[[int, int], None]  # how many of how many are done
 
-_OBJECTS = ("boxes", "scores", "labels")  # what a detector gives
+_OBJECTS = ("boxes", "scores", "labels")  # a detector's outputs
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(float)": "float32"}
 
 
 class ProofFailed(Exception):
-    """A file does not do what PyTorch does."""
+    """A file does not answer as PyTorch does."""
 
 
 @dataclass(frozen=True)
-class Case:
+class ParityCase:
     """One batch of inputs and PyTorch's answers."""
 
     inputs: Arrays
@@ -42,11 +42,11 @@ class Case:
 
 
 def open_session(path: Path, threads: int = 0) -> ort.InferenceSession:
-    """A CPU session; `threads` 0 leaves the number to ONNX Runtime."""
+    """A CPU session; `threads` 0: ONNX Runtime's default."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry(*int8.EXACT)
-    options.log_severity_level = 3  # its warnings speak of optimisations not taken
+    options.log_severity_level = 3  # its warnings are about optimisations that were not applied
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -65,7 +65,9 @@ def tensor_specs(session: ort.InferenceSession) -> tuple[tuple[TensorSpec, ...],
     return tuple(map(spec, session.get_inputs())), tuple(map(spec, session.get_outputs()))
 
 
-def measure_parity(session: ort.InferenceSession, cases: Sequence[Case], advance: Advance = lambda *_: None) -> Parity:
+def measure_parity(
+    session: ort.InferenceSession, cases: Sequence[ParityCase], advance: Advance = lambda *_: None
+) -> Parity:
     """Runs every case. Raises ProofFailed where outputs are missing, misshapen or not finite."""
     absolute, relative, batch_sizes = 0.0, 0.0, set()
     for number, case in enumerate(cases):
@@ -80,9 +82,9 @@ def measure_parity(session: ort.InferenceSession, cases: Sequence[Case], advance
 def measure_batch_invariance(
     session: ort.InferenceSession, inputs: Arrays, advance: Advance = lambda *_: None
 ) -> float:
-    """Largest relative difference between a row's answer in company and its answer alone.
+    """Largest relative difference between a row's answer in a batch and its answer alone.
 
-    A sequence alone has no padding: for forecasters this also proves that padding is never read.
+    A sequence alone has no padding: for forecasters this also shows that padding is never read.
     """
     together = run(session, inputs)
     worst = 0.0
@@ -99,25 +101,25 @@ def require_within(gate: float, error: float, what: str) -> None:
         raise ProofFailed(f"{what}: largest relative error {error:.2e}, allowed {gate:.0e}")
 
 
-def write_golden(path: Path, case: Case) -> None:
+def write_golden(path: Path, case: ParityCase) -> None:
     named = {f"input.{name}": array for name, array in case.inputs.items()}
     named |= {f"output.{name}": array for name, array in case.outputs.items()}
     np.savez_compressed(path, allow_pickle=False, **named)
 
 
-def read_golden(path: Path) -> Case:
+def read_golden(path: Path) -> ParityCase:
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     inputs = {name.removeprefix("input."): array for name, array in arrays.items() if name.startswith("input.")}
     outputs = {name.removeprefix("output."): array for name, array in arrays.items() if name.startswith("output.")}
-    return Case(inputs, outputs)
+    return ParityCase(inputs, outputs)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What came of one published variant; `fault` empty: it is what was published and answers as PyTorch did.
+class VariantCheck:
+    """The result of verifying one published variant. `fault` empty: unchanged, and it answers as PyTorch did.
 
-    `untrained`: its weights are random, so that even right answers mean nothing.
+    `untrained`: its weights are random, so its answers have no meaning.
     """
 
     folder: Path
@@ -128,41 +130,41 @@ class Verdict:
     untrained: bool = False
 
 
-def find_bundles(place: Path) -> list[Path]:
-    """Bundle folders in `place`: itself, the versions of one model, or a repository. Hidden ones are unfinished."""
+def find_bundles(path: Path) -> list[Path]:
+    """Bundle folders in `path`: itself, the versions of one model, or a repository. Hidden ones are unfinished."""
     for pattern in ("", "*/", "*/*/"):
-        found = sorted(p.parent for p in place.glob(pattern + bundles.MANIFEST) if not _hidden(p.relative_to(place)))
+        found = sorted(p.parent for p in path.glob(pattern + bundles.MANIFEST) if not _hidden(p.relative_to(path)))
         if found:
             return found
     return []
 
 
-def verify_bundle(folder: Path) -> Iterator[Verdict]:
-    """Proves one published bundle again: schema, checksums, and the golden answers of every variant on this machine."""
-    # Resolved: a bundle must lie in <name>/<version>, which a path like "." does not show.
+def verify_bundle(folder: Path) -> Iterator[VariantCheck]:
+    """Verifies one published bundle: schema, checksums, and the golden answers of every variant on this machine."""
+    # Resolved: a bundle's path must end in <name>/<version>, which a path like "." does not show.
     folder = folder.resolve()
     try:
         bundle = bundles.load(folder)
         bundles.verify_files(folder, bundle)
         golden = read_golden(folder / GOLDEN)
     except (BundleError, OSError, ValueError) as error:
-        yield Verdict(folder, "", None, None, str(error))
+        yield VariantCheck(folder, "", None, None, str(error))
         return
     for variant in bundle.variants:
         yield _verify_variant(folder, bundle, variant, golden)
 
 
-def _verify_variant(folder: Path, bundle: Bundle, variant: Variant, golden: Case) -> Verdict:
-    tolerance = bundles.tolerance(variant.parity.max_relative_error)  # what is compared here is relative
+def _verify_variant(folder: Path, bundle: Bundle, variant: Variant, golden: ParityCase) -> VariantCheck:
+    tolerance = bundles.tolerance(variant.parity.max_relative_error)
     try:
         session = open_session(folder / variant.file)
         if tensor_specs(session) != (bundle.inputs, bundle.outputs):
-            raise ProofFailed(f"{variant.file} has other inputs or outputs than {bundles.MANIFEST} says")
+            raise ProofFailed(f"{variant.file}: inputs or outputs differ from {bundles.MANIFEST}")
         found = measure_parity(session, [golden]).max_relative_error
         require_within(tolerance, found, f"{variant.file} on the golden inputs")
-    except Exception as error:  # onnxruntime's errors share no base class, and any of them is a verdict
-        return Verdict(folder, variant.precision, None, tolerance, str(error))
-    return Verdict(folder, variant.precision, found, tolerance, untrained=not bundle.weights.trained)
+    except Exception as error:  # onnxruntime's errors have no common base class; any of them is a fault
+        return VariantCheck(folder, variant.precision, None, tolerance, str(error))
+    return VariantCheck(folder, variant.precision, found, tolerance, untrained=not bundle.weights.trained)
 
 
 def _hidden(relative: Path) -> bool:
@@ -172,7 +174,7 @@ def _hidden(relative: Path) -> bool:
 def _worst(found: Arrays, reference: Arrays, measure: Measure) -> float:
     for name, expected in reference.items():
         if name not in found:
-            raise ProofFailed(f"output {name} is missing; there are {', '.join(found)}")
+            raise ProofFailed(f"output {name} is missing; outputs are {', '.join(found)}")
         if found[name].shape != expected.shape:
             raise ProofFailed(f"output {name} has shape {found[name].shape}, PyTorch's has {expected.shape}")
         if not np.isfinite(expected).all() or not np.isfinite(found[name]).all():
@@ -185,7 +187,7 @@ def _worst(found: Arrays, reference: Arrays, measure: Measure) -> float:
 
 
 def _relative_error(found: Array, reference: Array) -> float:
-    """max|a - b| / max|b|; absolute where the reference is nothing but zeros. Of integers, classes, as in a bundle."""
+    """max|a - b| / max|b|; absolute if the reference is all zeros. For integers (classes), as in a bundle."""
     if reference.dtype.kind in "iu":
         return bundles.relative_error(found, reference)
     return _absolute_error(found, reference) / (float(np.max(np.abs(reference), initial=0.0)) or 1.0)

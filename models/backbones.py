@@ -1,8 +1,8 @@
-"""Feature extractors: the multi-scale maps that detectors stand on, and an embedding for visual retrieval.
+"""Feature extractors: multi-scale maps for detectors, and an embedding for visual retrieval.
 
-All take float32 [N, 3, H, W] of any height and width from 32 pixels on (the embedding: 224 x 224), normalised as the
-weights say, and give a tuple of maps, finest first. A map of stride s has ceil(H / s) rows or, where a network rounds
-down, one less. Each loads the state dict of the whole published network.
+All take float32 [N, 3, H, W] of any height and width of at least 32 pixels (the embedding: 224 x 224), normalised for
+their weights, and return a tuple of maps, finest first. A map of stride s has ceil(H / s) rows or, where a network
+rounds down, one less. Each loads the state dict of the whole published network.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class ResNet50Backbone(ResNet):  # type: ignore[misc]  # torchvision is untyped
 class ResNet50Fpn(nn.Module):
     """P2 to P6 of a feature pyramid on ResNet-50 (Lin et al. 2017): 256 channels at strides 4, 8, 16, 32 and 64.
 
-    Loads the detector that it was trained in (Faster R-CNN on COCO). Batch normalisation is frozen, with the epsilon of
-    zero that those weights were made with.
+    Loads the state dict of its detector (Faster R-CNN on COCO). Batch normalisation is frozen, with the epsilon of zero
+    with which those weights were trained.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """The CIFAR-10 networks of He, Zhang, Ren, Sun: Deep residual learning for image recognition (2016), section 4.2.
 
 6n + 2 layers: a convolution, three stages of n blocks of two 3x3 convolutions on maps of 32, 16 and 8 pixels with 16,
-32 and 64 filters, and a dense layer. The plain networks are the same without shortcuts; they are here because they get
-worse with depth, and residual ones do not.
+32 and 64 filters, and a dense layer. The plain networks are the same without shortcuts, for comparison: they get worse
+with depth, and residual ones do not.
 """
 
 from __future__ import annotations

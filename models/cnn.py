@@ -1,4 +1,4 @@
-"""The small convolutional network that courses begin with: two convolutions, two poolings, two dense layers."""
+"""A small convolutional network: two convolutions, two poolings, two dense layers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Detectors by torchvision, cut down to tensors in and tensors out: no lists of images, no dictionaries.
+"""Torchvision's detectors with tensors as inputs and outputs: no lists of images, no dictionaries.
 
-Images come in as one batch, already sized and normalised, so torchvision's own resizing stage is left out. Everything
-behind the heads is written for whole batches and gives the same number of rows for every image; the numbers are
-torchvision's. Both load torchvision's COCO state dicts.
+Images arrive as one batch, already resized and normalised, so torchvision's resizing is left out. All code after the
+heads processes whole batches and returns the same number of rows for every image; the values are torchvision's. Both
+load torchvision's COCO state dicts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Ssd300(nn.Module):
 
     float32 [N, 3, 300, 300], normalised by mean (0.48235, 0.45882, 0.40784) and deviation 1/255, -> boxes float32
     [N, 200, 4] as x1, y1, x2, y2 in pixels, scores float32 [N, 200], best first, and labels int64 [N, 200]. Where fewer
-    objects are found, the rest is zeros: label 0 is nothing.
+    objects are found, the rest is zeros: label 0 means no object.
     """
 
     max_objects = 200
@@ -40,7 +40,7 @@ class Ssd300(nn.Module):
         super().__init__()
         detector = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=CLASSES)
         self.backbone, self.head, self.coder = detector.backbone, detector.head, detector.box_coder
-        # The six maps of a 300x300 image; anchors depend on nothing else.
+        # Anchors depend only on the sizes of the six maps of a 300x300 image.
         maps = [torch.zeros(1, 1, size, size) for size in (38, 19, 10, 5, 3, 1)]
         images = ImageList(torch.zeros(1, 3, 300, 300), [(300, 300)])
         self.register_buffer("anchors", detector.anchor_generator(images, maps)[0], persistent=False)  # [8732, 4]
@@ -67,7 +67,7 @@ class FasterRcnn(nn.Module):
     """Faster R-CNN on ResNet-50 with a feature pyramid (Ren et al. 2015, Lin et al. 2017).
 
     float32 [N, 3, H, W] of any height and width -> boxes float32 [N, 100, 4] in pixels, scores float32 [N, 100], best
-    first, and labels int64 [N, 100]. Where fewer objects are found, the rest is zeros: label 0 is nothing.
+    first, and labels int64 [N, 100]. Where fewer objects are found, the rest is zeros: label 0 means no object.
     """
 
     max_objects = 100
@@ -94,7 +94,7 @@ class FasterRcnn(nn.Module):
         return self.classify(maps, proposals, real, limit)
 
     def propose(self, maps: list[Tensor], size: tuple[int, int], limit: Tensor) -> tuple[Tensor, Tensor]:
-        """Where objects may be: boxes float32 [N, 1000, 4], and bool [N, 1000]: which of them are real."""
+        """Proposed boxes float32 [N, 1000, 4], and bool [N, 1000]: False for rows that only fill up."""
         objectness, offsets = self.rpn.head(maps)
         boxes, scores = [], []
         for level, (logits, offset) in enumerate(zip(objectness, offsets, strict=True)):
@@ -102,7 +102,7 @@ class FasterRcnn(nn.Module):
             anchors = _anchors(self.cells[level], rows, columns, size)  # [rows * columns * 3, 4]
             sureness = logits.permute(0, 2, 3, 1).flatten(1)  # [N, rows * columns * 3]
             regression = offset.reshape(n, 3, 4, rows, columns).permute(0, 3, 4, 1, 2).reshape(n, -1, 4)
-            # A small map has less anchors than wanted: the rest is filled with what has no chance.
+            # A small map has fewer anchors than proposals: the rest is filled with scores that never win.
             best, at = F.pad(sureness, (0, self.proposals), value=-1e4).topk(self.proposals)  # [N, 1000]
             at = at.clamp(max=sureness.shape[1] - 1)
             chosen = take_rows(regression, at).reshape(-1, 4)
@@ -115,7 +115,7 @@ class FasterRcnn(nn.Module):
         return take_rows(decoded.flatten(1, 2), at), best > 0
 
     def classify(self, maps: list[Tensor], proposals: Tensor, real: Tensor, limit: Tensor) -> Objects:
-        """What the proposals are, with boxes of each class."""
+        """Classes of the proposals, with refined boxes of each class."""
         n, rows = real.shape
         pooled = pool_boxes(*maps[:4], proposals, level_of(proposals))  # [N * 1000, 256, 7, 7]
         logits, offsets = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
@@ -137,10 +137,10 @@ def _anchors(cells: Tensor, rows: int, columns: int, size: tuple[int, int]) -> T
 
 
 def _larger_than(boxes: Tensor, pixels: float) -> Tensor:
-    """[..., 4] -> bool [...]: at least so wide and high"""
+    """[..., 4] -> bool [...]: width and height are at least `pixels`"""
     return ((boxes[..., 2:] - boxes[..., :2]) >= pixels).all(-1)
 
 
 def _number(side: int, like: Tensor) -> Tensor:
-    """A size as a tensor: one that a traced graph computes from its input, where `torch.tensor` would fix it."""
+    """A size as a tensor that a traced graph computes from its input; `torch.tensor` would make it a constant."""
     return torch.scalar_tensor(side, dtype=like.dtype)

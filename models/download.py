@@ -1,4 +1,4 @@
-"""Fetching one published file: counted on the screen, and in its place whole or not at all."""
+"""Downloads one published file with progress. The target is either complete or absent."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _CHUNK_BYTES = 1 << 20
 
 
 def download(url: str, target: Path, steps: Steps) -> None:
-    """Fetches `url` into `target`, whose folder is made. What the bytes are worth is for the caller to check.
+    """Downloads `url` to `target` and creates its folder. The caller must verify the content.
 
-    Raises OSError (urllib's URLError is one) where the place is out of reach, or the connection ends early.
+    Raises OSError (URLError is one) if the server is unreachable or the connection ends early.
     """
     steps.step(f"downloading {target.name}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes may fill the cache at the same time, and either may be stopped half-way.
+    # Two processes may fill the cache at the same time, and either may be interrupted.
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with urllib.request.urlopen(url, timeout=30) as reply, temporary.open("wb") as file:

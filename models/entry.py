@@ -1,6 +1,6 @@
-"""The contract of the registry: what is known of a model before it is built.
+"""The types of the catalogue's entries.
 
-An entry builds an untrained module; weights are loaded by `models.loading`, so building never reads a file or the
+An entry builds an untrained module; `models.loading` loads the weights, so that building never reads a file or the
 network.
 """
 
@@ -13,18 +13,9 @@ from pathlib import Path
 
 from torch import nn
 
-from rafaga.bundle import DetectionSpec
+from rafaga.bundle import DetectionSpec, ForecastSpec, SequenceSpec, Task
 
 WEIGHTS = Path(__file__).parent / "weights"
-
-
-class Task(StrEnum):
-    CLASSIFICATION = "classification"
-    FEATURES = "features"
-    FORECASTING = "forecasting"
-    DETECTION = "detection"
-    SEGMENTATION = "segmentation"
-    SEQUENCE = "sequence"
 
 
 class Corpus(StrEnum):
@@ -40,11 +31,11 @@ class Corpus(StrEnum):
 
 @dataclass(frozen=True)
 class ImageInput:
-    """What a vision module takes: float32 [N, channels, height, width], normalised as (x/255 - mean) / std.
+    """Input of a vision module: float32 [N, channels, height, width], normalised as (x/255 - mean) / std.
 
-    `height` and `width` None: any size (backbones). `resize_shorter`: encoded images are resized so that the shorter
-    side has this many pixels before the centre crop; None resizes to exactly height x width. `max_longer`: but so that
-    the longer side has no more than this.
+    `height` and `width` None: any size (backbones). `resize_shorter`: the shorter side of an encoded image is resized
+    to this many pixels before the centre crop; None resizes to exactly height x width. `max_longer`: limit of the
+    longer side when resizing.
     """
 
     height: int | None
@@ -54,32 +45,6 @@ class ImageInput:
     std: tuple[float, ...]
     resize_shorter: int | None = None
     max_longer: int | None = None
-
-
-@dataclass(frozen=True)
-class SeriesInput:
-    """What a forecaster takes: `history` float32 [N, T] right-padded, `length` int64 [N].
-
-    It gives quantiles float32 [N, max_horizon, len(quantile_levels)] in the unit of the history; scaling is its own.
-    """
-
-    min_history: int
-    max_history: int
-    max_horizon: int
-    quantile_levels: tuple[float, ...]
-    season: int
-    step: str
-    unit: str
-
-
-@dataclass(frozen=True)
-class SequenceInput:
-    """What a next-symbol model takes: `symbols` int64 [N, T], indices into the labels.
-
-    It gives logits float32 [N, T, labels] of the symbol that follows each, and must not look ahead.
-    """
-
-    max_length: int
 
 
 @dataclass(frozen=True)
@@ -111,16 +76,16 @@ class Entry:
     task: Task
     dataset: str
     build: Callable[[], nn.Module]
-    input: ImageInput | SeriesInput | SequenceInput
+    input: ImageInput | ForecastSpec | SequenceSpec
     weights: Shipped | Torchvision | None = None
     labels: Callable[[], tuple[str, ...]] = tuple
-    # What `models.training.data` has of it, to measure accuracy and to calibrate int8 with; None where it has nothing.
+    # Its data in `models.training.data`, to measure accuracy and to calibrate int8; None if there are none.
     corpus: Corpus | None = None
-    # Output names in the order the module gives them, with the stride of each map (0: an embedding); features only.
+    # Output names in the module's order, with the stride of each map (0: an embedding); features only.
     strides: Mapping[str, int] = field(default_factory=dict)
-    # What a detector gives; detection only.
+    # Detection only.
     detection: DetectionSpec | None = None
     # Published or required figures by metric name, e.g. {"top1": 0.99}.
     expected: Mapping[str, float] = field(default_factory=dict)
-    # Why nothing is expected, where `expected` is empty.
+    # The reason if `expected` is empty.
     unpromised: str = ""

@@ -1,4 +1,4 @@
-"""Whether what was measured of a model reaches what the catalogue expects of it."""
+"""Compares a model's measured figures with the catalogue's expected ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Shortfall:
         )
 
     def _chance(self) -> str:
-        """The standard error of a share, so that few samples are not taken for a bad model."""
+        """The standard error of a share, because few samples may look like a bad model."""
         share = self.metric.value
         if self.metric.name in LOWER_IS_BETTER or not 0 <= share <= 1:
             return ""
@@ -32,7 +32,7 @@ class Shortfall:
 
 
 def shortfalls(entry: Entry, metrics: Iterable[Metric]) -> Iterator[Shortfall]:
-    """Figures of `metrics` that are worse than `entry.expected`; what was not measured is none."""
+    """Figures of `metrics` that are worse than `entry.expected`; unmeasured ones are ignored."""
     for metric in metrics:
         expected = entry.expected.get(metric.name)
         if expected is None:

@@ -1,8 +1,8 @@
 """Recurrent forecasters with a multi-horizon quantile head, after MQ-RNN (Wen et al. 2017).
 
-The recurrent network reads the history once and says, for every step of the horizon and every quantile level, how far
-the future will lie from the seasonal-naive forecast. All scaling happens in here, masked by `length`: what lies behind
-the end of a history never reaches an answer, so histories of different lengths share a batch.
+The recurrent network reads the history once and predicts, for every step of the horizon and every quantile level, the
+distance from the seasonal-naive forecast. All scaling is inside the model and masked by `length`: padding never affects
+an answer, so histories of different lengths share a batch.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ class ForecasterConfig:
     season: int  # steps in one period; 1 where there is none
     max_horizon: int
     quantile_levels: tuple[float, ...]  # ascending, 0.5 among them
-    recent: int  # steps that drift, level and scale are taken over: enough to be steady, few enough to follow changes
+    recent: (
+        int  # steps over which drift, level and scale are computed: enough to be stable, few enough to follow changes
+    )
     drift: bool  # repeat the mean change from season to season; off for series without a trend
-    adaptive: bool = False  # widen the quantiles by how far the history itself moved; for series without a season
+    adaptive: bool = False  # scale the quantiles by how far the history moved; for series without a season
 
 
 class ElmanRNN(nn.RNN):
-    """nn.RNN, one layer, batch first, that is exported as ONNX's own RNN operator.
+    """nn.RNN, one layer, batch first, exported as ONNX's RNN operator.
 
-    torch.export would unroll it for the length of the example, where an LSTM stays one operator of any length.
+    torch.export would unroll it to the length of the example, while an LSTM stays one operator of any length.
     """
 
     weight_ih_l0: Tensor
@@ -109,7 +111,7 @@ class Forecaster(nn.Module):
         surprise = (change - drift) * valid * seasoned  # [N, T]
         features = torch.stack([surprise, centred - local, centred], dim=2)  # [N, T, 3]
         states, _ = self.recurrent(features / scale[:, :, None])  # [N, T, hidden]
-        # The network is causal, so the state at the last valid step knows nothing of the padding behind it.
+        # The network is causal: the state at the last valid step does not depend on the padding after it.
         state = states.gather(1, last[:, :, None].expand(-1, -1, states.size(2)))[:, 0]  # [N, hidden]
 
         ahead = torch.arange(self.config.max_horizon, device=history.device)[None, :]  # [1, H]
@@ -118,16 +120,16 @@ class Forecaster(nn.Module):
             naive = naive + drift * (1 + ahead // season)
         residual = self.head(state).unflatten(1, (self.config.max_horizon, -1))  # [N, H, Q]
         width = self.spread
-        if self.config.adaptive and not self.training:  # like the spread, no part of what is trained
+        if self.config.adaptive and not self.training:  # like the spread, not trained
             width = width * self.past_moves(history, change.abs(), valid)[:, :, None]
         return naive[:, :, None] + scale[:, :, None] * self.ordered(residual, width)
 
     def past_moves(self, history: Tensor, change: Tensor, valid: Tensor) -> Tensor:
-        """How far the history moved over several steps, in what its single steps had led to expect. [N, 1]
+        """How far the history moved over several steps, relative to what its single steps predict. [N, 1]
 
-        1 for a random walk of steady size; more where it trended, or where calm was followed by storms: there the
-        recent steps, which are the unit of all quantiles, say too little of what is to come. The comparison is that of
-        the variance ratio (Lo & MacKinlay 1988), with means of sizes instead of variances, which single crashes decide.
+        1 for a random walk with steps of constant size; more for a trend, or after a rise in volatility: there the
+        recent steps, which are the unit of all quantiles, underestimate future moves. This is the idea of the variance
+        ratio (Lo & MacKinlay 1988), with mean sizes instead of variances, which single crashes would dominate.
         """
         window, total = self.config.recent, history.size(1)
         step = torch.arange(total, device=history.device)[None, :]  # [1, T]
@@ -137,12 +139,12 @@ class Forecaster(nn.Module):
             before, unit = (F.pad(x, (ahead, 0))[:, :total] for x in (history, expected))
             chosen = valid & (step >= window + ahead)
             moves = torch.where(chosen, (history - before).abs() / (unit * ahead**0.5 + 1e-6), 0.0)
-            # One more move of the expected size: what a history too short for any is taken to have had.
+            # One more move of the expected size: a history that is too short gets 1.
             ratios.append((moves.sum(1, keepdim=True) + 1) / (chosen.sum(1, keepdim=True) + 1))
         return torch.stack(ratios).mean(0)
 
     def ordered(self, residual: Tensor, width: Tensor) -> Tensor:
-        """[N, H, Q] free numbers -> ascending: the median as it is, the others by positive gaps outwards from it.
+        """[N, H, Q] free numbers -> ascending: the median unchanged, the others at positive distances from it.
 
         `width` multiplies the gaps: [] or [N, 1, 1].
         """
@@ -154,5 +156,5 @@ class Forecaster(nn.Module):
 
 
 def mean_where(x: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of `x` [N, T] over the steps that are chosen. [N, 1]"""
+    """Mean of `x` [N, T] over the chosen steps. [N, 1]"""
     return (x * chosen).sum(1, keepdim=True) / chosen.sum(1, keepdim=True)

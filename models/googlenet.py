@@ -1,7 +1,7 @@
 """GoogLeNet (Szegedy et al.: Going deeper with convolutions, 2015) as torchvision builds it, and the naive module.
 
-torchvision's differs from the paper in two ways that its weights carry: batch normalisation after every convolution,
-and a 3x3 convolution in the branch that the paper (and the parameter name `branch3`) calls 5x5.
+torchvision's differs from the paper in two ways, which its weights require: batch normalisation after every
+convolution, and a 3x3 convolution in the branch that is 5x5 in the paper (`branch3`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from models.partial_load import ignore_published
 
 
 class GoogLeNetClassifier(GoogLeNet):  # type: ignore[misc]  # torchvision is untyped
-    """float32 [N, 3, 224, 224], in -1..1 as the weights were made for -> logits float32 [N, 1000].
+    """float32 [N, 3, 224, 224] in -1..1 -> logits float32 [N, 1000].
 
-    Without the two auxiliary heads: they helped gradients along in training and answer nothing afterwards.
-    torchvision's normalises like its other networks and undoes that again (`transform_input`), channel by channel.
+    Without the two auxiliary heads, which are used in training only. torchvision's version takes ImageNet's
+    normalisation and converts it to -1..1 inside (`transform_input`).
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class GoogLeNetClassifier(GoogLeNet):  # type: ignore[misc]  # torchvision is un
 
 
 class NaiveInception(nn.Module):
-    """The module that the paper starts from (figure 2a): 1x1, 3x3 and 5x5 convolutions and a pooling, side by side.
+    """The module that the paper starts from (figure 2a): 1x1, 3x3 and 5x5 convolutions and a pooling in parallel.
 
     [N, inputs, H, W] -> [N, ones + threes + fives + inputs, H, W]. The pooling passes all its input channels on, so
     width can only grow, and without 1x1 reductions the 5x5 branch costs most of the arithmetic.

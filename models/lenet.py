@@ -1,8 +1,8 @@
 """LeNet-5 (LeCun, Bottou, Bengio, Haffner: Gradient-based learning applied to document recognition, 1998).
 
-Two departures from the paper, both usual since: C3 sees all six maps of S2 (the paper's sparse table broke symmetry and
-saved arithmetic), and subsampling is a plain average, without a weight and a bias per map. The output is a dense layer
-whose softmax is taken by the caller, where the paper measured distances to drawn digits.
+Differences from the paper, all common since: C3 sees all six maps of S2 (the paper's sparse table broke symmetry and
+saved arithmetic); subsampling is a plain average, without a weight and a bias per map; the output is a dense layer for
+a softmax, instead of distances to drawn digits.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PADDING = (
-    2  # a 28x28 digit becomes the 32x32 of the paper, so that strokes at the edge reach the centre of a 5x5 filter
-)
+PADDING = 2  # 28x28 to the paper's 32x32: strokes at the edge can reach the centre of a 5x5 filter
 
 
 class LeNet5(nn.Module):

@@ -1,4 +1,4 @@
-"""From an entry and a wish to a module with parameters, and an honest note of where they come from."""
+"""Loads the weights of an entry and records where they come from."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from rafaga.bundle import Weights, sha256_of
 
 AUTO, RANDOM = "auto", "random"
 
-# Nothing was trained, and the licence is the project's own.
+# Untrained; the licence is the project's own.
 UNTRAINED = Weights(trained=False, source="random initialisation", license="Apache-2.0")
 
 
 class WeightsError(Exception):
-    """The parameters that were asked for cannot be had, or are not this model's."""
+    """The requested weights are not available, or do not fit the model."""
 
 
 class WeightsUnavailable(WeightsError):
-    """There is no file, or no way to download it; the message says what to do by hand."""
+    """No file, or the download failed; the message says what to do."""
 
 
 class WeightsMismatch(WeightsError):
-    """The file's tensors are not the module's. `missing`, `unexpected` and `reshaped` name them."""
+    """The file's tensors do not fit the module. `missing`, `unexpected` and `reshaped` name them."""
 
     def __init__(self, source: str, missing: list[str], unexpected: list[str], reshaped: list[str]) -> None:
         self.missing, self.unexpected, self.reshaped = missing, unexpected, reshaped
-        parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        parts = (("missing", missing), ("unexpected", unexpected), ("with another shape", reshaped))
         what = "; ".join(f"{len(keys)} {label}: {_shortened(keys)}" for label, keys in parts if keys)
         super().__init__(f"{source} does not fit this model. {what}")
 
 
 def load_weights(entry: Entry, module: nn.Module, choice: str | Path = AUTO, steps: Steps = SILENT) -> Weights:
-    """Fills `module` and says with what.
+    """Loads weights into `module` and returns their origin.
 
-    `choice`: "auto" takes the entry's own weights, "random" leaves the module as it was built, anything else is a file:
-    safetensors, or a torch state dict, which is read without unpickling code. Keys must match exactly. Floating-point
-    tensors stored in another precision are converted to the module's. Raises WeightsUnavailable and WeightsMismatch.
+    `choice`: "auto" loads the entry's own weights, "random" leaves the module as built, anything else is a file:
+    safetensors, or a torch state dict, which is read without running code from it. Keys must match exactly.
+    Floating-point tensors are converted to the module's precision. Raises WeightsUnavailable and WeightsMismatch.
     """
     if choice == RANDOM:
         return UNTRAINED
@@ -78,7 +78,7 @@ def load_weights(entry: Entry, module: nn.Module, choice: str | Path = AUTO, ste
             )
         case None:
             raise WeightsUnavailable(
-                f"{entry.name}: nobody has published weights for it; give your own with --weights FILE, "
+                f"{entry.name}: no published weights; give your own with --weights FILE, "
                 f"or --weights random for load tests"
             )
 
@@ -86,7 +86,7 @@ def load_weights(entry: Entry, module: nn.Module, choice: str | Path = AUTO, ste
 def read_state(path: Path) -> Mapping[str, Tensor]:
     """A state dict from safetensors or from torch.save, the latter restricted to tensors. Raises WeightsUnavailable."""
     if not path.is_file():
-        raise WeightsUnavailable(f"{path}: there is no such file")
+        raise WeightsUnavailable(f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -96,7 +96,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
             f"{path}: neither safetensors nor a torch state dict ({_first_line(error)})"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]  # checkpoints often keep the weights beside the optimiser
+        state = state["state_dict"]  # checkpoints often also contain the optimiser
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsUnavailable(f"{path}: holds {type(state).__name__}, not a state dict of tensors")
     return state
@@ -105,8 +105,8 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
 def _fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     own = module.state_dict()
     try:
-        # The module decides what it takes (a published file may carry parts that only training needs), and complains
-        # in one long text; the typed error is made of the same comparison.
+        # The module itself decides which keys it accepts (a published file may contain parts for training only). Its
+        # error is one long text; the typed error repeats the comparison.
         module.load_state_dict(state, strict=True)
     except RuntimeError as error:
         missing = [key for key in own if key not in state]
@@ -116,9 +116,9 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
 
 
 def _download(published: Torchvision, steps: Steps) -> tuple[Path, str]:
-    """The checkpoint in torch's cache folder, fetched there when it is absent, and its sha256.
+    """The checkpoint in torch's cache folder, downloaded if absent, and its sha256.
 
-    It is the published file whoever put it there: the hash must begin as the file's name ends. Raises
+    A cached file is verified too: its hash must begin with the digits at the end of its name. Raises
     WeightsUnavailable.
     """
     from torchvision.models import get_weight
@@ -130,16 +130,16 @@ def _download(published: Torchvision, steps: Steps) -> tuple[Path, str]:
             download(weights.url, path, steps)
         except OSError as error:
             raise WeightsUnavailable(
-                f"{published.member} could not be downloaded ({_first_line(error)}). By hand: fetch {weights.url} on a "
-                f"machine with access and pass it with --weights {path.name}, or put it into {path.parent}"
+                f"{published.member} could not be downloaded ({_first_line(error)}). To do it by hand: download "
+                f"{weights.url} on a machine with access and pass --weights {path.name}, or put it into {path.parent}"
             ) from error
     sha256 = sha256_of(path)
     beginning = path.stem.rpartition("-")[2]
     if not sha256.startswith(beginning):
         raise WeightsUnavailable(
             f"{path} is not the published file: its sha256 begins with {sha256[: len(beginning)]}, expected "
-            f"{beginning}. Delete it to have it downloaded again, or put {weights.url} in its place; weights of your "
-            f"own go with --weights FILE"
+            f"{beginning}. Delete it to download it again, or replace it by {weights.url}; for weights of your own use "
+            f"--weights FILE"
         )
     return path, sha256
 

@@ -1,4 +1,4 @@
-"""Modules that use part of a published network still load its state dict as it was published."""
+"""Lets modules that use a part of a published network load its complete state dict."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 def ignore_published(module: nn.Module, *prefixes: str) -> None:
-    """Makes `module` skip the keys that begin with one of `prefixes`: parts that it does without.
+    """Makes `module` skip the keys that begin with one of `prefixes`.
 
-    All other keys must match, as ever. The caller's state dict is left as it is.
+    All other keys must match. The caller's state dict is not changed.
     """
 
     def skip(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Mapping[str, object]) -> None:

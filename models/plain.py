@@ -1,4 +1,4 @@
-"""Plain-34 (He et al. 2016, figure 3 and table 1): ResNet-34 with its shortcuts cut. No weights were ever published."""
+"""Plain-34 (He et al. 2016, figure 3 and table 1): ResNet-34 without shortcuts. No weights are published."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torchvision.models import ResNet
 
 
 class PlainBlock(nn.Module):
-    """Two 3x3 convolutions in a row, where a residual block would add its input to the outcome."""
+    """Two 3x3 convolutions; a residual block would add its input to the result."""
 
     expansion = 1
 
-    # The signature is what torchvision's ResNet calls its blocks with; `downsample` is the shortcut's and is not kept.
+    # The signature that torchvision's ResNet requires; `downsample` belongs to the shortcut and is ignored.
     def __init__(
         self,
         inplanes: int,

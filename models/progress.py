@@ -1,6 +1,6 @@
-"""What a person sees while a model is trained, measured or exported.
+"""Progress on the terminal while a model is trained, measured or exported.
 
-A spinner with the step at hand, a bar where the amount is known. Works without torch: `verify` shows it too.
+A spinner with the current step, and a bar if the amount of work is known. Works without torch, for `verify`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 
 
 class Steps(Protocol):
-    """Told by the work how it goes."""
+    """Receives the progress of the work."""
 
     def step(self, what: str) -> None:
-        """The next step begins; how much there is to do is not known yet."""
+        """The next step begins; its amount of work is not known yet."""
 
     def advance(self, done: int, total: int) -> None:
         """`done` of `total` parts of this step are finished."""
 
 
 class Silent:
-    """For tests and for callers that show nothing."""
+    """Shows nothing."""
 
     def step(self, what: str) -> None:
         pass
@@ -37,7 +37,7 @@ SILENT = Silent()
 
 
 class SpinnerSteps:
-    """One line on the screen. Where there is no screen, each step is one plain line."""
+    """One line on the terminal. Without a terminal, each step is a plain line."""
 
     def __init__(self, progress: Progress, title: str) -> None:
         self._progress = progress
@@ -46,7 +46,7 @@ class SpinnerSteps:
 
     def step(self, what: str) -> None:
         if self._progress.console.is_terminal:
-            # Not reset(): it keeps the total, and the new step would stand at 0 % of the one before.
+            # Not reset(): it keeps the previous step's total, and the new step would show 0 %.
             self._progress.remove_task(self._task)
             self._task = self._progress.add_task(f"{self._title}: {what}", total=None)
         else:
@@ -61,7 +61,7 @@ class SpinnerSteps:
 
 @contextmanager
 def shown(console: Console, title: str) -> Iterator[Steps]:
-    """Shows the steps of one piece of work, e.g. of one model, until the block ends."""
+    """Shows the steps of one task, e.g. of one model, until the block ends."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),

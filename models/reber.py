@@ -1,7 +1,7 @@
 """The embedded Reber grammar and a network that learns it: the task of the LSTM paper (Hochreiter & Schmidhuber 1997).
 
-A string is B, then T or P, then a string of the inner grammar, then the same T or P again, then E: to know the last but
-one symbol, a network must remember the second across everything between.
+A string is B, then T or P, then a string of the inner grammar, then the same T or P again, then E: to predict the last
+but one symbol, a network must remember the second one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 SYMBOLS = "BTPSXVE"
 
-# The inner grammar: state -> (symbol, next state); state 7 is the end. Every choice is even.
+# The inner grammar: state -> (symbol, next state); state 7 is the end. All choices are equally probable.
 INNER: dict[int, tuple[tuple[str, int], ...]] = {
     0: (("B", 1),),
     1: (("T", 2), ("P", 3)),
@@ -37,7 +37,7 @@ def embedded_string(source: random.Random) -> str:
 
 
 def legal_next(string: str) -> tuple[str, ...]:
-    """For every prefix of a valid string but the whole: which symbols may follow."""
+    """The symbols that may follow every proper prefix of a valid string."""
     outer = string[1]
     following, state = ["TP"], 0
     for symbol in string[2:-2]:

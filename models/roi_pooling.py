@@ -1,7 +1,7 @@
 """RoIAlign over the levels of a pyramid, each box from the level of its size (Lin et al. 2017, equation 1).
 
-How many boxes fall to a level depends on the image, which torch.export could only follow with guards; `pool_boxes` is
-an operator of its own, so that a traced graph has one node for it: `export.operators` writes what is inside in ONNX.
+The number of boxes per level depends on the image, which torch.export could only trace with guards. `pool_boxes` is a
+custom operator, so that a traced graph has one node for it, which `export.operators` translates to ONNX.
 """
 
 from __future__ import annotations

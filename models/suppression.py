@@ -1,8 +1,8 @@
-"""Non-maximum suppression over a whole batch, with as many rows out as in: what makes a detector batchable.
+"""Non-maximum suppression over a whole batch, with as many output rows as input rows, so that detectors can batch.
 
-torchvision suppresses image by image and gives as many boxes as are left, which no graph with a batch axis can say.
-Here what is suppressed keeps its place and gets the score zero. `surest` is an operator of its own, so that a traced
-graph has one node for it: `export.operators` writes that node as ONNX's NonMaxSuppression.
+torchvision suppresses image by image and returns a different number of boxes for each, which a graph with a batch axis
+cannot express. Here a suppressed box stays and gets the score zero. `surest` is a custom operator, so that a traced
+graph has one node for it, which `export.operators` translates to ONNX's NonMaxSuppression.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ SUREST = "rafaga::surest"
 
 @torch.library.custom_op(SUREST, mutates_args=())
 def surest(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float) -> Tensor:
-    """boxes float32 [M, B, 4] as corners, scores float32 [M, B] -> scores [M, B] with zeros for what is not given.
+    """boxes float32 [M, B, 4] as corners, scores float32 [M, B] -> scores [M, B], zero where suppressed.
 
-    Of each row alone: boxes not surer than `score_threshold`, and those that overlap a surer one by more than
-    `iou_threshold` (intersection over union).
+    Each row separately: suppresses boxes with scores up to `score_threshold`, and boxes that overlap one with a higher
+    score by more than `iou_threshold` (intersection over union).
     """
     kept = torch.zeros_like(scores)
     for row in torch.nonzero((scores > score_threshold).any(dim=1)).flatten().tolist():
@@ -35,7 +35,7 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: floa
 
 
 def best_objects(boxes: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The surest of all classes, best first, zeros where there are fewer.
+    """The objects with the highest scores of all classes, best first; zeros if there are fewer.
 
     boxes float32 [N, C, B, 4] and scores float32 [N, C, B] of the classes 1 to C -> boxes [N, count, 4], scores
     [N, count], labels int64 [N, count].

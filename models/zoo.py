@@ -1,7 +1,7 @@
-"""The registry: every architecture that can be exported, with its data, its weights and what it must reach.
+"""The catalogue: every architecture that can be exported, with its data, weights and expected figures.
 
-`python -m export --list` prints this table. An entry builds an untrained module; `load_weights` then fills it.
-torchvision is imported when the catalogue is asked for, never before, and nothing is downloaded here.
+`python -m export --list` prints it. An entry builds an untrained module; `models.loading` loads the weights.
+`catalogue()` imports torchvision; importing this module does not. Nothing is downloaded here.
 """
 
 from __future__ import annotations
@@ -9,44 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from models.entry import (
-    WEIGHTS,
-    Corpus,
-    Entry,
-    ImageInput,
-    SequenceInput,
-    SeriesInput,
-    Shipped,
-    Task,
-    Torchvision,
-)
-from models.loading import WeightsError, WeightsMismatch, WeightsUnavailable, load_weights
-from rafaga.bundle import DetectionSpec
+from models.entry import Corpus, Entry, ImageInput, Shipped, Torchvision
+from rafaga.bundle import DetectionSpec, ForecastSpec, SequenceSpec, Task
 
 if TYPE_CHECKING:
     from models.detectors import FasterRcnn, Ssd300
-    from models.forecasting import Cell
-
-__all__ = [
-    "WEIGHTS",
-    "Corpus",
-    "Entry",
-    "ImageInput",
-    "SequenceInput",
-    "SeriesInput",
-    "Shipped",
-    "Task",
-    "Torchvision",
-    "WeightsError",
-    "WeightsMismatch",
-    "WeightsUnavailable",
-    "catalogue",
-    "load_weights",
-]
 
 COCO_LICENSE = "BSD-3-Clause (torchvision); trained on COCO, whose terms apply"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -54,13 +25,13 @@ DIGITS = tuple("0123456789")
 DIGIT_INPUT = ImageInput(height=28, width=28, channels=1, mean=(0.0,), std=(1.0,))  # zero is the background
 CIFAR_INPUT = ImageInput(height=32, width=32, channels=3, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-CO2_INPUT = SeriesInput(
+CO2_INPUT = ForecastSpec(
     min_history=24, max_history=480, max_horizon=24, quantile_levels=QUANTILES, season=12, step="month", unit="ppm"
 )
-ETT_INPUT = SeriesInput(
+ETT_INPUT = ForecastSpec(
     min_history=48, max_history=336, max_horizon=24, quantile_levels=QUANTILES, season=24, step="hour", unit="°C"
 )
-SP500_INPUT = SeriesInput(
+SP500_INPUT = ForecastSpec(
     min_history=20,
     max_history=256,
     max_horizon=20,
@@ -72,7 +43,7 @@ SP500_INPUT = SeriesInput(
 
 
 def catalogue() -> Mapping[str, Entry]:
-    """Every model by name, in the order of the table that people see."""
+    """Every model by name, in the order of the printed table."""
     return {
         entry.name: entry
         for entry in (
@@ -125,7 +96,7 @@ def _photos() -> Iterator[Entry]:
     for depth in (20, 56):
         for residual in (True, False):
             name = f"{'resnet' if residual else 'plain'}{depth}-cifar10"
-            # The paper trains for 64,000 steps, on the original photos: ours could not be held to its figures.
+            # The paper trains for 64,000 steps on the original photos: its figures do not apply to this recipe.
             shipped = name == "resnet20-cifar10"
             yield Entry(
                 name=name,
@@ -138,50 +109,34 @@ def _photos() -> Iterator[Entry]:
                 labels=lambda: CIFAR10_CLASSES,
                 corpus=Corpus.CIFAR10,
                 expected={"top1": 0.85} if shipped else {},
-                unpromised="" if shipped else "trained on demand: what this recipe of 20 epochs gives is not known",
+                unpromised="" if shipped else "trained on demand: the accuracy of this recipe of 20 epochs is unknown",
             )
 
 
 def _forecasters() -> Iterator[Entry]:
-    from models.forecasting import Cell
+    from models.forecasting import Cell, Forecaster, ForecasterConfig
+
+    def entry(name: str, dataset: str, spec: ForecastSpec, corpus: Corpus, **config: Any) -> Entry:
+        forecast = {"season": spec.season, "max_horizon": spec.max_horizon, "quantile_levels": spec.quantile_levels}
+        return Entry(
+            name=name,
+            architecture=f"{config['cell'].upper()} with a multi-horizon quantile head (after Wen et al. 2017)",
+            task=Task.FORECASTING,
+            dataset=dataset,
+            build=partial(Forecaster, ForecasterConfig(**forecast, **config)),
+            input=spec,
+            weights=Shipped(f"{name}.safetensors"),
+            corpus=corpus,
+            expected={"mase": 1.0},
+        )
 
     co2, ett, sp500 = "CO2 at Mauna Loa, monthly", "ETTh1, oil temperature, hourly", "S&P 500, daily close"
-    yield _forecaster("lstm-co2", Cell.LSTM, co2, CO2_INPUT, Corpus.CO2, hidden=16, recent=120, drift=True)
-    yield _forecaster("rnn-co2", Cell.RNN, co2, CO2_INPUT, Corpus.CO2, hidden=16, recent=120, drift=True)
-    yield _forecaster("lstm-ett", Cell.LSTM, ett, ETT_INPUT, Corpus.ETTH1, hidden=32, recent=240, drift=False)
-    sp500_entry = _forecaster(
-        "lstm-sp500", Cell.LSTM, sp500, SP500_INPUT, Corpus.SP500, hidden=16, recent=20, drift=False, adaptive=True
-    )
-    why = "a random walk but for its volatility: nothing is promised of its median"
-    yield replace(sp500_entry, expected={}, unpromised=why)
-
-
-def _forecaster(
-    name: str,
-    cell: Cell,
-    dataset: str,
-    spec: SeriesInput,
-    corpus: Corpus,
-    hidden: int,
-    recent: int,
-    drift: bool,
-    adaptive: bool = False,
-) -> Entry:
-    from models.forecasting import Forecaster, ForecasterConfig
-
-    levels, season = spec.quantile_levels, spec.season
-    config = ForecasterConfig(cell, hidden, season, spec.max_horizon, levels, recent, drift, adaptive)
-    return Entry(
-        name=name,
-        architecture=f"{cell.upper()} with a multi-horizon quantile head (after Wen et al. 2017)",
-        task=Task.FORECASTING,
-        dataset=dataset,
-        build=partial(Forecaster, config),
-        input=spec,
-        weights=Shipped(f"{name}.safetensors"),
-        corpus=corpus,
-        expected={"mase": 1.0},
-    )
+    yield entry("lstm-co2", co2, CO2_INPUT, Corpus.CO2, cell=Cell.LSTM, hidden=16, recent=120, drift=True)
+    yield entry("rnn-co2", co2, CO2_INPUT, Corpus.CO2, cell=Cell.RNN, hidden=16, recent=120, drift=True)
+    yield entry("lstm-ett", ett, ETT_INPUT, Corpus.ETTH1, cell=Cell.LSTM, hidden=32, recent=240, drift=False)
+    walk = {"cell": Cell.LSTM, "hidden": 16, "recent": 20, "drift": False, "adaptive": True}
+    why = "a random walk except for its volatility: no accuracy is promised for its median"
+    yield replace(entry("lstm-sp500", sp500, SP500_INPUT, Corpus.SP500, **walk), expected={}, unpromised=why)
 
 
 def _sequences() -> Iterator[Entry]:
@@ -193,7 +148,7 @@ def _sequences() -> Iterator[Entry]:
         task=Task.SEQUENCE,
         dataset="embedded Reber grammar",
         build=ReberLSTM,
-        input=SequenceInput(max_length=256),
+        input=SequenceSpec(max_length=256),
         weights=Shipped("lstm-reber.safetensors"),
         labels=lambda: tuple(SYMBOLS),
         corpus=Corpus.REBER,
@@ -215,7 +170,7 @@ def _imagenet_classifiers() -> Iterator[Entry]:
         member = f"ResNet{depth}_Weights.IMAGENET1K_V2"
         yield _imagenet(f"resnet{depth}", f"ResNet-{depth} (He et al. 2016)", build, member)
     for depth, build in ((16, models.vgg16), (19, models.vgg19)):
-        # Random weights are for load tests: the initialisation that training starts from would only cost seconds.
+        # Random weights are for load tests only: initialisation for training would cost seconds.
         yield _imagenet(
             f"vgg{depth}",
             f"VGG-{depth} (Simonyan & Zisserman 2015)",
@@ -229,8 +184,8 @@ def _imagenet_classifiers() -> Iterator[Entry]:
         "GoogLeNet_Weights.IMAGENET1K_V1",
     )
     plain = _imagenet("plain34", "Plain-34 (He et al. 2016)", plain34, "ResNet34_Weights.IMAGENET1K_V1")
-    # Prepared like ResNet-34. Without weights there is no licence either.
-    why = "nobody has published weights, and the paper's figure (top-1 error 28.54 %) is of ten crops"
+    # Prepared like ResNet-34.
+    why = "no published weights; the paper's figure (top-1 error 28.54 %) is for ten crops"
     yield replace(plain, weights=None, expected={}, unpromised=why)
 
 
@@ -248,7 +203,7 @@ def _extractors() -> Iterator[Entry]:
         "resnet50-fpn",
         "ResNet-50 with a feature pyramid, P2 to P6 (Lin et al. 2017)",
         ResNet50Fpn,
-        "ResNet50_Weights.IMAGENET1K_V1",  # the detector's own preset converts only; it normalises like this one
+        "ResNet50_Weights.IMAGENET1K_V1",  # the detector's preset does not normalise; the network does, like this one
         {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64},
     )
     detector = Torchvision("FasterRCNN_ResNet50_FPN_Weights.COCO_V1", COCO_LICENSE)
@@ -301,7 +256,7 @@ def _segmenters() -> Iterator[Entry]:
 def _detectors() -> Iterator[Entry]:
     from models.detectors import FasterRcnn, Ssd300
 
-    # torchvision keeps how images are prepared in the networks, not with the weights.
+    # torchvision stores the preparation of images in the networks, not with the weights.
     yield _detector(
         "ssd300-vgg16",
         "SSD300 on VGG-16 (Liu et al. 2016)",
@@ -343,7 +298,7 @@ def _detector(
 def _features(
     name: str, architecture: str, build: Callable[[], nn.Module], member: str, strides: Mapping[str, int]
 ) -> Entry:
-    """An extractor that takes images of any size and is normalised as `member` says."""
+    """An extractor for images of any size, with the normalisation of `member`."""
     return Entry(
         name=name,
         architecture=architecture,
@@ -353,12 +308,12 @@ def _features(
         input=replace(_image_input(member), height=None, width=None, resize_shorter=None),
         weights=Torchvision(member),
         strides=strides,
-        unpromised="maps and embeddings have no accuracy of their own: variants are compared with the fp32 file",
+        unpromised="maps and embeddings have no labels: variants are compared with the fp32 file",
     )
 
 
 def _imagenet(name: str, architecture: str, build: Callable[[], nn.Module], member: str) -> Entry:
-    """A classifier whose input, labels and accuracy are those of its published weights."""
+    """A classifier with the input, labels and accuracy of its published weights."""
     from torchvision.models import get_weight
 
     weights = get_weight(member)
@@ -377,13 +332,13 @@ def _imagenet(name: str, architecture: str, build: Callable[[], nn.Module], memb
 
 
 def _image_input(member: str) -> ImageInput:
-    """The preparation that the weights were measured with."""
+    """The preparation with which the weights were measured."""
     from torchvision.models import get_weight
 
     preset = get_weight(member).transforms()
     (crop,), (resize,) = preset.crop_size, preset.resize_size
     mean, std = tuple(preset.mean), tuple(preset.std)
     if member.startswith("GoogLeNet"):
-        # torchvision normalises as ever and undoes that inside the network; ours takes the outcome, -1..1, at once.
+        # torchvision normalises as usual and converts to -1..1 inside the network; ours takes -1..1 directly.
         mean = std = (0.5,) * 3
     return ImageInput(height=crop, width=crop, channels=3, mean=mean, std=std, resize_shorter=resize)

@@ -1,10 +1,10 @@
-# What fills the model repository: PyTorch, the architectures with their trained weights, the export step. Run as a Job
-# (deploy/kubernetes/export); no server needs it.
+# Fills the model repository: PyTorch, the architectures with their trained weights, the export step. Run it as a Job
+# (deploy/kubernetes/export); servers do not need it.
 ARG BUILD_IMAGE=python:3.11-slim
 ARG BASE_IMAGE=python:3.11-slim
 
 FROM ${BUILD_IMAGE} AS build
-# TORCH=torch==2.15.0+cpu with PIP_EXTRA_INDEX_URL of PyTorch's CPU builds makes the image five times as small.
+# TORCH=torch==2.15.0+cpu with PIP_EXTRA_INDEX_URL of PyTorch's CPU builds makes the image five times smaller.
 ARG TORCH=torch==2.15.0
 ARG ONNXRUNTIME=onnxruntime==1.31.1
 ARG PIP_EXTRA_INDEX_URL
@@ -23,9 +23,9 @@ COPY --from=build /opt/rafaga /opt/rafaga
 WORKDIR /app
 COPY models models
 COPY export export
-# /scratch is all that may be written beside the repository: downloads, caches, temporary files.
+# Only /scratch and the repository are writable: downloads, caches, temporary files.
 RUN mkdir -m 1777 /scratch
-# ONNX Runtime's builds report to their maker unless told not to, before it is loaded.
+# ONNX Runtime's builds report usage to Microsoft unless this is set before they are loaded.
 ENV ORT_DISABLE_TELEMETRY=1 \
     PATH=/opt/rafaga/bin:$PATH \
     HOME=/scratch \

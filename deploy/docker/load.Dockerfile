@@ -1,7 +1,7 @@
-# The load generator and the planner, for a Job beside the servers (deploy/kubernetes/load) or any machine that should
-# share a run. No ONNX Runtime, no models: what is sent is made up or mounted.
+# The load generator and the planner, for a Job in the servers' cluster (deploy/kubernetes/load) or any machine that takes
+# part in a run. No ONNX Runtime, no models: requests are generated or mounted.
 #
-# Both images must have the same Python at the same place; only the first needs pip.
+# Both images must have the same Python at the same path; only the first needs pip.
 ARG BUILD_IMAGE=python:3.11-slim
 ARG BASE_IMAGE=python:3.11-slim
 
@@ -23,7 +23,7 @@ COPY --from=build /opt/rafaga /opt/rafaga
 ENV PATH=/opt/rafaga/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
-# A number, so that Kubernetes can tell that it is not root.
+# A number, so that Kubernetes can check that it is not root.
 USER 65532:65532
 WORKDIR /
 ENTRYPOINT ["rafaga"]

@@ -1,9 +1,9 @@
-"""Prints what pyproject.toml says that extras of rafaga need, one requirement a line, for `pip install -r`.
+"""Prints the requirements of rafaga's extras from pyproject.toml, one per line, for `pip install -r`.
 
     python3 requirements.py EXTRA... [--replace NAME=REQUIREMENT]...
 
-`--replace` takes another build of NAME or NAME-gpu: images for CPUs have no use for ONNX Runtime's GPU build, which is
-ten times as large. Runs on Python alone, before anything is installed.
+`--replace` takes another build of NAME or NAME-gpu: images for CPUs do not need ONNX Runtime's GPU build, which is ten
+times as large. Runs without any package installed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def requirements(project: Path, extras: Iterable[str], replaced: dict[str, str]) -> Iterator[str]:
-    """Of the base and of `extras`. `replaced`: requirements by the name that they take the place of."""
+    """Of the base and of `extras`. `replaced`: new requirements by the name that they replace."""
     about = tomllib.loads(project.read_text())["project"]
     wanted = list(about["dependencies"])
     for extra in extras:

@@ -1,4 +1,4 @@
-"""`python -m deploy.monitoring`: writes the files that are made from the list of signals."""
+"""`python -m deploy.monitoring`: writes the generated files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NOTE = "# Made by `python -m deploy.monitoring`; do not edit.\n"
 
 
 def files() -> Mapping[Path, str]:
-    """Every generated file, by its path below the checkout, with what it should hold."""
+    """The text of every generated file, by its path in the checkout."""
     pace = Pace()
     return {
         Path("docs/metrics.md"): page(pace),

@@ -1,4 +1,4 @@
-"""The dashboard in Grafana's JSON model: rows of panels, three abreast."""
+"""The dashboard in Grafana's JSON model: rows of three panels."""
 
 from __future__ import annotations
 

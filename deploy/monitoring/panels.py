@@ -1,4 +1,4 @@
-"""What people look at: the rows of the dashboard and the queries behind them."""
+"""The rows of the dashboard and their queries."""
 
 from __future__ import annotations
 
@@ -38,20 +38,28 @@ def _traffic() -> Row:
         "Traffic",
         (
             Panel("Calls", "Answered per second, by gRPC status.", "reqps", _rate("rafaga_requests_total", "code")),
-            Panel("Refusals", "Refused or failed per second, why.", "reqps", _rate("rafaga_refusals_total", "reason")),
+            Panel(
+                "Refusals",
+                "Refused or failed per second, by reason.",
+                "reqps",
+                _rate("rafaga_refusals_total", "reason"),
+            ),
             Panel(
                 "Latency",
-                "From receiving a call to handing over its reply.",
+                "From receiving a call to sending its reply.",
                 "s",
                 _quantile(0.5, "rafaga_request_seconds", "method")
                 + _quantile(0.99, "rafaga_request_seconds", "method"),
             ),
             Panel(
-                "Calls in flight", "Received, not answered.", "short", _of("sum", "rafaga_requests_in_flight", "job")
+                "Calls in flight",
+                "Received, not yet answered.",
+                "short",
+                _of("sum", "rafaga_requests_in_flight", "job"),
             ),
             Panel(
                 "Deadlines missed",
-                "Calls per second that ended after their deadline, or were refused because they would have.",
+                "Calls per second that missed their deadline, or were refused because they would miss it.",
                 "reqps",
                 _rate("rafaga_requests_total", "method", only='code="DEADLINE_EXCEEDED"'),
             ),
@@ -65,13 +73,13 @@ def _batching() -> Row:
         (
             Panel(
                 "Predicted wait",
-                "How long a request that comes now would wait. The autoscaler adds pods from 0.1 s.",
+                "Time that a request arriving now would wait. The autoscaler adds pods from 0.1 s.",
                 "s",
                 _each("rafaga:predicted_wait_seconds"),
             ),
             Panel(
                 "Utilisation",
-                "Of what the engines get through in batches of the efficient size. The autoscaler adds pods from 0.7.",
+                "Throughput as a share of the engines' capacity. The autoscaler adds pods from 0.7.",
                 "percentunit",
                 _each("rafaga:utilisation_ratio"),
             ),
@@ -83,20 +91,20 @@ def _batching() -> Row:
             ),
             Panel(
                 "Padding",
-                "Rows' worth computed for nothing, for each row asked for.",
+                "Padding rows computed for each requested row.",
                 "percentunit",
                 _ratio("rafaga_padding_rows_total", "rafaga_batch_size_sum", "model"),
             ),
-            Panel("Rows queued", "All servers together.", "short", _of("sum", "rafaga_queue_rows", "model")),
+            Panel("Rows queued", "Sum of all servers.", "short", _of("sum", "rafaga_queue_rows", "model")),
             Panel(
                 "Time in the queue",
-                "From entering the queue to being taken into a batch.",
+                "From entering the queue to joining a batch.",
                 "s",
                 _quantile(0.99, "rafaga_queue_seconds", "model"),
             ),
             Panel(
                 "Time in the engine",
-                "One run over a batch.",
+                "One run of a batch.",
                 "s",
                 _quantile(0.99, "rafaga_inference_seconds", "model"),
             ),
@@ -108,7 +116,7 @@ def _batching() -> Row:
             ),
             Panel(
                 "Dropped from the queue",
-                "Per second, late or cancelled; nothing was computed for them.",
+                "Per second, late or cancelled, without being computed.",
                 "ops",
                 _rate("rafaga_dropped_total", "model", "cause"),
             ),
@@ -120,7 +128,7 @@ def _models() -> Row:
     return Row(
         "Models",
         (
-            Panel("Served by", "Servers that serve it.", "short", _of("sum", "rafaga_model_ready", "model", "version")),
+            Panel("Served by", "Number of servers.", "short", _of("sum", "rafaga_model_ready", "model", "version")),
             Panel(
                 "Load time",
                 "Reading, verifying and warming up.",
@@ -129,7 +137,7 @@ def _models() -> Row:
             ),
             Panel(
                 "Swap time",
-                "From giving way to a new state of the model to the end of the old.",
+                "From the switch to a new version of the model to the end of the old one.",
                 "s",
                 _of("max", "rafaga_model_swap_seconds", "model"),
             ),
@@ -141,7 +149,7 @@ def _models() -> Row:
             ),
             Panel(
                 "Capacity",
-                "Rows per second and server, as the engine's runs so far predict.",
+                "Rows per second and server, predicted from past runs.",
                 "short",
                 _of("avg", "rafaga_model_capacity_rows_per_second", "model"),
             ),
@@ -153,7 +161,7 @@ def _models() -> Row:
             ),
             Panel(
                 "Engine restarts",
-                "Engines brought up for one that was lost, since the server started.",
+                "Engines started to replace a lost one, since the server started.",
                 "short",
                 _of("sum", "rafaga_engine_restarts_total", "model"),
             ),
@@ -167,7 +175,7 @@ def _processes() -> Row:
         (
             Panel("Cores in use", "CPU seconds per second.", "short", _rate("process_cpu_seconds_total", "instance")),
             Panel("Memory", "Resident.", "bytes", _each("process_resident_memory_bytes")),
-            Panel("Open files", "Sockets among them: about one per connection.", "short", _each("process_open_fds")),
+            Panel("Open files", "Includes sockets: about one per connection.", "short", _each("process_open_fds")),
         ),
     )
 
@@ -176,9 +184,9 @@ def _gpus() -> Row:
     return Row(
         "GPUs",
         (
-            Panel("GPU in use", "Share of the time.", "percentunit", _gpu("rafaga_gpu_utilisation_ratio")),
-            Panel("GPU memory", "Of all processes.", "bytes", _gpu("rafaga_gpu_memory_used_bytes")),
-            Panel("GPU power", "Drawn.", "watt", _gpu("rafaga_gpu_power_watts")),
+            Panel("GPU in use", "Share of time.", "percentunit", _gpu("rafaga_gpu_utilisation_ratio")),
+            Panel("GPU memory", "Used by all processes.", "bytes", _gpu("rafaga_gpu_memory_used_bytes")),
+            Panel("GPU power", "Current draw.", "watt", _gpu("rafaga_gpu_power_watts")),
         ),
     )
 

@@ -10,7 +10,7 @@ GUIDE = "docs/operating.md"
 
 
 def rule_file(pace: Pace) -> dict[str, Any]:
-    """What `rule_files` of Prometheus name and `promtool check rules` reads."""
+    """The file for Prometheus' `rule_files` and `promtool check rules`."""
     return {
         "groups": [
             {

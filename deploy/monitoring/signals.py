@@ -1,7 +1,7 @@
-"""What is watched of a running server: recorded series and alerts. What is only looked at is in `panels`.
+"""Recorded series and alerts. Queries of the dashboard are in `panels`.
 
-Expressions keep the labels that tell one scraped server from another (`without`, not `by`): they mean the same with
-Kubernetes' pod and namespace as with a plain list of addresses.
+Expressions keep the labels that distinguish scraped servers (`without`, not `by`): they work with Kubernetes' pod and
+namespace as with a plain list of addresses.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from enum import StrEnum
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast alerts follow. Tests hurry.
+    """Time windows of the rules. Tests use shorter ones.
 
-    window: over which rates are taken, of at least four scrapes; recording_window: the same for autoscalers, which must
-    be quicker; restart_window: so long that a container whose restarts are put off shows several of them. pending: how
-    long a condition must hold.
+    window: for rates, at least four scrapes. recording_window: for the rates of autoscalers, which must react faster.
+    restart_window: long enough to contain several restarts of a container in back-off. pending: how long a condition
+    must hold.
     """
 
     window: str = "5m"
@@ -26,7 +26,7 @@ class Pace:
 
 
 class Severity(StrEnum):
-    """page: somebody is not served, wake a person. ticket: somebody should look today."""
+    """page: users are not served, wake someone. ticket: look at it today."""
 
     PAGE = "page"
     TICKET = "ticket"
@@ -34,7 +34,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Recording:
-    """A series that autoscalers ask for, so that its expression is written once."""
+    """A series that autoscalers query."""
 
     name: str
     expression: str
@@ -42,7 +42,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Alert:
-    """What to do on each is in docs/operating.md, under its name. at_once: fires without having to hold for a while."""
+    """docs/operating.md says under its name what to do. at_once: fires without a pending time."""
 
     name: str
     severity: Severity
@@ -54,13 +54,13 @@ class Alert:
 def recordings(pace: Pace) -> tuple[Recording, ...]:
     window = pace.recording_window
     return (
-        # Of the model that waits longest: whoever asks for that one waits.
+        # The longest wait of all models.
         Recording(
             "rafaga:predicted_wait_seconds",
             f"max without (model) (avg_over_time(rafaga_queue_predicted_wait_seconds[{window}]))",
         ),
-        # The sum over models, for they share the cores or the GPU. Grows with the load from 0 to 1, unlike the share of
-        # time that engines run: an engine is busy with small batches long before it is full.
+        # The sum over models, because they share the cores or the GPU. Grows with the load from 0 to 1. The share of
+        # time that engines run does not: an engine is busy with small batches long before it reaches its capacity.
         Recording(
             "rafaga:utilisation_ratio",
             f"sum without (model) (rate(rafaga_batch_size_sum[{window}]) / rafaga_model_capacity_rows_per_second)",
@@ -76,61 +76,61 @@ def alerts(pace: Pace) -> tuple[Alert, ...]:
             "RafagaAbsent",
             Severity.PAGE,
             "absent(rafaga_requests_in_flight)",
-            "No server is scraped: none runs, or Prometheus does not reach them.",
+            "No server is scraped: none is running, or Prometheus cannot reach them.",
         ),
         Alert(
             "RafagaModelNotReady",
             Severity.PAGE,
-            # A new version that was refused while an older one serves on is RafagaModelRefused's.
+            # A refused new version while an older one is served: RafagaModelRefused.
             "max without (version) (rafaga_model_ready) == 0",
-            "Model {{ $labels.model }} is there and not served.",
+            "Model {{ $labels.model }} is in the repository but not served.",
         ),
         Alert(
             "RafagaFailing",
             Severity.PAGE,
             f'sum without (method, code) (rate(rafaga_requests_total{{code=~"INTERNAL|UNKNOWN"}}[{window}])) '
             f"/ {calls} > 0.001",
-            "{{ $value | humanizePercentage }} of the calls fail on a defect of the server or a model.",
+            "{{ $value | humanizePercentage }} of the calls fail with an error of the server or a model.",
         ),
         Alert(
             "RafagaOverloaded",
             Severity.PAGE,
             "sum without (method, reason) (rate("
             f'rafaga_refusals_total{{reason=~"QUEUE_FULL|DEADLINE_UNREACHABLE"}}[{window}])) / {calls} > 0.05',
-            "{{ $value | humanizePercentage }} of the calls are refused for want of capacity.",
+            "{{ $value | humanizePercentage }} of the calls are refused: not enough capacity.",
         ),
         Alert(
             "RafagaLate",
             Severity.TICKET,
             f'sum without (model, cause) (rate(rafaga_dropped_total{{cause="deadline"}}[{window}])) / {calls} > 0.01',
-            "{{ $value | humanizePercentage }} of the calls are accepted and then run out of time in the queue.",
+            "{{ $value | humanizePercentage }} of the calls are accepted and then miss their deadline in the queue.",
         ),
         Alert(
             "RafagaQueueing",
             Severity.TICKET,
             "rafaga:predicted_wait_seconds > 0.5",
-            "Requests are predicted to wait {{ $value | humanizeDuration }}: the autoscaler does not keep up.",
+            "The predicted wait is {{ $value | humanizeDuration }}: the autoscaler does not keep up.",
         ),
         Alert(
             "RafagaEngineFailing",
             Severity.TICKET,
             f"rate(rafaga_engine_failures_total[{window}]) > 0",
-            "The engine of model {{ $labels.model }} fails on inputs that were valid.",
+            "The engine of model {{ $labels.model }} fails on valid inputs.",
         ),
         Alert(
             "RafagaEngineLost",
             Severity.TICKET,
             f"increase(rafaga_engine_restarts_total[{pace.restart_window}]) > 0",
-            "The engine of model {{ $labels.model }} hung or died, and a new one was brought up.",
+            "The engine of model {{ $labels.model }} hung or died, and was restarted.",
             at_once=True,
         ),
         Alert(
             "RafagaModelRefused",
             Severity.TICKET,
-            # The series is born with the first refusal, so there is nothing before it to take an increase from.
+            # The series appears with the first refusal: `increase` alone would miss it.
             f"rafaga_model_load_failures_total unless rafaga_model_load_failures_total offset {window} "
             f"or increase(rafaga_model_load_failures_total[{window}]) > 0",
-            "Version {{ $labels.version }} of model {{ $labels.model }} was refused when it was loaded.",
+            "Version {{ $labels.version }} of model {{ $labels.model }} was refused at load.",
             at_once=True,
         ),
         Alert(
@@ -138,7 +138,7 @@ def alerts(pace: Pace) -> tuple[Alert, ...]:
             Severity.TICKET,
             f"changes(process_start_time_seconds[{pace.restart_window}]) > 2 "
             "and on (instance, job) rafaga_requests_in_flight",
-            "The server was restarted {{ $value }} times in half an hour.",
+            "The server restarted {{ $value }} times in half an hour.",
             at_once=True,
         ),
     )

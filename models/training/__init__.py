@@ -1,1 +1,1 @@
-"""Recipes that train the shipped weights, `python -m models.training NAME`, and the data that export measures with."""
+"""Recipes for the shipped weights (`python -m models.training NAME`), and the data that export measures with."""

@@ -1,6 +1,6 @@
 """`python -m models.training NAME`: trains one model of the catalogue, measures it on held-out data and saves it.
 
-Writes models/weights/NAME.safetensors and NAME.json beside it: the figures, the command, seed, data and versions.
+Writes models/weights/NAME.safetensors, and NAME.json with the figures, the command, seed, data and versions.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from rafaga.bundle import Metric, sha256_of
 from rafaga.errors import DeviceError
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """NAME.json: what was measured, and how to do it again."""
+class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """NAME.json: the figures, and how to reproduce them."""
 
     name: str
     architecture: str
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(_table())
         return 0
     if options.name not in recipes():
-        console.print(f"no recipe for {options.name!r}; there are: {', '.join(recipes())}", style="red", markup=False)
+        console.print(f"no recipe for {options.name!r}; known: {', '.join(recipes())}", style="red", markup=False)
         return 2
     try:
         train(options, console)
@@ -80,12 +80,12 @@ def train(options: argparse.Namespace, console: Console) -> None:
     seconds = fit(problem, schedule, CHECKPOINTS / f"{name}.pt", options.resume, console, device)
     rehearsals = problem.rehearsals()
     for number, rehearsal in enumerate(rehearsals, start=1):
-        console.print(f"calibrating {number}/{len(rehearsals)}: the same without one block of the data, tried on it")
+        console.print(f"calibrating {number}/{len(rehearsals)}: training without one block of the data, testing on it")
         seconds += fit(rehearsal, schedule, CHECKPOINTS / f"{name}-{number}.pt", options.resume, console, device)
     with shown(console, name) as steps:
         if rehearsals:
             problem.calibrate(rehearsals, steps)
-        if recipe.half:  # measured as they are shipped: rounded
+        if recipe.half:  # measured as shipped, rounded
             problem.module.half().float()
         metrics = problem.evaluate(steps)
     for metric in metrics:
@@ -98,8 +98,8 @@ def train(options: argparse.Namespace, console: Console) -> None:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     output.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, output)
-    output.chmod(0o644)  # safetensors makes it private
-    record = Record(
+    output.chmod(0o644)  # safetensors creates a private file
+    record = TrainingRecord(
         name=name,
         architecture=recipe.architecture,
         dataset=recipe.dataset,
@@ -121,9 +121,9 @@ def train(options: argparse.Namespace, console: Console) -> None:
 
 def new_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m models.training", description=__doc__.splitlines()[0])
-    parser.add_argument("name", nargs="?", help="what to train; see --list")
-    parser.add_argument("--list", action="store_true", help="name the recipes and stop")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="instead of models/weights/NAME.safetensors")
+    parser.add_argument("name", nargs="?", help="the model to train; see --list")
+    parser.add_argument("--list", action="store_true", help="print the recipes and exit")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: models/weights/NAME.safetensors")
     add_options(parser)
     return parser
 

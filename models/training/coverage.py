@@ -1,7 +1,7 @@
-"""`python -m models.training.coverage [NAME...]`: do quantiles and intervals hold the shares that they say?
+"""`python -m models.training.coverage [NAME...]`: measures the coverage of quantiles and intervals.
 
-Of every shipped forecaster, on the last fifth of its series. Horizons of neighbouring origins overlap, so the standard
-error of a share is that of a bootstrap of moving blocks, each as many origins long as a horizon reaches (Künsch 1989).
+For every shipped forecaster, on the last fifth of its series. Horizons of neighbouring origins overlap, so the standard
+error of a share comes from a moving-block bootstrap with blocks as long as a horizon (Künsch 1989).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DRAWS = 2000
 
 
 def standard_error(share: Share, block: int, seed: int = 0) -> float:
-    """Of the mean of `share.held`, by blocks of so many origins."""
+    """Of the mean of `share.held`, with blocks of `block` origins."""
     each: npt.NDArray[np.float64] = share.held.mean(axis=1)
     block = min(block, len(each))
     starts = np.random.default_rng(seed).integers(0, len(each) - block + 1, (DRAWS, -(-len(each) // block)))

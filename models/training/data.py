@@ -1,4 +1,4 @@
-"""The public data that the models are trained on and measured with, as plain arrays.
+"""The public data for training and measuring, as plain arrays.
 
     load_mnist(root, train)    uint8 [N, 28, 28], int64 [N]       60,000 / 10,000 digits, ink 255
     load_cifar10(root, train)  uint8 [N, 32, 32, 3], int64 [N]    50,000 / 10,000 photos, RGB
@@ -6,9 +6,9 @@
     load_etth1(root)           float32 [17420]                    hourly oil temperature of a transformer, degrees C
     load_sp500(root)           float32 [5105]                     daily close of the S&P 500, 2000-01-03 to 2020-04-17
 
-`root` is a folder that holds a copy; None asks the environment variable RAFAGA_DATA, then the user's cache folder, and
-downloads what is in neither. A given `root` is never departed from. What cannot be had raises DataUnavailable, whose
-message says what to put where. CO2 is part of statsmodels and needs no folder.
+`root` is a folder with a copy. None: the folder in the environment variable RAFAGA_DATA, then the user's cache folder,
+then a download. With a given `root`, no other place is used. Missing data raise DataUnavailable; its message says which
+file to put where. CO2 is part of statsmodels and needs no folder.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 
 class DataUnavailable(Exception):
-    """A data set is in none of the places looked at and could not be downloaded."""
+    """A data set was not found and could not be downloaded."""
 
 
 def cache_folder() -> Path:
@@ -47,7 +47,7 @@ def cache_folder() -> Path:
 
 
 def load_mnist(root: Path | None, train: bool) -> tuple[Images, Labels]:
-    """MNIST (LeCun, Cortes, Burges). Looks for the four idx files, packed or not, in `mnist/` or `MNIST/raw/`."""
+    """MNIST (LeCun, Cortes, Burges). Looks for the four idx files, gzipped or not, in `mnist/` or `MNIST/raw/`."""
     stem = "train" if train else "t10k"
     names = (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte")
     for folder in _folders(root, "mnist", "MNIST/raw"):
@@ -77,9 +77,9 @@ def mnist_name(root: Path | None, train: bool) -> str:
 def load_cifar10(root: Path | None, train: bool, steps: Steps = SILENT) -> tuple[Images, Labels]:
     """CIFAR-10 (Krizhevsky 2009).
 
-    Takes the original through torchvision (`cifar-10-batches-py/`), or the copy in JPEG form that some pass on,
-    `cifar10/cifar10_jpeg_60000.tar.xz` with `train/<class>/0000.jpg`: a network scores lower there, so compare figures
-    of the same form only. Decoding that one takes half a minute and is cached.
+    Reads the original through torchvision (`cifar-10-batches-py/`), or a copy in JPEG form,
+    `cifar10/cifar10_jpeg_60000.tar.xz` with `train/<class>/0000.jpg`. Accuracy is lower on the copy: compare figures of
+    the same form only. Decoding the copy takes half a minute and is cached.
     """
     archive = cifar10_jpeg(root)
     if archive is not None:
@@ -98,13 +98,13 @@ def load_cifar10(root: Path | None, train: bool, steps: Steps = SILENT) -> tuple
 
 
 def cifar10_jpeg(root: Path | None) -> Path | None:
-    """The JPEG copy of CIFAR-10 that `load_cifar10` would read; None where it would take the original."""
+    """The JPEG copy of CIFAR-10 that `load_cifar10` would read; None if it would read the original."""
     candidates = (folder / "cifar10_jpeg_60000.tar.xz" for folder in _folders(root, "cifar10"))
     return next((archive for archive in candidates if archive.is_file()), None)
 
 
 def cifar10_name(root: Path | None, train: bool) -> str:
-    """What figures taken on this part of `load_cifar10` are recorded under: the JPEG copy is a data set of its own."""
+    """The data set's name in records: the JPEG copy has its own."""
     part = f"CIFAR-10 {'training' if train else 'test'}"
     return part if cifar10_jpeg(root) is None else f"{part}, JPEG copy"
 
@@ -133,7 +133,7 @@ def load_sp500(root: Path | None) -> Series:
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file: `name` inside the folder `timeseries/` of a copy, `url` for everybody else."""
+    """A CSV file: `name` inside the folder `timeseries/` of a copy, or a download from `url`."""
 
     name: str
     url: str
@@ -197,7 +197,7 @@ def _read_idx(path: Path) -> Images:
     """An idx file of unsigned bytes: two zeros, type 8, the number of axes, their big-endian lengths, the values."""
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if raw[:3] != b"\x00\x00\x08":
-        raise DataUnavailable(f"{path} is no idx file of unsigned bytes")
+        raise DataUnavailable(f"{path} is not an idx file of unsigned bytes")
     shape = np.frombuffer(raw, dtype=">u4", count=raw[3], offset=4)
     return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * raw[3]).reshape(shape.tolist())
 
@@ -212,13 +212,13 @@ def _cifar10_from_jpeg(archive: Path, part: str, steps: Steps) -> tuple[Images, 
         steps.step(f"decoding {archive.name}, once")
         with archive.open("rb") as packed, tarfile.open(fileobj=packed) as tar:
             for number, member in enumerate(tar):
-                if number % 500 == 0:  # how many photos there are is known at the end alone
+                if number % 500 == 0:  # in bytes, because the number of photos is not known yet
                     steps.advance(packed.tell(), archive.stat().st_size)
                 path = Path(member.name)
                 if not member.isfile() or path.suffix != ".jpg":
                     continue
                 content = tar.extractfile(member)
-                assert content is not None  # isfile() was asked above
+                assert content is not None  # isfile() was checked
                 images, labels = photos[path.parts[-3]]
                 images.append(np.asarray(Image.open(BytesIO(content.read())).convert("RGB")))
                 labels.append(CIFAR10_CLASSES.index(path.parts[-2]))
@@ -235,7 +235,7 @@ def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: two processes may fill the cache at the same time."""
+    """Atomic: two processes may fill the cache at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content)

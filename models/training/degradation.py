@@ -1,9 +1,9 @@
-"""`python -m models.training.degradation`: what shortcuts are for (He et al. 2016, section 4.2 and figure 6).
+"""`python -m models.training.degradation`: the effect of shortcuts (He et al. 2016, section 4.2 and figure 6).
 
-Trains the plain and the residual CIFAR networks of 20 and 56 layers by the same recipe and compares what they get
-wrong: without shortcuts the deeper network is worse than the shallow one, and worse than its residual twin. Hours on a
-CPU; `--epochs 1` is the short way, and `--networks plain20-cifar10 resnet20-cifar10` a shorter one. Exit code 0 where
-every claim about the chosen networks holds, 1 where one does not or the data cannot be had.
+Trains the plain and the residual CIFAR networks of 20 and 56 layers by the same recipe and compares their errors:
+without shortcuts the deeper network is worse than the shallow one, and worse than the residual network of its depth.
+Takes hours on a CPU; `--epochs 1` is shorter, and `--networks plain20-cifar10 resnet20-cifar10` shorter still. Exit
+code 0 if every claim about the chosen networks holds, 1 if one does not or the data are not available.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Claim:
-    """One network of the paper's figure is better than another; `points` of top-1 between them, measured."""
+    """One network of the paper's figure is better than another; `points`: the measured difference in top-1."""
 
     better: str
     worse: str
@@ -46,7 +46,7 @@ class Claim:
 
 
 def claims(top1: Mapping[str, float]) -> Iterator[Claim]:
-    """What can be judged of `top1`, the share of the test photos that each network gets right, by name."""
+    """The claims about the networks in `top1`, the share of correct test photos by name."""
     for better, worse in CLAIMS:
         if better in top1 and worse in top1:
             yield Claim(better, worse, 100 * (top1[better] - top1[worse]))

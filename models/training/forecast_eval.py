@@ -1,8 +1,7 @@
 """Rolling-origin evaluation of forecasters on the last fifth of a series, which training never sees.
 
-Every origin in that fifth is forecast from the history before it, as a caller would: the whole horizon, again after
-every `stride` steps. The same origins are given to the seasonal-naive forecast and to Holt-Winters' exponential
-smoothing, the statistical baseline, so that a network is judged by what it adds.
+The whole horizon is forecast from the history before it, every `stride` steps. The seasonal-naive forecast and
+Holt-Winters' exponential smoothing, the statistical baseline, forecast the same origins, to show what a network adds.
 """
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.entry import SeriesInput
 from models.progress import SILENT, Steps
 from models.training.data import Series
-from rafaga.bundle import Metric
+from rafaga.bundle import ForecastSpec, Metric
 
 TEST_FRACTION = 0.2
-_ROWS = 64  # origins that are forecast at once
+_ROWS = 64  # origins per run
 
 # history float32 [N, T] right-padded with zeros, length int64 [N] -> quantiles float32 [N, max_horizon, Q]
 Forecast = Callable[[Series, npt.NDArray[np.int64]], Series]
@@ -29,7 +27,7 @@ Forecast = Callable[[Series, npt.NDArray[np.int64]], Series]
 
 @dataclass(frozen=True)
 class Origins:
-    """What is forecast: rows of `history` end where the rows of `future` float32 [N, max_horizon] begin."""
+    """Rows of `history` end where the rows of `future` float32 [N, max_horizon] begin."""
 
     history: Series
     length: npt.NDArray[np.int64]
@@ -39,11 +37,11 @@ class Origins:
 
 
 def training_size(series: Series) -> int:
-    """How many observations training may see."""
+    """The number of observations for training."""
     return len(series) - int(len(series) * TEST_FRACTION)
 
 
-def rolling_origins(series: Series, spec: SeriesInput, start: int, stop: int, stride: int = 1) -> Origins:
+def rolling_origins(series: Series, spec: ForecastSpec, start: int, stop: int, stride: int = 1) -> Origins:
     """Origins `start`, `start + stride`, ... whose whole horizon ends before `stop`."""
     origins = range(max(start, spec.min_history), stop - spec.max_horizon + 1, stride)
     history = np.zeros((len(origins), min(origins[-1], spec.max_history)), dtype=np.float32)
@@ -56,7 +54,7 @@ def rolling_origins(series: Series, spec: SeriesInput, start: int, stop: int, st
     return Origins(history, length, future, scale, stride)
 
 
-def held_out(series: Series, spec: SeriesInput) -> Origins:
+def held_out(series: Series, spec: ForecastSpec) -> Origins:
     """The origins of the last fifth; at most a few hundred of them, spread evenly."""
     start = training_size(series)
     stride = max(1, (len(series) - start) // 300)
@@ -64,12 +62,12 @@ def held_out(series: Series, spec: SeriesInput) -> Origins:
 
 
 def overlap(origins: Origins) -> int:
-    """How many origins further on a horizon reaches."""
+    """The number of origins that a horizon spans."""
     return math.ceil(int(origins.future.shape[1]) / origins.stride)
 
 
-def evaluate(origins: Origins, spec: SeriesInput, forecast: Forecast, dataset: str) -> tuple[Metric, ...]:
-    """`mase` of the median, `pinball` (mean over levels, in the unit of the series), and what `shares` gives.
+def evaluate(origins: Origins, spec: ForecastSpec, forecast: Forecast, dataset: str) -> tuple[Metric, ...]:
+    """`mase` of the median, `pinball` (mean over levels, in the unit of the series), and the figures of `shares`.
 
     At level 0.5 the pinball loss is half the absolute error.
     """
@@ -85,25 +83,25 @@ def evaluate(origins: Origins, spec: SeriesInput, forecast: Forecast, dataset: s
 
 
 def quantiles_of(forecast: Forecast, origins: Origins) -> Series:
-    """What is forecast at every origin, a few at a time. [N, max_horizon, Q]"""
+    """The forecasts at all origins. [N, max_horizon, Q]"""
     rows = (slice(start, start + _ROWS) for start in range(0, len(origins.length), _ROWS))
     return np.concatenate([forecast(origins.history[some], origins.length[some]) for some in rows])
 
 
 @dataclass(frozen=True)
 class Share:
-    """Where a forecast that knows its own uncertainty is right `nominal` of the time: `held` bool [N, max_horizon]."""
+    """`held` bool [N, max_horizon] is True in a share `nominal` of the cases if the forecast is calibrated."""
 
     name: str
     nominal: float
     held: npt.NDArray[np.bool_]
 
 
-def shares(origins: Origins, spec: SeriesInput, quantiles: Series) -> Iterator[Share]:
+def shares(origins: Origins, spec: ForecastSpec, quantiles: Series) -> Iterator[Share]:
     """`coverage_P`: observations inside the central interval of P percent, its edges included.
 
-    `coverage_qP`: observations at or below the quantile of P percent. An interval may hold its share although both of
-    its quantiles lie too high; this figure tells.
+    `coverage_qP`: observations at or below the quantile of P percent. It shows when both quantiles of an interval are
+    too high, although the interval holds its share.
     """
     levels = spec.quantile_levels
     below = origins.future[:, :, None] <= quantiles  # [N, H, Q]
@@ -115,11 +113,11 @@ def shares(origins: Origins, spec: SeriesInput, quantiles: Series) -> Iterator[S
 
 
 def intervals(levels: tuple[float, ...]) -> Iterator[tuple[int, int]]:
-    """Pairs of levels that lie evenly around the median, widest first."""
+    """Pairs of levels symmetric around the median, widest first."""
     return ((i, len(levels) - 1 - i) for i in range(len(levels) // 2))
 
 
-def baselines(origins: Origins, spec: SeriesInput, dataset: str, steps: Steps = SILENT) -> tuple[Metric, ...]:
+def baselines(origins: Origins, spec: ForecastSpec, dataset: str, steps: Steps = SILENT) -> tuple[Metric, ...]:
     """`mase_seasonal_naive` and `mase_holt_winters` on the same origins."""
     figures = {
         "mase_seasonal_naive": _mean_error(origins, seasonal_naive(origins, spec)) / origins.scale,
@@ -128,29 +126,29 @@ def baselines(origins: Origins, spec: SeriesInput, dataset: str, steps: Steps = 
     return _metrics(figures, dataset, len(origins.length))
 
 
-def seasonal_naive(origins: Origins, spec: SeriesInput) -> Series:
-    """The last season again and again. [N, max_horizon]"""
+def seasonal_naive(origins: Origins, spec: ForecastSpec) -> Series:
+    """The last season, repeated. [N, max_horizon]"""
     ahead = np.arange(spec.max_horizon) % spec.season
     return np.take_along_axis(origins.history, origins.length[:, None] - spec.season + ahead, axis=1)
 
 
 def drift(origins: Origins) -> Series:
-    """The last value, and on from there by the mean step of the whole history. [N, max_horizon]"""
+    """The last value plus the mean step of the whole history. [N, max_horizon]"""
     last = np.take_along_axis(origins.history, origins.length[:, None] - 1, axis=1)
     step = (last - origins.history[:, :1]) / (origins.length[:, None] - 1)
     return (last + step * np.arange(1, origins.future.shape[1] + 1)).astype(np.float32)
 
 
-def holt_winters(origins: Origins, spec: SeriesInput, steps: Steps = SILENT) -> Series:
-    """Additive exponential smoothing (statsmodels), damped trend, fitted anew at every origin. [N, max_horizon]"""
+def holt_winters(origins: Origins, spec: ForecastSpec, steps: Steps = SILENT) -> Series:
+    """Additive exponential smoothing (statsmodels), damped trend, fitted at every origin. [N, max_horizon]"""
     from statsmodels.tsa.holtwinters import ExponentialSmoothing
 
     seasonal = "add" if spec.season > 1 else None
-    steps.step("fitting Holt-Winters at every origin, to compare with")
+    steps.step("fitting Holt-Winters at every origin, the baseline")
     rows: list[npt.NDArray[np.float64]] = []
     for history, length in zip(origins.history, origins.length, strict=True):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an optimiser that stops early still gives the baseline's best
+            warnings.simplefilter("ignore")  # the optimiser's result is good enough even if it stops early
             model = ExponentialSmoothing(
                 history[:length].astype(np.float64),
                 trend="add",

@@ -19,7 +19,7 @@ Augmentation = Callable[[Tensor], Tensor]
 
 
 class ImageClassification(Problem):
-    """`images` uint8 [N, H, W] or [N, H, W, 3]; the module takes what `prepare` makes of them."""
+    """`images` uint8 [N, H, W] or [N, H, W, 3]; the module takes the output of `prepare`."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class ImageClassification(Problem):
         batch_size: int,
         bfloat16: bool = False,
     ) -> None:
-        # Convolutions run faster on channels-last maps; what `prepare` gives already is.
+        # Convolutions run faster on channels-last maps, the layout that `prepare` returns.
         self.module = module.to(memory_format=torch.channels_last)
         self.bfloat16 = bfloat16
         self.prepared_as = prepared_as
@@ -75,7 +75,7 @@ def prepare(images: Tensor, prepared_as: ImageInput) -> Tensor:
 
 
 def jitter_digits(images: Tensor) -> Tensor:
-    """Small rotations (12 degrees), scalings (10 %), shears and shifts (2 pixels), as hands differ. [N, 1, 28, 28]"""
+    """Small rotations (12 degrees), scalings (10 %), shears and shifts (2 pixels). [N, 1, 28, 28]"""
     n = len(images)
     angle, shear = (math.radians(12) * uniform(n) for _ in range(2))
     scale_x, scale_y = (1 + 0.1 * uniform(n) for _ in range(2))

@@ -1,8 +1,8 @@
-"""The one training loop: shuffled batches, a one-cycle schedule, a checkpoint after every epoch.
+"""The training loop: shuffled batches, a one-cycle schedule, a checkpoint after every epoch.
 
-A run that is stopped and resumed ends in the same weights as one that was not: the checkpoint holds weights, optimiser,
-schedule and the state of the random generators, and nothing else draws from them. On a GPU that holds as far as cuDNN's
-sums come in the same order. Batches are drawn and augmented on the CPU, so a seed gives the same ones on every device.
+A resumed run ends in the same weights as an uninterrupted one: the checkpoint holds weights, optimiser, schedule and
+the state of the random generators, which nothing else uses. On a GPU this depends on the order of cuDNN's sums. Batches
+are drawn and augmented on the CPU, so a seed gives the same batches on every device.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Batch = tuple[Tensor, ...]
 CPU = torch.device("cpu")
 
 
-class Device(StrEnum):
-    AUTO = "auto"  # the first GPU, where there is one
+class TrainingDevice(StrEnum):
+    AUTO = "auto"  # the first GPU, if there is one
     CPU = "cpu"
     CUDA = "cuda"
 
@@ -40,8 +40,8 @@ class Optimiser(StrEnum):
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Learning rate `peak_rate` reached after `warmup` of all steps, then a cosine down to nothing (Smith 2018)."""
+class TrainingSchedule:
+    """The learning rate rises to `peak_rate` during `warmup` of all steps, then falls by a cosine (Smith 2018)."""
 
     epochs: int
     peak_rate: float
@@ -52,25 +52,25 @@ class Schedule:
 
 
 class Problem(ABC):
-    """A model with its data and its loss: everything that the loop does not know."""
+    """A model with its data and its loss."""
 
     module: nn.Module
     batches_per_epoch: int
 
     @abstractmethod
     def batches(self) -> Iterator[Batch]:
-        """One epoch, shuffled and augmented; randomness comes from torch's global generator alone."""
+        """One epoch, shuffled and augmented; all randomness comes from torch's global generator."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
-        """Mean loss of `batch`, a scalar. Module and batch are on the same device, whichever it is."""
+        """Mean loss of `batch`, a scalar. Module and batch are on the same device."""
 
     def rehearsals(self) -> Sequence[Problem]:
-        """The same problem on parts of its training data, for recipes that are calibrated on the rest of it."""
+        """The same problem on parts of its training data; the rest of the data calibrates the model."""
         return ()
 
     def calibrate(self, rehearsals: Sequence[Problem], steps: Steps = SILENT) -> None:
-        """Fits what the loss does not, to what the trained `rehearsals` get wrong on data that they did not see."""
+        """Fits parameters outside the loss to the errors of the trained `rehearsals` on data that they did not see."""
         raise NotImplementedError
 
     @abstractmethod
@@ -78,27 +78,27 @@ class Problem(ABC):
         """Figures on data that training never saw, with the module on the CPU."""
 
 
-def training_device(wanted: Device) -> torch.device:
-    """Raises DeviceError where a GPU is asked for and there is none."""
-    if wanted is Device.CPU or (wanted is Device.AUTO and not torch.cuda.is_available()):
+def training_device(wanted: TrainingDevice) -> torch.device:
+    """Raises DeviceError if a GPU is requested and there is none."""
+    if wanted is TrainingDevice.CPU or (wanted is TrainingDevice.AUTO and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise DeviceError("--device cuda: PyTorch finds no GPU here; --device cpu trains without one")
+        raise DeviceError("--device cuda: PyTorch finds no GPU; use --device cpu to train without one")
     return torch.device("cuda", 0)
 
 
 def fit(
     problem: Problem,
-    schedule: Schedule,
+    schedule: TrainingSchedule,
     checkpoint: Path,
     resume: bool,
     console: Console,
     device: torch.device = CPU,
 ) -> float:
-    """Trains `problem.module` in place and returns the seconds it took, those before a resumption included.
+    """Trains `problem.module` in place and returns the seconds it took, including those before a resumption.
 
-    `resume` continues from `checkpoint` where that file exists, whatever device wrote it. The module comes back to the
-    CPU, where it is measured as it will be served.
+    `resume` continues from `checkpoint` if that file exists; it may come from another device. The module ends on the
+    CPU, where it is measured.
     """
     module = problem.module.to(device).train()
     optimiser = _optimiser(module, schedule)
@@ -155,8 +155,8 @@ def fit(
     return seconds + time.monotonic() - started
 
 
-def _optimiser(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    # Biases and normalisation are not decayed: pulling them to zero regularises nothing.
+def _optimiser(module: nn.Module, schedule: TrainingSchedule) -> torch.optim.Optimizer:
+    # Biases and normalisation are not decayed: pulling them to zero does not regularise.
     weights = [p for p in module.parameters() if p.ndim > 1]
     others = [p for p in module.parameters() if p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": schedule.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -169,4 +169,4 @@ def _save(path: Path, state: dict[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     torch.save(state, temporary)
-    temporary.replace(path)  # a run killed here keeps its previous checkpoint
+    temporary.replace(path)  # if the run is killed, its previous checkpoint is intact

@@ -1,4 +1,4 @@
-"""The embedded Reber grammar: strings drawn anew all the time, learnt by predicting every next symbol."""
+"""The embedded Reber grammar: newly drawn strings in every batch; the network predicts every next symbol."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rafaga.bundle import Metric
 
 
 def is_held_out(string: str) -> bool:
-    """A fifth of the longer strings, the same fifth for ever. Of the short ones there are too few to keep any apart."""
+    """A fixed fifth of the longer strings. There are too few short ones to hold any out."""
     return len(string) > 12 and zlib.crc32(string.encode()) % 5 == 0
 
 
@@ -53,10 +53,10 @@ class NextSymbol(Problem):
 
 
 def figures(following: Callable[[list[str]], npt.NDArray[np.int64]]) -> tuple[Metric, ...]:
-    """What a network knows of strings that it was never shown.
+    """The figures of a network on held-out strings.
 
-    following: the likeliest next symbol, int64 [N], for each of N beginnings of strings. `legal`: the share that the
-    grammar allows; `remembered`: of the strings whose last but one symbol is right.
+    following: the most probable next symbol, int64 [N], for each of N beginnings of strings. `legal`: the share that
+    the grammar allows; `remembered`: the share of strings whose last but one symbol is predicted correctly.
     """
     legal, symbols, remembered = 0, 0, 0
     held_out = strings(seed=1, count=2000, held_out=True)

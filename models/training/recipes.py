@@ -1,4 +1,4 @@
-"""What can be trained here, and how."""
+"""The training recipes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from models.entry import Entry, ImageInput, SeriesInput
+from models.entry import Entry, ImageInput
 from models.forecasting import Forecaster
 from models.progress import Steps
 from models.training.data import (
@@ -21,19 +21,20 @@ from models.training.data import (
     mnist_name,
 )
 from models.training.images import ImageClassification, crop_and_flip, jitter_digits
-from models.training.loop import Optimiser, Problem, Schedule
+from models.training.loop import Optimiser, Problem, TrainingSchedule
 from models.training.reber import NextSymbol
-from models.training.series import Forecasting, Windows
+from models.training.series import ForecastingProblem, Windows
 from models.zoo import catalogue
+from rafaga.bundle import ForecastSpec
 
-# Few and short epochs, a small network and noise: a record of 35 years is soon known by heart.
-CO2_SCHEDULE = Schedule(epochs=10, peak_rate=5e-3, weight_decay=0.1, clip_norm=1.0)
+# Few and short epochs, a small network and noise: a network overfits a record of 35 years quickly.
+CO2_SCHEDULE = TrainingSchedule(epochs=10, peak_rate=5e-3, weight_decay=0.1, clip_norm=1.0)
 CO2_WINDOWS = Windows(batch_size=64, batches_per_epoch=25, jitter=0.1, folds=8)
-LONG_SCHEDULE = Schedule(epochs=10, peak_rate=5e-3, weight_decay=0.05, clip_norm=1.0)
+LONG_SCHEDULE = TrainingSchedule(epochs=10, peak_rate=5e-3, weight_decay=0.05, clip_norm=1.0)
 LONG_WINDOWS = Windows(batch_size=64, batches_per_epoch=40, jitter=0.05, folds=3)
 
 CIFAR_NETWORKS = ("resnet20-cifar10", "plain20-cifar10", "resnet56-cifar10", "plain56-cifar10")
-CIFAR_SCHEDULE = Schedule(epochs=20, peak_rate=0.2, weight_decay=5e-4, optimiser=Optimiser.SGD, warmup=0.25)
+CIFAR_SCHEDULE = TrainingSchedule(epochs=20, peak_rate=0.2, weight_decay=5e-4, optimiser=Optimiser.SGD, warmup=0.25)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Recipe:
     architecture: str
     dataset: str
     problem: Callable[[Path | None, Steps], Problem]
-    schedule: Schedule
+    schedule: TrainingSchedule
     half: bool = False  # ship the weights as float16
 
 
@@ -51,7 +52,10 @@ def recipes() -> Mapping[str, Recipe]:
     entries = catalogue()
 
     def recipe(
-        name: str, problem: Callable[[Entry, Path | None, Steps], Problem], schedule: Schedule, half: bool = False
+        name: str,
+        problem: Callable[[Entry, Path | None, Steps], Problem],
+        schedule: TrainingSchedule,
+        half: bool = False,
     ) -> tuple[str, Recipe]:
         entry = entries[name]
         return name, Recipe(entry.architecture, entry.dataset, partial(problem, entry), schedule, half)
@@ -59,14 +63,16 @@ def recipes() -> Mapping[str, Recipe]:
     co2 = partial(forecasting, load=lambda _: load_co2(), drawn=CO2_WINDOWS)
     return dict(
         (
-            recipe("lenet5-mnist", digits, Schedule(epochs=40, peak_rate=3e-3, weight_decay=0.01)),
-            recipe("cnn-mnist", digits, Schedule(epochs=20, peak_rate=1e-3, weight_decay=0.05), half=True),
+            recipe("lenet5-mnist", digits, TrainingSchedule(epochs=40, peak_rate=3e-3, weight_decay=0.01)),
+            recipe("cnn-mnist", digits, TrainingSchedule(epochs=20, peak_rate=1e-3, weight_decay=0.05), half=True),
             *(recipe(name, photos, CIFAR_SCHEDULE) for name in CIFAR_NETWORKS),
             recipe("lstm-co2", co2, CO2_SCHEDULE),
             recipe("rnn-co2", co2, replace(CO2_SCHEDULE, epochs=20)),
             recipe("lstm-ett", partial(forecasting, load=load_etth1, drawn=LONG_WINDOWS), LONG_SCHEDULE),
             recipe("lstm-sp500", partial(forecasting, load=load_sp500, drawn=LONG_WINDOWS), LONG_SCHEDULE),
-            recipe("lstm-reber", next_symbol, Schedule(epochs=15, peak_rate=1e-2, weight_decay=0.0, clip_norm=1.0)),
+            recipe(
+                "lstm-reber", next_symbol, TrainingSchedule(epochs=15, peak_rate=1e-2, weight_decay=0.0, clip_norm=1.0)
+            ),
         )
     )
 
@@ -106,6 +112,6 @@ def forecasting(
     entry: Entry, root: Path | None, _: Steps, load: Callable[[Path | None], Series], drawn: Windows
 ) -> Problem:
     module = entry.build()
-    assert isinstance(entry.input, SeriesInput)
+    assert isinstance(entry.input, ForecastSpec)
     assert isinstance(module, Forecaster)
-    return Forecasting(module, entry.input, load(root), entry.dataset, drawn)
+    return ForecastingProblem(module, entry.input, load(root), entry.dataset, drawn)

@@ -1,4 +1,4 @@
-"""Forecasters, trained on windows cut at random from the part of a series that evaluation does not use."""
+"""Trains forecasters on random windows of the part of a series that evaluation does not use."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.entry import SeriesInput
 from models.forecasting import Forecaster
 from models.progress import SILENT, Steps
 from models.training.data import Series
 from models.training.forecast_eval import baselines, evaluate, held_out, intervals, rolling_origins, training_size
 from models.training.loop import Batch, Problem
-from rafaga.bundle import Metric
+from rafaga.bundle import ForecastSpec, Metric
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Windows:
     """How histories are drawn.
 
     `jitter`: noise added to them, in units of the mean change from season to season. `folds`: blocks of the
-    calibration; many where data are few, so that a network kept from one of them is nearly as good as the final one.
+    calibration; many if data are few, so that a network trained without one of them is almost as good as the final one.
     """
 
     batch_size: int
@@ -34,13 +33,13 @@ class Windows:
     folds: int
 
 
-class Forecasting(Problem):
+class ForecastingProblem(Problem):
     """Quantile regression: the pinball loss of every level at every step of the horizon, in units of the series."""
 
     def __init__(
         self,
         module: Forecaster,
-        spec: SeriesInput,
+        spec: ForecastSpec,
         series: Series,
         name: str,
         drawn: Windows,
@@ -51,18 +50,18 @@ class Forecasting(Problem):
         self.series = series
         self.name = name
         self.drawn = drawn
-        self.kept_from = kept_from  # observations that are never to be forecast in training
+        self.kept_from = kept_from  # observations that training must not forecast
         self.batches_per_epoch = drawn.batches_per_epoch
         self.seen = torch.from_numpy(series[: training_size(series)].copy())
         self.intervals = tuple(intervals(spec.quantile_levels))
         self.levels = torch.tensor(spec.quantile_levels)
         self.unit = (self.seen[spec.season :] - self.seen[: -spec.season]).abs().mean()
 
-    def rehearsals(self) -> Sequence[Forecasting]:
-        """Fresh modules, each kept from one block of the years that this one learns from."""
+    def rehearsals(self) -> Sequence[ForecastingProblem]:
+        """New modules, each trained without one block of this one's training data."""
         edges = np.linspace(self.spec.min_history, len(self.seen), self.drawn.folds + 1).astype(int)
         return [
-            Forecasting(
+            ForecastingProblem(
                 Forecaster(self.module.config), self.spec, self.series, self.name, self.drawn, range(start, stop)
             )
             for start, stop in pairwise(edges.tolist())
@@ -73,7 +72,7 @@ class Forecasting(Problem):
             yield self.windows()
 
     def windows(self) -> Batch:
-        """history [N, T], length [N], future [N, H], known [N, H]: which of the future still belongs to training."""
+        """history [N, T], length [N], future [N, H], known [N, H]: the part of the future that training may use."""
         spec, n = self.spec, self.drawn.batch_size
         total = len(self.seen)
         end = torch.randint(spec.min_history, total, (n,))
@@ -95,17 +94,16 @@ class Forecasting(Problem):
         return (pinball * known).sum() / known.sum()
 
     def calibrate(self, rehearsals: Sequence[Problem], steps: Steps = SILENT) -> None:
-        """Takes the spread that `rehearsals` would have needed on the blocks they were kept from.
+        """Sets the spread that `rehearsals` would have needed on the blocks they were not trained on.
 
-        A network is surer of the years it was trained on than of others. Per interval, the factor that covers its
-        nominal share is a quantile of how far observations lay outside, in widths of the forecast (cross-conformal
-        prediction, Vovk 2015, with the score of Romano et al. 2019); the mean over the intervals keeps quantiles from
-        crossing.
+        A network is overconfident on its training data. For each interval, the factor that gives the nominal coverage
+        is a quantile of the distances of observations from the median, in widths of the forecast (cross-conformal
+        prediction, Vovk 2015, with the score of Romano et al. 2019). Their mean is used, so that quantiles never cross.
         """
-        steps.step("comparing with the blocks kept apart")
+        steps.step("comparing with the held-out blocks")
         blocks = []
         for number, rehearsal in enumerate(rehearsals, start=1):
-            assert isinstance(rehearsal, Forecasting)  # its own
+            assert isinstance(rehearsal, ForecastingProblem)  # its own
             blocks.append(rehearsal.outside())
             steps.advance(number, len(rehearsals))
         outside = np.concatenate(blocks)  # [M, intervals]
@@ -114,7 +112,7 @@ class Forecasting(Problem):
         self.module.spread.fill_(float(np.mean(factors)))
 
     def outside(self) -> Series:
-        """Distance of the observations it was kept from to the median, 1 at the edge of the interval. [M, intervals]"""
+        """Distance of its held-out observations from the median, 1 at the edge of the interval. [M, intervals]"""
         origins = rolling_origins(self.seen.numpy(), self.spec, self.kept_from.start, self.kept_from.stop)
         quantiles = self.forecast(origins.history, origins.length)
         median = quantiles[:, :, self.module.median]

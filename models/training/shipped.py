@@ -1,4 +1,4 @@
-"""The forecasters that are shipped, at work on the last fifth of their series: what commands that judge them share."""
+"""Forecasts of the shipped forecasters on the last fifth of their series, for the commands that evaluate them."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from models.entry import SeriesInput, Shipped
+from models.entry import Shipped
 from models.loading import load_weights
 from models.progress import SILENT, Steps, shown
 from models.training.data import DataUnavailable, Series
 from models.training.forecast_eval import Origins, held_out, quantiles_of
 from models.training.recipes import recipes
-from models.training.series import Forecasting
+from models.training.series import ForecastingProblem
 from models.zoo import catalogue
+from rafaga.bundle import ForecastSpec
 
 
 @dataclass(frozen=True)
 class Forecasts:
     """`quantiles` float32 [N, max_horizon, Q] of the shipped network at the `origins` of the last fifth."""
 
-    spec: SeriesInput
+    spec: ForecastSpec
     origins: Origins
     quantiles: Series
 
 
 def forecasters() -> list[str]:
-    return [n for n, e in catalogue().items() if isinstance(e.input, SeriesInput) and isinstance(e.weights, Shipped)]
+    return [n for n, e in catalogue().items() if isinstance(e.input, ForecastSpec) and isinstance(e.weights, Shipped)]
 
 
 def forecasts(name: str, root: Path | None, steps: Steps = SILENT) -> Forecasts:
     """Raises DataUnavailable."""
     problem = recipes()[name].problem(root, steps)
-    assert isinstance(problem, Forecasting)
+    assert isinstance(problem, ForecastingProblem)
     load_weights(catalogue()[name], problem.module)
     problem.module.eval()
     origins = held_out(problem.series, problem.spec)
@@ -53,11 +54,11 @@ def tabulate(
     """The command `python -m module [NAME...]`: a table with the `rows` of each forecaster. Its exit code."""
     parser = argparse.ArgumentParser(f"python -m {module}", description=about)
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: every forecaster")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with a copy of the series; else downloaded")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with a copy of the series; default: download")
     options = parser.parse_args(arguments)
     known = forecasters()
     if unknown := set(options.names) - set(known):
-        parser.error(f"unknown {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        parser.error(f"unknown {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     console = Console()
     table = Table("name", *columns)
     for name in options.names or known:

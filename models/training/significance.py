@@ -1,9 +1,9 @@
-"""`python -m models.training.significance [NAME...]`: is a forecaster better than the baselines, or was it lucky?
+"""`python -m models.training.significance [NAME...]`: compares forecasters with baselines, with standard errors.
 
 Shipped forecasters and baselines forecast the same origins of the last fifth, and their errors are compared origin by
 origin (Diebold & Mariano 1995). Horizons of neighbouring origins overlap, so the standard error of the mean difference
-is that of Newey & West (1987), over twice as many lags as overlap. It knows the chance of these origins alone: not that
-of another seed, nor of another decade.
+is that of Newey & West (1987), with lags of twice the overlap. It covers the choice of origins only, not another seed
+or another decade.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from models.entry import SeriesInput
 from models.progress import SILENT, Steps
 from models.training.data import Series
 from models.training.forecast_eval import Origins, drift, holt_winters, overlap, seasonal_naive
 from models.training.shipped import forecasts, tabulate
+from rafaga.bundle import ForecastSpec
 
-Errors = npt.NDArray[np.float64]  # [N], of each origin: mean absolute error of its horizon, in the unit of MASE
+Errors = npt.NDArray[np.float64]  # [N]: mean absolute error of each origin's horizon, in the unit of MASE
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """Below zero where the network is better."""
+        """Negative if the network is better."""
         return self.network_mase - self.baseline_mase
 
 
 def compare(name: str, root: Path | None, steps: Steps = SILENT) -> Iterator[Comparison]:
-    """The shipped forecaster `name` against every baseline that its series has. Raises DataUnavailable."""
+    """The shipped forecaster `name` against every baseline for its series. Raises DataUnavailable."""
     found = forecasts(name, root, steps)
     origins, spec = found.origins, found.spec
     network = errors(origins, found.quantiles[:, :, spec.quantile_levels.index(0.5)])
@@ -61,7 +61,7 @@ def compared(baseline: str, network: Errors, other: Errors, overlap: int) -> Com
     return Comparison(baseline, float(network.mean()), float(other.mean()), float(fit.bse[0]))
 
 
-def _baselines(origins: Origins, spec: SeriesInput, steps: Steps) -> Iterator[tuple[str, Series]]:
+def _baselines(origins: Origins, spec: ForecastSpec, steps: Steps) -> Iterator[tuple[str, Series]]:
     if spec.season > 1:
         yield "seasonal naive", seasonal_naive(origins, spec)
     else:

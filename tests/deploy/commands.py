@@ -1,5 +1,4 @@
-"""Commands of the documents that cannot be run here, because they need a cluster, a daemon or a chart: checked against
-what they name."""
+"""Checks of commands in the documents that cannot run in a test, because they need a cluster, a daemon or a chart."""
 
 from __future__ import annotations
 
@@ -19,17 +18,17 @@ from rafaga.server.config.sources import add_arguments, from_arguments
 from tests.deploy.rendering import KUBERNETES, ROOT, Object, one, overlay, render
 
 Check = Callable[[list[str], Path], None]
-"""Takes the words of a command and the folder in which a reader would give it."""
+"""Takes the words of a command and its working directory."""
 
 
 def check(command: str, folder: Path = ROOT, more: Mapping[str, Check] | None = None) -> None:
-    """Fails the test when the command would not do what it says."""
+    """Fails the test if the command is invalid."""
     known = {**CHECKS, **(more or {})}
     known[re.split(r"[\s=]", command)[0]](shlex.split(command), folder)
 
 
 def kubectl(words: list[str], folder: Path) -> None:
-    """What it applies renders; what it names is in the manifests."""
+    """Applied folders render, and named objects are in the manifests."""
     verb = words[1]
     assert verb in {"apply", "create", "delete", "get", "label", "logs", "rollout", "wait"}
     if "-k" in words:
@@ -49,7 +48,7 @@ def _environment() -> list[Object]:
 
 
 def rafaga(words: list[str], folder: Path) -> None:
-    """The server takes these settings; or the result of a load test can be merged so, which test_operating does."""
+    """The server accepts the settings; `load merge` accepts the options (test_operating runs it)."""
     if words[1:3] == ["load", "merge"]:
         parse_merge(words[3:])
         return
@@ -61,7 +60,7 @@ def rafaga(words: list[str], folder: Path) -> None:
 
 
 def docker(words: list[str], folder: Path) -> None:
-    """The Dockerfile is there, has the arguments, and what it copies is there too."""
+    """The Dockerfile, its arguments and the files that it copies exist."""
     assert words[1] == "build"
     text = (folder / (words[words.index("-f") + 1] if "-f" in words else "Dockerfile")).read_text()
     for i, word in enumerate(words):
@@ -78,12 +77,12 @@ def promtool(words: list[str], folder: Path) -> None:
 
 
 def helm(words: list[str], folder: Path) -> None:
-    """Needs a cluster and a chart; the values are checked in test_monitoring."""
+    """The values file is valid YAML; test_monitoring checks its contents."""
     assert yaml.safe_load((folder / words[words.index("--values") + 1]).read_text())
 
 
 def nginx(words: list[str], _: Path) -> None:
-    """Run in tests/process, on the configuration of the project."""
+    """tests/process runs nginx with the project's configuration."""
     assert words[1:] in (["-t"], ["-s", "reload"])
 
 

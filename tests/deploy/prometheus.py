@@ -1,4 +1,4 @@
-"""A real Prometheus, in a hurry: Debian's, scraping twice a second."""
+"""A real Prometheus (Debian's) that scrapes twice a second."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Prometheus:
             return False
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The instant vector; fails the test on an expression that Prometheus refuses."""
+        """The instant vector; fails the test if Prometheus refuses the expression."""
         answer = self._get(f"/api/v1/query?{urllib.parse.urlencode({'query': expression})}")
         assert answer["status"] == "success", answer
         return list(answer["data"]["result"])
@@ -61,7 +61,7 @@ class Prometheus:
 
 @contextmanager
 def scraping(folder: Path, *targets: str) -> Iterator[Prometheus]:
-    """Scrapes `targets` ("host:port") and evaluates the project's rules. Skips the test without Prometheus."""
+    """Scrapes `targets` ("host:port") and evaluates the project's rules. Skips the test if Prometheus is missing."""
     if (binary := shutil.which("prometheus")) is None:
         pytest.skip("prometheus (Debian: prometheus) is not installed")
     (folder / "rules.yaml").write_text(as_yaml(rule_file(HURRY)))
@@ -91,7 +91,7 @@ def scraping(folder: Path, *targets: str) -> Iterator[Prometheus]:
         end = time.monotonic() + PATIENCE_S
         while not prometheus.ready():
             assert process.poll() is None, (folder / "prometheus.log").read_text()
-            assert time.monotonic() < end, "Prometheus does not get ready"
+            assert time.monotonic() < end, "Prometheus is not ready"
             time.sleep(0.1)
         yield prometheus
     finally:

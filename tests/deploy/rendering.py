@@ -1,4 +1,4 @@
-"""Manifests as the cluster would get them."""
+"""The rendered manifests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Object = dict[str, Any]
 
 @cache
 def kustomize() -> tuple[str, ...]:
-    """The command that renders. Skips the test where there is none."""
+    """The command that renders. Skips the test if there is none."""
     if path := shutil.which("kustomize"):
         return (path, "build")
     if path := shutil.which("kubectl"):
@@ -47,7 +47,7 @@ def overlay(name: str) -> tuple[Object, ...]:
 @cache
 def component(name: str, on: str = "base") -> tuple[Object, ...]:
     """The base, or an overlay, with one component."""
-    build = ROOT / "build"  # within the checkout: kustomize takes relative paths only
+    build = ROOT / "build"  # inside the checkout, because kustomize takes relative paths only
     build.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=build) as folder:
         kustomization = Path(folder) / "kustomization.yaml"
@@ -62,7 +62,7 @@ def one(objects: tuple[Object, ...], kind: str, name: str | None = None) -> Obje
 
 
 def pod(objects: tuple[Object, ...]) -> Object:
-    """The specification of the server's pods."""
+    """The spec of the server's pods."""
     spec: Object = one(objects, "Deployment")["spec"]["template"]["spec"]
     return spec
 
@@ -73,7 +73,7 @@ def container(objects: tuple[Object, ...]) -> Object:
 
 
 def settings(container: Object, config_map: Object | None, folder: Path) -> Config:
-    """What the server makes of a container's arguments, environment and mounted file. `folder` is for that file."""
+    """The server's settings from a container's arguments, environment and mounted file, written to `folder`."""
     command, *arguments = container["args"]
     assert command == "serve"
     if config_map is not None:

@@ -1,7 +1,7 @@
-"""The images, built for real: debootstrap makes a base, buildah the rest; no registry of images, no daemon.
+"""Builds and runs the images: debootstrap makes a base, buildah the rest, without a registry or a daemon.
 
-Takes minutes, root and 20 GB of disk, so these are nightly tests; `make images` installs what they need and runs them.
-`-k cpu` builds the small one alone.
+Needs root and 20 GB of disk and takes minutes, so these tests are nightly; `make images` installs the tools and runs
+them. `-k cpu` builds only the small one.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tests.deploy.prometheus import free_port
 from tests.deploy.rendering import KUBERNETES, ROOT, one, render
 from tests.deploy.test_images import CONSTRAINTS
 from tests.integration.serving import PATIENCE_S, serving
+from tests.models.places import data_root
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(3600)]
 
@@ -38,7 +39,7 @@ PACKAGES = Path("opt/rafaga/lib/python3.11/site-packages")
 
 
 class Buildah:
-    """Images and containers in a folder of their own."""
+    """Images and containers in a separate folder."""
 
     def __init__(self, folder: Path) -> None:
         self._numbers = itertools.count()
@@ -58,20 +59,13 @@ class Buildah:
 
     @contextmanager
     def built(self, dockerfile: str, *arguments: str) -> Iterator[Path]:
-        """The file system of the image that a Dockerfile makes; removed afterwards, for it is large."""
+        """The file system of a Dockerfile's image; removed afterwards, because it is large."""
         image = f"localhost/built-{next(self._numbers)}"
-        self(
-            "bud",
-            "--network=host",
-            *CERTIFICATES,
-            f"--ignorefile={dockerfile}.dockerignore",
-            "--build-arg=BUILD_IMAGE=localhost/build",
-            "--build-arg=BASE_IMAGE=localhost/base",
-            *(f"--build-arg={argument}" for argument in arguments),
-            f"--file={dockerfile}",
-            f"--tag={image}",
-            ".",
-        )
+        bases = [f"--build-arg={name}_IMAGE=localhost/{name.lower()}" for name in ("BUILD", "BASE")]
+        chosen = [*bases, *(f"--build-arg={argument}" for argument in arguments)]
+        files = [f"--ignorefile={dockerfile}.dockerignore", f"--file={dockerfile}", f"--tag={image}", "."]
+        # With the host's certificates, for networks with their own authorities.
+        self("bud", "--network=host", "--volume=/etc/ssl/certs:/etc/ssl/certs:ro", *chosen, *files)
         container = self("from", image)
         try:
             yield Path(self("mount", container))
@@ -85,13 +79,9 @@ class Buildah:
         self("rm", container)
 
 
-# The host's authorities, for networks that have their own.
-CERTIFICATES = ("--volume", "/etc/ssl/certs:/etc/ssl/certs:ro")
-
-
 @pytest.fixture(scope="module")
 def buildah(tmp_path_factory: pytest.TempPathFactory) -> Buildah:
-    """With a base image of Debian's Python, and one with pip beside it."""
+    """With a base image of Debian's Python, and a second one with pip."""
     missing = [tool for tool in ("buildah", "debootstrap", "unshare") if shutil.which(tool) is None]
     if missing or os.geteuid():
         pytest.skip(f"building images needs root and {', '.join(missing) or 'nothing else'}: `make images`")
@@ -121,20 +111,7 @@ def cpu(buildah: Buildah) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def gpu(buildah: Buildah) -> Iterator[Path]:
-    """As the guide builds it."""
     with buildah.built(SERVER, f"ONNXRUNTIME=onnxruntime-gpu[cuda,cudnn]=={CONSTRAINTS['onnxruntime-gpu']}") as image:
-        yield image
-
-
-@pytest.fixture(scope="module")
-def export(buildah: Buildah) -> Iterator[Path]:
-    with buildah.built("deploy/docker/export.Dockerfile") as image:
-        yield image
-
-
-@pytest.fixture(scope="module")
-def load(buildah: Buildah) -> Iterator[Path]:
-    with buildah.built("deploy/docker/load.Dockerfile") as image:
         yield image
 
 
@@ -143,26 +120,23 @@ def server(request: pytest.FixtureRequest) -> Path:
     return Path(request.getfixturevalue(request.param))
 
 
-def test_the_servers_image_holds_no_compiler_and_no_torch(server: Path) -> None:
+def test_the_servers_image_has_no_compiler_and_no_torch(server: Path) -> None:
     print(f"{size(server)} in /opt/rafaga")
     assert (server / PACKAGES / "onnxruntime").is_dir()
     for absent in (PACKAGES / "torch", PACKAGES / "pip", Path("usr/bin/gcc")):
         assert not (server / absent).exists()
+    if not (server / PACKAGES / "nvidia").exists():
+        assert megabytes(server / "opt/rafaga") < 250
 
 
-def test_the_image_for_cpus_is_small(cpu: Path) -> None:
-    assert megabytes(cpu / "opt/rafaga") < 250
-    assert not (cpu / PACKAGES / "nvidia").exists()
-
-
-def test_the_image_for_gpus_needs_nothing_of_its_base(gpu: Path) -> None:
-    """CUDA's libraries come as packages: what ONNX Runtime's CUDA provider links to is there, but for the driver."""
+def test_the_image_for_gpus_contains_cuda(gpu: Path) -> None:
+    """The libraries that ONNX Runtime's CUDA provider links to are installed as packages, except for the driver."""
     provider = gpu / PACKAGES / "onnxruntime/capi/libonnxruntime_providers_cuda.so"
     command = ["readelf", "--dynamic", str(provider)]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     needed = set(re.findall(r"\(NEEDED\).*\[(lib(?:cu|nv)[^]]+)\]", listed))
-    assert "libcuda.so.1" in needed, "the node's driver"
-    needed |= {"libcudnn.so.9", "libcufft.so.12"}  # opened when they are first used
+    assert "libcuda.so.1" in needed, "it is part of the node's driver"
+    needed |= {"libcudnn.so.9", "libcufft.so.12"}  # loaded at first use
     there = {path.name for path in (gpu / PACKAGES / "nvidia").rglob("lib*.so*")}
     assert needed - {"libcuda.so.1"} <= there
 
@@ -174,13 +148,15 @@ def test_it_serves_without_root_on_a_read_only_file_system_and_stops_cleanly(ser
     serve_and_stop(server, tmp_path / "models", tmp_path / "log")
 
 
-def test_what_the_export_image_publishes_the_servers_image_serves(
-    export: Path, tmp_path: Path, buildah: Buildah
-) -> None:
-    """1. The Job's container exports, as its user, into the repository alone. 2. The image for CPUs serves that."""
-    data = Path(os.environ.get("RAFAGA_DATA", ROOT / "../shared/data"))
-    if not (data / "mnist").is_dir():
-        pytest.skip(f"no data in {data}: set RAFAGA_DATA")
+def test_the_server_serves_what_the_export_image_publishes(cpu: Path, tmp_path: Path, buildah: Buildah) -> None:
+    """1. The Job's container exports, as its user, into the repository only. 2. The image for CPUs serves that."""
+    data = data_root("mnist")
+    with buildah.built("deploy/docker/export.Dockerfile") as export:
+        run_export(export, data, tmp_path)
+    serve_and_stop(cpu, tmp_path / "models", tmp_path / "serving.log")
+
+
+def run_export(export: Path, data: Path, tmp_path: Path) -> None:
     print(f"{size(export)} in /opt/rafaga")
     models, scratch = tmp_path / "models", tmp_path / "scratch"
     for folder in (models, scratch):
@@ -198,12 +174,15 @@ def test_what_the_export_image_publishes_the_servers_image_serves(
         assert process.wait(900) == 0, (tmp_path / "log").read_text()
     print(f"exported within {time.monotonic() - start:.1f} s of its start")
     assert (models / "lenet5-mnist/1/bundle.json").is_file()
-    with buildah.built(SERVER) as server:
-        serve_and_stop(server, models, tmp_path / "serving.log")
 
 
-def test_the_load_image_measures_a_server_as_the_job_does(load: Path, repository: Path, tmp_path: Path) -> None:
-    """Its user, nothing writable at all: its output is a result that can be judged and reported anywhere."""
+def test_the_load_image_measures_a_server_as_the_job_does(buildah: Buildah, repository: Path, tmp_path: Path) -> None:
+    """As its user, without a writable folder: its output is the result."""
+    with buildah.built("deploy/docker/load.Dockerfile") as load:
+        measure_a_server(load, repository, tmp_path)
+
+
+def measure_a_server(load: Path, repository: Path, tmp_path: Path) -> None:
     print(f"{size(load)} in /opt/rafaga")
     assert not (load / PACKAGES / "onnxruntime").exists()
     assert megabytes(load / "opt/rafaga") < 250
@@ -243,16 +222,16 @@ def serve_and_stop(image: Path, models: Path, log_path: Path) -> None:
     finally:
         process.kill()
         process.wait(PATIENCE_S)
-    assert all(line.startswith("{") for line in log_path.read_text().splitlines()), "nothing but the server's own log"
+    assert all(line.startswith("{") for line in log_path.read_text().splitlines()), "only the server's own log"
 
 
 def inside(
     image: Path, mounted: dict[Path, tuple[str, str]], environment: str, command: str, log: BinaryIO
 ) -> subprocess.Popen[bytes]:
-    """`command` in the image as Kubernetes would run it: its user, nothing writable but what is mounted "rw"."""
+    """`command` in the image as Kubernetes runs it: as its user, and only what is mounted "rw" is writable."""
     mounts = [f"mount --bind {image} {image}"]
     for source, (target, mode) in mounted.items():
-        (image / target).mkdir(exist_ok=True)  # what Kubernetes makes for a volume
+        (image / target).mkdir(exist_ok=True)  # as Kubernetes does for a volume
         mounts += [f"mount --bind {source} {image}/{target}", f"mount -o remount,bind,{mode} {image}/{target}"]
     folder = "/app" if (image / "app").is_dir() else "/"
     mounts += [
@@ -270,7 +249,7 @@ def megabytes(folder: Path) -> float:
 
 
 def size(image: Path) -> str:
-    """Of what the Dockerfile adds, and of all."""
+    """The total, and what the Dockerfile adds."""
     return f"{megabytes(image):.0f} MiB, of these {megabytes(image / 'opt/rafaga'):.0f} MiB"
 
 

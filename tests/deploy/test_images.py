@@ -1,4 +1,4 @@
-"""Dockerfiles: the facts that matter about them, without building them."""
+"""Dockerfiles, checked without building them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from rafaga.server.config.settings import Config
-from tests.deploy.rendering import KUBERNETES, ROOT, container, one, overlay, pod, render
+from tests.deploy.rendering import KUBERNETES, ROOT, Object, container, one, overlay, pod, render
 
 DOCKER = ROOT / "deploy/docker"
 NAMES = ("server", "export", "load")
@@ -44,7 +44,7 @@ def last(name: str, word: str) -> str:
 
 
 def test_one_target_builds_them_all() -> None:
-    """It installs what the builds ask for, and runs them."""
+    """It installs the tools that the builds need, and runs them."""
     recipe = re.search(r"^images:.*\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert recipe
     assert {"buildah", "debootstrap", "binutils"} <= set(recipe[1].split())
@@ -58,7 +58,7 @@ def test_base_images_are_arguments_without_a_registry(name: str) -> None:
     for stage in built:
         (argument,) = re.match(r"\$\{(\w+)\}", stage[0].rest).groups()  # type: ignore[union-attr]
         assert "/" not in defaults[argument]
-        assert ":" in defaults[argument], "of a certain version"
+        assert ":" in defaults[argument], "of a fixed version"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,33 +66,31 @@ def test_the_image_is_not_root_and_is_built_in_stages(name: str) -> None:
     assert len(stages(name)) == 3
     user = int(last(name, "USER").split(":")[0])
     assert user > 0
-    assert not any(i.word == "RUN" and "pip" in i.rest for i in stages(name)[-1]), "packages come from the first stage"
+    assert not any(i.word == "RUN" and "pip" in i.rest for i in stages(name)[-1]), (
+        "packages are copied from the build stage"
+    )
 
 
 @pytest.mark.parametrize("name", ["server", "export"])
-def test_nothing_in_the_image_calls_home(name: str) -> None:
+def test_the_images_switch_telemetry_off(name: str) -> None:
     assert "ORT_DISABLE_TELEMETRY=1" in last(name, "ENV").split()
 
 
-def test_manifests_run_it_as_the_images_user() -> None:
-    assert last("server", "USER") == "{runAsUser}:{runAsGroup}".format(**pod(overlay("cpu"))["securityContext"])
-    spec = one(render(KUBERNETES / "export"), "Job")["spec"]["template"]["spec"]
-    assert last("export", "USER") == "{runAsUser}:{runAsGroup}".format(**spec["securityContext"])
+def job(name: str) -> Object:
+    spec: Object = one(render(KUBERNETES / name), "Job")["spec"]["template"]["spec"]
+    return spec
 
 
-def test_the_loads_job_runs_the_images_command() -> None:
-    spec = one(render(KUBERNETES / "load"), "Job")["spec"]["template"]["spec"]
-    assert last("load", "USER") == "{runAsUser}:{runAsGroup}".format(**spec["securityContext"])
+def test_manifests_run_the_images_user_and_command() -> None:
+    for name, spec in (("server", pod(overlay("cpu"))), ("export", job("export")), ("load", job("load"))):
+        assert last(name, "USER") == "{runAsUser}:{runAsGroup}".format(**spec["securityContext"])
     assert last("load", "ENTRYPOINT") == '["rafaga"]'
-    assert spec["containers"][0]["args"][0] in last("load", "CMD")
-
-
-def test_the_load_image_has_nothing_of_the_server() -> None:
+    assert job("load")["containers"][0]["args"][0] in last("load", "CMD")
     assert not names(needed("load")) & {"torch", "onnxruntime", "onnxruntime-gpu", "mlcommons-loadgen"}
 
 
-def test_the_job_lets_the_image_write_where_it_does() -> None:
-    (only,) = one(render(KUBERNETES / "export"), "Job")["spec"]["template"]["spec"]["containers"]
+def test_the_job_mounts_what_the_image_writes_to() -> None:
+    (only,) = job("export")["containers"]
     variables = dict(pair.split("=", 1) for pair in last("export", "ENV").split())
     mounts = {m["mountPath"] for m in only["volumeMounts"]}
     assert {variables["HOME"], variables["TMPDIR"]} <= mounts
@@ -107,7 +105,7 @@ def test_the_server_image_starts_what_the_manifests_start() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_exact_versions_are_those_of_the_constraints(name: str) -> None:
-    """Arguments name some distributions that constraints.txt has in another build."""
+    """Some arguments name a distribution that constraints.txt has in another build."""
     for stage in stages(name)[1:]:
         for argument in (i.rest for i in stage if i.word == "ARG" and "==" in i.rest):
             distribution, version = argument.split("=", 1)[1].split("==")
@@ -115,7 +113,7 @@ def test_exact_versions_are_those_of_the_constraints(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_copied_is_there_and_let_in(name: str) -> None:
+def test_copied_files_exist_and_are_not_ignored(name: str) -> None:
     ignored = (DOCKER / f"{name}.Dockerfile.dockerignore").read_text().splitlines()
     allowed = {line[1:] for line in ignored if line.startswith("!")}
     copied = {
@@ -146,7 +144,7 @@ def test_the_server_image_has_no_torch_and_no_gpu_build_unless_asked() -> None:
     assert {name for name in names(gpu) if "onnxruntime" in name} == {"onnxruntime-gpu"}
 
 
-def test_nothing_else_is_left_out() -> None:
+def test_the_images_have_all_other_packages() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     wanted = names(extras["server"]) - {"onnxruntime-gpu"}
     assert wanted <= names(needed("server", "--replace", "onnxruntime=onnxruntime==1"))

@@ -1,4 +1,4 @@
-"""Kubernetes manifests: rendered, valid against Kubernetes' own schemas, and in step with what the server does."""
+"""Kubernetes manifests: rendered, valid against Kubernetes' own schemas, and consistent with the server."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from tests.deploy.rendering import (
     render,
     settings,
 )
+from tests.models.names import NAMES
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
 
-# The oldest that has what is used (preStop.sleep, unhealthyPodEvictionPolicy), and one of the newest.
+# The oldest that supports preStop.sleep and unhealthyPodEvictionPolicy, and one of the newest.
 RELEASES = ("1.30", "1.37")
 CORE = ("v1", "apps/v1", "batch/v1", "policy/v1", "autoscaling/v2", "networking.k8s.io/v1")
 KUSTOMIZATIONS = (*(f"overlays/{name}" for name in OVERLAYS), "export", "load", "kserve")
@@ -46,20 +47,15 @@ def config(objects: tuple[Object, ...], tmp_path: Path) -> Config:
 
 
 @pytest.mark.parametrize("release", RELEASES)
-@pytest.mark.parametrize("folder", KUSTOMIZATIONS)
-def test_objects_are_valid(folder: str, release: str) -> None:
-    core = [o for o in render(KUBERNETES / folder) if o["apiVersion"] in CORE]
-    assert core or folder == "kserve"
-    for thing in core:
-        kubernetes_validate.validate(thing, release, strict=True)
-
-
-@pytest.mark.parametrize("release", RELEASES)
-def test_the_container_of_kserves_runtime_is_valid(release: str) -> None:
-    """KServe puts it into a pod as it is."""
-    spec = one(render(KUBERNETES / "kserve"), "ClusterServingRuntime")["spec"]
-    a_pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": {"containers": spec["containers"]}}
-    kubernetes_validate.validate(a_pod, release, strict=True)
+def test_objects_are_valid(release: str) -> None:
+    for folder in KUSTOMIZATIONS:
+        core = [o for o in render(KUBERNETES / folder) if o["apiVersion"] in CORE]
+        if folder == "kserve":  # KServe puts the containers of its runtime into a pod unchanged
+            spec = {"containers": one(render(KUBERNETES / folder), "ClusterServingRuntime")["spec"]["containers"]}
+            core.append({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec})
+        assert core
+        for thing in core:
+            kubernetes_validate.validate(thing, release, strict=True)
 
 
 def test_an_unknown_field_would_be_noticed() -> None:
@@ -115,16 +111,15 @@ def test_an_update_never_has_fewer_pods_than_before(objects: tuple[Object, ...])
     assert spec["progressDeadlineSeconds"] > start["periodSeconds"] * start["failureThreshold"]
 
 
-def test_pods_meet_the_restricted_security_standard(objects: tuple[Object, ...]) -> None:
-    check_restricted(pod(objects))
+def job(name: str) -> Object:
+    """The template of its pods."""
+    template: Object = one(render(KUBERNETES / name), "Job")["spec"]["template"]
+    return template
 
 
-@pytest.mark.parametrize("job", ["export", "load"])
-def test_the_jobs_pods_meet_it_too(job: str) -> None:
-    check_restricted(one(render(KUBERNETES / job), "Job")["spec"]["template"]["spec"])
-
-
-def check_restricted(spec: Object) -> None:
+@pytest.mark.parametrize("name", [*OVERLAYS, "export", "load"])
+def test_pods_meet_the_restricted_security_standard(name: str) -> None:
+    spec = pod(overlay(name)) if name in OVERLAYS else job(name)["spec"]
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["runAsUser"] > 0
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -137,7 +132,7 @@ def check_restricted(spec: Object) -> None:
         assert context["allowPrivilegeEscalation"] is False
         assert context["readOnlyRootFilesystem"] is True
         assert context["capabilities"] == {"drop": ["ALL"]}
-        assert each["resources"]["limits"].keys() >= {"cpu", "memory"}, "cores are counted by the limit"
+        assert each["resources"]["limits"].keys() >= {"cpu", "memory"}, "the server counts its cores by the limit"
 
 
 def test_the_account_has_no_token(objects: tuple[Object, ...]) -> None:
@@ -149,7 +144,7 @@ def test_the_account_has_no_token(objects: tuple[Object, ...]) -> None:
 def test_every_selector_finds_the_servers_pods_and_not_the_jobs(objects: tuple[Object, ...]) -> None:
     deployment = one(objects, "Deployment")["spec"]
     labels = deployment["template"]["metadata"]["labels"].items()
-    job = one(render(KUBERNETES / "export"), "Job")["spec"]["template"]["metadata"]["labels"].items()
+    exporting = job("export")["metadata"]["labels"].items()
     selectors = [
         deployment["selector"]["matchLabels"],
         one(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
@@ -159,11 +154,11 @@ def test_every_selector_finds_the_servers_pods_and_not_the_jobs(objects: tuple[O
     ]
     for selector in selectors:
         assert selector.items() <= labels
-        assert not selector.items() <= job
+        assert not selector.items() <= exporting
 
 
 def test_clients_need_the_label_and_nothing_more(objects: tuple[Object, ...]) -> None:
-    """A selector that also asked for the server's own labels would let nobody in."""
+    """A selector that also required the server's own labels would match no client."""
     rules = one(objects, "NetworkPolicy")["spec"]["ingress"]
     peers = next(r["from"] for r in rules if r["ports"] == [{"port": "grpc"}])
     labels = [next(iter(peer.values()))["matchLabels"] for peer in peers]
@@ -182,19 +177,15 @@ def test_a_changed_setting_rolls_the_pods(objects: tuple[Object, ...]) -> None:
     assert name.startswith("rafaga-config-"), "named after its content"
 
 
-@pytest.mark.parametrize(("name", "tag"), [("dev", VERSION), ("cpu", VERSION), ("gpu", f"{VERSION}-gpu")])
-def test_images_are_those_of_this_version(name: str, tag: str) -> None:
-    assert container(overlay(name))["image"] == f"rafaga-server:{tag}"
-
-
-@pytest.mark.parametrize("job", ["export", "load"])
-def test_the_jobs_images_are_of_this_version_too(job: str) -> None:
-    (only,) = one(render(KUBERNETES / job), "Job")["spec"]["template"]["spec"]["containers"]
-    assert only["image"] == f"rafaga-{job}:{VERSION}"
+def test_images_have_the_projects_version() -> None:
+    tags = {"dev": VERSION, "cpu": VERSION, "gpu": f"{VERSION}-gpu"}
+    assert {name: container(overlay(name))["image"] for name in tags} == {n: f"rafaga-server:{tags[n]}" for n in tags}
+    for name in ("export", "load"):
+        assert job(name)["spec"]["containers"][0]["image"] == f"rafaga-{name}:{VERSION}"
 
 
 def test_the_load_reaches_every_pod_and_its_log_is_its_result() -> None:
-    template = one(render(KUBERNETES / "load"), "Job")["spec"]["template"]
+    template = job("load")
     command, *arguments = template["spec"]["containers"][0]["args"]
     assert command == "load"
     options = parse_load(arguments, {})
@@ -202,7 +193,7 @@ def test_the_load_reaches_every_pod_and_its_log_is_its_result() -> None:
     assert options.connection.address == f"dns:///{headless['metadata']['name']}:{headless['spec']['ports'][0]['port']}"
     assert (options.outputs.json, options.outputs.quiet) == ("-", True)
     assert options.processes == int(template["spec"]["containers"][0]["resources"]["limits"]["cpu"])
-    (exported,) = one(render(KUBERNETES / "export"), "Job")["spec"]["template"]["spec"]["containers"]
+    (exported,) = job("export")["spec"]["containers"]
     assert options.conditions.models.keys() <= set(exported["args"])
     labels = template["metadata"]["labels"]
     rule = next(r for r in one(overlay("cpu"), "NetworkPolicy")["spec"]["ingress"] if r["ports"] == [{"port": "grpc"}])
@@ -212,11 +203,9 @@ def test_the_load_reaches_every_pod_and_its_log_is_its_result() -> None:
 
 
 def test_the_job_exports_models_of_the_catalogue() -> None:
-    from models import zoo
-
-    (only,) = one(render(KUBERNETES / "export"), "Job")["spec"]["template"]["spec"]["containers"]
+    (only,) = job("export")["spec"]["containers"]
     *names, output = only["args"]
-    assert set(names) <= set(zoo.catalogue())
+    assert set(names) <= NAMES
     mounts = {m["name"]: m["mountPath"] for m in only["volumeMounts"]}
     assert output == f"--output={mounts['models']}"
 
@@ -230,23 +219,22 @@ def test_only_the_gpu_overlay_asks_for_a_gpu() -> None:
     assert devices == {"dev": [], "cpu": [], "gpu": ["cuda"]}
 
 
-@pytest.mark.parametrize("release", RELEASES)
-def test_tensorrt_has_a_cache_that_outlives_its_pods_and_time_to_fill_it(release: str, tmp_path: Path) -> None:
+def test_tensorrt_has_a_cache_that_outlives_its_pods_and_time_to_fill_it(tmp_path: Path) -> None:
     objects = component("tensorrt", on="overlays/gpu")
     deployment, only = one(objects, "Deployment"), container(objects)
     for thing in (deployment, one(objects, "PersistentVolumeClaim", "rafaga-tensorrt")):
-        kubernetes_validate.validate(thing, release, strict=True)
+        kubernetes_validate.validate(thing, RELEASES[0], strict=True)
     assert [e["value"] for e in only["env"] if e["name"] == "RAFAGA_DEVICE"] == ["tensorrt"], "and no longer cuda"
     config = settings(only, one(objects, "ConfigMap"), tmp_path)
     mounts = {m["name"]: m for m in only["volumeMounts"]}
-    # A folder in the volume: its root belongs to root and a group, and the cache must be the server's own.
+    # A folder in the volume: the volume's root belongs to root, and the server must own the cache.
     assert str(config.engines.tensorrt_cache.parent) == mounts["tensorrt"]["mountPath"]
     assert not mounts["tensorrt"].get("readOnly")
     claims = {v["name"]: v.get("persistentVolumeClaim", {}).get("claimName") for v in pod(objects)["volumes"]}
     assert (claims["tensorrt"], claims["models"]) == ("rafaga-tensorrt", "rafaga-models")
     context = pod(objects)["securityContext"]
     assert (context["fsGroup"], context["runAsNonRoot"]) == (context["runAsGroup"], True)
-    assert context["fsGroupChangePolicy"] == "OnRootMismatch", "or the cache would become writable to the group"
+    assert context["fsGroupChangePolicy"] == "OnRootMismatch", "otherwise the cache would become writable to the group"
     probe = only["startupProbe"]
     assert probe["grpc"] == {"port": 50051, "service": "rafaga.v1.Catalog"}
     starting_s = probe["failureThreshold"] * probe["periodSeconds"]

@@ -1,4 +1,4 @@
-"""The manifests' probes, asked of a real server."""
+"""The manifests' probes against a real server."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def runtime() -> Object:
 
 
 def ask(served: Served, probe: Object) -> int:
-    """What Kubernetes would be answered."""
+    """The health status that Kubernetes would get."""
     service = probe["grpc"].get("service", "")
     return int(served.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_S).status)
 
 
 @pytest.mark.parametrize("of", [lambda: container(overlay("cpu")), runtime], ids=["deployment", "kserve"])
 @pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
-def test_a_good_server_passes(server: Served, of: Callable[[], Object], probe: str) -> None:
+def test_a_healthy_server_passes(server: Served, of: Callable[[], Object], probe: str) -> None:
     assert of()[probe]["grpc"]["port"] == 50051
     assert ask(server, of()[probe]) == SERVING
 
@@ -52,7 +52,7 @@ def test_a_refused_bundle_stops_the_update_and_restarts_nothing(
 def test_a_device_that_is_lost_to_the_process_ends_it(
     serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1. The engine breaks, and no new one comes up, again and again. 2. Kubernetes is told to restart the pod."""
+    """1. The engine fails, and every restart fails. 2. Liveness fails, so that Kubernetes restarts the pod."""
     bundles.publish_classifier(tmp_path)
     served, only = serve(tmp_path), container(overlay("cpu"))
     model = served.server.repository.version("digits", 0).model
@@ -70,8 +70,10 @@ def test_a_device_that_is_lost_to_the_process_ends_it(
     assert ask(served, only["readinessProbe"]) == NOT_SERVING
 
 
-def test_a_pod_that_comes_before_the_models_gets_ready_with_them(serve: Callable[..., Served], tmp_path: Path) -> None:
-    """The export Job may still run, as in the overlay `dev`, where both are created in one go."""
+def test_a_pod_that_starts_before_the_models_becomes_ready_with_them(
+    serve: Callable[..., Served], tmp_path: Path
+) -> None:
+    """The export Job may still be running, as in the overlay `dev`, which creates both at once."""
     config = settings(container(overlay("dev")), one(overlay("dev"), "ConfigMap"), tmp_path)
     models = tmp_path / "models"
     models.mkdir()
@@ -80,7 +82,7 @@ def test_a_pod_that_comes_before_the_models_gets_ready_with_them(serve: Callable
     assert ask(served, only["startupProbe"]) == SERVING
     assert ask(served, only["readinessProbe"]) == NOT_SERVING
     bundles.publish_classifier(models)
-    eventually(lambda: ask(served, only["readinessProbe"]) == SERVING, "it serves what the Job published")
+    eventually(lambda: ask(served, only["readinessProbe"]) == SERVING, "the published model is served")
 
 
 def test_probes_need_no_token(serve: Callable[..., Served]) -> None:

@@ -1,24 +1,26 @@
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from export.evidence import Sources
+from export.publish import ExportRequest, publish
+from models.progress import Silent
+from tests.export import small
+from tests.models.places import data_root
 
 
 @pytest.fixture(scope="session")
-def data_folder() -> Path:
-    """A copy of the public data sets."""
-    folder = Path(os.environ.get("RAFAGA_DATA") or ROOT.parent / "shared" / "data")
-    if not folder.is_dir():
-        pytest.skip(f"no data in {folder}: set RAFAGA_DATA to a folder with mnist/, cifar10/, imagenet_samples/, ...")
-    return folder
+def mnist_folder() -> Path:
+    return data_root("mnist/t10k-images-idx3-ubyte.gz")
 
 
 @pytest.fixture(scope="session")
-def mnist_folder(data_folder: Path) -> Path:
-    if not (data_folder / "mnist" / "t10k-images-idx3-ubyte.gz").is_file():
-        pytest.skip(f"no mnist/t10k-images-idx3-ubyte.gz in {data_folder}")
-    return data_folder
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights: a classifier in every precision, described by text that HTML must escape, and a forecaster."""
+    repository = tmp_path_factory.mktemp("repository")
+    for entry in (replace(small.classifier(), architecture="<b>two</b> convolutions & more"), small.forecaster()):
+        publish(entry, ExportRequest(repository, weights="random"), Sources(), Silent())
+    return repository

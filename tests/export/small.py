@@ -1,4 +1,4 @@
-"""Small models of every kind that export knows: traced in a second each."""
+"""A small model for every task: traced in a second each."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from models.entry import Entry, ImageInput, SequenceInput, SeriesInput, Task
+from models.entry import Entry, ImageInput
 from models.suppression import best_objects, surest
-from rafaga.bundle import DetectionSpec
+from rafaga.bundle import DetectionSpec, ForecastSpec, SequenceSpec, Task
 
 CLASSES = ("alpha", "beta", "gamma")
 
@@ -31,15 +31,15 @@ class SmallClassifier(nn.Module):
         return self.output(x.mean(dim=(2, 3)))
 
 
-class Whimsical(SmallClassifier):
-    """Decides by the values of its input what to compute, which no traced graph can."""
+class DataDependent(SmallClassifier):
+    """Branches on the values of its input: cannot be traced."""
 
     def forward(self, image: Tensor) -> Tensor:
         return super().forward(image if image.sum() > 0 else -image)
 
 
 class SmallBackbone(nn.Module):
-    """Two maps, strides 2 and 8; the second needs odd sizes rounded up, as convolutions with padding do."""
+    """Two maps, strides 2 and 8; odd sizes are rounded up, as by any convolution with padding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,46 +116,26 @@ def small_image_input(size: int | None = 16) -> ImageInput:
 
 
 def classifier(name: str = "small-classifier") -> Entry:
-    return Entry(
-        name=name,
-        architecture="two convolutions",
-        task=Task.CLASSIFICATION,
-        dataset="none",
-        build=SmallClassifier,
-        input=small_image_input(),
-        labels=lambda: CLASSES,
-    )
+    kind, image = Task.CLASSIFICATION, small_image_input()
+    return Entry(name, "two convolutions", kind, "none", SmallClassifier, image, labels=lambda: CLASSES)
 
 
 def backbone() -> Entry:
-    return Entry(
-        name="small-backbone",
-        architecture="two convolutions",
-        task=Task.FEATURES,
-        dataset="none",
-        build=SmallBackbone,
-        input=small_image_input(None),
-        strides={"fine": 2, "coarse": 8},
-    )
+    image, strides = small_image_input(None), {"fine": 2, "coarse": 8}
+    return Entry("small-backbone", "two convolutions", Task.FEATURES, "none", SmallBackbone, image, strides=strides)
 
 
 def forecaster() -> Entry:
-    return Entry(
-        name="small-forecaster",
-        architecture="LSTM",
-        task=Task.FORECASTING,
-        dataset="none",
-        build=SmallForecaster,
-        input=SeriesInput(
-            min_history=5,
-            max_history=40,
-            max_horizon=4,
-            quantile_levels=(0.1, 0.5, 0.9),
-            season=12,
-            step="month",
-            unit="ppm",
-        ),
+    series = ForecastSpec(
+        min_history=5,
+        max_history=40,
+        max_horizon=4,
+        quantile_levels=(0.1, 0.5, 0.9),
+        season=12,
+        step="month",
+        unit="ppm",
     )
+    return Entry("small-forecaster", "LSTM", Task.FORECASTING, "none", SmallForecaster, series)
 
 
 def detector() -> Entry:
@@ -172,24 +152,10 @@ def detector() -> Entry:
 
 
 def segmenter() -> Entry:
-    return Entry(
-        name="small-segmenter",
-        architecture="two convolutions",
-        task=Task.SEGMENTATION,
-        dataset="none",
-        build=SmallSegmenter,
-        input=small_image_input(None),
-        labels=lambda: CLASSES,
-    )
+    kind, image = Task.SEGMENTATION, small_image_input(None)
+    return Entry("small-segmenter", "two convolutions", kind, "none", SmallSegmenter, image, labels=lambda: CLASSES)
 
 
 def sequence_model() -> Entry:
-    return Entry(
-        name="small-sequences",
-        architecture="LSTM",
-        task=Task.SEQUENCE,
-        dataset="none",
-        build=SmallSequenceModel,
-        input=SequenceInput(max_length=40),
-        labels=lambda: CLASSES,
-    )
+    kind, symbols = Task.SEQUENCE, SequenceSpec(max_length=40)
+    return Entry("small-sequences", "LSTM", kind, "none", SmallSequenceModel, symbols, labels=lambda: CLASSES)

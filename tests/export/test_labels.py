@@ -12,37 +12,31 @@ from export.labels import Labels, LabelsInvalid, class_of, read_labels
 BIRDS = Labels(("crane", "great white heron", "great", "crane"), ("n02012849", "n02009912", "n00000001", "n03126707"))
 
 
-def write(folder: Path, name: str, text: str) -> Path:
-    (folder / name).write_text(text, encoding="utf-8")
-    return folder / name
-
-
-def test_plain_lines(tmp_path: Path) -> None:
-    assert read_labels(write(tmp_path, "labels.txt", "tench\n\ngreat white shark \n")) == Labels(
-        ("tench", "great white shark")
-    )
-
-
-def test_lines_with_identifiers(tmp_path: Path) -> None:
-    found = read_labels(write(tmp_path, "synset.txt", "n01440764 tench, Tinca tinca\nn01443537 goldfish\n"))
-    assert found == Labels(("tench, Tinca tinca", "goldfish"), ("n01440764", "n01443537"))
-
-
-def test_json(tmp_path: Path) -> None:
-    index = write(tmp_path, "index.json", '{"1": ["n2", "b"], "0": ["n1", "a"]}')
-    assert read_labels(index) == Labels(("a", "b"), ("n1", "n2"))
-    assert read_labels(write(tmp_path, "list.json", '["a", "b"]')) == Labels(("a", "b"))
-
-
-@pytest.mark.parametrize("text", ['{"1": ["n2", "b"]}', '{"0": "a"}', "{", "[1]"])
-def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(LabelsInvalid, match=r"index\.json: expected"):
-        read_labels(write(tmp_path, "index.json", text))
-
-
-def test_an_empty_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LabelsInvalid, match="is empty"):
-        read_labels(write(tmp_path, "labels.txt", "\n"))
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("labels.txt", "tench\n\ngreat white shark \n", Labels(("tench", "great white shark"))),
+        (
+            "synset.txt",
+            "n01440764 tench, Tinca tinca\nn01443537 goldfish\n",
+            Labels(("tench, Tinca tinca", "goldfish"), ("n01440764", "n01443537")),
+        ),
+        ("index.json", '{"1": ["n2", "b"], "0": ["n1", "a"]}', Labels(("a", "b"), ("n1", "n2"))),
+        ("list.json", '["a", "b"]', Labels(("a", "b"))),
+        ("index.json", '{"1": ["n2", "b"]}', r"index\.json: expected"),
+        ("index.json", '{"0": "a"}', r"index\.json: expected"),
+        ("index.json", "{", r"index\.json: expected"),
+        ("list.json", "[1]", r"list\.json: expected"),
+        ("labels.txt", "\n", "is empty"),
+    ],
+)
+def test_forms_of_labels_files(name: str, text: str, expected: Labels | str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    if isinstance(expected, Labels):
+        assert read_labels(tmp_path / name) == expected
+    else:
+        with pytest.raises(LabelsInvalid, match=expected):
+            read_labels(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +46,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
         ("n03126707_crane.JPEG", 3),
         ("great_white_heron_17.jpg", 1),
         ("great_17.jpg", 2),
-        ("crane_1.jpg", None),  # which of the two?
+        ("crane_1.jpg", None),  # ambiguous
         ("1.jpg", 1),
         ("great white heron/17.jpg", 1),
         ("n03126707/heron.jpg", 3),

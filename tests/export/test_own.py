@@ -1,8 +1,9 @@
-"""One's own model: the description is checked before anything is built, and the proofs are the same."""
+"""Your own model: its description is checked before anything is built, and its files pass the same checks."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from export.labels import Labels
 from export.own import OwnModel, OwnModelInvalid, numbers_of, own_entry, size_of, strides_of
 from export.publish import require_scores
 from export.verify import ProofFailed
-from models.entry import ImageInput, Task
+from models.entry import ImageInput
 from rafaga import bundle as bundles
-from rafaga.bundle import Calibration, ImagePreparation
+from rafaga.bundle import Bundle, Calibration, ImagePreparation, SequenceSpec, Task
 from tests.export import small
 
 GREY = ImageInput(32, 32, 1, (0.5,), (0.25,), 36)
@@ -33,15 +34,25 @@ def not_a_module() -> str:
     return "weights"
 
 
-def own(**changes: object) -> OwnModel:
-    parts: dict[str, object] = {
+def own(**changes: Any) -> OwnModel:
+    parts: dict[str, Any] = {
         "factory": "tests.export.small:SmallClassifier",
         "name": "my-net",
         "task": Task.CLASSIFICATION,
         "size": (16, 16),
         "labels": Labels(small.CLASSES),
     }
-    return OwnModel(**(parts | changes))  # type: ignore[arg-type]
+    return OwnModel(**(parts | changes))
+
+
+def export(folder: Path, factory: str, *options: str, labels: tuple[str, ...] = small.CLASSES) -> int:
+    (folder / "labels.txt").write_text("\n".join(labels))
+    command = ["--factory", factory, "--name", "my-net", "--labels", str(folder / "labels.txt")]
+    return main([*command, "--output", str(folder / "repository"), *options])
+
+
+def exported(folder: Path) -> Bundle:
+    return bundles.load(folder / "repository" / "my-net" / "1")
 
 
 def test_defaults_are_imagenets() -> None:
@@ -59,8 +70,7 @@ def test_defaults_are_imagenets() -> None:
         ({"labels": None}, "needs --labels"),
         ({"size": None}, "a fixed --input-size"),
         ({"task": Task.FEATURES}, "needs --maps"),
-        ({"task": Task.FORECASTING}, "may be for classification, features, segmentation, sequence.*models/zoo.py"),
-        ({"task": Task.DETECTION}, "--task detection: a model of your own may be for"),
+        ({"task": Task.FORECASTING}, "supported: classification, features, segmentation, sequence.*models/zoo.py"),
         ({"task": Task.SEGMENTATION, "labels": None}, "needs --labels FILE, with at most 256"),
         ({"task": Task.SEGMENTATION, "labels": Labels(tuple(map(str, range(257))))}, "at most 256 classes"),
         ({"task": Task.SEQUENCE}, "its symbols, and --max-length"),
@@ -75,7 +85,7 @@ def test_defaults_are_imagenets() -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_makes_no_sense_is_named(changes: dict[str, object], message: str) -> None:
+def test_an_invalid_description_is_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(OwnModelInvalid, match=message):
         own_entry(own(**changes))
 
@@ -92,144 +102,68 @@ def test_words_of_the_command_line() -> None:
     assert size_of("any") is None
     assert numbers_of("0.5,1") == (0.5, 1.0)
     assert strides_of("c3:8,embedding:0") == {"c3": 8, "embedding": 0}
-    for parse, text in ((size_of, "big"), (size_of, "0"), (numbers_of, "a"), (strides_of, "c3"), (strides_of, "c3:x")):
+    wrong: list[tuple[Any, str]] = [
+        (size_of, "big"), (size_of, "0"), (numbers_of, "a"), (strides_of, "c3"), (strides_of, "c3:x")
+    ]  # fmt: skip
+    for parse, text in wrong:
         with pytest.raises(ValueError):
             parse(text)
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "birds" / "images"
-    folder.mkdir(parents=True)
+def test_a_classifier_with_weights_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every variant is published, measured on labelled photos, and calibrated with others of them."""
+    photos = tmp_path / "birds" / "images"
+    photos.mkdir(parents=True)
     for number in range(16):
         colour = (40 + 10 * number, 250 - 10 * number, 7 * number)
-        Image.new("RGB", (24, 20), colour).save(folder / f"{small.CLASSES[number % 3]}_{number}.png")
-    return folder
-
-
-def test_as_a_command(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With weights of a file: every variant is published, measured on the photos, and calibrated with others."""
+        Image.new("RGB", (24, 20), colour).save(photos / f"{small.CLASSES[number % 3]}_{number}.png")
     torch.manual_seed(1)
     torch.save({"state_dict": small.SmallClassifier().state_dict()}, tmp_path / "my.pth")
-    (tmp_path / "labels.txt").write_text("\n".join(small.CLASSES))
-    code = main(
-        [
-            *("--factory", "tests.export.small:SmallClassifier", "--name", "my-net", "--input-size", "16"),
-            *("--labels", str(tmp_path / "labels.txt"), "--weights", str(tmp_path / "my.pth")),
-            *("--eval-images", str(photos), "--dataset", "colours", "--resize-shorter", "18"),
-            *("--output", str(tmp_path / "repository")),
-        ]
-    )
-    assert code == 0, capsys.readouterr().out
-    bundle = bundles.load(tmp_path / "repository" / "my-net" / "1")
-    assert bundle.weights.trained
-    assert bundle.weights.source == "file my.pth"
+    options = ["--input-size", "16", "--resize-shorter", "18", "--weights", str(tmp_path / "my.pth")]
+    options += ["--eval-images", str(photos), "--dataset", "colours"]
+    assert export(tmp_path, "tests.export.small:SmallClassifier", *options) == 0, capsys.readouterr().out
+    bundle = exported(tmp_path)
+    assert (bundle.weights.trained, bundle.weights.source) == (True, "file my.pth")
     assert bundle.labels == small.CLASSES
     assert bundle.image == ImagePreparation(height=16, width=16, channels=3, resize_shorter=18)
     assert (bundle.dataset, bundle.architecture) == ("colours", "tests.export.small:SmallClassifier")
     assert [variant.precision for variant in bundle.variants] == ["fp32", "fp16", "int8"]
-    for variant in bundle.variants:
-        (top1,) = variant.metrics
-        assert (top1.samples, top1.dataset) == (10, "birds, 10 of 16")
+    assert {(v.metrics[0].samples, v.metrics[0].dataset) for v in bundle.variants} == {(10, "birds, 10 of 16")}
     half, eighth = bundle.variants[1:]
-    assert not half.default_eligible, "ten photos show nothing"
+    assert not half.default_eligible, "ten photos are too few"
     assert (half.calibration, eighth.calibration) == (None, Calibration(dataset="birds, 2 of 16", samples=2))
-    assert main(["verify", str(tmp_path / "repository")]) == 0
 
 
-def test_a_second_softmax_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "labels.txt").write_text("\n".join(small.CLASSES))
-    code = main(
-        [
-            *("--factory", "tests.export.test_own:WithSoftmax", "--name", "my-net", "--input-size", "16"),
-            *(
-                "--labels",
-                str(tmp_path / "labels.txt"),
-                "--weights",
-                "random",
-                "--output",
-                str(tmp_path / "repository"),
-            ),
-        ]
-    )
-    assert code == 1
-    assert "expected logits" in capsys.readouterr().out
+def test_a_segmenter_of_any_size_and_a_next_symbol_model() -> None:
+    entry = own_entry(own(task=Task.SEGMENTATION, size=None))
+    assert isinstance(entry.input, ImageInput)
+    assert (entry.input.height, entry.labels()) == (None, small.CLASSES)
+    assert own_entry(own(task=Task.SEQUENCE, max_length=50)).input == SequenceSpec(max_length=50)
+
+
+@pytest.mark.parametrize(
+    ("factory", "labels", "message"),
+    [
+        ("tests.export.test_own:WithSoftmax", small.CLASSES, "expected logits"),
+        ("tests.export.small:SmallClassifier", ("one", "two"), "2 labels, but"),
+    ],
+)
+def test_answers_that_cannot_be_right_are_refused(
+    factory: str, labels: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(tmp_path, factory, "--input-size", "16", "--weights", "random", labels=labels) == 1
+    assert message in capsys.readouterr().out
     assert not list((tmp_path / "repository" / "my-net").iterdir())
 
 
-def test_a_backbone_of_any_size(tmp_path: Path) -> None:
-    code = main(
-        [
-            *("--factory", "tests.export.small:SmallBackbone", "--name", "my-maps", "--task", "features"),
-            *("--input-size", "any", "--maps", "fine:2,coarse:8", "--weights", "random"),
-            *("--output", str(tmp_path)),
-        ]
-    )
-    assert code == 0
-    bundle = bundles.load(tmp_path / "my-maps" / "1")
-    assert [(feature.output, feature.stride) for feature in bundle.features] == [("fine", 2), ("coarse", 8)]
-    assert bundle.inputs[0].shape == (None, None, None, 3)
-    assert [variant.default_eligible for variant in bundle.variants] == [True, False, False]
-
-
-def test_a_segmenter_of_any_size(tmp_path: Path) -> None:
-    (tmp_path / "labels.txt").write_text("\n".join(small.CLASSES))
-    code = main(
-        [
-            *("--factory", "tests.export.small:SmallSegmenter", "--name", "my-regions", "--task", "segmentation"),
-            *("--labels", str(tmp_path / "labels.txt"), "--weights", "random", "--precisions", "fp32"),
-            *("--output", str(tmp_path / "repository")),
-        ]
-    )
-    assert code == 0
-    bundle = bundles.load(tmp_path / "repository" / "my-regions" / "1")
-    assert (bundle.task, bundle.labels) == ("segmentation", small.CLASSES)
-    assert bundle.inputs[0].shape == (None, None, None, 3)
-
-
-def test_a_next_symbol_model(tmp_path: Path) -> None:
-    (tmp_path / "symbols.txt").write_text("\n".join(small.CLASSES))
-    code = main(
-        [
-            *("--factory", "tests.export.small:SmallSequenceModel", "--name", "my-words", "--task", "sequence"),
-            *("--labels", str(tmp_path / "symbols.txt"), "--max-length", "50", "--weights", "random"),
-            *("--output", str(tmp_path / "repository")),
-        ]
-    )
-    assert code == 0
-    bundle = bundles.load(tmp_path / "repository" / "my-words" / "1")
-    assert bundle.sequence is not None
-    assert (bundle.task, bundle.labels, bundle.sequence.max_length) == ("sequence", small.CLASSES, 50)
-
-
 def test_scores_of_other_classes_or_another_size_are_refused() -> None:
-    graph = serving_graph(small.segmenter(), small.SmallSegmenter())
-    assert isinstance(graph.module, SegmentationGraph)
     image = {"image": np.zeros((2, 24, 20, 3), np.uint8)}
-    require_scores(graph.module, image, classes=3)
-    with pytest.raises(ProofFailed, match=r"expected; the model gives \(1, 3, 24, 20\)"):
-        require_scores(graph.module, image, classes=4)
     coarse = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.MaxPool2d(2))
-    graph = serving_graph(small.segmenter(), coarse)
-    assert isinstance(graph.module, SegmentationGraph)
-    with pytest.raises(ProofFailed, match=r"the model gives \(1, 3, 12, 10\)"):
-        require_scores(graph.module, image, classes=3)
-
-
-def test_wrong_labels_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "labels.txt").write_text("one\ntwo\n")
-    code = main(
-        [
-            *("--factory", "tests.export.small:SmallClassifier", "--name", "my-net", "--input-size", "16"),
-            *(
-                "--labels",
-                str(tmp_path / "labels.txt"),
-                "--weights",
-                "random",
-                "--output",
-                str(tmp_path / "repository"),
-            ),
-        ]
-    )
-    assert code == 1
-    assert "2 labels, but" in capsys.readouterr().out
+    for model, classes, message in (
+        (small.SmallSegmenter(), 4, r"\(1, 4, 24, 20\) expected; the model gives \(1, 3, 24, 20\)"),
+        (coarse, 3, r"the model gives \(1, 3, 12, 10\)"),
+    ):
+        graph = serving_graph(small.segmenter(), model)
+        assert isinstance(graph.module, SegmentationGraph)
+        with pytest.raises(ProofFailed, match=message):
+            require_scores(graph.module, image, classes)

@@ -1,8 +1,9 @@
-"""fp16 and int8 files: what is written, what the accuracy gate does, which layers it gives back."""
+"""fp16 and int8 files: their contents, the accuracy gate, and which layers it returns to float."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,20 +20,21 @@ from export.graph import serving_graph
 from export.onnx import to_onnx
 from export.precisions import Judge, LeftOut
 from export.samples import ImageData, ImageSet
-from export.variants import calibrated, to_fp16
-from export.verify import Case, open_session, tensor_specs
-from models.entry import Entry, ImageInput, Task
+from export.variants import calibrated
+from export.verify import ParityCase, open_session, tensor_specs
+from models.entry import Entry, ImageInput
 from models.progress import Silent
-from rafaga.bundle import Precision, Variant
+from rafaga.bundle import Precision, Task, Variant
 
 SIZE = 8
+SMALLER = (Precision.FP16, Precision.INT8)
 
 
 class Outlier(nn.Module):
-    """Tells dark from bright by a small signal that lies beside a value a thousand times as large.
+    """Separates dark from bright by a small signal next to a value a thousand times as large.
 
-    `widen` puts both into one tensor, where 256 steps cannot hold them; `read` then sees nothing but steps. The two
-    layers around them do not mind being quantised.
+    `widen` puts both into one tensor, where 256 steps cannot hold them; `read` then sees steps only. The two layers
+    around them may be quantised.
     """
 
     def __init__(self) -> None:
@@ -46,24 +48,22 @@ class Outlier(nn.Module):
                 parameter.zero_()
             self.first.weight[:] = torch.eye(3)[:, :, None, None]
             self.widen.weight[0, 0] = 1.0
+            assert self.widen.bias is not None
+            assert self.read.bias is not None
             self.widen.bias[3] = 1000.0
             self.read.weight[0, 0], self.read.weight[1, 0] = 1.0, -1.0
             self.read.bias[1] = 1.0
             self.last.weight[:] = 8 * torch.tensor([[-1.0, 1.0], [1.0, -1.0]])
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.read(self.widen(self.first(image)))
-        return self.last(x.mean(dim=(2, 3)))
+        x: Tensor = self.read(self.widen(self.first(image)))
+        logits: Tensor = self.last(x.mean(dim=(2, 3)))
+        return logits
 
 
+INPUT = ImageInput(SIZE, SIZE, 3, mean=(0.0,) * 3, std=(1.0,) * 3)
 ENTRY = Entry(
-    name="outlier",
-    architecture="four layers",
-    task=Task.CLASSIFICATION,
-    dataset="brightness",
-    build=Outlier,
-    input=ImageInput(SIZE, SIZE, 3, mean=(0.0,) * 3, std=(1.0,) * 3),
-    labels=lambda: ("dark", "bright"),
+    "outlier", "four layers", Task.CLASSIFICATION, "brightness", Outlier, INPUT, labels=lambda: ("dark", "bright")
 )
 
 
@@ -73,103 +73,89 @@ def images(count: int, seed: int) -> ImageSet:
     level = np.where(np.arange(count) % 2, rng.uniform(150, 225, count), rng.uniform(30, 105, count))
     pixels = np.clip(level[:, None, None, None] + rng.normal(0, 3, (count, SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
 
-    def read(rows: Array) -> Array:
+    def read(rows: Sequence[int]) -> Array:
         return pixels[np.asarray(rows)]
 
-    return ImageSet(f"brightness {seed}", (np.arange(count) % 2).astype(np.int64), read)  # type: ignore[arg-type]
+    return ImageSet(f"brightness {seed}", (np.arange(count) % 2).astype(np.int64), read)
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Judge:
     """Of the outlier network, with fp32 traced and measured."""
     path = tmp_path_factory.mktemp("outlier") / "model.onnx"
     graph = serving_graph(ENTRY, Outlier())
-    evidence = ImageEvidence(ENTRY, ENTRY.input, ImageData(images(200, 1), images(64, 2), images(100, 3)), Sources())  # type: ignore[arg-type]
+    evidence = ImageEvidence(ENTRY, INPUT, ImageData(images(200, 1), images(64, 2), images(100, 3)), Sources())
     to_onnx(graph, evidence.example(), path)
-    cases = [Case(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
+    cases = [ParityCase(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
     baseline = evidence.measure(open_session(path), lambda *_: None)
     assert accuracy.value_of("top1", baseline) == 1.0
     return Judge(path, baseline, cases, evidence, trained=True, max_accuracy_drop=0.005, steps=Silent())
 
 
+@pytest.fixture
+def judge(traced: Judge, tmp_path: Path) -> Judge:
+    """With a copy of the file, in a folder of the test's own."""
+    return replace(traced, fp32=Path(shutil.copy(traced.fp32, tmp_path)))
+
+
 @pytest.fixture(scope="module")
-def variants(judge: Judge) -> dict[Precision, Variant]:
-    return {variant.precision: variant for variant in judge.variants((Precision.FP16, Precision.INT8))[0]}
+def variants(traced: Judge) -> dict[Precision, Variant]:
+    return {variant.precision: variant for variant in traced.variants(SMALLER)[0]}
 
 
-def test_inputs_and_outputs_stay(judge: Judge, variants: dict[Precision, Variant]) -> None:
-    expected = tensor_specs(open_session(judge.fp32))
+def test_fp16_holds_half_precision_and_keeps_the_softmax(traced: Judge, variants: dict[Precision, Variant]) -> None:
+    expected = tensor_specs(open_session(traced.fp32))
     for variant in variants.values():
-        path = judge.fp32.with_name(variant.file)
-        assert tensor_specs(open_session(path)) == expected
-        assert path.stat().st_size > 0
-
-
-def test_fp16_holds_half_precision_and_keeps_the_softmax(judge: Judge, variants: dict[Precision, Variant]) -> None:
-    graph = onnx.load(judge.fp32.with_name(variants[Precision.FP16].file)).graph
-    stored = {tensor.data_type for tensor in graph.initializer if tensor.dims}
-    assert onnx.TensorProto.FLOAT16 in stored
+        assert tensor_specs(open_session(traced.fp32.with_name(variant.file))) == expected
+    graph = onnx.load(traced.fp32.with_name(variants[Precision.FP16].file)).graph
+    assert onnx.TensorProto.FLOAT16 in {tensor.data_type for tensor in graph.initializer if tensor.dims}
     softmax = next(node for node in graph.node if node.op_type == "Softmax")
     cast = next(node for node in graph.node if node.output[0] == softmax.input[0])
     assert (cast.op_type, cast.attribute[0].i) == ("Cast", onnx.TensorProto.FLOAT)
     assert variants[Precision.FP16].parity.max_relative_error < 2e-2
 
 
-def test_the_gate_gives_sensitive_layers_back(judge: Judge, variants: dict[Precision, Variant]) -> None:
+def test_the_gate_returns_sensitive_layers_to_float(judge: Judge, variants: dict[Precision, Variant]) -> None:
+    """Quantised as a whole the network fails; with the two sensitive layers in float it loses nothing."""
     with calibrated(judge.fp32, judge.evidence.calibration()) as graph:
         assert len(graph.layers) == 4
-        path = judge.fp32.with_name("everything.onnx")
-        graph.quantise(path)
-        alone = judge.evidence.measure(open_session(path), lambda *_: None)
         _, widen, read, _ = graph.layers
-    assert (accuracy.value_of("top1", alone) or 0) < 0.9, (
-        "quantised as a whole the network must fail, or nothing is shown here"
-    )
+        graph.quantise(judge.fp32.with_name("whole.onnx"))
+        whole = judge.evidence.measure(open_session(judge.fp32.with_name("whole.onnx")), lambda *_: None)
+    assert (accuracy.value_of("top1", whole) or 0) < 0.9
     int8 = variants[Precision.INT8]
     assert set(int8.float_layers) == {widen, read}
     assert accuracy.value_of("top1", int8.metrics) == 1.0
     assert int8.default_eligible
-    quantised = onnx.load(judge.fp32.with_name(int8.file)).graph
-    weights = {t.name: t.data_type for t in quantised.initializer if t.data_type == onnx.TensorProto.INT8}
-    assert weights, "the other layers are int8"
-    assert any(node.op_type == "QuantizeLinear" for node in quantised.node), "so are activations"
+
+
+def test_the_other_layers_are_int8_with_a_scale_per_channel(traced: Judge, variants: dict[Precision, Variant]) -> None:
+    quantised = onnx.load(traced.fp32.with_name(variants[Precision.INT8].file)).graph
+    weights = {t.name for t in quantised.initializer if t.data_type == onnx.TensorProto.INT8}
+    assert any(node.op_type == "QuantizeLinear" for node in quantised.node), "activations are quantised too"
     dims = {t.name: tuple(t.dims) for t in quantised.initializer}
-    read_back = [n.input for n in quantised.node if n.op_type == "DequantizeLinear" and n.input[0] in weights]
-    assert len(read_back) == 2
-    for weight, scale, *_ in read_back:
-        assert dims[scale] in {(3,), (2,)}, f"a scale per output channel of {weight}"
+    dequantised = [n.input for n in quantised.node if n.op_type == "DequantizeLinear" and n.input[0] in weights]
+    assert sorted(dims[scale] for _, scale, *_ in dequantised) == [(2,), (3,)]
 
 
-def test_what_loses_too_much_is_not_chosen(judge: Judge, tmp_path: Path) -> None:
-    hopeless = Judge(
-        judge.fp32, judge.baseline, judge.cases, judge.evidence, trained=True, max_accuracy_drop=-0.1, steps=Silent()
-    )
-    found, _ = hopeless.variants((Precision.FP16, Precision.INT8))
-    assert [variant.default_eligible for variant in found] == [False, False]
-    assert all(variant.metrics for variant in found)
-
-
-def test_what_was_not_measured_is_not_chosen(judge: Judge) -> None:
-    untrained = Judge(judge.fp32, (), judge.cases, judge.evidence, trained=False, max_accuracy_drop=1, steps=Silent())
-    (int8,), _ = untrained.variants((Precision.INT8,))
-    assert int8.metrics == ()
-    assert not int8.default_eligible
-    assert int8.float_layers == ()
+def test_variants_that_lose_too_much_or_are_unmeasured_are_not_chosen(judge: Judge) -> None:
+    found, _ = replace(judge, max_accuracy_drop=-0.1).variants(SMALLER)
+    assert [(variant.default_eligible, bool(variant.metrics)) for variant in found] == [(False, True)] * 2
+    (int8,), _ = replace(judge, trained=False, baseline=(), max_accuracy_drop=1).variants((Precision.INT8,))
+    assert (int8.metrics, int8.default_eligible, int8.float_layers) == ((), False, ())
 
 
 def test_an_fp16_file_with_other_answers_is_not_kept(judge: Judge) -> None:
-    wrong = [Case(case.inputs, {"probabilities": 1 - case.outputs["probabilities"]}) for case in judge.cases]
-    strict = Judge(judge.fp32, judge.baseline, wrong, judge.evidence, True, 0.005, Silent())
-    made, (left_out,) = strict.variants((Precision.FP16,))
+    wrong = [ParityCase(case.inputs, {"probabilities": 1 - case.outputs["probabilities"]}) for case in judge.cases]
+    made, (left_out,) = replace(judge, cases=wrong).variants((Precision.FP16,))
     assert made == []
     assert left_out.precision is Precision.FP16
     assert left_out.reason.startswith("parity with PyTorch: largest relative error")
     assert not judge.fp32.with_name("model.fp16.onnx").exists()
-    to_fp16(judge.fp32, judge.fp32.with_name("model.fp16.onnx"))
 
 
 def test_an_fp16_file_that_is_not_finite_is_not_kept(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not cost the model its other files."""
+    """The model keeps its other files."""
 
     def overflowing(source: Path, target: Path) -> None:
         model = onnx.load(source)
@@ -180,44 +166,41 @@ def test_an_fp16_file_that_is_not_finite_is_not_kept(judge: Judge, monkeypatch: 
         onnx.save(model, target)
 
     monkeypatch.setattr(precisions, "to_fp16", overflowing)
-    untrained = replace(judge, trained=False, baseline=())
-    made, left_out = untrained.variants((Precision.FP16, Precision.INT8))
+    made, left_out = replace(judge, trained=False, baseline=()).variants(SMALLER)
     assert [variant.precision for variant in made] == ["int8"]
     assert left_out == [LeftOut(Precision.FP16, "output probabilities is not finite")]
     assert not judge.fp32.with_name("model.fp16.onnx").exists()
-    to_fp16(judge.fp32, judge.fp32.with_name("model.fp16.onnx"))
 
 
 @pytest.mark.parametrize(("step", "lost", "kept"), [("to_fp16", "fp16", "int8"), ("calibrated", "int8", "fp16")])
-def test_a_converter_that_fails_costs_its_own_file_alone(
-    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, lost: str, kept: str
+def test_a_failing_converter_affects_only_its_own_file(
+    judge: Judge, monkeypatch: pytest.MonkeyPatch, step: str, lost: str, kept: str
 ) -> None:
-    """A file that it had begun is not left behind."""
-    here = replace(judge, fp32=Path(shutil.copy(judge.fp32, tmp_path)))
-    begun = here.fp32.with_name(f"model.{lost}.onnx")
+    """A partial file is removed."""
+    partial = judge.fp32.with_name(f"model.{lost}.onnx")
 
     def broken(*_: object) -> None:
-        begun.write_bytes(b"half")
+        partial.write_bytes(b"half")
         raise NotImplementedError("no kernel for Whirl\nwith details")
 
     monkeypatch.setattr(precisions, step, broken)
-    made, left_out = here.variants((Precision.FP16, Precision.INT8))
+    made, left_out = judge.variants(SMALLER)
     assert [variant.precision for variant in made] == [kept]
     assert left_out == [LeftOut(Precision(lost), "NotImplementedError: no kernel for Whirl")]
-    assert not begun.exists()
-    assert here.fp32.with_name(f"model.{kept}.onnx").is_file()
+    assert not partial.exists()
+    assert judge.fp32.with_name(f"model.{kept}.onnx").is_file()
 
 
-def test_quantising_says_nothing(
+def test_quantising_prints_nothing(
     judge: Judge, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    judge.variants((Precision.FP16, Precision.INT8))
+    judge.variants(SMALLER)
     output = capfd.readouterr()
     assert (output.out, output.err, [record.getMessage() for record in caplog.records]) == ("", "", [])
 
 
-def test_measures_top1_and_top5(judge: Judge) -> None:
-    session = open_session(judge.fp32)
+def test_top1_and_its_progress(traced: Judge) -> None:
+    session = open_session(traced.fp32)
     source = images(50, 9)
     flipped = ImageSet("half wrong", np.where(np.arange(50) < 25, source.labels, 1 - source.labels), source.read)
     progress: list[tuple[int, int]] = []
@@ -225,8 +208,7 @@ def test_measures_top1_and_top5(judge: Judge) -> None:
     assert (metric.name, metric.value, metric.samples, metric.dataset) == ("top1", 0.5, 50, "half wrong")
     assert progress[-1] == (50, 50)
     (limited,) = accuracy.classify(session, flipped, limit=10)
-    assert limited.samples == 10
-    assert limited.value == 0.5, "the rows are spread, not taken from the front"
+    assert (limited.samples, limited.value) == (10, 0.5), "rows are spread over the whole set"
 
 
 def test_ties_count_against_the_model() -> None:

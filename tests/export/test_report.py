@@ -1,4 +1,4 @@
-"""The page about published bundles: complete, self-contained, and what it says is what was measured."""
+"""The page about published bundles: complete, self-contained, with the figures that were measured."""
 
 from __future__ import annotations
 
@@ -15,23 +15,16 @@ import pytest
 
 from export import report
 from export.__main__ import main
-from export.evidence import Sources
-from export.publish import Wanted, publish
-from export.report import Measured, measure_bundle, render
-from export.speed import Timing, of_batch
+from export.report import MeasuredBundle, measure_bundle, render
+from export.speed import BatchTiming, of_batch
 from models.progress import Silent
 from rafaga import bundle as bundles
 from rafaga.bundle import Loss, Metric, Precision
-from tests.export import small
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    repository = tmp_path_factory.mktemp("repository")
-    strange = replace(small.classifier(), architecture="<b>two</b> convolutions & more")
-    for entry in (strange, small.forecaster()):
-        publish(entry, Wanted(repository, weights="random"), Sources(), Silent())
-    return repository
+def measured(repository: Path) -> MeasuredBundle:
+    return measure_bundle(repository / "small-classifier" / "1", 0.001, 1, Silent())
 
 
 class Page(HTMLParser):
@@ -58,43 +51,37 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_one_page_with_plots_inside(repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_page_with_plots_inside(repository: Path, tmp_path: Path) -> None:
+    """As a command, where torch cannot be imported."""
     output = tmp_path / "page.html"
-    assert main(["report", str(repository), "--output", str(output), "--seconds", "0.001"]) == 0
+    without_torch = "import sys; sys.modules['torch'] = None; from export.__main__ import main; "
+    script = without_torch + "sys.exit(main(['report', *sys.argv[1:], '--seconds', '0.001']))"
+    command = [sys.executable, "-c", script, str(repository), "--output", str(output)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert str(output) in done.stdout.replace("\n", "")
     text = output.read_text(encoding="utf-8")
     page = Page(text)
-    assert page.tags.count("svg") == 2
-    assert page.tags.count("section") == 2
+    assert (page.tags.count("svg"), page.tags.count("section")) == (2, 2)
     assert all(link.startswith("#") for link in page.links), "nothing is fetched"
     for word in ("small-classifier", "small-forecaster", "fp16", "int8", "untrained", "throughput, rows per second"):
         assert word in text
     assert "&lt;b&gt;two&lt;/b&gt; convolutions &amp; more" in text
-    assert str(output) in capsys.readouterr().out
 
 
-def test_report_needs_no_torch(repository: Path, tmp_path: Path) -> None:
-    """As a command, with torch made impossible to import."""
-    without_torch = "import sys; sys.modules['torch'] = None; from export.__main__ import main; "
-    script = without_torch + "sys.exit(main(['report', *sys.argv[1:], '--seconds', '0.001']))"
-    command = [sys.executable, "-c", script, str(repository / "small-forecaster"), "--output", str(tmp_path / "r.html")]
-    done = subprocess.run(command, cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "small-forecaster" in (tmp_path / "r.html").read_text(encoding="utf-8")
+def test_every_variant_at_every_batch_size(measured: MeasuredBundle) -> None:
+    assert list(measured.timings) == [Precision.FP32, Precision.FP16, Precision.INT8]
+    for timings in measured.timings.values():
+        assert [timing.batch_size for timing in timings] == list(report.BATCH_SIZES)
+        assert all(t.p95_ms >= t.median_ms > 0 for t in timings)
+    batch = of_batch({"image": np.array([[1], [2], [3]])}, 5)
+    assert batch["image"].ravel().tolist() == [1, 2, 3, 1, 2], "rows are repeated"
 
 
-def test_every_variant_at_every_batch_size(repository: Path) -> None:
-    measured = measure_bundle(repository / "small-forecaster" / "1", 0.001, 1, Silent())
-    assert list(measured.timings) == [Precision.FP32]
-    assert [timing.batch_size for timing in measured.timings[Precision.FP32]] == list(report.BATCH_SIZES)
-    classifier = measure_bundle(repository / "small-classifier" / "1", 0.001, 1, Silent())
-    assert list(classifier.timings) == [Precision.FP32, Precision.FP16, Precision.INT8]
-    assert all(t.p95_ms >= t.median_ms > 0 for timings in classifier.timings.values() for t in timings)
-
-
-def test_a_damaged_bundle_costs_the_page_its_section(
+def test_a_damaged_bundle_is_named_and_left_out(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Named, and the others are measured; where none is left, there is no page."""
+    """The others are measured; where none is left, no page is written."""
     here = Path(shutil.copytree(repository, tmp_path / "repository"))
     (here / "small-classifier" / "1" / "model.int8.onnx").write_bytes(b"")
     output = tmp_path / "page.html"
@@ -106,18 +93,15 @@ def test_a_damaged_bundle_costs_the_page_its_section(
     assert not nothing.exists()
 
 
-def test_figures_come_from_the_timings(repository: Path) -> None:
-    measured = measure_bundle(repository / "small-classifier" / "1", 0.001, 1, Silent())
+def test_figures_come_from_the_timings(measured: MeasuredBundle) -> None:
     timings = {
-        Precision.FP32: [Timing(1, 2.0, 3.0), Timing(2, 10.0, 11.0)],
-        Precision.FP16: [Timing(1, 4.0, 5.0)],
-        Precision.INT8: [Timing(1, 1.0, 1.5), Timing(2, 1.25, 2.0)],
+        Precision.FP32: [BatchTiming(1, 2.0, 3.0), BatchTiming(2, 10.0, 11.0)],
+        Precision.FP16: [BatchTiming(1, 4.0, 5.0)],
+        Precision.INT8: [BatchTiming(1, 1.0, 1.5), BatchTiming(2, 1.25, 2.0)],
     }
     text = render([replace(measured, timings=timings)], threads=1)
-    assert "500/s <small>at 1</small>" in text
-    assert "1,600/s <small>at 2</small>" in text
-    assert "3.20×" in text
-    assert "0.50×" in text
+    for figure in ("500/s <small>at 1</small>", "1,600/s <small>at 2</small>", "3.20×", "0.50×"):
+        assert figure in text
     assert "1 thread per model" in text
     assert "no: accuracy unknown" in text
 
@@ -131,18 +115,12 @@ def test_sizes_are_the_files_and_accuracy_the_bundles(repository: Path, tmp_path
         metrics = (Metric("top1", top1, "photos", 500), Metric("pinball", 0.25, "series", 80))
         loss = Loss(metric="top1", drop=0.9876 - top1, allowed_drop=0.005, samples=500)
         variants.append(msgspec.structs.replace(variant, metrics=metrics, loss=loss))
-    timings = {variant.precision: [Timing(1, 2.0, 3.0), Timing(2, 3.0, 4.0)] for variant in variants}
-    measured = Measured(tmp_path, msgspec.structs.replace(bundle, variants=tuple(variants)), timings)
-    text = render([measured], threads=1)
-    for size, top1 in (("2.5 MB", "98.76 %"), ("1.3 MB", "98.74 %"), ("640 kB", "97.50 %")):
-        row = next(row for row in text.split("<tr") if f'<td class="n">{size}</td>' in row)
-        assert f"<td>top1 {top1}</td>" in row
+    timings = {variant.precision: [BatchTiming(1, 2.0, 3.0), BatchTiming(2, 3.0, 4.0)] for variant in variants}
+    text = render([MeasuredBundle(tmp_path, msgspec.structs.replace(bundle, variants=tuple(variants)), timings)], 1)
+    for size_text, top1_text in (("2.5 MB", "98.76 %"), ("1.3 MB", "98.74 %"), ("640 kB", "97.50 %")):
+        row = next(row for row in text.split("<tr") if f'<td class="n">{size_text}</td>' in row)
+        assert f"<td>top1 {top1_text}</td>" in row
     assert "1.26 of 0.5 lost" in text
-    figures = "".join(f'<td class="n">{top1}</td>' for top1 in ("98.76 %", "98.74 %", "97.50 %"))
+    figures = "".join(f'<td class="n">{top1_text}</td>' for top1_text in ("98.76 %", "98.74 %", "97.50 %"))
     assert f"<td>top1</td><td>photos, 500 samples</td>{figures}" in text
     assert "<td>pinball</td><td>series, 80 samples</td>" + 3 * '<td class="n">0.250</td>' in text
-
-
-def test_batches_repeat_rows() -> None:
-    batch = of_batch({"image": np.array([[1], [2], [3]])}, 5)
-    assert batch["image"].ravel().tolist() == [1, 2, 3, 1, 2]

@@ -12,16 +12,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from models.entry import Entry, ImageInput, SeriesInput
+from models.entry import Entry, ImageInput
 from models.forecasting import Forecaster
 from models.training.images import ImageClassification, crop_and_flip, jitter_digits
-from models.training.loop import Batch, Problem, Schedule, fit
+from models.training.loop import Batch, Problem, TrainingSchedule, fit
 from models.training.reber import NextSymbol
-from models.training.series import Forecasting, Windows
+from models.training.series import ForecastingProblem, Windows
 from models.zoo import catalogue
+from rafaga.bundle import ForecastSpec
 
 QUIET = Console(quiet=True)
-SCHEDULE = Schedule(epochs=4, peak_rate=1e-2, weight_decay=0.01, clip_norm=1.0)
+SCHEDULE = TrainingSchedule(epochs=4, peak_rate=1e-2, weight_decay=0.01, clip_norm=1.0)
 
 
 @pytest.fixture(scope="session")
@@ -47,13 +48,13 @@ def images(entry: Entry) -> ImageClassification:
     )
 
 
-def forecasts(entry: Entry) -> Forecasting:
+def forecasts(entry: Entry) -> ForecastingProblem:
     module = entry.build()
     assert isinstance(module, Forecaster)
-    assert isinstance(entry.input, SeriesInput)
+    assert isinstance(entry.input, ForecastSpec)
     time = np.arange(1500)
     series = (300 + np.sin(time / 3) + np.random.default_rng(0).normal(0, 0.1, len(time))).astype(np.float32)
-    return Forecasting(module, entry.input, series, "waves", Windows(16, 4, jitter=0.1, folds=2))
+    return ForecastingProblem(module, entry.input, series, "waves", Windows(16, 4, jitter=0.1, folds=2))
 
 
 def symbols(entry: Entry) -> NextSymbol:

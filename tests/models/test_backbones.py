@@ -1,21 +1,22 @@
-"""Feature extractors: strides at awkward sizes, and that they are the published networks, cut open."""
+"""Feature extractors and the segmenter: strides at odd sizes, and the activations of the published networks."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
 import torchvision.models
 from torch import nn
+from torchvision.models.segmentation import fcn_resnet50
 
 from models.backbones import GoogLeNetBackbone, ResNet50Backbone, ResNet50Fpn, VGG16Backbone, VGG16Embedding
 from models.detectors import FasterRcnn
-from models.entry import Task
 from models.googlenet import GoogLeNetClassifier
 from models.segmentation import FcnResNet50
 from models.zoo import catalogue
-from tests.models.counting import on_meta
+from tests.models.costs import on_meta
 
 CHANNELS = {
     "resnet50-backbone": [256, 512, 1024, 2048],
@@ -23,90 +24,74 @@ CHANNELS = {
     "vgg16-backbone": [256, 512, 512],
     "googlenet-backbone": [480, 832, 1024],
 }
-MAPS = [e for e in catalogue().values() if e.task is Task.FEATURES and e.input.height is None]
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (97, 130)])
-@pytest.mark.parametrize("entry", MAPS, ids=lambda e: e.name)
-def test_maps_have_their_strides_at_any_size(entry: object, height: int, width: int) -> None:
-    module = on_meta(entry.build)
-    maps = module(torch.zeros(2, 3, height, width, device="meta"))
-    assert len(maps) == len(entry.strides)
-    assert [m.shape[1] for m in maps] == CHANNELS[entry.name]
+@pytest.mark.parametrize("name", CHANNELS)
+def test_maps_have_their_strides_at_any_size(name: str, height: int, width: int) -> None:
+    entry = catalogue()[name]
+    maps = on_meta(entry.build)(torch.zeros(2, 3, height, width, device="meta"))
+    assert [m.shape[1] for m in maps] == CHANNELS[name]
     for found, stride in zip(maps, entry.strides.values(), strict=True):
         for size, pixels in zip(found.shape[2:], (height, width), strict=True):
             assert pixels // stride <= size <= -(-pixels // stride)
 
 
-def test_resnet_maps_end_in_the_classifier() -> None:
-    published = torchvision.models.resnet50().eval()
-    backbone = ResNet50Backbone().eval()
-    backbone.load_state_dict(published.state_dict())
-    image = torch.rand(1, 3, 64, 64)
-    with torch.inference_mode():
-        maps = backbone(image)
-        assert torch.allclose(published.fc(maps[-1].mean((2, 3))), published(image), atol=1e-4)
-
-
-def test_googlenet_maps_end_in_the_classifier() -> None:
-    published = GoogLeNetClassifier().eval()
-    backbone = GoogLeNetBackbone().eval()
+@pytest.mark.parametrize(
+    ("build", "classifier"),
+    [(ResNet50Backbone, torchvision.models.resnet50), (GoogLeNetBackbone, GoogLeNetClassifier)],
+)
+def test_the_last_map_leads_to_the_classifiers_answer(
+    build: type[nn.Module], classifier: Callable[[], nn.Module]
+) -> None:
+    published, backbone = classifier().eval(), build().eval()
     backbone.load_state_dict(published.state_dict())
     image = torch.rand(1, 3, 96, 96)
     with torch.inference_mode():
         maps = backbone(image)
-        assert torch.allclose(published.fc(maps[-1].mean((2, 3))), published(image), atol=1e-4)
+        assert torch.allclose(published.get_submodule("fc")(maps[-1].mean((2, 3))), published(image), atol=1e-4)
 
 
-def published_vgg16() -> nn.Module:
-    """Untrained, with activations that do not fade: torch's own initialisation loses a factor of 2.4 in every layer."""
+def test_vgg_maps_are_the_activations_before_the_poolings_and_embeddings_the_normalised_fc7() -> None:
     torch.manual_seed(0)
-    module = torchvision.models.vgg16(init_weights=False).eval()
-    with torch.inference_mode():
-        for parameter in module.parameters():
+    published = torchvision.models.vgg16(init_weights=False).eval()
+    with torch.inference_mode():  # torch's own initialisation loses a factor of 2.4 in every layer
+        for parameter in published.parameters():
             parameter.mul_(6**0.5)
-    return module
-
-
-def test_vgg_maps_are_the_activations_before_the_poolings() -> None:
-    published, module = published_vgg16(), VGG16Backbone().eval()
-    module.load_state_dict(published.state_dict(), assign=True)
-    before_poolings = [i for i, layer in enumerate(published.features) if isinstance(layer, nn.MaxPool2d)][2:]
-    assert before_poolings == [16, 23, 30]
-    image = torch.rand(1, 3, 64, 64)
-    with torch.inference_mode():
-        for found, end in zip(module(image), before_poolings, strict=True):
-            assert isinstance(published.features[end - 1], nn.ReLU)
-            assert found.std() > 0.1
-            assert torch.equal(found, published.features[:end](image))
-
-
-def test_embeddings_are_fc7_scaled_to_length_one() -> None:
-    published, module = published_vgg16(), VGG16Embedding().eval()
-    module.load_state_dict(published.state_dict(), assign=True)
+    maps, embedding = VGG16Backbone().eval(), VGG16Embedding().eval()
+    for module in (maps, embedding):
+        module.load_state_dict(published.state_dict(), assign=True)
     fc7: list[torch.Tensor] = []
     published.classifier[4].register_forward_hook(lambda *args: fc7.append(args[2]))
     images = torch.rand(2, 3, 224, 224)
     with torch.inference_mode():
-        (embedding,) = module(images)
+        for found, end in zip(maps(images[:1, :, :64, :64]), (16, 23, 30), strict=True):
+            assert isinstance(published.features[end], nn.MaxPool2d)
+            assert torch.equal(found, published.features[:end](images[:1, :, :64, :64]))
+            assert found.std() > 0.1
+        (found,) = embedding(images)
         published(images)
-    assert embedding.shape == (2, 4096)
-    assert torch.allclose(embedding.norm(dim=1), torch.ones(2), atol=1e-5)
-    assert torch.allclose(embedding, fc7[0] / fc7[0].norm(dim=1, keepdim=True), atol=1e-6)
-    assert (embedding[0] - embedding[1]).norm() > 0.01  # or anything would do
+    assert torch.allclose(found, fc7[0] / fc7[0].norm(dim=1, keepdim=True), atol=1e-6)
+    assert (found[0] - found[1]).norm() > 0.01  # otherwise anything would pass
 
 
-def test_the_pyramid_is_the_detectors_own() -> None:
-    assert not any(m.training for m in ResNet50Fpn().eval().modules())
-    detector = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
-    state = detector.state_dict()
-    names = {k for k in ResNet50Fpn().state_dict() if "num_batches_tracked" not in k}
-    # An untrained detector has ordinary batch normalisation; the frozen one has the same keys but the counters.
-    assert names == {k for k in state if k.startswith("backbone.") and "num_batches_tracked" not in k}
+def test_segmentation_scores_are_torchvisions_for_every_pixel() -> None:
+    torch.manual_seed(0)
+    published = fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True).eval()
+    module = FcnResNet50().eval()
+    module.load_state_dict(published.state_dict())
+    image = torch.randn(1, 3, 97, 131)
+    with torch.inference_mode():
+        (scores,) = module(image)
+        assert torch.equal(scores, published(image)["out"])
+    labels = catalogue()["fcn-resnet50"].labels()
+    assert scores.shape == (1, len(labels), 97, 131)
+    assert (len(labels), labels[0]) == (21, "__background__")
 
 
 def published_faster_rcnn() -> nn.Module:
-    return torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    module: nn.Module = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    return module
 
 
 @pytest.mark.parametrize(
@@ -119,13 +104,10 @@ def published_faster_rcnn() -> nn.Module:
         (FasterRcnn, published_faster_rcnn),
         (VGG16Backbone, lambda: torchvision.models.vgg16(init_weights=False)),
         (VGG16Embedding, lambda: torchvision.models.vgg16(init_weights=False)),
-        (
-            FcnResNet50,
-            lambda: torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True),
-        ),
+        (FcnResNet50, lambda: fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True)),
     ],
 )
-def test_published_state_dicts_load_unmodified(ours: type[nn.Module], published: object) -> None:
+def test_published_state_dicts_load_unmodified(ours: type[nn.Module], published: Callable[[], nn.Module]) -> None:
     module, state = on_meta(ours), on_meta(published).state_dict()
     size = len(state)
     module.load_state_dict(state, strict=True, assign=True)
@@ -136,9 +118,9 @@ def test_published_state_dicts_load_unmodified(ours: type[nn.Module], published:
 
 
 @pytest.mark.parametrize("ours", [ResNet50Fpn, FasterRcnn])
-def test_the_published_detectors_old_names_are_understood(ours: type[nn.Module]) -> None:
-    """The file is of 2019, before torchvision wrapped the convolutions of pyramid and proposals one level deeper, and
-    with batch normalisation frozen, which counts no batches."""
+def test_the_published_detectors_old_key_names_load(ours: type[nn.Module]) -> None:
+    """The file dates from 2019: torchvision has since nested the convolutions of the pyramid and the proposals one
+    level deeper. Its batch normalisation is frozen and counts no batches."""
     state = {}
     for key, tensor in on_meta(published_faster_rcnn).state_dict().items():
         if not key.endswith("num_batches_tracked"):

@@ -1,16 +1,16 @@
-"""Downloads are counted, and a file is in its place whole or not at all."""
+"""Downloads are counted, and a file is either complete or absent."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from models.download import download
+from tests.models.steps import RecordedSteps
 
 CONTENT = bytes(range(256)) * 12_000  # three chunks
 
@@ -30,50 +30,29 @@ class Shelf(BaseHTTPRequestHandler):
         pass
 
 
-@dataclass
-class Told:
-    steps: list[str] = field(default_factory=list)
-    parts: list[tuple[int, int]] = field(default_factory=list)
-
-    def step(self, what: str) -> None:
-        self.steps.append(what)
-
-    def advance(self, done: int, total: int) -> None:
-        self.parts.append((done, total))
-
-
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Shelf) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 
 
-def test_it_is_counted(address: str, tmp_path: Path) -> None:
-    told = Told()
-    target = tmp_path / "checkpoints" / "net.pth"
-    download(f"{address}/net.pth", target, told)
+@pytest.mark.parametrize(("name", "counted"), [("net.pth", True), ("uncounted.pth", False)])
+def test_a_download_is_counted_where_its_length_is_known(
+    name: str, counted: bool, address: str, tmp_path: Path
+) -> None:
+    steps, target = RecordedSteps(), tmp_path / "checkpoints" / name
+    download(f"{address}/{name}", target, steps)
     assert target.read_bytes() == CONTENT
-    assert told.steps == ["downloading net.pth"]
-    done = [part for part, _ in told.parts]
-    assert done == sorted(done)
-    assert len(done) >= 3
-    assert told.parts[-1] == (len(CONTENT), len(CONTENT))
     assert list(target.parent.iterdir()) == [target]
-
-
-def test_a_place_that_tells_no_length(address: str, tmp_path: Path) -> None:
-    told = Told()
-    download(f"{address}/uncounted.pth", tmp_path / "net.pth", told)
-    assert (tmp_path / "net.pth").read_bytes() == CONTENT
-    assert told.parts == []
+    assert steps.progress == {f"downloading {name}": (len(CONTENT), len(CONTENT)) if counted else (0, 0)}
 
 
 @pytest.mark.parametrize(
     ("name", "message"), [("cut.pth", "ended after 1,500,000 of 3,072,000"), ("absent.pth", "404")]
 )
-def test_half_a_file_is_no_file(name: str, message: str, address: str, tmp_path: Path) -> None:
+def test_an_incomplete_file_is_not_kept(name: str, message: str, address: str, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=message):
-        download(f"{address}/{name}", tmp_path / "net.pth", Told())
+        download(f"{address}/{name}", tmp_path / "net.pth", RecordedSteps())
     assert list(tmp_path.iterdir()) == []

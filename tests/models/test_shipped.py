@@ -1,4 +1,4 @@
-"""The shipped weights, measured again on what training never saw."""
+"""The shipped weights, measured again on data that training never saw."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ import shlex
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from models.entry import Corpus, Entry, ImageInput, SeriesInput, Shipped
+from models.entry import Corpus, Entry, ImageInput, Shipped
+from models.loading import load_weights
 from models.training import __main__ as training
 from models.training import coverage
 from models.training.data import Series, load_co2, load_etth1, load_mnist, load_sp500
 from models.training.forecast_eval import evaluate, held_out
 from models.training.images import prepare
 from models.training.significance import compare
-from models.zoo import catalogue, load_weights
+from models.zoo import catalogue
+from rafaga.bundle import ForecastSpec
 from tests.models.places import data_root
 
 SHIPPED = {name: e for name, e in catalogue().items() if isinstance(e.weights, Shipped) and e.weights.path.exists()}
@@ -37,16 +41,17 @@ def series_of(corpus: Corpus | None) -> Series:
     return load_etth1(root) if corpus is Corpus.ETTH1 else load_sp500(root)
 
 
-@pytest.mark.parametrize("name", [n for n, e in SHIPPED.items() if isinstance(e.input, SeriesInput)])
+@pytest.mark.parametrize("name", [n for n, e in SHIPPED.items() if isinstance(e.input, ForecastSpec)])
 def test_forecasters_reach_what_is_recorded(name: str) -> None:
     entry = SHIPPED[name]
-    assert isinstance(entry.input, SeriesInput)
+    assert isinstance(entry.input, ForecastSpec)
     module = entry.build().eval()
     load_weights(entry, module)
 
-    def forecast(history: object, length: object) -> Series:
+    def forecast(history: Series, length: NDArray[np.int64]) -> Series:
         with torch.inference_mode():
-            return module(torch.from_numpy(history), torch.from_numpy(length)).numpy()
+            answer: Series = module(torch.from_numpy(history), torch.from_numpy(length)).numpy()
+        return answer
 
     measured = evaluate(held_out(series_of(entry.corpus), entry.input), entry.input, forecast, entry.dataset)
     noted = recorded(entry)
@@ -56,8 +61,8 @@ def test_forecasters_reach_what_is_recorded(name: str) -> None:
         assert noted["mase"] < noted["mase_seasonal_naive"]
 
 
-def test_what_the_sp500_forecaster_knows_is_drift() -> None:
-    """It errs less than the last price, but a random walk with the drift of its history does as well."""
+@pytest.mark.nightly
+def test_the_sp500_forecaster_is_as_good_as_a_random_walk_with_drift() -> None:
     found = {c.baseline: c for c in compare("lstm-sp500", data_root("timeseries"))}
     with_drift = found["random walk with drift"]
     assert abs(with_drift.difference) < with_drift.standard_error
@@ -65,24 +70,21 @@ def test_what_the_sp500_forecaster_knows_is_drift() -> None:
     assert found["naive"].network_mase == pytest.approx(recorded(SHIPPED["lstm-sp500"])["mase"], abs=2e-3)
 
 
-# Five points are asked for; docs/accuracy.md tells what keeps two from it.
-@pytest.mark.parametrize(("name", "points"), [("lstm-co2", 5), ("lstm-ett", 5), ("rnn-co2", 5.5), ("lstm-sp500", 5.6)])
-def test_intervals_hold_their_share(name: str, points: float) -> None:
+# Five points are the goal; docs/accuracy.md says why two intervals and the quantiles of rising series miss it.
+@pytest.mark.parametrize(
+    ("name", "interval", "quantile"),
+    [("lstm-co2", 5, 21.5), ("lstm-ett", 5, 5), ("rnn-co2", 5.5, 20), ("lstm-sp500", 5.6, 13)],
+)
+def test_intervals_and_quantiles_hold_their_share(name: str, interval: float, quantile: float) -> None:
     noted = recorded(SHIPPED[name])
     for percent in (50, 80, 90):
-        assert 100 * noted[f"coverage_{percent}"] == pytest.approx(percent, abs=points)
-
-
-# The series of the others rose faster in the last fifth than before: their quantiles lie too low there.
-@pytest.mark.parametrize(("name", "points"), [("lstm-ett", 5), ("lstm-sp500", 13), ("rnn-co2", 20), ("lstm-co2", 21.5)])
-def test_each_quantile_holds_its_share(name: str, points: float) -> None:
-    noted = recorded(SHIPPED[name])
+        assert 100 * noted[f"coverage_{percent}"] == pytest.approx(percent, abs=interval)
     for percent in (5, 10, 25, 50, 75, 90, 95):
-        assert 100 * noted[f"coverage_q{percent:02d}"] == pytest.approx(percent, abs=points)
+        assert 100 * noted[f"coverage_q{percent:02d}"] == pytest.approx(percent, abs=quantile)
 
 
-def test_the_command_tells_coverage_as_it_is_recorded(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of CO2, for which no data are needed: name, figure, nominal and found share."""
+def test_the_coverage_command_prints_what_is_recorded(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of CO2, which needs no data: name, figure, nominal and found share."""
     assert coverage.main(["rnn-co2"]) == 0
     lines = [re.findall(r"[\w.%+-]+", line) for line in capsys.readouterr().out.splitlines()]
     found = {words[1]: float(words[4]) for words in lines if words[:1] == ["rnn-co2"]}
@@ -90,8 +92,8 @@ def test_the_command_tells_coverage_as_it_is_recorded(capsys: pytest.CaptureFixt
     assert found == pytest.approx({name: 100 * value for name, value in noted.items()}, abs=0.3)
 
 
-@pytest.mark.parametrize("name", ["lenet5-mnist", "cnn-mnist"])
-def test_digits_are_read_as_well_as_recorded(name: str) -> None:
+@pytest.mark.parametrize("name", ["lenet5-mnist", pytest.param("cnn-mnist", marks=pytest.mark.nightly)])
+def test_digits_are_classified_as_well_as_recorded(name: str) -> None:
     images, labels = load_mnist(data_root("mnist"), train=False)
     entry = SHIPPED[name]
     assert isinstance(entry.input, ImageInput)
@@ -110,14 +112,14 @@ def test_digits_are_read_as_well_as_recorded(name: str) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["lstm-reber", "lstm-co2"])
 def test_the_recorded_command_trains_the_same_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two that need no data beside the project and take minutes. Bits may differ from processor to processor."""
+    """Two that need no extra data and take minutes. The last bits may differ between processors."""
     monkeypatch.chdir(tmp_path)
     weights = SHIPPED[name].weights
     assert isinstance(weights, Shipped)
-    noted = msgspec.json.decode(weights.path.with_suffix(".json").read_bytes(), type=training.Record)
+    noted = msgspec.json.decode(weights.path.with_suffix(".json").read_bytes(), type=training.TrainingRecord)
     arguments = [*shlex.split(noted.command)[3:], "--device", "cpu", "--output", "again.safetensors"]
     assert training.main(arguments) == 0
-    again = msgspec.json.decode((tmp_path / "again.json").read_bytes(), type=training.Record)
+    again = msgspec.json.decode((tmp_path / "again.json").read_bytes(), type=training.TrainingRecord)
     assert again.command == noted.command
     for found, shipped in zip(again.metrics, noted.metrics, strict=True):
         assert (found.name, found.dataset, found.samples) == (shipped.name, shipped.dataset, shipped.samples)

@@ -17,13 +17,13 @@ import pytest
 from export.arrays import Arrays, alone
 from export.evidence import PARITY_BATCHES, Sources
 from export.precisions import unsupported
-from export.publish import Wanted, publish
+from export.publish import ExportRequest, publish
 from export.verify import PARITY_GATE, open_session, read_golden, run
-from models.entry import Entry, Task
+from models.entry import Entry
 from models.progress import Silent
 from models.zoo import catalogue
 from rafaga import Client
-from rafaga.bundle import GOLDEN, Precision, relative_error
+from rafaga.bundle import GOLDEN, Precision, Task, relative_error
 from rafaga.objects import paired
 from rafaga.server.config.settings import PrecisionChoice
 from tests.integration import open_inference
@@ -120,7 +120,7 @@ def test_no_name_is_misspelt() -> None:
 
 
 def test_every_answer_of_an_untrained_model_says_so(tmp_path: Path) -> None:
-    wanted = Wanted(tmp_path, weights="random", precisions=(Precision.FP32,))
+    wanted = ExportRequest(tmp_path, weights="random", precisions=(Precision.FP32,))
     publish(catalogue()["lenet5-mnist"], wanted, Sources(data=tmp_path / "no-data"), Silent())
     with serving(tmp_path) as served, Client(served.address) as client:
         answer = client.classify(np.zeros((28, 28, 1), np.uint8), model="lenet5-mnist", timeout_s=PATIENCE_S)
@@ -135,7 +135,7 @@ def test_makes_the_whole_way(entry: Entry, tmp_path: Path, caplog: pytest.LogCap
     That nothing was trained stands in the bundle, the server's log and its list of models.
     """
     precisions = tuple(precisions_of(entry))
-    wanted = Wanted(tmp_path, weights="random", precisions=precisions)
+    wanted = ExportRequest(tmp_path, weights="random", precisions=precisions)
     published = publish(entry, wanted, Sources(data=tmp_path / "no-data"), Silent())
     bundle = published.bundle
     assert not published.left_out

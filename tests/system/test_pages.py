@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from export import report
-from export.speed import Timing
+from export.speed import BatchTiming
 from models.progress import Silent
 from rafaga.bundle import Loss, Precision
 from rafaga.load.report import page
@@ -32,7 +32,7 @@ def export_report(folder: Path) -> str:
     layers = msgspec.structs.replace(eighth, float_layers=("conv1", "conv2"))
     milliseconds = (0.016, 0.024, 0.041, 0.074, 0.194, 0.374)
     timings = {
-        precision: [Timing(2**i, factor * ms, 1.2 * factor * ms) for i, ms in enumerate(milliseconds)]
+        precision: [BatchTiming(2**i, factor * ms, 1.2 * factor * ms) for i, ms in enumerate(milliseconds)]
         for precision, factor in ((Precision.FP32, 1.0), (Precision.FP16, 1.1), (Precision.INT8, 0.4))
     }
     bundle = msgspec.structs.replace(measured.bundle, variants=(fp32, half, layers))

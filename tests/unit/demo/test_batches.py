@@ -1,4 +1,4 @@
-"""The histogram that the server exports is the histogram that is shown."""
+"""Batch sizes are read from the server's histogram."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data that the demonstration asks about, and the picture that it draws."""
+"""The demonstration's data, figures and picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from demo import co2, digits
 from rafaga import Forecast, ModelInfo, Timing
 
 
-def test_without_mnist_scikit_learns_digits_take_its_form(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_scikit_learns_digits_take_mnists_form(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(digits, "_folders", lambda: iter([tmp_path]))
     found = digits.load()
     assert found.images.shape == (1797, 28, 28)
@@ -25,13 +25,12 @@ def test_without_mnist_scikit_learns_digits_take_its_form(monkeypatch: pytest.Mo
     assert ink[:, [0, -1]].sum() == 0
 
 
-def test_mnist_is_taken_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_mnist_is_read_from_the_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     images, labels = np.arange(2 * 28 * 28, dtype=np.uint32).astype(np.uint8), np.array([7, 3], np.uint8)
-    folder = tmp_path / "mnist"
-    folder.mkdir()
+    (tmp_path / "mnist").mkdir()
     for name, shape, values in (("images-idx3", (2, 28, 28), images), ("labels-idx1", (2,), labels)):
         header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
-        (folder / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
+        (tmp_path / "mnist" / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(header + values.tobytes()))
     monkeypatch.setenv("RAFAGA_DATA", str(tmp_path))
     found = digits.load()
     assert found.source == "MNIST, test"
@@ -39,36 +38,26 @@ def test_mnist_is_taken_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert found.labels.tolist() == [7, 3]
 
 
-def test_what_answers_are_worth() -> None:
+def test_figures_of_the_answers() -> None:
     data = digits.Digits("some", np.zeros((4, 28, 28), np.uint8), np.array([1, 2, 3, 4]), 0.5)
-    answers = digits.Answers(np.array([1, 2, 0, 4]), np.array([0.001, 0.002, 0.003, 0.004]), 2.0)
+    answers = digits.DigitAnswers(np.array([1, 2, 0, 4]), np.array([0.001, 0.002, 0.003, 0.004]), 2.0)
     assert answers.accuracy(data) == 0.75
     assert answers.per_second == 2.0
     assert answers.latency_ms(50) == pytest.approx(2.5)
 
 
-def outlook() -> co2.Outlook:
-    history = np.linspace(300, 400, 502, dtype=np.float32)
-    truth = np.full(24, 401, np.float32)
+def test_a_forecast_its_figures_and_its_picture(tmp_path: Path) -> None:
     values = np.stack([np.full(24, level, np.float32) for level in (399, 400, 402)])
-    values[2, 0] = 400.5  # the truth lies outside in the first month
+    values[2, 0] = 400.5  # the truth is outside in the first month
     forecast = Forecast((0.1, 0.5, 0.9), values, ModelInfo("lstm-co2", 1, True, "fp32"), Timing(0, 0, 0, 1))
-    return co2.Outlook(history, truth, forecast)
-
-
-def test_a_forecast_beside_the_truth() -> None:
-    beside = outlook()
-    assert beside.error_ppm == 1
-    assert beside.inside == 23
-    assert 1 < beside.naive_error_ppm < 5
+    outlook = co2.Outlook(np.linspace(300, 400, 502, dtype=np.float32), np.full(24, 401, np.float32), forecast)
+    assert (outlook.error_ppm, outlook.inside) == (1, 23)
+    assert 1 < outlook.naive_error_ppm < 5
     assert co2.months(526)[-1] == "2001-12"
-
-
-def test_the_picture_shows_all_four(tmp_path: Path) -> None:
     path = tmp_path / "new" / "forecast.png"
-    co2.draw(outlook(), path)
+    co2.draw(outlook, path)
     with Image.open(path) as picture:
         assert picture.size == (1200, 600)
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24) or ()}
     # matplotlib's tab:blue for the median, tab:red for the truth.
     assert {(31, 119, 180), (214, 39, 40)} <= colours

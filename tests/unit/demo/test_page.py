@@ -1,4 +1,4 @@
-"""What the demonstration prints lines up."""
+"""The demonstration's plain-text output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which bundles are exported again, and what a server that does not start leaves behind."""
+"""Which bundles are exported again, and the server process."""
 
 from __future__ import annotations
 
@@ -30,16 +30,7 @@ def test_a_failed_export_says_which_command_failed(tmp_path: Path) -> None:
         bundles.export(tmp_path, ["no-such-model"])
 
 
-def test_a_server_that_does_not_start(tmp_path: Path) -> None:
-    server = ServerProcess(tmp_path / "absent", tmp_path / "log")
-    assert server.last_log_lines() == ""
-    with pytest.raises(ServerFailed, match="exit code"):
-        server.start()
-    assert server.last_log_lines()
-    server.kill()
-
-
-def test_a_server_starts_tells_its_ports_and_stops(tmp_path: Path) -> None:
+def test_a_server_starts_and_stops_or_leaves_its_log(tmp_path: Path) -> None:
     publish_classifier(tmp_path / "repository")
     server = ServerProcess(tmp_path / "repository", tmp_path / "log")
     try:
@@ -49,3 +40,8 @@ def test_a_server_starts_tells_its_ports_and_stops(tmp_path: Path) -> None:
         assert server.stop() == 0
     finally:
         server.kill()
+    absent = ServerProcess(tmp_path / "absent", tmp_path / "absent.log")
+    assert absent.last_log_lines() == ""
+    with pytest.raises(ServerFailed, match="exit code"):
+        absent.start()
+    assert absent.last_log_lines()
