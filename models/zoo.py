@@ -117,13 +117,15 @@ def _forecasters() -> Iterator[Entry]:
     from models.forecasting import Cell, Forecaster, ForecasterConfig
 
     def entry(name: str, dataset: str, spec: ForecastSpec, corpus: Corpus, **config: Any) -> Entry:
-        forecast = {"season": spec.season, "max_horizon": spec.max_horizon, "quantile_levels": spec.quantile_levels}
+        forecaster = ForecasterConfig(
+            season=spec.season, max_horizon=spec.max_horizon, quantile_levels=spec.quantile_levels, **config
+        )
         return Entry(
             name=name,
             architecture=f"{config['cell'].upper()} with a multi-horizon quantile head (after Wen et al. 2017)",
             task=Task.FORECASTING,
             dataset=dataset,
-            build=partial(Forecaster, ForecasterConfig(**forecast, **config)),
+            build=partial(Forecaster, forecaster),
             input=spec,
             weights=Shipped(f"{name}.safetensors"),
             corpus=corpus,
