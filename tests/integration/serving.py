@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -97,7 +98,9 @@ def serving(repository: Path, **settings: Any) -> Iterator[Served]:
         with connected(f"127.0.0.1:{server.grpc_port}") as channel:
             yield Served(server, channel)
     finally:
-        server.drain_and_stop()
+        hurry = threading.Event()
+        hurry.set()  # no test ends while replies are on their way
+        server.drain_and_stop(hurry)
 
 
 @contextmanager

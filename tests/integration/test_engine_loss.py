@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
+from rafaga.server import lifecycle
 from rafaga.server.execution import served_model as models
 from rafaga.server.transport.completion_queue import CompletionQueueLoop
 from rafaga.v1 import catalog_pb2
@@ -198,7 +199,10 @@ def test_when_nobody_can_receive_any_more(tmp_path: Path, monkeypatch: pytest.Mo
             assert refusal(hung.result).reason == "ENGINE_FAILURE"
 
 
-def test_a_server_stops_while_an_engine_hangs(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_a_server_stops_while_an_engine_hangs(
+    serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "_REPLY_GRACE_S", 0.1)
     plain.publish(tmp_path, "spin", plain.spinning())
     served = serve(tmp_path, drain_timeout_s=0.3)
     hung = spin_for_ever(served)

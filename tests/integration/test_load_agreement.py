@@ -4,7 +4,7 @@ Rates of a steady server agree within 5 %. A stall of a second shows where the c
 hides where it starts at the send.
 
 A machine that has other things to do slows one generator and then the other: they take turns, and the median of their
-ratios counts. Two of the tests are short and run always; in these the server is so slow that nothing else counts.
+ratios counts. All of it is nightly: 5 % needs minutes.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class Measured(NamedTuple):
 
 
 Measure = Callable[..., Measured]
+
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +145,6 @@ def test_a_crowd_agrees_with_loadgen(pace: Pace, ours: Measure, loadgen: Measure
         )
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize("protocol", ["open-inference", "rafaga"])
 @pytest.mark.parametrize("callers", ["1", "8"])
 def test_callers_that_wait_agree_with_perf_analyzer(
@@ -156,7 +157,6 @@ def test_callers_that_wait_agree_with_perf_analyzer(
         )
 
 
-@pytest.mark.nightly
 def test_a_metronome_agrees_with_perf_analyzer(ours: Measure, perf: Measure) -> None:
     assert_agree(
         lambda: ours("--rate", "50", "--arrivals", "constant", "--protocol", "open-inference"),
@@ -164,7 +164,6 @@ def test_a_metronome_agrees_with_perf_analyzer(ours: Measure, perf: Measure) -> 
     )
 
 
-@pytest.mark.nightly
 def test_random_arrivals_agree_with_perf_analyzer(pace: Pace, ours: Measure, perf: Measure) -> None:
     random = ("--request-rate-range", str(RANDOM_RATE), "--request-distribution", "poisson", "--async")
     with pace.at(QUICK_ROW_S):
@@ -175,7 +174,6 @@ def test_random_arrivals_agree_with_perf_analyzer(pace: Pace, ours: Measure, per
         )
 
 
-@pytest.mark.nightly
 def test_random_arrivals_agree_with_loadgen(pace: Pace, ours: Measure, loadgen: Measure) -> None:
     with pace.at(QUICK_ROW_S):
         assert_agree(
@@ -185,7 +183,6 @@ def test_random_arrivals_agree_with_loadgen(pace: Pace, ours: Measure, loadgen: 
         )
 
 
-@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("callers", "scenario"),
     [
@@ -219,7 +216,6 @@ def stalling(pace: Pace) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.nightly
 def test_a_stall_shows_in_our_p99_whatever_a_clock_that_starts_at_the_send_shows(
     pace: Pace, ours: Measure, perf: Measure
 ) -> None:
