@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import numpy as np
@@ -138,7 +139,7 @@ def test_n_and_two_at_once_into_a_queue_of_n(serve: Callable[..., Served], valve
     """Exactly two are refused, and told when to come back in every way."""
     served = serve(max_queue_requests=3)
 
-    def ask() -> grpc.Future:
+    def ask() -> Any:
         if protocol == "inference":
             return oip.stub(served).ModelInfer.future(oip.images(IMAGE))
         return served.vision.Classify.future(messages.classify(IMAGE))
@@ -151,9 +152,9 @@ def test_n_and_two_at_once_into_a_queue_of_n(serve: Callable[..., Served], valve
         wait_for_queue(served, "digits", 3)
         refused = [call for call in calls if call.done()]
     for call in refused:
-        found = refusal_of(call)
-        assert (found.code, found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
-        assert getattr(found.error, "retry_after_s", 0) > 0
+        refusal = refusal_of(call)
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        assert getattr(refusal.error, "retry_after_s", 0) > 0
         assert int(dict(call.trailing_metadata())[PUSHBACK_KEY]) > 0
     answered = [first, *(call for call in calls if call not in refused)]
     for call in answered:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -54,7 +55,7 @@ def ask(served: Served, x: np.ndarray = X) -> list[int]:
     return oip.arrays(response)["y"].ravel().tolist()
 
 
-def spin_for_ever(served: Served) -> grpc.Future:
+def spin_for_ever(served: Served) -> Any:
     """A call that the engine runs and never ends."""
     call = oip.stub(served).ModelInfer.future(oip.request("spin", x=FOR_EVER))
     eventually(lambda: served.in_flight == 1, "the call is there")
@@ -147,7 +148,7 @@ class Kernel:
         model.engines[0]._session = self.valve.before(model.engines[0].session)
         return model
 
-    def call(self, served: Served, model: str) -> grpc.Future:
+    def call(self, served: Served, model: str) -> Any:
         return oip.stub(served).ModelInfer.future(oip.request(model, x=self.X), timeout=PATIENCE_S)
 
 
@@ -209,7 +210,7 @@ def test_a_server_stops_while_an_engine_hangs(
     model = served.server.repository.model("spin", 0)
     closing, close = threading.Event(), model.close
 
-    def hurry() -> None:
+    def hurry(timeout_s: float = 0.0) -> None:
         closing.set()
         close(timeout_s=0.1)
 

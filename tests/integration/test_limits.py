@@ -9,6 +9,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import grpc
 import numpy as np
@@ -123,7 +124,7 @@ def test_a_flood_of_one_priority_refuses_no_other(serve: Callable[..., Served], 
     """1. The engine stands. 2. Calls of one priority fill the server. 3. Each other priority gets its share in."""
     served = serve(max_concurrent_calls=8)
 
-    def ask(priority: str) -> grpc.Future:
+    def ask(priority: str) -> Any:
         metadata = ((PRIORITY_KEY, priority),)
         return served.vision.Classify.future(messages.classify(IMAGE), metadata=metadata, timeout=PATIENCE_S)
 

@@ -87,7 +87,7 @@ def perf(steady: Served, perf_analyzer: Path, tmp_path: Path) -> Measure:
     def measure(*options: str, seconds: float) -> Measured:
         path = tmp_path / "report.csv"
         windows = ["-p", str(round(seconds * 1000)), "--stability-percentage", "999", "--max-trials", "3"]
-        command = [perf_analyzer, "-u", steady.address, "-i", "grpc", "-m", "digits", "-f", str(path), *windows]
+        command = [str(perf_analyzer), "-u", steady.address, "-i", "grpc", "-m", "digits", "-f", str(path), *windows]
         done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=170, check=False)
         assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-1000:]
         with path.open() as file:

@@ -285,7 +285,7 @@ def test_what_was_asked_of_the_old_version_is_answered_by_it(
         assert hold.wait(PATIENCE_S)
         return run(*arguments)
 
-    session.run = held
+    session.run = held  # type: ignore[method-assign]
     first = stub.ModelInfer.future(oip.request("scaled", x=X))
     assert running.acquire(timeout=PATIENCE_S)
     others = [stub.ModelInfer.future(oip.request("scaled", x=X)) for _ in range(5)]
@@ -494,12 +494,8 @@ def test_many_load_and_unload_while_many_ask(serve: Callable[..., Served], tmp_p
         rng = np.random.default_rng(number)
         while not stop.is_set():
             name = names[rng.integers(len(names))]
-            if rng.integers(2):
-                load(admin, name)
-                changed.append(name)
-                continue
             try:
-                unload(admin, name)
+                (load, unload)[rng.integers(2)](admin, name)
                 changed.append(name)
             except grpc.RpcError as error:
                 codes.add(error.code())  # unloaded by another

@@ -140,9 +140,10 @@ def test_makes_the_whole_way(entry: Entry, tmp_path: Path, caplog: pytest.LogCap
 
 def require_answers(served: Served, entry: Entry, asked: Arrays, expected: Arrays) -> None:
     with Client(served.address) as client:
-        message = open_inference.request(entry.name, **asked)
+        inputs: dict[str, Any] = dict(asked)
+        message = open_inference.request(entry.name, **inputs)
         raw = open_inference.stub(served).ModelInfer(message, timeout=PATIENCE_S)
-        answers = [open_inference.arrays(raw)]
+        answers: list[Arrays] = [open_inference.arrays(raw)]
         if ask := OWN_SERVICE.get(entry.task):
             answers.append(ask(client, entry.name, asked))
         assert not client.model(entry.name).trained
