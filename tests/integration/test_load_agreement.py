@@ -127,24 +127,6 @@ def assert_agree(ours: Callable[[], Measured], theirs: Callable[[], Measured], r
     assert statistics.median(ratios) == pytest.approx(1, rel=0.05)
 
 
-def test_a_crowd_agrees_with_perf_analyzer(pace: Pace, ours: Measure, perf: Measure) -> None:
-    with pace.at(SLOW_ROW_S["8"]):
-        assert_agree(
-            lambda: ours("--concurrency", "8", "--protocol", "open-inference", seconds=4),
-            lambda: perf("--concurrency-range", "8", "--async", seconds=1.5),
-            rounds=1,
-        )
-
-
-def test_a_crowd_agrees_with_loadgen(pace: Pace, ours: Measure, loadgen: Measure) -> None:
-    with pace.at(SLOW_ROW_S["64"]):
-        assert_agree(
-            lambda: ours("--concurrency", "64", seconds=4),
-            lambda: loadgen("offline", "--rate", "20", seconds=4),
-            rounds=1,
-        )
-
-
 @pytest.mark.parametrize("protocol", ["open-inference", "rafaga"])
 @pytest.mark.parametrize("callers", ["1", "8"])
 def test_callers_that_wait_agree_with_perf_analyzer(
