@@ -43,16 +43,16 @@ serve: setup  ## Export MODELS into REPOSITORY where they are missing, and serve
 	$(BIN)/rafaga serve --repository $(REPOSITORY) --log-format text
 
 # A worker for each core, and a file to one worker: what a file's tests share is made once.
-PYTEST = $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --durations 25
-WORKERS ?= -n logical --maxprocesses 8
+PYTEST = $(BIN)/python -m pytest --durations 25
+WORKERS = -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test: setup $(TRITON)  ## All tests but the nightly and the GPU ones
 	$(PYTEST) $(WORKERS) -m "not nightly and not gpu"
 
-coverage: setup $(TRITON)  ## The same, and fail where less of service/ is covered than before
+coverage: setup $(TRITON)  ## The same; fails where too little of service/ is covered
 	$(PYTEST) $(WORKERS) -m "not nightly and not gpu" --cov
 
-nightly: setup $(TRITON) coverage  ## The long tests too, one after the other: some of them measure
+nightly: coverage  ## Those and the long tests, one after the other: some of them measure
 	$(PYTEST) -m "nightly and not gpu" --timeout 3600
 
 # The oldest version that the generated stubs run with, and the oldest that the transport knows.
