@@ -310,7 +310,7 @@ def test_load_is_made_for_them_and_their_answers_are_checked(served: Served, mod
         assert not read.same(first, second)
 
 
-def ask(stub: Any, model: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+def ask(stub: Any, model: str, **inputs: Any) -> dict[str, np.ndarray]:
     return oip.arrays(stub.ModelInfer(oip.request(model, **inputs), timeout=PATIENCE_S))
 
 

@@ -148,11 +148,10 @@ def stream(address: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
 
 
 def main(way: str, address: str, folder: Path) -> None:
-    found: tuple[dict[str, Any], Any]
     with np.load(folder / "inputs.npz") as file:
-        found = {"sync": sync, "aio": aio, "stream": stream}[way](address, dict(file))
-    arrays, facts = found
-    np.savez(folder / "outputs.npz", **arrays)
+        arrays, facts = {"sync": sync, "aio": aio, "stream": stream}[way](address, dict(file))
+    outputs: dict[str, Any] = dict(arrays)
+    np.savez(folder / "outputs.npz", **outputs)
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
