@@ -234,11 +234,7 @@ def publish_segmenter(repository: Path, name: str = "segmenter") -> Path:
         {"channel_axis": np.array([3]), "scale": np.array(255, np.float32)},
         {"image": image},
         {"labels": labels, "probabilities": probabilities},
-        {
-            "image": (None, None, None, 3),
-            "labels": (None, None, None),
-            "probabilities": (None, None, None),
-        },
+        {"image": (None, None, None, 3), "labels": (None, None, None), "probabilities": (None, None, None)},
         name=name,
         task=Task.SEGMENTATION,
         labels=COLOURS,
