@@ -19,7 +19,7 @@ export RAFAGA_PEERS ?= $(abspath ../shared/bench)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-grpcio test-gpu tools browser images nightly lint format bench bench-gpu protos protos-check clean
+.PHONY: help setup demo serve test coverage test-grpcio test-gpu tools browser images nightly lint format bench bench-gpu protos protos-check clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,11 +42,18 @@ serve: setup  ## Export MODELS into REPOSITORY where they are missing, and serve
 	done
 	$(BIN)/rafaga serve --repository $(REPOSITORY) --log-format text
 
-test: setup $(TRITON)  ## All tests but the nightly and the GPU ones
-	$(BIN)/python -m pytest -m "not nightly and not gpu"
+# A worker for each core, and a file to one worker: what a file's tests share is made once.
+PYTEST = $(BIN)/python -m pytest --durations 25
+WORKERS = -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-nightly: setup $(TRITON)  ## The long tests too
-	$(BIN)/python -m pytest -m "not gpu" --timeout 3600
+test: setup $(TRITON)  ## All tests but the nightly and the GPU ones
+	$(PYTEST) $(WORKERS) -m "not nightly and not gpu"
+
+coverage: setup $(TRITON)  ## The same; fails where too little of service/ is covered
+	$(PYTEST) $(WORKERS) -m "not nightly and not gpu" --cov
+
+nightly: coverage  ## Those and the long tests, one after the other: some of them measure
+	$(PYTEST) -m "nightly and not gpu" --timeout 3600
 
 # The oldest version that the generated stubs run with, and the oldest that the transport knows.
 GRPCIO_OLDEST := 1.80.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -49,7 +51,7 @@ def publish_classifier(repository: Path, name: str = "digits", *, size: int = 28
         helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
     ]
-    constants = {"scale": np.float32(255), "weight": classifier_weights(size)}
+    constants = {"scale": np.array(255, np.float32), "weight": classifier_weights(size)}
     image = np.random.default_rng(1).integers(0, 256, (3, size, size, 1), dtype=np.uint8)
     return _publish(
         repository,
@@ -82,7 +84,7 @@ def publish_backbone(repository: Path, name: str = "backbone") -> Path:
     return _publish(
         repository,
         nodes,
-        {"scale": np.float32(255)},
+        {"scale": np.array(255, np.float32)},
         {"image": image},
         {"map": features(image)},
         {"image": (None, None, None, 3), "map": (None, 3, None, None)},
@@ -129,7 +131,7 @@ def publish_convolutions(repository: Path, name: str = "convolutions") -> Path:
     return _publish(
         repository,
         nodes,
-        {"scale": np.float32(255), "first": first, "second": second},
+        {"scale": np.array(255, np.float32), "first": first, "second": second},
         {"image": image},
         {"probabilities": convolve(image)},
         {"image": (None, 32, 32, 3), "probabilities": (None, CLASSES)},
@@ -229,14 +231,10 @@ def publish_segmenter(repository: Path, name: str = "segmenter") -> Path:
     return _publish(
         repository,
         nodes,
-        {"channel_axis": np.array([3]), "scale": np.float32(255)},
+        {"channel_axis": np.array([3]), "scale": np.array(255, np.float32)},
         {"image": image},
         {"labels": labels, "probabilities": probabilities},
-        {
-            "image": (None, None, None, 3),
-            "labels": (None, None, None),
-            "probabilities": (None, None, None),
-        },
+        {"image": (None, None, None, 3), "labels": (None, None, None), "probabilities": (None, None, None)},
         name=name,
         task=Task.SEGMENTATION,
         labels=COLOURS,
@@ -344,21 +342,21 @@ def publish_forecaster(repository: Path, name: str = "series") -> Path:
 def _publish(
     repository: Path,
     nodes: list[onnx.NodeProto],
-    constants: dict[str, np.ndarray],
-    inputs: dict[str, np.ndarray],
-    outputs: dict[str, np.ndarray],
+    constants: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
     shapes: dict[str, tuple[int | None, ...]],
     *,
     name: str,
     **fields: object,
 ) -> Path:
-    def values(arrays: dict[str, np.ndarray]) -> list[onnx.ValueInfoProto]:
+    def values(arrays: Mapping[str, np.ndarray]) -> list[onnx.ValueInfoProto]:
         return [
             helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), shapes[n])
             for n, a in arrays.items()
         ]
 
-    def specs(arrays: dict[str, np.ndarray]) -> tuple[TensorSpec, ...]:
+    def specs(arrays: Mapping[str, np.ndarray]) -> tuple[TensorSpec, ...]:
         return tuple(TensorSpec(name=n, dtype=a.dtype.name, shape=shapes[n]) for n, a in arrays.items())
 
     graph = helper.make_graph(
@@ -372,11 +370,8 @@ def _publish(
 
     def fill(folder: Path, version: int) -> Bundle:
         onnx.save(model, folder / "model.onnx")
-        np.savez(
-            folder / bundles.GOLDEN,
-            **{f"input.{n}": a for n, a in inputs.items()},
-            **{f"output.{n}": a for n, a in outputs.items()},
-        )
+        golden: dict[str, Any] = {f"input.{n}": a for n, a in inputs.items()}
+        np.savez(folder / bundles.GOLDEN, **golden | {f"output.{n}": a for n, a in outputs.items()})
         return Bundle(
             schema=bundles.SCHEMA,
             name=name,

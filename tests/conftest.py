@@ -1,4 +1,4 @@
-"""`--public-grpcio`: servers use the public API, as with a version of grpcio that the server does not know."""
+"""`--public-grpcio`: servers use grpcio's public API, as with a version of it that they do not know."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def identity(dtype: str, shape: Shape) -> onnx.ModelProto:
 def scaled(factor: float, shape: Shape = ("batch", 3)) -> onnx.ModelProto:
     """y = factor * x, float32."""
     node = helper.make_node("Mul", ["x", "factor"], ["y"])
-    return graph([node], {"x": ("float32", shape)}, {"y": ("float32", shape)}, factor=np.float32(factor))
+    return graph([node], {"x": ("float32", shape)}, {"y": ("float32", shape)}, factor=np.array(factor, np.float32))
 
 
 def spinning() -> onnx.ModelProto:

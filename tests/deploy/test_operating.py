@@ -31,7 +31,7 @@ def extracted_elsewhere(words: list[str], folder: Path) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str) -> None:
-    check(command, more={"curl": extracted_elsewhere, "TOKEN": tested_below})
+    check(command, more={"curl": extracted_elsewhere, "TOKEN": extracted_elsewhere})
 
 
 def test_the_server_accepts_the_hash_of_the_token() -> None:

@@ -60,7 +60,7 @@ def publish_slow(repository: Path, name: str = "slow", *, products: int = 2) -> 
         "weight": classifier_weights(),
         "axis1": np.array([1], np.int64),
         "needless": np.full((size, size), 1 / size, np.float32),
-        "zero": np.float32(0),
+        "zero": np.array(0, np.float32),
     }
     image = np.random.default_rng(1).integers(0, 256, (1, 28, 28, 1), dtype=np.uint8)
     return _publish(

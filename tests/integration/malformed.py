@@ -5,6 +5,7 @@ A request is a message for its method or another one, whole, cut or with a chang
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -233,43 +234,44 @@ def _valid(draw: st.DrawFn) -> pb.ModelInferRequest:
             return oip.images(np.full((rows, 1, 1, 1), draw(st.integers(0, 20)), np.uint8), "fragile", typed=typed)
 
 
+_CONTENTS = st.lists(st.binary(max_size=100), max_size=3)
+_NUMBERS = st.sampled_from(["int64_contents", "fp32_contents", "uint_contents"])
+
+
 @st.composite
 def infer_requests(draw: st.DrawFn) -> pb.ModelInferRequest:
     """Valid ones, and such with one or two things changed."""
     message = draw(_valid())
     message.id = draw(st.one_of(st.just(""), st.text(max_size=10)))
-    for name, parameter in draw(_GIVEN).items():
-        message.parameters[name].CopyFrom(parameter)
+    _give(message, draw(_GIVEN))
     for _ in range(draw(st.integers(0, 2))):
         tensor = message.inputs[0] if message.inputs else message.inputs.add()
-        match draw(st.integers(0, 9)):
-            case 0:
-                message.model_name = draw(_names("digits", "plain"))
-            case 1:
-                message.model_version = draw(VERSION_TEXTS)
-            case 2:
-                tensor.name = draw(_TENSOR_NAMES)
-            case 3:
-                tensor.datatype = draw(_DATATYPES)
-            case 4:
-                del tensor.shape[:]
-                tensor.shape.extend(draw(_SHAPES))
-            case 5:
-                del message.raw_input_contents[:]
-                message.raw_input_contents.extend(draw(st.lists(st.binary(max_size=100), max_size=3)))
-            case 6:
-                fields = draw(st.sampled_from(["bytes_contents", "int64_contents", "fp32_contents", "uint_contents"]))
-                getattr(tensor.contents, fields).extend([b"x"] if fields == "bytes_contents" else [1, 2])
-            case 7:
-                message.inputs.add(name=draw(_TENSOR_NAMES), datatype=draw(_DATATYPES), shape=draw(_SHAPES))
-            case 8:
-                for name, parameter in draw(_OF_TENSORS).items():
-                    tensor.parameters[name].CopyFrom(parameter)
-            case _:
-                output = message.outputs.add(name=draw(_OUTPUT_NAMES))
-                for name, parameter in draw(_OF_TENSORS).items():
-                    output.parameters[name].CopyFrom(parameter)
+        numbers = tensor.contents
+        changes: list[Callable[[], object]] = [
+            lambda: setattr(message, "model_name", draw(_names("digits", "plain"))),
+            lambda: setattr(message, "model_version", draw(VERSION_TEXTS)),
+            lambda tensor=tensor: setattr(tensor, "name", draw(_TENSOR_NAMES)),
+            lambda tensor=tensor: setattr(tensor, "datatype", draw(_DATATYPES)),
+            lambda tensor=tensor: _replace(tensor.shape, draw(_SHAPES)),
+            lambda: _replace(message.raw_input_contents, draw(_CONTENTS)),
+            lambda numbers=numbers: numbers.bytes_contents.append(b"x"),
+            lambda numbers=numbers: getattr(numbers, draw(_NUMBERS)).extend([1, 2]),
+            lambda: message.inputs.add(name=draw(_TENSOR_NAMES), datatype=draw(_DATATYPES), shape=draw(_SHAPES)),
+            lambda tensor=tensor: _give(tensor, draw(_OF_TENSORS)),
+            lambda: _give(message.outputs.add(name=draw(_OUTPUT_NAMES)), draw(_OF_TENSORS)),
+        ]
+        draw(st.sampled_from(changes))()
     return message
+
+
+def _replace(field: Any, values: Iterable[Any]) -> None:
+    del field[:]
+    field.extend(values)
+
+
+def _give(thing: Any, parameters: Mapping[str, pb.InferParameter]) -> None:
+    for name, parameter in parameters.items():
+        thing.parameters[name].CopyFrom(parameter)
 
 
 def _about(kind: type[Any]) -> st.SearchStrategy[Message]:

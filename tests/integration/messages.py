@@ -21,7 +21,7 @@ def tensor(images: np.ndarray) -> vision_pb2.ImageTensor:
 
 def classify(images: np.ndarray, model: str = "digits", **fields: Any) -> vision_pb2.ClassifyRequest:
     """uint8 [N, H, W, C]; asks for every label unless told otherwise."""
-    return vision_pb2.ClassifyRequest(**{"model": model, "pixels": tensor(images), "top_k": 1000} | fields)
+    return vision_pb2.ClassifyRequest(model=model, pixels=tensor(images), **{"top_k": 1000} | fields)
 
 
 def classify_files(*files: bytes, model: str = "digits") -> vision_pb2.ClassifyRequest:

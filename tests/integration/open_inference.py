@@ -50,7 +50,8 @@ def stub(stubs: Stubs) -> open_inference_pb2_grpc.GRPCInferenceServiceStub:
 
 def parameter(value: bool | int | float | str) -> pb.InferParameter:
     kinds = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
-    return pb.InferParameter(**{kinds[type(value)]: value})
+    found: dict[str, Any] = {kinds[type(value)]: value}
+    return pb.InferParameter(**found)
 
 
 def parameters(values: Mapping[str, Any]) -> dict[str, pb.InferParameter]:
@@ -61,7 +62,9 @@ def tensor(name: str, array: np.ndarray) -> pb.ModelInferRequest.InferInputTenso
     return pb.ModelInferRequest.InferInputTensor(name=name, datatype=DATATYPES[array.dtype.name], shape=array.shape)
 
 
-def request(model: str, *, typed: bool = False, given: Mapping[str, Any] | None = None, **arrays: np.ndarray) -> Any:
+def request(
+    model: str, *, typed: bool = False, given: Mapping[str, Any] | None = None, **arrays: Any
+) -> pb.ModelInferRequest:
     """One input per array, raw or typed. `given` are the request's parameters."""
     message = pb.ModelInferRequest(model_name=model, parameters=parameters(given or {}))
     for name, array in arrays.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -29,7 +30,7 @@ PATIENCE_S = 60.0
 class Stubs:
     """The generated stubs over one channel."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: Any) -> None:  # a grpc.Channel, whose types do not know calls of bytes
         self.channel = channel
         self.vision = vision_pb2_grpc.VisionStub(channel)
         self.forecasting = forecasting_pb2_grpc.ForecastingStub(channel)
@@ -41,7 +42,7 @@ class Stubs:
 class Served(Stubs):
     """A running server, with stubs that are connected to it."""
 
-    def __init__(self, server: Server, channel: grpc.Channel) -> None:
+    def __init__(self, server: Server, channel: Any) -> None:
         super().__init__(channel)
         self.server = server
 
@@ -81,27 +82,26 @@ class Served(Stubs):
 
 @contextmanager
 def serving(repository: Path, **settings: Any) -> Iterator[Served]:
-    config = Config.of(
-        **{
-            "repository": repository,
-            "threads": ("1",),
-            "engine_timeout_s": 600.0,  # tests hold engines up, and other work may hold the cores
-            "grpc_port": 0,
-            "http_port": 0,
-        }
-        | settings
-    )
-    server = build(config)
+    defaults: dict[str, Any] = {
+        "repository": repository,
+        "threads": ("1",),
+        "engine_timeout_s": 600.0,  # tests hold engines up, and other work may hold the cores
+        "grpc_port": 0,
+        "http_port": 0,
+    }
+    server = build(Config.of(**defaults | settings))
     server.start()
     try:
         with connected(f"127.0.0.1:{server.grpc_port}") as channel:
             yield Served(server, channel)
     finally:
-        server.drain_and_stop()
+        hurry = threading.Event()
+        hurry.set()  # no test ends while replies are on their way
+        server.drain_and_stop(hurry)
 
 
 @contextmanager
-def connected(address: str) -> Iterator[grpc.Channel]:
+def connected(address: str) -> Iterator[Any]:
     """A connection of its own: channels of equal arguments would otherwise share one."""
     options = [
         ("grpc.use_local_subchannel_pool", 1),

@@ -12,7 +12,7 @@ from rafaga.server.transport.call import Call
 from tests import bundles
 from tests.integration import http2, messages
 from tests.integration.serving import PATIENCE_S, Served, connected, eventually, wait_for_queue
-from tests.integration.valve import Decoder, Valve
+from tests.integration.valve import Valve
 
 CLASSIFY = "/rafaga.v1.Vision/Classify"
 IMAGE = messages.random_digits(0)
@@ -45,18 +45,6 @@ def test_before_the_request_is_whole(served: Served, valve: Valve) -> None:
     assert_serves(served)
 
 
-def test_while_an_image_is_decoded(served: Served, valve: Valve, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = Decoder(monkeypatch)
-    call = served.vision.Classify.future(messages.classify_files(b"one", b"two"))
-    decoder.wait_for_image()
-    valve.runs.clear()
-    call.cancel()
-    eventually(lambda: served.in_flight == 0, "the call ended")
-    decoder.go_on()
-    assert_serves(served)
-    assert valve.runs == [1]
-
-
 def test_in_the_queue(served: Served, valve: Valve) -> None:
     """1. The engine is busy. 2. Two calls queue; one is cancelled. 3. The engine runs the other alone."""
     with valve.closed():
@@ -76,16 +64,6 @@ def test_in_the_queue(served: Served, valve: Valve) -> None:
     assert served.metric("rafaga_requests_total", code="CANCELLED") == 1
 
 
-def test_while_the_engine_computes(served: Served, valve: Valve) -> None:
-    with valve.closed():
-        call = served.vision.Classify.future(messages.classify(IMAGE))
-        valve.wait_for_engine()
-        call.cancel()
-        eventually(lambda: served.in_flight == 0, "the call ended")
-    assert_serves(served)
-    assert cancelled(served) == 0  # it was computed, for nobody
-
-
 def test_between_the_parts_of_a_split_request(served: Served, valve: Valve) -> None:
     """The parts that are not in a batch yet are never run."""
     with valve.closed():
@@ -97,14 +75,6 @@ def test_between_the_parts_of_a_split_request(served: Served, valve: Valve) -> N
     assert_serves(served)
     assert len(valve.runs) == 2
     assert valve.runs[0] <= 32
-
-
-def test_after_the_reply(served: Served) -> None:
-    call = served.vision.Classify.future(messages.classify(IMAGE))
-    assert call.result(PATIENCE_S)
-    call.cancel()
-    assert_serves(served)
-    assert served.metric("rafaga_requests_total", code="CANCELLED") == 0
 
 
 def test_by_closing_the_connection(served: Served, valve: Valve) -> None:

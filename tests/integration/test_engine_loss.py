@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
+from rafaga.server import lifecycle
 from rafaga.server.execution import served_model as models
 from rafaga.server.transport.completion_queue import CompletionQueueLoop
 from rafaga.v1 import catalog_pb2
@@ -53,7 +55,7 @@ def ask(served: Served, x: np.ndarray = X) -> list[int]:
     return oip.arrays(response)["y"].ravel().tolist()
 
 
-def spin_for_ever(served: Served) -> grpc.Future:
+def spin_for_ever(served: Served) -> Any:
     """A call that the engine runs and never ends."""
     call = oip.stub(served).ModelInfer.future(oip.request("spin", x=FOR_EVER))
     eventually(lambda: served.in_flight == 1, "the call is there")
@@ -146,7 +148,7 @@ class Kernel:
         model.engines[0]._session = self.valve.before(model.engines[0].session)
         return model
 
-    def call(self, served: Served, model: str) -> grpc.Future:
+    def call(self, served: Served, model: str) -> Any:
         return oip.stub(served).ModelInfer.future(oip.request(model, x=self.X), timeout=PATIENCE_S)
 
 
@@ -198,14 +200,17 @@ def test_when_nobody_can_receive_any_more(tmp_path: Path, monkeypatch: pytest.Mo
             assert refusal(hung.result).reason == "ENGINE_FAILURE"
 
 
-def test_a_server_stops_while_an_engine_hangs(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_a_server_stops_while_an_engine_hangs(
+    serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "_REPLY_GRACE_S", 0.1)
     plain.publish(tmp_path, "spin", plain.spinning())
     served = serve(tmp_path, drain_timeout_s=0.3)
     hung = spin_for_ever(served)
     model = served.server.repository.model("spin", 0)
     closing, close = threading.Event(), model.close
 
-    def hurry() -> None:
+    def hurry(timeout_s: float = 0.0) -> None:
         closing.set()
         close(timeout_s=0.1)
 

@@ -131,7 +131,7 @@ def test_every_unary_method_is_among_them(served: Served) -> None:
     assert sorted(REPLIES) == METHODS == sorted(served.server._router.methods)
 
 
-@pytest.mark.parametrize("examples", [1000, pytest.param(100_000, marks=NIGHTLY)])
+@pytest.mark.parametrize("examples", [400, pytest.param(100_000, marks=NIGHTLY)])
 def test_every_request_gets_a_clean_status_that_is_counted(served: Served, examples: int) -> None:
     stubs = {method: served.channel.unary_unary(method) for method in METHODS}
     statuses, before = Counts(), counted(served)
@@ -153,7 +153,7 @@ def test_every_request_gets_a_clean_status_that_is_counted(served: Served, examp
     assert_serves(served)
 
 
-@pytest.mark.parametrize("examples", [200, pytest.param(20_000, marks=NIGHTLY)])
+@pytest.mark.parametrize("examples", [100, pytest.param(20_000, marks=NIGHTLY)])
 def test_every_message_of_a_stream_gets_an_answer_that_is_counted(served: Served, examples: int) -> None:
     infer = served.channel.stream_stream(STREAM)
     statuses, before = Counts(), counted(served)
@@ -186,7 +186,7 @@ def test_every_message_of_a_stream_gets_an_answer_that_is_counted(served: Served
     assert_serves(served)
 
 
-@pytest.mark.parametrize("examples", [100, pytest.param(10_000, marks=NIGHTLY)])
+@pytest.mark.parametrize("examples", [30, pytest.param(10_000, marks=NIGHTLY)])
 def test_health_of_any_name_can_be_watched(served: Served, examples: int) -> None:
     known = st.sampled_from(["", "digits", "rafaga.v1.Catalog", "inference.GRPCInferenceService"])
 

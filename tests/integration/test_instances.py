@@ -54,12 +54,7 @@ class Told:
     [(8, "2", "auto", 4), (2, "4", "auto", 1), (8, "2", "3", 3), (8, "1", "auto", 8)],
 )
 def test_engines_share_the_cores(
-    serve: Callable[..., Served],
-    monkeypatch: pytest.MonkeyPatch,
-    cores: int,
-    instances: str,
-    threads: str,
-    each: int,
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, cores: int, instances: str, threads: str, each: int
 ) -> None:
     told = Told(monkeypatch, cores)
     serve(instances=(instances,), threads=(threads,))

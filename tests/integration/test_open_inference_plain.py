@@ -74,7 +74,7 @@ def publish_all(root: Path) -> None:
         {"x": ("float32", ("n", 8))},
         {"y": ("float32", ("n", "m"))},
         axes=np.array([0], np.int64),
-        half=np.float32(0.5),
+        half=np.array(0.5, np.float32),
     )
     plain.publish(root, "columns", columns)
     product = plain.graph(

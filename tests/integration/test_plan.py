@@ -34,6 +34,7 @@ def paced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measures and simulates less than a plan for real would rest on."""
     monkeypatch.setattr(measure, "CALLERS", (1, 8))
+    monkeypatch.setattr(measure, "WARM_UP_S", 0.1)
     monkeypatch.setattr(planning, "_SEARCH_REQUESTS", 500)
     monkeypatch.setattr(planning, "_TOLD_REQUESTS", 1000)
 
@@ -67,7 +68,7 @@ def test_a_server_is_measured_and_its_profile_planned_with(
 def test_callers_that_are_refused_are_no_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundles.publish_classifier(tmp_path / "repository")
     path = tmp_path / "digits.json"
-    with Pace(ROW_MS / 1e3).set(), serving(tmp_path / "repository", max_queue_requests=2) as served:
+    with Pace(ROW_MS / 1e3).set(), serving(tmp_path / "repository", max_batch_size=2, max_queue_requests=2) as served:
         arguments = ["--measure", served.address, "--model", "digits", "--step", "0.5", "--profile", str(path)]
         assert main(["plan", *arguments]) == 0
     assert "were refused" in capsys.readouterr().err

@@ -38,7 +38,8 @@ def test_an_image_gets_the_same_answer_in_every_form(client: Client, tmp_path: P
     path = tmp_path / "digit.png"
     path.write_bytes(messages.png(pixels))
     expected = bundles.classify(pixels[np.newaxis, :, :, np.newaxis])[0]
-    for image in (pixels, pixels[..., np.newaxis], path, str(path), path.read_bytes(), Image.fromarray(pixels)):
+    forms: list[Any] = [pixels, pixels[..., np.newaxis], path, str(path), path.read_bytes(), Image.fromarray(pixels)]
+    for image in forms:
         answer = client.classify(image, model="digits", top_k=10)
         found = {p.index: p.probability for p in answer.predictions}
         np.testing.assert_allclose([found[i] for i in range(10)], expected, atol=1e-5)

@@ -85,7 +85,7 @@ def test_a_method_that_is_not_there_does_not_tell_without_a_token(guarded: Serve
     assert refused.code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED)
 
 
-# --- TLS, on grpcio alone ---------------------------------------------------------------------------------------------
+# --- TLS --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 
 from rafaga import AsyncClient, Client, InvalidImage, InvalidRequest, InvalidTensor, RafagaError
 from rafaga.cli import main
-from rafaga.inference import open_inference_pb2, open_inference_pb2_grpc
 from rafaga.load import targets
 from rafaga.load.codecs import Replies, Wire, reader
 from rafaga.load.connection import Connection
@@ -219,29 +217,6 @@ def test_requests_that_the_sdk_never_sends_are_refused(served: Served, method: s
     assert says in refused.message
 
 
-def test_random_requests_get_a_clean_status(served: Served) -> None:
-    """Valid requests, truncated and changed at random. Afterwards the server answers as before."""
-    photo = messages.random_photo(2, 8, 16)
-    whole = {
-        "/rafaga.v1.Vision/Detect": messages.detect(photo),
-        "/rafaga.v1.Vision/Segment": messages.segment(photo, with_probabilities=True),
-        "/rafaga.v1.Sequences/Predict": messages.predict("abcabc"),
-    }
-    source = random.Random(0)
-    clean = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
-    for number in range(150):
-        method, request = list(whole.items())[number % len(whole)]
-        content = bytearray(request.SerializeToString())
-        content[source.randrange(min(len(content), 40))] = source.randrange(256)
-        content = content[: source.randrange(len(content)) if number % 2 else None]
-        failure = served.channel.unary_unary(method).future(bytes(content), timeout=PATIENCE_S).exception()
-        if failure is not None:
-            assert refusal_of(failure).code in clean
-            assert refusal_of(failure).reason
-    (found,) = served.vision.Detect(whole["/rafaga.v1.Vision/Detect"]).results
-    assert corners(found.objects)[0] == [0, 0, 16, 8]
-
-
 def test_the_catalogue_describes_them(client: Client) -> None:
     detector = client.model("detector")
     assert detector.task == "detection"
@@ -335,30 +310,21 @@ def test_the_load_tester_checks_their_answers(served: Served, model: str) -> Non
         assert not read.same(first, second)
 
 
+def ask(stub: Any, model: str, **inputs: Any) -> dict[str, np.ndarray]:
+    return oip.arrays(stub.ModelInfer(oip.request(model, **inputs), timeout=PATIENCE_S))
+
+
 class TestOpenInference:
     @pytest.fixture
     def stub(self, served: Served) -> Any:
-        return open_inference_pb2_grpc.GRPCInferenceServiceStub(served.channel)
-
-    def infer(self, stub: Any, model: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        datatypes = {"uint8": "UINT8", "int64": "INT64", "float32": "FP32"}
-        request = open_inference_pb2.ModelInferRequest(model_name=model)
-        for name, array in inputs.items():
-            request.inputs.add(name=name, datatype=datatypes[array.dtype.name], shape=array.shape)
-            request.raw_input_contents.append(array.tobytes())
-        reply = stub.ModelInfer(request, timeout=PATIENCE_S)
-        dtypes = {protocol: numpy for numpy, protocol in datatypes.items()}
-        return {
-            output.name: np.frombuffer(raw, dtypes[output.datatype]).reshape(output.shape)
-            for output, raw in zip(reply.outputs, reply.raw_output_contents, strict=True)
-        }
+        return oip.stub(served)
 
     def test_detectors_and_segmenters(self, stub: Any) -> None:
         photo = messages.random_photo(4, 8, 16, rows=2)
-        found = self.infer(stub, "detector", {"image": photo})
+        found = ask(stub, "detector", image=photo)
         for name, expected in zip(("boxes", "scores", "labels"), bundles.detect(photo), strict=True):
             np.testing.assert_allclose(found[name], expected, atol=1e-5)
-        found = self.infer(stub, "segmenter", {"image": photo})
+        found = ask(stub, "segmenter", image=photo)
         np.testing.assert_array_equal(found["labels"], bundles.segment(photo)[0])
 
     @pytest.mark.parametrize("output", ["scores", "labels"])
@@ -377,9 +343,9 @@ class TestOpenInference:
 
     def test_sequences(self, stub: Any) -> None:
         symbols = np.array([[0, 1, 2, 2], [3, 9, 9, 9]])
-        found = self.infer(stub, "letters", {"symbols": symbols, "length": np.array([4, 1])})["probabilities"]
+        found = ask(stub, "letters", symbols=symbols, length=np.array([4, 1]))["probabilities"]
         np.testing.assert_allclose(found, [bundles.predict("abcc"), bundles.predict("d")], atol=1e-6)
-        found = self.infer(stub, "letters", {"symbols": symbols[:1]})["probabilities"]  # as long as the array
+        found = ask(stub, "letters", symbols=symbols[:1])["probabilities"]  # as long as the array
         np.testing.assert_allclose(found, [bundles.predict("abcc")], atol=1e-6)
 
     @pytest.mark.parametrize(
@@ -394,7 +360,7 @@ class TestOpenInference:
     )
     def test_bad_sequences(self, stub: Any, symbols: Any, length: Any, says: str) -> None:
         with pytest.raises(grpc.RpcError) as failed:
-            self.infer(stub, "letters", {"symbols": np.array(symbols), "length": np.array(length)})
+            ask(stub, "letters", symbols=np.array(symbols), length=np.array(length))
         refused = refusal_of(failed.value)
         assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
         assert says in refused.message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import numpy as np
@@ -21,11 +22,11 @@ SOON_US = 200_000
 LATE = (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
 
 
-def infer_soon(served: Served, images: np.ndarray = DIGIT) -> grpc.Future:
+def infer_soon(served: Served, images: np.ndarray = DIGIT) -> Any:
     return oip.stub(served).ModelInfer.future(oip.images(images, given={"timeout": SOON_US}))
 
 
-def ended(call: grpc.Future) -> tuple[grpc.StatusCode, str | None]:
+def ended(call: Any) -> tuple[grpc.StatusCode, str | None]:
     refused = refusal(lambda: call.result(PATIENCE_S))
     return refused.code, refused.reason
 
@@ -104,13 +105,13 @@ def test_priorities_in_the_metadata(serve: Callable[..., Served], valve: Valve) 
     """As below, over both protocols, and `priority` of a request counts more than its metadata."""
     served = serve(max_queue_wait_ms=600_000)
 
-    def ask(rows: int, word: str, **given: object) -> grpc.Future:
+    def ask(rows: int, word: str, **given: object) -> Any:
         images, metadata = np.zeros((rows, 8 * rows, 8, 3), np.uint8), ((PRIORITY_KEY, word),)
         if given:
             return oip.stub(served).ModelInfer.future(oip.images(images, "backbone", given=given), metadata=metadata)
         return served.vision.ExtractFeatures.future(messages.features(images), metadata=metadata)
 
-    calls: list[grpc.Future] = []
+    calls: list[Any] = []
     with valve.closed():
         calls.append(ask(1, "low"))
         valve.wait_for_engine()
@@ -139,13 +140,13 @@ def test_priorities(serve: Callable[..., Served], valve: Valve) -> None:
     """
     served = serve(max_queue_wait_ms=600_000)
 
-    def ask(rows: int, **given: object) -> grpc.Future:
+    def ask(rows: int, **given: object) -> Any:
         images = np.zeros((rows, 8 * rows, 8, 3), np.uint8)
         call = oip.stub(served).ModelInfer.future(oip.images(images, "backbone", given=given))
         calls.append(call)
         return call
 
-    calls: list[grpc.Future] = []
+    calls: list[Any] = []
     with valve.closed():
         ask(1)
         valve.wait_for_engine()

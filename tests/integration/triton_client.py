@@ -150,7 +150,8 @@ def stream(address: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
 def main(way: str, address: str, folder: Path) -> None:
     with np.load(folder / "inputs.npz") as file:
         arrays, facts = {"sync": sync, "aio": aio, "stream": stream}[way](address, dict(file))
-    np.savez(folder / "outputs.npz", **arrays)
+    outputs: dict[str, Any] = dict(arrays)
+    np.savez(folder / "outputs.npz", **outputs)
     (folder / "facts.json").write_text(json.dumps(facts))
 
 

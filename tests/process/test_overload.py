@@ -33,7 +33,7 @@ def busy_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(served: Running, folder: Path, *arguments: str, seconds: float, deadline_s: float = 10.0) -> StepResult:
     """One step of `rafaga load`; one answer in ten is checked."""
     path = folder / "run.json"
-    command = ["load", "--server", served.address, "--model", "slow", "--json", str(path), "--warm-up", "1"]
+    command = ["load", "--server", served.address, "--model", "slow", "--json", str(path), "--warm-up", "0.3"]
     timed = ["--duration", str(seconds), "--deadline-ms", str(deadline_s * 1e3)]
     done = subprocess.run(
         [sys.executable, "-m", "rafaga.cli", *command, *timed, *arguments],
@@ -53,7 +53,7 @@ def answered(step: StepResult) -> float:
     return step.tally.ok / step.step.duration_s
 
 
-@pytest.mark.parametrize("seconds", [4, pytest.param(120, marks=[pytest.mark.nightly, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("seconds", [2, pytest.param(120, marks=[pytest.mark.nightly, pytest.mark.timeout(600)])])
 def test_five_times_what_it_can_take(busy_repository: Path, tmp_path: Path, seconds: int) -> None:
     """1. As much as it can take. 2. Five times that. 3. As much as it can take: nobody is refused, as before.
 

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -23,12 +24,12 @@ CLASSIFY = "/rafaga.v1.Vision/Classify"
 IMAGES = [messages.random_digits(seed) for seed in range(8)]
 
 
-def assert_right(call: grpc.Future, number: int) -> None:
+def assert_right(call: Any, number: int) -> None:
     answer = messages.probabilities(call.result(PATIENCE_S))
     assert answer == pytest.approx(bundles.classify(IMAGES[number % 8]), abs=1e-5)
 
 
-def ask_slowly(served: Running, calls: int) -> list[grpc.Future]:
+def ask_slowly(served: Running, calls: int) -> list[Any]:
     """So many calls are accepted and wait for the slow model, one row at a time."""
     futures = [served.vision.Classify.future(messages.classify(IMAGES[i % 8], "slow")) for i in range(calls)]
     eventually(

@@ -62,9 +62,8 @@ def test_an_invalid_setting_is_named() -> None:
 
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU here")
-@pytest.mark.parametrize("device", ["cuda", "tensorrt:0"])
-def test_a_device_that_is_not_there_is_named(repository: Path, device: str) -> None:
-    with process("--repository", str(repository), "--device", device) as started:
+def test_a_device_that_is_not_there_is_named(repository: Path) -> None:
+    with process("--repository", str(repository), "--device", "tensorrt:0") as started:
         assert started.exit_code() == 2
         last = started.log[-1].text
     assert "device: " in last
@@ -115,6 +114,7 @@ def test_every_line_of_the_log_is_json(repository: Path) -> None:
         assert served.process.exit_code() == 0
         log = served.process.log
     assert all(line.fields.keys() >= {"time", "level", "logger", "message"} for line in log)
+    assert not any(OPEN in line.text for line in log), "on loopback nobody else may call"
     ready = [line.fields for line in log if line.fields["message"] == "model ready"]
     assert [(line["model"], line["version"], line["precision"]) for line in ready] == [
         ("digits", 1, "fp32"),
@@ -134,13 +134,10 @@ def test_a_log_for_people(repository: Path) -> None:
         assert sum("transport has no effect" in line.text for line in started.log) == 1
 
 
-@pytest.mark.parametrize(
-    ("host", "guarded", "warned"), [("0.0.0.0", False, True), ("0.0.0.0", True, False), ("127.0.0.1", False, False)]
-)
+@pytest.mark.parametrize("token", [(), ("--bearer-token-sha256", hashlib.sha256(b"token").hexdigest())])
 def test_listening_beyond_this_machine_without_a_token_is_warned_about(
-    repository: Path, host: str, guarded: bool, warned: bool
+    repository: Path, token: tuple[str, ...]
 ) -> None:
-    token = ("--bearer-token-sha256", hashlib.sha256(b"token").hexdigest()) if guarded else ()
-    with running(repository, "--host", host, *token) as served:
+    with running(repository, "--host", "0.0.0.0", *token) as served:
         warnings = [line.text for line in served.process.log if line.fields.get("level") == "WARNING"]
-    assert any(OPEN in warning for warning in warnings) is warned
+    assert any(OPEN in warning for warning in warnings) is (not token)

@@ -1,8 +1,7 @@
 """Every model of the catalogue: built, traced, proved, published, served, and asked once.
 
 Weights are random: what is shown is that each architecture makes the whole way and that its golden answers come back
-over the wire. New entries are part of `make test`, with the fp32 file alone, until they are named in LARGE: the nightly
-tests make and serve those in every precision.
+over the wire.
 """
 
 from __future__ import annotations
@@ -29,39 +28,20 @@ from rafaga.server.config.settings import PrecisionChoice
 from tests.integration import open_inference
 from tests.integration.serving import PATIENCE_S, Served, serving
 
-# Seconds to minutes each, up to half a gigabyte: `make nightly`. One classifier and one backbone of size stay.
-LARGE = frozenset(
-    {
-        "resnet56-cifar10",
-        "plain56-cifar10",
-        "resnet34",
-        "resnet50",
-        "resnet101",
-        "resnet152",
-        "plain34",
-        "vgg16",
-        "vgg19",
-        "googlenet",
-        "resnet50-backbone",
-        "resnet50-fpn",
-        "vgg16-backbone",
-        "vgg16-embedding",
-        "fcn-resnet50",
-        "ssd300-vgg16",
-        "fasterrcnn-resnet50-fpn",
-    }
-)
+# One classifier, one forecaster, one sequence model, with the fp32 file alone. All others are nightly, in every
+# precision: seconds to minutes each, up to half a gigabyte.
+QUICK = frozenset({"lenet5-mnist", "lstm-co2", "lstm-reber"})
 
 
 def by_size() -> Iterator[Any]:
     for entry in catalogue().values():
-        marks = [pytest.mark.nightly, pytest.mark.timeout(1800)] if entry.name in LARGE else []
+        marks = [] if entry.name in QUICK else [pytest.mark.nightly, pytest.mark.timeout(1800)]
         yield pytest.param(entry, id=entry.name, marks=marks)
 
 
 def precisions_of(entry: Entry) -> Iterator[Precision]:
     for precision in Precision:
-        if precision is Precision.FP32 or (entry.name in LARGE and not unsupported(entry, [precision])):
+        if precision is Precision.FP32 or (entry.name not in QUICK and not unsupported(entry, [precision])):
             yield precision
 
 
@@ -116,7 +96,7 @@ OWN_SERVICE: Mapping[Task, Callable[[Client, str, Arrays], Arrays]] = {
 
 
 def test_no_name_is_misspelt() -> None:
-    assert catalogue().keys() >= LARGE
+    assert catalogue().keys() >= QUICK
 
 
 def test_every_answer_of_an_untrained_model_says_so(tmp_path: Path) -> None:
@@ -160,9 +140,10 @@ def test_makes_the_whole_way(entry: Entry, tmp_path: Path, caplog: pytest.LogCap
 
 def require_answers(served: Served, entry: Entry, asked: Arrays, expected: Arrays) -> None:
     with Client(served.address) as client:
-        message = open_inference.request(entry.name, **asked)
+        inputs: dict[str, Any] = dict(asked)
+        message = open_inference.request(entry.name, **inputs)
         raw = open_inference.stub(served).ModelInfer(message, timeout=PATIENCE_S)
-        answers = [open_inference.arrays(raw)]
+        answers: list[Arrays] = [open_inference.arrays(raw)]
         if ask := OWN_SERVICE.get(entry.task):
             answers.append(ask(client, entry.name, asked))
         assert not client.model(entry.name).trained

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from demo.server import ServerProcess
+from models.entry import ImageInput
 from models.loading import load_weights
 from models.training.data import load_mnist
 from models.zoo import catalogue
@@ -72,6 +73,7 @@ def test_all_test_digits_from_concurrent_callers(server: ServerProcess, data: Pa
     entry = catalogue()[MODEL]
     module = entry.build()
     load_weights(entry, module, "auto")
+    assert isinstance(entry.input, ImageInput)
     with torch.no_grad():
         scaled = torch.from_numpy(images.copy())[:, None].float() / 255
         mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (entry.input.mean, entry.input.std))
