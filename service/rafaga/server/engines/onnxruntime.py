@@ -47,7 +47,7 @@ def create_session(model: bytes, threads: int, spinning: bool = False) -> ort.In
     options.enable_mem_pattern = False  # plans memory per batch size, and sizes vary
     # Spinning threads burn the cores that the transport and the decoders need, unless there are plenty.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-    options.add_session_config_entry(*int8.EXACT)
+    int8.configure(options)
     options.log_severity_level = 3
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

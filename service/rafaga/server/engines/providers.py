@@ -129,7 +129,7 @@ def create_gpu_session(
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # plans memory per batch size, which a graph's fixed addresses do without
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry(*int8.EXACT)  # of nodes that are left to the CPU
+    int8.configure(options)  # for nodes that run on the CPU
     options.log_severity_level = 3
     providers: list[tuple[str, Options]] = []
     if device.kind is DeviceKind.TENSORRT:
