@@ -45,7 +45,7 @@ def open_session(path: Path, threads: int = 0) -> ort.InferenceSession:
     """A CPU session; `threads` 0: ONNX Runtime's default."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry(*int8.EXACT)
+    int8.configure(options)
     options.log_severity_level = 3  # its warnings are about optimisations that were not applied
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 

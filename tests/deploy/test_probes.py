@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 from grpc_health.v1 import health_pb2
 
-from rafaga.errors import DeviceError
-from rafaga.server.engines.onnxruntime import Engine
-from rafaga.server.execution.supervisor import WatchPolicy
 from tests import bundles
 from tests.deploy.rendering import KUBERNETES, Object, container, one, overlay, render, settings
-from tests.integration.serving import PATIENCE_S, Served, eventually
+from tests.integration import messages
+from tests.integration.serving import PATIENCE_S, Served, eventually, refusal
+from tests.integration.valve import Valve
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -49,23 +48,19 @@ def test_a_refused_bundle_stops_the_update_and_restarts_nothing(
     assert ask(served, only["readinessProbe"]) == NOT_SERVING
 
 
-def test_a_device_that_is_lost_to_the_process_ends_it(
-    serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_engines_that_hang_again_and_again_end_the_process(
+    serve: Callable[..., Served], tmp_path: Path, valve: Valve
 ) -> None:
-    """1. The engine fails, and every restart fails. 2. Liveness fails, so that Kubernetes restarts the pod."""
+    """1. The engine hangs, and the next one too. 2. The probes tell Kubernetes to restart the pod."""
     bundles.publish_classifier(tmp_path)
-    served, only = serve(tmp_path), container(overlay("cpu"))
-    model = served.server.repository.version("digits", 0).model
-    assert model is not None
+    served, only = serve(tmp_path, engine_timeout_s=0.2), container(overlay("cpu"))
     assert served.get("/healthz")[0] == 200
-
-    def refuse(_: int) -> Engine:
-        raise DeviceError("cuda:0: cudaSetDevice: an illegal memory access was encountered (700)")
-
-    monkeypatch.setattr(model, "_renew", refuse)
-    monkeypatch.setattr(model, "_watch_policy", WatchPolicy(max_failures=1))
-    model._lose(model._shifts[0], "CUDA failure 700")
-    eventually(lambda: ask(served, only["livenessProbe"]) == NOT_SERVING, "liveness fails")
+    with valve.closed():
+        for _ in range(2):
+            eventually(lambda: served.get("/readyz")[0] == 200, "an engine serves")
+            call = served.vision.Classify.future(messages.classify(messages.random_digits(0)))
+            assert refusal(lambda call=call: call.result(PATIENCE_S)).reason == "ENGINE_FAILURE"
+        eventually(lambda: ask(served, only["livenessProbe"]) == NOT_SERVING, "liveness fails")
     assert served.get("/healthz")[0] == 503
     assert ask(served, only["readinessProbe"]) == NOT_SERVING
 

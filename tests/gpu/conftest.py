@@ -14,7 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,13 @@ from rafaga.bundle import Bundle, Precision, Variant
 from rafaga.errors import DeviceError
 from rafaga.server.config.device import Device, DeviceFallback, parse
 from rafaga.server.config.per_model import EngineOptions, PerModel
-from rafaga.server.config.settings import GpuChoice
 from rafaga.server.engines import devices
-from rafaga.server.engines import selection as placements
+from rafaga.server.engines.contract import Engine
 from rafaga.server.engines.devices import Choice, Nvidia
-from rafaga.server.engines.onnxruntime import Engine, Golden
-from rafaga.server.engines.selection import GpuSettings, Placement, Task
+from rafaga.server.engines.gpu import GpuSettings
+from rafaga.server.engines.loading import ModelToPlace
+from rafaga.server.engines.selection import Placement
+from rafaga.server.repository.golden import Golden
 
 HERE = Path(__file__).parent
 
@@ -71,9 +73,8 @@ Place = Callable[..., Placement]
 
 
 @pytest.fixture
-def place(device: Device, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(device: Device) -> Place:
     """A placement on the device; keywords are those of GpuSettings."""
-    monkeypatch.setattr(placements, "_BOUND_S", 0.0)  # in a rehearsal, small models too
 
     def place(**settings: object) -> Placement:
         return placed(device, GpuSettings(**settings))  # type: ignore[arg-type]
@@ -82,7 +83,8 @@ def place(device: Device, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 def placed(device: Device, settings: GpuSettings) -> Placement:
-    return Placement.on(Choice((device,), "a test"), DeviceFallback.FAIL, settings, PerModel(EngineOptions()))
+    placement = Placement.on(Choice((device,), "a test"), DeviceFallback.FAIL, settings, PerModel(EngineOptions()))
+    return replace(placement, pipelined_s=0.0)  # in a rehearsal, small models too
 
 
 @dataclass(frozen=True)
@@ -125,25 +127,23 @@ def bundles_in(root: Path) -> list[Found]:
 
 
 def repeated(golden: Golden, rows: int) -> Golden:
-    """Its questions and answers again and again, up to `rows` rows."""
-    copy = golden.turned()
-    copy.inputs = golden.tiled(rows)
-    copy.outputs = tuple(np.resize(output, (rows, *output.shape[1:])) for output in golden.outputs)
-    return copy
+    """Its inputs and outputs repeated up to `rows` rows."""
+    other = copy(golden)
+    other.inputs = golden.tiled(rows)
+    other.outputs = tuple(np.resize(output, (rows, *output.shape[1:])) for output in golden.outputs)
+    return other
 
 
-def task(folder: Path, precision: Precision = Precision.FP32, rows: int = 8) -> tuple[Task, Variant, Golden]:
-    """What a loader would hand to a placement."""
+def task(folder: Path, precision: Precision = Precision.FP32, rows: int = 8) -> tuple[ModelToPlace, Variant, Golden]:
+    """What a loader hands to a placement."""
     bundle: Bundle = bundles.load(folder)
     variant = bundle.variant(precision)
     assert variant is not None
     golden = Golden.load(bundle, folder / bundles.GOLDEN)
 
-    def proof(engine: Engine) -> None:
-        golden.check(engine.run(golden.inputs), variant.golden_tolerance)
+    def verify(engine: Engine) -> None:
+        golden.verify(engine, variant.golden_tolerance, rows)
 
     model = (folder / variant.file).read_bytes()
-    return Task(bundle, model, precision, golden, min(rows, bundle.max_batch_size), proof), variant, golden
-
-
-ALWAYS = {"graphs": GpuChoice.ON, "nhwc": GpuChoice.OFF}
+    rows = min(rows, bundle.max_batch_size)
+    return ModelToPlace(bundle, model, precision, golden, rows, verify), variant, golden

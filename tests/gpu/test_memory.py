@@ -18,7 +18,7 @@ from rafaga.server.engines.cuda import Cuda
 from rafaga.server.engines.memory_budget import MIB
 from rafaga.server.engines.selection import Placement
 from tests.bundles import publish_convolutions
-from tests.gpu.conftest import ALWAYS, task
+from tests.gpu.conftest import task
 
 Place = Callable[..., Placement]
 # What the driver rounds to, and libraries keep once they were used.
@@ -48,16 +48,16 @@ def used(device: Device) -> Callable[[], int]:
 
 def test_unloading_gives_it_back(place: Place, device: Device, tmp_path: Path, used: Callable[[], int]) -> None:
     given = dataclasses.replace(task(publish_convolutions(tmp_path))[0], max_rows=4096)
-    placement = place(**ALWAYS)
-    assert placement.engine(device, given).close()  # the first loads the libraries, which stay
+    placement = place()
+    assert placement.load(device, given).engine.close()  # the first loads the libraries, which stay
     before = used()
     for _ in range(3):
-        engine = placement.engine(device, given)
+        engine = placement.load(device, given).engine
         assert used() > before, "its buffers are there"
         assert engine.close()
         del engine
         assert used() <= before + _SLACK
-    assert placement._sites[device.index].budget.taken == 0
+    assert placement.gpus[device.index].budget.taken == 0
 
 
 def test_what_does_not_fit_is_refused(place: Place, device: Device, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_refused(place: Place, device: Device, tmp_path: Pa
         pytest.skip("a rehearsal has no GPU's memory")
     given, _, _ = task(publish_convolutions(tmp_path))
     with pytest.raises(DeviceMemoryError, match="are left"):
-        place(memory_bytes=64 * MIB).engine(device, given)
+        place(memory_bytes=64 * MIB).load(device, given)
 
 
 def test_a_limit_of_the_arena_holds(place: Place, device: Device, tmp_path: Path) -> None:
@@ -75,5 +75,5 @@ def test_a_limit_of_the_arena_holds(place: Place, device: Device, tmp_path: Path
     large = dataclasses.replace(task(publish_convolutions(tmp_path))[0], max_rows=8192)
     placement = place(model_memory=PerModel(400 * MIB))
     with pytest.raises(DeviceMemoryError):
-        placement.engine(device, large)
-    assert placement._sites[device.index].budget.taken == 0
+        placement.load(device, large)
+    assert placement.gpus[device.index].budget.taken == 0

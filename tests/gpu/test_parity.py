@@ -11,8 +11,8 @@ import pytest
 
 from rafaga.bundle import relative_error
 from rafaga.server.config.device import Device
-from rafaga.server.config.settings import GpuChoice
-from rafaga.server.engines.pipelined import BoundEngine
+from rafaga.server.engines.contract import run_in_batches, whole
+from rafaga.server.engines.pipelined import PipelinedEngine
 from rafaga.server.engines.selection import Placement
 from tests.bundles import (
     classify,
@@ -25,13 +25,13 @@ from tests.bundles import (
     publish_segmenter,
     publish_sequence_model,
 )
-from tests.gpu.conftest import ALWAYS, Found, exported, found_bundles, repeated, task
+from tests.gpu.conftest import Found, exported, found_bundles, repeated, task
 
 Place = Callable[..., Placement]
 SIZES = (1, 2, 3, 5, 8, 13)
 
 
-@pytest.mark.parametrize("settings", [{}, ALWAYS, {"nhwc": GpuChoice.ON}, {"buckets": (3, 7)}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"nhwc": True}, {"buckets": (3, 7)}], ids=str)
 @pytest.mark.parametrize(
     ("publish", "answer", "size"),
     [(publish_classifier, classify, (28, 28, 1)), (publish_convolutions, convolve, (32, 32, 3))],
@@ -46,10 +46,10 @@ def test_images(
     settings: dict[str, object],
 ) -> None:
     given, _, _ = task(publish(tmp_path))
-    engine = place(**settings).engine(device, given)
+    engine = place(**settings).load(device, given).engine
     for rows in SIZES:
         image = np.random.default_rng(rows).integers(0, 256, (rows, *size), dtype=np.uint8)
-        (got,) = engine.run((image,))
+        (got,) = run_in_batches(engine, (image,), 8)
         assert relative_error(got, answer(image)) < 5e-3
     assert engine.close()
 
@@ -59,10 +59,10 @@ def test_images(
 )
 def test_every_task(place: Place, device: Device, tmp_path: Path, publish: Callable[[Path], Path]) -> None:
     given, _, golden = task(publish(tmp_path))
-    engine = place().engine(device, given)
+    engine = place().load(device, given).engine
     for rows in SIZES:
         asked = repeated(golden, rows)
-        asked.check(engine.run(asked.inputs), 1e-3)
+        asked.check(run_in_batches(engine, asked.inputs, given.max_rows), 1e-3)
     assert engine.close()
 
 
@@ -79,10 +79,10 @@ def test_there_are_bundles_to_compare(place: Place, device: Device, tmp_path: Pa
 def compare(place: Place, device: Device, found: Found, folder: Path) -> None:
     """The loading itself compares with the golden answers; then come all sizes, so all buckets, padded and not."""
     given, variant, golden = task(found.published(folder), found.precision)
-    engine = place().engine(device, given)
+    engine = place().load(device, given).engine
     for rows in SIZES:
         asked = repeated(golden, rows)
-        asked.check(engine.run(asked.inputs), variant.golden_tolerance)
+        asked.check(run_in_batches(engine, asked.inputs, given.max_rows), variant.golden_tolerance)
     assert engine.close()
 
 
@@ -95,13 +95,13 @@ def test_every_bundle_and_variant(place: Place, device: Device, found: Found, tm
 
 def test_batches_that_overlap(place: Place, device: Device, tmp_path: Path) -> None:
     given, _, _ = task(publish_classifier(tmp_path))
-    engine = place(**ALWAYS).engine(device, given)
-    assert isinstance(engine, BoundEngine)
+    engine = place().load(device, given).engine
+    assert isinstance(engine, PipelinedEngine)
     images = [np.random.default_rng(n).integers(0, 256, (1 + n % 8, 28, 28, 1), dtype=np.uint8) for n in range(100)]
-    flying = [engine._begin([(images[0],)])]
+    in_flight = [engine.submit([whole((images[0],))])]
     for at, image in enumerate(images[1:]):
-        flying.append(engine._begin([(image,)]))
-        (got,) = engine.finish(flying.pop(0))
+        in_flight.append(engine.submit([whole((image,))]))
+        (got,) = in_flight.pop(0).result()
         np.testing.assert_allclose(got, classify(images[at]), atol=2e-3)
-    engine.finish(flying.pop())
+    in_flight.pop().result()
     assert engine.close()

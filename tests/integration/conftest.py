@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from rafaga.server.engines import onnxruntime as engine
-from rafaga.server.execution import served_model as model
 from tests import bundles, plain
 from tests.integration import graphs
 from tests.integration.serving import Served, serving
@@ -56,23 +54,19 @@ def server(repository: Path) -> Iterator[Served]:
 
 
 @pytest.fixture
-def serve(repository: Path) -> Iterator[Callable[..., Served]]:
-    """Starts servers with settings of the test's own."""
+def serve(repository: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Served]]:
+    """Starts servers with settings of the test's own, and with its `valve` if it has one."""
+    own: dict[str, Any] = {}
+    if "valve" in request.fixturenames:
+        own["engine_factory"] = request.getfixturevalue("valve").load
     with ExitStack() as stack:
-        yield lambda root=repository, **settings: stack.enter_context(serving(root, **settings))
+        yield lambda root=repository, **settings: stack.enter_context(serving(root, **own | settings))
 
 
 @pytest.fixture
-def valve(monkeypatch: pytest.MonkeyPatch) -> Valve:
-    """Stands before the engines of servers that the test starts after asking for it."""
-    valve, create = Valve(), engine.create_session
-
-    def create_valved(*args: Any) -> Any:
-        return valve.before(create(*args))
-
-    monkeypatch.setattr(engine, "create_session", create_valved)
-    monkeypatch.setattr(model, "QUICK_S", 0.0)  # the thread that stops before a valve must not be the transport's
-    return valve
+def valve() -> Valve:
+    """Holds the engines of the servers that `serve` starts."""
+    return Valve()
 
 
 @pytest.fixture(scope="session")

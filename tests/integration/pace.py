@@ -1,6 +1,6 @@
 """Engines that take their time: as long per row as the test says, whatever else the machine is doing.
 
-A run sleeps, so that the cores stay free for the transport and for whoever measures it.
+A run sleeps, so that the cores stay free for the transport and the client.
 """
 
 from __future__ import annotations
@@ -10,30 +10,27 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
-import onnxruntime as ort
-import pytest
-from numpy.typing import NDArray
-
-from rafaga.server.engines import onnxruntime as engine
-from rafaga.server.engines.onnxruntime import Session
+from rafaga.server.config.device import Device
+from rafaga.server.engines.contract import Engine, Outputs
+from rafaga.server.engines.loading import LoadedEngine, ModelToPlace, measured
+from rafaga.server.engines.selection import Placement
+from rafaga.server.scheduling.job import Part
+from tests.integration.valve import WrappedEngine
 
 
 class Pace:
-    """The pace of some engines. row_s: seconds of a run, per row."""
+    """The pace of the engines that it loads. row_s: seconds of a run, per row."""
 
     def __init__(self, row_s: float) -> None:
         self._row_s = row_s
         self._going = threading.Event()
         self._going.set()
 
-    @contextmanager
-    def set(self) -> Iterator[None]:
-        """For every engine that is loaded before this ends."""
-        create = engine.create_session
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(engine, "create_session", lambda *arguments: _Paced(self, create(*arguments)))
-            yield
+    def load(self, placement: Placement, device: Device, model: ModelToPlace) -> LoadedEngine:
+        """An engine factory."""
+        engine, latency = placement.load(device, model)
+        paced = _PacedEngine(engine, self)
+        return LoadedEngine(paced, measured(paced, model.samples, latency.buckets))
 
     @contextmanager
     def at(self, row_s: float) -> Iterator[None]:
@@ -58,18 +55,13 @@ class Pace:
         self._going.wait()
 
 
-class _Paced:
-    def __init__(self, pace: Pace, session: Session) -> None:
+class _PacedEngine(WrappedEngine):
+    def __init__(self, engine: Engine, pace: Pace) -> None:
+        super().__init__(engine)
         self._pace = pace
-        self._session = session
 
-    def run(
-        self,
-        output_names: Sequence[str] | None,
-        input_feed: dict[str, NDArray[np.generic]],
-        run_options: ort.RunOptions | None = None,
-    ) -> Sequence[NDArray[np.generic]]:
+    def submit(self, rows: Sequence[Part]) -> Outputs:
         began_s = time.perf_counter()
-        outputs = self._session.run(output_names, input_feed, run_options)
-        self._pace.keep(len(next(iter(input_feed.values()))), began_s)
+        outputs = super().submit(rows)
+        self._pace.keep(sum(part.stop - part.start for part in rows), began_s)
         return outputs

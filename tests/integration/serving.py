@@ -6,7 +6,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rafaga.errors import DOMAIN, STATUS_DETAILS_KEY, RafagaError, from_status
 from rafaga.server.app import build
+from rafaga.server.config.device import Device
 from rafaga.server.config.settings import Config
+from rafaga.server.engines.loading import LoadedEngine, ModelToPlace
+from rafaga.server.engines.selection import EngineFactory, Placement
 from rafaga.server.lifecycle import Server
 from rafaga.server.scheduling.latency import LatencyTable
 from rafaga.v1 import catalog_pb2_grpc, forecasting_pb2_grpc, sequences_pb2_grpc, vision_pb2_grpc
@@ -42,8 +45,9 @@ class Stubs:
 class Served(Stubs):
     """A running server, with stubs that are connected to it."""
 
-    def __init__(self, server: Server, channel: Any) -> None:
+    def __init__(self, server: Server, channel: Any, latencies: Mapping[str, LatencyTable]) -> None:
         super().__init__(channel)
+        self.latencies = latencies  # by model
         self.server = server
 
     @property
@@ -74,26 +78,35 @@ class Served(Stubs):
         return int(self.metric("rafaga_requests_in_flight"))
 
     def predict(self, model: str, seconds: float) -> None:
-        """Makes the server believe that one run of `model` takes `seconds`, so that refusals need no slow model."""
-        served = self.server.repository.version(model, 0).model
-        assert served is not None
-        served._batcher.latency = LatencyTable((1, served.max_batch_size), (seconds, seconds))
+        """As if warm-up had measured `seconds` for one run of `model`, so that refusals need no slow model."""
+        table = self.latencies[model]
+        LatencyTable.__init__(table, (1, table.buckets[-1]), (seconds, seconds))
 
 
 @contextmanager
-def serving(repository: Path, **settings: Any) -> Iterator[Served]:
-    defaults: dict[str, Any] = {
-        "repository": repository,
-        "threads": ("1",),
-        "engine_timeout_s": 600.0,  # tests hold engines up, and other work may hold the cores
-        "grpc_port": 0,
-        "http_port": 0,
-    }
-    server = build(Config.of(**defaults | settings))
+def serving(repository: Path, engine_factory: EngineFactory = Placement.load, **settings: Any) -> Iterator[Served]:
+    config = Config.of(
+        **{
+            "repository": repository,
+            "threads": ("1",),
+            "engine_timeout_s": 600.0,  # tests hold engines up, and other work may hold the cores
+            "grpc_port": 0,
+            "http_port": 0,
+        }
+        | settings
+    )
+    latencies: dict[str, LatencyTable] = {}
+
+    def load(placement: Placement, device: Device, model: ModelToPlace) -> LoadedEngine:
+        loaded = engine_factory(placement, device, model)
+        latencies[model.spec.name] = loaded.latency
+        return loaded
+
+    server = build(config, load)
     server.start()
     try:
         with connected(f"127.0.0.1:{server.grpc_port}") as channel:
-            yield Served(server, channel)
+            yield Served(server, channel, latencies)
     finally:
         hurry = threading.Event()
         hurry.set()  # no test ends while replies are on their way

@@ -13,7 +13,9 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from rafaga.server import lifecycle
-from rafaga.server.execution import served_model as models
+from rafaga.server.config.device import Device
+from rafaga.server.engines.loading import LoadedEngine, ModelToPlace
+from rafaga.server.engines.selection import Placement
 from rafaga.server.transport.completion_queue import CompletionQueueLoop
 from rafaga.v1 import catalog_pb2
 from tests import bundles, plain
@@ -63,6 +65,10 @@ def spin_for_ever(served: Served) -> Any:
     return call
 
 
+def threads(name: str) -> int:
+    return sum(thread.name == name for thread in threading.enumerate())
+
+
 def index(served: Served, name: str) -> catalog_pb2.Model:
     return served.catalog.GetModel(catalog_pb2.GetModelRequest(name=name)).model
 
@@ -89,8 +95,7 @@ def test_a_run_without_end(serve: Callable[..., Served], tmp_path: Path) -> None
     turned = [SERVING, NOT_SERVING, SERVING]
     eventually(lambda: all(len(w.told) == 3 for w in watches[:2]), "health is back")
     assert [w.stop() for w in watches] == [turned, turned, [SERVING]]
-    model = served.server.repository.model("spin", 0)
-    eventually(lambda: not any(thread.is_alive() for thread in model._stuck), "ONNX Runtime ended the run")
+    eventually(lambda: threads("engine-spin") == 1, "ONNX Runtime ended the run of the old engine")
 
 
 def test_while_there_is_no_engine(serve: Callable[..., Served], tmp_path: Path) -> None:
@@ -137,29 +142,27 @@ class Kernel:
 
     X = np.array([[1, 2, 3]], np.float32)
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(models, "QUICK_S", 3600.0)
+    def __init__(self, folder: Path) -> None:
+        self.loaded: set[str] = set()
         plain.publish(folder, "held", plain.scaled(2))
         plain.publish(folder, "other", plain.scaled(3))
-        self.valve = Valve()
+        self.valve = Valve(inline=True)
 
-    def install(self, served: Served) -> models.ServedModel:
-        model = served.server.repository.model("held", 0)
-        model.engines[0]._session = self.valve.before(model.engines[0].session)
-        return model
+    def load(self, placement: Placement, device: Device, model: ModelToPlace) -> LoadedEngine:
+        """An engine factory. The engine in the place of the one that hangs runs freely."""
+        free = model.spec.name != "held" or "held" in self.loaded
+        self.loaded.add(model.spec.name)
+        return Valve(inline=True).load(placement, device, model) if free else self.valve.load(placement, device, model)
 
     def call(self, served: Served, model: str) -> Any:
         return oip.stub(served).ModelInfer.future(oip.request(model, x=self.X), timeout=PATIENCE_S)
 
 
-def test_a_kernel_that_never_returns(
-    serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_that_never_returns(serve: Callable[..., Served], tmp_path: Path) -> None:
     """1. It hangs, in the transport's own thread; others call. 2. Its call fails, the others are answered.
-    3. A new engine answers. 4. It returns after all: its thread ends, and nobody misses it."""
-    kernel = Kernel(tmp_path, monkeypatch)
-    served = serve(tmp_path, engine_timeout_s=0.5, max_queue_wait_ms=600_000)
-    model = kernel.install(served)
+    3. A new engine answers. 4. It returns after all: its thread ends, and serving goes on."""
+    kernel = Kernel(tmp_path)
+    served = serve(tmp_path, engine_factory=kernel.load, engine_timeout_s=0.5, max_queue_wait_ms=600_000)
     with kernel.valve.closed():
         hung = kernel.call(served, "held")
         kernel.valve.wait_for_engine()
@@ -171,7 +174,7 @@ def test_a_kernel_that_never_returns(
         assert (oip.arrays(kernel.call(served, "held").result())["y"] == 2 * kernel.X).all()
         eventually(lambda: served.get("/readyz")[0] == 200, "the server is ready again")
         assert served.get("/healthz")[0] == 200
-        (stuck,) = model._stuck
+        stuck = kernel.valve.thread
         assert stuck.is_alive()
         assert stuck.name == "transport"
     stuck.join(PATIENCE_S)
@@ -183,9 +186,8 @@ def test_a_kernel_that_never_returns(
 
 def test_when_nobody_can_receive_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system gives no thread in the place of the one that hangs: whoever restarts what is not alive is told."""
-    kernel = Kernel(tmp_path, monkeypatch)
-    with serving(tmp_path, engine_timeout_s=0.5) as served:
-        kernel.install(served)
+    kernel = Kernel(tmp_path)
+    with serving(tmp_path, kernel.load, engine_timeout_s=0.5) as served:
 
         def exhausted(*_: object) -> None:
             raise RuntimeError("can't start new thread")
@@ -218,4 +220,4 @@ def test_a_server_stops_while_an_engine_hangs(
     assert not served.server.drain_and_stop()
     assert closing.is_set()
     assert refusal(lambda: hung.result(PATIENCE_S)).code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
-    eventually(lambda: not model._shifts[0].thread.is_alive(), "ONNX Runtime ended the run")
+    eventually(lambda: threads("engine-spin") == 0, "ONNX Runtime ended the run")

@@ -11,8 +11,6 @@ import pytest
 from google.protobuf.message import Message
 
 from rafaga.inference import open_inference_pb2 as pb
-from rafaga.server.engines import onnxruntime as engine
-from rafaga.server.execution import served_model as model
 from rafaga.v1 import catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2
 from tests.integration import http2, messages
 from tests.integration import open_inference as oip
@@ -101,13 +99,10 @@ either_end = pytest.mark.parametrize("end", ["deadline", "cancel"])
 
 @pytest.fixture(scope="module")
 def standing(everything: Path) -> Iterator[tuple[Served, Valve]]:
-    """A server whose engines run when a test lets them."""
-    valve, create = Valve(), engine.create_session
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "create_session", lambda *args: valve.before(create(*args)))
-        patch.setattr(model, "QUICK_S", 0.0)  # the thread that stops before a valve must not be the transport's
-        with serving(everything) as served:
-            yield served, valve
+    """A server whose engines go on when a test lets them."""
+    valve = Valve()
+    with serving(everything, valve.load) as served:
+        yield served, valve
 
 
 class Asked:

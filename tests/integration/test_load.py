@@ -196,7 +196,7 @@ def test_a_stall_of_the_server_is_seen_by_those_that_fell_into_it(
     repository: Path, valve: Valve, load: Callable[..., tuple[int, Run]]
 ) -> None:
     """Nobody is answered for most of the window; a generator that waits would have sent one request in that time."""
-    with serving(repository, max_queue_wait_ms=60_000) as served:
+    with serving(repository, valve.load, max_queue_wait_ms=60_000) as served:
         stalling = _stall(served, valve, after_runs=60)
         arguments = ["--rate", "50", "--duration", "2", "--warm-up", "0", "--arrivals", "constant"]
         code, run = load(served, "--model", "digits", *arguments)
@@ -212,7 +212,7 @@ def test_callers_that_wait_see_a_stall_once_each(
     repository: Path, valve: Valve, load: Callable[..., tuple[int, Run]]
 ) -> None:
     """Four callers: four requests were under way, and nobody else was there to be late. The maximum tells."""
-    with serving(repository, max_queue_wait_ms=60_000) as served:
+    with serving(repository, valve.load, max_queue_wait_ms=60_000) as served:
         stalling = _stall(served, valve, after_runs=60)
         arguments = ["--concurrency", "4", "--duration", "2.5", "--warm-up", "0"]  # no stall can hide in a warm-up
         code, run = load(served, "--model", "digits", *arguments)
@@ -225,7 +225,7 @@ def test_callers_that_wait_see_a_stall_once_each(
 
 def test_overload_is_refused_by_reason(repository: Path, valve: Valve, load: Callable[..., tuple[int, Run]]) -> None:
     """While the engine stands still, four requests wait and the others are refused; none of them counts as quick."""
-    with serving(repository, max_queue_requests=4) as served:
+    with serving(repository, valve.load, max_queue_requests=4) as served:
         stalling = _stall(served, valve, after_runs=30)
         arguments = ["--rate", "50", "--duration", "1.5", "--warm-up", "0", "--slo-p99-ms", "60000"]
         code, run = load(served, "--model", "digits", *arguments)
@@ -279,7 +279,7 @@ def test_the_highest_rate_is_found(tmp_path: Path, load: Callable[..., tuple[int
     """The rate is doubled until too much is due for a server of 20 ms per row: it refuses what more than two wait
     before."""
     bundles.publish_classifier(tmp_path / "repository")
-    with Pace(0.02).set(), serving(tmp_path / "repository", max_batch_size=1, max_queue_requests=2) as served:
+    with serving(tmp_path / "repository", Pace(0.02).load, max_batch_size=1, max_queue_requests=2) as served:
         code, run = load(served, "--model", "digits", *FIND, "--rate", "5", "--precision", "100")
     assert code == 0
     assert run.max_rate is not None

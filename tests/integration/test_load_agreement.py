@@ -62,7 +62,7 @@ def pace() -> Pace:
 def steady(pace: Pace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("steady")
     bundles.publish_classifier(root)
-    with pace.set(), serving(root, max_batch_size=1, max_queue_wait_ms=60_000) as served:
+    with serving(root, pace.load, max_batch_size=1, max_queue_wait_ms=60_000) as served:
         yield served
 
 

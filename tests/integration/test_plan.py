@@ -26,7 +26,7 @@ def paced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A row takes 10 ms, in any batch."""
     root = tmp_path_factory.mktemp("paced")
     bundles.publish_classifier(root)
-    with Pace(ROW_MS / 1e3).set(), serving(root) as served:
+    with serving(root, Pace(ROW_MS / 1e3).load) as served:
         yield served
 
 
@@ -68,7 +68,7 @@ def test_a_server_is_measured_and_its_profile_planned_with(
 def test_callers_that_are_refused_are_no_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundles.publish_classifier(tmp_path / "repository")
     path = tmp_path / "digits.json"
-    with Pace(ROW_MS / 1e3).set(), serving(tmp_path / "repository", max_batch_size=2, max_queue_requests=2) as served:
+    with serving(tmp_path / "repository", Pace(ROW_MS / 1e3).load, max_batch_size=2, max_queue_requests=2) as served:
         arguments = ["--measure", served.address, "--model", "digits", "--step", "0.5", "--profile", str(path)]
         assert main(["plan", *arguments]) == 0
     assert "were refused" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from grpc_health.v1 import health_pb2
 
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.inference import open_inference_pb2_grpc
+from rafaga.server.config.device import Device
 from rafaga.server.config.settings import ModelControl
+from rafaga.server.engines.loading import LoadedEngine, ModelToPlace
+from rafaga.server.engines.selection import Placement
 from rafaga.server.repository import retirement
 from rafaga.v1 import catalog_pb2
 from tests import bundles, plain
@@ -318,35 +322,29 @@ def test_a_repository_that_is_away_changes_nothing(serve: Callable[..., Served],
     eventually(lambda: factor(served) == (2, "2"), "version 2 answers")
 
 
-def test_the_old_version_answers_its_requests(serve: Callable[..., Served], tmp_path: Path, valve: Valve) -> None:
-    """1. Requests run and queue at version 1. 2. Version 2 takes over. 3. Version 1 answers its requests, then ends."""
+def test_requests_of_the_old_version_are_answered_by_it(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """1. Requests run and queue at version 1. 2. Version 2 takes over. 3. Version 1 answers what it owes, then ends."""
     publish(tmp_path, 1)
-    served = serve(tmp_path, **POLL, max_queue_wait_ms=600_000)
+    valve, loads = Valve(), count()
+
+    def load(placement: Placement, device: Device, model: ModelToPlace) -> LoadedEngine:
+        return placement.load(device, model) if next(loads) else valve.load(placement, device, model)
+
+    served = serve(tmp_path, **POLL, max_queue_wait_ms=600_000, engine_factory=load)
     stub = oip.stub(served)
     old = weakref.ref(served.server.repository.model("scaled", 1))
-    hold = threading.Event()
-    session = old().engines[0].session  # type: ignore[union-attr]
-    running, run = threading.Semaphore(0), session.run
-
-    def held(*arguments: Any, run: Any = run) -> Any:
-        running.release()
-        assert hold.wait(PATIENCE_S)
-        return run(*arguments)
-
-    session.run = held  # type: ignore[method-assign]
-    first = stub.ModelInfer.future(oip.request("scaled", x=X))
-    assert running.acquire(timeout=PATIENCE_S)
-    others = [stub.ModelInfer.future(oip.request("scaled", x=X)) for _ in range(5)]
-    wait_for_queue(served, "scaled", 10)
-    publish(tmp_path, 2, 2)
-    eventually(lambda: index(stub) == {("scaled", "2"): "READY"}, "version 2 has taken over")
-    assert factor(served) == (2, "2")
-    hold.set()
+    with valve.closed():
+        first = stub.ModelInfer.future(oip.request("scaled", x=X))
+        valve.wait_for_engine()
+        others = [stub.ModelInfer.future(oip.request("scaled", x=X)) for _ in range(5)]
+        wait_for_queue(served, "scaled", 10)
+        publish(tmp_path, 2, 2)
+        eventually(lambda: index(stub) == {("scaled", "2"): "READY"}, "version 2 has taken over")
+        assert factor(served) == (2, "2")
     for future in (first, *others):
         response = future.result(PATIENCE_S)
         assert response.model_version == "1"
         np.testing.assert_allclose(oip.arrays(response)["y"], X)
-    del session, run, held
     eventually(lambda: gc.collect() is not None and old() is None, "version 1 is freed")
 
 

@@ -7,29 +7,59 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-import onnxruntime as ort
 import pytest
-from numpy.typing import NDArray
 
 from rafaga.bundle import ImagePreparation
 from rafaga.images import Prepared
-from rafaga.server.engines.onnxruntime import Session
+from rafaga.server.config.device import Device
+from rafaga.server.engines.contract import Engine, Outputs
+from rafaga.server.engines.loading import LoadedEngine, ModelToPlace
+from rafaga.server.engines.selection import Placement
+from rafaga.server.scheduling.job import Part
+from rafaga.server.scheduling.latency import LatencyTable
 from rafaga.server.services import decoding
 from tests.integration.serving import PATIENCE_S
 
 
-class Valve:
-    """Stands before every engine that is loaded while it is installed. Open until `closed` is entered."""
+class WrappedEngine:
+    """An engine with something done around its runs, which compute in the caller's thread."""
 
-    def __init__(self) -> None:
+    depth = 1
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def submit(self, rows: Sequence[Part]) -> Outputs:
+        return self._engine.submit(rows)
+
+    def terminate(self) -> None:
+        self._engine.terminate()
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        return self._engine.close(timeout_s)
+
+
+class Valve:
+    """Holds the runs of the engines that it loads. Open until `closed` is entered.
+
+    inline: whether the models look quick enough to run in the transport's thread.
+    """
+
+    def __init__(self, inline: bool = False) -> None:
+        self._run_s = 1e-6 if inline else 5e-3
         self._open = threading.Event()
         self._open.set()
         self._waiting = threading.Semaphore(0)
         self.runs: list[int] = []
         """Rows of every run that was let through."""
+        self.thread = threading.current_thread()
+        """The one that came last."""
 
-    def before(self, session: Session) -> Session:
-        return _Valved(self, session)
+    def load(self, placement: Placement, device: Device, model: ModelToPlace) -> LoadedEngine:
+        """An engine factory."""
+        engine, measured = placement.load(device, model)
+        latency = LatencyTable(measured.buckets, [self._run_s] * len(measured.buckets))
+        return LoadedEngine(_ValvedEngine(engine, self), latency)
 
     @contextmanager
     def closed(self) -> Iterator[None]:
@@ -42,29 +72,25 @@ class Valve:
             self._open.set()
 
     def wait_for_engine(self) -> None:
-        """Returns once an engine stands before the closed valve with a batch in its hands."""
+        """Returns once an engine waits at the closed valve with a batch."""
         assert self._waiting.acquire(timeout=PATIENCE_S), "no engine came"
 
     def pass_through(self, rows: int) -> None:
+        self.thread = threading.current_thread()
         if not self._open.is_set():
             self._waiting.release()
         self._open.wait(PATIENCE_S)
         self.runs.append(rows)
 
 
-class _Valved:
-    def __init__(self, valve: Valve, session: Session) -> None:
+class _ValvedEngine(WrappedEngine):
+    def __init__(self, engine: Engine, valve: Valve) -> None:
+        super().__init__(engine)
         self._valve = valve
-        self._session = session
 
-    def run(
-        self,
-        output_names: Sequence[str] | None,
-        input_feed: dict[str, NDArray[np.generic]],
-        run_options: ort.RunOptions | None = None,
-    ) -> Sequence[NDArray[np.generic]]:
-        self._valve.pass_through(len(next(iter(input_feed.values()))))
-        return self._session.run(output_names, input_feed, run_options)
+    def submit(self, rows: Sequence[Part]) -> Outputs:
+        self._valve.pass_through(sum(part.stop - part.start for part in rows))
+        return super().submit(rows)
 
 
 class Decoder:
@@ -76,7 +102,7 @@ class Decoder:
         monkeypatch.setattr(decoding, "prepare", self._prepare)
 
     def wait_for_image(self) -> None:
-        assert self._waiting.acquire(timeout=PATIENCE_S), "nobody decodes"
+        assert self._waiting.acquire(timeout=PATIENCE_S), "no image came"
 
     def go_on(self) -> None:
         self._open.set()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export.verify import open_session
@@ -42,13 +47,52 @@ def convolution() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
-def test_no_sum_is_cut_off(tmp_path: Path) -> None:
-    """In the server and in what export measures with."""
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    """What is known of this processor is kept for the process."""
+    int8.quick.cache_clear()
+    yield
+    int8.quick.cache_clear()
+
+
+class Saturating:
+    """A session of a processor without VNNI, told nothing."""
+
+    def run(self, names: None, feed: dict[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        products = feed["a"].astype(np.int32)[:, :, None] * feed["b"].astype(np.int32)[None]
+        pairs = np.minimum(products[:, 0::2] + products[:, 1::2], 2**15 - 1)
+        return [pairs.sum(axis=1, dtype=np.int32)]
+
+
+def exact(options: ort.SessionOptions) -> bool:
+    try:
+        return options.get_session_config_entry("session.x64quantprecision") == "1"
+    except RuntimeError:  # not set
+        return False
+
+
+def test_sums_do_not_saturate(tmp_path: Path) -> None:
+    """In the server, and in what export measures with."""
     onnx.save(convolution(), tmp_path / "model.onnx")
     largest = np.full((3, _TERMS, 1, 1), 255, np.uint8)
-    exact = round(_TERMS * 255 * 127 / 10_000)
+    expected = round(_TERMS * 255 * 127 / 10_000)
     for session in (create_session((tmp_path / "model.onnx").read_bytes(), 1), open_session(tmp_path / "model.onnx")):
-        assert session.run(None, {"x": largest})[0].ravel().tolist() == [exact] * 3
+        assert session.run(None, {"x": largest})[0].ravel().tolist() == [expected] * 3
+
+
+@pytest.mark.parametrize(("machine", "quick", "set_"), [
+    ("x86_64", True, False),
+    ("AMD64", False, True),
+    ("aarch64", False, False),
+])  # fmt: skip
+def test_only_x86_without_vnni_pays_for_exact_sums(
+    monkeypatch: pytest.MonkeyPatch, machine: str, quick: bool, set_: bool
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(int8, "quick", lambda: quick)
+    options = ort.SessionOptions()
+    int8.configure(options)
+    assert exact(options) == set_
 
 
 @pytest.mark.parametrize(
@@ -59,13 +103,42 @@ def test_no_sum_is_cut_off(tmp_path: Path) -> None:
         ("processor\t: 0\nflags\t\t: fpu avx2 avx512f\nprocessor\t: 1\nflags\t\t: fpu avx2 avx512f\n", False),
         ("processor\t: 0\nFeatures\t: fp asimd asimddp\n", True),
         ("processor\t: 0\nFeatures\t: fp asimd\n", False),
-        ("machine that tells nothing\n", True),
     ],
 )
-def test_what_the_processor_says(tmp_path: Path, text: str, quick: bool) -> None:
+def test_instructions_that_the_system_lists(tmp_path: Path, text: str, quick: bool) -> None:
     (tmp_path / "cpuinfo").write_text(text)
     assert int8.quick(tmp_path / "cpuinfo") == quick
 
 
-def test_where_nobody_can_tell(tmp_path: Path) -> None:
-    assert int8.quick(tmp_path / "missing")
+@pytest.mark.parametrize("text", [None, "a machine that lists no instructions\n"])
+@pytest.mark.parametrize(("machine", "saturates", "quick"), [
+    ("x86_64", True, False),
+    ("x86_64", False, True),
+    ("arm64", True, True),
+])  # fmt: skip
+def test_without_a_list_x86_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, machine: str, saturates: bool, quick: bool
+) -> None:
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(int8, "saturates", lambda _: saturates)
+    assert int8.quick(tmp_path / "cpuinfo") == quick
+
+
+def test_the_try_finds_saturation() -> None:
+    """And none in a session that adds exactly, which is one on any processor once it is told to."""
+    assert int8.saturates(cast(ort.InferenceSession, Saturating()))
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b"], ["c"])],
+        "p",
+        [
+            helper.make_tensor_value_info("a", TensorProto.UINT8, ["m", "k"]),
+            helper.make_tensor_value_info("b", TensorProto.INT8, ["k", "n"]),
+        ],
+        [helper.make_tensor_value_info("c", TensorProto.INT32, ["m", "n"])],
+    )
+    probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 10)], ir_version=5)
+    assert probe == onnx.load_from_string(int8._PROBE)
+    if int8.quick():
+        assert not int8.saturates(ort.InferenceSession(int8._PROBE, providers=["CPUExecutionProvider"]))

@@ -20,8 +20,9 @@ from rafaga.server.config.settings import (
 )
 from rafaga.server.engines import devices
 from rafaga.server.engines.cpu_count import available_cores
-from rafaga.server.engines.selection import GpuSettings, Placement
-from rafaga.server.execution.supervisor import WatchPolicy
+from rafaga.server.engines.gpu import GpuSettings
+from rafaga.server.engines.selection import EngineFactory, Placement
+from rafaga.server.execution.supervisor import SupervisorPolicy
 from rafaga.server.lifecycle import Server, run
 from rafaga.server.observability import logging as log
 from rafaga.server.observability.metrics import Metrics
@@ -62,7 +63,7 @@ def serve(config: Config) -> int:
     return run(build(config))
 
 
-def build(config: Config) -> Server:
+def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Server:
     """A server that is not started. Raises ConfigError."""
     metrics, health = Metrics(triton=config.observability.triton_metrics, gpus=GpuFigures.find()), Health()
     policy = BatchPolicy(
@@ -76,7 +77,8 @@ def build(config: Config) -> Server:
         config.models.precision.precision,
         _placement(config.engines),
         metrics,
-        WatchPolicy(timeout_s=config.engines.engine_timeout_s),
+        SupervisorPolicy(timeout_s=config.engines.engine_timeout_s),
+        engine_factory,
     )
 
     def update_health(model: str) -> None:
@@ -146,7 +148,6 @@ def _placement(engines: EngineSettings) -> Placement:
         engines.gpu_memory,
         engines.gpu_model_memory,
         engines.gpu_nhwc,
-        engines.gpu_graphs,
         engines.tensorrt_cache,
     )
     try:

@@ -15,9 +15,9 @@ from bench.packed import found, pack, pack_repository, unpack
 from export.variants import to_fp16
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Parity, Precision, Variant
-from rafaga.server.engines.onnxruntime import Golden
 from rafaga.server.engines.selection import Placement
 from rafaga.server.observability.metrics import Metrics
+from rafaga.server.repository.golden import Golden
 from rafaga.server.repository.loader import Loader
 from rafaga.server.scheduling.batcher import BatchPolicy
 from tests.bundles import publish_classifier, publish_detector, publish_forecaster

@@ -1,13 +1,12 @@
-"""A GPU that is none: CUDA's runtime library in Python, and ONNX Runtime's CPU sessions as if they ran on streams.
+"""A simulated GPU: CUDA's runtime library in Python, and ONNX Runtime's CPU sessions as if they ran on streams.
 
-What a stream is given is done when somebody waits for it and not before, as late as a real device could be. Memory "on
-the device" is memory of its own, poisoned, so that whoever reads before a copy, or forgets one, finds rubbish.
+Work on a stream is done when something waits for it and not before, as late as a real device could be. Device memory is
+separate memory, filled with a pattern, so that reading before a copy gives wrong values.
 """
 
 from __future__ import annotations
 
 import ctypes
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ import onnxruntime as ort
 
 from rafaga.server.engines.cuda import Cuda
 from rafaga.server.engines.devices import Gpu
-from rafaga.server.engines.pipelined import Shape
+from rafaga.server.engines.rows import Shape
 
 POISON = 0xEE
 GPU = Gpu(0, "NVIDIA Pretend 9000", (9, 0), 2**30)
@@ -176,22 +175,16 @@ class _ErrorString:
 class FakeGpuSession:
     """A CPU session whose runs wait for their turn on `stream`. Buffers must be bound as the device's.
 
-    cpu_inputs: inputs that a kernel of the CPU would read. plain_delay: called before every run without a graph.
+    cpu_inputs: inputs that a kernel of the CPU would read. before_run: called before every run.
     """
 
     def __init__(
-        self,
-        session: ort.InferenceSession,
-        cudart: FakeCudart,
-        stream: int,
-        cpu_inputs: Sequence[str] = (),
-        graphs: bool = False,
+        self, session: ort.InferenceSession, cudart: FakeCudart, stream: int, cpu_inputs: Sequence[str] = ()
     ) -> None:
         self._session, self._cudart, self._stream, self._cpu_inputs = session, cudart, stream, cpu_inputs
-        self._graphs_allowed = graphs
-        self.captured: dict[str, tuple[int, Any]] = {}
         self.shapes: list[tuple[Shape, ...]] = []
-        self.plain_delay: Callable[[], None] = lambda: None
+        self.bindings = 0
+        self.before_run: Callable[[], object] = lambda: None
 
     def get_inputs(self) -> Sequence[Any]:
         return list(self._session.get_inputs())
@@ -210,20 +203,13 @@ class FakeGpuSession:
         return self._session.run(names, feed, options)
 
     def io_binding(self) -> FakeBinding:
+        self.bindings += 1
         return FakeBinding(self._session, self._cudart)
 
     def run_with_iobinding(self, binding: FakeBinding, options: ort.RunOptions | None = None) -> None:
         assert options is not None
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
-        graph = options.get_run_config_entry("gpu_graph_id")
-        if graph == "-1":
-            self.plain_delay()
-        elif not self._graphs_allowed:
-            raise RuntimeError("cudaErrorStreamCaptureUnsupported")
-        else:
-            # Replayed is what was captured, whatever is bound now, and only by the thread that captured it.
-            thread, binding = self.captured.setdefault(graph, (threading.get_ident(), binding))
-            assert thread == threading.get_ident(), "the graph belongs to another thread"
+        self.before_run()
         self.shapes.append(tuple(binding.shapes.values()))
         self._cudart.enqueue(self._stream, lambda: self._session.run_with_iobinding(binding.real, ort.RunOptions()))
 
@@ -235,10 +221,10 @@ class FakeBinding:
         self._cudart = cudart
 
     def bind_input(self, name: str, device: str, index: int, dtype: Any, shape: Shape, address: int) -> None:
-        assert (address in self._cudart.memory) == (device == "cuda"), f"{name} is not where it is said to be"
+        assert (address in self._cudart.memory) == (device == "cuda"), f"{name} is bound to the wrong device"
         self.shapes[name] = shape
         self.real.bind_input(name, "cpu", 0, dtype, shape, address)
 
     def bind_output(self, name: str, device: str, index: int, dtype: Any, shape: Shape, address: int) -> None:
-        assert (address in self._cudart.memory) == (device == "cuda"), f"{name} is not where it is said to be"
+        assert (address in self._cudart.memory) == (device == "cuda"), f"{name} is bound to the wrong device"
         self.real.bind_output(name, "cpu", 0, dtype, shape, address)

@@ -79,14 +79,6 @@ class PrecisionChoice(StrEnum):
         return None if self is PrecisionChoice.AUTO else Precision(self.value)
 
 
-class GpuChoice(StrEnum):
-    """Of an option that makes some models faster and others slower. AUTO: measured when a model is loaded."""
-
-    AUTO = "auto"
-    ON = "on"
-    OFF = "off"
-
-
 class LogFormat(StrEnum):
     JSON = "json"
     TEXT = "text"
@@ -220,12 +212,7 @@ class EngineSettings:
         "MIB|NAME=MIB[,...]",
         "memory of each GPU that one model may use; per model: 4096,NAME=2048 (default: no limit)",
     )
-    gpu_nhwc: GpuChoice = _setting(
-        "auto", choice(GpuChoice), "auto|on|off", "NHWC layout (channels last) on the GPU; auto: measured at load"
-    )
-    gpu_graphs: GpuChoice = _setting(
-        "auto", choice(GpuChoice), "auto|on|off", "CUDA graphs; auto: measured at load for each batch size"
-    )
+    gpu_nhwc: bool = _setting("off", boolean, "on|off", "NHWC layout (channels last) for convolutions on the GPU")
     tensorrt_cache: Path = _setting(
         "~/.cache/rafaga/tensorrt",
         path,

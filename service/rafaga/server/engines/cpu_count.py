@@ -1,7 +1,7 @@
-"""How many cores this process may use: what its affinity allows, or the CPU limit of its container where that is less.
+"""How many cores this process may use: by its affinity, or by the CPU limit of its container if that is lower.
 
-Control groups are nested, and the tightest limit on the way up holds. Inside a container only a part of the tree is
-mounted, in one of two versions, so where it lies is read off the process's own entries in /proc.
+Control groups are nested, and the lowest limit of all parents applies. A container mounts only a part of the tree, in
+one of two versions; the process's entries in /proc say where.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Mount(NamedTuple):
 
 
 def _folders(process: Path) -> Iterator[Path]:
-    """The process's own groups that can limit its CPU time, and all around them as far as they can be seen."""
+    """The process's groups that can limit its CPU time, and their visible parents."""
     try:
         groups = (process / "cgroup").read_text().splitlines()
         mounts = [mount for line in (process / "mountinfo").read_text().splitlines() if (mount := _mount(line))]
@@ -50,7 +50,7 @@ def _folders(process: Path) -> Iterator[Path]:
 
 
 def _mount(line: str) -> _Mount | None:
-    """Of a line of mountinfo: ids, device, root, point, options … - kind, source, options. None: of something else."""
+    """Parses a line of mountinfo: ids, device, root, point, options … - kind, source, options. None: no cgroup."""
     place, _, about = (part.split() for part in line.partition(" - "))
     if len(place) < 5 or len(about) < 3:
         return None
@@ -61,15 +61,15 @@ def _mount(line: str) -> _Mount | None:
 
 
 def _below(mount: _Mount, group: PurePosixPath) -> Path:
-    """Where `group` is seen. One that lies elsewhere, as from inside a container without a view of its own, is the
-    mount itself: what is mounted there is the container's."""
+    """The folder of `group`. If it lies outside the mount, as in a container without a cgroup namespace, the mount is
+    the container's group."""
     if ".." in group.parts or not group.is_relative_to(mount.root):
         return mount.point
     return mount.point / group.relative_to(mount.root)
 
 
 def _limit(folder: Path) -> float | None:
-    """Cores' worth of time per period. None: no limit, or none that can be read."""
+    """The limit in cores. None: no limit, or not readable."""
     for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
             quota, period = " ".join((folder / file).read_text() for file in files).split()

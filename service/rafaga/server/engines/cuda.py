@@ -1,7 +1,7 @@
-"""The few calls of CUDA's runtime that a batch's way to the GPU and back needs: streams, events, page-locked memory.
+"""The few functions of CUDA's runtime that batches on a GPU need: streams, events, page-locked memory, copies.
 
-ONNX Runtime's Python interface can neither lock pages nor copy beside a run. The runtime library is there wherever its
-CUDA provider loads, and these functions have kept their signatures since CUDA 4.
+ONNX Runtime's Python interface can neither lock pages nor copy during a run. The runtime library is installed wherever
+its CUDA provider loads, and these functions have had the same signatures since CUDA 4.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Event = NewType("Event", int)
 
 _MEMORY_ALLOCATION = 2  # cudaErrorMemoryAllocation
 _NON_BLOCKING = 1  # cudaStreamNonBlocking: does not wait for the legacy default stream
-_NO_TIMING_BLOCKING_SYNC = 3  # cudaEventDisableTiming | cudaEventBlockingSync: waiting sleeps, and burns no core
+_NO_TIMING_BLOCKING_SYNC = 3  # cudaEventDisableTiming | cudaEventBlockingSync: waiting sleeps
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 
 _SIGNATURES: dict[str, tuple[type, ...]] = {
@@ -41,7 +41,7 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
 
 
 class Cuda:
-    """One GPU. Every method may be called from any thread, and lets go of the interpreter meanwhile."""
+    """One GPU. Methods may be called from any thread, release the interpreter lock, and raise DeviceError."""
 
     def __init__(self, library: ctypes.CDLL, index: int) -> None:
         self.index = index
@@ -54,7 +54,7 @@ class Cuda:
 
     @classmethod
     def load(cls, index: int) -> Cuda:
-        """Raises DeviceError when the library does not load; devices.preload comes first."""
+        """Raises DeviceError when the library does not load. Call devices.preload first."""
         name = f"libcudart.so.{str(ort.cuda_version or '13').partition('.')[0]}"
         try:
             return cls(ctypes.CDLL(name), index)
@@ -75,7 +75,7 @@ class Cuda:
         self._call("cudaFree", address)
 
     def lock(self, address: int, size: int) -> None:
-        """Locks pages of the host, so that copies from and to them run beside everything else."""
+        """Locks pages of the host: only with them copies run in the background."""
         self._call("cudaHostRegister", address, size, 0)
 
     def unlock(self, address: int) -> None:
@@ -88,7 +88,7 @@ class Cuda:
         self._call("cudaStreamDestroy", stream)
 
     def finish(self, stream: Stream) -> None:
-        """Waits until everything on `stream` is done."""
+        """Waits until all work on `stream` is done."""
         self._call("cudaStreamSynchronize", stream)
 
     def event(self) -> Event:
@@ -98,11 +98,11 @@ class Cuda:
         self._call("cudaEventDestroy", event)
 
     def record(self, event: Event, stream: Stream) -> None:
-        """`event` happens when what `stream` was given so far is done."""
+        """`event` happens when the work that is on `stream` now is done."""
         self._call("cudaEventRecord", event, stream)
 
     def await_on(self, stream: Stream, event: Event) -> None:
-        """What `stream` is given from now on begins after `event`."""
+        """Later work on `stream` starts after `event`."""
         self._call("cudaStreamWaitEvent", stream, event, 0)
 
     def wait(self, event: Event) -> None:
@@ -120,7 +120,7 @@ class Cuda:
         return int(made.value or 0)
 
     def _call(self, function: str, *arguments: object) -> None:
-        # Each thread has a current device, and whoever ran in it before may have chosen another.
+        # Each thread has a current device, and other code may have set another.
         self._check("cudaSetDevice", self._library.cudaSetDevice(self.index))
         self._check(function, getattr(self._library, function)(*arguments))
 

@@ -1,16 +1,16 @@
-"""The memory that batches travel through: page-locked on the host, its twin on the GPU, and the copies between them.
+"""The memory that batches travel through: page-locked on the host, as much on the GPU, and the copies between them.
 
     host (assembled here)  --upload-->  device  --run-->  device  --download-->  host (answered from here)
 
-On the CPU the twins are the same memory and the copies nothing, so that the engine above is the same for both.
+On the CPU, host and device are the same memory and nothing is copied, so the engine above is the same for both.
 """
 
 from __future__ import annotations
 
 import contextlib
 import mmap
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,14 @@ from rafaga.errors import DeviceError
 from rafaga.server.engines.cuda import Cuda, Event, Stream
 
 
-class Twin(NamedTuple):
-    """Bytes of the host, and the address of as many on the device."""
+class HostDeviceBuffer(NamedTuple):
+    """Bytes on the host, and the address of as many on the device."""
 
     host: NDArray[np.uint8]
     address: int
 
     def view(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
-        """The first bytes of the host's as an array."""
+        """The first bytes on the host as an array."""
         size = dtype.itemsize
         for length in shape:
             size *= length
@@ -34,108 +34,81 @@ class Twin(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """The first `size` bytes of a twin."""
+    """The first `size` bytes of a buffer."""
 
-    twin: Twin
+    buffer: HostDeviceBuffer
     size: int
 
 
-class Ticket(NamedTuple):
-    """The moments in the life of one batch that others wait for."""
+class CudaEvents(NamedTuple):
+    """What one batch waits for."""
 
     uploaded: Event
-    computed: Event
-    downloaded: Event
-
-
-class Memory(Protocol):
-    """`device`, `index`: ONNX Runtime's words for where the twins lie. stream: what sessions must run on; 0: any.
-
-    unified: the device reads and writes the host's own memory.
-    """
-
-    device: str
-    index: int
-    stream: int
-    unified: bool
-
-    def twin(self, size: int) -> Twin: ...
-
-    def release(self, twin: Twin) -> None: ...
-
-    def ticket(self) -> Ticket: ...
-
-    def upload(self, copies: Sequence[Copy], ticket: Ticket) -> None:
-        """Begins the copies."""
-
-    def arrive(self, ticket: Ticket) -> None:
-        """What is run next on `stream` waits for the uploads."""
-
-    def download(self, copies: Sequence[Copy], ticket: Ticket) -> None:
-        """Begins the copies once what `stream` was given so far is done."""
-
-    def wait(self, ticket: Ticket) -> None:
-        """Until the downloads are done. Raises DeviceError for whatever went wrong on the device since."""
-
-    def close(self) -> None:
-        """Gives everything back. Nothing may be on its way any more."""
+    completed: Event
 
 
 class HostMemory:
+    """The CPU's: nothing is copied, and Python frees what is not used any more. Subclasses do the work of the methods.
+
+    device, index: where ONNX Runtime finds the buffers. stream: what sessions must run on; 0: any. unified: the device
+    reads and writes the host's own memory.
+    """
+
     device = "cpu"
     index = 0
     stream = 0
     unified = True
-    _TICKET = Ticket(Event(0), Event(0), Event(0))
 
-    def twin(self, size: int) -> Twin:
+    def buffer(self, size: int) -> HostDeviceBuffer:
+        """Raises DeviceError."""
         host = _pages(size)
-        return Twin(host, host.ctypes.data)
+        return HostDeviceBuffer(host, host.ctypes.data)
 
-    def release(self, twin: Twin) -> None:
-        """Nothing: the array's last reader ends it."""
+    def release(self, buffer: HostDeviceBuffer) -> None: ...
 
-    def ticket(self) -> Ticket:
-        return self._TICKET
+    def events(self) -> CudaEvents:
+        return CudaEvents(Event(0), Event(0))
 
-    def upload(self, copies: Sequence[Copy], ticket: Ticket) -> None:
-        """Nothing: it is there already."""
+    def upload(self, copies: Sequence[Copy], events: CudaEvents) -> None:
+        """Starts the copies. They run beside the batch that the device computes."""
 
-    def arrive(self, ticket: Ticket) -> None:
-        """Nothing, as above."""
+    def await_upload(self, events: CudaEvents) -> None:
+        """The next run on `stream` waits for the upload; the caller does not."""
 
-    def download(self, copies: Sequence[Copy], ticket: Ticket) -> None:
-        """Nothing, as above."""
-
-    def wait(self, ticket: Ticket) -> None:
-        """Nothing: a run on the CPU returns when it is done."""
+    def download(self, copies: Sequence[Copy], events: CudaEvents) -> None:
+        """Copies once the run on `stream` is done, and waits. Raises DeviceError if anything failed on the device."""
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Releases everything. No copy and no run may be in progress."""
 
 
-class CudaMemory:
-    """Three streams: while one batch runs, the next one's rows go up and the last one's answers come down."""
+class CudaMemory(HostMemory):
+    """One engine's buffers, streams and events on one GPU: one stream for uploads, one for runs and downloads.
+
+    on_close: called once everything is released.
+    """
 
     device = "cuda"
     unified = False
 
-    def __init__(self, cuda: Cuda) -> None:
+    def __init__(self, cuda: Cuda, on_close: Callable[[], None] = lambda: None) -> None:
+        """Raises DeviceError."""
         self.index = cuda.index
         self._cuda = cuda
+        self._on_close = on_close
+        self._buffers: dict[int, HostDeviceBuffer] = {}
         self._streams: list[Stream] = []
         self._events: list[Event] = []
-        self._twins: dict[int, Twin] = {}
         try:
-            for _ in range(3):
+            for _ in range(2):
                 self._streams.append(cuda.stream())
         except DeviceError:
             self.close()
             raise
-        self._compute, self._up, self._down = self._streams
+        self._compute, self._up = self._streams
         self.stream = int(self._compute)
 
-    def twin(self, size: int) -> Twin:
+    def buffer(self, size: int) -> HostDeviceBuffer:
         host = _pages(size)
         address = self._cuda.allocate(len(host))
         try:
@@ -143,54 +116,52 @@ class CudaMemory:
         except DeviceError:
             self._cuda.free(address)
             raise
-        twin = self._twins[address] = Twin(host, address)
-        return twin
+        buffer = self._buffers[address] = HostDeviceBuffer(host, address)
+        return buffer
 
-    def release(self, twin: Twin) -> None:
-        if self._twins.pop(twin.address, None) is not None:
-            self._cuda.unlock(twin.host.ctypes.data)
-            self._cuda.free(twin.address)
+    def release(self, buffer: HostDeviceBuffer) -> None:
+        if self._buffers.pop(buffer.address, None) is not None:
+            self._cuda.unlock(buffer.host.ctypes.data)
+            self._cuda.free(buffer.address)
 
-    def ticket(self) -> Ticket:
-        ticket = Ticket(self._cuda.event(), self._cuda.event(), self._cuda.event())
-        self._events += ticket
-        return ticket
+    def events(self) -> CudaEvents:
+        events = CudaEvents(self._cuda.event(), self._cuda.event())
+        self._events += events
+        return events
 
-    def upload(self, copies: Sequence[Copy], ticket: Ticket) -> None:
-        for twin, size in copies:
-            self._cuda.upload(twin.address, twin.host.ctypes.data, size, self._up)
-        self._cuda.record(ticket.uploaded, self._up)
+    def upload(self, copies: Sequence[Copy], events: CudaEvents) -> None:
+        for buffer, size in copies:
+            self._cuda.upload(buffer.address, buffer.host.ctypes.data, size, self._up)
+        self._cuda.record(events.uploaded, self._up)
 
-    def arrive(self, ticket: Ticket) -> None:
-        self._cuda.await_on(self._compute, ticket.uploaded)
+    def await_upload(self, events: CudaEvents) -> None:
+        self._cuda.await_on(self._compute, events.uploaded)
 
-    def download(self, copies: Sequence[Copy], ticket: Ticket) -> None:
-        self._cuda.record(ticket.computed, self._compute)
-        self._cuda.await_on(self._down, ticket.computed)
-        for twin, size in copies:
-            self._cuda.download(twin.host.ctypes.data, twin.address, size, self._down)
-        self._cuda.record(ticket.downloaded, self._down)
-
-    def wait(self, ticket: Ticket) -> None:
-        self._cuda.wait(ticket.downloaded)
+    def download(self, copies: Sequence[Copy], events: CudaEvents) -> None:
+        for buffer, size in copies:
+            self._cuda.download(buffer.host.ctypes.data, buffer.address, size, self._compute)
+        self._cuda.record(events.completed, self._compute)
+        self._cuda.wait(events.completed)
 
     def close(self) -> None:
-        # A device that failed refuses everything from then on: what can be given back still is.
+        # After some errors CUDA refuses every call: what can still be released is.
         for stream in self._streams:
             with contextlib.suppress(DeviceError):
                 self._cuda.finish(stream)
-        for twin in list(self._twins.values()):
+        for buffer in list(self._buffers.values()):
             with contextlib.suppress(DeviceError):
-                self.release(twin)
+                self.release(buffer)
         for event in self._events:
             with contextlib.suppress(DeviceError):
                 self._cuda.destroy_event(event)
         for stream in self._streams:
             with contextlib.suppress(DeviceError):
                 self._cuda.destroy_stream(stream)
-        self._twins, self._events, self._streams = {}, [], []
+        self._buffers, self._events, self._streams = {}, [], []
+        on_close, self._on_close = self._on_close, lambda: None
+        on_close()
 
 
 def _pages(size: int) -> NDArray[np.uint8]:
-    """Whole pages of their own, because pages are what is locked. They take no memory before they are written to."""
+    """Whole pages, because pages are what is locked. They take no memory before the first write."""
     return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)

@@ -1,7 +1,7 @@
-"""Which devices models run on: what was asked for, what is there, and what is missing where the two differ.
+"""Which devices models run on, and what is missing when a configured device cannot be used.
 
-Nothing here needs a GPU or its libraries to be imported. NVIDIA's driver is asked through its own library, because
-that is there exactly where a GPU can be used.
+Importing this needs no GPU. NVIDIA's driver is queried through its own library, which exists wherever a GPU can be
+used.
 """
 
 from __future__ import annotations
@@ -21,16 +21,14 @@ from rafaga.errors import DeviceError
 from rafaga.server.config.device import CPU, Device, DeviceFallback, DeviceKind
 from rafaga.server.engines.cuda import Cuda
 
-# ONNX Runtime looks for it, and does without.
+# ONNX Runtime uses it if it is installed.
 _PLUGINS = "libnvinfer_plugin.so.10"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
-# The oldest GPUs that a CUDA version compiles for, by its first number.
-_OLDEST = {"13": (7, 5)}
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as the driver tells of it."""
+    """A GPU as the driver describes it."""
 
     index: int
     name: str
@@ -39,13 +37,10 @@ class Gpu:
 
 
 class System(Protocol):
-    """The machine: what it has, and what it lacks."""
+    """The machine that `choose` examines. Tests bring their own."""
 
     def gpus(self) -> tuple[Gpu, ...]:
         """Raises DeviceError when there is no usable driver."""
-
-    def newest_cuda(self) -> tuple[int, int]:
-        """The version that the driver runs programs of. Raises DeviceError."""
 
     def missing_libraries(self, kind: DeviceKind) -> tuple[str, ...]:
         """Shared libraries that `kind` needs and that cannot be loaded."""
@@ -54,8 +49,7 @@ class System(Protocol):
         """What ONNX Runtime was built with."""
 
     def start(self, index: int) -> None:
-        """Has CUDA begin on that GPU, once nothing is missing. Raises DeviceError where it does not: another process
-        has the GPU for itself, its memory is full or broken."""
+        """Initialises CUDA on that GPU. Raises DeviceError if it is too old, busy, full or broken, or its driver is."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,8 @@ class Choice:
 
 
 def choose(wanted: tuple[Device, ...] | None, fallback: DeviceFallback, system: System) -> Choice:
-    """Raises DeviceError when a device that was asked for cannot be used and `fallback` does not allow the CPU."""
+    """Raises DeviceError when a device in `wanted` cannot be used and `fallback` does not allow the CPU. `wanted` None:
+    the first GPU if it can be used, else the CPU."""
     if wanted is None:
         try:
             gpus = system.gpus()
@@ -91,14 +86,14 @@ def choose(wanted: tuple[Device, ...] | None, fallback: DeviceFallback, system: 
 
 
 def _start(device: Device, system: System) -> None:
-    """Raises DeviceError as `check` does, and where nothing is missing but CUDA does not begin."""
+    """Raises DeviceError as `check` does, and if CUDA does not start."""
     check(device, system)
     if device.gpu:
         system.start(device.index)
 
 
 def check(device: Device, system: System) -> None:
-    """Raises DeviceError saying what keeps `device` from being used, and what to do. Takes nothing of the GPU."""
+    """Raises DeviceError that says why `device` cannot be used, and what to do. Allocates nothing on the GPU."""
     if not device.gpu:
         return
     if device.provider not in system.providers():
@@ -108,7 +103,6 @@ def check(device: Device, system: System) -> None:
     gpus = system.gpus()
     if device.index >= len(gpus):
         raise DeviceError(f"{device}: expected a GPU below {len(gpus)}, which is how many this process sees")
-    _check_versions(device, gpus[device.index], system.newest_cuda())
     if missing := system.missing_libraries(device.kind):
         of_tensorrt = [name for name in missing if name.startswith("libnv")]
         packages = ["'rafaga[gpu]'"] if len(of_tensorrt) < len(missing) else []
@@ -117,28 +111,15 @@ def check(device: Device, system: System) -> None:
         raise DeviceError(f"{device}: cannot load {what}: pip install {how}, or put them on LD_LIBRARY_PATH")
 
 
-def _check_versions(device: Device, gpu: Gpu, newest: tuple[int, int]) -> None:
-    """Within one first number of CUDA's version, older drivers run newer programs."""
-    built, oldest = _cuda_major(), _OLDEST.get(_cuda_major(), (0, 0))
-    if newest[0] < int(built):
-        raise DeviceError(
-            f"{device}: NVIDIA's driver runs CUDA up to {newest[0]}.{newest[1]}, this ONNX Runtime needs {built}: "
-            "update the driver"
-        )
-    if gpu.capability < oldest:
-        is_of, needs = (".".join(map(str, version)) for version in (gpu.capability, oldest))
-        raise DeviceError(f"{device}: {gpu.name} has compute capability {is_of}, CUDA {built} needs {needs} or more")
-
-
 class Nvidia:
-    """This machine, as NVIDIA's driver and the dynamic loader see it."""
+    """This machine."""
 
     def gpus(self) -> tuple[Gpu, ...]:
         driver = _driver()
         count = ctypes.c_int()
         _ask(driver, "cuDeviceGetCount", ctypes.byref(count))
         if not count.value:
-            raise DeviceError("NVIDIA's driver is there, but shows this process no GPU")
+            raise DeviceError("NVIDIA's driver is installed, but shows this process no GPU")
         return tuple(self._gpu(driver, index) for index in range(count.value))
 
     @staticmethod
@@ -152,11 +133,6 @@ class Nvidia:
         _ask(driver, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
         return Gpu(index, name.value.decode(), (major.value, minor.value), memory.value)
 
-    def newest_cuda(self) -> tuple[int, int]:
-        version = ctypes.c_int()
-        _ask(_driver(), "cuDriverGetVersion", ctypes.byref(version))
-        return version.value // 1000, version.value % 1000 // 10
-
     def missing_libraries(self, kind: DeviceKind) -> tuple[str, ...]:
         preload()
         return tuple(name for name in needed_libraries(kind) if not _loads(name))
@@ -169,10 +145,10 @@ class Nvidia:
 
 
 def preload() -> str:
-    """Loads what CUDA and TensorRT need from this environment's packages, which the system's loader does not find.
+    """Loads the libraries of CUDA and TensorRT from this environment's packages, where the system does not look.
 
-    Gives what ONNX Runtime has to say about it. Without this, a session on the GPU quietly becomes one on the CPU. ONNX
-    Runtime looks beside itself alone; where it lies in another folder than PyTorch, so do the libraries.
+    Returns ONNX Runtime's messages. Without this, a session on the GPU silently becomes one on the CPU. ONNX Runtime
+    only looks in its own site-packages folder, and the libraries may lie in another.
     """
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(OSError):
@@ -183,17 +159,17 @@ def preload() -> str:
         for folder in (*path.glob("nvidia/*/lib"), path / "tensorrt_libs")
         if folder.is_dir()
     ]
-    # cuDNN loads the compiler by its name when a kernel wants it, and does without for most.
+    # cuDNN loads the compiler by name for some kernels.
     compiler = f"libnvrtc.so.{_cuda_major()}"
     for name in (*needed_libraries(DeviceKind.TENSORRT), compiler, _PLUGINS):
         if not _loads(name):
-            # Any will do: once one is loaded, those that need it find it by its name.
+            # Once one is loaded, other libraries find it by its name.
             any(_loads(str(folder / name)) for folder in folders if (folder / name).is_file())
     return said.getvalue()
 
 
 def needed_libraries(kind: DeviceKind) -> tuple[str, ...]:
-    """Beside the driver's own, those that others need first. The CUDA version is that of ONNX Runtime's build."""
+    """Libraries besides the driver's, dependencies first. The CUDA version is that of ONNX Runtime's build."""
     if kind is DeviceKind.CPU:
         return ()
     own = tuple(f"lib{name}.so.{_cuda_major()}" for name in ("cudart", "cublasLt", "cublas"))

@@ -1,8 +1,8 @@
-"""Looks after the engines of one model: finds runs that do not end, and brings up a new engine after one was lost.
+"""Supervises the engines of one model: finds runs that do not end, and restarts engines that were lost.
 
-the run's bound passes, or the engine is lost  →  its requests fail, health turns  →  wait  →  new engine  →  health
+    a run passes its deadline, or the engine is lost  →  its requests fail, health changes  →  wait  →  new engine
 
-Each in its own time: while one engine is brought up, which may take minutes or never end, the others are watched.
+An engine that restarts, which may take minutes or never end, has a thread of its own, so the others stay supervised.
 """
 
 from __future__ import annotations
@@ -11,22 +11,31 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+
+from rafaga.errors import BundleError, DeviceError, EngineFailure, ModelNotReady
+from rafaga.server.engines.contract import Engine
+from rafaga.server.execution.worker import Run, Worker, WorkerContext
+from rafaga.server.scheduling.job import Job, Part
 
 _LOG = logging.getLogger(__name__)
 
+DOWN = "the model's engine was lost and is being restarted: ask another replica, or try later"
+
+# A supervisor that wakes so much too late was stopped with the whole process: that says nothing about the engine.
+_OVERSLEPT_S = 1.0
+
 
 @dataclass(frozen=True)
-class WatchPolicy:
-    """When a run is given up, and how often a new engine is tried.
+class SupervisorPolicy:
+    """When a run is given up, and how often a lost engine is restarted.
 
-    timeout_s: no run is given up sooner; nor is one before it took `slowness` times its prediction.
-    first_delay_s to max_delay_s: the wait before a new engine, doubled each time, and forgotten once an engine has
-    lasted for stable_s. max_stuck: threads of lost engines that may hang at a time; beyond, no new one is made.
-    max_failures: times in a row that a device may refuse a new engine before nobody hopes for it any more: an error of
-    CUDA's often stays until the process ends. It is tried all the same.
+    timeout_s: shortest bound of a run; the bound is `slowness` times the prediction where that is longer.
+    first_delay_s to max_delay_s: the wait before a restart, doubled each time, and reset once an engine has lasted for
+    stable_s. max_stuck: threads of lost engines that may hang at a time; with more, no engine is restarted.
+    max_failures: restarts that may fail in a row before the engine is reported unrecoverable: some errors of CUDA stay
+    until the process ends. Restarts go on all the same.
     """
 
     timeout_s: float = 10.0
@@ -42,9 +51,9 @@ class WatchPolicy:
 
 
 class Backoff:
-    """How long to wait before the next engine. An engine that is lost soon after its start counts like none at all."""
+    """How long to wait before the next restart. An engine that is lost soon after its start does not reset it."""
 
-    def __init__(self, policy: WatchPolicy) -> None:
+    def __init__(self, policy: SupervisorPolicy) -> None:
         self._policy = policy
         self._delay_s = policy.first_delay_s
         self._last = -math.inf
@@ -59,121 +68,244 @@ class Backoff:
         return delay_s
 
 
-class Ward(Protocol):
-    """Whose engines are watched."""
+class Supervisor:
+    """`load` gives a verified and warm engine in the place of the one with that number. Its thread sleeps until a run
+    passes its deadline; a run that ends before costs a comparison."""
 
-    @property
-    def lacking(self) -> Collection[int]:
-        """The numbers of the engines that were lost: others must be brought up."""
-        ...
-
-    @property
-    def give_up_at(self) -> float:
-        """When the first of the runs that go on will have passed its bound, in monotonic seconds; infinity while
-        nothing runs."""
-        ...
-
-    def give_up(self) -> None:
-        """Runs that have passed their bound are taken for hung, and their engines for lost."""
-        ...
-
-    def be_patient(self) -> None:
-        """The runs get their whole bounds again."""
-        ...
-
-    def renew(self, number: int) -> bool:
-        """Brings up an engine in the place of a lost one. False when that fails."""
-        ...
-
-
-# A watch that itself woke so much too late saw the whole process stand still: that proves nothing about the engine.
-_OVERSLEPT_S = 1.0
-
-
-class Watch:
-    """A thread that sleeps until a run passes its bound. A run that ends before costs a comparison.
-
-    An engine that was lost has a thread of its own until there is a new one.
-    """
-
-    def __init__(self, ward: Ward, policy: WatchPolicy, name: str) -> None:
-        self._ward = ward
+    def __init__(
+        self,
+        context: WorkerContext,
+        engines: Sequence[Engine],
+        load: Callable[[int], Engine],
+        policy: SupervisorPolicy,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
+        self.bound_s = policy.bound_s
+        self._context = context
+        self._queue = context.queue
+        self._load = load
         self._policy = policy
-        self._name = name
-        self._backoffs: dict[int, Backoff] = {}
-        self._renewing: set[int] = set()
+        self._on_change: Callable[[], None] = lambda: None
+        self._workers = [Worker(engine, context, self) for engine in engines]
+        self._down = False
+        self._stuck: list[threading.Thread] = []  # of lost engines
+        # By the number of the engine.
+        self._failures = [0] * len(engines)  # restarts that failed in a row
+        self._backoffs = [Backoff(policy) for _ in engines]
+        self._unrecoverable: set[int] = set()
+        self._restarting: set[int] = set()
         self._changed = threading.Condition(threading.Lock())
         self._wake_at = math.inf
         self._closed = False
-        self._thread = threading.Thread(target=self._watch, name=f"watch-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._supervise, name=f"supervisor-{context.name}", daemon=True)
 
-    def start(self) -> None:
+    def start(self, on_change: Callable[[], None]) -> None:
+        """`on_change` is called whenever `down` or `unrecoverable` has changed."""
+        self._on_change = on_change
+        for worker in self._workers:
+            worker.start()
         self._thread.start()
 
-    def expect(self, give_up_at: float) -> None:
-        """A run begins, and `ward.give_up_at` says so already."""
-        if give_up_at < self._wake_at:
+    @property
+    def down(self) -> bool:
+        """All engines were lost, and none is restarted yet."""
+        return self._down
+
+    @property
+    def unrecoverable(self) -> bool:
+        """All engines were lost, and only a new process helps."""
+        return len(self._unrecoverable) == len(self._workers)
+
+    def run_inline(self, on_hung: Callable[[], None]) -> bool:
+        """See Worker.run_inline. Only models with one engine run inline."""
+        return self._workers[0].run_inline(on_hung)
+
+    def idle_workers(self) -> int:
+        """Queue's lock held. Workers that serve and own no batch."""
+        return sum(not (worker.owed or worker.lost) for worker in self._workers)
+
+    def begin(self, run: Run) -> None:
+        if run.deadline < self._wake_at:
             self.wake()
 
     def wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
-    def close(self) -> None:
-        """Does not wait: an engine that is being brought up may take its time."""
+    def lose(self, worker: Worker, why: str, run: Run | None = None) -> None:
+        """Ends an engine and fails exactly what it owes. `run`: what it computes, claimed from it.
+
+        Clients must not retry that run's jobs, since one of them may be why the engine hangs. They may retry all
+        others. Queued jobs go on waiting while another engine serves.
+        """
+        self._queue.forbid_inline()
+        with self._queue.lock:
+            if worker.lost:
+                return
+            owed = worker.give_up()
+            self._count_engines()
+            waiting = self._queue.batcher.remove_all() if self._down else []
+            for batch in owed:
+                self._queue.batcher.finished(batch, None)
+            if run is not None:
+                self._stuck.append(run.thread)
+            self._queue.wake_all()
+        worker.terminate()
+        if run is not None:
+            run.on_hung()
+        _LOG.critical("engine lost: %s", why, extra={"model": self._context.name})
+        self._on_change()
+        self._fail(run.parts if run is not None else (), [p.job for b in owed for p in b.parts] + waiting)
+        self.wake()
+
+    def close(self, timeout_s: float) -> None:
+        """After the queue was stopped. Does not wait for an engine that restarts."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        with self._queue.lock:
+            workers = list(self._workers)
+        end = time.monotonic() + timeout_s
+        for worker in workers:
+            if not worker.started:
+                worker.close_engine()
+                continue
+            if worker.lost:
+                continue  # its thread closes the engine, should it return
+            ended = worker.join(max(0.0, end - time.monotonic()))
+            self._queue.refuse_all(self._context.refusal)
+            run = worker.run
+            if not ended and run is not None and run.claim():
+                self.lose(worker, "its run did not end when the model closed", run)
 
-    def _watch(self) -> None:
+    def _fail(self, running: Sequence[Part], others: Sequence[Job]) -> None:
+        for job, _, _ in running:
+            if not job.finished:
+                self._context.metrics.engine_failed()
+            error = EngineFailure("the model's engine was lost while it ran this input; it is being restarted")
+            self._queue.fail(job, error)
+        for job in others:
+            self._queue.fail(job, ModelNotReady(DOWN))
+
+    def _count_engines(self) -> None:
+        """Queue's lock held."""
+        serving = sum(not worker.lost for worker in self._workers)
+        self._down = not serving
+        self._queue.batcher.engines = max(1, serving)
+
+    def _supervise(self) -> None:
         while not self._closed:
-            for number in self._forsaken():
-                self._bring_up(number)
-            if (late_s := self._sleep()) is not None:
-                if late_s > _OVERSLEPT_S:
-                    self._ward.be_patient()
-                else:
-                    self._ward.give_up()
+            for number in self._to_restart():
+                self._start_restarting(number)
+            late_s = self._sleep()
+            if late_s is None:
+                continue
+            if late_s > _OVERSLEPT_S:
+                self._extend_deadlines()
+            else:
+                self._give_up()
 
-    def _forsaken(self) -> set[int]:
-        """The lost engines that nobody brings up yet."""
-        return set(self._ward.lacking) - self._renewing
-
-    def _bring_up(self, number: int) -> None:
+    def _sleep(self) -> float | None:
+        """Until a run has passed its deadline: gives for how long. None when something else changed."""
         with self._changed:
-            self._renewing.add(number)
-        try:
-            threading.Thread(target=self._renew, args=(number,), name=f"renew-{self._name}", daemon=True).start()
-        except RuntimeError:
-            _LOG.exception("no thread to bring up an engine: the watch does, and is blind meanwhile")
-            self._renew(number)
+            # In this order: a run that begins now either finds that it must wake us, or is found by us.
+            self._wake_at = math.inf
+            at = self._wake_at = self._first_deadline()
+            if self._closed or self._to_restart():
+                return None
+            now = self.clock()
+            if now < at:
+                self._changed.wait(None if at == math.inf else at - now)
+            now = self.clock()
+            return now - at if self._first_deadline() == at <= now else None
 
-    def _renew(self, number: int) -> None:
-        backoff = self._backoffs.setdefault(number, Backoff(self._policy))
+    def _first_deadline(self) -> float:
+        return min((run.deadline for _, run in self._runs()), default=math.inf)
+
+    def _extend_deadlines(self) -> None:
+        for _, run in self._runs():
+            run.extend(self.clock())
+
+    def _give_up(self) -> None:
+        for worker, run in self._runs():
+            if run.deadline <= self.clock() and run.claim():
+                self.lose(worker, "its run passed its deadline", run)
+
+    def _runs(self) -> list[tuple[Worker, Run]]:
+        """What engines that were not lost compute now."""
+        runs = ((worker, worker.run) for worker in self._workers if not worker.lost)
+        return [(worker, run) for worker, run in runs if run is not None]
+
+    def _to_restart(self) -> set[int]:
+        return {number for number, worker in enumerate(self._workers) if worker.lost} - self._restarting
+
+    def _start_restarting(self, number: int) -> None:
+        with self._changed:
+            self._restarting.add(number)
+        name = f"restart-{self._context.name}"
         try:
-            while self._rest(backoff.next(time.monotonic())):
-                if self._ward.renew(number):
+            threading.Thread(target=self._restart_until_done, args=(number,), name=name, daemon=True).start()
+        except RuntimeError:
+            _LOG.exception("no thread to restart an engine: the supervisor does it, and finds no hung run meanwhile")
+            self._restart_until_done(number)
+
+    def _restart_until_done(self, number: int) -> None:
+        try:
+            while self._pause(self._backoffs[number].next(time.monotonic())):
+                if self._restart(number):
                     break
         finally:
             with self._changed:
-                self._renewing.discard(number)
+                self._restarting.discard(number)
                 self._changed.notify_all()
 
-    def _rest(self, seconds: float) -> bool:
-        """False when the watch ends meanwhile."""
+    def _pause(self, seconds: float) -> bool:
+        """False when the model closes meanwhile."""
         with self._changed:
             return not self._changed.wait_for(lambda: self._closed, seconds)
 
-    def _sleep(self) -> float | None:
-        """Until a run has passed its bound: gives how long ago. None when there is something else to look at."""
-        with self._changed:
-            # In this order: a run that begins now either sees that it must wake us, or is seen by us.
-            self._wake_at = math.inf
-            at = self._wake_at = self._ward.give_up_at
-            if self._closed or self._forsaken():
-                return None
-            now = time.monotonic()
-            if now < at:
-                self._changed.wait(None if at == math.inf else at - now)
-            now = time.monotonic()
-            return now - at if self._ward.give_up_at == at <= now else None
+    def _restart(self, number: int) -> bool:
+        """One attempt to replace a lost engine."""
+        about = {"model": self._context.name, "engine": number}
+        with self._queue.lock:
+            self._stuck = [thread for thread in self._stuck if thread.is_alive()]
+            too_many = len(self._stuck) >= self._policy.max_stuck
+        if too_many:
+            self._report_unrecoverable(number, f"{len(self._stuck)} lost engines still hang")
+            return False
+        engine: Engine | None = None
+        try:
+            engine = self._load(number)
+            worker = Worker(engine, self._context, self)
+            with self._queue.lock:
+                stopping = self._queue.stopping
+                if not stopping:
+                    worker.start()
+                    self._workers[number] = worker
+                    self._failures[number] = 0
+                    self._unrecoverable.discard(number)
+                    self._count_engines()
+        except Exception as error:  # onnxruntime raises bare exceptions of many kinds
+            _LOG.exception("an engine could not be restarted", extra=about)
+            if engine is not None:  # the system gave it no thread
+                engine.close()
+            # A broken bundle would be broken in a new process too.
+            self._failures[number] += not isinstance(error, BundleError) or isinstance(error, DeviceError)
+            if self._failures[number] >= self._policy.max_failures:
+                self._report_unrecoverable(number, f"{self._failures[number]} restarts failed in a row")
+            return False
+        if stopping:
+            engine.close()
+            return True
+        self._context.metrics.engine_restarted()
+        _LOG.warning("engine restarted", extra=about)
+        self._on_change()
+        return True
+
+    def _report_unrecoverable(self, number: int, why: str) -> None:
+        about = {"model": self._context.name, "engine": number}
+        _LOG.critical("engine unrecoverable: %s, restart of the process required", why, extra=about)
+        if number not in self._unrecoverable:
+            self._unrecoverable.add(number)
+            self._on_change()

@@ -1,84 +1,366 @@
-"""One engine at work in a thread of its own: what it computes, until when it may, and what it owes.
+"""One engine and its thread: takes batches, runs them, and answers their jobs.
 
-A run and the watch over it race for one test-and-set, so that an engine that comes back after it was given up answers
-nobody.
+A run and the supervisor race for one test-and-set, so that an engine that returns after it was given up answers nobody.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
-from rafaga.server.engines.onnxruntime import Engine
-from rafaga.server.engines.pipelined import Flight
+from rafaga.errors import EngineFailure, InternalError, RafagaError
+from rafaga.server.engines.contract import Engine, Outputs
+from rafaga.server.engines.rows import padding_rows
+from rafaga.server.execution.queue import JobQueue
+from rafaga.server.observability.metrics import ModelMetrics
 from rafaga.server.scheduling.batcher import Batch
-from rafaga.server.scheduling.job import Arrays, Part
+from rafaga.server.scheduling.job import Arrays, Job, Part
+
+_LOG = logging.getLogger(__name__)
 
 
-class Relieved(Exception):
-    """The engine was given up during this run: its thread owes nothing any more."""
+class GivenUp(Exception):
+    """The engine was given up during this run: its thread owes no answers any more."""
 
 
 class Run:
-    """What an engine computes in this thread, and until when it may. Whoever claims it first, engine or watch, owes the
-    answers."""
+    """What an engine computes, and until when it may. Whoever claims it first, worker or supervisor, owes the answers.
 
-    __slots__ = ("_unclaimed", "bound_s", "give_up_at", "parts", "thread")
+    parts: (): the engine's own sample. bound_s: how long it may take. on_hung: called when the run is given up.
+    """
 
-    def __init__(self, parts: Sequence[Part], bound_s: float) -> None:
+    __slots__ = ("_deadline", "_unclaimed", "bound_s", "on_hung", "parts", "thread")
+
+    def __init__(self, parts: Sequence[Part], bound_s: float, now: float, on_hung: Callable[[], None]) -> None:
         self.parts = parts
         self.bound_s = bound_s
-        self.give_up_at = time.monotonic() + bound_s
+        self.on_hung = on_hung
         self.thread = threading.current_thread()
+        self._deadline = now + bound_s
         self._unclaimed = threading.Lock()
 
+    @property
+    def deadline(self) -> float:
+        """In the supervisor's seconds."""
+        return self._deadline
+
+    def extend(self, now: float) -> None:
+        """The run gets its whole bound again."""
+        self._deadline = now + self.bound_s
+
     def claim(self) -> bool:
+        """True for the first caller."""
         return self._unclaimed.acquire(blocking=False)
 
 
-class Shift:
-    """One engine at work, in a thread of its own, until it is relieved.
+class Overseer(Protocol):
+    """What a worker reports to: the Supervisor."""
 
-    ahead: a batch that was taken while another still ran; and the flight it is on, once it was sent. on_hung: while
-    another thread runs the batch, how to tell its owner that it hangs.
-    """
+    @property
+    def clock(self) -> Callable[[], float]: ...
 
-    def __init__(self, engine: Engine, serve: Callable[[Shift], None], name: str) -> None:
-        self.engine = engine
-        self.thread = threading.Thread(target=serve, args=(self,), name=f"engine-{name}", daemon=True)
-        self.batch: Batch | None = None
-        self.ahead: Batch | None = None
-        self.flight: Flight | Exception | None = None
+    def bound_s(self, predicted_s: float) -> float:
+        """How long a run may take."""
+        ...
+
+    def begin(self, run: Run) -> None:
+        """The worker's `run` is set."""
+        ...
+
+    def lose(self, worker: Worker, why: str) -> None:
+        """The worker cannot go on."""
+        ...
+
+    def idle_workers(self) -> int:
+        """Lock held. Workers that serve and own no batch."""
+        ...
+
+
+class WorkerContext(NamedTuple):
+    """What the workers of one model share. probe: a part with the model's own sample. refusal: for jobs that are left
+    when the model stops."""
+
+    name: str
+    ragged: bool
+    queue: JobQueue
+    metrics: ModelMetrics
+    probe: Part
+    refusal: Callable[[], RafagaError]
+
+
+def _nothing() -> None:
+    """No transport thread hangs with the run."""
+
+
+class Worker:
+    """Owns one engine until it is lost. `lost`, `owed` and `run` may be read by any thread with the queue's lock."""
+
+    def __init__(self, engine: Engine, model: WorkerContext, overseer: Overseer) -> None:
+        self._engine = engine
+        self._model = model
+        self._queue = model.queue
+        self._overseer = overseer
+        self._thread = threading.Thread(target=self._serve, name=f"engine-{model.name}", daemon=True)
+        self._batch: Batch | None = None
+        # A batch that was taken while another runs, and its outputs once it was submitted.
+        self._ahead: Batch | None = None
+        self._ahead_outputs: Outputs | None = None
+        self._on_hung = _nothing
+        self._sound = True  # the engine has run something since it last failed
         self.run: Run | None = None
-        self.on_hung: Callable[[], None] | None = None
-        self.sound = True  # it has run something since it last failed
-        self.relieved = False
+        self.lost = False
+
+    def start(self) -> None:
+        """Raises RuntimeError when the system has no thread."""
+        self._thread.start()
+
+    @property
+    def started(self) -> bool:
+        return self._thread.ident is not None
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether the thread ended in time."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     @property
     def owed(self) -> tuple[Batch, ...]:
-        """The batches that its engine has taken and not answered."""
-        # In this order: what catches up meanwhile is seen twice rather than not at all.
-        return tuple(batch for batch in (self.ahead, self.batch) if batch is not None)
+        """The batches that were taken and not answered."""
+        # In this order: a batch that moves from ahead meanwhile is seen twice rather than not at all.
+        return tuple(batch for batch in (self._ahead, self._batch) if batch is not None)
 
-    def catch_up(self) -> tuple[Batch, Flight | Exception | None] | None:
-        """The batch ahead, if there is one, which is now the one to answer, and its flight."""
-        if self.ahead is None:
-            return None
-        caught_up = self.ahead, self.flight
-        self.batch, self.ahead, self.flight = self.ahead, None, None
-        return caught_up
+    def give_up(self) -> tuple[Batch, ...]:
+        """Lock held. The worker takes no more batches; the caller takes over what it owes."""
+        self.lost = True
+        return self.owed
 
-    def compute(self, run: Run, outputs: Callable[[], Arrays], expect: Callable[[float], None]) -> Arrays:
-        """One run, watched: `expect` is told until when. Raises what the engine raises, or Relieved once nobody waits
-        for it any more."""
-        self.run = run
-        expect(run.give_up_at)
+    def terminate(self) -> None:
+        self._engine.terminate()
+
+    def close_engine(self) -> None:
+        """Of a worker that was never started."""
+        self._engine.close()
+
+    def run_inline(self, on_hung: Callable[[], None]) -> bool:
+        """Runs a batch in the caller's thread, if the engine is free. True: there is more to run, call again.
+
+        `on_hung` is called, by any thread and perhaps twice, when the run is given up: the caller's thread may then
+        never return. If it does, it must not touch anything that it shared.
+        """
         try:
-            arrays = outputs()
-            self.sound = True
+            batch = self._claim(on_hung)
+            if batch is None:
+                return False
+            if not self._complete(batch, None):
+                on_hung()  # the supervisor may not have called it yet
+                return False
+        except Exception:
+            # The thread is the transport's: it goes on, with a new engine.
+            _LOG.critical("unhandled exception in the engine's run", exc_info=True, extra={"model": self._model.name})
+            self._overseer.lose(self, "unhandled exception")
+            return False
+        with self._queue.lock:
+            self._on_hung = _nothing
+            if self._queue.stopping:
+                self._queue.wake_all()
+            return self._queue.batcher.queued_jobs > 0
+
+    def _claim(self, on_hung: Callable[[], None]) -> Batch | None:
+        """The next batch, unless the engine's own thread must take it: it has one, or the batch is not quick, or has to
+        wait for more requests."""
+        queue = self._queue
+        with queue.lock:
+            if self._batch is not None or self.lost or queue.stopping or not queue.quick:
+                queue.wake_engine()
+                return None
+            decision = queue.take()
+            self._batch = decision.batch
+            if decision.batch is not None:
+                self._on_hung = on_hung
+            if decision.wake_at is not None:
+                queue.wake_engine()
+        if decision.dropped:
+            queue.drop(decision.dropped)
+        return decision.batch
+
+    def _serve(self) -> None:
+        about = {"model": self._model.name}
+        try:
+            while not self.lost:
+                batch, outputs = self._taken_ahead()
+                if batch is None:
+                    batch = self._next()
+                if batch is None or not self._complete(batch, outputs):
+                    break
+        except BaseException:  # nobody above handles it
+            _LOG.critical("unhandled exception in the engine's thread", exc_info=True, extra=about)
+        finally:
+            if self._queue.stopping:
+                self._queue.refuse_all(self._model.refusal)
+            else:
+                self._overseer.lose(self, "its thread ended")
+            if not self._engine.close():
+                _LOG.error("a run does not end: the memory of its engine stays taken", extra=about)
+
+    def _taken_ahead(self) -> tuple[Batch | None, Outputs | None]:
+        """The batch that was taken ahead becomes the current one."""
+        if self._ahead is None:
+            return None, None
+        outputs, self._ahead_outputs = self._ahead_outputs, None
+        self._batch, self._ahead = self._ahead, None
+        return self._batch, outputs
+
+    def _next(self) -> Batch | None:
+        """Waits for a batch; None when the model stops or the engine was lost."""
+        queue = self._queue
+        while True:
+            queue.yield_to_submitters()
+            with queue.lock:
+                if self.lost or (queue.stopping and self._batch is None):
+                    return None
+                if self._batch is not None:  # it runs inline
+                    queue.wait()
+                    continue
+                decision = queue.take()
+                self._batch = decision.batch
+                if decision.batch is None and not decision.dropped:
+                    wake_at = decision.wake_at
+                    queue.wait(None if wake_at is None else max(0.0, wake_at - time.monotonic()))
+                    continue
+            queue.drop(decision.dropped)
+            if decision.batch is not None:
+                return decision.batch
+
+    def _complete(self, batch: Batch, outputs: Outputs | None) -> bool:
+        """Runs and answers the current batch. `outputs`: it was submitted already. False: the engine was given up."""
+        try:
+            self._run_batch(batch, outputs)
+        except GivenUp:
+            return False
+        except Exception:
+            _LOG.exception("unhandled exception: a batch was lost", extra={"model": self._model.name})
+            for part in batch.parts:
+                self._queue.fail(part.job, InternalError("the server failed on this batch; its log has the cause"))
+        self._batch = None
+        return True
+
+    def _run_batch(self, batch: Batch, outputs: Outputs | None) -> None:
+        start = time.perf_counter()
+        if batch.ahead:
+            with self._queue.lock:
+                self._queue.batcher.begun(batch, time.monotonic())
+        bound_s = self._overseer.bound_s(batch.predicted_end - time.monotonic())
+        seconds: float | None = None
+        try:
+            error = self._answer(batch.parts, bound_s, outputs)
+            if error is None:
+                # Answering counts: it keeps the engine from the next batch too.
+                seconds = time.perf_counter() - start
+            else:
+                # The message may hold other callers' data, so only the log gets it.
+                about = {"model": self._model.name, "rows": batch.rows}
+                _LOG.error("a batch failed", exc_info=error, extra=about)
+                self._sound = False
+                self._blame(self._isolate(batch.parts, bound_s), bound_s)
+        finally:
+            with self._queue.lock:
+                if not self.lost:
+                    self._queue.batcher.finished(batch, seconds)
+
+    def _answer(self, parts: Sequence[Part], bound_s: float, outputs: Outputs | None = None) -> Exception | None:
+        """Runs and answers `parts`, or gives what the engine raised."""
+        start = time.perf_counter()
+        try:
+            arrays = self._compute(parts, bound_s, outputs)
+        except GivenUp:
+            raise
+        except Exception as error:
+            return error
+        _deliver(self._model, parts, arrays, time.perf_counter() - start)
+        return None
+
+    def _compute(self, parts: Sequence[Part], bound_s: float, outputs: Outputs | None = None) -> Arrays:
+        """One supervised run; without `parts` of the engine's own sample. Raises what the engine raises, or GivenUp."""
+        overseer = self._overseer
+        run = self.run = Run(parts, bound_s, overseer.clock(), self._on_hung)
+        overseer.begin(run)
+        try:
+            if outputs is None:
+                outputs = self._engine.submit(parts or (self._model.probe,))
+            if self._engine.depth > 1 and parts:
+                self._look_ahead(outputs)
+            arrays = outputs.result()
+            self._sound = True
         finally:
             if not run.claim():
-                raise Relieved
+                raise GivenUp
             self.run = None
         return arrays
+
+    def _look_ahead(self, running: Outputs) -> None:
+        """While a batch runs: takes the next as soon as it is full, and submits it. A smaller one is left to grow until
+        the running one is done."""
+        queue, current = self._queue, self._batch
+        if self._ahead is not None or current is None:
+            return
+        running.add_done_callback(queue.batch_completed)
+        with queue.lock:
+            if not queue.wait_until_full(self._overseer.idle_workers, lambda: running.done() or self.lost):
+                return
+            decision = queue.take(after=current)
+            self._ahead = batch = decision.batch
+        queue.drop(decision.dropped)
+        if batch is not None:
+            self._ahead_outputs = self._engine.submit(batch.parts)
+
+    def _isolate(self, parts: Sequence[Part], bound_s: float) -> list[Job]:
+        """Parts made the engine fail together. Runs them by halves: answers those that run, and gives the jobs that
+        fail alone."""
+        if len(parts) == 1:
+            return [parts[0].job]
+        middle = len(parts) // 2
+        blamed: list[Job] = []
+        for half in (parts[:middle], parts[middle:]):
+            wanted = [part for part in half if not part.job.finished]  # other callers have gone
+            if wanted and self._answer(wanted, bound_s) is not None:
+                blamed += self._isolate(wanted, bound_s)
+        return blamed
+
+    def _blame(self, jobs: Sequence[Job], bound_s: float) -> None:
+        """Fails jobs that the engine failed on. If it fails on its own sample too, the engine is the cause."""
+        if not self._sound:
+            try:
+                self._compute((), bound_s)
+            except GivenUp:
+                raise
+            except Exception:
+                _LOG.exception("the engine fails on its own sample", extra={"model": self._model.name})
+                self._overseer.lose(self, "it fails on its own sample")
+                return
+        for job in jobs:
+            if not job.finished:
+                self._model.metrics.engine_failed()
+            self._queue.fail(job, EngineFailure("the model failed on this input; other requests are not affected"))
+
+
+def _deliver(model: WorkerContext, parts: Sequence[Part], outputs: Arrays, seconds: float) -> None:
+    rows = sum(stop - start for _, start, stop in parts)
+    # Counted first: a caller that has its answer finds it in the statistics.
+    done = [p.job for p in parts if p.stop == p.job.rows and not p.job.finished]
+    model.metrics.batch_done(rows, seconds, [j.queue_s for j in done], sum(j.inference_s for j in done))
+    padding = model.queue.batcher.latency.rows_run(rows) - rows
+    if padding or model.ragged:
+        model.metrics.padded(padding + padding_rows(parts))
+    at = 0
+    for job, start, stop in parts:
+        end = at + stop - start
+        try:
+            job.answer(start, tuple(o[at:end] for o in outputs), seconds, rows)
+        except Exception:
+            # A failure to build one reply must not take the other answers with it.
+            _LOG.exception("an answer could not be delivered", extra={"model": model.name})
+            model.queue.fail(job, InternalError("the answer could not be built"))
+        at = end

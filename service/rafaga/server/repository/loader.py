@@ -1,4 +1,4 @@
-"""From a version's folder to a model that can be served: verified, loaded, warmed up, and right."""
+"""From a version's folder to a model that can be served: verified, loaded and warmed up."""
 
 from __future__ import annotations
 
@@ -15,40 +15,43 @@ from rafaga.bundle import Bundle, Precision, Variant
 from rafaga.errors import BundleError, DeviceError
 from rafaga.plain_model import PlainModel
 from rafaga.server.config.device import Device
-from rafaga.server.engines.onnxruntime import Engine, Golden, Samples, create_session
-from rafaga.server.engines.selection import Placement, Task
+from rafaga.server.engines.contract import Engine
+from rafaga.server.engines.loading import LoadedEngine, ModelToPlace, Samples
+from rafaga.server.engines.onnxruntime import create_session
+from rafaga.server.engines.selection import EngineFactory, Placement
 from rafaga.server.execution.served_model import ServedModel
-from rafaga.server.execution.supervisor import WatchPolicy
+from rafaga.server.execution.supervisor import SupervisorPolicy
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository import plain_onnx as plain
+from rafaga.server.repository.golden import Golden
 from rafaga.server.repository.onnx_file import refuse_external_data
 from rafaga.server.scheduling.batcher import BatchPolicy
-from rafaga.server.scheduling.latency import LatencyTable
 
 _LOG = logging.getLogger(__name__)
 
-# Less is not worth giving up the answers of full precision for.
+# A smaller speedup is not worth giving up the answers of full precision.
 _WORTHWHILE_SPEEDUP = 1.2
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Gives models that are not started. `precision` None: chosen per model."""
+    """Gives models that are not started. precision: None: chosen per model. engine_factory: loads each engine."""
 
     policy: BatchPolicy
     max_batch_size: int
     precision: Precision | None
     placement: Placement
     metrics: Metrics
-    watch: WatchPolicy = field(default_factory=WatchPolicy)
+    supervision: SupervisorPolicy = field(default_factory=SupervisorPolicy)
+    engine_factory: EngineFactory = Placement.load
 
     def load(self, folder: Path, bundle: Bundle) -> ServedModel:
-        """Raises BundleError when a file is not what was published, or the answers are not PyTorch's, and DeviceError
-        when the device does not take the model and nothing else may."""
+        """Raises BundleError when a file is not what was published or the answers are not PyTorch's, and DeviceError
+        when the device does not take the model and no fallback is allowed."""
         return self._placed(bundle.name, partial(self._load, folder, bundle))
 
     def load_plain(self, folder: Path) -> ServedModel:
-        """A model.onnx without a bundle: nothing is verified but that it runs. Raises BundleError when it does not."""
+        """A model.onnx without a bundle: only verified to run. Raises BundleError when it does not."""
         return self._placed(folder.parent.name, partial(self._load_plain, folder))
 
     def _placed(self, name: str, load: Callable[[Placement], ServedModel]) -> ServedModel:
@@ -64,22 +67,15 @@ class Loader:
         variant = self._choose(bundle, placement.gpu)
         bundles.verify_files(folder, bundle, but=variant.file)
         golden = Golden.load(bundle, folder / bundles.GOLDEN)
-        max_batch_size = min(bundle.max_batch_size, self.max_batch_size)
+        max_rows = min(bundle.max_batch_size, self.max_batch_size)
+        verify = partial(golden.verify, tolerance=variant.golden_tolerance, max_rows=max_rows)
 
-        def proof(engine: Engine) -> None:
-            golden.check(engine.run(golden.inputs), variant.golden_tolerance)
-            # Other rows in the same buffers: an engine that answers from stale ones is found out.
-            turned = golden.turned()
-            turned.check(engine.run(turned.inputs), variant.golden_tolerance)
-
-        def start(device: Device) -> tuple[Engine, LatencyTable]:
+        def read() -> ModelToPlace:
             model = bundles.read_verified(folder, bundle, variant.file)
             refuse_external_data(model)
-            task = Task(bundle, model, variant.precision, golden, max_batch_size, proof)
-            engine = placement.engine(device, task)
-            return engine, engine.warm_up(golden, max_batch_size)
+            return ModelToPlace(bundle, model, variant.precision, golden, max_rows, verify)
 
-        return self._served(bundle, variant, golden, placement, start)
+        return self._served(bundle, variant, golden, placement, read)
 
     def _load_plain(self, folder: Path, placement: Placement) -> ServedModel:
         name, version = folder.parent.name, int(folder.name)
@@ -92,16 +88,15 @@ class Loader:
             raise BundleError(f"{name}: ONNX Runtime does not run the model: {error}") from None
         described, samples = plain.describe(name, version, session, self.max_batch_size)
 
-        def start(device: Device) -> tuple[Engine, LatencyTable]:
+        def read() -> ModelToPlace:
             model = bundles.file_in(folder, plain.MODEL).read_bytes()
             if hashlib.sha256(model).digest() != digest:
-                raise BundleError(f"{name}: the file is not the one that was loaded")
+                raise BundleError(f"{name}: model.onnx has changed since it was loaded")
             rows = max(1, described.max_batch_size)
-            engine = placement.engine(device, Task(described, model, Precision.FP32, samples, rows, None))
-            return engine, engine.warm_up(samples, rows)
+            return ModelToPlace(described, model, Precision.FP32, samples, rows, verify=None)
 
         del model, session
-        return self._served(described, None, samples, placement, start)
+        return self._served(described, None, samples, placement, read)
 
     def _served(
         self,
@@ -109,27 +104,38 @@ class Loader:
         variant: Variant | None,
         samples: Samples,
         placement: Placement,
-        start: Callable[[Device], tuple[Engine, LatencyTable]],
+        read: Callable[[], ModelToPlace],
     ) -> ServedModel:
-        """`start` gives an engine that is right and warm, now and whenever it must be replaced."""
+        """`read` is called for every engine, also when one is restarted: no copy of the file stays in memory."""
         devices = placement.devices_of(bundle.name)
-        started: list[tuple[Engine, LatencyTable]] = []
+
+        def load(device: Device) -> LoadedEngine:
+            return self.engine_factory(placement, device, read())
+
+        loaded: list[LoadedEngine] = []
         try:
             for device in devices:
-                started += [start(device)]
+                loaded += [load(device)]
         except BaseException:
-            for engine, _ in started:
+            for engine, _ in loaded:
                 engine.close()
             raise
-        metrics = self.metrics.model(bundle.name)
-        # The devices are taken to be equally fast. What the table learned from real runs outlives the engine it was
-        # measured on.
-        engines, latency = [engine for engine, _ in started], started[0][1]
 
-        def renew(number: int) -> Engine:
-            return start(devices[number])[0]
+        def load_again(number: int) -> Engine:
+            return load(devices[number]).engine
 
-        return ServedModel(bundle, variant, engines, latency, self.policy, metrics, samples, renew, self.watch)
+        return ServedModel(
+            bundle,
+            variant,
+            [engine for engine, _ in loaded],
+            # Devices of one kind count as equally fast. The table outlives its engine: it has learned from real runs.
+            loaded[0].latency,
+            self.policy,
+            self.metrics.model(bundle.name),
+            samples,
+            load_again,
+            self.supervision,
+        )
 
     def _choose(self, bundle: Bundle, gpu: bool) -> Variant:
         if self.precision is None:
@@ -144,31 +150,31 @@ class Loader:
 
 
 def fastest_eligible(bundle: Bundle, quick_int8: bool) -> tuple[Variant, str]:
-    """The variant to serve on a CPU when nobody says which, and why. `quick_int8`: see `rafaga.int8.quick`.
+    """The variant to serve on a CPU when the configuration names none, and why. `quick_int8`: see `rafaga.int8.quick`.
 
-    A variant other than fp32 must have kept its accuracy, as measured by export, and be clearly faster. How fast int8
-    was on a processor with VNNI says nothing of one without.
+    A variant other than fp32 must have kept its accuracy, as measured by export, and be clearly faster. The speed of
+    int8 on a processor with VNNI is no evidence for one without.
     """
     full = bundle.variant(Precision.FP32) or bundle.variants[0]
     faster = [v for v in bundle.variants if v is not full and v.cpu_speedup >= _WORTHWHILE_SPEEDUP]
-    untold = [v for v in faster if v.precision is Precision.INT8 and v.cpu_quick_int8 and not quick_int8]
-    faster = [v for v in faster if v not in untold]
+    unknown = [v for v in faster if v.precision is Precision.INT8 and v.cpu_quick_int8 and not quick_int8]
+    faster = [v for v in faster if v not in unknown]
     if not faster:
-        if untold:
+        if unknown:
             return full, "int8 was measured to be faster on a processor with VNNI, which this one lacks"
         if quick_int8 and any(v.cpu_quick_int8 is False for v in bundle.variants if v.precision is Precision.INT8):
             return full, "int8 was no faster on a processor without VNNI: export again on one like this to know more"
         return full, "no other variant is clearly faster"
     eligible = [v for v in faster if v.default_eligible]
     best = max(eligible or faster, key=lambda v: v.cpu_speedup)
-    facts = f"{best.cpu_speedup:.1f} times as fast as {full.precision} at export, {lost(best)}"
+    facts = f"{best.cpu_speedup:.1f} times as fast as {full.precision} at export, {accuracy_drop(best)}"
     return (best, facts) if eligible else (full, f"{best.precision} is {facts}")
 
 
-def lost(variant: Variant) -> str:
-    """What export measured of its accuracy, in words."""
+def accuracy_drop(variant: Variant) -> str:
+    """What export measured, in words."""
     if variant.loss is None:
-        return "kept its accuracy" if variant.default_eligible else "loses nobody knows how much accuracy"
+        return "kept its accuracy" if variant.default_eligible else "accuracy loss unknown"
     loss = variant.loss
     facts = f"loses {100 * loss.drop:.2f} points of {loss.metric} where {100 * loss.allowed_drop:g} are allowed"
     few = loss.within and not variant.default_eligible
@@ -176,17 +182,17 @@ def lost(variant: Variant) -> str:
 
 
 def fastest_on_gpu(bundle: Bundle) -> tuple[Variant, str]:
-    """The variant to serve on a GPU when nobody says which, and why: fp16 if it kept its accuracy, for tensor cores
-    multiply it faster than anything else that is stored. int8 as it is stored is made for CPUs."""
+    """The variant to serve on a GPU when the configuration names none, and why: fp16 if it kept its accuracy, because
+    tensor cores multiply it fastest. The int8 files are made for CPUs."""
     full = bundle.variant(Precision.FP32) or bundle.variants[0]
     half = bundle.variant(Precision.FP16)
     if half is None:
         return full, "there is no fp16 variant"
-    return (half if half.default_eligible else full), f"on a GPU, where fp16 {lost(half)}"
+    return (half if half.default_eligible else full), f"on a GPU, where fp16 {accuracy_drop(half)}"
 
 
 def is_plain(folder: Path) -> bool:
-    """A model without a bundle, and no remains of one: a bundle that lost its manifest is a broken bundle."""
+    """Whether a folder holds a model without a bundle. A bundle that lost its manifest is a broken bundle."""
     model = folder / plain.MODEL
     remains = (folder / bundles.MANIFEST).exists() or (folder / bundles.GOLDEN).exists()
     return model.is_file() and not remains

@@ -10,7 +10,9 @@ import numpy as np
 from rafaga.bundle import TensorSpec
 from rafaga.errors import BundleError
 from rafaga.plain_model import PlainModel
-from rafaga.server.engines.onnxruntime import Engine, Samples, Session
+from rafaga.server.engines.contract import Engine, run
+from rafaga.server.engines.loading import Samples
+from rafaga.server.engines.onnxruntime import SessionEngine
 from rafaga.server.scheduling.job import Arrays
 
 MODEL = "model.onnx"
@@ -47,7 +49,7 @@ class GraphTensor(Protocol):
     shape: Sequence[int | str | None]
 
 
-class DescribedSession(Session, Protocol):
+class DescribedSession(Protocol):
     def get_inputs(self) -> Sequence[GraphTensor]: ...
 
     def get_outputs(self) -> Sequence[GraphTensor]: ...
@@ -66,10 +68,10 @@ def describe(name: str, version: int, session: DescribedSession, max_batch_size:
         raise BundleError(f"{name}: expected a graph with inputs and outputs")
     if _may_batch(inputs, outputs):
         batched = PlainModel(name, version, *specs, max_batch_size=max_batch_size)
-        samples = _samples(batched, Engine(batched, session))
-        if samples is not None and _rows_are_independent(Engine(batched, session), samples):
+        samples = _samples(batched, SessionEngine(batched, session))
+        if samples is not None and _rows_are_independent(SessionEngine(batched, session), samples):
             return batched, samples
-    samples = _samples(alone, Engine(alone, session))
+    samples = _samples(alone, SessionEngine(alone, session))
     if samples is None:
         raise BundleError(f"{name}: the graph fails on every input that was tried, with free dimensions of {_SIZES}")
     return alone, samples
@@ -96,7 +98,7 @@ def _samples(model: PlainModel, engine: Engine) -> Samples | None:
         rng = np.random.default_rng(0)
         samples = Samples(tuple(_sample(spec, model, size, numbers, rng) for spec in model.inputs))
         try:
-            engine.run(samples.inputs)
+            run(engine, samples.inputs)
         except Exception:  # onnxruntime raises bare exceptions of many kinds
             continue
         return samples
@@ -129,10 +131,10 @@ def _sample(
 
 def _rows_are_independent(engine: Engine, samples: Samples) -> bool:
     def alone(row: int) -> Arrays:
-        return engine.run(tuple(a[row : row + 1] for a in samples.inputs))
+        return run(engine, tuple(a[row : row + 1] for a in samples.inputs))
 
     try:
-        together = engine.run(samples.inputs)
+        together = run(engine, samples.inputs)
         apart = list(zip(*map(alone, range(_ROWS)), strict=True))
     except Exception:  # onnxruntime raises bare exceptions of many kinds
         return False

@@ -93,7 +93,7 @@ class Repository:
     @property
     def alive(self) -> bool:
         """False if the process must be restarted: a model lost its engines, and its device accepts no new one."""
-        return not any(v.model is not None and v.model.hopeless for v in self.versions)
+        return not any(v.model is not None and v.model.unrecoverable for v in self.versions)
 
     def serves(self, name: str) -> bool:
         """Whether any version of this model is ready."""

@@ -1,27 +1,27 @@
 """Which rows run next: the queue of one model and the choice of its batches.
 
-Pure scheduling, with no thread, clock, gRPC or ONNX in it: every method is told the time. `ServedModel` owns the one
-Batcher of a model and calls it under its lock.
+Pure scheduling without threads, clock, gRPC or ONNX: every method gets the time. `JobQueue` owns the Batcher of a model
+and calls it under its lock.
 
-- Work-conserving: an idle engine takes what is there at once; while it runs, jobs gather.
-- Earliest due first. A job is due at its deadline, or `max_queue_wait_s` after its arrival where that is sooner: jobs
-  without a deadline are served in order of arrival, and nobody waits for ever while others with deadlines arrive.
-- Within a priority, that is: each step down counts like being due `max_queue_wait_s` later. So the higher priority goes
-  first until the lower has waited that long, then age decides. And of every ten rows that higher priorities bring, one
-  more is set aside for each lower one, ahead of everybody: it gets through however many of the others come.
-- Admission keeps a margin: a job is refused when its predicted wait passes `max_queue_wait_s` (QueueFull), or when it
-  would finish in the last part of its time, which is wider the less runs keep to their predictions
-  (DeadlineUnreachable). Without the margin the queue settles where every answer is a little late.
-- Dropping keeps less of one, the spread of the runs: what would be late in the batch that is being formed, were that as
-  slow as many are, is dropped before any work is spent on it.
+- Work-conserving: an idle engine takes what is queued at once; while it runs, jobs gather.
+- Earliest due first. A job is due at its deadline, or `max_queue_wait_s` after its arrival if that is sooner. So jobs
+  without a deadline are served in order of arrival, and none waits forever while others with deadlines arrive.
+- Priorities: each step down counts like being due `max_queue_wait_s` later. The higher priority goes first until the
+  lower has waited that long, then age decides. For every ten rows that higher priorities bring, one more is set aside
+  for each lower one, ahead of all: it is served however many of the others arrive.
+- Admission keeps a margin: a job is refused when its predicted wait exceeds `max_queue_wait_s` (QueueFull), or when it
+  would finish in the last part of its time (DeadlineUnreachable). That part is larger the less runs keep to their
+  predictions. Without the margin the queue settles where every answer is slightly late.
+- Dropping uses a smaller margin, the spread of the runs: a job that would be late in the next batch, if that is as slow
+  as many are, is dropped before any work is spent on it.
 - A batch is as large as what waits, up to the efficient size. When the queue can fill one, no batch is made smaller for
-  an urgent job: that would cost the others more than it saves. When it cannot, a smaller batch is run first if that
-  saves more rows than the engine could have computed in the meantime.
+  an urgent job: that would cost the others more than it saves. When it cannot, a smaller batch runs first if that saves
+  more rows than the engine could have computed in the meantime.
 - A batch may be taken ahead, while the engine runs another: it is judged, and counted, as beginning when that ends.
-- An idle engine takes any job whose deadline has not passed, whatever the prediction says: only runs correct it.
+- An idle engine takes any job whose deadline has not passed, whatever the prediction: only runs correct it.
 - A job larger than the room left in a batch is split; its parts run in order and its answer is put together again.
-- A job that alone would run for long leaves room: what it brings beyond half of `max_queue_wait_s` is due bit by bit,
-  as if it had half of the engines. Where nobody else comes it has them all.
+- A job that alone would run for long leaves room: its rows beyond half of `max_queue_wait_s` are due one after the
+  other, as if it had half of the engines. If no other job comes, it has them all.
 """
 
 from __future__ import annotations
@@ -35,25 +35,26 @@ from typing import NamedTuple
 from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, Draining, QueueFull
 from rafaga.server.scheduling.job import Job, Part
 from rafaga.server.scheduling.latency import LatencyTable
+from rafaga.server.scheduling.planning import MAX_MARGIN, plan_batch
+from rafaga.server.scheduling.work import QueuedWork
 
-# The margin that admission keeps, as a share of the time left: this much, and the spread of the runs, up to so much.
+# Admission's margin as a share of the time left: this, plus the spread of the runs, up to MAX_MARGIN.
 _MARGIN = 0.1
-_MAX_MARGIN = 0.4
-# Of the longest wait, the work that one job may bring at once; and the share of the engines that the rest of it has.
+# The work that one job may bring at once, as a share of the longest wait; and the share of the engines for the rest.
 _AT_ONCE = 0.5
 _SHARE_OF_LONG = 0.5
-# For so many rows that higher priorities bring, one is set aside for each lower one.
+# One row is set aside for each lower priority for so many rows that higher ones bring.
 _ROWS_PER_SHARE = 10
-# The queue's work is added up by due time, in slots of the longest wait over this many.
+# Slots per longest wait, in which the queue's work is added up by due time.
 _SLOTS = 256
 
 
 @dataclass(frozen=True)
 class BatchPolicy:
-    """max_queue_delay_s: how long an idle engine waits for company; 0 never waits.
+    """max_queue_delay_s: how long to wait for more requests before running a batch; 0: never.
 
-    max_queue_wait_s: a job predicted to wait longer is refused. max_queue_jobs bounds memory, whatever is predicted: so
-    many of one priority and those above it.
+    max_queue_wait_s: a job predicted to wait longer is refused. max_queue_jobs: of one priority and those above it;
+    bounds memory, whatever is predicted.
     """
 
     max_queue_delay_s: float = 0.0
@@ -63,8 +64,7 @@ class BatchPolicy:
 
 @dataclass(eq=False, slots=True)
 class Batch:
-    """seconds: predicted, from `begins` on. ahead: taken before its engine is free for it; `begins` is a prediction too
-    then."""
+    """seconds: predicted, from `begins` on. ahead: taken before its engine is free; `begins` is then predicted too."""
 
     parts: tuple[Part, ...]
     rows: int
@@ -78,36 +78,25 @@ class Batch:
         return self.begins + self.seconds
 
     def left_s(self, now: float) -> float:
-        """A run that passed its prediction is expected to go on for as long again: a hung engine looks ever worse."""
+        """A run that exceeds its prediction is expected to take as long again: a hung engine looks worse and worse."""
         return abs(self.predicted_end - now)
 
 
 class Decision(NamedTuple):
-    """What `take` decided: the batch to run, or when to ask again (None: once something arrives); who was dropped."""
+    """The batch to run, or when to ask again (None: once a job arrives); and the jobs that were dropped."""
 
     batch: Batch | None
     wake_at: float | None
     dropped: tuple[Job, ...]
 
 
-# A queued job: its negated due time and sequence number, and itself. Queues are kept most urgent last, so that taking
-# is popping: hence negated. A plain tuple, because that is compared fastest; no two have the same number.
+# A queued job, after its negated due time and sequence number: queues are sorted with the most urgent job last, so that
+# taking is popping. A plain tuple compares fastest; no two jobs have the same number.
 _Entry = tuple[float, int, Job]
 
 
-class _Plan(NamedTuple):
-    """The next batch: `rows` from the most urgent on, ending at `end`.
-
-    `late`: who would be late in it. They leave before a batch is formed.
-    """
-
-    rows: int
-    end: float
-    late: tuple[Job, ...] = ()
-
-
 class Batcher:
-    """engines: how many take batches from it now, each as fast as `latency` says."""
+    """engines: how many take batches now, each as fast as `latency` predicts."""
 
     def __init__(self, policy: BatchPolicy, latency: LatencyTable, engines: int = 1) -> None:
         self.policy = policy
@@ -117,8 +106,8 @@ class Batcher:
         self._jobs = 0
         self._jobs_of = [0, 0, 0, 0]  # by level
         self._set_aside = [0, 0, 0, 0]  # rows times _ROWS_PER_SHARE, by priority
-        self._rows = 0  # queued and not yet taken
-        self._work = _Work(max(policy.max_queue_wait_s, 1e-3) / _SLOTS)  # the same in seconds
+        self._rows = 0  # queued and not taken
+        self._work = QueuedWork(max(policy.max_queue_wait_s, 1e-3) / _SLOTS)  # of those rows, in seconds
         self._sequence = 0
         self._running: set[Batch] = set()
         self._draining = False
@@ -136,7 +125,7 @@ class Batcher:
         return not self._jobs and not self._running
 
     def drain(self) -> None:
-        """From now on every job is refused; what is queued still runs."""
+        """New jobs are refused; the queued ones run."""
         self._draining = True
 
     def submit(self, job: Job, now: float) -> None:
@@ -163,10 +152,7 @@ class Batcher:
         self._book(job, 0, job.rows)
 
     def remove(self, job: Job) -> bool:
-        """Takes a job out, for one that needs no answer any more. False when none of it is queued (any longer).
-
-        Rows already in a batch run to their end.
-        """
+        """Takes a job out of the queue. False when none of it is queued. Its rows that are in a batch still run."""
         queue = self._queues.get(job.key, [])
         at = bisect_left(queue, _entry(job))
         if at == len(queue) or queue[at][2] is not job:
@@ -175,7 +161,7 @@ class Batcher:
         return True
 
     def remove_all(self) -> list[Job]:
-        """Empties the queue, for a model that stops serving; returns the jobs, which the caller owes an answer."""
+        """Empties the queue; returns the jobs, which the caller must answer."""
         jobs = [job for queue in self._queues.values() for _, _, job in queue]
         self._queues.clear()
         self._work.clear()
@@ -186,7 +172,7 @@ class Batcher:
     def predicted_wait(self, job: Job, now: float) -> float:
         """Seconds that `job` would wait for others: the running batches, then everything that is due before it."""
         left = [b.left_s(now) for b in self._running if not b.ahead]
-        # The first engine to be free; one that was given up may still run what the new one in its place does not have.
+        # The first engine to be free. More may run than there are engines: a lost one until its run ends.
         running = 0.0 if len(left) < self.engines else sorted(left)[-self.engines]
         taken = sum(b.seconds for b in self._running if b.ahead)
         return running + (taken + self._ahead_s(job)) / self.engines
@@ -194,20 +180,22 @@ class Batcher:
     def take(self, now: float, after: Batch | None = None) -> Decision:
         """The next batch. An engine calls this when it is free, and `finished` when the batch is done.
 
-        `after`: the engine still runs that one, and calls `begun` when the new one's turn has come.
+        `after`: the engine still runs that batch, and calls `begun` when the new one starts.
         """
         until_then_s = 0.0 if after is None else after.left_s(now)
         now += until_then_s
         dropped: list[Job] = []
         while (queue := self._most_urgent()) is not None:
-            plan = self._plan(queue, now, until_then_s)
+            jobs = (job for _, _, job in reversed(queue))
+            alone = self._jobs == 1 and not self._running
+            plan = plan_batch(jobs, self.latency, self.engines, now, until_then_s, alone)
             if plan.late:
                 for job in plan.late:
                     self.remove(job)
                 dropped += plan.late
                 continue
             head = queue[-1][2]
-            # Waiting for company must not make the job that waits late.
+            # Waiting for more requests must not make this one late.
             ready_at = min(head.arrival + self.policy.max_queue_delay_s, head.deadline - 2 * (plan.end - now))
             if now < ready_at and self._rows < self._cap and not self._draining:
                 return Decision(None, ready_at, tuple(dropped))
@@ -219,8 +207,7 @@ class Batcher:
     def begun(self, batch: Batch, now: float) -> None:
         """`batch`, which was taken ahead, runs from now on.
 
-        Without the truth about this, under a load that never lets the engine rest, predictions would follow from
-        predictions alone, and what all runs took too long would add up.
+        This corrects the prediction: under a load that keeps the engine busy, errors of the predictions would add up.
         """
         for job, start, _ in batch.parts:
             if not start:
@@ -239,14 +226,14 @@ class Batcher:
 
     @property
     def _margin(self) -> float:
-        return min(_MARGIN + self.latency.spread, _MAX_MARGIN)
+        return min(_MARGIN + self.latency.spread, MAX_MARGIN)
 
     def _due(self, job: Job) -> float:
         step_s = self.policy.max_queue_wait_s
         return min(job.deadline, job.arrival + step_s) + job.level * step_s
 
     def _spread_out(self, job: Job, now: float) -> None:
-        """Lets others in between the rows of a job that takes long, as far as its deadline allows."""
+        """Spreads the rows of a job that takes long, as far as its deadline allows, so that others run between them."""
         row_s = job.row_s / self.engines
         at_once = max(self._cap, int(_AT_ONCE * self.policy.max_queue_wait_s / row_s))
         if (later := job.rows - at_once) > 0:
@@ -259,7 +246,7 @@ class Batcher:
         return self._work.before(self._due(job) + max(0, job.rows - job.at_once) * job.pace_s)
 
     def _book(self, job: Job, start: int, stop: int, sign: int = 1) -> None:
-        """Adds rows to the work, or takes them off, where they are due."""
+        """Adds rows to the queued work by when they are due, or with `sign` -1 subtracts them."""
         together = stop if not job.pace_s else max(start, min(stop, job.at_once))
         if together > start:
             self._work.add(job.first_due, sign * (together - start) * job.row_s)
@@ -267,7 +254,7 @@ class Batcher:
             self._work.add(job.due_of(row), sign * job.row_s)
 
     def _share(self, job: Job) -> None:
-        """Sets aside for lower priorities, up to a batch, what they get of the rows of `job`; books what it got so."""
+        """Sets rows aside for lower priorities, up to a batch; subtracts those of a job that uses them."""
         if not job.level:
             self._set_aside[job.priority] -= _ROWS_PER_SHARE * job.rows
         for lower in range(job.priority + 1, len(self._set_aside)):
@@ -289,17 +276,15 @@ class Batcher:
         left = (job.deadline - now) * (1 - self._margin)
         takes = self._predicted_finish(job, wait)
         if takes > left:
-            # A retry has a chance only where it was the queue that took the time.
-            retry_after_s = max(takes - left, full_s) if self._run_s(job.rows, job.cost) <= left else None
+            # A retry can only help if the queue is what takes the time.
+            retry_after_s = max(takes - left, full_s) if self.latency.efficient_s(job.rows, job.cost) <= left else None
             raise DeadlineUnreachable(
                 f"{job.deadline - now:.3f} s are left, the answer is predicted to take {takes:.3f} s", retry_after_s
             )
 
     def _predicted_finish(self, job: Job, wait: float) -> float:
-        """Seconds to the answer.
-
-        More will arrive before the job's batch is formed: it is expected to be no smaller than the one that runs.
-        """
+        """Seconds to the answer. More jobs will arrive before the batch is formed, so it is assumed to be at least as
+        large as the ones that run."""
         ahead = round(self._ahead_s(job) / job.row_s)
         batches, others = divmod(ahead + job.rows - 1, self._cap)
         like = max((b.rows for b in self._running), default=1)
@@ -308,62 +293,10 @@ class Batcher:
         whole_s = batches * self._cap * job.row_s / self.engines
         return wait - work_ahead_s + whole_s + self.latency.predict(last, job.cost)
 
-    def _run_s(self, rows: int, cost: float) -> float:
-        """Seconds for `rows` in batches of the efficient size."""
-        batches, rest = divmod(rows, self._cap)
-        return batches * self.latency.predict(self._cap, cost) + (self.latency.predict(rest, cost) if rest else 0.0)
-
     def _most_urgent(self) -> list[_Entry] | None:
         if len(self._queues) == 1:
             return next(iter(self._queues.values()))
         return max(self._queues.values(), key=lambda q: q[-1], default=None)
-
-    def _plan(self, queue: list[_Entry], now: float, until_then_s: float) -> _Plan:
-        """`now` lies `until_then_s` ahead, when the run ends that the engine is at; that may take longer too."""
-        cap = self._cap
-        jobs: list[Job] = []
-        rows, cost, first_deadline = 0, 0.0, math.inf
-        for _, _, job in reversed(queue):
-            jobs.append(job)
-            rows += job.rest
-            cost = max(cost, job.cost)
-            first_deadline = min(first_deadline, job.deadline)
-            if rows >= cap:
-                break
-        full, rows_all, rows = rows >= cap, rows, min(rows, cap)
-        run_s = self.latency.predict(rows, cost)
-        end, slack_s = now + run_s, (until_then_s + run_s) * min(self.latency.spread, _MAX_MARGIN)
-        if first_deadline >= end + slack_s and rows_all == rows:
-            return _Plan(rows, end)
-        if len(jobs) == self._jobs == 1 and not self._running and not jobs[0].taken and now < first_deadline:
-            return _Plan(rows, end)  # idle
-        late: list[Job] = []
-        before = 0
-        for job in jobs:
-            before += job.rest
-            # The job that does not fit into the batch as a whole goes on after it.
-            last = end if before <= cap else max(end, now + self._run_s(before, job.cost) / self.engines)
-            if last + slack_s > job.deadline:
-                late.append(job)
-        if late and not full:
-            in_time = self._in_time(jobs, now)
-            smaller = _Plan(sum(job.rest for job in in_time), now + self._batch_s(in_time))
-            saved = sum(job.rest for job in late if job in in_time)
-            if saved > (smaller.end - now) * rows / (end - now) - smaller.rows:
-                return smaller
-        return _Plan(rows, end, tuple(late))
-
-    def _in_time(self, jobs: list[Job], now: float) -> list[Job]:
-        """As many of the most urgent `jobs` as can share a batch in which nobody is late."""
-        for count in range(len(jobs) - 1, 0, -1):
-            end = now + self._batch_s(jobs[:count])
-            if all(end <= job.deadline for job in jobs[:count]):
-                return jobs[:count]
-        return []
-
-    def _batch_s(self, jobs: list[Job]) -> float:
-        rows, cost = sum(job.rest for job in jobs), max((job.cost for job in jobs), default=1.0)
-        return self.latency.predict(rows, cost)
 
     def _form(self, queue: list[_Entry], limit: int, now: float, ahead: bool) -> Batch:
         parts: list[Part] = []
@@ -398,37 +331,7 @@ class Batcher:
         if not queue:
             del self._queues[job.key]
         if not self._jobs:
-            self._work.clear()  # rounding must not pile up
-
-
-class _Work:
-    """Seconds of engine time that are queued, by when they are due, in slots of `slot_s`."""
-
-    def __init__(self, slot_s: float) -> None:
-        self._slot_s = slot_s
-        self._slots: dict[int, float] = {}
-        self._total = 0.0
-        self._last = 0
-
-    def add(self, due: float, seconds: float) -> None:
-        slot = int(due / self._slot_s)
-        self._total += seconds
-        if (left := self._slots.get(slot, 0.0) + seconds) > 1e-9:
-            self._slots[slot] = left
-            self._last = max(self._last, slot)
-        else:
-            self._slots.pop(slot, None)
-
-    def before(self, due: float) -> float:
-        """Seconds that are due no later than `due`, give or take a slot."""
-        slot = int(due / self._slot_s)
-        if slot >= self._last:  # as of most jobs when they arrive
-            return max(0.0, self._total)
-        return sum(seconds for at, seconds in self._slots.items() if at <= slot)
-
-    def clear(self) -> None:
-        self._slots.clear()
-        self._total, self._last = 0.0, 0
+            self._work.clear()  # so that rounding errors do not add up
 
 
 def _entry(job: Job) -> _Entry:

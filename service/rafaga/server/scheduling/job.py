@@ -1,7 +1,7 @@
-"""A job: one caller's rows on their way through a model, and what became of them.
+"""A job: one caller's rows on their way through a model.
 
-The Batcher orders jobs and knows no threads. Engines answer them, and the parts of a split job may end on several at
-once: putting those together is the one thing here that takes a lock.
+The Batcher orders jobs without threads. Engines answer them, and the parts of a split job may end on several engines at
+once: only putting those together takes a lock.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class JobTiming(NamedTuple):
 class Job:
     """One caller's rows on their way through a model. Exactly one of the two callbacks is called, once, by any thread.
 
-    Only an `on_success` that raises is followed by `on_failure`: the caller has no answer then.
+    Only if `on_success` raises, `on_failure` follows: the caller has no answer then.
 
     inputs: one array per input of the model, each [rows, ...]. key: only jobs of equal key share a batch. cost: work
     per row, relative to the warm-up inputs. deadline: monotonic seconds, or infinity.
 
-    Set by the Batcher: level, the priority, or 0 where the job takes what was set aside for it. due: when its next row
-    should run at the latest, and later by a step for each level. The first `at_once` rows are due at `first_due`, each
-    further one later by pace_s seconds.
+    Set by the Batcher: level: the priority, or 0 if the job uses rows that were set aside for it. due: when its next
+    row should run at the latest, plus a step for each level. The first `at_once` rows are due at `first_due`, each
+    further one pace_s seconds later.
     """
 
     __slots__ = (
@@ -95,13 +95,13 @@ class Job:
         self.pace_s = 0.0
         self.row_s = 0.0  # predicted seconds per row in efficient batches, at the time of submission
         self.taken = 0  # rows handed out in batches
-        self.pending = self.rows  # of a job in parts, the rows not answered
+        self.pending = self.rows  # rows not answered, of a job in parts
         self.queue_s = 0.0
         self.inference_s = 0.0
         self.batch_size = 0
         self.finished = False
         self._outputs: Arrays | None = None
-        # Its parts may end on several engines at once; one row has no parts.
+        # Parts may end on several engines at once. A single row has no parts.
         self._parting = threading.Lock() if self.rows > 1 else None
 
     @property
@@ -119,7 +119,7 @@ class Job:
             self.on_failure(error)
 
     def abandon(self) -> None:
-        """The caller went away: no callback any more."""
+        """The caller has gone: no callback is called any more."""
         self.finished = True
 
     def answer(self, start: int, outputs: Arrays, inference_s: float, batch_size: int) -> None:
@@ -141,7 +141,7 @@ class Job:
             raise
 
     def _join(self, start: int, part: Arrays, inference_s: float, batch_size: int) -> Arrays | None:
-        """All outputs, once every part is there: for one of the threads that bring them."""
+        """All outputs for the thread that brings the last part; None for the others."""
         assert self._parting is not None
         with self._parting:
             if self._outputs is None:

@@ -1,4 +1,4 @@
-"""How long one run of a model takes, by rows in the batch: measured at warm-up, corrected by every run since."""
+"""How long one run of a model takes, by rows in the batch: measured at warm-up, corrected by every later run."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 
-# What a batch costs beside the model's own run: forming it, splitting the answers, replying. A first guess, which runs
-# correct. Without it a model of 50 µs would look as efficient in batches of one as in batches of 32.
+# What a batch costs besides the model's run: forming it, splitting the answers, replying. A first estimate, which runs
+# correct. Without it a 50 µs model would look as efficient in batches of one as in batches of 32.
 DISPATCH_S = 300e-6
 # One slow run (a page fault, a neighbour) moves the estimate by a tenth of its excess, and counts at most threefold.
 _SMOOTHING = 0.1
 _CLIP = 3.0
-# Sizes that are not run follow the others this slowly. An estimate that a bad spell left too high would otherwise
-# never be corrected, because what is believed to be too slow is refused and not run.
+# Sizes that do not run follow the others this slowly. An estimate that is too high after a slow period would otherwise
+# never be corrected: requests predicted to be too slow are refused and do not run.
 _DRIFT = 0.01
-# A batch is large enough once it reaches this share of the best throughput: more rows would add waiting, and be late
-# together when a run takes longer than predicted. Of models that gain nothing from batches, as most large ones on CPUs,
-# the sizes are measured to differ by a few per cent for no reason: chance must not settle on large batches.
+# A batch is large enough once it reaches this share of the best throughput: more rows would wait longer, and be late
+# together when a run takes longer than predicted. Most large models on CPUs gain nothing from batches, and noise makes
+# some size look a few per cent faster: noise must not select large batches.
 _ENOUGH = 0.95
 
 
 def buckets_up_to(max_batch_size: int) -> tuple[int, ...]:
-    """Powers of two below `max_batch_size`, and itself: the batch sizes that are warmed and measured."""
+    """Powers of two below `max_batch_size`, and itself: the batch sizes that are run and measured at warm-up."""
     powers = [1 << k for k in range(max_batch_size.bit_length()) if 1 << k < max_batch_size]
     return (*powers, max_batch_size)
 
@@ -31,11 +31,11 @@ def buckets_up_to(max_batch_size: int) -> tuple[int, ...]:
 class LatencyTable:
     """Predicted seconds per run; linear between the measured batch sizes, or `stepped` where rows are padded to them.
 
-    `cost` relates a batch to the warm-up inputs: twice the pixels or time steps, twice the cost. That is a guess at how
-    a model scales, so every octave of cost is corrected by its own runs alone.
+    `cost` relates a batch to the warm-up inputs: twice the pixels or time steps, twice the cost. Models scale
+    differently, so every octave of cost is corrected by its own runs alone.
 
-    `efficient_rows` is the smallest measured batch size whose throughput is within 5 % of the best. It is settled by
-    the warm-up, where all sizes were measured under equal conditions, and not by the runs since, which were not.
+    `efficient_rows` is the smallest measured batch size whose throughput is within 5 % of the best. It stays as warm-up
+    measured it, because only there all sizes ran under equal conditions.
     """
 
     def __init__(self, buckets: Sequence[int], seconds: Sequence[float], stepped: bool = False) -> None:
@@ -53,7 +53,7 @@ class LatencyTable:
 
     @property
     def spread(self) -> float:
-        """How far runs lie from their prediction: mean |taken / predicted - 1|."""
+        """How far runs deviate from their prediction: mean |taken / predicted - 1|."""
         return self._spread
 
     def predict(self, rows: int, cost: float = 1.0) -> float:
@@ -62,17 +62,22 @@ class LatencyTable:
         runs, rest = divmod(rows, self.buckets[-1])
         return (runs * seconds[-1] + (self._between(seconds, rest) if rest else 0.0)) * cost
 
+    def efficient_s(self, rows: int, cost: float = 1.0) -> float:
+        """Seconds for `rows` in batches of the efficient size."""
+        batches, rest = divmod(rows, self.efficient_rows)
+        return batches * self.predict(self.efficient_rows, cost) + (self.predict(rest, cost) if rest else 0.0)
+
     def rows_run(self, rows: int) -> int:
-        """How many rows a batch of `rows` is padded to."""
+        """The size that a batch of `rows` is padded to."""
         return self.buckets[bisect_left(self.buckets, rows)] if self._stepped and rows < self.buckets[-1] else rows
 
     def observe(self, rows: int, seconds: float, cost: float = 1.0) -> None:
-        """Corrects the two buckets around `rows` by what a run really took."""
+        """Corrects the two buckets around `rows` by what a run took."""
         expected = self.predict(rows, cost)
         ratio = min(max(seconds / expected, 1 / _CLIP), _CLIP)
         self._spread += _SMOOTHING * (abs(ratio - 1) - self._spread)
         factor = 1 + _SMOOTHING * (ratio - 1)
-        slowness = factor * expected / (self._between(self._measured, rows) * cost)  # compared with the warm-up
+        slowness = factor * expected / (self._between(self._measured, rows) * cost)  # compared to warm-up
         octave, right = _octave(cost), bisect_left(self.buckets, rows)
         alone = self._stepped or self.buckets[right] == rows
         corrected = range(right if alone else max(0, right - 1), right + 1)

@@ -50,7 +50,7 @@ def submit(
         call.reply(answer if isinstance(answer, bytes) else answer.SerializeToString())
 
     job = Job(inputs, succeed, call.fail, call.deadline, key, cost, priority or call.priority)
-    if model.submit(job, may_run=call.inline is not None) and call.inline is not None:
+    if model.submit(job, inline=call.inline is not None) and call.inline is not None:
         call.inline.add(model)
     call.on_cancel(lambda: model.cancel(job))
 

@@ -77,7 +77,6 @@ OTHER = {
     "device_fallback": "cpu",
     "batch_buckets": "1,8,32",
     "gpu_nhwc": "on",
-    "gpu_graphs": "off",
     "tensorrt_cache": "/cache",
     "bearer_token_sha256": f"{HASH}, {'b' * 64}",
     "tls_key": "key.pem",

@@ -1,4 +1,4 @@
-"""The budget of a GPU's memory: arithmetic, refusals, and that everything is given back."""
+"""The budget of a GPU's memory: arithmetic, refusals, and that everything is released."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from rafaga.errors import BundleError, DeviceMemoryError
 from rafaga.server.engines.memory_budget import HEADROOM, MIB, MemoryBudget, estimate
 
 
-def test_what_fits_is_taken_and_given_back() -> None:
+def test_reserve_and_release() -> None:
     budget = MemoryBudget("cuda:0", 100 * MIB)
     a, b = budget.reserve("a", 60 * MIB), budget.reserve("b", 40 * MIB)
     assert budget.taken == 100 * MIB
-    a.release()
-    a.release()
+    budget.release(a)
+    budget.release(a)
     assert budget.taken == 40 * MIB
-    b.release()
+    budget.release(b)
     assert budget.taken == 0
 
 
-def test_what_does_not_fit_is_refused_and_who_is_in_the_way_named() -> None:
+def test_a_refusal_lists_the_models_that_hold_memory() -> None:
     budget = MemoryBudget("cuda:1", 100 * MIB)
     budget.reserve("vgg16", 70 * MIB)
     with pytest.raises(DeviceMemoryError, match=r"resnet50 needs about 31 MiB of cuda:1, 30 of 100 MiB are left"):
@@ -33,38 +33,29 @@ def test_what_does_not_fit_is_refused_and_who_is_in_the_way_named() -> None:
     budget.reserve("resnet50", 30 * MIB)
 
 
-def test_what_was_measured_takes_the_place_of_what_was_guessed() -> None:
+def test_the_measured_size_replaces_the_estimate() -> None:
     budget = MemoryBudget("cuda:0", 100)
     reservation = budget.reserve("a", 90)
-    reservation.settle(20)
+    budget.settle(reservation, 20)
     assert budget.taken == 20
     budget.reserve("b", 80)
-    reservation.settle(120)  # more than was thought: the next one is refused
+    budget.settle(reservation, 120)  # more than was thought: the next one is refused
     with pytest.raises(DeviceMemoryError, match="0 of 0 MiB are left"):
         budget.reserve("c", 1)
 
 
-def test_what_is_measured_may_pass_the_budget_by_the_headroom_and_no_more() -> None:
+def test_the_measured_size_may_pass_the_budget_by_the_headroom() -> None:
     budget = MemoryBudget("cuda:0", 100)
     a, b = budget.reserve("a", 60), budget.reserve("b", 40)
-    a.settle(60 + HEADROOM)
-    with pytest.raises(DeviceMemoryError, match="b takes 0 MiB of cuda:0, 0 of 0 MiB are left: serve fewer"):
-        b.settle(41)
-    with pytest.raises(DeviceMemoryError):
-        b.grow(1)
+    budget.settle(a, 60 + HEADROOM)
+    with pytest.raises(DeviceMemoryError, match=r"b took 0 MiB of cuda:0, 0 of 0 MiB are left .*: serve fewer"):
+        budget.settle(b, 41)
     assert (a.size, b.size, budget.taken) == (60 + HEADROOM, 40, 100 + HEADROOM)
-    b.settle(30)
-    b.grow(10)
-    b.grow(-20)
-    assert b.size == 20
-    a.release()
-    a.grow(5)
-    assert budget.taken == 20, "who has gone takes nothing any more"
 
 
 @settings(derandomize=True, max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 50), st.booleans()), max_size=20))
-def test_never_more_than_there_is(loads: list[tuple[int, bool]]) -> None:
+def test_never_more_than_the_total(loads: list[tuple[int, bool]]) -> None:
     budget, held = MemoryBudget("cuda:0", 100), []
     for size, release in loads:
         try:
@@ -72,7 +63,7 @@ def test_never_more_than_there_is(loads: list[tuple[int, bool]]) -> None:
         except DeviceMemoryError:
             assert size > 100 - sum(r.size for r in held)
         if release and held:
-            held.pop().release()
+            budget.release(held.pop())
         assert budget.taken == sum(r.size for r in held) <= 100
 
 

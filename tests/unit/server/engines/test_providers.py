@@ -1,4 +1,4 @@
-"""ONNX Runtime's options for GPUs as they are written, its silences broken, and TensorRT's folder."""
+"""Options of ONNX Runtime for GPUs, errors where it would silently use the CPU, and TensorRT's cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import onnxruntime as ort
 import pytest
 
-from rafaga.bundle import Precision, TensorSpec
+from rafaga.bundle import Precision
 from rafaga.errors import DeviceError, DeviceMemoryError
 from rafaga.server.config.device import Device, DeviceKind
 from rafaga.server.engines.devices import Gpu
@@ -24,16 +24,12 @@ from rafaga.server.engines.providers import (
     cache_folder,
     create_gpu_session,
     device_failed,
-    profile_shapes,
     raise_if_out_of_memory,
-    told,
 )
 from tests.bundles import publish_classifier
 
 CUDA, TENSORRT = Device(DeviceKind.CUDA, 1), Device(DeviceKind.TENSORRT, 1)
 GPU = Gpu(0, "NVIDIA H200 NVL", (9, 0), 2**37)
-IMAGE = TensorSpec(name="image", dtype="uint8", shape=(None, 224, 224, 3))
-SERIES = TensorSpec(name="history", dtype="float32", shape=(None, None))
 
 
 class TestOptions:
@@ -44,20 +40,18 @@ class TestOptions:
             "cudnn_conv_use_max_workspace": "1",
             "arena_extend_strategy": "kSameAsRequested",
             "prefer_nhwc": "0",
-            "enable_cuda_graph": "0",
             "use_tf32": "1",
         }
 
     def test_of_cuda_when_all_is_set(self) -> None:
-        settings = CudaSettings(stream=0xABC, memory_bytes=2**30, nhwc=True, graphs=True, tf32=False)
+        settings = CudaSettings(stream=0xABC, memory_bytes=2**30, nhwc=True, tf32=False)
         options = settings.options(0)
         assert (options["has_user_compute_stream"], options["user_compute_stream"]) == ("1", str(0xABC))
         assert options["gpu_mem_limit"] == str(2**30)
-        assert (options["prefer_nhwc"], options["enable_cuda_graph"], options["use_tf32"]) == ("1", "1", "0")
+        assert (options["prefer_nhwc"], options["use_tf32"]) == ("1", "0")
 
     def test_of_tensorrt(self, tmp_path: Path) -> None:
-        shapes = profile_shapes((IMAGE,), (1, 8, 32))
-        options = TensorRtSettings(tmp_path, Precision.FP16, shapes, stream=5, memory_bytes=7).options(1)
+        options = TensorRtSettings(tmp_path, Precision.FP16, stream=5, memory_bytes=7).options(1)
         assert options == {
             "device_id": "1",
             "trt_fp16_enable": "1",
@@ -66,28 +60,17 @@ class TestOptions:
             "trt_engine_cache_path": str(tmp_path),
             "trt_timing_cache_enable": "1",
             "trt_timing_cache_path": str(tmp_path),
-            "trt_profile_min_shapes": "image:1x224x224x3",
-            "trt_profile_opt_shapes": "image:32x224x224x3",
-            "trt_profile_max_shapes": "image:32x224x224x3",
             "trt_max_workspace_size": "7",
             "has_user_compute_stream": "1",
             "user_compute_stream": "5",
         }
-
-    def test_shapes_without_a_bound_have_no_profile(self, tmp_path: Path) -> None:
-        assert profile_shapes((IMAGE, SERIES), (1, 8)) == ()
-        assert not any("profile" in name for name in TensorRtSettings(tmp_path, Precision.FP32).options(0))
-
-    def test_inputs_of_one_dimension(self) -> None:
-        length = TensorSpec(name="length", dtype="int64", shape=(None,))
-        assert profile_shapes((length,), (1, 4)) == (("length", (1,), (4,), (4,)),)
 
     @pytest.mark.parametrize(
         ("settings", "library"),
         [(CudaSettings(), "cuda"), (TensorRtSettings(Path("x"), Precision.FP32), "tensorrt")],
     )
     def test_onnx_runtime_knows_their_names(self, settings: CudaSettings | TensorRtSettings, library: str) -> None:
-        """An option that is misspelt would be found out on a GPU alone: here by the library's own strings."""
+        """A misspelt option would only fail on a GPU; the library's own strings show it here."""
         path = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{library}.so"
         if not path.exists():
             pytest.skip("needs onnxruntime-gpu")
@@ -95,16 +78,16 @@ class TestOptions:
         if isinstance(settings, CudaSettings):
             settings = CudaSettings(stream=1, memory_bytes=1)
         else:
-            settings = TensorRtSettings(Path("x"), Precision.FP32, profile_shapes((IMAGE,), (1,)), 0, 1)
+            settings = TensorRtSettings(Path("x"), Precision.FP32, 1, 1)
         for name in settings.options(0):
             # Long strings are compared in parts that need not lie together in the file: the first is enough.
             assert name.encode()[:12] in content, f"{library} has no option {name}"
 
 
-class TestSilence:
-    """On this machine no provider for GPUs loads, which is what must be heard of."""
+class TestSessions:
+    """No provider for GPUs loads on this machine, and that must be an error."""
 
-    def test_a_session_that_fell_back_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_session_that_runs_on_the_cpu_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         model = (publish_classifier(tmp_path) / "model.onnx").read_bytes()
         real = ort.InferenceSession
 
@@ -116,14 +99,14 @@ class TestSilence:
         with pytest.raises(DeviceError, match="did not load CUDAExecutionProvider and would have run on CPU"):
             create_gpu_session(model, CUDA, CudaSettings())
 
-    def test_so_is_tensorrt_without_cuda_beside_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What TensorRT does not take would run on the CPU."""
+    def test_tensorrt_without_cuda_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nodes that TensorRT does not support would run on the CPU."""
         loaded = SimpleNamespace(get_providers=lambda: ["TensorrtExecutionProvider", "CPUExecutionProvider"])
         monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: loaded)
         with pytest.raises(DeviceError, match="tensorrt:1: ONNX Runtime did not load CUDAExecutionProvider and would"):
             create_gpu_session(b"", TENSORRT, CudaSettings(), TensorRtSettings(tmp_path, Precision.FP32))
 
-    def test_the_real_thing(self, tmp_path: Path) -> None:
+    def test_a_real_session(self, tmp_path: Path) -> None:
         if "CUDAExecutionProvider" not in ort.get_available_providers():
             pytest.skip("needs onnxruntime-gpu")
         if Path("/dev/nvidiactl").exists():
@@ -133,7 +116,7 @@ class TestSilence:
             create_gpu_session(model, CUDA, CudaSettings())
 
     def test_tensorrt_needs_its_settings(self) -> None:
-        with pytest.raises(ValueError, match="needs its settings"):
+        with pytest.raises(ValueError, match="needs TensorRtSettings"):
             create_gpu_session(b"", TENSORRT, CudaSettings())
 
     @pytest.mark.parametrize(
@@ -146,11 +129,11 @@ class TestSilence:
             "[TRT] OutOfMemory",
         ],
     )
-    def test_memory_that_ran_out_has_an_error_of_its_own(self, text: str) -> None:
+    def test_out_of_memory_is_a_device_memory_error(self, text: str) -> None:
         with pytest.raises(DeviceMemoryError, match="cuda:1 ran out of memory: raise gpu_model_memory_mib"):
             raise_if_out_of_memory(RuntimeError(text), CUDA)
 
-    def test_other_errors_have_not(self) -> None:
+    def test_other_errors_are_not(self) -> None:
         raise_if_out_of_memory(RuntimeError("Non-zero status code returned while running Conv node"), CUDA)
 
     @pytest.mark.parametrize(
@@ -163,7 +146,7 @@ class TestSilence:
             ("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input", False),
         ],
     )
-    def test_whether_the_device_is_to_blame(self, text: str, failed: bool) -> None:
+    def test_whether_the_device_failed(self, text: str, failed: bool) -> None:
         assert device_failed(RuntimeError(text)) == failed
 
 
@@ -184,7 +167,7 @@ class TestCache:
         (first / "engine").write_text("built")
         assert (cache_folder(tmp_path / "c", b"a", GPU, ["1"]) / "engine").read_text() == "built"
 
-    def test_only_we_may_write_to_it(self, tmp_path: Path) -> None:
+    def test_only_this_user_may_write_to_it(self, tmp_path: Path) -> None:
         folder = cache_folder(tmp_path / "deep" / "c", b"a", GPU, ["1"])
         assert folder.stat().st_mode & 0o777 == 0o700
         assert folder.parent.stat().st_mode & 0o777 == 0o700
@@ -193,21 +176,21 @@ class TestCache:
         root = tmp_path / "c"
         root.mkdir()
         root.chmod(0o777)
-        with pytest.raises(DeviceError, match="only this user may write to"):
+        with pytest.raises(DeviceError, match="must belong to this user"):
             cache_folder(root, b"a", GPU, ["1"])
 
-    def test_a_folder_of_somebody_else_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_folder_of_another_user_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "geteuid", lambda: 4711)
-        with pytest.raises(DeviceError, match="only this user may write to"):
+        with pytest.raises(DeviceError, match="must belong to this user"):
             cache_folder(tmp_path / "c", b"a", GPU, ["1"])
 
     def test_links_are_not_followed(self, tmp_path: Path) -> None:
         (tmp_path / "elsewhere").mkdir()
         (tmp_path / "c").symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(DeviceError, match="no link to one"):
+        with pytest.raises(DeviceError, match="not a link"):
             cache_folder(tmp_path / "c", b"a", GPU, ["1"])
 
-    def test_a_file_in_its_place(self, tmp_path: Path) -> None:
+    def test_a_file_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "c").write_text("")
         with pytest.raises(DeviceError, match=r"tensorrt_cache .*c"):
             cache_folder(tmp_path / "c", b"a", GPU, ["1"])
@@ -217,7 +200,7 @@ class TestCache:
         assert cache_folder(Path("~/c"), b"a", GPU, ["1"]).is_relative_to(tmp_path)
 
 
-def test_of_servers_with_one_cache_one_builds_at_a_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_servers_that_share_a_cache_build_one_at_a_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     inside: list[str] = []
 
     def build() -> None:
@@ -227,7 +210,7 @@ def test_of_servers_with_one_cache_one_builds_at_a_time(tmp_path: Path, caplog: 
     second = threading.Thread(target=build)
     with caplog.at_level(logging.INFO), building(tmp_path, "resnet50"):
         second.start()
-        while "another server builds with TensorRT: waiting for it" not in caplog.text:
+        while "waiting for another server that builds" not in caplog.text:
             time.sleep(0.001)
         assert inside == []
         inside.append("first")
@@ -235,7 +218,7 @@ def test_of_servers_with_one_cache_one_builds_at_a_time(tmp_path: Path, caplog: 
     assert inside == ["first", "second"]
 
 
-def test_a_cache_that_cannot_be_locked_is_used_all_the_same(
+def test_a_cache_that_cannot_be_locked_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> None:
@@ -243,14 +226,4 @@ def test_a_cache_that_cannot_be_locked_is_used_all_the_same(
 
     monkeypatch.setattr("fcntl.flock", refuse)
     with building(tmp_path, "resnet50"):
-        assert "the cache cannot be locked: No locks available" in caplog.text
-
-
-def test_what_takes_long_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), told("TensorRT's build", "resnet50", every_s=0.01):
-        while not any("goes on" in record.message for record in caplog.records):
-            time.sleep(0.001)
-    messages = [record.message for record in caplog.records]
-    assert messages[0] == "TensorRT's build begins"
-    assert messages[-1] == "TensorRT's build ended"
-    assert all(record.model == "resnet50" for record in caplog.records)  # type: ignore[attr-defined]
+        assert "cannot lock the TensorRT cache: No locks available" in caplog.text

@@ -1,4 +1,4 @@
-"""Which variant is served when nobody says which, and what the log says of it."""
+"""Which variant is served when the configuration names none, and what the log says."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         (
             [variant(Precision.INT8, 3.0)],
             "fp32",
-            "int8 is 3.0 times as fast as fp32 at export, loses nobody knows how much accuracy",
+            "int8 is 3.0 times as fast as fp32 at export, accuracy loss unknown",
         ),
         (
             [msgspec.structs.replace(variant(Precision.INT8, 3.0, 0.0), default_eligible=False)],

@@ -32,15 +32,15 @@ class FakeModel:
         self.metrics = metrics.model(name)
         self.life: list[str] = []
 
-        self.down = self.hopeless = False
+        self.down = self.unrecoverable = False
         self.tell: Callable[[], None] = lambda: None
 
     def start(self, tell: Callable[[], None]) -> None:
         self.life.append("start")
         self.tell = tell
 
-    def engine(self, *, down: bool, hopeless: bool = False) -> None:
-        self.down, self.hopeless = down, hopeless
+    def engine(self, *, down: bool, unrecoverable: bool = False) -> None:
+        self.down, self.unrecoverable = down, unrecoverable
         self.tell()
 
     def drain(self) -> None:
@@ -331,7 +331,7 @@ def test_a_model_is_down_until_its_engine_is_replaced(latest: Harness, late: boo
     assert "restarted" in latest.repository.version("a", 1).why
     assert latest.repository.model("a", 0) is model  # it refuses requests with the reason
     assert latest.repository.alive
-    model.engine(down=True, hopeless=True)
+    model.engine(down=True, unrecoverable=True)
     assert not latest.repository.alive
     model.engine(down=False)
     assert (latest.health["a"], latest.repository.ready) == (True, True)

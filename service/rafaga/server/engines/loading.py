@@ -1,0 +1,74 @@
+"""What is loaded onto a device, and the measurement of an engine that is loaded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from rafaga.bundle import Precision
+from rafaga.server.engines.contract import Engine, ModelSpec, run
+from rafaga.server.scheduling.job import Arrays
+from rafaga.server.scheduling.latency import DISPATCH_S, LatencyTable
+
+# At least this many timed runs per batch size, more for quick models, until the budget is spent.
+_MIN_RUNS = 2
+_MAX_RUNS = 20
+_BUDGET_S = 0.05
+
+
+class Samples:
+    """Valid inputs of a model: one array per input, each [rows, ...]."""
+
+    def __init__(self, inputs: Arrays) -> None:
+        self.inputs = inputs
+
+    def tiled(self, rows: int) -> Arrays:
+        """The inputs repeated up to `rows` rows."""
+        return tuple(np.resize(a, (rows, *a.shape[1:])) for a in self.inputs)
+
+
+@dataclass(frozen=True)
+class ModelToPlace:
+    """content: the ONNX file. verify: raises BundleError when an engine's answers are wrong; None: nothing is known of
+    them."""
+
+    spec: ModelSpec
+    content: bytes
+    precision: Precision
+    samples: Samples
+    max_rows: int
+    verify: Callable[[Engine], None] | None
+
+
+class LoadedEngine(NamedTuple):
+    """An engine that was verified and warmed up, and what its runs took."""
+
+    engine: Engine
+    latency: LatencyTable
+
+
+def measured(engine: Engine, samples: Samples, buckets: Sequence[int], stepped: bool = False) -> LatencyTable:
+    """Runs every bucket until it is warm, and gives what each takes. `stepped`: other sizes are padded to a bucket."""
+    seconds = run_seconds(engine, [samples.tiled(rows) for rows in buckets])
+    return LatencyTable(buckets, [s + DISPATCH_S for s in seconds], stepped)
+
+
+def run_seconds(engine: Engine, batches: Sequence[Arrays]) -> list[float]:
+    """The fastest of several warm runs, for each batch.
+
+    The batches take turns, so that a busy moment of the machine does not make a single size look slow.
+    """
+    for batch in batches:
+        run(engine, batch)
+    runs: list[list[float]] = [[] for _ in batches]
+    for _ in range(_MAX_RUNS):
+        for batch, seconds in zip(batches, runs, strict=True):
+            if len(seconds) < _MIN_RUNS or sum(seconds) < _BUDGET_S:
+                start = time.perf_counter()
+                run(engine, batch)
+                seconds.append(time.perf_counter() - start)
+    return [min(seconds) for seconds in runs]

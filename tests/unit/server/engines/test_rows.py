@@ -1,0 +1,78 @@
+"""Rows of requests become batches: joined, padded, aligned, in order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rafaga.server.engines.rows import assemble, padding_rows
+from rafaga.server.scheduling.job import Job, Part
+
+
+def part(*arrays: np.ndarray, start: int = 0, stop: int | None = None) -> Part:
+    job = Job(arrays, lambda *_: None, lambda _: None)
+    return Part(job, start, job.rows if stop is None else stop)
+
+
+def test_unaligned_tensors_are_copied() -> None:
+    request = b"\0" + np.arange(6, dtype=np.float32).tobytes()
+    rows = np.frombuffer(request, np.float32, 6, 1).reshape(2, 3)
+    (got,) = assemble([part(rows)])
+    assert got.flags.aligned
+    np.testing.assert_array_equal(got, rows)
+
+
+def test_a_lone_job_is_not_copied() -> None:
+    rows = np.arange(6.0).reshape(3, 2)
+    assert assemble([part(rows)])[0] is rows
+
+
+def test_a_part_of_a_job_is_a_view() -> None:
+    rows = np.arange(6.0).reshape(3, 2)
+    (got,) = assemble([part(rows, start=1, stop=3)])
+    assert got.base is not None
+    assert got.tolist() == [[2, 3], [4, 5]]
+
+
+def test_rows_are_joined_in_order() -> None:
+    a, b, c = np.arange(4.0).reshape(2, 2), np.arange(6.0).reshape(3, 2) + 10, np.full((1, 2), 99.0)
+    (got,) = assemble([part(a), part(b, start=1, stop=3), part(c)])
+    assert got.tolist() == [[0, 1], [2, 3], [12, 13], [14, 15], [99, 99]]
+
+
+def test_every_input_is_joined() -> None:
+    got = assemble([part(np.ones((1, 2)), np.array([5])), part(np.zeros((2, 2)), np.array([6, 7]))])
+    assert [a.shape for a in got] == [(3, 2), (3,)]
+    assert got[1].tolist() == [5, 6, 7]
+
+
+def test_series_of_different_lengths_are_padded_on_the_right() -> None:
+    a, b = np.array([[1.0, 2.0, 3.0]], np.float32), np.array([[4.0], [5.0]], np.float32)
+    (got,) = assemble([part(a), part(b)])
+    assert got.tolist() == [[1, 2, 3], [4, 0, 0], [5, 0, 0]]
+    assert got.dtype == np.float32
+    assert padding_rows([part(a), part(b)]) == pytest.approx(4 / 3), "two rows of which two thirds are zeros"
+    assert padding_rows([part(a), part(a)]) == padding_rows([part(b)]) == 0
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3)), min_size=1, max_size=6))
+def test_ragged_rows_come_out_as_they_went_in(shapes: list[tuple[int, int, int]]) -> None:
+    blocks = [np.full(shape, n + 1, np.int32) for n, shape in enumerate(shapes)]
+    (got,) = assemble([part(block) for block in blocks])
+    at = 0
+    for block in blocks:
+        rows, height, width = block.shape
+        np.testing.assert_array_equal(got[at : at + rows, :height, :width], block)
+        assert got[at : at + rows].sum() == block.sum(), "the rest is zero"
+        at += rows
+    assert at == len(got)
+
+
+def test_a_batch_is_filled_with_copies_of_its_last_row() -> None:
+    for parts in ([part(np.array([[1], [2]]))], [part(np.array([[1]])), part(np.array([[2]]))]):
+        (got,) = assemble(parts, 4)
+        assert got.tolist() == [[1], [2], [2], [2]]
+        assert assemble(parts, 2)[0].tolist() == [[1], [2]]
