@@ -42,11 +42,11 @@ class WrappedEngine:
 class Valve:
     """Holds the runs of the engines that it loads. Open until `closed` is entered.
 
-    inline: whether the models look quick enough to run in the transport's thread.
+    inline: whether their models run in the transport's thread.
     """
 
     def __init__(self, inline: bool = False) -> None:
-        self._run_s = 1e-6 if inline else 5e-3
+        self.inline = inline
         self._open = threading.Event()
         self._open.set()
         self._waiting = threading.Semaphore(0)
@@ -57,8 +57,9 @@ class Valve:
 
     def load(self, placement: Placement, device: Device, model: ModelToPlace) -> LoadedEngine:
         """An engine factory."""
-        engine, measured = placement.load(device, model)
-        latency = LatencyTable(measured.buckets, [self._run_s] * len(measured.buckets))
+        engine, latency = placement.load(device, model)
+        if self.inline:  # on the slowest machine
+            latency = LatencyTable(latency.buckets, [1e-6] * len(latency.buckets))
         return LoadedEngine(_ValvedEngine(engine, self), latency)
 
     @contextmanager
@@ -87,6 +88,7 @@ class _ValvedEngine(WrappedEngine):
     def __init__(self, engine: Engine, valve: Valve) -> None:
         super().__init__(engine)
         self._valve = valve
+        self.depth = 1 if valve.inline else 2  # engines of depth 2 never run inline
 
     def submit(self, rows: Sequence[Part]) -> Outputs:
         self._valve.pass_through(sum(part.stop - part.start for part in rows))
