@@ -111,12 +111,12 @@ def test_without_the_load_extra_it_says_what_to_install() -> None:
 
 
 def test_the_server_extra_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan is made where nobody serves: of the server only the batcher comes along."""
+    """A plan needs nothing of the server except the batcher."""
     code = (
         "import sys; sys.modules['onnxruntime'] = None; import rafaga.plan.command\n"
         "print(sorted(name for name in sys.modules if name.startswith('rafaga.server.')))"
     )
-    names = ["", ".batcher", ".job", ".latency"]
+    names = ["", ".batcher", ".job", ".latency", ".planning", ".work"]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == str([f"rafaga.server.scheduling{name}" for name in names])
 
