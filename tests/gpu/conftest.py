@@ -30,7 +30,7 @@ from rafaga.server.config.device import Device, DeviceFallback, parse
 from rafaga.server.config.per_model import EngineOptions, PerModel
 from rafaga.server.engines import devices
 from rafaga.server.engines.contract import Engine
-from rafaga.server.engines.devices import Choice, Nvidia
+from rafaga.server.engines.devices import DeviceChoice, Nvidia
 from rafaga.server.engines.gpu import GpuSettings
 from rafaga.server.engines.loading import ModelToPlace
 from rafaga.server.engines.selection import Placement
@@ -83,7 +83,9 @@ def place(device: Device) -> Place:
 
 
 def placed(device: Device, settings: GpuSettings) -> Placement:
-    placement = Placement.on(Choice((device,), "a test"), DeviceFallback.FAIL, settings, PerModel(EngineOptions()))
+    placement = Placement.on(
+        DeviceChoice((device,), "a test"), DeviceFallback.FAIL, settings, PerModel(EngineOptions())
+    )
     return replace(placement, pipelined_s=0.0)  # in a rehearsal, small models too
 
 

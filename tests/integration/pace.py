@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rafaga.server.config.device import Device
-from rafaga.server.engines.contract import Engine, Outputs
+from rafaga.server.engines.contract import Engine, PendingOutputs
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace, measured
 from rafaga.server.engines.selection import Placement
 from rafaga.server.scheduling.job import Part
@@ -60,7 +60,7 @@ class _PacedEngine(WrappedEngine):
         super().__init__(engine)
         self._pace = pace
 
-    def submit(self, rows: Sequence[Part]) -> Outputs:
+    def submit(self, rows: Sequence[Part]) -> PendingOutputs:
         began_s = time.perf_counter()
         outputs = super().submit(rows)
         self._pace.keep(sum(part.stop - part.start for part in rows), began_s)

@@ -12,7 +12,7 @@ import pytest
 from rafaga.bundle import ImagePreparation
 from rafaga.images import Prepared
 from rafaga.server.config.device import Device
-from rafaga.server.engines.contract import Engine, Outputs
+from rafaga.server.engines.contract import Engine, PendingOutputs
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace
 from rafaga.server.engines.selection import Placement
 from rafaga.server.scheduling.job import Part
@@ -29,7 +29,7 @@ class WrappedEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def submit(self, rows: Sequence[Part]) -> Outputs:
+    def submit(self, rows: Sequence[Part]) -> PendingOutputs:
         return self._engine.submit(rows)
 
     def terminate(self) -> None:
@@ -90,7 +90,7 @@ class _ValvedEngine(WrappedEngine):
         self._valve = valve
         self.depth = 1 if valve.inline else 2  # engines of depth 2 never run inline
 
-    def submit(self, rows: Sequence[Part]) -> Outputs:
+    def submit(self, rows: Sequence[Part]) -> PendingOutputs:
         self._valve.pass_through(sum(part.stop - part.start for part in rows))
         return super().submit(rows)
 

@@ -28,8 +28,8 @@ class ModelSpec(Protocol):
     def max_batch_size(self) -> int: ...
 
 
-class Outputs(Protocol):
-    """Outputs that an engine computes, or has computed: the part of concurrent.futures.Future that is used."""
+class PendingOutputs(Protocol):
+    """PendingOutputs that an engine computes, or has computed: the part of concurrent.futures.Future that is used."""
 
     def result(self) -> Arrays:
         """Waits. One array per output of the model, each [rows, ...], which the engine does not use again.
@@ -49,8 +49,8 @@ class Engine(Protocol):
     depth: int
     """Batches that may be in flight at once. With 1, `submit` computes in the caller's thread."""
 
-    def submit(self, rows: Sequence[Part]) -> Outputs:
-        """Starts one run over the rows, at least one. Never raises an Exception: `Outputs.result` does."""
+    def submit(self, rows: Sequence[Part]) -> PendingOutputs:
+        """Starts one run over the rows, at least one. Never raises an Exception: `PendingOutputs.result` does."""
         ...
 
     def terminate(self) -> None:
@@ -63,7 +63,7 @@ class Engine(Protocol):
 
 
 class Completed:
-    """Outputs that were computed before `submit` returned. Costs a fraction of a Future."""
+    """PendingOutputs that were computed before `submit` returned. Costs a fraction of a Future."""
 
     __slots__ = ("_arrays",)
 
@@ -80,7 +80,7 @@ class Completed:
         call(self)
 
 
-def failed(error: Exception) -> Outputs:
+def failed(error: Exception) -> PendingOutputs:
     future: Future[Arrays] = Future()
     future.set_exception(error)
     return future

@@ -53,7 +53,7 @@ class System(Protocol):
 
 
 @dataclass(frozen=True)
-class Choice:
+class DeviceChoice:
     """Where models run, one engine per device; `why` is for the log. `degraded`: something better was not usable."""
 
     devices: tuple[Device, ...]
@@ -61,28 +61,28 @@ class Choice:
     degraded: bool = False
 
 
-def choose(wanted: tuple[Device, ...] | None, fallback: DeviceFallback, system: System) -> Choice:
+def choose(wanted: tuple[Device, ...] | None, fallback: DeviceFallback, system: System) -> DeviceChoice:
     """Raises DeviceError when a device in `wanted` cannot be used and `fallback` does not allow the CPU. `wanted` None:
     the first GPU if it can be used, else the CPU."""
     if wanted is None:
         try:
             gpus = system.gpus()
         except DeviceError as error:
-            return Choice((CPU,), f"auto: no GPU ({error})")
+            return DeviceChoice((CPU,), f"auto: no GPU ({error})")
         device = Device(DeviceKind.CUDA)
         try:
             _start(device, system)
         except DeviceError as error:
-            return Choice((CPU,), f"auto: there is {gpus[0].name}, but {error}", degraded=True)
-        return Choice((device,), f"auto: found {gpus[0].name}")
+            return DeviceChoice((CPU,), f"auto: there is {gpus[0].name}, but {error}", degraded=True)
+        return DeviceChoice((device,), f"auto: found {gpus[0].name}")
     try:
         for device in wanted:
             _start(device, system)
     except DeviceError as error:
         if fallback is DeviceFallback.FAIL:
             raise
-        return Choice((CPU,), f"fallen back to the CPU, as device_fallback allows: {error}", degraded=True)
-    return Choice(wanted, "as configured")
+        return DeviceChoice((CPU,), f"fallen back to the CPU, as device_fallback allows: {error}", degraded=True)
+    return DeviceChoice(wanted, "as configured")
 
 
 def _start(device: Device, system: System) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from rafaga import int8
-from rafaga.server.engines.contract import Completed, ModelSpec, Outputs, failed
+from rafaga.server.engines.contract import Completed, ModelSpec, PendingOutputs, failed
 from rafaga.server.engines.device_memory import HostMemory
 from rafaga.server.engines.rows import assemble
 from rafaga.server.scheduling.job import Arrays, Part
@@ -52,7 +52,7 @@ class SessionEngine:
         # One for all runs: an engine that was terminated never runs again.
         self._options = ort.RunOptions()
 
-    def submit(self, rows: Sequence[Part]) -> Outputs:
+    def submit(self, rows: Sequence[Part]) -> PendingOutputs:
         try:
             return Completed(self._run(rows))
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds

@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime as ort
 
 from rafaga.bundle import TensorSpec
-from rafaga.server.engines.contract import ModelSpec, Outputs, failed
+from rafaga.server.engines.contract import ModelSpec, PendingOutputs, failed
 from rafaga.server.engines.device_memory import Copy, CudaEvents, HostDeviceBuffer, HostMemory
 from rafaga.server.engines.onnxruntime import Session
 from rafaga.server.engines.rows import Shape, blocks_of, joined_shape, write
@@ -74,7 +74,7 @@ class PipelinedEngine:
         self._free = deque(self._slot() for _ in range(DEPTH))
         self._executor = SerialExecutor(f"device-{model.name}")
 
-    def submit(self, rows: Sequence[Part]) -> Outputs:
+    def submit(self, rows: Sequence[Part]) -> PendingOutputs:
         slot = self._free.popleft()
         count = sum(part.stop - part.start for part in rows)
         try:

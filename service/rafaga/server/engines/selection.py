@@ -14,7 +14,7 @@ from rafaga.server.engines.contract import Engine
 from rafaga.server.engines.cpu_count import available_cores
 from rafaga.server.engines.cuda import Cuda
 from rafaga.server.engines.device_memory import HostMemory
-from rafaga.server.engines.devices import Choice, Nvidia
+from rafaga.server.engines.devices import DeviceChoice, Nvidia
 from rafaga.server.engines.gpu import GpuDevice, GpuSettings
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace, measured, run_seconds
 from rafaga.server.engines.onnxruntime import SessionEngine, create_session
@@ -52,7 +52,7 @@ class Placement:
 
     @classmethod
     def on(
-        cls, choice: Choice, fallback: DeviceFallback, settings: GpuSettings, engines: PerModel[EngineOptions]
+        cls, choice: DeviceChoice, fallback: DeviceFallback, settings: GpuSettings, engines: PerModel[EngineOptions]
     ) -> Placement:
         """Raises DeviceError."""
         indices = [device.index for device in choice.devices if device.gpu]

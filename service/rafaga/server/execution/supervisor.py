@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from rafaga.errors import BundleError, DeviceError, EngineFailure, ModelNotReady
 from rafaga.server.engines.contract import Engine
-from rafaga.server.execution.worker import Run, Worker, WorkerContext
+from rafaga.server.execution.worker import EngineRun, Worker, WorkerContext
 from rafaga.server.scheduling.job import Job, Part
 
 _LOG = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class Supervisor:
         """Queue's lock held. Workers that serve and own no batch."""
         return sum(not (worker.owed or worker.lost) for worker in self._workers)
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: EngineRun) -> None:
         if run.deadline < self._wake_at:
             self.wake()
 
@@ -133,7 +133,7 @@ class Supervisor:
         with self._changed:
             self._changed.notify_all()
 
-    def lose(self, worker: Worker, why: str, run: Run | None = None) -> None:
+    def lose(self, worker: Worker, why: str, run: EngineRun | None = None) -> None:
         """Ends an engine and fails exactly what it owes. `run`: what it computes, claimed from it.
 
         Clients must not retry that run's jobs, since one of them may be why the engine hangs. They may retry all
@@ -232,7 +232,7 @@ class Supervisor:
             if run.deadline <= self.clock() and run.claim():
                 self.lose(worker, "its run passed its deadline", run)
 
-    def _runs(self) -> list[tuple[Worker, Run]]:
+    def _runs(self) -> list[tuple[Worker, EngineRun]]:
         """What engines that were not lost compute now."""
         runs = ((worker, worker.run) for worker in self._workers if not worker.lost)
         return [(worker, run) for worker, run in runs if run is not None]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from rafaga.errors import EngineFailure, InternalError, RafagaError
-from rafaga.server.engines.contract import Engine, Outputs
+from rafaga.server.engines.contract import Engine, PendingOutputs
 from rafaga.server.engines.rows import padding_rows
 from rafaga.server.execution.queue import JobQueue
 from rafaga.server.observability.metrics import ModelMetrics
@@ -26,8 +26,9 @@ class GivenUp(Exception):
     """The engine was given up during this run: its thread owes no answers any more."""
 
 
-class Run:
-    """What an engine computes, and until when it may. Whoever claims it first, worker or supervisor, owes the answers.
+class EngineRun:
+    """What an engine computes, and until when it may. The first to claim it, worker or supervisor, owes the
+    answers.
 
     parts: (): the engine's own sample. bound_s: how long it may take. on_hung: called when the run is given up.
     """
@@ -66,7 +67,7 @@ class Overseer(Protocol):
         """How long a run may take."""
         ...
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: EngineRun) -> None:
         """The worker's `run` is set."""
         ...
 
@@ -107,10 +108,10 @@ class Worker:
         self._batch: Batch | None = None
         # A batch that was taken while another runs, and its outputs once it was submitted.
         self._ahead: Batch | None = None
-        self._ahead_outputs: Outputs | None = None
+        self._ahead_outputs: PendingOutputs | None = None
         self._on_hung = _nothing
         self._sound = True  # the engine has run something since it last failed
-        self.run: Run | None = None
+        self.run: EngineRun | None = None
         self.lost = False
 
     def start(self) -> None:
@@ -195,7 +196,7 @@ class Worker:
                     batch = self._next()
                 if batch is None or not self._complete(batch, outputs):
                     break
-        except BaseException:  # nobody above handles it
+        except BaseException:  # no caller handles it
             _LOG.critical("unhandled exception in the engine's thread", exc_info=True, extra=about)
         finally:
             if self._queue.stopping:
@@ -205,7 +206,7 @@ class Worker:
             if not self._engine.close():
                 _LOG.error("a run does not end: the memory of its engine stays taken", extra=about)
 
-    def _taken_ahead(self) -> tuple[Batch | None, Outputs | None]:
+    def _taken_ahead(self) -> tuple[Batch | None, PendingOutputs | None]:
         """The batch that was taken ahead becomes the current one."""
         if self._ahead is None:
             return None, None
@@ -234,7 +235,7 @@ class Worker:
             if decision.batch is not None:
                 return decision.batch
 
-    def _complete(self, batch: Batch, outputs: Outputs | None) -> bool:
+    def _complete(self, batch: Batch, outputs: PendingOutputs | None) -> bool:
         """Runs and answers the current batch. `outputs`: it was submitted already. False: the engine was given up."""
         try:
             self._run_batch(batch, outputs)
@@ -247,7 +248,7 @@ class Worker:
         self._batch = None
         return True
 
-    def _run_batch(self, batch: Batch, outputs: Outputs | None) -> None:
+    def _run_batch(self, batch: Batch, outputs: PendingOutputs | None) -> None:
         start = time.perf_counter()
         if batch.ahead:
             with self._queue.lock:
@@ -270,7 +271,7 @@ class Worker:
                 if not self.lost:
                     self._queue.batcher.finished(batch, seconds)
 
-    def _answer(self, parts: Sequence[Part], bound_s: float, outputs: Outputs | None = None) -> Exception | None:
+    def _answer(self, parts: Sequence[Part], bound_s: float, outputs: PendingOutputs | None = None) -> Exception | None:
         """Runs and answers `parts`, or gives what the engine raised."""
         start = time.perf_counter()
         try:
@@ -282,10 +283,10 @@ class Worker:
         _deliver(self._model, parts, arrays, time.perf_counter() - start)
         return None
 
-    def _compute(self, parts: Sequence[Part], bound_s: float, outputs: Outputs | None = None) -> Arrays:
+    def _compute(self, parts: Sequence[Part], bound_s: float, outputs: PendingOutputs | None = None) -> Arrays:
         """One supervised run; without `parts` of the engine's own sample. Raises what the engine raises, or GivenUp."""
         overseer = self._overseer
-        run = self.run = Run(parts, bound_s, overseer.clock(), self._on_hung)
+        run = self.run = EngineRun(parts, bound_s, overseer.clock(), self._on_hung)
         overseer.begin(run)
         try:
             if outputs is None:
@@ -300,7 +301,7 @@ class Worker:
             self.run = None
         return arrays
 
-    def _look_ahead(self, running: Outputs) -> None:
+    def _look_ahead(self, running: PendingOutputs) -> None:
         """While a batch runs: takes the next as soon as it is full, and submits it. A smaller one is left to grow until
         the running one is done."""
         queue, current = self._queue, self._batch

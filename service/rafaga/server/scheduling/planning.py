@@ -13,7 +13,7 @@ MAX_MARGIN = 0.4
 """The largest share of a prediction that is added for safety."""
 
 
-class Plan(NamedTuple):
+class BatchPlan(NamedTuple):
     """The next batch: `rows` from the most urgent on, ending at `end`. late: jobs to drop before a batch is formed."""
 
     rows: int
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
 
 def plan_batch(
     queued: Iterable[Job], latency: LatencyTable, engines: int, now: float, until_then_s: float, alone: bool
-) -> Plan:
+) -> BatchPlan:
     """`queued`: the most urgent first, at least one. `now` lies `until_then_s` in the future, when the engine's current
     run ends; that may take longer than predicted too. `alone`: a single job is queued and nothing runs."""
     cap = latency.efficient_rows
@@ -40,9 +40,9 @@ def plan_batch(
     run_s = latency.predict(rows, cost)
     end, slack_s = now + run_s, (until_then_s + run_s) * min(latency.spread, MAX_MARGIN)
     if first_deadline >= end + slack_s and rows_all == rows:
-        return Plan(rows, end)
+        return BatchPlan(rows, end)
     if alone and not jobs[0].taken and now < first_deadline:
-        return Plan(rows, end)  # only a run can correct the prediction
+        return BatchPlan(rows, end)  # only a run can correct the prediction
     late: list[Job] = []
     before = 0
     for job in jobs:
@@ -53,11 +53,11 @@ def plan_batch(
             late.append(job)
     if late and not full:
         in_time = _in_time(jobs, latency, now)
-        smaller = Plan(sum(job.rest for job in in_time), now + _batch_s(in_time, latency))
+        smaller = BatchPlan(sum(job.rest for job in in_time), now + _batch_s(in_time, latency))
         saved = sum(job.rest for job in late if job in in_time)
         if saved > (smaller.end - now) * rows / (end - now) - smaller.rows:
             return smaller
-    return Plan(rows, end, tuple(late))
+    return BatchPlan(rows, end, tuple(late))
 
 
 def _in_time(jobs: Sequence[Job], latency: LatencyTable, now: float) -> Sequence[Job]:

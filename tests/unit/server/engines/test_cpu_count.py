@@ -1,4 +1,4 @@
-"""The CPU limit of a container, from pretended trees of control groups of both versions."""
+"""The CPU limit of a container, from simulated trees of control groups of both versions."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_tightest_limit_on_the_way_up_holds(
     assert available_cores(process) == cores
 
 
-def test_folders_above_the_mount_are_nobody_s_limit(process: Path, tree: Path) -> None:
+def test_folders_above_the_mount_set_no_limit(process: Path, tree: Path) -> None:
     limit(tree.parent, 100_000)
     limit(tree, 300_000)
     mounted(process, "0::/\n", ("/", tree, V2))
@@ -97,7 +97,7 @@ def test_only_a_part_of_the_tree_is_mounted(process: Path, tree: Path, group: st
 
 @pytest.mark.parametrize(("own", "around", "cores"), [(250_000, -1, 2), (-1, 500_000, 5), (400_000, 300_000, 3)])
 def test_version_1(process: Path, tree: Path, own: int, around: int, cores: int) -> None:
-    """Beside it an empty tree of version 2, as systemd mounts both."""
+    """With an empty tree of version 2, as systemd mounts both."""
     cpu, unified = tree / "cpu,cpuacct", tree / "unified"
     limit(cpu / "docker" / "1234", own, version=1)
     limit(cpu / "docker", around, version=1)

@@ -15,7 +15,7 @@ from rafaga.server.config.device import CPU, Device, DeviceFallback, DeviceKind
 from rafaga.server.config.per_model import EngineOptions, PerModel
 from rafaga.server.engines import selection
 from rafaga.server.engines.contract import Engine, run
-from rafaga.server.engines.devices import Choice
+from rafaga.server.engines.devices import DeviceChoice
 from rafaga.server.engines.gpu import GpuSettings
 from rafaga.server.engines.loading import ModelToPlace
 from rafaga.server.engines.onnxruntime import SessionEngine, create_session
@@ -56,7 +56,7 @@ def test_models_without_known_outputs_are_not(tmp_path: Path) -> None:
 
 def test_a_choice_of_the_cpu_needs_no_gpu() -> None:
     placement = Placement.on(
-        Choice((CPU,), "as configured"), DeviceFallback.FAIL, GpuSettings(), PerModel(EngineOptions())
+        DeviceChoice((CPU,), "as configured"), DeviceFallback.FAIL, GpuSettings(), PerModel(EngineOptions())
     )
     assert (placement.devices, placement.gpu) == ((CPU,), False)
 

@@ -13,7 +13,7 @@ import numpy as np
 from rafaga.bundle import TensorSpec
 from rafaga.errors import RafagaError
 from rafaga.plain_model import PlainModel
-from rafaga.server.engines.contract import Completed, Outputs, failed
+from rafaga.server.engines.contract import Completed, PendingOutputs, failed
 from rafaga.server.engines.loading import Samples
 from rafaga.server.engines.rows import assemble
 from rafaga.server.execution.served_model import ServedModel
@@ -43,7 +43,7 @@ class FakeEngine:
         self.broken = self.closed = False
         self._executor = ThreadPoolExecutor(1)
 
-    def submit(self, rows: Sequence[Part]) -> Outputs:
+    def submit(self, rows: Sequence[Part]) -> PendingOutputs:
         (x,) = assemble(rows)
         self.submitted.append(x.tolist())
         if self.depth > 1:

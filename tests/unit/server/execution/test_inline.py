@@ -144,13 +144,13 @@ def refused(served: Served) -> bool:
 
 
 def test_an_inline_run_that_hangs_is_given_up(start: Callable[..., Served]) -> None:
-    """Its jobs fail, the thread's owner is told, and the next request finds a new engine."""
+    """Its jobs fail, `on_hung` is called, and the next request finds a new engine."""
     served = start(supervision=SupervisorPolicy(timeout_s=0.3, slowness=1.0, first_delay_s=0.05))
     caller = submit(served, HANG)
-    told = threading.Event()
-    running = in_a_thread(lambda: served.model.run_inline(told.set))
+    hung_reported = threading.Event()
+    running = in_a_thread(lambda: served.model.run_inline(hung_reported.set))
     assert isinstance(caller.end(), EngineFailure)
-    assert told.is_set()
+    assert hung_reported.is_set()
     served.engine.go_on.set()
     running.join(WAIT_S)
     eventually(lambda: not served.model.down)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rafaga.errors import EngineFailure, ModelNotReady
-from rafaga.server.engines.contract import Outputs
+from rafaga.server.engines.contract import PendingOutputs
 from rafaga.server.execution.supervisor import SupervisorPolicy
 from rafaga.server.scheduling.job import Arrays, Job
 from tests.unit.server.execution.fakes import HANG, POISON, WAIT_S, FakeEngine, Served, eventually
@@ -100,7 +100,7 @@ def test_a_batch_that_was_taken_and_not_yet_submitted_is_owed(start: Callable[..
     hung = served.hang()
     entered = threading.Event()
 
-    def submit_late(rows: object) -> Outputs:
+    def submit_late(rows: object) -> PendingOutputs:
         entered.set()
         hung.done.wait(WAIT_S)
         return submit(engine, rows)  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ def test_a_large_job_fails_as_a_whole(served: Served) -> None:
 
 
 def test_a_reply_that_cannot_be_built(served: Served) -> None:
-    """The caller is told, and the others of the batch have their answers."""
+    """Its caller gets an error, and the others of the batch have their answers."""
     held = served.hold()
     before, broken, after = Caller(1), Caller(2), Caller(3)
 

@@ -11,7 +11,7 @@ import pytest
 
 from rafaga import bundle as bundles
 from rafaga.errors import BundleError
-from rafaga.server.engines.contract import Completed, Outputs
+from rafaga.server.engines.contract import Completed, PendingOutputs
 from rafaga.server.engines.onnxruntime import SessionEngine, create_session
 from rafaga.server.repository.golden import Golden
 from rafaga.server.scheduling.job import Part
@@ -37,7 +37,7 @@ def test_an_engine_that_answers_from_stale_buffers_is_found(tmp_path: Path) -> N
         def __init__(self) -> None:
             """No session."""
 
-        def submit(self, rows: Sequence[Part]) -> Outputs:
+        def submit(self, rows: Sequence[Part]) -> PendingOutputs:
             return Completed(golden.outputs)
 
     with pytest.raises(BundleError, match="golden outputs differ"):

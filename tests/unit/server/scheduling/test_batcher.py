@@ -1,4 +1,4 @@
-"""The batcher's rules, one by one, told the time by hand. `test_batcher_properties.py` looks for what breaks them."""
+"""The batcher's rules, one by one, with times given by the test. `test_batcher_properties` looks for violations."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class TestBatching:
             queue.submit(job(name), 0.0)
         assert taken(queue, 0.0).rows == 4
 
-    def test_a_queue_delay_makes_nobody_late(self, job: Callable[..., Job]) -> None:
+    def test_a_queue_delay_makes_no_job_late(self, job: Callable[..., Job]) -> None:
         queue = batcher(gpu(), max_queue_delay_s=10.0)
         queue.submit(job(deadline=1.0), 0.0)
         wake_at = queue.take(0.0).wake_at
@@ -363,7 +363,7 @@ class TestDropping:
         assert queue.take(0.5).dropped == (large,)
         assert_empty(queue)
 
-    def test_nobody_rides_in_a_batch_that_comes_too_late_for_him(self, job: Callable[..., Job]) -> None:
+    def test_no_job_is_in_a_batch_that_ends_too_late_for_it(self, job: Callable[..., Job]) -> None:
         """The head has waited longest and has no deadline; the one behind it would be late whatever happens."""
         queue = batcher(gpu(), max_queue_wait_s=0.5)
         queue.submit(first := job("first"), 0.0)
@@ -651,7 +651,7 @@ class TestLongJobs:
         assert answers.outputs["long"][0].tolist() == list(range(0, 10_000, 10))
 
     def test_one_at_a_time(self, queue: Batcher, job: Callable[..., Job]) -> None:
-        """The next is told to come back when the first will have run."""
+        """The next may come back when the first will have run."""
         queue.submit(job("long", rows=1000), 0.0)
         taken(queue)
         with pytest.raises(QueueFull) as refusal:

@@ -135,7 +135,7 @@ class BatcherMachine(RuleBasedStateMachine):
             if stop == job.rows:
                 self.queued.remove(caller)
             assert alone or job.deadline >= batch.predicted_end - 1e-9, "no work without hope"
-        # Nobody who was left behind, of the same key, is more urgent than somebody who was not.
+        # No job that was left behind, of the same key, is more urgent than somebody who was not.
         behind = [c.job for c in self.queued if c.job.key == batch.parts[0].job.key and not c.next_row]
         assert max(due[job] for job, _, _ in batch.parts) <= min((job.due for job in behind), default=math.inf)
         for job, _, _ in batch.parts:
@@ -214,11 +214,11 @@ class BatcherMachine(RuleBasedStateMachine):
             assert abs(wait - running) < 1e-9
 
     @invariant()
-    def nobody_is_answered_twice(self) -> None:
+    def no_job_is_answered_twice(self) -> None:
         assert all(c.ends <= 1 for c in self.accepted.values())
 
     def teardown(self) -> None:
-        """The queue runs dry, and then everybody was answered, failed or went away: nobody is forgotten."""
+        """The queue runs dry, and then every job was answered, failed or went away: nobody is forgotten."""
         while self.running:
             self.answer(1.0, 0)
         while self.queued:

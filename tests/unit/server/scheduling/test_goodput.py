@@ -143,7 +143,7 @@ def test_requests_of_many_rows() -> None:
     assert max(r.dropped / r.offered for r in reports) <= 0.02
 
 
-def test_a_lone_caller_waits_for_nobody() -> None:
+def test_a_lone_caller_does_not_wait() -> None:
     """Far below saturation the answer takes one run: batching adds nothing."""
     curve = Curve(0.0, 0.020)
     report = Service(curve, 0.5, 100.0).under(0.01)

@@ -75,7 +75,7 @@ def test_below_saturation_everybody_is_served() -> None:
     row_s=st.floats(0.0002, 0.01),
     seed=st.integers(0, 1000),
 )
-def test_nobody_who_was_accepted_waits_for_ever(
+def test_no_accepted_job_waits_forever(
     high: float, normal: float, low: float, fixed_s: float, row_s: float, seed: int
 ) -> None:
     """Without deadlines: age overtakes every step of priority, whatever comes from above."""
