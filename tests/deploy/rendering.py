@@ -15,6 +15,7 @@ import yaml
 
 from rafaga.server.config.settings import Config
 from rafaga.server.config.sources import add_arguments, from_arguments
+from rafaga.server.execution.served_model import ServedModel
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy/kubernetes"
@@ -70,6 +71,12 @@ def pod(objects: tuple[Object, ...]) -> Object:
 def container(objects: tuple[Object, ...]) -> Object:
     (only,) = pod(objects)["containers"]
     return dict(only)
+
+
+def stop_engines_s() -> float:
+    """How long the server waits for its engines to stop."""
+    (timeout_s,) = ServedModel.close.__defaults__ or ()
+    return float(timeout_s)
 
 
 def settings(container: Object, config_map: Object | None, folder: Path) -> Config:

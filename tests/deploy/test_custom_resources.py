@@ -17,8 +17,19 @@ from grpc_health.v1 import health
 
 from rafaga.server.app import build
 from rafaga.server.config.settings import Config
-from rafaga.server.execution.served_model import ServedModel
-from tests.deploy.rendering import KUBERNETES, ROOT, Object, component, container, one, overlay, pod, render, settings
+from tests.deploy.rendering import (
+    KUBERNETES,
+    ROOT,
+    Object,
+    component,
+    container,
+    one,
+    overlay,
+    pod,
+    render,
+    settings,
+    stop_engines_s,
+)
 
 SCHEMAS = Path(__file__).parent / "schemas"
 
@@ -124,10 +135,9 @@ def test_kserves_service_asks_for_that_runtime_and_gives_it_time_to_drain(tmp_pa
     claim = one(render(KUBERNETES / "export"), "PersistentVolumeClaim")["metadata"]["name"]
     assert predictor["model"]["storageUri"] == f"pvc://{claim}"
     config = settings(runtime["containers"][0], None, tmp_path)
-    engines_s = ServedModel.close.__defaults__[0]
     assert (
         predictor["terminationGracePeriodSeconds"]
-        > config.network.drain_delay_s + config.network.drain_timeout_s + engines_s
+        > config.network.drain_delay_s + config.network.drain_timeout_s + stop_engines_s()
     )
     assert runtime["containers"][0]["securityContext"].items() > container(overlay("cpu"))["securityContext"].items()
     assert pod(overlay("cpu"))["automountServiceAccountToken"] == predictor["automountServiceAccountToken"]

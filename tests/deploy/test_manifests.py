@@ -11,7 +11,6 @@ from rafaga.load.options import parse_load
 from rafaga.server import lifecycle
 from rafaga.server.config.settings import Config
 from rafaga.server.config.sources import PREFIX, SETTINGS
-from rafaga.server.execution.served_model import ServedModel
 from tests.deploy.rendering import (
     KUBERNETES,
     OVERLAYS,
@@ -24,6 +23,7 @@ from tests.deploy.rendering import (
     pod,
     render,
     settings,
+    stop_engines_s,
 )
 from tests.models.names import NAMES
 
@@ -93,8 +93,7 @@ def test_models_and_settings_are_mounted_where_the_server_looks(objects: tuple[O
 def test_the_grace_period_covers_the_drain(objects: tuple[Object, ...], config: Config) -> None:
     stop_s = container(objects)["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain_s = config.network.drain_delay_s + config.network.drain_timeout_s + lifecycle._REPLY_GRACE_S
-    engines_s = ServedModel.close.__defaults__[0]
-    assert pod(objects)["terminationGracePeriodSeconds"] > stop_s + drain_s + engines_s
+    assert pod(objects)["terminationGracePeriodSeconds"] > stop_s + drain_s + stop_engines_s()
 
 
 def test_readiness_is_lost_within_the_drain_delay_and_prestop(objects: tuple[Object, ...], config: Config) -> None:

@@ -28,7 +28,8 @@ class SmallClassifier(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         x = self.norm(self.conv1(image)).relu()
         x = (x + self.conv2(x)).relu()
-        return self.output(x.mean(dim=(2, 3)))
+        logits: Tensor = self.output(x.mean(dim=(2, 3)))
+        return logits
 
 
 class DataDependent(SmallClassifier):
@@ -65,7 +66,8 @@ class SmallForecaster(nn.Module):
         last = states[:, -1] if self.reads_padding else states[torch.arange(len(length)), length - 1]
         if self.reads_padding:
             last = last + 0 * length[:, None]
-        return self.head(last).reshape(-1, 4, 3) + history[:, :1, None]
+        quantiles: Tensor = self.head(last).reshape(-1, 4, 3)
+        return quantiles + history[:, :1, None]
 
 
 class SmallDetector(nn.Module):
@@ -108,7 +110,8 @@ class SmallSequenceModel(nn.Module):
 
     def forward(self, symbols: Tensor) -> Tensor:
         states, _ = self.lstm(nn.functional.one_hot(symbols, 3).float())
-        return self.head(4 * states)
+        logits: Tensor = self.head(4 * states)
+        return logits
 
 
 def small_image_input(size: int | None = 16) -> ImageInput:

@@ -48,6 +48,7 @@ def test_a_detector(tmp_path: Path) -> None:
     assert (golden["labels"] > 0).tolist() == (golden["scores"] > 0).tolist()
 
 
+@pytest.mark.nightly
 def test_a_detector_that_finds_nothing(tmp_path: Path) -> None:
     """Without any box left, tensors inside the graph are empty."""
     graph = serving_graph(small.detector(), small.SmallDetector())

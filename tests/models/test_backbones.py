@@ -52,6 +52,7 @@ def test_the_last_map_leads_to_the_classifiers_answer(
         assert torch.allclose(published.get_submodule("fc")(maps[-1].mean((2, 3))), published(image), atol=1e-4)
 
 
+@pytest.mark.nightly
 def test_vgg_maps_are_the_activations_before_the_poolings_and_embeddings_the_normalised_fc7() -> None:
     torch.manual_seed(0)
     published = torchvision.models.vgg16(init_weights=False).eval()

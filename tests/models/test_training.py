@@ -64,7 +64,8 @@ def test_mnist_is_found_in_its_usual_places(
         found, found_labels = load_mnist(place, train=False)
         assert (found == images).all()
         assert (found_labels == labels).all()
-        assert (found.dtype, found_labels.dtype) == (np.uint8, np.int64)
+        assert found.dtype == np.uint8
+        assert found_labels.dtype == np.int64
 
 
 def test_a_given_folder_is_the_only_one_and_a_broken_file_is_refused(tmp_path: Path) -> None:
@@ -97,11 +98,13 @@ def test_offline_the_error_says_where_to_put_the_files(tmp_path: Path, monkeypat
 def test_the_public_data_are_complete() -> None:
     """And the copies are the files that a download is checked against."""
     co2 = load_co2()
-    assert (co2.dtype, co2.shape) == (np.float32, (526,))
+    assert co2.dtype == np.float32
+    assert co2.shape == (526,)
     assert 310 < co2.min() < co2.max() < 375
     for train, count in ((True, 60_000), (False, 10_000)):
         images, labels = load_mnist(data_root("mnist"), train)
-        assert (images.shape, images.dtype) == ((count, 28, 28), np.uint8)
+        assert images.dtype == np.uint8
+        assert images.shape == (count, 28, 28)
         assert set(labels.tolist()) == set(range(10))
     root = data_root("timeseries")
     assert (load_etth1(root).shape, load_sp500(root).shape) == ((17420,), (5105,))
