@@ -177,7 +177,7 @@ class TestPredict:
         strings = ["a", "abcdabcd", "dd", "bca"]
         with serving(tasks, valve.load) as served:
             with valve.closed():
-                first = served.sequences.Predict.future(messages.predict("c"))
+                first = served.sequences.Predict.future(messages.predict("abcd" * 8))  # not quick
                 valve.wait_for_engine()
                 futures = [served.sequences.Predict.future(messages.predict(s, top_k=4)) for s in strings]
                 wait_for_queue(served, "letters", len(strings))
