@@ -76,7 +76,6 @@ class ImagePreparation(Frozen, frozen=True):
 
     @property
     def cropped(self) -> bool:
-        """Whether parts of an image are cut off."""
         return self.height is not None and self.resize_shorter is not None
 
 
@@ -136,10 +135,7 @@ class Metric(Frozen, frozen=True):
 
 
 class Parity(Frozen, frozen=True):
-    """Largest differences from PyTorch over all outputs and all listed batch sizes.
-
-    `max_relative_error` is max|a - b| / max|b| per output, b being PyTorch's.
-    """
+    """Largest differences from PyTorch over all outputs and batch sizes; relative: max|a - b| / max|b| per output."""
 
     max_absolute_error: float
     max_relative_error: float
@@ -329,12 +325,10 @@ def load(folder: Path) -> Bundle:
     except (OSError, msgspec.MsgspecError) as error:
         raise BundleError(f"{folder / MANIFEST}: {error}") from None
     if (bundle.name, str(bundle.version)) != (folder.parent.name, folder.name):
-        raise BundleError(
-            f"{folder}: {MANIFEST} says {bundle.name} version {bundle.version}, which does not match its folder"
-        )
-    for file in (*(v.file for v in bundle.variants), GOLDEN):
-        if file not in bundle.files:
-            raise BundleError(f"{folder / MANIFEST}: {file} is not listed under files")
+        said = f"{bundle.name} version {bundle.version}"
+        raise BundleError(f"{folder}: {MANIFEST} says {said}, which does not match its folder")
+    if missing := {*(v.file for v in bundle.variants), GOLDEN} - bundle.files.keys():
+        raise BundleError(f"{folder / MANIFEST}: {min(missing)} is not listed under files")
     return bundle
 
 
@@ -370,11 +364,9 @@ def file_in(folder: Path, name: str) -> Path:
 
 
 def _check_sha256(path: Path, bundle: Bundle, found: str) -> None:
-    expected = bundle.files[path.name]
-    if found != expected:
-        raise BundleError(
-            f"{path}: sha256 is {found[:16]}…, expected {expected[:16]}…: the file changed after it was published"
-        )
+    if found != (expected := bundle.files[path.name]):
+        shas = f"sha256 is {found[:16]}…, expected {expected[:16]}…"
+        raise BundleError(f"{path}: {shas}: the file changed after it was published")
 
 
 def publish(repository: Path, name: str, version: int | None, fill: Callable[[Path, int], Bundle]) -> Path:
