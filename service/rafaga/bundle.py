@@ -49,8 +49,7 @@ class Precision(StrEnum):
     INT8 = "int8"
 
 
-class Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
+class Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True): ...
 
 
 class TensorSpec(Frozen, frozen=True):
@@ -64,10 +63,9 @@ class TensorSpec(Frozen, frozen=True):
 class ImagePreparation(Frozen, frozen=True):
     """How an encoded image becomes the model's uint8 [height, width, channels] input.
 
-    Resize so that the shorter side is `resize_shorter` (or to exactly height x width when None), then crop the centre.
-    `height` and `width` are None for models that take any size: nothing is cropped, and without `resize_shorter` the
-    image is only decoded. Where the longer side would pass `max_longer`, it becomes that long and the shorter side
-    less. Bilinear with antialiasing, as torchvision's transforms do it on PIL images.
+    Resize the shorter side to `resize_shorter` (None: to exactly height x width), then crop the centre. `height` and
+    `width` are None for models that take any size: nothing is cropped, and without `resize_shorter` nothing is resized.
+    `max_longer` bounds the longer side. Bilinear with antialiasing, like torchvision's transforms of PIL images.
     """
 
     height: int | None
@@ -78,7 +76,6 @@ class ImagePreparation(Frozen, frozen=True):
 
     @property
     def cropped(self) -> bool:
-        """Whether parts of an image are cut off."""
         return self.height is not None and self.resize_shorter is not None
 
 
@@ -138,10 +135,7 @@ class Metric(Frozen, frozen=True):
 
 
 class Parity(Frozen, frozen=True):
-    """Largest differences from PyTorch over all outputs and all listed batch sizes.
-
-    `max_relative_error` is max|a - b| / max|b| per output, b being PyTorch's.
-    """
+    """Largest differences from PyTorch over all outputs and batch sizes; relative: max|a - b| / max|b| per output."""
 
     max_absolute_error: float
     max_relative_error: float
@@ -179,8 +173,7 @@ class Calibration(Frozen, frozen=True):
 class Variant(Frozen, frozen=True):
     """One ONNX file.
 
-    A variant that lost more accuracy than allowed, or whose `loss` is unknown or was measured on too few samples, is
-    kept but not `default_eligible`.
+    Not `default_eligible`: it lost more accuracy than allowed, or its `loss` is unknown or from too few samples.
     `float_layers` names the nodes of an int8 file that stay in float because quantising them costs too much.
     `cpu_speedup` is its throughput over the fp32 file's on one thread of the processor that exported it; 0 unmeasured.
     `cpu_quick_int8`: whether that processor was `rafaga.int8.quick`; None unknown.
@@ -201,9 +194,8 @@ class Variant(Frozen, frozen=True):
     def golden_tolerance(self) -> float:
         """Largest `relative_error` at which answers to the golden inputs count as right on any machine.
 
-        Wider than what export measured, because other processors add in another order and GPUs may round to TF32. Of
-        the two errors that export measured that one is never more than either: where the largest answer is a
-        probability of a few per cent, the relative one alone would let anything pass.
+        Wider than what export measured, because other processors add in another order and GPUs may round to TF32. The
+        smaller of the two measured errors counts: for small probabilities the relative one would let anything pass.
         """
         return tolerance(min(self.parity.max_relative_error, self.parity.max_absolute_error))
 
@@ -264,34 +256,37 @@ class Bundle(Frozen, frozen=True):
         if not NAME_PATTERN.fullmatch(self.name):
             raise ValueError(f"name {self.name!r} does not match {NAME_PATTERN.pattern}")
         if self.version < 1 or self.max_batch_size < 1:
-            raise ValueError("version and max_batch_size start at 1")
+            raise ValueError("version and max_batch_size must be at least 1")
         if not self.variants or not self.inputs or not self.outputs:
             raise ValueError("a bundle needs at least one variant, one input and one output")
         for file in (*self.files, *(v.file for v in self.variants)):
             if not FILE_PATTERN.fullmatch(file):
                 raise ValueError(f"file name {file!r} does not match {FILE_PATTERN.pattern}")
-        wanted = {
-            Task.CLASSIFICATION: self.image is not None and bool(self.labels),
-            Task.FEATURES: self.image is not None and bool(self.features),
-            Task.FORECASTING: self.forecast is not None,
-            Task.DETECTION: self.image is not None and bool(self.labels) and self.detection is not None,
-            Task.SEGMENTATION: self.image is not None and bool(self.labels),
-            Task.SEQUENCE: bool(self.labels) and self.sequence is not None,
-        }
-        if not wanted[self.task]:
-            raise ValueError(
-                f"task {self.task} lacks its part: labels, except for features and forecasting, and what is its own of "
-                "image, features, forecast, detection and sequence"
-            )
-        if self.task in (Task.DETECTION, Task.SEGMENTATION) and self.image is not None and self.image.cropped:
-            raise ValueError(f"task {self.task} needs the whole image: it cannot have resize_shorter with a fixed size")
-        if self.image is not None and self.image.max_longer is not None and self.image.resize_shorter is None:
-            raise ValueError("max_longer needs resize_shorter")
-        for given, expected in ((self.inputs, _INPUTS), (self.outputs, _OUTPUTS)):
-            if self.task in expected and tuple((t.name, t.dtype, len(t.shape)) for t in given) != expected[self.task]:
-                raise ValueError(f"task {self.task} has the tensors {_in_words(expected[self.task])}")
+        self._check_task()
         if not {f.output for f in self.features} <= {o.name for o in self.outputs}:
             raise ValueError("features names an output that the graph does not have")
+
+    def _check_task(self) -> None:
+        task, image = self.task, self.image
+        needed = {
+            Task.CLASSIFICATION: ("image", "labels"),
+            Task.FEATURES: ("image", "features"),
+            Task.FORECASTING: ("forecast",),
+            Task.DETECTION: ("image", "labels", "detection"),
+            Task.SEGMENTATION: ("image", "labels"),
+            Task.SEQUENCE: ("labels", "sequence"),
+        }
+        if missing := [part for part in needed[task] if not getattr(self, part)]:
+            raise ValueError(f"task {task} lacks {', '.join(missing)}")
+        if image is not None:
+            if task in (Task.DETECTION, Task.SEGMENTATION) and image.cropped:
+                raise ValueError(f"task {task} needs the whole image: resize_shorter does not go with a fixed size")
+            if image.max_longer is not None and image.resize_shorter is None:
+                raise ValueError("max_longer needs resize_shorter")
+        for given, expected in ((self.inputs, _INPUTS.get(task)), (self.outputs, _OUTPUTS.get(task))):
+            if expected is not None and tuple((t.name, t.dtype, len(t.shape)) for t in given) != expected:
+                words = ", ".join(f"{name} {dtype} of {axes} axes" for name, dtype, axes in expected)
+                raise ValueError(f"task {task} has the tensors {words}")
 
 
 # Name, dtype and number of axes, of the tasks whose services go by them.
@@ -303,14 +298,10 @@ _OUTPUTS = {
 }
 
 
-def _in_words(tensors: tuple[tuple[str, str, int], ...]) -> str:
-    return ", ".join(f"{name} {dtype} of {axes} axes" for name, dtype, axes in tensors)
-
-
 def relative_error(found: NDArray[np.generic], reference: NDArray[np.generic]) -> float:
     """max|a - b| / max(1, max|b|), b being the reference; NaN where either holds one. Shapes must be equal.
 
-    Of integers, which are classes, it is the share that differs: there is no nearly right one.
+    Of integers, which are classes, it is the share that differs: a class is right or wrong.
     """
     if found.shape != reference.shape:
         raise ValueError(f"shapes differ: {found.shape} and {reference.shape}")
@@ -334,13 +325,10 @@ def load(folder: Path) -> Bundle:
     except (OSError, msgspec.MsgspecError) as error:
         raise BundleError(f"{folder / MANIFEST}: {error}") from None
     if (bundle.name, str(bundle.version)) != (folder.parent.name, folder.name):
-        raise BundleError(
-            f"{folder}: {MANIFEST} says {bundle.name} version {bundle.version}, which is not where it lies"
-        )
-    # `publish` fills `files` last, so this is no part of __post_init__: there a bundle is still being made.
-    for file in (*(v.file for v in bundle.variants), GOLDEN):
-        if file not in bundle.files:
-            raise BundleError(f"{folder / MANIFEST}: {file} is not listed under files")
+        said = f"{bundle.name} version {bundle.version}"
+        raise BundleError(f"{folder}: {MANIFEST} says {said}, which does not match its folder")
+    if missing := {*(v.file for v in bundle.variants), GOLDEN} - bundle.files.keys():
+        raise BundleError(f"{folder / MANIFEST}: {min(missing)} is not listed under files")
     return bundle
 
 
@@ -376,19 +364,16 @@ def file_in(folder: Path, name: str) -> Path:
 
 
 def _check_sha256(path: Path, bundle: Bundle, found: str) -> None:
-    expected = bundle.files[path.name]
-    if found != expected:
-        raise BundleError(
-            f"{path}: sha256 is {found[:16]}…, expected {expected[:16]}…: the file changed after it was published"
-        )
+    if found != (expected := bundle.files[path.name]):
+        shas = f"sha256 is {found[:16]}…, expected {expected[:16]}…"
+        raise BundleError(f"{path}: {shas}: the file changed after it was published")
 
 
 def publish(repository: Path, name: str, version: int | None, fill: Callable[[Path, int], Bundle]) -> Path:
     """Publishes a bundle atomically and returns its folder.
 
-    `fill(folder, version)` writes the files into a temporary folder and returns the Bundle, with `files` empty or not:
-    the checksums are computed here. `version` None takes the next free number. Raises FileExistsError when that version
-    is there already: published bundles never change.
+    `fill(folder, version)` writes the files into a temporary folder and returns the Bundle, without `files`. `version`
+    None: the next free number. Raises FileExistsError for a version that exists: published bundles never change.
     """
     parent = repository / name
     parent.mkdir(parents=True, exist_ok=True)
@@ -405,15 +390,11 @@ def publish(repository: Path, name: str, version: int | None, fill: Callable[[Pa
         bundle = msgspec.structs.replace(bundle, files=files)
         (temporary / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(bundle), indent=2) + b"\n")
         temporary.chmod(0o755)  # mkdtemp makes it private; the server may run as another user
-        _sync(temporary)
+        for path in temporary.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         os.rename(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return target
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Everything that can go wrong, once, for server and client alike.
+"""All errors, for server and client alike.
 
 The server raises these; the one table below turns them into gRPC statuses; the client turns the status back into the
 same class. Messages say what was expected, what came and what to do, and never name files, addresses or other callers.
@@ -20,9 +20,9 @@ same class. Messages say what was expected, what came and what to do, and never 
     ├── Cancelled               CANCELLED            the caller went away
     ├── ServerUnreachable       UNAVAILABLE          no connection (client only)
     ├── EngineFailure           INTERNAL             the model failed on this input
-    └── InternalError           INTERNAL             a defect of the server; its log has the cause
+    └── InternalError           INTERNAL             a bug in the server; its log has the cause
 
-`BundleError`, for bundles that must not be served, stands apart: it happens at load, never to a request. So do its
+`BundleError`, for bundles that must not be served, is separate: it is raised at load, never for a request. So do its
 kinds `DeviceError`, for a device that cannot be used, and `DeviceMemoryError`, for a GPU without room for a model.
 """
 
@@ -184,7 +184,7 @@ _BY_CODE: dict[grpc.StatusCode, type[RafagaError]] = {
     grpc.StatusCode.UNIMPLEMENTED: Unsupported,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
-    # A caller who cancels never reads a status: this one came from a server that was just closing.
+    # A caller that cancels never reads a status: this one came from a server that was closing.
     grpc.StatusCode.CANCELLED: ServerUnreachable,
     grpc.StatusCode.UNAVAILABLE: ServerUnreachable,
     grpc.StatusCode.INTERNAL: InternalError,
@@ -257,7 +257,7 @@ def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo) 
 
 
 def _read_pushback(value: str | bytes) -> float:
-    """Seconds. By gRPC's rules (A6), a value that is negative or no number means never."""
+    """Seconds. By gRPC's rules (A6), a negative or malformed value means never."""
     text = value.decode(errors="replace") if isinstance(value, bytes) else value
     return int(text) / 1000 if text.isdecimal() else math.inf
 
@@ -271,6 +271,6 @@ def _read_details(raw: bytes) -> tuple[str | None, float | None]:
                 reason = info.reason
             elif detail.Unpack(retry):
                 retry_after_s = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
-    except protobuf_message.DecodeError:  # rewritten on the way; the status itself still tells
+    except protobuf_message.DecodeError:  # rewritten by a proxy; the status code is still valid
         return None, None
     return reason, retry_after_s

@@ -15,7 +15,7 @@ from rafaga.errors import InvalidImage
 FORMATS = ("JPEG", "PNG")
 # Deeper than 8 bits per channel: Pillow's conversion would clip them to white.
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-# The values of EXIF's orientation with which the camera was held upright on its side: rows are columns.
+# EXIF orientations that swap rows and columns.
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE = (5, 6, 7, 8)
 
@@ -50,7 +50,7 @@ def prepare(data: bytes, preparation: ImagePreparation, max_pixels: int) -> Prep
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InvalidImage(f"the image has more than {max_pixels} pixels: send a smaller one") from None
-    except Exception:  # Whatever the decoder trips over in a stranger's bytes, it is no image of ours.
+    except Exception:  # The decoder raises many kinds of errors on bytes that are not a valid image.
         raise InvalidImage(f"expected a whole JPEG or PNG file, got {len(data)} bytes that do not decode") from None
     array = np.asarray(pixels, dtype=np.uint8)
     return Prepared(array[:, :, np.newaxis] if preparation.channels == 1 else array, size)

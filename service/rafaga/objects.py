@@ -1,7 +1,7 @@
-"""Two answers of a detector, brought into one order, so that they can be compared number by number.
+"""Matches two answers of a detector, so that they can be compared number by number.
 
-Which box is left of two that overlap, and which of two comes first, hangs on the last bit where they are about as sure.
-Processors and batch sizes round differently: that an object in twenty is another one proves nothing wrong.
+Which of two overlapping boxes survives, and their order, depends on the last bit where scores are nearly equal.
+Processors and batch sizes round differently: up to one object in twenty may differ without an error.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _OTHERS = 0.05
 def paired(found: Sequence[Array], reference: Sequence[Array]) -> tuple[list[Array], list[Array]]:
     """The objects that both answers have, in the order of `reference`: boxes [K, 4], scores [K] and labels [K] of each.
 
-    Both are boxes [N, D, 4], scores [N, D] and labels [N, D], where a score of zero is no object. Where they disagree
-    about more than one object in twenty, they are given back as they are.
+    Both are boxes [N, D, 4], scores [N, D] and labels [N, D], where a score of zero means no object. If they
+    disagree about more than one object in twenty, they are returned unchanged.
     """
     pairs = [
         (image, theirs, ours)

@@ -1,4 +1,4 @@
-"""How urgent a request is, and the metadata key that says it: for every method alike, known before a byte is parsed."""
+"""How urgent a request is, and the metadata key that carries it, known before the request is parsed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Priority(IntEnum):
 
     @property
     def word(self) -> str:
-        """As it stands in metadata."""
+        """Its value in metadata."""
         return self.name.lower()
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A history from text: one number per line, or a column of a CSV file. What `forecast` asks with and `load` sends."""
+"""A history from text: one number per line, or a column of a CSV file. Used by `rafaga forecast` and `rafaga load`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 
 class SeriesError(ValueError):
-    """What was read is no history; the message says where and what was expected."""
+    """The text is not a history; the message names the line and what was expected."""
 
 
 def read_series(lines: Iterable[str], column: str | None = None) -> list[float]:
     """The named column, or the only one that holds numbers. Raises SeriesError naming the line that is wrong.
 
-    A first line that is no number is the header. Numbers counting from 1 name columns too, for files without one.
+    A first line without a number is the header. Columns can also be named by number, from 1.
     """
     numbered = [(number, row) for number, row in enumerate(csv.reader(lines), start=1) if any(c.strip() for c in row)]
     if not numbered:
@@ -37,16 +37,16 @@ def _index(column: str | None, header: list[str] | None, row: list[str]) -> int:
     if len(numeric) == 1:
         return numeric[0]
     raise SeriesError(
-        f"which column? choose one with --column: {', '.join(names[i] for i in numeric if i < len(names))}"
+        f"choose a column with --column: {', '.join(names[i] for i in numeric if i < len(names))}"
         if numeric
-        else "no column of numbers in the history"
+        else "the history has no column of numbers"
     )
 
 
 def _number(row: list[str], index: int, line: int) -> float:
     cell = row[index].strip() if index < len(row) else ""
     if not _is_number(cell):
-        raise SeriesError(f"line {line} of the history: {cell!r} is no number; fill gaps first")
+        raise SeriesError(f"line {line}: {cell!r} is not a number")
     return float(cell)
 
 

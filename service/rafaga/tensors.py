@@ -19,7 +19,7 @@ def from_wire(data: bytes, dtype: np.dtype[np.generic], shape: Sequence[int]) ->
     """A read-only view of `data` as little-endian row-major `dtype` [*shape]; nothing is copied.
 
     Raises InvalidTensor when the bytes are not as many as the shape declares, or a bool is neither 0 nor 1: ONNX
-    Runtime's Compress counts 255 rows for such a byte, and answers with memory that nobody has written.
+    Runtime's Compress counts 255 rows for such a byte, and answers with uninitialised memory.
     """
     expected = math.prod(shape) * dtype.itemsize
     if expected == 0:
@@ -53,7 +53,7 @@ def check_shape(what: str, got: Sequence[int], expected: Sequence[int | None]) -
 
 
 def describe(shape: Sequence[int | None]) -> str:
-    """A shape for people: [N, 28, 28, 1]; a free size reads "any", a free first axis "N"."""
+    """A readable shape: [N, 28, 28, 1]; a free size reads "any", a free first axis "N"."""
     words = ["any" if size is None else str(size) for size in shape]
     if words and shape[0] is None:
         words[0] = "N"

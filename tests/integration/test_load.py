@@ -17,15 +17,15 @@ import pytest
 from rafaga.cli import main
 from rafaga.errors import ServerUnreachable
 from rafaga.load import command, document, search, targets
-from rafaga.load.codecs import Request, Target, Wire
+from rafaga.load.codecs.base import Request, Target, Wire
 from rafaga.load.connection import Connection
-from rafaga.load.document import Run
+from rafaga.load.document import LoadRun
 from rafaga.load.fleet import Fleet, FleetError
 from rafaga.load.generator import CallFailed
 from rafaga.load.log import OK
 from rafaga.load.payloads import RANDOM_PAYLOADS, Payloads
 from rafaga.load.report import page
-from rafaga.load.schedule import Part, Pattern
+from rafaga.load.schedule import Pattern, SchedulePart
 from rafaga.load.steps import Step
 from rafaga.load.transport import GrpcSend
 from rafaga.load.worker import Setup
@@ -48,10 +48,10 @@ def plain(repository: Path) -> Iterator[Served]:
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Callable[..., tuple[int, Run]]:
+def load(tmp_path: Path) -> Callable[..., tuple[int, LoadRun]]:
     """Runs the command against a server; gives the exit code and what --json wrote."""
 
-    def run(served: Served, *arguments: str) -> tuple[int, Run]:
+    def run(served: Served, *arguments: str) -> tuple[int, LoadRun]:
         path = tmp_path / "run.json"
         code = main(["load", "--server", served.address, "--json", str(path), *QUICK, *arguments])
         return code, document.read(path)
@@ -64,7 +64,7 @@ def prepared(served: Served, *models: str, wire: Wire = Wire.RAFAGA) -> tuple[Ta
 
 
 def test_an_open_loop_sends_its_schedule_and_tells_everything(
-    server: Served, load: Callable[..., tuple[int, Run]], capsys: pytest.CaptureFixture[str]
+    server: Served, load: Callable[..., tuple[int, LoadRun]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """1. Poisson arrivals over rafaga.v1. 2. Every request of the window is answered, some checked. 3. The replies
     tell where the time went, and so does /metrics."""
@@ -82,7 +82,7 @@ def test_an_open_loop_sends_its_schedule_and_tells_everything(
     assert step.server is not None
     assert sum(bucket.runs for bucket in step.server.batches) > 0
     assert step.server.mean_inference_us > 0
-    assert (run.server, run.part, run.met) == (server.address, Part(), None)
+    assert (run.server, run.part, run.met) == (server.address, SchedulePart(), None)
     captured = capsys.readouterr()
     assert "100/s poisson" in captured.out
     assert "answers checked, all as expected" in captured.out
@@ -90,7 +90,7 @@ def test_an_open_loop_sends_its_schedule_and_tells_everything(
 
 
 def test_metrics_of_one_of_two_servers(
-    plain: Served, load: Callable[..., tuple[int, Run]], capsys: pytest.CaptureFixture[str]
+    plain: Served, load: Callable[..., tuple[int, LoadRun]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     both = ["--server", f"{plain.address},{plain.address}"]
     metrics = f"http://127.0.0.1:{plain.server.http_port}/metrics"
@@ -101,7 +101,7 @@ def test_metrics_of_one_of_two_servers(
 
 
 def test_metrics_of_both_servers(
-    plain: Served, server: Served, load: Callable[..., tuple[int, Run]], capsys: pytest.CaptureFixture[str]
+    plain: Served, server: Served, load: Callable[..., tuple[int, LoadRun]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     urls = [f"http://127.0.0.1:{each.server.http_port}/metrics" for each in (plain, server)]
     both = ["--server", f"{plain.address},{server.address}", "--metrics", urls[0], "--metrics", urls[1]]
@@ -117,7 +117,7 @@ def test_metrics_of_both_servers(
 
 
 def test_a_mix_over_open_inference_in_two_processes(
-    server: Served, load: Callable[..., tuple[int, Run]], capsys: pytest.CaptureFixture[str]
+    server: Served, load: Callable[..., tuple[int, LoadRun]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Replies of this protocol say nothing of where the time went; /metrics does."""
     code, run = load(
@@ -140,7 +140,7 @@ def test_a_mix_over_open_inference_in_two_processes(
 
 
 def test_callers_that_wait_and_a_mix_of_files_over_rafaga(
-    plain: Served, load: Callable[..., tuple[int, Run]], tmp_path: Path
+    plain: Served, load: Callable[..., tuple[int, LoadRun]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "inputs"
     folder.mkdir()
@@ -160,7 +160,7 @@ def test_callers_that_wait_and_a_mix_of_files_over_rafaga(
 
 
 @pytest.mark.parametrize("protocol", ["rafaga", "open-inference"])
-def test_every_task_can_be_loaded(tmp_path: Path, load: Callable[..., tuple[int, Run]], protocol: str) -> None:
+def test_every_task_can_be_loaded(tmp_path: Path, load: Callable[..., tuple[int, LoadRun]], protocol: str) -> None:
     """Objects, segments and next symbols beside the others, all answers checked."""
     for publish in (bundles.publish_detector, bundles.publish_segmenter, bundles.publish_sequence_model):
         publish(tmp_path / "repository")
@@ -176,7 +176,7 @@ def test_every_task_can_be_loaded(tmp_path: Path, load: Callable[..., tuple[int,
     assert (step.tally.checked, step.tally.wrong) == (step.tally.ok, 0)
 
 
-def test_a_ramp_goes_step_by_step(plain: Served, load: Callable[..., tuple[int, Run]]) -> None:
+def test_a_ramp_goes_step_by_step(plain: Served, load: Callable[..., tuple[int, LoadRun]]) -> None:
     arguments = ["--ramp", "20:60:2", "--arrivals", "constant", "--duration", "0.4"]
     code, run = load(plain, "--model", "digits", *arguments, "--slo-p99-ms", "60000")
     assert code == 0
@@ -185,7 +185,7 @@ def test_a_ramp_goes_step_by_step(plain: Served, load: Callable[..., tuple[int, 
     assert run.met is True
 
 
-def test_an_objective_that_is_missed_is_exit_code_1(plain: Served, load: Callable[..., tuple[int, Run]]) -> None:
+def test_an_objective_that_is_missed_is_exit_code_1(plain: Served, load: Callable[..., tuple[int, LoadRun]]) -> None:
     code, run = load(plain, "--model", "digits", "--rate", "20", "--slo-p99-ms", "0.001")
     assert code == 1
     assert run.met is False
@@ -193,7 +193,7 @@ def test_an_objective_that_is_missed_is_exit_code_1(plain: Served, load: Callabl
 
 
 def test_a_stall_of_the_server_is_seen_by_those_that_fell_into_it(
-    repository: Path, valve: Valve, load: Callable[..., tuple[int, Run]]
+    repository: Path, valve: Valve, load: Callable[..., tuple[int, LoadRun]]
 ) -> None:
     """Nobody is answered for most of the window; a generator that waits would have sent one request in that time."""
     with serving(repository, valve.load, max_queue_wait_ms=60_000) as served:
@@ -209,7 +209,7 @@ def test_a_stall_of_the_server_is_seen_by_those_that_fell_into_it(
 
 
 def test_callers_that_wait_see_a_stall_once_each(
-    repository: Path, valve: Valve, load: Callable[..., tuple[int, Run]]
+    repository: Path, valve: Valve, load: Callable[..., tuple[int, LoadRun]]
 ) -> None:
     """Four callers: four requests were under way, and nobody else was there to be late. The maximum tells."""
     with serving(repository, valve.load, max_queue_wait_ms=60_000) as served:
@@ -223,7 +223,9 @@ def test_callers_that_wait_see_a_stall_once_each(
     assert 1 <= step.tally.latency.count - step.tally.latency.at_most(800_000) <= 4
 
 
-def test_overload_is_refused_by_reason(repository: Path, valve: Valve, load: Callable[..., tuple[int, Run]]) -> None:
+def test_overload_is_refused_by_reason(
+    repository: Path, valve: Valve, load: Callable[..., tuple[int, LoadRun]]
+) -> None:
     """While the engine stands still, four requests wait and the others are refused; none of them counts as quick."""
     with serving(repository, valve.load, max_queue_requests=4) as served:
         stalling = _stall(served, valve, after_runs=30)
@@ -275,7 +277,7 @@ def test_two_machines_share_a_run(plain: Served, tmp_path: Path, capsys: pytest.
 FIND = ["--find-max", "--slo-p99-ms", "60000", "--duration", "0.2", "--warm-up", "0", "--arrivals", "constant"]
 
 
-def test_the_highest_rate_is_found(tmp_path: Path, load: Callable[..., tuple[int, Run]]) -> None:
+def test_the_highest_rate_is_found(tmp_path: Path, load: Callable[..., tuple[int, LoadRun]]) -> None:
     """The rate is doubled until too much is due for a server of 20 ms per row: it refuses what more than two wait
     before."""
     bundles.publish_classifier(tmp_path / "repository")
@@ -290,7 +292,7 @@ def test_the_highest_rate_is_found(tmp_path: Path, load: Callable[..., tuple[int
 
 def test_a_search_that_saw_no_miss_says_so(
     plain: Served,
-    load: Callable[..., tuple[int, Run]],
+    load: Callable[..., tuple[int, LoadRun]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -302,7 +304,7 @@ def test_a_search_that_saw_no_miss_says_so(
 
 
 def test_a_search_without_a_guess_makes_one(
-    plain: Served, load: Callable[..., tuple[int, Run]], monkeypatch: pytest.MonkeyPatch
+    plain: Served, load: Callable[..., tuple[int, LoadRun]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "_PROBE", replace(command._PROBE, warm_up_s=0.0, duration_s=0.3))
     arguments = ["--find-max", "--slo-p99-ms", "0.001", "--duration", "0.1", "--warm-up", "0", "--deadline-ms", "50"]
@@ -312,7 +314,7 @@ def test_a_search_without_a_guess_makes_one(
     assert min(r.step.rate for r in run.steps if r.step.open) == 50, "down to five requests in a step"
 
 
-def test_a_trace_is_replayed(plain: Served, load: Callable[..., tuple[int, Run]], tmp_path: Path) -> None:
+def test_a_trace_is_replayed(plain: Served, load: Callable[..., tuple[int, LoadRun]], tmp_path: Path) -> None:
     trace = tmp_path / "arrivals.txt"
     trace.write_text("\n".join(f"{1000 + at}" for at in (0, 0.05, 0.3, 0.3, 0.3, 0.5, 0.7)))
     code, run = load(plain, "--model", "digits", "--trace", str(trace))
@@ -322,7 +324,7 @@ def test_a_trace_is_replayed(plain: Served, load: Callable[..., tuple[int, Run]]
 
 
 def test_a_trace_says_which_model_gets_how_many_rows(
-    plain: Served, load: Callable[..., tuple[int, Run]], tmp_path: Path
+    plain: Served, load: Callable[..., tuple[int, LoadRun]], tmp_path: Path
 ) -> None:
     trace = tmp_path / "arrivals.txt"
     trace.write_text("0 series\n0.3 digits 3\n0.4 digits 3\n0.5 series\n0.55 digits 1\n")
@@ -337,7 +339,7 @@ def test_a_trace_says_which_model_gets_how_many_rows(
     assert main(["load", "--server", plain.address, "--trace", str(trace)]) == 2
 
 
-def test_a_mix_of_rows(plain: Served, load: Callable[..., tuple[int, Run]]) -> None:
+def test_a_mix_of_rows(plain: Served, load: Callable[..., tuple[int, LoadRun]]) -> None:
     code, run = load(plain, "--model", "digits", "--rows", "2=3", "--rows", "5", "--concurrency", "1", *CLOSED)
     assert code == 0
     sizes = run.steps[0].tally.batch_sizes
@@ -347,7 +349,7 @@ def test_a_mix_of_rows(plain: Served, load: Callable[..., tuple[int, Run]]) -> N
 
 
 def test_an_objective_of_one_model_alone(
-    plain: Served, load: Callable[..., tuple[int, Run]], capsys: pytest.CaptureFixture[str]
+    plain: Served, load: Callable[..., tuple[int, LoadRun]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     both = ["--model", "digits", "--model", "series", "--rate", "60"]
     assert load(plain, *both, "--slo-p99-ms", "60000,series=60000")[0] == 0
@@ -393,7 +395,9 @@ def test_a_server_that_is_not_there_is_exit_code_3(capsys: pytest.CaptureFixture
     assert "127.0.0.1:1" in capsys.readouterr().err
 
 
-def test_a_server_that_wants_a_token(repository: Path, load: Callable[..., tuple[int, Run]], tmp_path: Path) -> None:
+def test_a_server_that_wants_a_token(
+    repository: Path, load: Callable[..., tuple[int, LoadRun]], tmp_path: Path
+) -> None:
     token = tmp_path / "token"
     token.write_text("let me in\n")
     with serving(repository, bearer_token_sha256=(hashlib.sha256(b"let me in").hexdigest(),)) as served:
@@ -421,7 +425,7 @@ def test_a_wrong_answer_is_found(plain: Served) -> None:
 
 
 def test_wrong_answers_are_exit_code_1(
-    plain: Served, load: Callable[..., tuple[int, Run]], monkeypatch: pytest.MonkeyPatch
+    plain: Served, load: Callable[..., tuple[int, LoadRun]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare = targets.prepare
 
@@ -464,7 +468,7 @@ def test_a_fleet_that_cannot_connect_says_so_and_one_that_dies_too(plain: Served
         assert victim is not None
         fleet.run(
             Step(Pattern.CLOSED, callers=2, duration_s=PATIENCE_S),
-            Part(),
+            SchedulePart(),
             on_begin=lambda at_s: os.kill(victim, signal.SIGKILL),
             on_rows=lambda rows: None,
             on_tick=lambda: None,

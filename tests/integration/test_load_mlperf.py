@@ -13,7 +13,7 @@ import pytest
 
 from rafaga.cli import main
 from rafaga.load import mlperf, targets
-from rafaga.load.codecs import Request, Target
+from rafaga.load.codecs.base import Request, Target
 from tests.integration.serving import Served, serving
 
 

@@ -59,17 +59,41 @@ def test_many_images_keep_their_order(client: Client) -> None:
         assert list(single) == expected
 
 
+def test_a_bad_image_among_many_fails_alone(client: Client) -> None:
+    pixels = messages.random_digits(6, rows=40)
+    files = [messages.png(row[:, :, 0]) for row in pixels]
+    files[17] = files[17][:100]
+    found = client.classify_many(files, model="digits")
+    assert list(found.errors) == [17]
+    assert str(found.errors[17]) == "expected a whole JPEG or PNG file, got 100 bytes that do not decode"
+    expected = bundles.classify(pixels).argmax(1).tolist()
+    assert [found[i].top.index for i in range(40) if i != 17] == expected[:17] + expected[18:]
+
+
+def test_more_than_a_message_may_hold(serve: Callable[..., Served]) -> None:
+    """1. Messages over the server's limits are refused. 2. The SDK sends smaller ones."""
+    served = serve(max_request_rows=3, max_request_bytes=1500)
+    pixels = messages.random_digits(7, rows=20)
+    with Client(served.address, timeout_s=PATIENCE_S) as client:
+        found = client.classify_many(pixels, model="digits")
+        assert [answer.top.index for answer in found] == bundles.classify(pixels).argmax(1).tolist()
+
+
 def test_features_and_forecast(client: Client) -> None:
     photo = messages.random_photo(3, 20, 30, rows=2)
-    maps = client.features(photo, model="backbone")
-    np.testing.assert_allclose(maps["map"].array, bundles.features(photo), atol=1e-6)
-    np.testing.assert_allclose(
-        client.features(photo[1], model="backbone")["map"].array, bundles.features(photo)[1], atol=1e-6
-    )
+    expected = bundles.features(photo)
+    np.testing.assert_allclose(client.features(photo[1], model="backbone")["map"].array, expected[1], atol=1e-6)
+    for found, reference in zip(client.features_many(photo, model="backbone"), expected, strict=True):
+        np.testing.assert_allclose(found["map"].array, reference, atol=1e-6)
     history = messages.random_history(4, 12)
     forecast = client.forecast(history, model="series", horizon=3)
     np.testing.assert_allclose(forecast.values.T, bundles.forecast(history)[:3], rtol=1e-5)
     assert forecast.levels == bundles.LEVELS
+    histories = [messages.random_history(length, length) for length in (2, 30, 64, 80, 1)]
+    forecasts = client.forecast_many(histories, model="series", horizon=3)
+    assert str(forecasts.errors[4]) == "expected at least 2 observations, got 1"
+    for history, one in zip(histories[:4], map(forecasts.__getitem__, range(4)), strict=True):
+        np.testing.assert_allclose(one.values.T, bundles.forecast(history[-64:])[:3], rtol=1e-5)
 
 
 def test_the_catalogue(client: Client) -> None:

@@ -144,12 +144,12 @@ def test_links_inside_the_repository_are_followed_and_others_refused_by_name(tmp
     [
         ({"schema": 99}, "schema 99 is not supported"),
         ({"name": "../etc"}, "does not match"),
-        ({"version": 0}, "start at 1"),
-        ({"labels": []}, "lacks its part"),
-        ({"image": None}, "lacks its part"),
-        ({"task": "forecasting"}, "lacks its part"),
-        ({"task": "detection"}, "lacks its part"),
-        ({"task": "sequence"}, "lacks its part"),
+        ({"version": 0}, "must be at least 1"),
+        ({"labels": []}, "lacks labels"),
+        ({"image": None}, "lacks image"),
+        ({"task": "forecasting"}, "lacks forecast"),
+        ({"task": "detection"}, "lacks detection"),
+        ({"task": "sequence"}, "lacks sequence"),
         ({"task": "segmentation"}, "has the tensors labels uint8 of 3 axes, probabilities float32 of 3 axes"),
         ({"image": {"height": None, "width": None, "channels": 3, "max_longer": 9}}, "max_longer needs resize_shorter"),
         ({"task": "telepathy"}, "Invalid enum value"),
@@ -175,7 +175,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(
 def test_a_bundle_lies_where_it_says(tmp_path: Path) -> None:
     folder = publish(tmp_path, "digits", None, fill)
     moved = folder.rename(tmp_path / "digits" / "2")
-    with pytest.raises(BundleError, match="says digits version 1, which is not where it lies"):
+    with pytest.raises(BundleError, match="says digits version 1, which does not match its folder"):
         load(moved)
 
 

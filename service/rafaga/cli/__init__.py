@@ -1,4 +1,4 @@
-"""The command line: `rafaga serve` is a server, `rafaga load` tests one, the other commands ask one."""
+"""The command line: `rafaga serve` runs a server, `rafaga load` tests one, the other commands send requests."""
 
 from rafaga.cli._main import main
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,10 +15,6 @@ from rafaga.cli._errors import ExitCode, UsageError, complain, exit_code, senten
 from rafaga.cli._output import as_json, table
 from rafaga.series import SeriesError, read_series
 
-# Enough for the server to form batches, few enough to be a polite neighbour.
-_CONCURRENT_FILES = 16
-
-T = TypeVar("T")
 A = TypeVar("A", Classification, Detections)
 
 
@@ -30,7 +25,7 @@ def models(args: Namespace, client: Client) -> int:
         return ExitCode.OK
     print(
         table(
-            ("MODEL", "VERSION", "STATE", "TASK", "PRECISION", "WEIGHTS", "MEASURED", "DATASET", "WHY NOT SERVED"),
+            ("MODEL", "VERSION", "STATE", "TASK", "PRECISION", "WEIGHTS", "METRICS", "DATASET", "REASON"),
             [
                 (
                     m.name,
@@ -39,7 +34,7 @@ def models(args: Namespace, client: Client) -> int:
                     m.task,
                     m.precision,
                     "trained" if m.trained else "random",
-                    # Seven shares of single quantiles would hide the figures that people compare.
+                    # Seven coverages of single quantiles would hide the figures that people compare.
                     ", ".join(str(f) for f in m.metrics if not f.name.startswith("coverage_q")),
                     m.dataset,
                     m.reason,
@@ -52,8 +47,8 @@ def models(args: Namespace, client: Client) -> int:
 
 
 def classify(args: Namespace, client: Client) -> int:
-    options = {"model": args.model, "version": args.version_of_model}
-    answers = _of_each(args.files, lambda path: client.classify(path, top_k=args.top_k, **options))
+    found = client.classify_many(args.files, model=args.model, version=args.version_of_model, top_k=args.top_k)
+    answers = list(zip(args.files, found.outcomes, strict=True))
     succeeded = [(path, a) for path, a in answers if isinstance(a, Classification)]
     if args.json:
         print(as_json([_image_json(path, a, lambda c: {"predictions": c.predictions}) for path, a in answers]))
@@ -68,9 +63,14 @@ def classify(args: Namespace, client: Client) -> int:
 
 
 def detect(args: Namespace, client: Client) -> int:
-    options = {"model": args.model, "version": args.version_of_model}
-    limits = {"min_score": args.min_score, "max_objects": args.max_objects}
-    answers = _of_each(args.files, lambda path: client.detect(path, **limits, **options))
+    found = client.detect_many(
+        args.files,
+        model=args.model,
+        version=args.version_of_model,
+        min_score=args.min_score,
+        max_objects=args.max_objects,
+    )
+    answers = list(zip(args.files, found.outcomes, strict=True))
     succeeded = [(path, a) for path, a in answers if isinstance(a, Detections)]
     if args.json:
         print(as_json([_image_json(path, a, _detections_json) for path, a in answers]))
@@ -151,21 +151,8 @@ def forecast(args: Namespace, client: Client) -> int:
     return ExitCode.OK
 
 
-def _of_each(files: Sequence[str], ask: Callable[[Path], T]) -> list[tuple[str, T | RafagaError | OSError]]:
-    """Files are asked for one by one, so that a broken one fails alone."""
-
-    def answer(path: str) -> T | RafagaError | OSError:
-        try:
-            return ask(Path(path))
-        except (RafagaError, OSError) as error:
-            return error
-
-    with ThreadPoolExecutor(_CONCURRENT_FILES) as pool:
-        return list(zip(files, pool.map(answer, files), strict=True))
-
-
 def _outcome(answers: Sequence[tuple[str, Classification | Detections | RafagaError | OSError]]) -> ExitCode:
-    """Complains of every file that failed; the exit code is that of the first."""
+    """Reports every file that failed; the exit code is that of the first."""
     succeeded = [answer for _, answer in answers if not isinstance(answer, Exception)]
     failed = [(path, answer) for path, answer in answers if isinstance(answer, Exception)]
     if succeeded:
@@ -202,4 +189,4 @@ def _footer(model: ModelInfo, timing: Timing) -> str:
 
 def _warn_if_untrained(model: ModelInfo) -> None:
     if not model.trained:
-        complain(f"{model.name} has random weights: its answers mean nothing")
+        complain(f"{model.name} has random weights: its answers are meaningless")

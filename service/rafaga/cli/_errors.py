@@ -22,14 +22,14 @@ class ExitCode(IntEnum):
     """What scripts can rely on."""
 
     OK = 0
-    OTHER = 1  # a defect of the server, a failed engine, a missing extra
+    OTHER = 1  # an internal error of the server, a failed engine, a missing extra
     USAGE = 2  # the command line, or a file it names
-    UNAVAILABLE = 3  # refused, unreachable or too late: the same command may succeed later
-    INVALID = 4  # the request is wrong and will stay so
+    UNAVAILABLE = 3  # refused, unreachable or too late: try again later
+    INVALID = 4  # the request is wrong: trying again does not help
 
 
 class UsageError(Exception):
-    """The command line, or a file it names, is not what it should be."""
+    """The command line, or a file it names, is wrong."""
 
 
 _UNAVAILABLE = (Refused, ServerUnreachable, DeadlineExceeded)

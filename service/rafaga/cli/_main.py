@@ -55,19 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser(environ: Mapping[str, str]) -> ArgumentParser:
     parser = ArgumentParser(
         prog="rafaga",
-        description="Verified ONNX models over gRPC: ask a server, or be one.",
+        description="Serve verified ONNX models over gRPC, and send requests to a server.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"rafaga {metadata.version('rafaga')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    # Only listed here: their options come with extras, and `main` takes that way before it parses.
+    # Listed for --help only: their options need extras, and `main` handles them before parsing.
     commands.add_parser("serve", help="serve a model repository", add_help=False)
     commands.add_parser("load", help="load-test a server", add_help=False)
-    commands.add_parser("plan", help="how many replicas a rate needs", add_help=False)
+    commands.add_parser("plan", help="calculate how many replicas a request rate needs", add_help=False)
     connection = _connection(environ)
 
-    models = commands.add_parser("models", parents=[connection], help="what the server has")
+    models = commands.add_parser("models", parents=[connection], help="list the models of a server")
     models.set_defaults(command=_commands.models)
 
     classify = commands.add_parser("classify", parents=[connection, _model()], help="label images")
@@ -75,7 +75,7 @@ def _parser(environ: Mapping[str, str]) -> ArgumentParser:
     classify.add_argument("--top-k", type=_positive_int, default=5, metavar="K", help="labels per image (%(default)s)")
     classify.set_defaults(command=_commands.classify)
 
-    features = commands.add_parser("features", parents=[connection, _model()], help="feature maps of an image")
+    features = commands.add_parser("features", parents=[connection, _model()], help="extract feature maps of an image")
     features.add_argument("file", metavar="FILE", help="a JPEG or PNG file")
     features.add_argument("--output", metavar="FILE.npz", help="write the maps there, under their names")
     features.set_defaults(command=_commands.features)
@@ -83,26 +83,30 @@ def _parser(environ: Mapping[str, str]) -> ArgumentParser:
     detect = commands.add_parser("detect", parents=[connection, _model()], help="find objects in images")
     detect.add_argument("files", nargs="+", metavar="FILE", help="a JPEG or PNG file")
     detect.add_argument(
-        "--min-score", type=_share, default=0.5, metavar="S", help="0 to 1, how sure the model must be (%(default)s)"
+        "--min-score", type=_share, default=0.5, metavar="S", help="from 0 to 1, lowest score to report (%(default)s)"
     )
     detect.add_argument("--max-objects", type=_positive_int, metavar="N", help="per image, the best ones (all)")
     detect.set_defaults(command=_commands.detect)
 
-    segment = commands.add_parser("segment", parents=[connection, _model()], help="the class of every pixel")
+    segment = commands.add_parser("segment", parents=[connection, _model()], help="classify every pixel of an image")
     segment.add_argument("file", metavar="FILE", help="a JPEG or PNG file")
     segment.add_argument("--output", metavar="FILE.npy", help="write the classes there, uint8 [height, width]")
     segment.set_defaults(command=_commands.segment)
 
-    predict = commands.add_parser("predict", parents=[connection, _model()], help="the next symbol of a sequence")
+    predict = commands.add_parser(
+        "predict", parents=[connection, _model()], help="predict the next symbol of a sequence"
+    )
     predict.add_argument(
         "symbols", nargs="+", metavar="SYMBOLS", help="BTBTX is a symbol per character; or one symbol per argument"
     )
     predict.add_argument("--top-k", type=_positive_int, default=5, metavar="K", help="symbols to give (%(default)s)")
     predict.set_defaults(command=_commands.predict)
 
-    forecast = commands.add_parser("forecast", parents=[connection, _model()], help="what comes next in a series")
+    forecast = commands.add_parser("forecast", parents=[connection, _model()], help="forecast a time series")
     forecast.add_argument("file", nargs="?", default="-", metavar="FILE", help="CSV or one number per line; - is stdin")
-    forecast.add_argument("--horizon", type=_positive_int, metavar="STEPS", help="steps ahead (as many as possible)")
+    forecast.add_argument(
+        "--horizon", type=_positive_int, metavar="STEPS", help="steps ahead (as many as the model gives)"
+    )
     forecast.add_argument("--column", metavar="NAME", help="column of the CSV file, by name or number from 1")
     forecast.set_defaults(command=_commands.forecast)
     return parser
@@ -119,18 +123,20 @@ def _connection(environ: Mapping[str, str]) -> ArgumentParser:
         "--server",
         default=environ.get("RAFAGA_SERVER") or "localhost:50051",
         metavar="HOST:PORT",
-        help="several with commas between share the calls (environment RAFAGA_SERVER; now %(default)s)",
+        help="one or more, separated by commas, share the calls (environment RAFAGA_SERVER; now %(default)s)",
     )
     group.add_argument(
         "--timeout", type=_positive_s, default=10.0, metavar="SECONDS", help="deadline of a request (%(default)s)"
     )
     known = [priority.word for priority in Priority]
-    group.add_argument("--priority", choices=known, default=Priority.NORMAL.word, help="of the requests (%(default)s)")
+    group.add_argument(
+        "--priority", choices=known, default=Priority.NORMAL.word, help="priority of the requests (%(default)s)"
+    )
     group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the bearer token")
     group.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS, trusting these root certificates (PEM)")
     group.add_argument("--tls-key", type=Path, metavar="FILE", help="mTLS: the key of this client (PEM)")
     group.add_argument("--tls-certificate", type=Path, metavar="FILE", help="mTLS: the certificate of this client")
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     return parser
 
 
@@ -143,7 +149,7 @@ def _model() -> ArgumentParser:
         type=_positive_int,
         default=0,
         metavar="N",
-        help="which of its versions (the newest)",
+        help="version to use (the newest)",
     )
     return parser
 
@@ -163,7 +169,7 @@ def _client(args: Namespace) -> Client:
 
 def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be an integer ≥ 1")
     return int(text)
 
 
@@ -173,7 +179,7 @@ def _share(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number from 0 to 1")
     return value
 
 
@@ -183,5 +189,5 @@ def _positive_s(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a positive number of seconds")
     return value

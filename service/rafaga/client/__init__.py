@@ -1,12 +1,14 @@
 """The SDK: `Client` and `AsyncClient`, two thin shells around one core.
 
-_calls      what is asked and what the reply means      _images    images as people hold them → wire
-_retry      when to try again                           _results, _objects   wire → what calls return
-_channel    addresses, TLS, limits → gRPC options       _sync, _async   sending and sleeping
+_calls      requests, and what their replies mean       _images    images of every accepted kind → wire
+_many       many inputs in few messages                 _results, _objects   wire → what calls return
+_retry      when to try again                           _sync, _async   sending and sleeping
+_channel    addresses, TLS, limits → gRPC options
 """
 
 from rafaga.client._async import AsyncClient
 from rafaga.client._channel import Keepalive, Tls
+from rafaga.client._many import Results
 from rafaga.client._objects import Box, DetectedObject, Detections, Segmentation, SegmentedClass
 from rafaga.client._results import (
     Classification,
@@ -16,7 +18,7 @@ from rafaga.client._results import (
     Features,
     Forecast,
     ForecastDescription,
-    Metric,
+    MetricDescription,
     ModelDescription,
     ModelInfo,
     ModelState,
@@ -42,11 +44,12 @@ __all__ = [
     "Forecast",
     "ForecastDescription",
     "Keepalive",
-    "Metric",
+    "MetricDescription",
     "ModelDescription",
     "ModelInfo",
     "ModelState",
     "Prediction",
+    "Results",
     "RetryPolicy",
     "Segmentation",
     "SegmentedClass",

@@ -1,11 +1,12 @@
-"""The asyncio client: the same calls, awaited. What they take, give and raise is told at `Client`."""
+"""The asyncio client: the same calls, awaited. `Client` documents what they take, return and raise."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -13,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from rafaga.client import _calls, _channel, _images
-from rafaga.client._calls import Call
+from rafaga.client._calls import UnaryCall
 from rafaga.client._channel import Keepalive, Tls
-from rafaga.client._images import ImageInput
+from rafaga.client._images import Content, ImageInput, Images, Prepared
+from rafaga.client._many import MESSAGES_IN_FLIGHT, Bulk, Results
 from rafaga.client._objects import Detections, Segmentation
 from rafaga.client._results import Classification, Continuation, Features, Forecast, ModelDescription
 from rafaga.client._retry import PATIENT, Attempts, RetryPolicy
@@ -26,14 +28,8 @@ from rafaga.priority import Priority
 T = TypeVar("T")
 
 
-class AsyncClient:
-    """`Client` for asyncio; takes the same arguments. Files are read and PIL images encoded off the event loop.
-
-    Cancelling a task cancels its call, on the server too. One client belongs to one event loop.
-
-    >>> async with AsyncClient("localhost:50051") as client:              # doctest: +SKIP
-    ...     answers = await asyncio.gather(*(client.classify(p, model="lenet5-mnist") for p in paths))
-    """
+class _AsyncConnection:
+    """A channel, and calls awaited over it."""
 
     def __init__(
         self,
@@ -55,129 +51,7 @@ class AsyncClient:
         self._opened: grpc.aio.Channel | None = None
         self._closed = False
         self._methods: dict[str, grpc.aio.UnaryUnaryMultiCallable[Any, Any]] = {}
-
-    async def classify(
-        self, image: ImageInput, *, model: str, version: int = 0, top_k: int = 5, timeout_s: float | None = None
-    ) -> Classification:
-        """See `Client.classify`."""
-        image = await _loaded(image)
-        return await self._run(_calls.classify(image, model=model, version=version, top_k=top_k), timeout_s)
-
-    async def classify_many(
-        self,
-        images: Sequence[ImageInput] | npt.NDArray[np.uint8],
-        *,
-        model: str,
-        version: int = 0,
-        top_k: int = 5,
-        timeout_s: float | None = None,
-    ) -> list[Classification]:
-        """See `Client.classify_many`."""
-        if _images.is_batch(images):
-            images = await _loaded(images)
-        return await self._run(_calls.classify_many(images, model=model, version=version, top_k=top_k), timeout_s)
-
-    async def features(
-        self,
-        image: ImageInput | Sequence[ImageInput],
-        *,
-        model: str,
-        version: int = 0,
-        timeout_s: float | None = None,
-    ) -> Features:
-        """See `Client.features`."""
-        image = await _loaded(image)
-        return await self._run(_calls.features(image, model=model, version=version), timeout_s)
-
-    async def detect(
-        self,
-        image: ImageInput,
-        *,
-        model: str,
-        version: int = 0,
-        min_score: float = 0.0,
-        max_objects: int | None = None,
-        timeout_s: float | None = None,
-    ) -> Detections:
-        """See `Client.detect`."""
-        image = await _loaded(image)
-        call = _calls.detect(image, model=model, version=version, min_score=min_score, max_objects=max_objects)
-        return await self._run(call, timeout_s)
-
-    async def detect_many(
-        self,
-        images: Sequence[ImageInput] | npt.NDArray[np.uint8],
-        *,
-        model: str,
-        version: int = 0,
-        min_score: float = 0.0,
-        max_objects: int | None = None,
-        timeout_s: float | None = None,
-    ) -> list[Detections]:
-        """See `Client.detect_many`."""
-        if _images.is_batch(images):
-            images = await _loaded(images)
-        call = _calls.detect_many(images, model=model, version=version, min_score=min_score, max_objects=max_objects)
-        return await self._run(call, timeout_s)
-
-    async def segment(
-        self,
-        image: ImageInput,
-        *,
-        model: str,
-        version: int = 0,
-        with_probabilities: bool = False,
-        timeout_s: float | None = None,
-    ) -> Segmentation:
-        """See `Client.segment`."""
-        image = await _loaded(image)
-        call = _calls.segment(image, model=model, version=version, with_probabilities=with_probabilities)
-        return await self._run(call, timeout_s)
-
-    async def segment_many(
-        self,
-        images: Sequence[ImageInput] | npt.NDArray[np.uint8],
-        *,
-        model: str,
-        version: int = 0,
-        with_probabilities: bool = False,
-        timeout_s: float | None = None,
-    ) -> list[Segmentation]:
-        """See `Client.segment_many`."""
-        if _images.is_batch(images):
-            images = await _loaded(images)
-        call = _calls.segment_many(images, model=model, version=version, with_probabilities=with_probabilities)
-        return await self._run(call, timeout_s)
-
-    async def predict(
-        self, symbols: Sequence[str], *, model: str, version: int = 0, top_k: int = 5, timeout_s: float | None = None
-    ) -> Continuation:
-        """See `Client.predict`."""
-        return await self._run(_calls.predict(symbols, model=model, version=version, top_k=top_k), timeout_s)
-
-    async def forecast(
-        self,
-        values: Sequence[float] | npt.NDArray[Any],
-        *,
-        model: str,
-        version: int = 0,
-        horizon: int | None = None,
-        timeout_s: float | None = None,
-    ) -> Forecast:
-        """See `Client.forecast`."""
-        return await self._run(_calls.forecast(values, model=model, version=version, horizon=horizon), timeout_s)
-
-    async def models(self, *, timeout_s: float | None = None) -> list[ModelDescription]:
-        """See `Client.models`."""
-        return await self._run(_calls.models(), timeout_s)
-
-    async def model(self, name: str, *, version: int = 0, timeout_s: float | None = None) -> ModelDescription:
-        """See `Client.model`."""
-        return await self._run(_calls.model(name, version=version), timeout_s)
-
-    async def wait_until_ready(self, timeout_s: float = 60.0, *, model: str | None = None) -> None:
-        """See `Client.wait_until_ready`."""
-        _calls.require_ready(await self._run(_calls.readiness(model), timeout_s, PATIENT))
+        self._batch_sizes: dict[tuple[str, int], int] = {}
 
     async def close(self) -> None:
         """Ends open calls and the connections. A closed client raises ValueError."""
@@ -185,7 +59,7 @@ class AsyncClient:
         if self._opened is not None:
             await self._opened.close(None)
 
-    async def __aenter__(self) -> AsyncClient:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -194,7 +68,7 @@ class AsyncClient:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"AsyncClient({self._endpoint.address!r})"
+        return f"{type(self).__name__}({self._endpoint.address!r})"
 
     def _channel(self) -> grpc.aio.Channel:
         """Opened at first use, because a grpc.aio channel takes hold of the running event loop."""
@@ -209,7 +83,38 @@ class AsyncClient:
             )
         return self._opened
 
-    async def _run(self, call: Call[T], timeout_s: float | None, retry: RetryPolicy | None = None) -> T:
+    async def _many(
+        self,
+        inputs: Iterable[Any],
+        prepare: Callable[[Any], Prepared],
+        call: partial[UnaryCall[list[T]]],
+        timeout_s: float | None,
+    ) -> Results[T]:
+        bulk = Bulk(inputs, prepare, call, await self._batch_size(call.keywords["model"], call.keywords["version"]))
+
+        async def work() -> None:
+            while (message := await asyncio.to_thread(bulk.take)) is not None:
+                try:
+                    bulk.answer(message, await self._run(message.call, timeout_s))
+                except RafagaError as error:
+                    bulk.fail(message, error)
+
+        workers = [asyncio.create_task(work()) for _ in range(MESSAGES_IN_FLIGHT)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+        return bulk.results()
+
+    async def _batch_size(self, model: str, version: int) -> int:
+        size = self._batch_sizes.get((model, version))
+        if size is None:
+            description = await self._run(_calls.model(model, version=version), None)
+            size = self._batch_sizes[model, version] = max(1, description.max_batch_size)
+        return size
+
+    async def _run(self, call: UnaryCall[T], timeout_s: float | None, retry: RetryPolicy | None = None) -> T:
         timeout_s = self._timeout_s if timeout_s is None else _calls.checked_timeout_s(timeout_s)
         attempts = Attempts(retry or self._retry, timeout_s)
         channel = self._channel()
@@ -232,7 +137,163 @@ class AsyncClient:
             await asyncio.sleep(pause_s)
 
 
-async def _loaded(images: Any) -> Any:
-    if isinstance(images, np.ndarray | bytes):
-        return images
-    return await asyncio.to_thread(_images.load, images)
+class AsyncClient(_AsyncConnection):
+    """`Client` for asyncio; takes the same arguments. Files are read and PIL images encoded off the event loop.
+
+    Cancelling a task cancels its call, on the server too. One client belongs to one event loop.
+
+    >>> async with AsyncClient("localhost:50051") as client:              # doctest: +SKIP
+    ...     answers = await asyncio.gather(*(client.classify(p, model="lenet5-mnist") for p in paths))
+    """
+
+    async def classify(
+        self, image: ImageInput, *, model: str, version: int = 0, top_k: int = 5, timeout_s: float | None = None
+    ) -> Classification:
+        """See `Client.classify`."""
+        call = _calls.classify([await _content(image)], model=model, version=version, top_k=top_k)
+        return await self._run(_calls.first(call), timeout_s)
+
+    async def classify_many(
+        self, images: Images, *, model: str, version: int = 0, top_k: int = 5, timeout_s: float | None = None
+    ) -> Results[Classification]:
+        """See `Client.classify_many`."""
+        call = partial(_calls.classify, model=model, version=version, top_k=top_k)
+        return await self._many(_images.several(images), _images.prepared, call, timeout_s)
+
+    async def features(
+        self, image: ImageInput, *, model: str, version: int = 0, timeout_s: float | None = None
+    ) -> Features:
+        """See `Client.features`."""
+        call = _calls.features([await _content(image)], model=model, version=version)
+        return await self._run(_calls.first(call), timeout_s)
+
+    async def features_many(
+        self, images: Images, *, model: str, version: int = 0, timeout_s: float | None = None
+    ) -> Results[Features]:
+        """See `Client.features_many`."""
+        call = partial(_calls.features, model=model, version=version)
+        return await self._many(_images.several(images), _images.prepared, call, timeout_s)
+
+    async def detect(
+        self,
+        image: ImageInput,
+        *,
+        model: str,
+        version: int = 0,
+        min_score: float = 0.0,
+        max_objects: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Detections:
+        """See `Client.detect`."""
+        call = _calls.detect(
+            [await _content(image)], model=model, version=version, min_score=min_score, max_objects=max_objects
+        )
+        return await self._run(_calls.first(call), timeout_s)
+
+    async def detect_many(
+        self,
+        images: Images,
+        *,
+        model: str,
+        version: int = 0,
+        min_score: float = 0.0,
+        max_objects: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Results[Detections]:
+        """See `Client.detect_many`."""
+        call = partial(_calls.detect, model=model, version=version, min_score=min_score, max_objects=max_objects)
+        return await self._many(_images.several(images), _images.prepared, call, timeout_s)
+
+    async def segment(
+        self,
+        image: ImageInput,
+        *,
+        model: str,
+        version: int = 0,
+        with_probabilities: bool = False,
+        timeout_s: float | None = None,
+    ) -> Segmentation:
+        """See `Client.segment`."""
+        call = _calls.segment(
+            [await _content(image)], model=model, version=version, with_probabilities=with_probabilities
+        )
+        return await self._run(_calls.first(call), timeout_s)
+
+    async def segment_many(
+        self,
+        images: Images,
+        *,
+        model: str,
+        version: int = 0,
+        with_probabilities: bool = False,
+        timeout_s: float | None = None,
+    ) -> Results[Segmentation]:
+        """See `Client.segment_many`."""
+        call = partial(_calls.segment, model=model, version=version, with_probabilities=with_probabilities)
+        return await self._many(_images.several(images), _images.prepared, call, timeout_s)
+
+    async def predict(
+        self, symbols: Sequence[str], *, model: str, version: int = 0, top_k: int = 5, timeout_s: float | None = None
+    ) -> Continuation:
+        """See `Client.predict`."""
+        call = _calls.predict([_calls.symbols(symbols).content], model=model, version=version, top_k=top_k)
+        return await self._run(_calls.first(call), timeout_s)
+
+    async def predict_many(
+        self,
+        sequences: Iterable[Sequence[str]],
+        *,
+        model: str,
+        version: int = 0,
+        top_k: int = 5,
+        timeout_s: float | None = None,
+    ) -> Results[Continuation]:
+        """See `Client.predict_many`."""
+        call = partial(_calls.predict, model=model, version=version, top_k=top_k)
+        return await self._many(sequences, _calls.symbols, call, timeout_s)
+
+    async def forecast(
+        self,
+        values: Sequence[float] | npt.NDArray[Any],
+        *,
+        model: str,
+        version: int = 0,
+        horizon: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Forecast:
+        """See `Client.forecast`."""
+        call = _calls.forecast([_calls.history(values).content], model=model, version=version, horizon=horizon)
+        return await self._run(_calls.first(call), timeout_s)
+
+    async def forecast_many(
+        self,
+        series: Iterable[Sequence[float] | npt.NDArray[Any]],
+        *,
+        model: str,
+        version: int = 0,
+        horizon: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Results[Forecast]:
+        """See `Client.forecast_many`."""
+        call = partial(_calls.forecast, model=model, version=version, horizon=horizon)
+        return await self._many(series, _calls.history, call, timeout_s)
+
+    async def models(self, *, timeout_s: float | None = None) -> list[ModelDescription]:
+        """See `Client.models`."""
+        return await self._run(_calls.models(), timeout_s)
+
+    async def model(self, name: str, *, version: int = 0, timeout_s: float | None = None) -> ModelDescription:
+        """See `Client.model`."""
+        return await self._run(_calls.model(name, version=version), timeout_s)
+
+    async def wait_until_ready(self, timeout_s: float = 60.0, *, model: str | None = None) -> None:
+        """See `Client.wait_until_ready`."""
+        _calls.require_ready(await self._run(_calls.readiness(model), timeout_s, PATIENT))
+
+
+async def _content(image: ImageInput) -> Content:
+    return (
+        _images.content(image)
+        if isinstance(image, np.ndarray | bytes)
+        else await asyncio.to_thread(_images.content, image)
+    )

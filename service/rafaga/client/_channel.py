@@ -1,4 +1,4 @@
-"""How a client reaches its servers: addresses, balancing, TLS, token, keepalive and limits, as gRPC wants them told."""
+"""How a client reaches its servers: addresses, balancing, TLS, token, keepalive and limits as gRPC options."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Keepalive:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A channel in waiting."""
+    """Everything that is needed to open a channel."""
 
     address: str  # as the user wrote it, for messages
     target: str
@@ -86,13 +86,13 @@ def endpoint(
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     priority: Priority = Priority.NORMAL,
 ) -> Endpoint:
-    """Raises ValueError for an address that cannot be one, OSError where one of several names does not resolve."""
+    """Raises ValueError for a malformed address, OSError when one of several names does not resolve."""
     target, balanced = _target(address)
     keepalive = keepalive or Keepalive()
     options: list[tuple[str, str | int]] = [
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
-        # One retry policy, ours: gRPC's transparent retries know neither our refusals nor our attempt count.
+        # One retry policy, ours: gRPC's own retries count neither our refusals nor our attempts.
         ("grpc.enable_retries", 0),
         ("grpc.keepalive_time_ms", round(keepalive.interval_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(keepalive.timeout_s * 1000)),
@@ -102,9 +102,9 @@ def endpoint(
         ("grpc.initial_reconnect_backoff_ms", _RECONNECT_BACKOFF_MS[0]),
         ("grpc.min_reconnect_backoff_ms", _RECONNECT_BACKOFF_MS[0]),
         ("grpc.max_reconnect_backoff_ms", _RECONNECT_BACKOFF_MS[1]),
-        # A client's connections are its own: closing one, or its backoff, never touches another client.
+        # Each client has its own connections: closing one, or its backoff, does not affect another client.
         ("grpc.use_local_subchannel_pool", 1),
-        # Where every replica has moved to a new address, as in an update, gRPC would look again after 30 s only.
+        # After an update, when every replica has a new address, gRPC would resolve the name again only after 30 s.
         ("grpc.dns_min_time_between_resolutions_ms", _MIN_TIME_BETWEEN_LOOKUPS_MS),
     ]
     if balanced:
@@ -148,7 +148,8 @@ def _target(address: str) -> tuple[str, bool]:
 def _split(address: str) -> tuple[str, int]:
     host, _, port = address.strip().rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"{address.strip()!r} is no address; expected HOST:PORT, several of them with commas between")
+        problem = "has no port" if ":" not in address else "is not a valid address"
+        raise ValueError(f"{address.strip()!r} {problem}; use HOST:PORT, or several separated by commas")
     return host.strip("[]"), int(port)
 
 

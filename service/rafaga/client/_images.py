@@ -1,4 +1,4 @@
-"""Images as people hold them, brought to the two forms of the wire. Everything wrong with them is told before any call.
+"""Images of every accepted kind, brought to the two forms of the wire and checked before any call.
 
 Files, bytes and PIL images are *images*: they travel encoded, and the server resizes and crops them the way the model
 was trained. Arrays are *pixels*: they are used as they are, so their size must be one that the model accepts.
@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeGuard
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from rafaga.errors import InvalidImage, InvalidRequest, InvalidTensor
-from rafaga.v1 import vision_pb2
 
-_LAYOUTS = "uint8 [height, width], [height, width, channels] or [batch, height, width, channels]"
+_LAYOUTS = "uint8 [height, width] or [height, width, channels]"
 
 # What PNG stores, and what converts to RGB without losing anything a model would see. Others (16-bit, float) would be
 # clipped to 255 by a conversion: how to scale them is the caller's knowledge.
@@ -38,21 +37,34 @@ class PilImage(Protocol):
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | PilImage | npt.NDArray[np.uint8]
 """A path, an encoded image (JPEG, PNG), a PIL image, or pixels as a uint8 array."""
 
-Wire: TypeAlias = vision_pb2.EncodedImages | vision_pb2.ImageTensor
+Images: TypeAlias = Iterable[ImageInput] | npt.NDArray[np.uint8]
+"""Images of any accepted kinds, or uint8 [batch, height, width, channels]."""
+
+Content: TypeAlias = bytes | npt.NDArray[np.uint8]
+"""One image for the wire: a JPEG or PNG file's bytes, or pixels [height, width, channels]."""
 
 
-def encode(image: ImageInput) -> bytes | npt.NDArray[Any]:
-    """Reads the file or encodes the PIL image (lossless); arrays and bytes pass through.
+class Prepared(NamedTuple):
+    """One input, ready for a message. Only inputs of one `group` share a message; `size` in bytes."""
 
-    Raises OSError for a file that cannot be read, InvalidImage for an empty one, InvalidTensor for another type.
+    content: Any
+    group: Hashable
+    size: int
+
+
+def content(image: ImageInput) -> Content:
+    """Reads the file or encodes the PIL image (lossless); bytes and arrays are checked.
+
+    Raises OSError for a file that cannot be read, InvalidImage for an empty one, InvalidTensor for another type or for
+    an array that is not one image.
     """
     if isinstance(image, np.ndarray):
-        return image
+        return _pixels(image)
     if isinstance(image, str | os.PathLike):
-        content = Path(image).read_bytes()
-        if not content:
+        data = Path(image).read_bytes()
+        if not data:
             raise InvalidImage(f"{os.fspath(image)} is empty; expected a JPEG or PNG file")
-        return content
+        return data
     if isinstance(image, bytes | bytearray | memoryview):
         if not len(image):
             raise InvalidImage("the image has no bytes; expected a JPEG or PNG file's content")
@@ -64,84 +76,51 @@ def encode(image: ImageInput) -> bytes | npt.NDArray[Any]:
     )
 
 
-def load(images: Any) -> Any:
-    """The same image or images, files read and PIL images encoded: what takes time, for callers that must not wait."""
-    if isinstance(images, list | tuple):
-        return [encode(image) for image in images]
-    return encode(images)
+def several(images: Images) -> Iterable[ImageInput]:
+    """The images one by one. Raises InvalidTensor for an array of another shape, InvalidRequest for a single image."""
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+        raise InvalidTensor(
+            f"expected a batch, uint8 [batch, height, width, channels], got {_described(images)}; "
+            "grey images need a last axis: images[..., numpy.newaxis]"
+        )
+    if isinstance(images, str | bytes | os.PathLike) or not isinstance(images, Iterable):
+        raise InvalidRequest("expected several images, got one: put it in a list")
+    return images
 
 
-def single(image: ImageInput) -> Wire:
-    """One image. InvalidTensor for a batch."""
-    content = encode(image)
-    if isinstance(content, bytes):
-        return vision_pb2.EncodedImages(images=[content])
-    pixels = _pixels(content)
-    if content.ndim == 4:
-        raise InvalidTensor(f"expected one image, got a batch {list(content.shape)}: ask for many at once instead")
-    return _tensor(pixels)
+def prepared(image: ImageInput) -> Prepared:
+    """Encoded images of any size share a message, arrays only those of their shape."""
+    data = content(image)
+    return Prepared(data, None, len(data)) if isinstance(data, bytes) else Prepared(data, data.shape, data.nbytes)
 
 
-def many(images: Sequence[ImageInput] | npt.NDArray[np.uint8]) -> Wire:
-    """A batch: uint8 [batch, height, width, channels], or a sequence of images of one kind.
-
-    Arrays in a sequence must have one shape. InvalidTensor or InvalidRequest otherwise, and for no images at all.
-    """
-    if isinstance(images, np.ndarray):
-        if images.ndim != 4:
-            raise InvalidTensor(
-                f"a batch must be uint8 [batch, height, width, channels], got {_described(images)}; "
-                "grey images need a last axis: images[..., numpy.newaxis]"
-            )
-        return _tensor(_pixels(images))
-    if isinstance(images, str | bytes | os.PathLike):
-        raise InvalidRequest("expected a sequence of images, got one; put it in a list")
-    contents = [encode(image) for image in images]
-    if not contents:
-        raise InvalidRequest("no images; expected at least one")
-    encoded = [content for content in contents if isinstance(content, bytes)]
-    if len(encoded) == len(contents):
-        return vision_pb2.EncodedImages(images=encoded)
-    if encoded:
-        raise InvalidRequest("encoded images and arrays in one request; send them in two")
-    rows = [_pixels(content) for content in contents if isinstance(content, np.ndarray)]
-    shapes = sorted({row.shape[1:] for row in rows})
-    if len(shapes) > 1:
-        raise InvalidTensor(f"arrays of different shapes in one request: {', '.join(str(list(s)) for s in shapes)}")
-    return _tensor(np.concatenate(rows))
-
-
-def rows(wire: Wire) -> int:
-    """How many images."""
-    return len(wire.images) if isinstance(wire, vision_pb2.EncodedImages) else wire.batch
-
-
-def is_batch(image: object) -> bool:
-    """Whether the caller's value has a batch axis."""
-    return (isinstance(image, np.ndarray) and image.ndim == 4) or isinstance(image, list | tuple)
+def put(request: Any, contents: Sequence[Content]) -> None:
+    """Fills the input of a request of rafaga.v1.Vision. The contents are all encoded, or all arrays of one shape."""
+    first = contents[0]
+    if isinstance(first, bytes):
+        request.encoded.images.extend(contents)
+        return
+    height, width, channels = first.shape
+    request.pixels.data = b"".join(np.ascontiguousarray(pixels).data for pixels in contents)
+    request.pixels.batch = len(contents)
+    request.pixels.height, request.pixels.width, request.pixels.channels = height, width, channels
 
 
 def _pixels(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """uint8 [batch, height, width, channels] of any accepted layout."""
+    """uint8 [height, width, channels] of either layout."""
     if array.dtype != np.uint8:
         hint = (
             "; values in 0..1 become pixels by (image * 255).round().astype('uint8')" if array.dtype.kind == "f" else ""
         )
         raise InvalidTensor(f"pixels must be {_LAYOUTS}, got {_described(array)}{hint}")
-    if array.ndim == 2:
-        array = array[np.newaxis, :, :, np.newaxis]
-    elif array.ndim == 3:
-        array = array[np.newaxis]
-    if array.ndim != 4 or 0 in array.shape:
-        raise InvalidTensor(f"pixels must be {_LAYOUTS}, none of them empty, got {_described(array)}")
-    if array.shape[3] not in (1, 3):
+    if array.ndim == 4:
+        raise InvalidTensor(f"expected one image, got a batch {list(array.shape)}: use the …_many method")
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise InvalidTensor(f"pixels must be {_LAYOUTS}, and not empty, got {_described(array)}")
+    pixels = array if array.ndim == 3 else array[:, :, np.newaxis]
+    if pixels.shape[2] not in (1, 3):
         raise InvalidTensor(f"the last axis is the channels, 1 (grey) or 3 (RGB), got {_described(array)}")
-    return array
-
-
-def _tensor(pixels: npt.NDArray[np.uint8]) -> vision_pb2.ImageTensor:
-    batch, height, width, channels = pixels.shape
-    return vision_pb2.ImageTensor(data=pixels.tobytes(), batch=batch, height=height, width=width, channels=channels)
+    return pixels
 
 
 def _described(array: npt.NDArray[Any]) -> str:

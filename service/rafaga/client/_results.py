@@ -22,7 +22,7 @@ Float32Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Which model answered. `trained` False: its weights are random and its answers mean nothing."""
+    """Which model answered. `trained` False: its weights are random and its answers meaningless."""
 
     name: str
     version: int
@@ -77,8 +77,8 @@ class Classification:
 class FeatureMap:
     """One output of a backbone.
 
-    array: float32 [channels, height, width], or [dimensions] for an embedding; with a batch axis in front when the
-    call was given a batch. stride: input pixels per cell; 0 for an embedding.
+    array: float32 [channels, height, width], or [dimensions] for an embedding. stride: input pixels per cell; 0 for an
+    embedding.
     """
 
     name: str
@@ -176,7 +176,7 @@ class Continuation:
 
 
 class ModelState(StrEnum):
-    UNKNOWN = "unknown"  # a newer server's state that this client has no word for
+    UNKNOWN = "unknown"  # a state of a newer server that this client does not know
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
@@ -196,7 +196,7 @@ class TensorDescription:
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricDescription:
     """A figure measured on held-out data when the model was exported."""
 
     name: str
@@ -239,7 +239,7 @@ class SequenceDescription:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A model as the server's catalogue tells of it. `labels` is filled by `Client.model` alone."""
+    """A model as the server's catalogue describes it. Only `Client.model` fills `labels`."""
 
     name: str
     version: int
@@ -254,7 +254,7 @@ class ModelDescription:
     precision: str
     inputs: tuple[TensorDescription, ...]
     outputs: tuple[TensorDescription, ...]
-    metrics: tuple[Metric, ...]
+    metrics: tuple[MetricDescription, ...]
     max_batch_size: int
     forecast: ForecastDescription | None
     image_preparation: str
@@ -275,28 +275,32 @@ def classifications(reply: vision_pb2.ClassifyResponse, images: int) -> list[Cla
     return [Classification(tuple(map(_prediction, result.labels)), model, spent) for result in reply.results]
 
 
-def features(reply: vision_pb2.ExtractFeaturesResponse, *, batched: bool) -> Features:
-    """All maps; the batch axis is taken off where the caller gave a single image."""
-    maps = tuple(_feature_map(m, batched=batched) for m in reply.maps)
-    return Features(maps, model_info(reply.model), timing(reply.timing))
+def features(reply: vision_pb2.ExtractFeaturesResponse, images: int) -> list[Features]:
+    """One per image. InternalError where the reply does not answer what was asked."""
+    model, spent = model_info(reply.model), timing(reply.timing)
+    maps = [(each.name, each.stride, _float32_rows(each, images)) for each in reply.maps]
+    return [
+        Features(tuple(FeatureMap(name, stride, rows[i]) for name, stride, rows in maps), model, spent)
+        for i in range(images)
+    ]
 
 
-def forecast(reply: forecasting_pb2.ForecastResponse) -> Forecast:
-    """InternalError where the quantiles are missing or differ in length."""
-    lengths = {len(q.values) for q in reply.quantiles}
-    if len(lengths) != 1:
-        raise InternalError(f"expected quantiles of one length, the reply has lengths {sorted(lengths)}")
-    values = np.array([q.values for q in reply.quantiles], dtype=np.float32)
-    values.flags.writeable = False
-    levels = _levels([q.level for q in reply.quantiles])
-    return Forecast(levels, values, model_info(reply.model), timing(reply.timing))
+def forecasts(reply: forecasting_pb2.ForecastResponse, series: int) -> list[Forecast]:
+    """One per series. InternalError where the reply does not answer what was asked."""
+    found = [each.quantiles for each in reply.forecasts] or [reply.quantiles]
+    if len(found) != series:
+        raise InternalError(f"expected forecasts of {series} series, the reply has {len(found)}")
+    model, spent = model_info(reply.model), timing(reply.timing)
+    return [_forecast(quantiles, model, spent) for quantiles in found]
 
 
-def continuation(reply: sequences_pb2.PredictResponse) -> Continuation:
-    """InternalError where the reply names no symbol."""
-    if not reply.labels:
-        raise InternalError("expected symbols, the reply has none")
-    return Continuation(tuple(map(_prediction, reply.labels)), model_info(reply.model), timing(reply.timing))
+def continuations(reply: sequences_pb2.PredictResponse, sequences: int) -> list[Continuation]:
+    """One per sequence. InternalError where the reply does not answer what was asked."""
+    found = [each.labels for each in reply.continuations] or [reply.labels]
+    if len(found) != sequences or not all(found):
+        raise InternalError(f"expected symbols for {sequences} sequences, the reply has {len(found)} results")
+    model, spent = model_info(reply.model), timing(reply.timing)
+    return [Continuation(tuple(map(_prediction, labels)), model, spent) for labels in found]
 
 
 def model_description(model: catalog_pb2.Model, labels: Sequence[str] = ()) -> ModelDescription:
@@ -315,7 +319,7 @@ def model_description(model: catalog_pb2.Model, labels: Sequence[str] = ()) -> M
         precision=model.precision,
         inputs=tuple(map(_tensor, model.inputs)),
         outputs=tuple(map(_tensor, model.outputs)),
-        metrics=tuple(Metric(m.name, m.value, m.dataset, m.samples) for m in model.metrics),
+        metrics=tuple(MetricDescription(m.name, m.value, m.dataset, m.samples) for m in model.metrics),
         max_batch_size=model.max_batch_size,
         forecast=ForecastDescription(
             info.min_history, info.max_history, info.max_horizon, _levels(info.quantile_levels), info.step, info.unit
@@ -363,9 +367,21 @@ def _levels(levels: Sequence[float]) -> tuple[float, ...]:
     return tuple(round(level, 6) for level in levels)
 
 
-def _feature_map(feature_map: vision_pb2.FeatureMap, *, batched: bool) -> FeatureMap:
+def _forecast(quantiles: Sequence[forecasting_pb2.QuantileForecast], model: ModelInfo, spent: Timing) -> Forecast:
+    lengths = {len(q.values) for q in quantiles}
+    if len(lengths) != 1:
+        raise InternalError(f"expected quantiles of one length, the reply has lengths {sorted(lengths)}")
+    values = np.array([q.values for q in quantiles], dtype=np.float32)
+    values.flags.writeable = False
+    return Forecast(_levels([q.level for q in quantiles]), values, model, spent)
+
+
+def _float32_rows(feature_map: vision_pb2.FeatureMap, images: int) -> Float32Array:
+    """[images, …], read-only."""
     shape = tuple(feature_map.shape)
-    if not shape or math.prod(shape) * 4 != len(feature_map.data) or (shape[0] != 1 and not batched):
-        raise InternalError(f"map {feature_map.name}: {len(feature_map.data)} bytes do not make float32 {list(shape)}")
-    array = np.frombuffer(feature_map.data, dtype="<f4").astype(np.float32, copy=False).reshape(shape)
-    return FeatureMap(feature_map.name, feature_map.stride, array if batched else array[0])
+    if shape[:1] != (images,) or math.prod(shape) * 4 != len(feature_map.data):
+        raise InternalError(
+            f"map {feature_map.name}: expected float32 of {images} images, got shape {list(shape)} "
+            f"and {len(feature_map.data)} bytes"
+        )
+    return np.frombuffer(feature_map.data, dtype="<f4").astype(np.float32, copy=False).reshape(shape)

@@ -7,7 +7,7 @@ deadline that has passed or that the server says cannot be met (a later try woul
 A replica that is stopping, or whose model is down, refuses for as long as that lasts, and gRPC goes on sending it its
 share. Of three replicas, three tries in a row would hit that one once in 27 calls, so these refusals do not count as
 tries: the call moves on at once. From stopping replicas it does so for as long as its deadline allows; where a model is
-down on all of them, it soon gives up.
+down on all of them, it gives up after twelve moves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rafaga.errors import DeadlineUnreachable, Draining, ModelNotReady, RafagaEr
 
 # Seconds at first, by how much longer each time, seconds at most.
 _MOVE_BACKOFF = (0.01, 2.0, 0.2)
-# From replicas whose model is down: 1.5 s, and of three replicas the one that is down so often in a row is out of luck.
+# From replicas whose model is down: 1.5 s, and hitting the one that is down so often in a row is very unlikely.
 _MAX_MOVES = 12
 
 
@@ -45,13 +45,13 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
-            raise ValueError(f"max_attempts starts at 1, got {self.max_attempts}")
+            raise ValueError(f"max_attempts must be at least 1, got {self.max_attempts}")
         if self.initial_backoff_s < 0 or self.max_backoff_s < self.initial_backoff_s:
             raise ValueError("expected 0 <= initial_backoff_s <= max_backoff_s")
         if not 1 <= self.multiplier <= 10:
-            raise ValueError(f"multiplier goes from 1 to 10, got {self.multiplier}")
+            raise ValueError(f"multiplier must be from 1 to 10, got {self.multiplier}")
         if not 0 <= self.jitter <= 1:
-            raise ValueError(f"jitter is a fraction from 0 to 1, got {self.jitter}")
+            raise ValueError(f"jitter must be from 0 to 1, got {self.jitter}")
 
     def pause_s(self, error: RafagaError, attempt: int, remaining_s: float, chance: float) -> float | None:
         """Seconds to wait after `attempt` (1, 2, …) failed with `error`; None: do not try again.

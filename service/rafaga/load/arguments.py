@@ -1,13 +1,24 @@
-"""Words of a command line as values, for argparse: each converter says what it expected."""
+"""Arguments of `rafaga load` and `rafaga plan`: converters for argparse, and the options that both commands have."""
 
 from __future__ import annotations
 
+import argparse
 import math
-from argparse import ArgumentTypeError
-from collections.abc import Callable
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
 
+from rafaga import Priority, Tls
+from rafaga.load.connection import Connection
 from rafaga.load.figures import Objective
-from rafaga.load.payloads import Rows, Size
+from rafaga.load.payloads import Payloads, Rows, Size, read
+
+T = TypeVar("T")
+
+
+class OptionsError(Exception):
+    """Options that do not go together, or a value that cannot be used."""
 
 
 def _number(allowed: Callable[[float], bool], expected: str) -> Callable[[str], float]:
@@ -17,25 +28,25 @@ def _number(allowed: Callable[[float], bool], expected: str) -> Callable[[str], 
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and allowed(value)):
-            raise ArgumentTypeError(f"{text!r} is no {expected}")
+            raise ArgumentTypeError(f"{text!r}: must be {expected}")
         return value
 
     return convert
 
 
-positive = _number(lambda value: value > 0, "positive number")
-not_negative = _number(lambda value: value >= 0, "number from zero up")
+positive = _number(lambda value: value > 0, "a positive number")
+not_negative = _number(lambda value: value >= 0, "a number ≥ 0")
 
 
 def index(text: str) -> int:
     if not text.isdecimal():
-        raise ArgumentTypeError(f"{text!r} is no whole number from 0 up")
+        raise ArgumentTypeError(f"{text!r}: must be an integer ≥ 0")
     return int(text)
 
 
 def whole(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+        raise ArgumentTypeError(f"{text!r}: must be an integer ≥ 1")
     return int(text)
 
 
@@ -53,7 +64,7 @@ def size(text: str) -> Size:
 def model(text: str) -> tuple[str, float]:
     name, weight = _weighted(text)
     if not name:
-        raise ArgumentTypeError(f"{text!r} names no model")
+        raise ArgumentTypeError(f"{text!r}: the name of the model is missing")
     return name, weight
 
 
@@ -75,3 +86,84 @@ def objective(text: str) -> Objective:
 def _weighted(text: str) -> tuple[str, float]:
     what, equals, weight = text.partition("=")
     return what, positive(weight) if equals else 1.0
+
+
+def each_once(option: str, given: Sequence[T], name: Callable[[T], str]) -> tuple[T, ...]:
+    names = [name(each) for each in given]
+    if twice := [each for each in names if names.count(each) > 1]:
+        raise OptionsError(f"{option} {twice[0]} is given more than once")
+    return tuple(given)
+
+
+def add_inputs(group: argparse._ArgumentGroup) -> None:
+    """What `inputs` reads."""
+    group.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE|DIR",
+        help="images (.jpg, .png) or series (.csv, .txt) to send; random ones otherwise",
+    )
+    group.add_argument("--column", metavar="NAME", help="column of the series to send, by name or number from 1")
+    group.add_argument(
+        "--rows",
+        action="append",
+        type=rows,
+        metavar="N[=WEIGHT]",
+        help="images per request; several make a mix (1)",
+    )
+    group.add_argument(
+        "--size",
+        action="append",
+        type=size,
+        metavar="HxW[=WEIGHT]",
+        help="size of random images where the model takes any; several make a mix (224x224)",
+    )
+    group.add_argument(
+        "--seed", type=index, default=0, metavar="N", help="random seed of arrivals, mix and inputs (%(default)s)"
+    )
+
+
+def inputs(args: Namespace) -> Payloads:
+    """Raises OptionsError, PayloadError or OSError."""
+    rows = each_once("--rows", args.rows or [Rows()], lambda each: str(each.count))
+    sizes = each_once("--size", args.size or [Size()], lambda each: f"{each.height}x{each.width}")
+    try:
+        return read(args.input, args.column, rows=rows, sizes=sizes, seed=args.seed)
+    except UnicodeDecodeError as error:
+        raise OptionsError(f"--input: not text: {error}") from None
+
+
+def add_credentials(group: argparse._ArgumentGroup) -> None:
+    """What `connection` reads."""
+    known = [priority.word for priority in Priority]
+    group.add_argument(
+        "--priority", choices=known, default=Priority.NORMAL.word, help="priority of the requests (%(default)s)"
+    )
+    group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the bearer token")
+    group.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS, trusting these certificates (PEM)")
+    group.add_argument("--tls-key", type=Path, metavar="FILE", help="mTLS: the key of this client (PEM)")
+    group.add_argument("--tls-certificate", type=Path, metavar="FILE", help="mTLS: the certificate of this client")
+
+
+def add_processes(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--processes", type=whole, default=1, metavar="N", help="generator processes on this machine (%(default)s)"
+    )
+    group.add_argument("--channels", type=whole, default=8, metavar="N", help="connections per process (%(default)s)")
+
+
+def connection(address: str, args: Namespace) -> Connection:
+    """Raises OptionsError or OSError."""
+    token = args.token_file.read_text(encoding="utf-8").strip() if args.token_file else None
+    if bool(args.tls_key) != bool(args.tls_certificate):
+        raise OptionsError("--tls-key and --tls-certificate go together")
+    files = (args.tls_ca, args.tls_key, args.tls_certificate)
+    tls = Tls.from_files(*files) if any(files) else None
+    found = Connection(address, token, tls, Priority.of(args.priority))
+    try:
+        found.endpoint()
+    except ValueError as error:
+        raise OptionsError(f"server {address}: {error}") from None
+    return found

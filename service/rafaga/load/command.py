@@ -16,15 +16,16 @@ import msgspec
 from rich.console import Console
 
 from rafaga.load import document, mlperf, server_metrics, targets, text
-from rafaga.load.codecs import Target
-from rafaga.load.document import SCHEMA, DocumentError, Run, StepResult
+from rafaga.load.arguments import OptionsError
+from rafaga.load.codecs.base import Target
+from rafaga.load.document import SCHEMA, DocumentError, LoadRun, StepResult
 from rafaga.load.fleet import Fleet, FleetError
-from rafaga.load.options import LoadOptions, OptionsError, Outputs, parse_load, parse_merge
+from rafaga.load.options import LoadOptions, Outputs, parse_load, parse_merge
 from rafaga.load.payloads import PayloadError
 from rafaga.load.schedule import Pattern, Schedule
 from rafaga.load.search import search
 from rafaga.load.server_metrics import MetricsError
-from rafaga.load.session import Session
+from rafaga.load.session import LoadSession
 from rafaga.load.steps import Step
 from rafaga.load.trace import TraceError
 from rafaga.load.view import View, view
@@ -50,7 +51,7 @@ class LoadExit(IntEnum):
 
 
 class LoadError(Exception):
-    """An expected failure; the message says what to change. `usage`: whether the command line is to blame."""
+    """An expected failure; the message says what to change. `usage`: whether the command line is wrong."""
 
     def __init__(self, message: str, *, usage: bool) -> None:
         super().__init__(message)
@@ -91,7 +92,7 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
     if options.trace is not None:
         trace = options.trace.schedule(targets.choices(prepared), conditions.seed)
     for url in options.metrics_urls:
-        server_metrics.scrape(url)  # an address that is wrong is told before the load begins
+        server_metrics.scrape(url)  # a wrong address raises before the load begins
     if options.mlperf is not None:
         return _mlperf(options.mlperf, options, prepared)
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -103,7 +104,7 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
         check_every=options.check_every,
     )
     with Fleet(setup, options.processes) as fleet, view(stderr, options.outputs.quiet) as shown:
-        session = Session(
+        session = LoadSession(
             fleet, targets.models(prepared), conditions.objective, shown, options.part, options.metrics_urls
         )
         max_rate = None
@@ -111,7 +112,7 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
             max_rate, steps = _find_max(session, options, shown)
         else:
             steps = tuple(_run_all(session, options, trace))
-    result = Run(
+    result = LoadRun(
         SCHEMA,
         version("rafaga"),
         started,
@@ -125,7 +126,7 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
     return _finish(result, options.outputs)
 
 
-def _run_all(session: Session, options: LoadOptions, trace: Schedule | None) -> Iterator[StepResult]:
+def _run_all(session: LoadSession, options: LoadOptions, trace: Schedule | None) -> Iterator[StepResult]:
     """One step after the other; with a common start, at times that every machine knows beforehand."""
     begin_at_s = None
     if options.start_at is not None:
@@ -142,7 +143,7 @@ def _run_all(session: Session, options: LoadOptions, trace: Schedule | None) -> 
         begin_at_s += step.duration_s + options.conditions.deadline_ms / 1e3 + 1.0
 
 
-def _find_max(session: Session, options: LoadOptions, shown: View) -> tuple[float, tuple[StepResult, ...]]:
+def _find_max(session: LoadSession, options: LoadOptions, shown: View) -> tuple[float, tuple[StepResult, ...]]:
     """The highest rate that meets the objective, and every step on the way, by rate."""
     first = options.steps[0]
     if not first.rate:
@@ -164,7 +165,7 @@ def _find_max(session: Session, options: LoadOptions, shown: View) -> tuple[floa
             return float(done.value), tuple(sorted(found, key=lambda result: result.step.rate))
 
 
-def _mlperf(plan: mlperf.Plan, options: LoadOptions, prepared: Sequence[Target]) -> int:
+def _mlperf(plan: mlperf.MlperfPlan, options: LoadOptions, prepared: Sequence[Target]) -> int:
     """LoadGen's run, with its log beside our own count of failures."""
     try:
         import mlperf_loadgen
@@ -185,7 +186,7 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
 
 
-def _finish(result: Run, outputs: Outputs) -> int:
+def _finish(result: LoadRun, outputs: Outputs) -> int:
     """Writes what was asked for, and judges."""
     if outputs.json == "-":
         sys.stdout.write(document.encode(result).decode() + "\n")

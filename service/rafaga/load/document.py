@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from rafaga.load.codecs import Wire
+from rafaga.load.codecs.base import Wire
 from rafaga.load.figures import Figures, GeneratorUse, Objective
 from rafaga.load.histogram import Distribution
-from rafaga.load.schedule import Part
+from rafaga.load.schedule import SchedulePart
 from rafaga.load.server_metrics import ServerWindow
 from rafaga.load.steps import Step
 from rafaga.load.tally import Tally
@@ -21,7 +21,7 @@ SCHEMA = 1
 
 
 class DocumentError(Exception):
-    """A file that is no such document, or documents that are not parts of one run."""
+    """Not a result of `rafaga load`, or documents that are not parts of one run."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class StepResult:
 
 
 @dataclass(frozen=True)
-class Run:
+class LoadRun:
     """schema: of this document. started: UTC, ISO 8601. max_rate: what --find-max found, requests per second.
 
     addresses: how many shared the calls, where --metrics was given.
@@ -69,7 +69,7 @@ class Run:
     started: str
     server: str
     conditions: Conditions
-    part: Part
+    part: SchedulePart
     steps: tuple[StepResult, ...]
     max_rate: float | None = None
     addresses: int = 1
@@ -97,14 +97,14 @@ class Run:
         return sum(result.tally.ok for result in self.steps)
 
 
-def encode(run: Run) -> bytes:
+def encode(run: LoadRun) -> bytes:
     return msgspec.json.format(msgspec.json.encode(run, enc_hook=_to_text), indent=1)
 
 
-def decode(text: bytes, name: str) -> Run:
+def decode(text: bytes, name: str) -> LoadRun:
     """Raises DocumentError. name: of the file, for the message."""
     try:
-        run = msgspec.json.decode(text, type=Run, dec_hook=_from_text)
+        run = msgspec.json.decode(text, type=LoadRun, dec_hook=_from_text)
     except msgspec.DecodeError as error:
         raise DocumentError(f"{name}: not a result of rafaga load: {error}") from None
     if run.schema != SCHEMA:
@@ -112,12 +112,12 @@ def decode(text: bytes, name: str) -> Run:
     return run
 
 
-def read(path: Path) -> Run:
+def read(path: Path) -> LoadRun:
     """Raises DocumentError or OSError."""
     return decode(path.read_bytes(), str(path))
 
 
-def merge(runs: Sequence[Run]) -> Run:
+def merge(runs: Sequence[LoadRun]) -> LoadRun:
     """The run that these are all parts of. Raises DocumentError, also when a part is missing."""
     first = runs[0]
     missing = set(range(first.part.of))
@@ -130,7 +130,7 @@ def merge(runs: Sequence[Run]) -> Run:
     if missing:
         raise DocumentError(f"missing: {', '.join(f'part {i + 1}/{first.part.of}' for i in sorted(missing))}")
     steps = tuple(_merge_steps(results, first.conditions) for results in zip(*(r.steps for r in runs), strict=True))
-    return replace(first, started=min(run.started for run in runs), part=Part(), steps=steps)
+    return replace(first, started=min(run.started for run in runs), part=SchedulePart(), steps=steps)
 
 
 def _merge_steps(results: Sequence[StepResult], conditions: Conditions) -> StepResult:
@@ -145,7 +145,7 @@ def _merge_steps(results: Sequence[StepResult], conditions: Conditions) -> StepR
     return StepResult(first.step, figures, tally, generators, server)
 
 
-def judged(run: Run, objective: Objective) -> Run:
+def judged(run: LoadRun, objective: Objective) -> LoadRun:
     """The same run under another objective. Raises DocumentError for an objective of a model that was not asked."""
     if unknown := objective.by_model.keys() - run.conditions.models.keys():
         raise DocumentError(f"--slo-p99-ms: the run has no model {', '.join(sorted(unknown))}")

@@ -40,7 +40,7 @@ class Latency:
 @dataclass(frozen=True)
 class Objective:
     """99 of 100 requests that were due are answered within p99_ms, of every model by itself: what a rare model's
-    callers see would not show in the mix. A refusal is no answer, however quick.
+    callers see would not show in the mix. Refusals do not count as answers.
 
     by_model: bounds of models with one of their own. p99_ms: of all others; None where they have none.
     """
@@ -69,7 +69,7 @@ class Judged:
 
     @property
     def met(self) -> bool:
-        # Not the p99 of the answers alone: those who got none would not count.
+        # Not the p99 of the answers alone: requests without an answer would not count.
         return self.within >= 0.99 * self.due
 
 
@@ -155,7 +155,7 @@ def _bottleneck(step: Step, cores: float, latency: Latency, lateness: Latency) -
         yield f"requests were sent {lateness.p99_ms:.1f} ms late at p99"
 
 
-REMEDY = "the generator may be what was measured, not the server: give it more --processes, or machines (--part)"
+REMEDY = "the generator may have been the bottleneck, not the server: use more --processes, or more machines (--part)"
 """What to do about any of the warnings."""
 
 

@@ -11,12 +11,12 @@ from types import TracebackType
 
 from rafaga.load import worker
 from rafaga.load.figures import GeneratorUse
-from rafaga.load.log import Rows
-from rafaga.load.schedule import Part, Schedule
+from rafaga.load.log import LogRows
+from rafaga.load.schedule import Schedule, SchedulePart
 from rafaga.load.steps import Step
 from rafaga.load.worker import Begin, Broken, Finished, Order, Ready, Report, Setup
 
-# Between everybody being prepared and the first request: enough for a message to each.
+# Between all processes being ready and the first request: enough to send each a message.
 _MARGIN_S = 0.1
 _TICK_S = 0.25
 _START_TIMEOUT_S = 120.0
@@ -63,18 +63,18 @@ class Fleet:
     def run(
         self,
         step: Step,
-        part: Part,
+        part: SchedulePart,
         *,
         trace: Schedule | None = None,
         begin_at_s: float | None = None,
         on_begin: Callable[[float], None],
-        on_rows: Callable[[Rows], None],
+        on_rows: Callable[[LogRows], None],
         on_tick: Callable[[], None],
     ) -> tuple[GeneratorUse, ...]:
         """Runs the step to its last answer. Times are of the monotonic clock.
 
-        begin_at_s: when the window starts; as soon as everybody is prepared and has warmed up where None. on_begin
-        hears it. on_rows: what the processes logged, as it comes. on_tick: called several times a second.
+        begin_at_s: when the window starts; None: as soon as all processes are ready and warmed up. on_begin gets
+        it. on_rows: what the processes logged, as it comes. on_tick: called several times a second.
         """
         for index, pipe in enumerate(self._pipes):
             pipe.send(Order(step, part.split(index, self._count), trace))
@@ -87,7 +87,7 @@ class Fleet:
         while len(uses) < self._count:
             for index, report in self._reports(_TICK_S):
                 match report:
-                    case Rows():
+                    case LogRows():
                         on_rows(report)
                     case Finished(use):
                         uses[index] = use
@@ -120,7 +120,7 @@ class Fleet:
         return found
 
     def _stop(self, at_once: bool) -> None:
-        """at_once: in the middle of a step, where nobody listens and nothing is worth waiting for."""
+        """at_once: in the middle of a step, without waiting for the processes to end."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from rafaga.load.log import NOT_SENT, Answer, Log
+from rafaga.load.log import NOT_SENT, Log, Reply
 from rafaga.load.schedule import Schedule
 
 
@@ -25,7 +25,7 @@ class CallFailed(Exception):
 class Send(Protocol):
     """One request of the mix, by its place, to the server and back."""
 
-    async def __call__(self, request: int, timeout_s: float) -> Answer:
+    async def __call__(self, request: int, timeout_s: float) -> Reply:
         """Raises CallFailed."""
 
 

@@ -75,7 +75,7 @@ class Distribution:
 
     @classmethod
     def decode(cls, text: str) -> Distribution:
-        """Raises ValueError when `text` is no HDR histogram of this range."""
+        """Raises ValueError when `text` is not an HDR histogram of this range."""
         try:
             read = HdrHistogram.decode(text.encode("ascii"))
             distribution = cls(read.significant_figures)

@@ -14,7 +14,7 @@ NOT_SENT = "NOT_SENT"
 """The reason of requests that the generator itself could not send in time. They count against it, not for it."""
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """What a reply says: where the server spent its time, and whether the answer was the expected one.
 
     right: None when it was not checked.
@@ -27,12 +27,12 @@ class Answer(NamedTuple):
     right: bool | None = None
 
 
-_NOTHING = Answer()
+_NOTHING = Reply()
 UNCHECKED = -1
 
 
 @dataclass(frozen=True)
-class Rows:
+class LogRows:
     """Columns of equal length; times in seconds from the start of the measured window.
 
     outcome: an index into `reasons`, which begins with OK. right: 1, 0, or UNCHECKED. batch_size: 0 where unknown.
@@ -67,13 +67,13 @@ class Log:
         self._queue_us, self._preprocess_us, self._inference_us = array("Q"), array("Q"), array("Q")
         self._batch_size = array("I")
 
-    def answered(self, request: int, due_s: float, sent_s: float, done_s: float, answer: Answer) -> None:
+    def answered(self, request: int, due_s: float, sent_s: float, done_s: float, answer: Reply) -> None:
         self._add(request, due_s, sent_s, done_s, OK, answer)
 
     def failed(self, request: int, due_s: float, sent_s: float, done_s: float, reason: str) -> None:
         self._add(request, due_s, sent_s, done_s, reason, _NOTHING)
 
-    def _add(self, request: int, due_s: float, sent_s: float, done_s: float, reason: str, answer: Answer) -> None:
+    def _add(self, request: int, due_s: float, sent_s: float, done_s: float, reason: str, answer: Reply) -> None:
         self._request.append(request)
         self._due_s.append(due_s)
         self._sent_s.append(sent_s)
@@ -85,9 +85,9 @@ class Log:
         self._inference_us.append(answer.inference_us)
         self._batch_size.append(answer.batch_size)
 
-    def take(self) -> Rows:
+    def take(self) -> LogRows:
         """All rows so far; the log begins anew."""
-        rows = Rows(
+        rows = LogRows(
             tuple(self._codes),
             self._request,
             self._due_s,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rafaga.client._channel import Endpoint
-from rafaga.load.codecs import Target
+from rafaga.load.codecs.base import Target
 from rafaga.load.generator import CallFailed
 from rafaga.load.transport import GrpcSend
 
@@ -61,7 +61,7 @@ class Loadgen(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class MlperfPlan:
     """rate: of the server scenario, and the guess that the offline one needs to know how much is enough.
     bound_ms: of the server scenario's 99th percentile. log: folder for LoadGen's own files."""
 
@@ -75,7 +75,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class MlperfVerdict:
     """LoadGen's own judgement, read from its log. reason: why it is not valid. rate: samples per second; latencies are
     those of queries. failures: by reason, which we count."""
 
@@ -101,7 +101,9 @@ class MlperfError(Exception):
     """LoadGen did not leave the log it should have."""
 
 
-def run(loadgen: Loadgen, endpoint: Endpoint, target: Target, plan: Plan, channels: int, check_every: int) -> Verdict:
+def run(
+    loadgen: Loadgen, endpoint: Endpoint, target: Target, plan: MlperfPlan, channels: int, check_every: int
+) -> MlperfVerdict:
     """Runs one scenario to its end. Raises RafagaError or MlperfError."""
     plan.log.mkdir(parents=True, exist_ok=True)
     with _System(loadgen, endpoint, target, plan, channels, check_every) as system, _quick_switching():
@@ -120,7 +122,7 @@ class _System:
     """The system under test: an event loop in a thread of its own, because LoadGen keeps the one that starts it."""
 
     def __init__(
-        self, loadgen: Loadgen, endpoint: Endpoint, target: Target, plan: Plan, channels: int, check_every: int
+        self, loadgen: Loadgen, endpoint: Endpoint, target: Target, plan: MlperfPlan, channels: int, check_every: int
     ) -> None:
         self._loadgen = loadgen
         self._deadline_s = plan.deadline_s
@@ -190,7 +192,7 @@ class _System:
             self.wrong += answer.right is False
 
 
-def _settings(loadgen: Loadgen, plan: Plan) -> Any:
+def _settings(loadgen: Loadgen, plan: MlperfPlan) -> Any:
     settings = loadgen.TestSettings()
     settings.scenario = {
         Scenario.SERVER: loadgen.TestScenario.Server,
@@ -211,7 +213,7 @@ def _settings(loadgen: Loadgen, plan: Plan) -> Any:
     return settings
 
 
-def _log_settings(loadgen: Loadgen, plan: Plan) -> Any:
+def _log_settings(loadgen: Loadgen, plan: MlperfPlan) -> Any:
     output = loadgen.LogOutputSettings()
     output.outdir = str(plan.log)
     output.copy_summary_to_stdout = False
@@ -221,7 +223,7 @@ def _log_settings(loadgen: Loadgen, plan: Plan) -> Any:
     return settings
 
 
-def _verdict(plan: Plan, system: _System) -> Verdict:
+def _verdict(plan: MlperfPlan, system: _System) -> MlperfVerdict:
     results = read_log(plan.log / DETAIL)
     per_query = "per_query_" if plan.scenario is Scenario.MULTI_STREAM else ""
 
@@ -239,7 +241,7 @@ def _verdict(plan: Plan, system: _System) -> Verdict:
         case Scenario.MULTI_STREAM:  # one query after the other, which LoadGen itself makes no rate of
             rate = SAMPLES_PER_QUERY / (mean_ms / 1e3) if mean_ms else 0.0
     valid = results.get("result_validity") == "VALID"
-    return Verdict(
+    return MlperfVerdict(
         scenario=plan.scenario,
         valid=valid,
         reason="" if valid else _reason(plan, results),
@@ -254,7 +256,7 @@ def _verdict(plan: Plan, system: _System) -> Verdict:
     )
 
 
-def _reason(plan: Plan, results: dict[str, Any]) -> str:
+def _reason(plan: MlperfPlan, results: dict[str, Any]) -> str:
     """In LoadGen's words as far as it has any."""
     words = []
     if results.get("result_perf_constraints_met") is False:

@@ -5,22 +5,19 @@ from __future__ import annotations
 import argparse
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
-from rafaga import Priority, Tls
-from rafaga.load import arguments as words
-from rafaga.load import mlperf, schedule, trace
-from rafaga.load.arguments import index, not_negative, positive, whole
-from rafaga.load.codecs import Wire
+from rafaga.load import arguments, mlperf, schedule, trace
+from rafaga.load.arguments import OptionsError, each_once, index, not_negative, positive, whole
+from rafaga.load.codecs.base import Wire
 from rafaga.load.connection import Connection
 from rafaga.load.document import Conditions
 from rafaga.load.figures import Objective
-from rafaga.load.payloads import Payloads, Rows, Size, describe, read
-from rafaga.load.schedule import Part, Pattern, Times
+from rafaga.load.payloads import Payloads, describe
+from rafaga.load.schedule import Pattern, SchedulePart, Times
 from rafaga.load.steps import Step
 from rafaga.load.trace import Trace
 
@@ -43,12 +40,6 @@ examples:
 
 DEFAULT_DURATION_S = 10.0
 _OBJECTIVE = "MS[,MODEL=MS...]"
-
-T = TypeVar("T")
-
-
-class OptionsError(Exception):
-    """Options that do not go together, or a value that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +67,12 @@ class LoadOptions:
     precision: float
     processes: int
     channels: int
-    part: Part
+    part: SchedulePart
     start_at: datetime | None
     check_every: int
     metrics_urls: tuple[str, ...]
     outputs: Outputs
-    mlperf: mlperf.Plan | None = None
+    mlperf: mlperf.MlperfPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -91,10 +82,10 @@ class MergeOptions:
     outputs: Outputs
 
 
-def parse_load(arguments: Sequence[str], environ: Mapping[str, str]) -> LoadOptions:
+def parse_load(words: Sequence[str], environ: Mapping[str, str]) -> LoadOptions:
     """Raises OptionsError, PayloadError, TraceError or OSError; SystemExit as argparse does it."""
-    args = _load_parser(environ).parse_args(arguments)
-    payloads = inputs(args)
+    args = _load_parser(environ).parse_args(words)
+    payloads = arguments.inputs(args)
     replayed = None if args.trace is None else trace.read(args.trace)
     models = _models(args, replayed)
     objective = args.slo_p99_ms or Objective()
@@ -105,7 +96,7 @@ def parse_load(arguments: Sequence[str], environ: Mapping[str, str]) -> LoadOpti
     if args.find_max and args.part.of > 1:
         raise OptionsError("--find-max chooses its next step from the last: it cannot be shared with --part")
     return LoadOptions(
-        connection=connection(args.server, args),
+        connection=arguments.connection(args.server, args),
         conditions=Conditions(
             protocol=args.protocol,
             models=models,
@@ -125,23 +116,23 @@ def parse_load(arguments: Sequence[str], environ: Mapping[str, str]) -> LoadOpti
         part=args.part,
         start_at=args.start_at,
         check_every=args.check_every,
-        metrics_urls=_each_once("--metrics", args.metrics, str),
+        metrics_urls=each_once("--metrics", args.metrics, str),
         outputs=Outputs(args.json, args.report, args.quiet),
         mlperf=_mlperf_plan(args, payloads, models, objective) if args.mlperf else None,
     )
 
 
-def parse_merge(arguments: Sequence[str]) -> MergeOptions:
+def parse_merge(words: Sequence[str]) -> MergeOptions:
     parser = ArgumentParser(
         prog="rafaga load merge",
         description="Merges the parts of one run, exactly; with a single file, judges or reports it again.",
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what --json wrote")
     parser.add_argument(
-        "--slo-p99-ms", type=words.objective, metavar=_OBJECTIVE, help="judge by this objective instead"
+        "--slo-p99-ms", type=arguments.objective, metavar=_OBJECTIVE, help="judge by this objective instead"
     )
     _add_outputs(parser)
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(words)
     return MergeOptions(tuple(args.files), args.slo_p99_ms, Outputs(args.json, args.report))
 
 
@@ -150,33 +141,28 @@ def _models(args: Namespace, replayed: Trace | None) -> dict[str, float]:
     named = [name for name in (replayed.models if replayed else ()) if name is not None]
     if args.model is None:
         if replayed is None or len(named) < len(replayed.models):
-            raise OptionsError("which model? --model NAME, or a trace that names one in every line")
+            raise OptionsError("no model given: use --model NAME, or a trace that names one in every line")
         return dict.fromkeys(named, 1.0)
-    models = _each_once("--model", args.model, lambda given: given[0])
+    models = each_once("--model", args.model, lambda given: given[0])
     if missing := set(named) - {name for name, _ in models}:
-        raise OptionsError(f"--trace names models that no --model does: {', '.join(sorted(missing))}")
+        raise OptionsError(f"--trace names models that are missing from --model: {', '.join(sorted(missing))}")
     return dict(models)
-
-
-def _each_once(option: str, given: Sequence[T], name: Callable[[T], str]) -> tuple[T, ...]:
-    names = [name(each) for each in given]
-    if twice := [each for each in names if names.count(each) > 1]:
-        raise OptionsError(f"{option} {twice[0]} is given twice")
-    return tuple(given)
 
 
 def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
     parser = ArgumentParser(
         prog="rafaga load",
-        description="Load-tests a server. Latency counts from when a request was due, so that no stall can hide.",
+        description="Load-tests a server. Latency counts from when a request was due, so that it includes every stall.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     load = parser.add_argument_group("load, one of")
     which = load.add_mutually_exclusive_group()
-    which.add_argument("--rate", type=positive, metavar="R", help="requests per second, whatever the server does")
-    which.add_argument("--concurrency", type=whole, metavar="C", help="callers that each wait for their answer")
+    which.add_argument("--rate", type=positive, metavar="R", help="requests per second, sent on schedule (open loop)")
+    which.add_argument(
+        "--concurrency", type=whole, metavar="C", help="callers that each wait for their answer (closed loop)"
+    )
     which.add_argument("--trace", type=Path, metavar="FILE", help="recorded arrivals, by line: SECONDS [MODEL [ROWS]]")
     which.add_argument("--ramp", type=_ramp, metavar="FROM:TO:STEPS", help="rates, one step after the other")
     load.add_argument("--find-max", action="store_true", help="the highest rate that meets --slo-p99-ms")
@@ -184,14 +170,14 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
         "--mlperf",
         type=mlperf.Scenario,
         choices=list(mlperf.Scenario),
-        help="have MLCommons' LoadGen drive and judge; --rate is the server scenario's, and the offline one's guess",
+        help="let MLCommons' LoadGen send and judge; --rate: of the server scenario, and a guess for the offline one",
     )
     load.add_argument(
         "--arrivals",
         type=Pattern,
         choices=[Pattern.POISSON, Pattern.CONSTANT],
         default=Pattern.POISSON,
-        help="independent callers, or a metronome (%(default)s)",
+        help="Poisson arrivals, or evenly spaced (%(default)s)",
     )
     time = parser.add_argument_group("time")
     time.add_argument(
@@ -199,25 +185,35 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
     )
     time.add_argument("--warm-up", type=not_negative, default=2.0, metavar="S", help="before each step (%(default)s)")
     time.add_argument(
-        "--deadline-ms", type=positive, default=10_000.0, metavar="MS", help="a request's, from when it is due (10000)"
+        "--deadline-ms",
+        type=positive,
+        default=10_000.0,
+        metavar="MS",
+        help="deadline of a request, from when it is due (10000)",
     )
     time.add_argument(
         "--slo-p99-ms",
-        type=words.objective,
+        type=arguments.objective,
         metavar=_OBJECTIVE,
-        help="of every model 99 of 100 requests answered within; else exit code 1",
+        help="p99 target per model, in ms; exit code 1 if missed",
     )
-    time.add_argument("--precision", type=positive, default=5.0, metavar="PERCENT", help="of --find-max (%(default)s)")
+    time.add_argument(
+        "--precision",
+        type=positive,
+        default=5.0,
+        metavar="PERCENT",
+        help="stop --find-max at this precision (%(default)s)",
+    )
 
     mix = parser.add_argument_group("requests")
     mix.add_argument(
         "--model",
         action="append",
-        type=words.model,
+        type=arguments.model,
         metavar="NAME[=WEIGHT]",
         help="several share the requests by weight",
     )
-    add_inputs(mix)
+    arguments.add_inputs(mix)
     mix.add_argument(
         "--check-every",
         type=index,
@@ -231,22 +227,26 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
         "--server",
         default=environ.get("RAFAGA_SERVER") or "localhost:50051",
         metavar="HOST:PORT",
-        help="several with commas between share the calls (environment RAFAGA_SERVER; now %(default)s)",
+        help="one or more, separated by commas, share the calls (environment RAFAGA_SERVER; now %(default)s)",
     )
     server.add_argument("--protocol", type=Wire, choices=list(Wire), default=Wire.RAFAGA, help="(%(default)s)")
-    add_credentials(server)
+    arguments.add_credentials(server)
     server.add_argument(
         "--metrics",
         action="append",
         default=[],
         metavar="URL",
-        help="the server's /metrics, for its own view of each step; of several servers once for each",
+        help="the server's /metrics, to report what it counted in each step; once per server",
     )
 
     generator = parser.add_argument_group("generator")
-    add_processes(generator)
+    arguments.add_processes(generator)
     generator.add_argument(
-        "--part", type=_part, default=Part(), metavar="K/N", help="this machine's share of a run that N machines share"
+        "--part",
+        type=_part,
+        default=SchedulePart(),
+        metavar="K/N",
+        help="share of this machine in a run on N machines",
     )
     generator.add_argument(
         "--start-at", type=_moment, metavar="TIME", help="common start of all parts, ISO 8601: 2026-01-31T12:00:00Z"
@@ -259,79 +259,11 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
     return parser
 
 
-def add_inputs(group: argparse._ArgumentGroup) -> None:
-    """What `inputs` reads."""
-    group.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE|DIR",
-        help="images (.jpg, .png) or series (.csv, .txt) to send; random ones otherwise",
-    )
-    group.add_argument("--column", metavar="NAME", help="of the series to send, by name or number from 1")
-    group.add_argument(
-        "--rows",
-        action="append",
-        type=words.rows,
-        metavar="N[=WEIGHT]",
-        help="images per request; several make a mix (1)",
-    )
-    group.add_argument(
-        "--size",
-        action="append",
-        type=words.size,
-        metavar="HxW[=WEIGHT]",
-        help="of random images where the model takes any; several make a mix (224x224)",
-    )
-    group.add_argument("--seed", type=index, default=0, metavar="N", help="of arrivals, mix and inputs (%(default)s)")
-
-
-def inputs(args: Namespace) -> Payloads:
-    """Raises OptionsError, PayloadError or OSError."""
-    rows = _each_once("--rows", args.rows or [Rows()], lambda each: str(each.count))
-    sizes = _each_once("--size", args.size or [Size()], lambda each: f"{each.height}x{each.width}")
-    try:
-        return read(args.input, args.column, rows=rows, sizes=sizes, seed=args.seed)
-    except UnicodeDecodeError as error:
-        raise OptionsError(f"--input: not text: {error}") from None
-
-
-def add_credentials(group: argparse._ArgumentGroup) -> None:
-    """What `connection` reads."""
-    known = [priority.word for priority in Priority]
-    group.add_argument("--priority", choices=known, default=Priority.NORMAL.word, help="of the requests (%(default)s)")
-    group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the bearer token")
-    group.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS, trusting these certificates (PEM)")
-    group.add_argument("--tls-key", type=Path, metavar="FILE", help="mTLS: the key of this client (PEM)")
-    group.add_argument("--tls-certificate", type=Path, metavar="FILE", help="mTLS: the certificate of this client")
-
-
-def add_processes(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--processes", type=whole, default=1, metavar="N", help="on this machine (%(default)s)")
-    group.add_argument("--channels", type=whole, default=8, metavar="N", help="per process (%(default)s)")
-
-
 def _add_outputs(parser: ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("results")
     group.add_argument("--json", metavar="FILE", help="raw counts and figures; - is standard output")
     group.add_argument("--report", type=Path, metavar="FILE.html", help="one page with plots")
     return group
-
-
-def connection(address: str, args: Namespace) -> Connection:
-    """Raises OptionsError or OSError."""
-    token = args.token_file.read_text(encoding="utf-8").strip() if args.token_file else None
-    if bool(args.tls_key) != bool(args.tls_certificate):
-        raise OptionsError("--tls-key and --tls-certificate go together")
-    files = (args.tls_ca, args.tls_key, args.tls_certificate)
-    tls = Tls.from_files(*files) if any(files) else None
-    found = Connection(address, token, tls, Priority.of(args.priority))
-    try:
-        found.endpoint()
-    except ValueError as error:
-        raise OptionsError(f"server {address}: {error}") from None
-    return found
 
 
 def _steps(args: Namespace, replayed: Trace | None) -> tuple[Step, ...]:
@@ -340,7 +272,7 @@ def _steps(args: Namespace, replayed: Trace | None) -> tuple[Step, ...]:
         return (_trace_step(args, replayed.due_s),)
     if args.concurrency is not None:
         if args.find_max:
-            raise OptionsError("--find-max looks for a rate: callers that wait have none")
+            raise OptionsError("--find-max looks for a rate: use --rate, not --concurrency")
         return (Step(Pattern.CLOSED, callers=args.concurrency, seed=args.seed, **timed),)
     rates: Sequence[float]
     if args.ramp is not None:
@@ -352,11 +284,13 @@ def _steps(args: Namespace, replayed: Trace | None) -> tuple[Step, ...]:
     elif args.find_max:
         rates = (0.0,)
     else:
-        raise OptionsError("which load? one of --rate, --concurrency, --trace, --ramp, --find-max or --mlperf")
+        raise OptionsError("no load given: use one of --rate, --concurrency, --trace, --ramp, --find-max or --mlperf")
     return tuple(Step(args.arrivals, rate=rate, seed=args.seed + i, **timed) for i, rate in enumerate(rates))
 
 
-def _mlperf_plan(args: Namespace, payloads: Payloads, models: Mapping[str, float], objective: Objective) -> mlperf.Plan:
+def _mlperf_plan(
+    args: Namespace, payloads: Payloads, models: Mapping[str, float], objective: Objective
+) -> mlperf.MlperfPlan:
     """Raises OptionsError for what LoadGen decides by itself."""
     for name in ("concurrency", "trace", "ramp", "find_max", "report", "metrics", "start_at"):
         if getattr(args, name):
@@ -369,7 +303,7 @@ def _mlperf_plan(args: Namespace, payloads: Payloads, models: Mapping[str, float
         raise OptionsError("--mlperf sends every sample as often: leave out all but one --rows and --size")
     if args.rate is None and args.mlperf in (mlperf.Scenario.SERVER, mlperf.Scenario.OFFLINE):
         raise OptionsError(f"--mlperf {args.mlperf} needs --rate, the samples per second to offer or to expect")
-    return mlperf.Plan(
+    return mlperf.MlperfPlan(
         scenario=args.mlperf,
         rate=args.rate or 1.0,
         duration_s=args.duration or DEFAULT_DURATION_S,
@@ -383,7 +317,7 @@ def _mlperf_plan(args: Namespace, payloads: Payloads, models: Mapping[str, float
 def _trace_step(args: Namespace, due_s: Times) -> Step:
     """The trace's own beginning warms up; its end is the window's, unless --duration cuts it short."""
     if args.find_max:
-        raise OptionsError("--find-max looks for a rate: a trace has its own")
+        raise OptionsError("--find-max chooses its own rates: leave out --trace")
     length_s = float(due_s[-1]) - args.warm_up
     if length_s <= 0:
         raise OptionsError(f"--trace: nothing is left of {due_s[-1]:g} s after --warm-up {args.warm_up:g}")
@@ -399,10 +333,10 @@ def _ramp(text: str) -> tuple[float, ...]:
     return schedule.ramp(positive(parts[0]), positive(parts[1]), whole(parts[2]))
 
 
-def _part(text: str) -> Part:
+def _part(text: str) -> SchedulePart:
     index, _, of = text.partition("/")
     try:
-        return Part(whole(index) - 1, whole(of))
+        return SchedulePart(whole(index) - 1, whole(of))
     except ValueError as error:
         raise ArgumentTypeError(f"{text!r}: {error}") from None
 
@@ -411,5 +345,5 @@ def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise ArgumentTypeError(f"{text!r} is no ISO 8601 time") from None
+        raise ArgumentTypeError(f"{text!r} is not an ISO 8601 time") from None
     return moment.astimezone()  # without a zone it is the machine's own

@@ -26,7 +26,7 @@ class Pattern(StrEnum):
 
 
 @dataclass(frozen=True)
-class Part:
+class SchedulePart:
     """One of `of` shares of a schedule, from 0 on. Together they are the schedule, each request once."""
 
     index: int = 0
@@ -36,9 +36,9 @@ class Part:
         if not 0 <= self.index < self.of:
             raise ValueError(f"expected a part from 1 to {self.of}, got {self.index + 1}")
 
-    def split(self, index: int, of: int) -> Part:
+    def split(self, index: int, of: int) -> SchedulePart:
         """Share `index` of `of` of this share."""
-        return Part(index * self.of + self.index, of * self.of)
+        return SchedulePart(index * self.of + self.index, of * self.of)
 
     def take(self, count: int) -> int:
         """This share of `count` indivisible things, callers for instance."""
@@ -52,13 +52,13 @@ class Schedule:
     due_s: Times
     request: NDArray[np.int64]
 
-    def share(self, part: Part) -> Schedule:
+    def share(self, part: SchedulePart) -> Schedule:
         """Every `part.of`-th request, so that all shares have the same rate at any time."""
         return Schedule(self.due_s[part.index :: part.of], self.request[part.index :: part.of])
 
 
 @dataclass(frozen=True)
-class Choice:
+class MixEntry:
     """A request of the mix, as schedules know it. weight: how often. drawn: False where only a trace names it."""
 
     model: str

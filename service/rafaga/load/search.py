@@ -1,5 +1,5 @@
 """The highest rate that meets the objective: doubled until one misses, or ever faster down until one meets it, then
-bisection. Pure: it asks, somebody else measures."""
+bisection. Pure: the caller measures."""
 
 from __future__ import annotations
 

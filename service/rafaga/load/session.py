@@ -9,15 +9,15 @@ from rafaga.load import server_metrics, tally
 from rafaga.load.document import StepResult
 from rafaga.load.figures import Figures, Objective
 from rafaga.load.fleet import Fleet
-from rafaga.load.log import Rows
-from rafaga.load.schedule import Part, Schedule
+from rafaga.load.log import LogRows
+from rafaga.load.schedule import Schedule, SchedulePart
 from rafaga.load.server_metrics import Samples, ServerWindow
 from rafaga.load.steps import Step
 from rafaga.load.tally import Tally
-from rafaga.load.view import View, Watch
+from rafaga.load.view import ProgressTracker, View
 
 
-class Session:
+class LoadSession:
     """models: of each request of the mix, by its place. part: this machine's share of every step."""
 
     def __init__(
@@ -26,14 +26,14 @@ class Session:
         models: Sequence[str],
         objective: Objective | None,
         view: View,
-        part: Part | None = None,
+        part: SchedulePart | None = None,
         metrics_urls: Sequence[str] = (),
     ) -> None:
         self._fleet = fleet
         self._models = models
         self._objective = objective
         self._view = view
-        self._part = part or Part()
+        self._part = part or SchedulePart()
         self._metrics_urls = metrics_urls
 
     def measure(self, step: Step, trace: Schedule | None = None, begin_at_s: float | None = None) -> StepResult:
@@ -67,9 +67,9 @@ class _Window:
 
     def begin(self, at_s: float) -> None:
         self._begin_s = at_s
-        self._watch = Watch(at_s)
+        self._watch = ProgressTracker(at_s)
 
-    def rows(self, rows: Rows) -> None:
+    def rows(self, rows: LogRows) -> None:
         self._counts.add(rows, self._step.duration_s, self._models)
         self._watch.add(rows)
 

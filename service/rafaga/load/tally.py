@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rafaga.load.histogram import Distribution
-from rafaga.load.log import OK, UNCHECKED, Rows
+from rafaga.load.log import OK, UNCHECKED, LogRows
 
 # One per cent is enough for a curve over time, and keeps long runs small.
 _CURVE_DIGITS = 2
@@ -69,7 +69,7 @@ class Tally(_Outcomes):
     models: dict[str, ModelTally] = field(default_factory=dict)
     intervals: list[Interval] = field(default_factory=list)
 
-    def add(self, rows: Rows, duration_s: float, models: Sequence[str]) -> None:
+    def add(self, rows: LogRows, duration_s: float, models: Sequence[str]) -> None:
         """Counts the rows that were due in the window. models: of each request of the mix, by its place."""
         due_s = np.frombuffer(rows.due_s)
         window = (due_s >= 0) & (due_s < duration_s)
@@ -99,7 +99,7 @@ class Tally(_Outcomes):
             interval.latency.record(latency_us[in_interval & ok])
             self._add_outcomes(rows.reasons, outcome[in_interval], interval.outcomes)
 
-    def _add_answers(self, rows: Rows, window: NDArray[np.bool_]) -> None:
+    def _add_answers(self, rows: LogRows, window: NDArray[np.bool_]) -> None:
         right = np.frombuffer(rows.right, np.int8)[window]
         self.checked += int((right != UNCHECKED).sum())
         self.wrong += int((right == 0).sum())

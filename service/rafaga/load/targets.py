@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from rafaga.load.codecs import Target, Wire
+from rafaga.load.codecs.base import Target, Wire
 from rafaga.load.connection import Ask, Connection
 from rafaga.load.payloads import Payloads
-from rafaga.load.schedule import Choice
+from rafaga.load.schedule import MixEntry
 from rafaga.load.trace import Trace
 
 
@@ -20,7 +20,7 @@ def prepare(
     timeout_s: float,
     trace: Trace | None = None,
 ) -> tuple[Target, ...]:
-    """One target per model, each request answered once for reference: a bad one is told before the load begins.
+    """One target per model, each request answered once for reference: a bad one raises before the load begins.
 
     models: weights by name. trace: which other rows are asked for. Raises RafagaError.
     """
@@ -41,13 +41,14 @@ def _answered(target: Target, ask: Ask) -> Target:
     return replace(target, requests=tuple(requests))
 
 
-def choices(targets: Sequence[Target]) -> list[Choice]:
+def choices(targets: Sequence[Target]) -> list[MixEntry]:
     """Of each request of the mix, by its place: a model's weight is shared by the requests that are drawn."""
     found = []
     for target in targets:
         whole = sum(each.weight for each in target.requests if each.drawn)
         found += [
-            Choice(target.model, each.rows, target.weight * each.weight / whole, each.drawn) for each in target.requests
+            MixEntry(target.model, each.rows, target.weight * each.weight / whole, each.drawn)
+            for each in target.requests
         ]
     return found
 

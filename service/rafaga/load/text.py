@@ -1,4 +1,4 @@
-"""The result of a run for people who read terminals."""
+"""The result of a run, for a terminal."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rafaga.load.document import Run, StepResult
+from rafaga.load.document import LoadRun, StepResult
 from rafaga.load.figures import REMEDY, Figures, Judged, describe_outcomes
-from rafaga.load.mlperf import Verdict
+from rafaga.load.mlperf import MlperfVerdict
 from rafaga.load.server_metrics import ServerWindow
 from rafaga.load.view import describe
 
 
-def show(run: Run, console: Console) -> None:
+def show(run: LoadRun, console: Console) -> None:
     conditions = run.conditions
     models = ", ".join(
         name if len(conditions.models) == 1 else f"{name} ({weight:g})" for name, weight in conditions.models.items()
@@ -35,31 +35,30 @@ def show(run: Run, console: Console) -> None:
         console.print(verdict, highlight=False)
 
 
-def warnings(run: Run) -> list[str]:
+def warnings(run: LoadRun) -> list[str]:
     """Why the generator may have been the bottleneck, step by step."""
     found = [(describe(r.step), warning) for r in run.steps for warning in r.figures.warnings]
     prefix = len(run.steps) > 1
     return [f"{step}: {warning}" if prefix else warning for step, warning in found]
 
 
-def some_of_several(run: Run) -> str:
-    """Why what /metrics tells is not the whole; empty where it is."""
+def some_of_several(run: LoadRun) -> str:
+    """Warns when --metrics covers only some of the addresses; empty otherwise."""
     told = max((result.server.servers for result in run.steps if result.server is not None), default=run.addresses)
     if told >= run.addresses:
         return ""
-    whose = "one server's" if told == 1 else f"that of {told}"
     return (
-        f"{run.addresses} addresses shared the calls, and --metrics is {whose}: its cores, runs and times are not "
-        "those of all"
+        f"{run.addresses} addresses shared the calls, but --metrics covers {told}: cores, runs and times of the others "
+        "are missing"
     )
 
 
 def worst_queue(server: ServerWindow) -> str:
-    """What stands behind the mean of several servers."""
+    """The worst of several servers, after their mean."""
     return "" if server.servers == 1 else f" (on the worst of {server.servers} {server.worst_queue_us / 1e3:.2f})"
 
 
-def _table(run: Run) -> Table:
+def _table(run: LoadRun) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     goal = run.conditions.objective is not None
     headings = ["load", "offered/s", "answers/s", *(["goodput/s"] if goal else [])]
@@ -131,7 +130,7 @@ def _judgement(judged: Judged | None) -> str:
     return f", within {judged.p99_ms:g} ms: {said}"
 
 
-def _verdict(run: Run) -> str:
+def _verdict(run: LoadRun) -> str:
     goal = run.conditions.objective
     if goal is None:
         return ""
@@ -143,10 +142,10 @@ def _verdict(run: Run) -> str:
         return f"no rate was found with p99 {goal}"
     if run.met:
         return f"[green]objective met:[/] p99 {goal}"
-    return f"[red]objective missed:[/] p99 {goal}, refused and failed requests counted as too late"
+    return f"[red]objective missed:[/] p99 {goal}, refused and failed requests count as too late"
 
 
-def show_mlperf(verdict: Verdict, model: str, console: Console) -> None:
+def show_mlperf(verdict: MlperfVerdict, model: str, console: Console) -> None:
     """What LoadGen says, and what it does not see: requests that failed and answers that were wrong."""
     said = "[green]VALID[/]" if verdict.valid else "[red]INVALID[/]"
     console.print(f"{model}, MLPerf {verdict.scenario}: {said}, {verdict.rate:,.1f} samples/s", highlight=False)

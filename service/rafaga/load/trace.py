@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rafaga.load import schedule
-from rafaga.load.schedule import Choice, Schedule, Times
+from rafaga.load.schedule import MixEntry, Schedule, Times
 
 # In the place of a model or of rows: the mix decides.
 _ANY = "-"
@@ -18,17 +18,17 @@ _EXPECTED = f"expected SECONDS [MODEL [ROWS]], {_ANY} for a model or rows that t
 
 
 class TraceError(Exception):
-    """A file that is no trace, or a line that nothing can be sent for."""
+    """Not a trace, or a line that no request of the mix fits."""
 
 
 @dataclass(frozen=True)
-class Kind:
+class LineKind:
     """What lines of a trace ask for. None: the mix decides."""
 
     model: str | None = None
     rows: int | None = None
 
-    def fits(self, choice: Choice) -> bool:
+    def fits(self, choice: MixEntry) -> bool:
         if self.model not in (None, choice.model):
             return False
         return choice.drawn if self.rows is None else choice.rows == self.rows
@@ -43,7 +43,7 @@ class Trace:
 
     due_s: Times
     kind: NDArray[np.int64]
-    kinds: tuple[Kind, ...]
+    kinds: tuple[LineKind, ...]
 
     @property
     def models(self) -> list[str | None]:
@@ -54,7 +54,7 @@ class Trace:
         """How many rows lines ask `model` for."""
         return {kind.rows for kind in self.kinds if kind.rows is not None and kind.model in (None, model)}
 
-    def schedule(self, choices: Sequence[Choice], seed: int) -> Schedule:
+    def schedule(self, choices: Sequence[MixEntry], seed: int) -> Schedule:
         """Which request is sent for each line: one of those that fit, by weight. Raises TraceError."""
         rng = np.random.default_rng([seed, 1])
         request = np.empty(len(self.kind), np.int64)
@@ -70,7 +70,7 @@ class Trace:
 def read(path: Path) -> Trace:
     """Lines of any clock, in any order; the first to come is due at zero. Raises TraceError or OSError."""
     times: list[float] = []
-    kinds: dict[Kind, int] = {}
+    kinds: dict[LineKind, int] = {}
     which: list[int] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         words = line.replace(",", " ").split()
@@ -89,10 +89,10 @@ def read(path: Path) -> Trace:
     return Trace(at_s_of[order] - at_s_of[order[0]], np.asarray(which, np.int64)[order], tuple(kinds))
 
 
-def _line(words: Sequence[str]) -> tuple[float, Kind]:
+def _line(words: Sequence[str]) -> tuple[float, LineKind]:
     """Raises ValueError."""
     at_s, model, rows, *beyond = [*words, *[_ANY] * (3 - len(words))]
     count = None if rows == _ANY else int(rows)
     if beyond or not np.isfinite(float(at_s)) or (count is not None and count < 1):
         raise ValueError
-    return float(at_s), Kind(None if model == _ANY else model, count)
+    return float(at_s), LineKind(None if model == _ANY else model, count)

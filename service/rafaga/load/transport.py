@@ -11,9 +11,10 @@ import grpc.aio
 from rafaga.client import _calls
 from rafaga.client._channel import Endpoint
 from rafaga.errors import RafagaError, ServerUnreachable
-from rafaga.load.codecs import Target, reader
+from rafaga.load.codecs import reader
+from rafaga.load.codecs.base import Target
 from rafaga.load.generator import CallFailed
-from rafaga.load.log import Answer
+from rafaga.load.log import Reply
 
 
 class GrpcSend:
@@ -57,7 +58,7 @@ class GrpcSend:
         except TimeoutError:
             raise ServerUnreachable(f"{self._endpoint.address}: no connection within {timeout_s:g} s") from None
 
-    async def __call__(self, request: int, timeout_s: float) -> Answer:
+    async def __call__(self, request: int, timeout_s: float) -> Reply:
         turn = self._turn = self._turn + 1
         calls = self._calls[request]
         try:

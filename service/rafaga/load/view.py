@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from rafaga.load.figures import REFUSALS, Figures, describe_outcomes
-from rafaga.load.log import OK, Rows
+from rafaga.load.log import OK, LogRows
 from rafaga.load.schedule import Pattern
 from rafaga.load.steps import Step
 
@@ -36,7 +36,7 @@ class Progress:
     recent_p99_ms: float
 
 
-class Watch:
+class ProgressTracker:
     """Rows on their way to the tally, as progress. Counts the warm-up too: it is what can be seen going on."""
 
     def __init__(self, begin_s: float) -> None:
@@ -44,7 +44,7 @@ class Watch:
         self._outcomes: dict[str, int] = {}
         self._recent: deque[tuple[float, NDArray[np.float64]]] = deque()
 
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: LogRows) -> None:
         outcome = np.frombuffer(rows.outcome, np.uint16)
         for reason, count in zip(rows.reasons, np.bincount(outcome, minlength=len(rows.reasons)).tolist(), strict=True):
             self._outcomes[reason] = self._outcomes.get(reason, 0) + count

@@ -21,12 +21,12 @@ import numpy as np
 
 from rafaga.errors import RafagaError
 from rafaga.load import schedule, targets
-from rafaga.load.codecs import Target
+from rafaga.load.codecs.base import Target
 from rafaga.load.connection import Connection
 from rafaga.load.figures import GeneratorUse
 from rafaga.load.generator import Caller, Send, closed_loop, open_loop
-from rafaga.load.log import Log, Rows
-from rafaga.load.schedule import Part, Schedule
+from rafaga.load.log import Log, LogRows
+from rafaga.load.schedule import Schedule, SchedulePart
 from rafaga.load.steps import Step
 from rafaga.load.transport import GrpcSend
 
@@ -53,7 +53,7 @@ class Order:
     """A step, and which share of it is this process's. trace: what it replays, in seconds from its beginning."""
 
     step: Step
-    part: Part
+    part: SchedulePart
     trace: Schedule | None = None
 
 
@@ -79,7 +79,7 @@ class Broken:
     error: Exception
 
 
-Report: TypeAlias = Ready | Rows | Finished | Broken
+Report: TypeAlias = Ready | LogRows | Finished | Broken
 
 
 def main(setup: Setup, pipe: Pipe) -> None:
@@ -143,7 +143,7 @@ async def run_step(
     begin_s: float,
     deadline_s: float,
     max_outstanding: int,
-    report: Callable[[Rows], Any],
+    report: Callable[[LogRows], Any],
 ) -> GeneratorUse:
     """Sends the share and reports its rows. begin_s: the window's start on the event loop's clock."""
     log = Log()
@@ -186,4 +186,4 @@ def _send_all(pipe: Pipe, reports: queue.SimpleQueue[Report | None]) -> None:
         try:
             pipe.send(report)
         except OSError:
-            return  # the parent is gone, and nobody is left to tell
+            return  # the parent is gone

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from rafaga.load.arguments import OptionsError
 from rafaga.load.command import LoadError, LoadExit
 from rafaga.load.fleet import FleetError
-from rafaga.load.options import OptionsError
 from rafaga.load.payloads import PayloadError
 from rafaga.plan import profile as profiles
 from rafaga.plan import text

@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from rafaga.client import _calls
 from rafaga.load import payloads as inputs
 from rafaga.load import targets, view
-from rafaga.load.codecs import Wire
+from rafaga.load.codecs.base import Wire
 from rafaga.load.connection import Connection
 from rafaga.load.figures import MAX_CORES_PER_PROCESS
 from rafaga.load.fleet import Fleet
-from rafaga.load.log import Rows
+from rafaga.load.log import LogRows
 from rafaga.load.payloads import Payloads
-from rafaga.load.schedule import Part, Pattern
+from rafaga.load.schedule import Pattern, SchedulePart
 from rafaga.load.steps import Step
 from rafaga.load.worker import Setup
-from rafaga.plan.profile import SCHEMA, Measured, Profile, ProfileError, quantiles
+from rafaga.plan.profile import SCHEMA, MeasuredLoad, Profile, ProfileError, quantiles
 
 CALLERS = (1, 2, 4, 8, 16, 32, 64)
 WARM_UP_S = 0.5
@@ -41,7 +41,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Answers:
+class MeasuredAnswers:
     """Of one step: milliseconds per answer, and the rows of the batch it was in. call_ms: from the send, without queue
     and engine. refused: requests without an answer, whatever the reason."""
 
@@ -54,12 +54,12 @@ class Answers:
     refused: int = 0
 
     @property
-    def measured(self) -> Measured:
+    def measured(self) -> MeasuredLoad:
         p50_ms, p99_ms = np.percentile(self.latency_ms, (50, 99)).tolist()
         rate = len(self.latency_ms) / self.step.duration_s
         mean_rows = 1 / float(np.mean(1 / self.batch_rows))  # per run, not per request
         step = self.step
-        return Measured(step.callers, step.rate, rate, p50_ms, p99_ms, mean_rows, self.generator_cores)
+        return MeasuredLoad(step.callers, step.rate, rate, p50_ms, p99_ms, mean_rows, self.generator_cores)
 
 
 def measure(
@@ -75,13 +75,13 @@ def measure(
 ) -> Profile:
     """Loads the server for `step_s` with each number of callers. Raises RafagaError, FleetError or ProfileError.
 
-    note: told one line per step.
+    note: called with one line per step.
     """
     target = targets.prepare(connection, Wire.RAFAGA, {model: 1.0}, payloads, _TIMEOUT_S)
     with connection.ask(_TIMEOUT_S) as ask:
         call = _calls.model(model, version=0)
         description = _calls.read(call, ask(call.method, call.request))
-    found: list[Answers] = []
+    found: list[MeasuredAnswers] = []
     with Fleet(Setup(connection, target, channels=channels), processes) as fleet:
 
         def load(step: Step) -> None:
@@ -114,9 +114,9 @@ def measure(
     )
 
 
-def _answers(fleet: Fleet, step: Step, model: str) -> Answers:
-    rows: list[Rows] = []
-    uses = fleet.run(step, Part(), on_begin=lambda at_s: None, on_rows=rows.append, on_tick=lambda: None)
+def _answers(fleet: Fleet, step: Step, model: str) -> MeasuredAnswers:
+    rows: list[LogRows] = []
+    uses = fleet.run(step, SchedulePart(), on_begin=lambda at_s: None, on_rows=rows.append, on_tick=lambda: None)
     due_s, sent_s, done_s, queue_us, run_us, batch = (
         np.concatenate([np.frombuffer(getattr(each, name), kind) for each in rows]).astype(np.float64)
         for name, kind in (
@@ -134,7 +134,7 @@ def _answers(fleet: Fleet, step: Step, model: str) -> Answers:
     if not told.any():
         raise ProfileError(f"{model}: {view.describe(step)} got no answer in {step.duration_s:g} s")
     run_us = np.maximum(run_us, 1.0)
-    return Answers(
+    return MeasuredAnswers(
         step,
         1e3 * (done_s - due_s)[told],
         np.maximum(1e-3, 1e3 * (done_s - sent_s) - (queue_us + run_us) / 1e3)[told],
@@ -145,10 +145,10 @@ def _answers(fleet: Fleet, step: Step, model: str) -> Answers:
     )
 
 
-def profile_of(found: Sequence[Answers], request_rows: int) -> Profile:
+def profile_of(found: Sequence[MeasuredAnswers], request_rows: int) -> Profile:
     """The figures of a profile; whom they are of is left open. found: a lone caller's first, at least one open loop."""
     rows, runs_ms = (np.concatenate([getattr(each, name) for each in found]) for name in ("batch_rows", "run_ms"))
-    # Every answer of a batch tells of the same run.
+    # Every answer of a batch reports the same run.
     weights = request_rows / rows
     knots, means_ms = _run_table(rows, runs_ms, weights)
     alone = found[0].call_ms

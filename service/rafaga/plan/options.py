@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rafaga.load import options
-from rafaga.load.arguments import not_negative, positive
+from rafaga.load import arguments as shared
+from rafaga.load.arguments import OptionsError, not_negative, positive
 from rafaga.load.connection import Connection
-from rafaga.load.options import OptionsError
 from rafaga.load.payloads import Payloads
 
 EPILOG = """\
@@ -39,7 +38,7 @@ class Measuring:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlanGoal:
     """headroom: share by which the rate may grow."""
 
     rate: float
@@ -53,7 +52,7 @@ class PlanOptions:
 
     measuring: Measuring | None
     profile: Path | None
-    wanted: Wanted | None
+    wanted: PlanGoal | None
     seed: int
     json: str | None
 
@@ -62,7 +61,7 @@ def parse(arguments: Sequence[str]) -> PlanOptions:
     """Raises OptionsError, PayloadError or OSError; SystemExit as argparse does it."""
     args = _parser().parse_args(arguments)
     if args.measure is None and args.profile is None:
-        raise OptionsError("what does a replica need? --measure HOST:PORT finds out, --profile FILE tells")
+        raise OptionsError("no profile: measure a replica with --measure HOST:PORT, or read one with --profile FILE")
     if (args.measure is None) != (args.model is None):
         raise OptionsError("--measure and --model go together")
     if any(len(given or ()) > 1 for given in (args.rows, args.size)):
@@ -75,15 +74,15 @@ def parse(arguments: Sequence[str]) -> PlanOptions:
         measuring=None
         if args.measure is None
         else Measuring(
-            options.connection(args.measure, args),
+            shared.connection(args.measure, args),
             args.model,
-            options.inputs(args),
+            shared.inputs(args),
             args.step,
             args.processes,
             args.channels,
         ),
         profile=args.profile,
-        wanted=None if args.rate is None else Wanted(args.rate, args.slo_p99_ms, args.headroom / 100),
+        wanted=None if args.rate is None else PlanGoal(args.rate, args.slo_p99_ms, args.headroom / 100),
         seed=args.seed,
         json=args.json,
     )
@@ -100,26 +99,24 @@ def _parser() -> ArgumentParser:
     )
     plan = parser.add_argument_group("plan")
     plan.add_argument("--rate", type=positive, metavar="R", help="requests per second, all replicas together")
-    plan.add_argument("--slo-p99-ms", type=positive, metavar="MS", help="99 of 100 requests answered within")
+    plan.add_argument("--slo-p99-ms", type=positive, metavar="MS", help="p99 target, in ms")
     plan.add_argument(
         "--headroom",
         type=not_negative,
         default=20.0,
         metavar="PERCENT",
-        help="by which the rate may grow before the objective is missed (%(default)g)",
+        help="how much the rate may grow before the objective is missed (%(default)g)",
     )
     plan.add_argument("--json", metavar="FILE", help="the plan as JSON; - is standard output")
 
     profile = parser.add_argument_group("profile")
     profile.add_argument("--profile", type=Path, metavar="FILE", help="read it, or write it after measuring")
-    profile.add_argument(
-        "--measure", metavar="HOST:PORT", help="load this replica, with 1 to 64 callers, and see what it needs"
-    )
+    profile.add_argument("--measure", metavar="HOST:PORT", help="load this replica with 1 to 64 callers and measure it")
     profile.add_argument("--model", metavar="NAME", help="the model to measure")
     profile.add_argument(
         "--step", type=positive, default=3.0, metavar="S", help="seconds for each number of callers (%(default)g)"
     )
-    options.add_inputs(profile)
-    options.add_credentials(profile)
-    options.add_processes(profile)
+    shared.add_inputs(profile)
+    shared.add_credentials(profile)
+    shared.add_processes(profile)
     return parser

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 
 from rafaga.load.search import search
 from rafaga.plan.profile import Profile
-from rafaga.plan.replica import BatchSettings, Outcome, Replica
+from rafaga.plan.replica import BatchSettings, Replica, ReplicaOutcome
 from rafaga.server.scheduling.latency import buckets_up_to
 
-# Requests of a simulation that is one of many, and of those whose figures are told: their p99 rests on a hundredth.
+# Requests of a simulation that is one of many, and of those whose figures are reported: their p99 rests on a hundredth.
 _SEARCH_REQUESTS = 5_000
 _TOLD_REQUESTS = 30_000
 # How far the highest rate may lie below one that missed, and how much better other settings must be to be worth it.
 _PRECISION = 0.03
 _WORTH_IT = 1.03
-# A measured p99 beyond so many simulated ones is no noise of a short measurement: the model lacks something.
+# A measured p99 beyond so many simulated ones is more than the noise of a short measurement: the model is incomplete.
 _FAR_APART = 1.5
 # Where halving the batches costs this much, halving them again gains nothing.
 _HOPELESS = 0.6
@@ -68,8 +68,8 @@ class Plan:
     settings: BatchSettings
     max_rate_per_replica: float
     headroom: float
-    with_all: Outcome
-    with_one_lost: Outcome | None
+    with_all: ReplicaOutcome
+    with_one_lost: ReplicaOutcome | None
     replicas_to_lose_one: int
     considered: tuple[Considered, ...]
     check: Check | None
@@ -86,7 +86,7 @@ def plan(
     seed: int = 0,
     note: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """Raises Unreachable. note: told one line per setting that was tried."""
+    """Raises Unreachable. note: called with one line per setting that was tried."""
     replica = Replica(profile, slo_p99_ms, seed)
     considered: list[Considered] = []
 
@@ -98,7 +98,7 @@ def plan(
         )
         return considered[-1]
 
-    # The largest is what a server does when it is told nothing.
+    # The largest is a server's default.
     sizes = (size for size in reversed(buckets_up_to(profile.largest_batch)) if size < profile.largest_batch)
     chosen = consider(BatchSettings(profile.max_batch_size, 0, replica.queue_wait_ms(profile.max_batch_size)))
     for size in sizes:
@@ -107,7 +107,7 @@ def plan(
             break
         chosen = _better(chosen, tried)
     if profile.largest_batch > 1:
-        # As long as the shortest run: who waits longer for company could have been answered.
+        # As long as the shortest run: a request that waits longer could have been answered already.
         delayed = replace(chosen.settings, max_queue_delay_us=round(profile.run_s(1) * 1e6))
         chosen = _better(chosen, consider(delayed))
     if not chosen.max_rate:

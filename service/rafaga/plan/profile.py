@@ -17,11 +17,11 @@ LEVELS: NDArray[np.float64] = np.concatenate([np.arange(0.0, 99.0), [99.0, 99.5,
 
 
 class ProfileError(Exception):
-    """A file that is no profile, or measurements that no profile can be made of."""
+    """Not a profile, or measurements that are not enough for one."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredLoad:
     """A load that the profile was made from: so many callers that wait, or Poisson arrivals at `offered` per second.
 
     rate: answers per second. Latencies count from when a request was due. generator_cores: of the busiest process of
@@ -64,7 +64,7 @@ class Profile:
     shared_rate: float
     shared_call_ms: float
     crowded_rate: float
-    steps: tuple[Measured, ...]
+    steps: tuple[MeasuredLoad, ...]
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """One replica of a profile in simulated time: calls come in, the real batcher queues them, a pretended engine runs.
 
 In front of the batcher stands what the transport costs: a station that takes one call after the other, no faster than
-a crowded replica was seen to take them, and a delay that holds nobody up. How much the station varies, and hence how
+a crowded replica was seen to take them, and a delay that occupies nothing. How much the station varies, and hence how
 long calls wait for each other, is fitted to the profile's random arrivals by the mean wait of an M/G/1 queue
 (Pollaczek-Khinchine).
 """
@@ -15,7 +15,7 @@ from random import Random
 import numpy as np
 
 from rafaga.plan.profile import LEVELS, Profile
-from rafaga.plan.simulation import Request, simulate
+from rafaga.plan.simulation import SimulatedRequest, simulate
 from rafaga.server.scheduling.batcher import Batcher, BatchPolicy
 from rafaga.server.scheduling.latency import DISPATCH_S, LatencyTable, buckets_up_to
 
@@ -27,7 +27,7 @@ _MAX_VARIATION = 4.0
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """What `rafaga serve` is told, under the same names."""
+    """Settings of `rafaga serve`, under the same names."""
 
     max_batch_size: int
     max_queue_delay_us: int = 0
@@ -35,7 +35,7 @@ class BatchSettings:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ReplicaOutcome:
     """What one replica's callers see. rate: requests per second offered to it. Latencies are those of answers.
 
     within: share of all requests that were answered within the objective. mean_batch_rows: per run. engine_busy and
@@ -85,7 +85,7 @@ class Replica:
         )
         return max(1, round(left_s * 1e3))
 
-    def under(self, rate: float, settings: BatchSettings, requests: int) -> Outcome:
+    def under(self, rate: float, settings: BatchSettings, requests: int) -> ReplicaOutcome:
         """`requests` Poisson arrivals at `rate` per second."""
         rng = np.random.default_rng(self._seed)
         count = round(requests * (1 + _WARM_UP))
@@ -102,9 +102,9 @@ class Replica:
         warm_up_s = float(through_s[count - requests])
         profile = self._profile
 
-        def calls() -> Iterator[tuple[float, Request]]:
+        def calls() -> Iterator[tuple[float, SimulatedRequest]]:
             for at_s, waited_s in zip(through_s.tolist(), before_s.tolist(), strict=True):
-                yield at_s, Request(float("inf"), profile.request_rows, waited_s=waited_s)
+                yield at_s, SimulatedRequest(float("inf"), profile.request_rows, waited_s=waited_s)
 
         def sample(rows: int, cost: float, random: Random) -> float:
             return profile.run_s(rows) * float(np.interp(random.uniform(0, 100), LEVELS, profile.run_spread))
@@ -116,7 +116,7 @@ class Replica:
         latencies_ms = 1e3 * np.asarray(report.latencies or [np.inf])
         offered = report.offered / profile.request_rows
         p50_ms, p99_ms = np.percentile(latencies_ms, (50, 99)).tolist() if report.latencies else (np.inf, np.inf)
-        return Outcome(
+        return ReplicaOutcome(
             rate=rate,
             p50_ms=p50_ms,
             p99_ms=p99_ms,

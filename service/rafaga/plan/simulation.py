@@ -1,7 +1,7 @@
 """A discrete-event simulation of one model under load: the real Batcher, pretended engines, simulated time.
 
-It measures what the scheduling alone is worth, and tells `rafaga plan` what a replica can take. Arrivals are Poisson,
-open loop: nobody waits for an answer before sending the next request. Every request that was not answered within its
+It measures what the scheduling alone is worth, and predicts for `rafaga plan` what a replica can handle. Arrivals are
+Poisson, open loop: the next request does not wait for an answer. Every request that was not answered within its
 deadline counts for nothing, whatever was computed for it.
 """
 
@@ -55,7 +55,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Request:
+class SimulatedRequest:
     """waited_s: before it reached the batcher; counted as part of its latency, not of its deadline."""
 
     deadline_s: float
@@ -101,8 +101,8 @@ class Report:
 
 
 def poisson(
-    rate: float, seconds: float, request: Callable[[Random], Request], rng: Random
-) -> Iterator[tuple[float, Request]]:
+    rate: float, seconds: float, request: Callable[[Random], SimulatedRequest], rng: Random
+) -> Iterator[tuple[float, SimulatedRequest]]:
     now = 0.0
     while (now := now + rng.expovariate(rate)) < seconds:
         yield now, request(rng)
@@ -111,7 +111,7 @@ def poisson(
 def simulate(
     batcher: Batcher,
     sample: Callable[[int, float, Random], float],
-    arrivals: Iterator[tuple[float, Request]],
+    arrivals: Iterator[tuple[float, SimulatedRequest]],
     seconds: float,
     seed: int = 0,
     warm_up_s: float = 0.0,
@@ -122,76 +122,117 @@ def simulate(
     `sample` gives the seconds of a run. Only what happens from `warm_up_s` to `seconds` is counted. `ahead`: engines
     take a full batch while they run another, as those do whose copies and runs overlap.
     """
-    rng = Random(seed)
-    report = Report(seconds - warm_up_s)
-    clock = 0.0
-    running: list[tuple[float, int, Batch, float]] = []  # a heap: when it ends, which one it is, what it took
-    next_of: dict[Batch, Batch] = {}  # taken ahead, by what its engine still runs
-    number = itertools.count()
-    wake_at = math.inf
+    run = _Simulation(batcher, sample, seconds, seed, warm_up_s, ahead)
     arrival = next(arrivals, None)
+    while arrival is not None or run.busy:
+        if arrival is not None and arrival[0] < run.next_s:
+            run.submit(*arrival)
+            arrival = next(arrivals, None)
+        else:
+            run.step()
+        run.start_batches()
+    return run.report
 
-    def counted() -> bool:
-        return warm_up_s <= clock < seconds
 
-    def run(batch: Batch) -> None:
-        took = sample(batch.rows, batch.cost, rng)
-        heapq.heappush(running, (clock + took, next(number), batch, took))
+class _Simulation:
+    """One run: the engines, and what they compute. `clock`: simulated seconds."""
 
-    def take(after: Batch | None = None) -> Batch | None:
-        nonlocal wake_at
-        decision = batcher.take(clock, after)
-        report.dropped += counted() * sum(job.rows for job in decision.dropped)
-        wake_at = math.inf if decision.wake_at is None else decision.wake_at
-        return decision.batch
+    def __init__(
+        self,
+        batcher: Batcher,
+        sample: Callable[[int, float, Random], float],
+        seconds: float,
+        seed: int,
+        warm_up_s: float,
+        ahead: bool,
+    ) -> None:
+        self._batcher = batcher
+        self._sample = sample
+        self._rng = Random(seed)
+        self._window = (warm_up_s, seconds)
+        self._ahead = ahead
+        self._running: list[tuple[float, int, Batch, float]] = []  # a heap: end, number, batch, seconds of its run
+        self._next_of: dict[Batch, Batch] = {}  # taken ahead, by the batch that its engine still runs
+        self._number = itertools.count()
+        self._wake_at = math.inf
+        self.clock = 0.0
+        self.report = Report(seconds - warm_up_s)
 
-    def submit(request: Request) -> None:
+    @property
+    def busy(self) -> bool:
+        return bool(self._running) or self._batcher.queued_jobs > 0
+
+    @property
+    def next_s(self) -> float:
+        """When the next run ends, or the batcher wants to be asked again."""
+        return min(self._running[0][0] if self._running else math.inf, self._wake_at)
+
+    def submit(self, at_s: float, request: SimulatedRequest) -> None:
+        self.clock = at_s
+
         def answered(_: Arrays, __: JobTiming) -> None:
-            if counted():
-                took = clock - job.arrival + request.waited_s
-                report.latencies.append(took)
-                report.longest_s[job.priority] = max(took, report.longest_s.get(job.priority, 0.0))
-                if clock <= job.deadline:
-                    report.good += job.rows
-                    report.good_of[job.priority] += job.rows
-                else:
-                    report.late += job.rows
+            self._answered(job, request)
 
         def failed(_: RafagaError) -> None:
             raise AssertionError("the simulation counts drops itself")
 
         rows = _ROW if request.rows == 1 else np.zeros((request.rows, 1), np.uint8)
-        deadline = clock + request.deadline_s
+        deadline = at_s + request.deadline_s
         job = Job((rows,), answered, failed, deadline, request.key, request.cost, request.priority)
-        report.offered += counted() * job.rows
+        self.report.offered += self._counted * job.rows
         try:
-            batcher.submit(job, clock)
+            self._batcher.submit(job, at_s)
         except Refused:
-            report.refused += counted() * job.rows
+            self.report.refused += self._counted * job.rows
 
-    while arrival is not None or running or batcher.queued_jobs:
-        end = min(running[0][0] if running else math.inf, wake_at)
-        if arrival is not None and arrival[0] < end:
-            clock = arrival[0]
-            submit(arrival[1])
-            arrival = next(arrivals, None)
+    def step(self) -> None:
+        """To `next_s`, where a run may end."""
+        self.clock = self.next_s
+        if not self._running or self._running[0][0] != self.clock:
+            return
+        _, _, batch, took = heapq.heappop(self._running)
+        self.report.run += self._counted * batch.rows
+        self.report.batches += self._counted
+        self.report.busy_s += self._counted * took
+        for job, start, stop in batch.parts:
+            job.answer(start, (job.inputs[0][start:stop],), took, batch.rows)
+        self._batcher.finished(batch, took)
+        if (following := self._next_of.pop(batch, None)) is not None:
+            self._batcher.begun(following, self.clock)
+            self._run(following)
+
+    def start_batches(self) -> None:
+        """On idle engines, and ahead on busy ones."""
+        while len(self._running) < self._batcher.engines and (taken := self._take()) is not None:
+            self._run(taken)
+        for _, _, batch, _ in self._running if self._ahead else ():
+            full = self._batcher.queued_rows >= self._batcher.latency.efficient_rows
+            if full and batch not in self._next_of and (taken := self._take(after=batch)) is not None:
+                self._next_of[batch] = taken
+
+    @property
+    def _counted(self) -> bool:
+        return self._window[0] <= self.clock < self._window[1]
+
+    def _take(self, after: Batch | None = None) -> Batch | None:
+        decision = self._batcher.take(self.clock, after)
+        self.report.dropped += self._counted * sum(job.rows for job in decision.dropped)
+        self._wake_at = math.inf if decision.wake_at is None else decision.wake_at
+        return decision.batch
+
+    def _run(self, batch: Batch) -> None:
+        took = self._sample(batch.rows, batch.cost, self._rng)
+        heapq.heappush(self._running, (self.clock + took, next(self._number), batch, took))
+
+    def _answered(self, job: Job, request: SimulatedRequest) -> None:
+        if not self._counted:
+            return
+        report = self.report
+        took = self.clock - job.arrival + request.waited_s
+        report.latencies.append(took)
+        report.longest_s[job.priority] = max(took, report.longest_s.get(job.priority, 0.0))
+        if self.clock <= job.deadline:
+            report.good += job.rows
+            report.good_of[job.priority] += job.rows
         else:
-            clock = end
-            if running and running[0][0] == end:
-                _, _, batch, took = heapq.heappop(running)
-                report.run += counted() * batch.rows
-                report.batches += counted()
-                report.busy_s += counted() * took
-                for job, start, stop in batch.parts:
-                    job.answer(start, (job.inputs[0][start:stop],), took, batch.rows)
-                batcher.finished(batch, took)
-                if (following := next_of.pop(batch, None)) is not None:
-                    batcher.begun(following, clock)
-                    run(following)
-        while len(running) < batcher.engines and (taken := take()) is not None:
-            run(taken)
-        for _, _, batch, _ in running if ahead else ():
-            full = batcher.queued_rows >= batcher.latency.efficient_rows
-            if full and batch not in next_of and (taken := take(after=batch)) is not None:
-                next_of[batch] = taken
-    return report
+            report.late += job.rows

@@ -1,11 +1,11 @@
-"""A plan for people who read terminals."""
+"""A plan, for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from rafaga.plan.planning import Plan
-from rafaga.plan.replica import Outcome
+from rafaga.plan.replica import ReplicaOutcome
 
 
 def lines(plan: Plan) -> Iterator[str]:
@@ -23,7 +23,7 @@ def lines(plan: Plan) -> Iterator[str]:
     )
     yield f"  all up:   {_outcome(plan, plan.with_all)}"
     if plan.with_one_lost is None:
-        yield "  one lost: none is left"
+        yield "  one lost: none left"
     else:
         yield f"  one lost: {_outcome(plan, plan.with_one_lost)}"
     if plan.with_one_lost is None or not plan.with_one_lost.met:
@@ -38,7 +38,7 @@ def lines(plan: Plan) -> Iterator[str]:
         yield f"  warning: {warning}"
 
 
-def _outcome(plan: Plan, outcome: Outcome) -> str:
+def _outcome(plan: Plan, outcome: ReplicaOutcome) -> str:
     if outcome.met:
         verdict = "met"
     else:

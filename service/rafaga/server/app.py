@@ -102,8 +102,8 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
     expiry = Expiry()
     services = (
         Vision(repository, workers, limits),
-        Forecasting(repository),
-        Sequences(repository),
+        Forecasting(repository, limits),
+        Sequences(repository, limits),
         Catalog(repository),
         OpenInference(repository, workers, limits, expiry, version("rafaga")),
     )

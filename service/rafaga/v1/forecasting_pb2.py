@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rafaga.v1 import common_pb2 as rafaga_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brafaga/v1/forecasting.proto\x12\trafaga.v1\x1a\x16rafaga/v1/common.proto\"S\n\x0f\x46orecastRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07history\x18\x03 \x03(\x02\x12\x0f\n\x07horizon\x18\x04 \x01(\r\"\x8a\x01\n\x10\x46orecastResponse\x12.\n\tquantiles\x18\x01 \x03(\x0b\x32\x1b.rafaga.v1.QuantileForecast\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing\"1\n\x10QuantileForecast\x12\r\n\x05level\x18\x01 \x01(\x02\x12\x0e\n\x06values\x18\x02 \x03(\x02\x32R\n\x0b\x46orecasting\x12\x43\n\x08\x46orecast\x12\x1a.rafaga.v1.ForecastRequest\x1a\x1b.rafaga.v1.ForecastResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brafaga/v1/forecasting.proto\x12\trafaga.v1\x1a\x16rafaga/v1/common.proto\"v\n\x0f\x46orecastRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07history\x18\x03 \x03(\x02\x12\x0f\n\x07horizon\x18\x04 \x01(\r\x12!\n\x06series\x18\x05 \x03(\x0b\x32\x11.rafaga.v1.Series\"\x18\n\x06Series\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\xb8\x01\n\x10\x46orecastResponse\x12.\n\tquantiles\x18\x01 \x03(\x0b\x32\x1b.rafaga.v1.QuantileForecast\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing\x12,\n\tforecasts\x18\x04 \x03(\x0b\x32\x19.rafaga.v1.SeriesForecast\"@\n\x0eSeriesForecast\x12.\n\tquantiles\x18\x01 \x03(\x0b\x32\x1b.rafaga.v1.QuantileForecast\"1\n\x10QuantileForecast\x12\r\n\x05level\x18\x01 \x01(\x02\x12\x0e\n\x06values\x18\x02 \x03(\x02\x32R\n\x0b\x46orecasting\x12\x43\n\x08\x46orecast\x12\x1a.rafaga.v1.ForecastRequest\x1a\x1b.rafaga.v1.ForecastResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,11 +33,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rafaga.v1.forecasting_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FORECASTREQUEST']._serialized_start=66
-  _globals['_FORECASTREQUEST']._serialized_end=149
-  _globals['_FORECASTRESPONSE']._serialized_start=152
-  _globals['_FORECASTRESPONSE']._serialized_end=290
-  _globals['_QUANTILEFORECAST']._serialized_start=292
-  _globals['_QUANTILEFORECAST']._serialized_end=341
-  _globals['_FORECASTING']._serialized_start=343
-  _globals['_FORECASTING']._serialized_end=425
+  _globals['_FORECASTREQUEST']._serialized_end=184
+  _globals['_SERIES']._serialized_start=186
+  _globals['_SERIES']._serialized_end=210
+  _globals['_FORECASTRESPONSE']._serialized_start=213
+  _globals['_FORECASTRESPONSE']._serialized_end=397
+  _globals['_SERIESFORECAST']._serialized_start=399
+  _globals['_SERIESFORECAST']._serialized_end=463
+  _globals['_QUANTILEFORECAST']._serialized_start=465
+  _globals['_QUANTILEFORECAST']._serialized_end=514
+  _globals['_FORECASTING']._serialized_start=516
+  _globals['_FORECASTING']._serialized_end=598
 # @@protoc_insertion_point(module_scope)

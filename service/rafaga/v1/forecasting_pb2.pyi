@@ -27,6 +27,7 @@ class ForecastRequest(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     HISTORY_FIELD_NUMBER: builtins.int
     HORIZON_FIELD_NUMBER: builtins.int
+    SERIES_FIELD_NUMBER: builtins.int
     model: builtins.str
     version: builtins.int
     """Zero asks for the newest version that is ready."""
@@ -36,6 +37,10 @@ class ForecastRequest(google.protobuf.message.Message):
     def history(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Evenly spaced observations in the unit the model was trained on, oldest first. Finite numbers only."""
 
+    @property
+    def series(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Series]:
+        """Several series in one message, instead of `history`; of any lengths."""
+
     def __init__(
         self,
         *,
@@ -43,11 +48,31 @@ class ForecastRequest(google.protobuf.message.Message):
         version: builtins.int = ...,
         history: collections.abc.Iterable[builtins.float] | None = ...,
         horizon: builtins.int = ...,
+        series: collections.abc.Iterable[Global___Series] | None = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["history", b"history", "horizon", b"horizon", "model", b"model", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["history", b"history", "horizon", b"horizon", "model", b"model", "series", b"series", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ForecastRequest: typing_extensions.TypeAlias = ForecastRequest
+
+@typing.final
+class Series(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: builtins.int
+    @property
+    def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """As `history`."""
+
+    def __init__(
+        self,
+        *,
+        values: collections.abc.Iterable[builtins.float] | None = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["values", b"values"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Series: typing_extensions.TypeAlias = Series
 
 @typing.final
 class ForecastResponse(google.protobuf.message.Message):
@@ -56,27 +81,52 @@ class ForecastResponse(google.protobuf.message.Message):
     QUANTILES_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
     TIMING_FIELD_NUMBER: builtins.int
+    FORECASTS_FIELD_NUMBER: builtins.int
     @property
     def quantiles(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___QuantileForecast]:
-        """By rising level."""
+        """Of `history`, by rising level."""
 
     @property
     def model(self) -> rafaga.v1.common_pb2.ModelInfo: ...
     @property
     def timing(self) -> rafaga.v1.common_pb2.Timing: ...
+    @property
+    def forecasts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SeriesForecast]:
+        """One per entry of `series`, in their order."""
+
     def __init__(
         self,
         *,
         quantiles: collections.abc.Iterable[Global___QuantileForecast] | None = ...,
         model: rafaga.v1.common_pb2.ModelInfo | None = ...,
         timing: rafaga.v1.common_pb2.Timing | None = ...,
+        forecasts: collections.abc.Iterable[Global___SeriesForecast] | None = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["model", b"model", "timing", b"timing"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["model", b"model", "quantiles", b"quantiles", "timing", b"timing"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["forecasts", b"forecasts", "model", b"model", "quantiles", b"quantiles", "timing", b"timing"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ForecastResponse: typing_extensions.TypeAlias = ForecastResponse
+
+@typing.final
+class SeriesForecast(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    QUANTILES_FIELD_NUMBER: builtins.int
+    @property
+    def quantiles(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___QuantileForecast]:
+        """By rising level."""
+
+    def __init__(
+        self,
+        *,
+        quantiles: collections.abc.Iterable[Global___QuantileForecast] | None = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["quantiles", b"quantiles"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___SeriesForecast: typing_extensions.TypeAlias = SeriesForecast
 
 @typing.final
 class QuantileForecast(google.protobuf.message.Message):

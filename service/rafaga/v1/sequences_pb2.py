@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rafaga.v1 import common_pb2 as rafaga_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rafaga/v1/sequences.proto\x12\trafaga.v1\x1a\x16rafaga/v1/common.proto\"P\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07symbols\x18\x03 \x03(\t\x12\r\n\x05top_k\x18\x04 \x01(\r\"\x81\x01\n\x0fPredictResponse\x12&\n\x06labels\x18\x01 \x03(\x0b\x32\x16.rafaga.v1.ScoredLabel\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing2M\n\tSequences\x12@\n\x07Predict\x12\x19.rafaga.v1.PredictRequest\x1a\x1a.rafaga.v1.PredictResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rafaga/v1/sequences.proto\x12\trafaga.v1\x1a\x16rafaga/v1/common.proto\"x\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07symbols\x18\x03 \x03(\t\x12\r\n\x05top_k\x18\x04 \x01(\r\x12&\n\tsequences\x18\x05 \x03(\x0b\x32\x13.rafaga.v1.Sequence\"\x1b\n\x08Sequence\x12\x0f\n\x07symbols\x18\x01 \x03(\t\"\xb1\x01\n\x0fPredictResponse\x12&\n\x06labels\x18\x01 \x03(\x0b\x32\x16.rafaga.v1.ScoredLabel\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing\x12.\n\rcontinuations\x18\x04 \x03(\x0b\x32\x17.rafaga.v1.Continuation\"6\n\x0c\x43ontinuation\x12&\n\x06labels\x18\x01 \x03(\x0b\x32\x16.rafaga.v1.ScoredLabel2M\n\tSequences\x12@\n\x07Predict\x12\x19.rafaga.v1.PredictRequest\x1a\x1a.rafaga.v1.PredictResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rafaga.v1.sequences_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PREDICTREQUEST']._serialized_start=64
-  _globals['_PREDICTREQUEST']._serialized_end=144
-  _globals['_PREDICTRESPONSE']._serialized_start=147
-  _globals['_PREDICTRESPONSE']._serialized_end=276
-  _globals['_SEQUENCES']._serialized_start=278
-  _globals['_SEQUENCES']._serialized_end=355
+  _globals['_PREDICTREQUEST']._serialized_end=184
+  _globals['_SEQUENCE']._serialized_start=186
+  _globals['_SEQUENCE']._serialized_end=213
+  _globals['_PREDICTRESPONSE']._serialized_start=216
+  _globals['_PREDICTRESPONSE']._serialized_end=393
+  _globals['_CONTINUATION']._serialized_start=395
+  _globals['_CONTINUATION']._serialized_end=449
+  _globals['_SEQUENCES']._serialized_start=451
+  _globals['_SEQUENCES']._serialized_end=528
 # @@protoc_insertion_point(module_scope)

@@ -27,6 +27,7 @@ class PredictRequest(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     SYMBOLS_FIELD_NUMBER: builtins.int
     TOP_K_FIELD_NUMBER: builtins.int
+    SEQUENCES_FIELD_NUMBER: builtins.int
     model: builtins.str
     version: builtins.int
     """Zero asks for the newest version that is ready."""
@@ -36,6 +37,10 @@ class PredictRequest(google.protobuf.message.Message):
     def symbols(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """From the beginning of the sequence on. The model's labels (Catalog.GetModel) are the symbols that it knows."""
 
+    @property
+    def sequences(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Sequence]:
+        """Several sequences in one message, instead of `symbols`; of any lengths."""
+
     def __init__(
         self,
         *,
@@ -43,11 +48,31 @@ class PredictRequest(google.protobuf.message.Message):
         version: builtins.int = ...,
         symbols: collections.abc.Iterable[builtins.str] | None = ...,
         top_k: builtins.int = ...,
+        sequences: collections.abc.Iterable[Global___Sequence] | None = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["model", b"model", "symbols", b"symbols", "top_k", b"top_k", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["model", b"model", "sequences", b"sequences", "symbols", b"symbols", "top_k", b"top_k", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___PredictRequest: typing_extensions.TypeAlias = PredictRequest
+
+@typing.final
+class Sequence(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SYMBOLS_FIELD_NUMBER: builtins.int
+    @property
+    def symbols(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """As `symbols` of the request."""
+
+    def __init__(
+        self,
+        *,
+        symbols: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["symbols", b"symbols"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Sequence: typing_extensions.TypeAlias = Sequence
 
 @typing.final
 class PredictResponse(google.protobuf.message.Message):
@@ -56,24 +81,49 @@ class PredictResponse(google.protobuf.message.Message):
     LABELS_FIELD_NUMBER: builtins.int
     MODEL_FIELD_NUMBER: builtins.int
     TIMING_FIELD_NUMBER: builtins.int
+    CONTINUATIONS_FIELD_NUMBER: builtins.int
     @property
     def labels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[rafaga.v1.common_pb2.ScoredLabel]:
-        """Best first; equal probabilities in the order of their index."""
+        """Of what follows `symbols`. Best first; equal probabilities in the order of their index."""
 
     @property
     def model(self) -> rafaga.v1.common_pb2.ModelInfo: ...
     @property
     def timing(self) -> rafaga.v1.common_pb2.Timing: ...
+    @property
+    def continuations(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Continuation]:
+        """One per entry of `sequences`, in their order."""
+
     def __init__(
         self,
         *,
         labels: collections.abc.Iterable[rafaga.v1.common_pb2.ScoredLabel] | None = ...,
         model: rafaga.v1.common_pb2.ModelInfo | None = ...,
         timing: rafaga.v1.common_pb2.Timing | None = ...,
+        continuations: collections.abc.Iterable[Global___Continuation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["model", b"model", "timing", b"timing"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["labels", b"labels", "model", b"model", "timing", b"timing"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["continuations", b"continuations", "labels", b"labels", "model", b"model", "timing", b"timing"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___PredictResponse: typing_extensions.TypeAlias = PredictResponse
+
+@typing.final
+class Continuation(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LABELS_FIELD_NUMBER: builtins.int
+    @property
+    def labels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[rafaga.v1.common_pb2.ScoredLabel]:
+        """Best first; equal probabilities in the order of their index."""
+
+    def __init__(
+        self,
+        *,
+        labels: collections.abc.Iterable[rafaga.v1.common_pb2.ScoredLabel] | None = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["labels", b"labels"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Continuation: typing_extensions.TypeAlias = Continuation

@@ -18,7 +18,7 @@ from rafaga import errors
 from rafaga.cli import main
 from rafaga.cli._errors import ExitCode, exit_code
 from rafaga.v1 import catalog_pb2
-from tests.unit.client.fake_server import Script, serving
+from tests.unit.client.fake_server import BROKEN, Script, serving
 
 
 @pytest.fixture
@@ -76,9 +76,10 @@ def test_classify(script: Script, images: list[str], capsys: pytest.CaptureFixtu
 
 
 def test_a_bad_file_fails_alone(script: Script, images: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    script.failures.append(errors.InvalidImage("not a JPEG or PNG"))
-    assert main(["classify", images[0], "--model", "lenet5-mnist"]) == ExitCode.INVALID
-    assert capsys.readouterr().err == f"rafaga: {images[0]}: not a JPEG or PNG\n"
+    broken = Path(images[0]).with_name("broken.png")
+    broken.write_bytes(BROKEN)
+    assert main(["classify", images[0], str(broken), "--model", "lenet5-mnist"]) == ExitCode.INVALID
+    assert capsys.readouterr().err == f"rafaga: {broken}: broken\n"
     assert main(["classify", "absent.png", images[1], "--model", "lenet5-mnist", "--json"]) == ExitCode.USAGE
     captured = capsys.readouterr()
     assert captured.err == "rafaga: absent.png: No such file or directory\n"
@@ -93,7 +94,7 @@ def test_features(script: Script, images: list[str], tmp_path: Path, capsys: pyt
     assert main(["features", images[0], "--model", "backbone", "--output", str(output)]) == ExitCode.OK
     captured = capsys.readouterr()
     assert captured.out.splitlines()[1].split() == ["c4", "16", "2", "x", "3", "x", "3"]
-    assert captured.err == "rafaga: backbone has random weights: its answers mean nothing\n"
+    assert captured.err == "rafaga: backbone has random weights: its answers are meaningless\n"
     with np.load(output) as maps:
         assert {name: maps[name].shape for name in maps} == {"c4": (2, 3, 3), "embedding": (4,)}
     assert main(["features", images[0], "--model", "backbone", "--json"]) == ExitCode.OK

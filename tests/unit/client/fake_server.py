@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from rafaga.errors import ModelNotFound, RafagaError, Unsupported, to_status
+from rafaga.errors import InvalidImage, ModelNotFound, RafagaError, Unsupported, to_status
 from rafaga.v1 import (
     catalog_pb2,
     catalog_pb2_grpc,
@@ -26,6 +26,8 @@ from rafaga.v1 import (
 
 LEVELS = (0.1, 0.5, 0.9)
 LABELS = tuple("0123456789")
+BROKEN = b"broken"
+"""An image that does not decode."""
 
 
 @dataclass
@@ -81,8 +83,11 @@ class Vision(vision_pb2_grpc.VisionServicer):
             fail(context, ModelNotFound(f"no model {request.model!r}"))
         if request.model == "lstm-co2":
             fail(context, Unsupported("lstm-co2 is a forecaster"))
+        images = _images(request)
+        if BROKEN in images:
+            fail(context, InvalidImage(f"image {images.index(BROKEN)}: broken" if len(images) > 1 else "broken"))
         response = vision_pb2.ClassifyResponse(model=info(request.model), timing=TIMING)
-        for content in _images(request):
+        for content in images:
             best = content[0] % 10
             labels = [
                 common_pb2.ScoredLabel(label=LABELS[i % 10], index=i % 10, probability=p)
@@ -110,8 +115,10 @@ class Forecasting(forecasting_pb2_grpc.ForecastingServicer):
     def Forecast(self, request: forecasting_pb2.ForecastRequest, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self.script.received(request, context)
         response = forecasting_pb2.ForecastResponse(model=info(request.model), timing=TIMING)
-        for level, offset in zip(LEVELS, (-1.0, 0.0, 1.0), strict=True):
-            response.quantiles.add(level=level, values=[request.history[-1] + offset] * (request.horizon or 24))
+        for history in [series.values for series in request.series] or [request.history]:
+            add = (response.forecasts.add() if request.series else response).quantiles.add
+            for level, offset in zip(LEVELS, (-1.0, 0.0, 1.0), strict=True):
+                add(level=level, values=[history[-1] + offset] * (request.horizon or 24))
         return response
 
 

@@ -28,8 +28,8 @@ def test_both_clients_have_the_same_methods_with_the_same_signatures() -> None:
     def methods(cls: type) -> dict[str, list[inspect.Parameter]]:
         return {
             name: list(inspect.signature(value).parameters.values())
-            for name, value in vars(cls).items()
-            if inspect.isfunction(value) and (not name.startswith("_") or name == "__init__")
+            for name, value in inspect.getmembers(cls, inspect.isfunction)
+            if not name.startswith("_") or name == "__init__"
         }
 
     assert methods(Client) == methods(AsyncClient)
@@ -50,7 +50,8 @@ def test_many_calls_at_once(address: str, script: Script, tmp_path) -> None:
             assert (await client.classify_many(np.stack(images)[..., None], model="lenet5-mnist"))[9].top.index == 9
             assert (await client.forecast(np.ones(30), model="lstm-co2", horizon=3)).horizon == 3
             assert (await client.features(images[0], model="backbone"))["c4"].array.shape == (2, 3, 3)
-            assert (await client.features(images[:2], model="backbone"))["c4"].array.shape == (2, 2, 3, 3)
+            maps = await client.features_many(images[:2], model="backbone")
+            assert [each["c4"].array.shape for each in maps] == [(2, 3, 3)] * 2
             assert len(await client.models()) == 3
             assert (await client.model("lenet5-mnist")).labels == tuple("0123456789")
 

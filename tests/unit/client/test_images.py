@@ -18,6 +18,12 @@ GREY = np.arange(6, dtype=np.uint8).reshape(2, 3)
 RGB = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
 
 
+def wire(*images: Any) -> vision_pb2.ClassifyRequest:
+    request = vision_pb2.ClassifyRequest()
+    _images.put(request, [_images.content(image) for image in images])
+    return request
+
+
 @pytest.mark.parametrize(
     ("array", "shape"),
     [
@@ -28,18 +34,17 @@ RGB = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     ],
 )
 def test_an_array_travels_row_major_with_its_shape(array: Any, shape: tuple[int, ...]) -> None:
-    wire = _images.single(array)
-    assert isinstance(wire, vision_pb2.ImageTensor)
-    assert (wire.batch, wire.height, wire.width, wire.channels) == shape
-    np.testing.assert_array_equal(np.frombuffer(wire.data, np.uint8).reshape(shape), array.reshape(shape))
+    found = wire(array)
+    pixels = found.pixels
+    assert (pixels.batch, pixels.height, pixels.width, pixels.channels) == shape
+    np.testing.assert_array_equal(np.frombuffer(pixels.data, np.uint8).reshape(shape), array.reshape(shape))
 
 
-def test_a_batch_travels_in_order() -> None:
-    batch = np.stack([RGB, RGB + 1])
-    for wire in (_images.many(batch), _images.many(list(batch))):
-        assert isinstance(wire, vision_pb2.ImageTensor)
-        assert wire.data == batch.tobytes()
-        assert _images.rows(wire) == 2
+def test_several_images_travel_in_order() -> None:
+    found = wire(RGB, (RGB + 1).transpose(1, 0, 2).transpose(1, 0, 2))
+    assert found.pixels.data == np.stack([RGB, RGB + 1]).tobytes()
+    assert found.pixels.batch == 2
+    assert wire(b"one", b"two").encoded.images == [b"one", b"two"]
 
 
 @pytest.mark.parametrize(
@@ -62,73 +67,66 @@ def test_a_batch_travels_in_order() -> None:
 )
 def test_other_values_are_invalid_tensors(bad: Any) -> None:
     with pytest.raises(InvalidTensor, match=r"uint8|channels|one image"):
-        _images.single(bad)
+        wire(bad)
 
 
 def test_a_float_image_is_told_how_to_become_pixels() -> None:
     with pytest.raises(InvalidTensor, match=r"\(image \* 255\)"):
-        _images.single(np.zeros((28, 28)))  # type: ignore[arg-type]
+        wire(np.zeros((28, 28)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("images", "error"),
-    [
-        ([], InvalidRequest),
-        ("digit.png", InvalidRequest),
-        (b"\x89PNG", InvalidRequest),
-        ([GREY, b"\x89PNG"], InvalidRequest),
-        ([GREY, RGB], InvalidTensor),
-        (RGB, InvalidTensor),
-        (np.zeros((0, 2, 2, 1), np.uint8), InvalidTensor),
-    ],
+    [("digit.png", InvalidRequest), (b"\x89PNG", InvalidRequest), (7, InvalidRequest), (RGB, InvalidTensor)],
 )
-def test_batches_that_make_no_request(images: Any, error: type[Exception]) -> None:
+def test_one_image_is_not_several(images: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
-        _images.many(images)
+        _images.several(images)
+
+
+def test_arrays_share_a_message_with_their_shape_and_files_with_files() -> None:
+    groups = [_images.prepared(image).group for image in (GREY, GREY[..., None], RGB, b"a file", b"another")]
+    assert groups == [(2, 3, 1), (2, 3, 1), (2, 3, 3), None, None]
 
 
 def test_files_and_bytes_travel_untouched(tmp_path: Path) -> None:
     path = tmp_path / "digit.png"
     path.write_bytes(b"any bytes: the server decodes")
     for image in (path, str(path), path.read_bytes(), bytearray(path.read_bytes()), memoryview(path.read_bytes())):
-        wire = _images.single(image)
-        assert isinstance(wire, vision_pb2.EncodedImages)
-        assert list(wire.images) == [path.read_bytes()]
+        found = wire(image)
+        assert list(found.encoded.images) == [path.read_bytes()]
 
 
 def test_empty_files_missing_files_and_empty_bytes(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     with pytest.raises(InvalidImage, match="empty"):
-        _images.single(tmp_path / "empty")
+        wire(tmp_path / "empty")
     with pytest.raises(InvalidImage):
-        _images.single(b"")
+        wire(b"")
     with pytest.raises(FileNotFoundError):
-        _images.single(tmp_path / "absent")
+        wire(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_pil_images_travel_without_loss(mode: str) -> None:
     image = Image.fromarray(RGB).convert(mode)
-    wire = _images.single(image)
-    assert isinstance(wire, vision_pb2.EncodedImages)
-    back = Image.open(io.BytesIO(wire.images[0]))
+    found = wire(image)
+    back = Image.open(io.BytesIO(found.encoded.images[0]))
     assert (back.mode, back.size) == (mode, image.size)
     np.testing.assert_array_equal(np.asarray(back), np.asarray(image))
 
 
 def test_cmyk_becomes_rgb_and_deep_images_are_refused() -> None:
-    wire = _images.single(Image.fromarray(RGB).convert("CMYK"))
-    assert isinstance(wire, vision_pb2.EncodedImages)
-    assert Image.open(io.BytesIO(wire.images[0])).mode == "RGB"
+    found = wire(Image.fromarray(RGB).convert("CMYK"))
+    assert Image.open(io.BytesIO(found.encoded.images[0])).mode == "RGB"
     for mode in ("I", "F", "I;16"):
         with pytest.raises(InvalidImage, match="8 bits"):
-            _images.single(Image.new(mode, (2, 2)))
+            wire(Image.new(mode, (2, 2)))
 
 
 def test_an_image_opened_from_a_jpeg_is_a_pil_image_too() -> None:
     buffer = io.BytesIO()
     Image.fromarray(RGB).save(buffer, "JPEG")
     opened = Image.open(io.BytesIO(buffer.getvalue()))
-    wire = _images.single(opened)
-    assert isinstance(wire, vision_pb2.EncodedImages)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(wire.images[0]))), np.asarray(opened))
+    found = wire(opened)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(found.encoded.images[0]))), np.asarray(opened))

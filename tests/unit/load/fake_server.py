@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from rafaga.load.generator import CallFailed
-from rafaga.load.log import Answer
+from rafaga.load.log import Reply
 
 
 class FakeServer:
@@ -24,12 +24,12 @@ class FakeServer:
         self._service_s = service_s
         self._stalls = stalls
         self._fails = fails
-        self._answer = Answer(100, 0, 4900, 4)
+        self._answer = Reply(100, 0, 4900, 4)
         self.calls: list[int] = []
         self.sent_s: list[float] = []
         self.timeouts_s: list[float] = []
 
-    async def __call__(self, request: int, timeout_s: float) -> Answer:
+    async def __call__(self, request: int, timeout_s: float) -> Reply:
         now = asyncio.get_running_loop().time()
         self.calls.append(request)
         self.sent_s.append(now)

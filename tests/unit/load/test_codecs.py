@@ -14,8 +14,9 @@ import pytest
 import rafaga.load
 from rafaga.errors import ModelNotReady, RafagaError, Unsupported
 from rafaga.load import payloads
-from rafaga.load.codecs import Replies, Request, Target, rafaga_v1, reader
-from rafaga.load.log import Answer
+from rafaga.load.codecs import rafaga_v1, reader
+from rafaga.load.codecs.base import Replies, Request, Target
+from rafaga.load.log import Reply
 from rafaga.load.payloads import RANDOM_PAYLOADS, PayloadError, Payloads, Rows, Size
 from rafaga.load.targets import models, weights
 from rafaga.v1 import catalog_pb2, common_pb2, forecasting_pb2, sequences_pb2, vision_pb2
@@ -31,7 +32,7 @@ def classified(*labels: tuple[int, float]) -> bytes:
 def test_the_same_classification_up_to_rounding() -> None:
     read = reader(Replies.CLASSIFY)
     reference = classified((7, 0.6), (1, 0.2), (3, 0.1), (4, 0.05), (5, 0.05))
-    assert read.timing(reference) == Answer(1, 2, 3, 4)
+    assert read.timing(reference) == Reply(1, 2, 3, 4)
     assert read.same(reference, reference)
     assert read.same(classified((7, 0.6001), (1, 0.2), (3, 0.1), (5, 0.05), (4, 0.05)), reference), "a tie may turn"
     assert read.same(classified((7, 0.6), (1, 0.2), (3, 0.1), (4, 0.05), (9, 0.05)), reference), "the sixth may tie"
@@ -54,7 +55,7 @@ def test_the_same_features_and_forecasts() -> None:
 
     for replies, message in ((Replies.FEATURES, features), (Replies.FORECAST, forecast)):
         read = reader(replies)
-        assert read.timing(message(1.0)) == Answer(1, 2, 3, 4)
+        assert read.timing(message(1.0)) == Reply(1, 2, 3, 4)
         assert read.same(message(100.0, 0.01), message(100.01, 0.0))
         assert not read.same(message(100.0, 1.0), message(100.0, 2.0))
         assert not read.same(message(100.0), message(100.0, 2.0))
@@ -81,7 +82,7 @@ def test_the_same_objects() -> None:
 
     read = reader(Replies.DETECT)
     reference = detected((1, 0.9, 20), (2, 0.5, 30), (3, 0.5, 40), (4, 0.1, 50))
-    assert read.timing(reference) == Answer(1, 2, 3, 4)
+    assert read.timing(reference) == Reply(1, 2, 3, 4)
     assert read.same(reference, reference)
     assert read.same(detected((1, 0.9, 20.01), (3, 0.5, 40), (2, 0.5, 30), (4, 0.1, 50)), reference), "a tie may turn"
     assert not read.same(detected((1, 0.9, 21), (2, 0.5, 30), (3, 0.5, 40), (4, 0.1, 50)), reference)
@@ -98,7 +99,7 @@ def test_the_same_segments_and_symbols() -> None:
     read = reader(Replies.SEGMENT)
     classes = np.random.default_rng(0).integers(0, 20, 2000, dtype=np.uint8)
     turned = [np.where(np.arange(2000) < count, 99, classes).astype(np.uint8) for count in (2, 3)]
-    assert read.timing(segmented(classes)) == Answer(1, 2, 3, 4)
+    assert read.timing(segmented(classes)) == Reply(1, 2, 3, 4)
     assert [read.same(segmented(each), segmented(classes)) for each in (classes, *turned)] == [True, True, False]
 
     def predicted(*labels: tuple[int, float]) -> bytes:
@@ -106,7 +107,7 @@ def test_the_same_segments_and_symbols() -> None:
         return sequences_pb2.PredictResponse(labels=scored, timing=TIMING).SerializeToString()
 
     read = reader(Replies.PREDICT)
-    assert read.timing(predicted((1, 0.9))) == Answer(1, 2, 3, 4)
+    assert read.timing(predicted((1, 0.9))) == Reply(1, 2, 3, 4)
     assert read.same(predicted((1, 0.9), (2, 0.1)), predicted((1, 0.9), (2, 0.1)))
     assert not read.same(predicted((3, 0.9), (2, 0.1)), predicted((1, 0.9), (2, 0.1)))
 
@@ -203,8 +204,8 @@ def test_inputs_are_read_by_suffix(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.md", "x", r"expected a folder or a file ending in"),
-        ("a.csv", "ppm\n315\nhigh\n", "line 3 of the history: 'high' is no number"),
-        ("b.csv", "month,ppm\n1,315\n2,316\n", "which column.*--column: month, ppm"),
+        ("a.csv", "ppm\n315\nhigh\n", "line 3: 'high' is not a number"),
+        ("b.csv", "month,ppm\n1,315\n2,316\n", "choose a column.*--column: month, ppm"),
         ("a.txt", "", "the history is empty"),
     ],
 )

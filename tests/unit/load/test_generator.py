@@ -9,7 +9,7 @@ import pytest
 
 from rafaga.load.figures import Figures, Objective
 from rafaga.load.generator import Caller, closed_loop, open_loop
-from rafaga.load.log import NOT_SENT, OK, Log, Rows
+from rafaga.load.log import NOT_SENT, OK, Log, LogRows
 from rafaga.load.schedule import Pattern, Schedule
 from rafaga.load.steps import Step
 from rafaga.load.tally import Tally
@@ -19,8 +19,8 @@ from tests.unit.load.virtual_time import run
 STALL = ((5.0, 6.0),)
 
 
-def rows(step: Step, server: FakeServer, deadline_s: float = 10.0, max_outstanding: int = 10_000) -> Rows:
-    async def go() -> Rows:
+def rows(step: Step, server: FakeServer, deadline_s: float = 10.0, max_outstanding: int = 10_000) -> LogRows:
+    async def go() -> LogRows:
         log = Log()
         caller = Caller(server, log, step.warm_up_s, deadline_s)
         if step.open:
@@ -31,7 +31,7 @@ def rows(step: Step, server: FakeServer, deadline_s: float = 10.0, max_outstandi
         return log.take()
 
     found = run(go())
-    assert isinstance(found, Rows)
+    assert isinstance(found, LogRows)
     return found
 
 

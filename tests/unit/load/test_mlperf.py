@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from rafaga.load import mlperf
-from rafaga.load.mlperf import MlperfError, Plan, Scenario
-from rafaga.load.options import OptionsError, parse_load
+from rafaga.load.arguments import OptionsError
+from rafaga.load.mlperf import MlperfError, MlperfPlan, Scenario
+from rafaga.load.options import parse_load
 
-PLAN = Plan(Scenario.SERVER, 100.0, 10.0, 20.0, 5.0, 3, Path("mlperf-log"))
+PLAN = MlperfPlan(Scenario.SERVER, 100.0, 10.0, 20.0, 5.0, 3, Path("mlperf-log"))
 
 
 def test_a_plan() -> None:

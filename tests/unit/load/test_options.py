@@ -10,11 +10,12 @@ import pytest
 
 from rafaga import Priority
 from rafaga.client import Tls
-from rafaga.load.codecs import Wire
+from rafaga.load.arguments import OptionsError
+from rafaga.load.codecs.base import Wire
 from rafaga.load.figures import Objective
-from rafaga.load.options import OptionsError, parse_load, parse_merge
+from rafaga.load.options import parse_load, parse_merge
 from rafaga.load.payloads import PayloadError, Rows, Size
-from rafaga.load.schedule import Choice, Part, Pattern
+from rafaga.load.schedule import MixEntry, Pattern, SchedulePart
 from rafaga.load.steps import Step
 
 MODEL = ["--model", "m"]
@@ -31,7 +32,7 @@ def test_a_rate() -> None:
     assert options.conditions.models == {"m": 1.0}
     assert options.conditions.protocol is Wire.RAFAGA
     assert options.conditions.objective is None
-    assert (options.processes, options.channels, options.part) == (1, 8, Part())
+    assert (options.processes, options.channels, options.part) == (1, 8, SchedulePart())
 
 
 def test_every_other_load() -> None:
@@ -54,7 +55,7 @@ def test_a_trace(tmp_path: Path) -> None:
     assert (step.pattern, step.warm_up_s) == (Pattern.TRACE, 1)
     assert step.duration_s == pytest.approx(3)
     assert step.rate == pytest.approx(2 / 3), "two of the four come after the warm-up"
-    replayed = options.trace.schedule([Choice("m", 1, 1.0)], seed=0)
+    replayed = options.trace.schedule([MixEntry("m", 1, 1.0)], seed=0)
     schedule = step.schedule([1.0], replayed)
     np.testing.assert_allclose(schedule.due_s, [-1, -0.5, 1, 3])
     assert (schedule.due_s < step.duration_s).all()
@@ -69,7 +70,7 @@ def test_a_trace_may_name_the_models(tmp_path: Path) -> None:
     assert parse_load(["--trace", str(path)], {}).conditions.models == {"a": 1.0, "b": 1.0}
     given = parse_load(["--trace", str(path), "--model", "b=2", "--model", "a", "--model", "c"], {})
     assert given.conditions.models == {"b": 2.0, "a": 1.0, "c": 1.0}
-    with pytest.raises(OptionsError, match="--trace names models that no --model does: a"):
+    with pytest.raises(OptionsError, match="--trace names models that are missing from --model: a"):
         parse_load(["--trace", str(path), "--model", "b"], {})
     path.write_text("0 a\n3\n")
     with pytest.raises(OptionsError, match="names one in every line"):
@@ -112,7 +113,7 @@ def test_a_mix_over_the_other_protocol() -> None:
 
 def test_shares_and_starts() -> None:
     options = parse_load([*MODEL, "--rate", "1", "--part", "2/3", "--start-at", "2026-01-31T12:00:00Z"], {})
-    assert options.part == Part(1, 3)
+    assert options.part == SchedulePart(1, 3)
     assert options.start_at == datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
@@ -140,15 +141,15 @@ def test_merging() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "which load"),
+        ([], "no load given"),
         (["--find-max"], "needs an objective"),
-        (["--rate", "1", "--metrics", "http://a/metrics", "--metrics", "http://a/metrics"], "given twice"),
+        (["--rate", "1", "--metrics", "http://a/metrics", "--metrics", "http://a/metrics"], "given more than once"),
         (["--find-max", "--slo-p99-ms", "5", "--part", "1/2"], "cannot be shared"),
-        (["--find-max", "--slo-p99-ms", "5", "--concurrency", "5"], "callers that wait"),
+        (["--find-max", "--slo-p99-ms", "5", "--concurrency", "5"], "not --concurrency"),
         (["--find-max", "--slo-p99-ms", "5", "--ramp", "1:2:3"], "leave out --ramp"),
-        (["--rate", "5", "--model", "m"], "--model m is given twice"),
-        (["--rate", "5", "--rows", "2", "--rows", "2=3"], "--rows 2 is given twice"),
-        (["--rate", "5", "--size", "2x3", "--size", "2x3"], "--size 2x3 is given twice"),
+        (["--rate", "5", "--model", "m"], "--model m is given more than once"),
+        (["--rate", "5", "--rows", "2", "--rows", "2=3"], "--rows 2 is given more than once"),
+        (["--rate", "5", "--size", "2x3", "--size", "2x3"], "--size 2x3 is given more than once"),
         (["--rate", "5", "--slo-p99-ms", "5,other=3"], "--slo-p99-ms: no --model other"),
         (["--rate", "5", "--mlperf", "server", "--rows", "1", "--rows", "2"], "all but one --rows"),
         (["--rate", "5", "--server", "nowhere"], "no address|nowhere"),
@@ -194,7 +195,7 @@ def test_values_that_cannot_be(arguments: list[str], capsys: pytest.CaptureFixtu
 
 
 def test_a_missing_model_and_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(OptionsError, match="which model"):
+    with pytest.raises(OptionsError, match="no model given"):
         parse_load(["--rate", "1"], {})
     path = tmp_path / "short"
     path.write_text("1\n2\n")

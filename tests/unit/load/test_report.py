@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rafaga.load.document import Run
+from rafaga.load.document import LoadRun
 from rafaga.load.figures import Figures, GeneratorUse
-from rafaga.load.log import Answer, Log
+from rafaga.load.log import Log, Reply
 from rafaga.load.report import page
 from rafaga.load.schedule import Pattern
 from rafaga.load.server_metrics import BatchBucket, ServerWindow
@@ -29,7 +29,7 @@ SERVER = ServerWindow(
 HEADINGS = ("Latency against throughput", "Over time", "Distribution", "Batches", "Where the time went", "Refused and")
 
 
-def ramp() -> Run:
+def ramp() -> LoadRun:
     def at(rate: float) -> StepResult:
         return replace(result(counted(rows(int(rate), int(rate * 10))), 0.9, server=SERVER), step=step(rate))
 
@@ -137,7 +137,7 @@ def test_a_run_of_which_nothing_came_has_a_page_too() -> None:
 def test_all_answered_is_said() -> None:
     log = Log()
     for due_s in np.arange(0, 10, 0.1):
-        log.answered(0, due_s, due_s, due_s + 0.001, Answer())
+        log.answered(0, due_s, due_s, due_s + 0.001, Reply())
     html = page.render(run(result(counted(log.take()))))
     assert "No request was refused, and none failed." in html
     assert "Objective met" in html
@@ -146,7 +146,7 @@ def test_all_answered_is_said() -> None:
 def test_where_replies_tell_no_times_metrics_do() -> None:
     log = Log()
     for due_s in np.arange(0, 10, 0.1):
-        log.answered(0, due_s, due_s, due_s + 0.02, Answer())
+        log.answered(0, due_s, due_s, due_s + 0.02, Reply())
     server = replace(SERVER, mean_queue_us=4560.0, mean_preprocess_us=1230.0)
     total = counted(log.take())
     told, untold = (run(result(total, server=window)) for window in (server, None))
@@ -169,7 +169,7 @@ def test_the_table_has_every_step_and_its_verdict() -> None:
 
 
 def test_metrics_of_one_of_several_replicas_are_marked_as_such() -> None:
-    warning = "3 addresses shared the calls, and --metrics is one server's"
+    warning = "3 addresses shared the calls, but --metrics covers 1"
     unscraped = run(result(counted(rows())))
     for found, warned in (
         (ramp(), False),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rafaga.load import schedule
-from rafaga.load.schedule import Part, Pattern
+from rafaga.load.schedule import Pattern, SchedulePart
 from rafaga.load.steps import Step
 
 
@@ -55,7 +55,7 @@ def test_shares_of_machines_and_processes_are_the_schedule_each_request_once(
     machines: int, processes: int, count: int
 ) -> None:
     whole = schedule.Schedule(np.arange(count, dtype=np.float64), np.arange(count))
-    parts = [Part(m, machines).split(p, processes) for m in range(machines) for p in range(processes)]
+    parts = [SchedulePart(m, machines).split(p, processes) for m in range(machines) for p in range(processes)]
     shares = [whole.share(part) for part in parts]
     assert sorted(np.concatenate([s.request for s in shares]).tolist()) == list(range(count))
     assert sum(part.take(count) for part in parts) == count
@@ -64,7 +64,7 @@ def test_shares_of_machines_and_processes_are_the_schedule_each_request_once(
 
 def test_a_part_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="from 1 to 2, got 3"):
-        Part(2, 2)
+        SchedulePart(2, 2)
 
 
 def test_callers_have_no_schedule() -> None:

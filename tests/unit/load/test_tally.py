@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from rafaga.load import document, tally
-from rafaga.load.codecs import Wire
-from rafaga.load.document import SCHEMA, Conditions, DocumentError, Run, StepResult
+from rafaga.load.codecs.base import Wire
+from rafaga.load.document import SCHEMA, Conditions, DocumentError, LoadRun, StepResult
 from rafaga.load.figures import Figures, GeneratorUse, Objective
-from rafaga.load.log import NOT_SENT, Answer, Log, Rows
-from rafaga.load.schedule import Part, Pattern
+from rafaga.load.log import NOT_SENT, Log, LogRows, Reply
+from rafaga.load.schedule import Pattern, SchedulePart
 from rafaga.load.server_metrics import BatchBucket, ServerWindow
 from rafaga.load.steps import Step
 from rafaga.load.tally import Tally
@@ -22,7 +22,7 @@ CONDITIONS = Conditions(Wire.RAFAGA, {"digits": 3.0, "series": 1.0}, "random inp
 MODELS = ["digits", "digits", "series"]
 
 
-def rows(seed: int = 0, count: int = 1000) -> Rows:
+def rows(seed: int = 0, count: int = 1000) -> LogRows:
     """Requests all over the warm-up and the window, some refused, some wrong."""
     rng, log = np.random.default_rng(seed), Log()
     for due_s in np.sort(rng.uniform(-1, 10, count)):
@@ -36,11 +36,11 @@ def rows(seed: int = 0, count: int = 1000) -> Rows:
                 log.failed(request, due_s, sent_s, sent_s, NOT_SENT)
             case kind:
                 right = None if kind < 6 else bool(kind != 9 or due_s < 5)
-                log.answered(request, due_s, sent_s, done_s, Answer(200, 50, 3000, int(rng.integers(1, 9)), right))
+                log.answered(request, due_s, sent_s, done_s, Reply(200, 50, 3000, int(rng.integers(1, 9)), right))
     return log.take()
 
 
-def counted(*chunks: Rows) -> Tally:
+def counted(*chunks: LogRows) -> Tally:
     total = Tally(1.0)
     for chunk in chunks:
         total.add(chunk, STEP.duration_s, MODELS)
@@ -52,8 +52,8 @@ def result(total: Tally, *cores: float, server: ServerWindow | None = None) -> S
     return StepResult(STEP, Figures.of(STEP, total, uses, CONDITIONS.objective), total, uses, server)
 
 
-def run(*steps: StepResult, part: Part | None = None) -> Run:
-    return Run(SCHEMA, "0", "2026-01-31T12:00:00+00:00", "there:1", CONDITIONS, part or Part(), steps)
+def run(*steps: StepResult, part: SchedulePart | None = None) -> LoadRun:
+    return LoadRun(SCHEMA, "0", "2026-01-31T12:00:00+00:00", "there:1", CONDITIONS, part or SchedulePart(), steps)
 
 
 def test_the_window_is_counted_and_nothing_else() -> None:
@@ -123,9 +123,9 @@ def test_a_file_that_is_no_document_is_named(text: bytes, message: str) -> None:
 
 def test_parts_merge_into_the_run() -> None:
     chunks = [rows(seed) for seed in range(3)]
-    parts = [run(result(counted(chunk), 0.1 * (i + 1)), part=Part(i, 3)) for i, chunk in enumerate(chunks)]
+    parts = [run(result(counted(chunk), 0.1 * (i + 1)), part=SchedulePart(i, 3)) for i, chunk in enumerate(chunks)]
     merged = document.merge([parts[2], parts[0], parts[1]])
-    assert merged.part == Part()
+    assert merged.part == SchedulePart()
     assert merged.steps[0].tally.latency.encode() == counted(*chunks).latency.encode()
     assert merged.steps[0].figures.generator_cores == pytest.approx(0.3)
     assert len(merged.steps[0].generators) == 3
@@ -133,7 +133,7 @@ def test_parts_merge_into_the_run() -> None:
 
 
 def test_what_is_not_a_whole_run_is_not_merged() -> None:
-    parts = [run(result(counted(rows(i))), part=Part(i, 3)) for i in range(3)]
+    parts = [run(result(counted(rows(i))), part=SchedulePart(i, 3)) for i in range(3)]
     with pytest.raises(DocumentError, match="missing: part 2/3"):
         document.merge([parts[0], parts[2]])
     with pytest.raises(DocumentError, match="part 1/3 is there twice"):
@@ -159,7 +159,7 @@ def test_every_model_is_judged_by_itself() -> None:
     log = Log()
     for i in range(1000):
         slow = i % 50 == 0
-        log.answered(2 if slow else 0, i / 100, i / 100, i / 100 + (0.1 if slow else 0.001), Answer())
+        log.answered(2 if slow else 0, i / 100, i / 100, i / 100 + (0.1 if slow else 0.001), Reply())
     total = counted(log.take())
     figures = {
         text: Figures.of(STEP, total, (), objective)
@@ -178,8 +178,8 @@ def test_every_model_is_judged_by_itself() -> None:
     assert [figures[text].goodput for text in figures] == pytest.approx([98.0, 100.0, 98.0])
 
 
-def _all_answered() -> Rows:
+def _all_answered() -> LogRows:
     log = Log()
     for i in range(100):
-        log.answered(0, i / 10, i / 10, i / 10 + 0.001, Answer())
+        log.answered(0, i / 10, i / 10, i / 10 + 0.001, Reply())
     return log.take()

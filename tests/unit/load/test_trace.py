@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from rafaga.load import trace
-from rafaga.load.schedule import Choice, Pattern
+from rafaga.load.schedule import MixEntry, Pattern
 from rafaga.load.steps import Step
-from rafaga.load.trace import Kind, Trace, TraceError
+from rafaga.load.trace import LineKind, Trace, TraceError
 
 # Two requests of one image, one of eight, one that only traces ask for; and a series.
 CHOICES = [
-    Choice("images", 1, 0.75),
-    Choice("images", 1, 0.75),
-    Choice("images", 8, 0.5),
-    Choice("images", 3, 1.0, drawn=False),
-    Choice("series", 1, 1.0),
+    MixEntry("images", 1, 0.75),
+    MixEntry("images", 1, 0.75),
+    MixEntry("images", 8, 0.5),
+    MixEntry("images", 3, 1.0, drawn=False),
+    MixEntry("series", 1, 1.0),
 ]
 
 
@@ -31,7 +31,7 @@ def read(folder: Path, text: str) -> Trace:
 def test_it_begins_at_zero_whatever_clock_wrote_it_and_in_whatever_order(tmp_path: Path) -> None:
     found = read(tmp_path, "# recorded on a Tuesday\n1700000001.5 b\n\n1700000000.0\n1700000000.25, a, 3\n")
     np.testing.assert_allclose(found.due_s, [0, 0.25, 1.5])
-    assert [found.kinds[i] for i in found.kind] == [Kind(), Kind("a", 3), Kind("b")]
+    assert [found.kinds[i] for i in found.kind] == [LineKind(), LineKind("a", 3), LineKind("b")]
     assert (found.models, found.rows("a"), found.rows("b")) == (["b", None, "a"], {3}, set())
 
 
@@ -46,12 +46,12 @@ def test_what_a_line_leaves_open_is_drawn_by_weight(tmp_path: Path) -> None:
     found = read(tmp_path, lines)
     request = found.schedule(CHOICES, seed=0).request
 
-    def share(kind: Kind, place: int) -> float:
+    def share(kind: LineKind, place: int) -> float:
         return float((request[found.kind == found.kinds.index(kind)] == place).mean())
 
-    assert [share(Kind("images"), i) for i in range(5)] == pytest.approx([0.375, 0.375, 0.25, 0, 0], abs=0.02)
-    assert [share(Kind("images", 1), i) for i in range(5)] == pytest.approx([0.5, 0.5, 0, 0, 0], abs=0.02)
-    assert [share(Kind(), i) for i in range(5)] == pytest.approx([0.25, 0.25, 1 / 6, 0, 1 / 3], abs=0.02)
+    assert [share(LineKind("images"), i) for i in range(5)] == pytest.approx([0.375, 0.375, 0.25, 0, 0], abs=0.02)
+    assert [share(LineKind("images", 1), i) for i in range(5)] == pytest.approx([0.5, 0.5, 0, 0, 0], abs=0.02)
+    assert [share(LineKind(), i) for i in range(5)] == pytest.approx([0.25, 0.25, 1 / 6, 0, 1 / 3], abs=0.02)
     np.testing.assert_array_equal(found.schedule(CHOICES, seed=0).request, request)
 
 

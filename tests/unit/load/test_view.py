@@ -8,11 +8,11 @@ import time
 import pytest
 
 from rafaga.load.figures import Figures
-from rafaga.load.log import Answer, Log
+from rafaga.load.log import Log, Reply
 from rafaga.load.schedule import Pattern
 from rafaga.load.steps import Step
 from rafaga.load.tally import Tally
-from rafaga.load.view import LineView, LiveView, NoView, Progress, Watch, describe, view
+from rafaga.load.view import LineView, LiveView, NoView, Progress, ProgressTracker, describe, view
 
 STEP = Step(Pattern.POISSON, rate=1234.5, warm_up_s=2, duration_s=10)
 
@@ -26,12 +26,12 @@ def test_a_step_in_words() -> None:
 def test_progress_is_of_the_last_second() -> None:
     log = Log()
     for second, latency_s in ((1.0, 5.0), (9.8, 0.010), (9.9, 0.020)):
-        log.answered(0, second - latency_s, 0.0, second, Answer())
+        log.answered(0, second - latency_s, 0.0, second, Reply())
         log.failed(0, second, second, second, "QUEUE_FULL")
         log.failed(0, second, second, second, "ENGINE_FAILURE")
     first, second = Log(), log.take()
-    first.answered(0, 0.0, 0.0, 1.0, Answer())
-    watch = Watch(begin_s=time.monotonic() - 10)
+    first.answered(0, 0.0, 0.0, 1.0, Reply())
+    watch = ProgressTracker(begin_s=time.monotonic() - 10)
     watch.add(first.take())
     watch.add(second)
     watch.add(first.take())

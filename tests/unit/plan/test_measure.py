@@ -7,18 +7,18 @@ import pytest
 
 from rafaga.load.schedule import Pattern
 from rafaga.load.steps import Step
-from rafaga.plan.measure import Answers, profile_of
+from rafaga.plan.measure import MeasuredAnswers, profile_of
 
 CLOSED = Step(Pattern.CLOSED, callers=1, duration_s=2.0)
 
 
-def answers(step: Step, sizes: list[int], call_ms: float, cores: float = 0.1, rows: int = 1) -> Answers:
+def answers(step: Step, sizes: list[int], call_ms: float, cores: float = 0.1, rows: int = 1) -> MeasuredAnswers:
     """A hundred runs of each size at 5 ms and 1 ms per row, a tenth of them half as long again; `rows` to a request."""
     rng = np.random.default_rng(0)
     runs = [(size, (5 + size) * (1.5 if k % 10 == 0 else 1.0)) for size in sizes for k in range(100)]
     batch, run_ms = (np.array([run[i] for run in runs for _ in range(run[0] // rows)], float) for i in (0, 1))
     calls_ms = call_ms * rng.uniform(0.5, 1.5, len(batch))
-    return Answers(step, calls_ms + run_ms, calls_ms, run_ms, batch, cores)
+    return MeasuredAnswers(step, calls_ms + run_ms, calls_ms, run_ms, batch, cores)
 
 
 def open_loop(rate: float) -> Step:
@@ -43,7 +43,7 @@ def test_the_run_table_is_found_again() -> None:
 
 def test_larger_batches_are_never_quicker() -> None:
     one = answers(CLOSED, [8], 1.0)
-    slow = Answers(one.step, one.latency_ms, one.call_ms, 10 * one.run_ms, one.batch_rows / 2, 0.1)
+    slow = MeasuredAnswers(one.step, one.latency_ms, one.call_ms, 10 * one.run_ms, one.batch_rows / 2, 0.1)
     profile = profile_of([slow, one, answers(open_loop(10), [8], 1.0)], request_rows=1)
     assert list(profile.run_ms) == sorted(profile.run_ms)
 

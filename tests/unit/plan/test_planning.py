@@ -9,7 +9,7 @@ import pytest
 
 from rafaga.plan import planning, text
 from rafaga.plan.planning import Plan, Unreachable, plan
-from rafaga.plan.profile import Measured, Profile
+from rafaga.plan.profile import MeasuredLoad, Profile
 from tests.unit.plan.profiles import profile
 
 
@@ -80,7 +80,7 @@ def test_an_objective_below_one_run_is_out_of_reach() -> None:
 
 
 def test_the_plan_says_how_well_it_was_checked() -> None:
-    seen = (Measured(1, 0.0, 99.0, 10, 11, 1, 0.1), Measured(0, 50.0, 50.0, 10.5, 42.0, 1.2, 0.1))
+    seen = (MeasuredLoad(1, 0.0, 99.0, 10, 11, 1, 0.1), MeasuredLoad(0, 50.0, 50.0, 10.5, 42.0, 1.2, 0.1))
     made = plan(profile([10, 20], steps=seen), rate=50, slo_p99_ms=500)
     assert made.check is not None
     assert (made.check.rate, made.check.measured_p99_ms) == (50.0, 42.0)
@@ -92,7 +92,7 @@ def test_a_check_that_fails_is_warned_of(times: float, warned: bool) -> None:
     """In the text and the JSON alike, beside what the profile itself warns of."""
 
     def made(p99_ms: float) -> Plan:
-        steps = (Measured(0, 50.0, 50.0, 10.5, p99_ms, 1.2, 0.1),)
+        steps = (MeasuredLoad(0, 50.0, 50.0, 10.5, p99_ms, 1.2, 0.1),)
         return plan(profile([10, 20], steps=steps, warnings=("measured beside others",)), rate=50, slo_p99_ms=500)
 
     check = made(1.0).check
@@ -118,4 +118,4 @@ def test_what_people_read() -> None:
     assert "--max-batch-size 1 --max-queue-delay-us 0 --max-queue-wait-ms 490" in said
     assert "5 replicas meet the objective with one of them lost" in said
     assert "warning: measured beside others" in said
-    assert "one lost: none is left" in say(plan(profile([10]), rate=1, slo_p99_ms=500))
+    assert "one lost: none left" in say(plan(profile([10]), rate=1, slo_p99_ms=500))

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from rafaga.errors import InvalidRequest, Unsupported
 from rafaga.inference import open_inference_pb2 as pb
-from rafaga.load.codecs import Replies, Request, Target, close
+from rafaga.load.codecs.base import Replies, Request, Target, close
 from rafaga.load.connection import Ask
-from rafaga.load.log import Answer
+from rafaga.load.log import Reply
 from rafaga.load.payloads import RANDOM_PAYLOADS, Payload, Payloads, Size
 
 _SERVICE = "/inference.GRPCInferenceService"
@@ -33,7 +33,7 @@ _DTYPES = {
     "FP64": "float64",
 }
 
-# The lengths of a random series and of symbols in a row, where the metadata leaves them free and tells no limits.
+# The lengths of a random series and of symbols in a row, where the metadata gives no limits.
 _SERIES_LENGTH = 64
 _SYMBOLS_LENGTH = 16
 
@@ -77,7 +77,7 @@ def _histories(payloads: Payloads) -> Sequence[Sequence[float] | NDArray[np.floa
 
 
 def _series(tensors: Sequence[Tensor], history: NDArray[np.float32 | np.int64]) -> list[Input]:
-    """One series, and how long it is where the model wants to be told: inputs of forecasters and next-symbol models."""
+    """One series, and its length where the model takes one: inputs of forecasters and next-symbol models."""
     inputs: list[Input] = [(tensors[0].name, tensors[0].datatype, [1, len(history)], history.tobytes())]
     for tensor in tensors[1:]:
         if not tensor.datatype.startswith("INT") or list(tensor.shape) not in ([-1], [-1, 1]):
@@ -118,8 +118,8 @@ def _request(model: str, inputs: Sequence[Input]) -> bytes:
 class InferReader:
     """The protocol's replies say nothing of timing: `--metrics` does."""
 
-    def timing(self, reply: bytes) -> Answer:
-        return Answer()
+    def timing(self, reply: bytes) -> Reply:
+        return Reply()
 
     def same(self, reply: bytes, reference: bytes) -> bool:
         return close(self._outputs(reply), self._outputs(reference))

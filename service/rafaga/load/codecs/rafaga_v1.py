@@ -1,4 +1,4 @@
-"""rafaga.v1: requests made by the SDK, replies that tell where the time went."""
+"""rafaga.v1: requests made by the SDK, replies with the server's timing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rafaga.client import ModelDescription, ModelState, _calls
+from rafaga.client import ModelDescription, ModelState, _calls, _images
 from rafaga.errors import ModelNotReady, Unsupported
-from rafaga.load.codecs import Reader, Replies, Request, Target, close, tolerance
+from rafaga.load.codecs.base import Reader, Replies, Request, Target, close, tolerance
 from rafaga.load.connection import Ask
-from rafaga.load.log import Answer
+from rafaga.load.log import Reply
 from rafaga.load.payloads import Payload, Payloads
 from rafaga.v1 import common_pb2, forecasting_pb2, sequences_pb2, vision_pb2
 
@@ -35,11 +35,11 @@ def target(ask: Ask, model: str, weight: float, payloads: Payloads) -> Target:
     return Target(model, weight, calls[0].content.method, requests, replies)
 
 
-Calls = tuple[Sequence[Payload[_calls.Call[Any]]], Replies]
+Calls = tuple[Sequence[Payload[_calls.UnaryCall[Any]]], Replies]
 
 
 def _classify(model: ModelDescription, payloads: Payloads) -> Calls:
-    return _of_images(_calls.classify_many, model, payloads, top_k=_TOP_K), Replies.CLASSIFY
+    return _of_images(_calls.classify, model, payloads, top_k=_TOP_K), Replies.CLASSIFY
 
 
 def _features(model: ModelDescription, payloads: Payloads) -> Calls:
@@ -47,25 +47,31 @@ def _features(model: ModelDescription, payloads: Payloads) -> Calls:
 
 
 def _detect(model: ModelDescription, payloads: Payloads) -> Calls:
-    return _of_images(_calls.detect_many, model, payloads, min_score=0.0, max_objects=None), Replies.DETECT
+    return _of_images(_calls.detect, model, payloads, min_score=0.0, max_objects=None), Replies.DETECT
 
 
 def _segment(model: ModelDescription, payloads: Payloads) -> Calls:
-    return _of_images(_calls.segment_many, model, payloads, with_probabilities=False), Replies.SEGMENT
+    return _of_images(_calls.segment, model, payloads, with_probabilities=False), Replies.SEGMENT
 
 
 def _of_images(
-    call: Callable[..., _calls.Call[Any]], model: ModelDescription, payloads: Payloads, **options: Any
-) -> list[Payload[_calls.Call[Any]]]:
+    call: Callable[..., _calls.UnaryCall[Any]], model: ModelDescription, payloads: Payloads, **options: Any
+) -> list[Payload[_calls.UnaryCall[Any]]]:
     images: list[Payload[Any]] = [*payloads.pictures()] or [*payloads.pixels(model.inputs[0].shape)]
-    return [each.holding(call(each.content, model=model.name, version=0, **options)) for each in images]
+    return [
+        each.holding(call([*map(_images.content, each.content)], model=model.name, version=0, **options))
+        for each in images
+    ]
 
 
 def _forecast(model: ModelDescription, payloads: Payloads) -> Calls:
     assert model.forecast is not None
-    # As much as the model can use: what a caller who has a long history sends.
+    # As much as the model can use, as callers with a long history send.
     histories = payloads.series or payloads.histories(model.forecast.max_history)
-    calls = [Payload(_calls.forecast(each, model=model.name, version=0, horizon=None)) for each in histories]
+    calls = [
+        Payload(_calls.forecast([_calls.history(each).content], model=model.name, version=0, horizon=None))
+        for each in histories
+    ]
     return calls, Replies.FORECAST
 
 
@@ -73,7 +79,7 @@ def _predict(model: ModelDescription, payloads: Payloads) -> Calls:
     assert model.sequence is not None
     symbols = payloads.symbols(model.labels, model.sequence.max_length)
     return [
-        Payload(_calls.predict(each, model=model.name, version=0, top_k=_TOP_K)) for each in symbols
+        Payload(_calls.predict([each], model=model.name, version=0, top_k=_TOP_K)) for each in symbols
     ], Replies.PREDICT
 
 
@@ -92,7 +98,7 @@ Ranked: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 class ClassifyReader:
-    def timing(self, reply: bytes) -> Answer:
+    def timing(self, reply: bytes) -> Reply:
         return _timing(vision_pb2.ClassifyResponse.FromString(reply).timing)
 
     def same(self, reply: bytes, reference: bytes) -> bool:
@@ -106,7 +112,7 @@ class ClassifyReader:
 
 
 class FeaturesReader:
-    def timing(self, reply: bytes) -> Answer:
+    def timing(self, reply: bytes) -> Reply:
         return _timing(vision_pb2.ExtractFeaturesResponse.FromString(reply).timing)
 
     def same(self, reply: bytes, reference: bytes) -> bool:
@@ -119,7 +125,7 @@ class FeaturesReader:
 
 
 class ForecastReader:
-    def timing(self, reply: bytes) -> Answer:
+    def timing(self, reply: bytes) -> Reply:
         return _timing(forecasting_pb2.ForecastResponse.FromString(reply).timing)
 
     def same(self, reply: bytes, reference: bytes) -> bool:
@@ -132,7 +138,7 @@ class ForecastReader:
 
 
 class DetectReader:
-    def timing(self, reply: bytes) -> Answer:
+    def timing(self, reply: bytes) -> Reply:
         return _timing(vision_pb2.DetectResponse.FromString(reply).timing)
 
     def same(self, reply: bytes, reference: bytes) -> bool:
@@ -157,7 +163,7 @@ class DetectReader:
 
 
 class SegmentReader:
-    def timing(self, reply: bytes) -> Answer:
+    def timing(self, reply: bytes) -> Reply:
         return _timing(vision_pb2.SegmentResponse.FromString(reply).timing)
 
     def same(self, reply: bytes, reference: bytes) -> bool:
@@ -174,7 +180,7 @@ class SegmentReader:
 
 
 class PredictReader(ClassifyReader):
-    def timing(self, reply: bytes) -> Answer:
+    def timing(self, reply: bytes) -> Reply:
         return _timing(sequences_pb2.PredictResponse.FromString(reply).timing)
 
     @staticmethod
@@ -201,10 +207,10 @@ def _clear(expected: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which ranks of [inputs, ranks] cannot change places with a neighbour."""
     steps = np.abs(np.diff(expected, axis=1)) > 2 * tolerance(expected)
     edge = np.ones((len(expected), 1), bool)
-    # Who comes after the last rank is not known: it may be as probable as the last.
+    # The label after the last rank is unknown: it may be as probable as the last.
     clear: NDArray[np.bool_] = np.hstack([edge, steps]) & np.hstack([steps, edge if expected.shape[1] == 1 else ~edge])
     return clear
 
 
-def _timing(timing: common_pb2.Timing) -> Answer:
-    return Answer(timing.queue_us, timing.preprocess_us, timing.inference_us, timing.batch_size)
+def _timing(timing: common_pb2.Timing) -> Reply:
+    return Reply(timing.queue_us, timing.preprocess_us, timing.inference_us, timing.batch_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from rafaga.load.document import Run, StepResult
+from rafaga.load.document import LoadRun, StepResult
 from rafaga.load.figures import REMEDY, Figures, Judged, describe_outcomes
 from rafaga.load.report import plots
 from rafaga.load.text import some_of_several, warnings, worst_queue
@@ -66,7 +66,7 @@ _SECTIONS = (
     (
         "Where the time went",
         plots.breakdown,
-        "Queue, preprocessing and inference as the replies tell them; where they tell nothing, means of the server's "
+        "Queue, preprocessing and inference from the replies; where replies have no timing, means of the server's "
         "/metrics, other callers' requests included. What is left of the latency is the network, gRPC on both sides "
         "and the operating system.",
     ),
@@ -74,7 +74,7 @@ _SECTIONS = (
 )
 
 
-def render(run: Run) -> str:
+def render(run: LoadRun) -> str:
     """The whole document."""
     title = f"Load test of {', '.join(run.conditions.models)}"
     body = "\n".join(_body(run, title))
@@ -86,7 +86,7 @@ def render(run: Run) -> str:
     )
 
 
-def _body(run: Run, title: str) -> Iterator[str]:
+def _body(run: LoadRun, title: str) -> Iterator[str]:
     conditions = run.conditions
     share = "" if run.part.of == 1 else f" · part {run.part.index + 1} of {run.part.of}"
     yield f"<h1>{escape(title)}</h1>"
@@ -116,13 +116,13 @@ def _body(run: Run, title: str) -> Iterator[str]:
     )
 
 
-def _mix(run: Run) -> str:
+def _mix(run: LoadRun) -> str:
     models = run.conditions.models
     whole = sum(models.values())
     return ", ".join(name if len(models) == 1 else f"{name} {weight / whole:.0%}" for name, weight in models.items())
 
 
-def _verdict(run: Run) -> Iterator[str]:
+def _verdict(run: LoadRun) -> Iterator[str]:
     goal = run.conditions.objective
     if run.wrong:
         yield f'<div class="banner bad"><b>{run.wrong:,} answers were wrong.</b></div>'
@@ -164,7 +164,7 @@ def _tiles(result: StepResult, goal: bool) -> str:
     return f'<div class="tiles">{cells}</div>'
 
 
-def _table(run: Run) -> str:
+def _table(run: LoadRun) -> str:
     goal = run.conditions.objective is not None
     headings = ["load", "offered/s", "answered/s", *(["goodput/s"] if goal else [])]
     headings += ["p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "refused", "failed", "batch", "generator"]
@@ -191,7 +191,7 @@ def _mark(figures: Figures) -> str:
     return {None: "", True: ' <span class="good">met</span>', False: ' <span class="bad">missed</span>'}[figures.met]
 
 
-def _models(run: Run) -> Iterator[str]:
+def _models(run: LoadRun) -> Iterator[str]:
     if len(run.conditions.models) < 2:
         return
     rows = []
@@ -223,7 +223,7 @@ def _judgement(judged: Judged | None) -> str:
     return f"{judged.p99_ms:g} ms {said}"
 
 
-def _server(run: Run) -> Iterator[str]:
+def _server(run: LoadRun) -> Iterator[str]:
     scraped = [(r.step, r.server) for r in run.steps if r.server is not None]
     if not scraped:
         return

@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from rafaga.load.document import Run, StepResult
+from rafaga.load.document import LoadRun, StepResult
 from rafaga.load.figures import Figures
 from rafaga.load.log import OK
 from rafaga.load.view import describe
 
 _INK, _MUTED, _GRID = "#1e293b", "#64748b", "#e2e8f0"
 _BLUE, _TEAL, _AMBER, _RED, _GREY = "#2563eb", "#0d9488", "#d97706", "#dc2626", "#94a3b8"
-# Of reasons and phases, told apart by lightness too.
+# Of reasons and phases; they differ in lightness too.
 _PARTS = ("#1d4ed8", "#0d9488", "#f59e0b", "#dc2626", "#7c3aed", "#64748b", "#be185d", "#65a30d")
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and the page's fonts draw it
@@ -49,7 +49,7 @@ _WIDTH = 9.6
 _PERCENTILES = ((50.0, "p50", _BLUE), (99.0, "p99", _AMBER), (99.9, "p99.9", _RED))
 
 
-def latency_against_throughput(run: Run) -> str:
+def latency_against_throughput(run: LoadRun) -> str:
     """How latency and goodput answer to the offered rate. Needs at least two rates."""
     results = sorted((r for r in run.steps if r.step.open), key=lambda r: r.step.rate)
     if len(results) < 2:
@@ -78,7 +78,7 @@ def latency_against_throughput(run: Run) -> str:
         return _svg(figure, "throughput")
 
 
-def over_time(run: Run) -> str:
+def over_time(run: LoadRun) -> str:
     """Percentiles and rates of every interval, the steps one after the other."""
     if not run.answered:
         return ""
@@ -127,7 +127,7 @@ def _step_over_time(top: Axes, bottom: Axes, result: StepResult, begin_s: float,
         below += rates
 
 
-def distribution(run: Run) -> str:
+def distribution(run: LoadRun) -> str:
     """The whole distribution, stretched towards its tail."""
     results = [r for r in run.steps if r.tally.ok]
     if not results:
@@ -157,8 +157,8 @@ def distribution(run: Run) -> str:
         return _svg(figure, "distribution")
 
 
-def batch_sizes(run: Run) -> str:
-    """How many rows shared a run of the engine, as replies and as the server's metrics tell."""
+def batch_sizes(run: LoadRun) -> str:
+    """How many rows shared a run of the engine, from the replies and from the server's metrics."""
     told = [r for r in run.steps if r.tally.batch_sizes]
     scraped = [r for r in run.steps if r.server is not None and any(b.runs for b in r.server.batches)]
     panels = [bool(told), bool(scraped), len(told) > 1]
@@ -221,7 +221,7 @@ class _ServerTime:
 
     @classmethod
     def of(cls, result: StepResult) -> _ServerTime | None:
-        """As the replies tell it, else as /metrics does, with a run of the engine for a request's inference; None
+        """From the replies, else from /metrics, with a run of the engine for a request's inference; None
         where neither knows."""
         figures, server = result.figures, result.server
         if figures.queue.count:
@@ -231,7 +231,7 @@ class _ServerTime:
         return None
 
 
-def breakdown(run: Run) -> str:
+def breakdown(run: LoadRun) -> str:
     """Where the mean latency of an answer went, per step."""
     told = [(r, time) for r in run.steps if r.tally.ok and (time := _ServerTime.of(r)) is not None]
     if not told:
@@ -261,7 +261,7 @@ def breakdown(run: Run) -> str:
         return _svg(figure, "breakdown")
 
 
-def failures(run: Run) -> str:
+def failures(run: LoadRun) -> str:
     """Refusals and failures by reason, as shares of what was due in each step."""
     reasons = sorted({reason for r in run.steps for reason in r.tally.outcomes} - {OK})
     if not reasons:
@@ -298,7 +298,7 @@ def _panels(count: int, height: float, stacked: bool = False) -> tuple[Figure, l
     return figure, list(np.ravel(grid))
 
 
-def _objective(axes: Axes, run: Run) -> None:
+def _objective(axes: Axes, run: LoadRun) -> None:
     if (goal := run.conditions.objective) is None:
         return
     if goal.p99_ms is not None:

@@ -1,22 +1,26 @@
-"""rafaga.v1.Forecasting: quantile forecasts of one series per request; series of any length share a batch."""
+"""rafaga.v1.Forecasting: quantile forecasts of one or more series per request; any lengths share a batch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from rafaga.bundle import ForecastSpec, Task
 from rafaga.errors import InvalidRequest, InvalidTensor
-from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
 from rafaga.server.scheduling.job import Arrays, JobTiming
-from rafaga.server.services.submission import model_info, parse, submit, timing_message
+from rafaga.server.services.decoding import RequestLimits
+from rafaga.server.services.submission import model_info, padded, parse, submit, timing_message
 from rafaga.server.transport.call import Call, Handler
 from rafaga.v1 import forecasting_pb2 as pb
 
 
 class Forecasting:
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, limits: RequestLimits) -> None:
         self._repository = repository
+        self._limits = limits
 
     def handlers(self) -> dict[str, Handler]:
         return {"/rafaga.v1.Forecasting/Forecast": self.forecast}
@@ -28,23 +32,39 @@ class Forecasting:
         assert spec is not None  # Bundle checks it for this task
         if request.horizon > spec.max_horizon:
             raise InvalidRequest(f"expected a horizon of at most {spec.max_horizon} steps, got {request.horizon}")
+        if request.history and request.series:
+            raise InvalidRequest("expected either `history` or `series`, got both")
         horizon = request.horizon or spec.max_horizon
-        history = np.array(request.history, dtype=np.float32)
-        if len(history) < spec.min_history:
-            raise InvalidTensor(f"expected at least {spec.min_history} observations, got {len(history)}")
-        if not np.isfinite(history).all():
-            raise InvalidTensor("expected finite numbers in the history: fill the gaps first")
-        # The model looks no further back than max_history.
-        history = history[-spec.max_history :]
-        inputs = (history[np.newaxis], np.array([len(history)], dtype=np.int64))
-        submit(call, model, inputs, lambda out, timing: _reply(model, spec, out, timing, horizon))
+        if request.series:
+            self._limits.check_rows(len(request.series))
+        histories = [_history(s.values, spec, f"series {i}: ") for i, s in enumerate(request.series)]
+        inputs = padded(histories or [_history(request.history, spec)])
+
+        def reply(outputs: Arrays, timing: JobTiming) -> pb.ForecastResponse:
+            response = pb.ForecastResponse(model=model_info(model), timing=timing_message(timing))
+            forecasts = [list(_quantiles(row[:horizon], spec)) for row in outputs[0]]
+            if histories:
+                response.forecasts.extend(pb.SeriesForecast(quantiles=quantiles) for quantiles in forecasts)
+            else:
+                response.quantiles.extend(forecasts[0])
+            return response
+
+        submit(call, model, inputs, reply)
 
 
-def _reply(
-    model: ServedModel, spec: ForecastSpec, outputs: Arrays, timing: JobTiming, horizon: int
-) -> pb.ForecastResponse:
-    response = pb.ForecastResponse(model=model_info(model), timing=timing_message(timing))
-    by_level = outputs[0][0, :horizon].T  # [levels, horizon]
-    for level, values in zip(spec.quantile_levels, by_level.tolist(), strict=True):
-        response.quantiles.add(level=level, values=values)
-    return response
+def _history(values: Sequence[float], spec: ForecastSpec, where: str = "") -> NDArray[np.float32]:
+    """float32 [T]. Raises InvalidTensor, whose message begins with `where`."""
+    history = np.array(values, dtype=np.float32)
+    if len(history) < spec.min_history:
+        raise InvalidTensor(f"{where}expected at least {spec.min_history} observations, got {len(history)}")
+    if not np.isfinite(history).all():
+        raise InvalidTensor(f"{where}expected finite numbers in the history: fill the gaps first")
+    # The model looks no further back than max_history.
+    return history[-spec.max_history :]
+
+
+def _quantiles(forecast: NDArray[np.generic], spec: ForecastSpec) -> Iterator[pb.QuantileForecast]:
+    """Of [horizon, levels]."""
+    by_level: Iterable[list[float]] = forecast.T.tolist()
+    for level, values in zip(spec.quantile_levels, by_level, strict=True):
+        yield pb.QuantileForecast(level=level, values=values)

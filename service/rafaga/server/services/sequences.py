@@ -1,4 +1,4 @@
-"""rafaga.v1.Sequences: what comes next, for one sequence per request; sequences of any length share a batch."""
+"""rafaga.v1.Sequences: the next symbol of one or more sequences per request; any lengths share a batch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rafaga.bundle import Task
-from rafaga.errors import InvalidRequest
-from rafaga.server.execution.served_model import ServedModel
+from rafaga.bundle import SequenceSpec, Task
+from rafaga.errors import InvalidRequest, InvalidTensor
 from rafaga.server.repository.repository import Repository
 from rafaga.server.scheduling.job import Arrays, JobTiming
-from rafaga.server.services.submission import best_of, model_info, parse, submit, timing_message
+from rafaga.server.services.decoding import RequestLimits
+from rafaga.server.services.submission import best_of, model_info, padded, parse, submit, timing_message
 from rafaga.server.transport.call import Call, Handler
 from rafaga.v1 import sequences_pb2 as pb
 
@@ -20,8 +20,9 @@ _MOST_SHOWN = 20
 
 
 class Sequences:
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, limits: RequestLimits) -> None:
         self._repository = repository
+        self._limits = limits
 
     def handlers(self) -> dict[str, Handler]:
         return {"/rafaga.v1.Sequences/Predict": self.predict}
@@ -29,29 +30,34 @@ class Sequences:
     def predict(self, call: Call) -> None:
         request = parse(pb.PredictRequest, call)
         model = self._repository.model(request.model, request.version, Task.SEQUENCE)
-        spec = model.bundle.sequence
+        spec, labels = model.bundle.sequence, model.bundle.labels
         assert spec is not None  # Bundle checks it for this task
-        if not 1 <= len(request.symbols) <= spec.max_length:
-            raise InvalidRequest(f"expected 1 to {spec.max_length} symbols, got {len(request.symbols)}")
-        symbols = _indices(request.symbols, model.bundle.labels)
-        inputs = (symbols[np.newaxis], np.array([len(symbols)], dtype=np.int64))
-        submit(call, model, inputs, lambda out, timing: _reply(model, out, timing, request.top_k))
+        if request.symbols and request.sequences:
+            raise InvalidRequest("expected either `symbols` or `sequences`, got both")
+        if request.sequences:
+            self._limits.check_rows(len(request.sequences))
+        several = [_indices(s.symbols, labels, spec, f"sequence {i}: ") for i, s in enumerate(request.sequences)]
+        inputs = padded(several or [_indices(request.symbols, labels, spec)])
+
+        def reply(outputs: Arrays, timing: JobTiming) -> pb.PredictResponse:
+            response = pb.PredictResponse(model=model_info(model), timing=timing_message(timing))
+            for best in best_of(outputs[0], request.top_k):
+                add = (response.continuations.add() if several else response).labels.add
+                for index, probability in best:
+                    add(label=labels[index], index=index, probability=probability)
+            return response
+
+        submit(call, model, inputs, reply)
 
 
-def _indices(symbols: Sequence[str], alphabet: Sequence[str]) -> NDArray[np.int64]:
-    """int64 [len(symbols)]. Raises InvalidRequest naming the first that is none."""
+def _indices(symbols: Sequence[str], alphabet: Sequence[str], spec: SequenceSpec, where: str = "") -> NDArray[np.int64]:
+    """int64 [len(symbols)]. Raises InvalidTensor, naming the first unknown symbol; its message begins with `where`."""
+    if not 1 <= len(symbols) <= spec.max_length:
+        raise InvalidTensor(f"{where}expected 1 to {spec.max_length} symbols, got {len(symbols)}")
     index = {symbol: i for i, symbol in enumerate(alphabet)}
     try:
         return np.array([index[symbol] for symbol in symbols], dtype=np.int64)
     except KeyError as unknown:
         at = list(symbols).index(unknown.args[0])
         known = ", ".join(alphabet[:_MOST_SHOWN]) + (", …" if len(alphabet) > _MOST_SHOWN else "")
-        raise InvalidRequest(f"symbol {at}: expected one of {known}; got {unknown.args[0][:63]!r}") from None
-
-
-def _reply(model: ServedModel, outputs: Arrays, timing: JobTiming, top_k: int) -> pb.PredictResponse:
-    response = pb.PredictResponse(model=model_info(model), timing=timing_message(timing))
-    (best,) = best_of(outputs[0], top_k)
-    for index, probability in best:
-        response.labels.add(label=model.bundle.labels[index], index=index, probability=probability)
-    return response
+        raise InvalidTensor(f"{where}symbol {at}: expected one of {known}; got {unknown.args[0][:63]!r}") from None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -53,6 +53,15 @@ def submit(
     if model.submit(job, inline=call.inline is not None) and call.inline is not None:
         call.inline.add(model)
     call.on_cancel(lambda: model.cancel(job))
+
+
+def padded(rows: Sequence[NDArray[Any]]) -> Arrays:
+    """Rows [T] as the inputs of a ragged model: [N, longest], padded with zeros, and their lengths, int64 [N]."""
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    values = np.zeros((len(rows), lengths.max()), rows[0].dtype)
+    for row, (value, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
+        values[row, :length] = value
+    return values, lengths
 
 
 def model_info(model: ServedModel) -> common_pb2.ModelInfo:

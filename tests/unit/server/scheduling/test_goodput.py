@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from rafaga.plan.simulation import Curve, Report, Request, poisson, simulate
+from rafaga.plan.simulation import Curve, Report, SimulatedRequest, poisson, simulate
 from rafaga.server.scheduling.batcher import Batcher, BatchPolicy
 from rafaga.server.scheduling.latency import LatencyTable
 
@@ -31,13 +31,13 @@ class Service:
         load: float,
         *,
         latency: LatencyTable | None = None,
-        request: Callable[[Random], Request] | None = None,
+        request: Callable[[Random], SimulatedRequest] | None = None,
         warm_up: float = 0.25,
         engines: int = 1,
     ) -> Report:
         """`load`: offered rows over what the engines can do. `warm_up`: the share of the time that is not counted."""
         batcher = Batcher(BatchPolicy(), latency or self.curve.table(), engines)
-        request = request or (lambda _: Request(self.deadline_s))
+        request = request or (lambda _: SimulatedRequest(self.deadline_s))
         arrivals = poisson(self.curve.peak() * engines * load, self.seconds, request, Random(1))
         warm_up_s = self.seconds * warm_up
         return simulate(batcher, self.curve.sample, arrivals, self.seconds, 2, warm_up_s, self.ahead)
@@ -95,8 +95,8 @@ def test_goodput_of_several_engines(name: str, engines: int) -> None:
 def test_a_long_request_on_several_engines() -> None:
     """1,024 rows among short requests that want 0.4 of two engines: hardly one is refused, nobody is late."""
     cpu = dataclasses.replace(SERVICES["ResNet-50 on a CPU"], curve=Curve(0.0, 0.020), seconds=40.0)
-    short = poisson(cpu.curve.peak() * 2 * 0.4, cpu.seconds, lambda _: Request(cpu.deadline_s), Random(1))
-    arrivals = itertools.chain([(0.0, Request(60.0, rows=1024))], short)
+    short = poisson(cpu.curve.peak() * 2 * 0.4, cpu.seconds, lambda _: SimulatedRequest(cpu.deadline_s), Random(1))
+    arrivals = itertools.chain([(0.0, SimulatedRequest(60.0, rows=1024))], short)
     batcher = Batcher(BatchPolicy(), cpu.curve.table(), 2)
     report = simulate(batcher, cpu.curve.sample, arrivals, 2 * cpu.seconds)
     assert report.late == report.dropped == 0
@@ -124,8 +124,8 @@ def test_a_bad_spell_is_forgotten(service: Service) -> None:
 def test_deadlines_of_many_lengths() -> None:
     gpu = SERVICES["a GPU: 32 rows in twice the time of one"]
 
-    def request(rng: Random) -> Request:
-        return Request(rng.choice((0.02, 0.1, 1.0)))
+    def request(rng: Random) -> SimulatedRequest:
+        return SimulatedRequest(rng.choice((0.02, 0.1, 1.0)))
 
     peak = gpu.under(1.0, request=request).goodput
     assert gpu.under(2, request=request).goodput >= 0.93 * peak
@@ -135,8 +135,8 @@ def test_deadlines_of_many_lengths() -> None:
 def test_requests_of_many_rows() -> None:
     gpu = SERVICES["a GPU: 32 rows in twice the time of one"]
 
-    def request(rng: Random) -> Request:
-        return Request(0.2, rows=rng.randint(1, 64))
+    def request(rng: Random) -> SimulatedRequest:
+        return SimulatedRequest(0.2, rows=rng.randint(1, 64))
 
     reports = [gpu.under(load / 32.5, request=request) for load in (1, 2, 5)]
     assert min(r.goodput for r in reports[1:]) >= 0.95 * reports[0].goodput

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rafaga.plan.simulation import Curve, Report, Request, poisson, simulate
+from rafaga.plan.simulation import Curve, Report, SimulatedRequest, poisson, simulate
 from rafaga.priority import Priority
 from rafaga.server.scheduling.batcher import Batcher, BatchPolicy
 
@@ -23,9 +23,9 @@ def under(
 ) -> Report:
     """`loads`: offered rows over what the engine can do, by priority."""
 
-    def request(rng: Random) -> Request:
+    def request(rng: Random) -> SimulatedRequest:
         (priority,) = rng.choices(list(loads), list(loads.values()))
-        return Request(deadline_s, priority=priority)
+        return SimulatedRequest(deadline_s, priority=priority)
 
     batcher = Batcher(BatchPolicy(max_queue_wait_s=WAIT_S), curve.table())
     arrivals = poisson(curve.peak() * sum(loads.values()), seconds, request, Random(seed))
