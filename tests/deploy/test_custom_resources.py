@@ -124,7 +124,7 @@ def test_kserves_service_asks_for_that_runtime_and_gives_it_time_to_drain(tmp_pa
     claim = one(render(KUBERNETES / "export"), "PersistentVolumeClaim")["metadata"]["name"]
     assert predictor["model"]["storageUri"] == f"pvc://{claim}"
     config = settings(runtime["containers"][0], None, tmp_path)
-    engines_s = ServedModel.close.__defaults__[0]
+    (engines_s,) = ServedModel.close.__defaults__ or ()
     assert (
         predictor["terminationGracePeriodSeconds"]
         > config.network.drain_delay_s + config.network.drain_timeout_s + engines_s

@@ -93,7 +93,7 @@ def test_models_and_settings_are_mounted_where_the_server_looks(objects: tuple[O
 def test_the_grace_period_covers_the_drain(objects: tuple[Object, ...], config: Config) -> None:
     stop_s = container(objects)["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain_s = config.network.drain_delay_s + config.network.drain_timeout_s + lifecycle._REPLY_GRACE_S
-    engines_s = ServedModel.close.__defaults__[0]
+    (engines_s,) = ServedModel.close.__defaults__ or ()
     assert pod(objects)["terminationGracePeriodSeconds"] > stop_s + drain_s + engines_s
 
 
