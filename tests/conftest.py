@@ -14,4 +14,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _public_grpcio(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--public-grpcio"):
-        grpc.unsupported = lambda: "as if it were not known"  # type: ignore[assignment]
+        grpc.unsupported = lambda: "as if it were not known"  # type: ignore[attr-defined]

@@ -102,6 +102,6 @@ def test_batches_that_overlap(place: Place, device: Device, tmp_path: Path) -> N
     for at, image in enumerate(images[1:]):
         in_flight.append(engine.submit([whole((image,))]))
         (got,) = in_flight.pop(0).result()
-        np.testing.assert_allclose(got, classify(images[at]), atol=2e-3)
+        np.testing.assert_allclose(np.float32(got), classify(images[at]), atol=2e-3)
     in_flight.pop().result()
     assert engine.close()

@@ -37,6 +37,8 @@ def images(entry: Entry) -> ImageClassification:
     """Classes told apart by brightness."""
     assert isinstance(entry.input, ImageInput)
     spec = entry.input
+    assert spec.height
+    assert spec.width
     labels = np.arange(64) % 2
     shape = (64, spec.height, spec.width, *([spec.channels] if spec.channels == 3 else []))
     pixels = np.random.default_rng(0).integers(0, 60, shape, dtype=np.uint8)

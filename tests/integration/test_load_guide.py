@@ -22,7 +22,7 @@ GUIDE = "docs/load-testing.md"
 # The last of two equal options counts.
 QUICK = ["--duration", "0.3", "--warm-up", "0.1"]
 # Callers that wait send nothing while the machine stands still: no stall may hide in a warm-up, or fill the window.
-CLOSED = ["--duration", "2", "--warm-up", "0"]
+CLOSED = ["--duration", "1", "--warm-up", "0"]
 # An objective is a matter of the machine: the guide's is replaced by one that none misses.
 EASY = ["--slo-p99-ms", "60000"]
 
@@ -47,6 +47,7 @@ def test_every_command_of_the_guide(
     (tmp_path / "co2.csv").write_text("month,ppm\n" + "\n".join(f"1958-{i:02d},{315 + i / 10}" for i in range(36)))
     (tmp_path / "arrivals.txt").write_text("\n".join(str(i / 20) for i in range(10)))
     monkeypatch.setattr(measure, "CALLERS", (1, 4))
+    monkeypatch.setattr(measure, "WARM_UP_S", 0.1)
     monkeypatch.setattr(planning, "_SEARCH_REQUESTS", 200)
     monkeypatch.setattr(planning, "_TOLD_REQUESTS", 500)
     monkeypatch.setattr(search, "_HIGHEST_RATE", 64)

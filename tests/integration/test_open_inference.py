@@ -247,9 +247,9 @@ def test_image_files_are_declared_under_a_second_name(server: Served, model: str
     assert (told.name, image.name, image.datatype, list(image.shape)) == (name, "image", "BYTES", [-1, 1])
     assert told.outputs == plain.outputs
     config = stub.ModelConfig(pb.ModelConfigRequest(name=name)).config
-    (image,) = config.input
+    (file,) = config.input
     assert (config.name, config.max_batch_size) == (name, 32)
-    assert (image.name, image.data_type, list(image.dims)) == ("image", pb.TYPE_STRING, [1])
+    assert (file.name, file.data_type, list(file.dims)) == ("image", pb.TYPE_STRING, [1])
     assert statistics(server, name).name == name
 
 

@@ -28,10 +28,12 @@ HISTORY = messages.random_history(0, 12)[np.newaxis]
 def ask(way: str, served: Served, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not TRITON.exists():
         pytest.skip("no .venv-triton: `make .venv-triton` installs Triton's client")
-    files = {f"file{i}": np.frombuffer(messages.png(image[:, :, 0]), np.uint8) for i, image in enumerate(FILES)}
+    files: dict[str, Any] = {
+        f"file{i}": np.frombuffer(messages.png(image[:, :, 0]), np.uint8) for i, image in enumerate(FILES)
+    }
     np.savez(folder / "inputs.npz", images=IMAGES, history=HISTORY, **files)
     script = Path(__file__).with_name("triton_client.py")
-    command = [TRITON, "-W", "error", script, way, served.address, folder]
+    command = [str(TRITON), "-W", "error", str(script), way, served.address, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     with np.load(folder / "outputs.npz") as arrays:
@@ -99,7 +101,7 @@ def load(perf_analyzer: Path, server: Served, tmp_path: Path) -> Callable[..., s
         # It asks for three windows alike, and gives up otherwise: with other work on the cores that takes a few more.
         brief = ("--measurement-interval", "250", "--stability-percentage", "999", "--max-trials", "40")
         where = ("-u", server.address, "-i", "grpc", "-f", "report.csv")
-        command = [perf_analyzer, *where, *brief, *options]
+        command = [str(perf_analyzer), *where, *brief, *options]
         return subprocess.run(command, capture_output=True, text=True, timeout=90, cwd=tmp_path, check=False)
 
     return run

@@ -33,7 +33,7 @@ class Bad(NamedTuple):
     says: str
 
 
-def changed(request: pb.ModelInferRequest, **fields: Any) -> pb.ModelInferRequest:
+def changed(request: Any, **fields: Any) -> pb.ModelInferRequest:
     """`request` with other values in its first input; None clears a field."""
     for name, value in fields.items():
         request.inputs[0].ClearField(name)
@@ -85,7 +85,7 @@ def typed_and_raw() -> pb.ModelInferRequest:
     return request
 
 
-def series(**arrays: np.ndarray) -> pb.ModelInferRequest:
+def series(**arrays: Any) -> pb.ModelInferRequest:
     return oip.request("series", **({"history": HISTORY} | arrays))
 
 

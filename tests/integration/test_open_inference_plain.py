@@ -126,7 +126,7 @@ def served(plain_repository: Path) -> Iterator[Served]:
         yield served
 
 
-def infer(served: Served, model: str, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+def infer(served: Served, model: str, **arrays: Any) -> dict[str, np.ndarray]:
     return oip.arrays(oip.stub(served).ModelInfer(oip.request(model, **arrays), timeout=PATIENCE_S))
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from rafaga.inference import open_inference_pb2 as pb
-from rafaga.server.services.open_inference.stream import MAX_STREAMS, WINDOW
+from rafaga.server.services.open_inference.stream import WINDOW
+from rafaga.server.transport.grpc import MAX_STREAMS
 from tests import bundles
 from tests.integration import messages
 from tests.integration import open_inference as oip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -213,7 +214,7 @@ def test_detectors_see_whole_images() -> None:
 
 
 def test_sequence_models_are_ragged() -> None:
-    tensors = {
+    tensors: dict[str, Any] = {
         "inputs": (
             TensorSpec(name="symbols", dtype="int64", shape=(None, None)),
             TensorSpec(name="length", dtype="int64", shape=(None,)),

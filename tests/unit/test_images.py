@@ -33,7 +33,7 @@ def prepare(data: bytes, preparation: ImagePreparation, max_pixels: int) -> np.n
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     file = io.BytesIO()
-    image.save(file, kind, **options)  # type: ignore[arg-type]
+    image.save(file, kind, **options)
     return file.getvalue()
 
 

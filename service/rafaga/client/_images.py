@@ -28,8 +28,8 @@ _RGB_MODES = frozenset({"CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "PA", "La
 class PilImage(Protocol):
     """What is used of PIL.Image.Image; PIL itself is never imported here."""
 
-    mode: str
-
+    @property
+    def mode(self) -> str: ...
     def convert(self, mode: str) -> PilImage: ...
     def save(self, fp: Any, /, *args: Any, **options: Any) -> None: ...
 

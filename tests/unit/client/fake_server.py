@@ -36,7 +36,7 @@ class Script:
 
     failures: deque[RafagaError] = field(default_factory=deque)
     delay_s: float = 0.0
-    states: dict[str, int] = field(
+    states: dict[str, Any] = field(
         default_factory=lambda: {
             "lenet5-mnist": catalog_pb2.Model.READY,
             "lstm-co2": catalog_pb2.Model.READY,
@@ -176,7 +176,7 @@ def serving(
 ) -> Iterator[int]:
     """Serves until the block ends; gives the port."""
     server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", 64 << 20)])
-    vision_pb2_grpc.add_VisionServicer_to_server(Vision(script), server)
+    vision_pb2_grpc.add_VisionServicer_to_server(Vision(script), server)  # type: ignore[abstract]
     forecasting_pb2_grpc.add_ForecastingServicer_to_server(Forecasting(script), server)
     catalog_pb2_grpc.add_CatalogServicer_to_server(Catalog(script), server)
     port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)

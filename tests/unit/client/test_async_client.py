@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_both_clients_have_the_same_methods_with_the_same_signatures() -> None:
     assert methods(Client) == methods(AsyncClient)
 
 
-def test_many_calls_at_once(address: str, script: Script, tmp_path) -> None:
+def test_many_calls_at_once(address: str, script: Script, tmp_path: Path) -> None:
     path = tmp_path / "one.png"
     path.write_bytes(b"\x01")
     images = [np.full((4, 4), i % 10, np.uint8) for i in range(100)]

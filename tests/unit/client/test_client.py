@@ -7,7 +7,7 @@ import dataclasses
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -130,7 +130,9 @@ def test_errors_of_the_server_are_typed_and_not_retried(client: Client, script: 
         lambda c: c.forecast([1.0], model="lstm-co2", horizon=0),
     ],
 )
-def test_what_is_wrong_already_here_never_reaches_the_network(client: Client, script: Script, call) -> None:
+def test_what_is_wrong_already_here_never_reaches_the_network(
+    client: Client, script: Script, call: Callable[[Client], object]
+) -> None:
     with pytest.raises(InvalidRequest):
         call(client)
     assert not script.requests
@@ -324,6 +326,8 @@ def identity(tmp_path: Path) -> Tls:
 @pytest.fixture
 def secured(script: Script, identity: Tls) -> Iterator[int]:
     """The port of a server that asks for certificates."""
+    assert identity.private_key
+    assert identity.certificate_chain
     pair = [(identity.private_key, identity.certificate_chain)]
     credentials = grpc.ssl_server_credentials(pair, identity.certificate_chain, require_client_auth=True)
     with serving(script, "127.0.0.1:0", credentials) as port:

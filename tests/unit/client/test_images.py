@@ -72,7 +72,7 @@ def test_other_values_are_invalid_tensors(bad: Any) -> None:
 
 def test_a_float_image_is_told_how_to_become_pixels() -> None:
     with pytest.raises(InvalidTensor, match=r"\(image \* 255\)"):
-        wire(np.zeros((28, 28)))  # type: ignore[arg-type]
+        wire(np.zeros((28, 28)))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,8 +32,8 @@ class FakeCudart:
     calls: list[str] = field(default_factory=list)
     memory: dict[int, ctypes.Array[ctypes.c_char]] = field(default_factory=dict)
     locked: dict[int, int] = field(default_factory=dict)
-    streams: dict[int, list[Callable[[], None]]] = field(default_factory=dict)
-    events: dict[int, Callable[[], None]] = field(default_factory=dict)
+    streams: dict[int, list[Callable[[], object]]] = field(default_factory=dict)
+    events: dict[int, Callable[[], object]] = field(default_factory=dict)
     _handle: int = 1000
 
     @property
@@ -75,7 +76,7 @@ class FakeCudart:
     def cuda(self, index: int = 0) -> Cuda:
         return Cuda(self.library, index)
 
-    def enqueue(self, stream: int, work: Callable[[], None]) -> None:
+    def enqueue(self, stream: int, work: Callable[[], object]) -> None:
         self.streams[stream].append(work)
 
     def run(self, stream: int) -> None:
@@ -159,7 +160,7 @@ class FakeCudart:
         on_device = to if kind == 1 else source
         block = next(start for start, b in self.memory.items() if start <= on_device < start + len(b))
         assert on_device + size <= block + len(self.memory[block]), "a copy past the end of its buffer"
-        self.enqueue(stream, lambda: ctypes.memmove(to, source, size) and None)  # type: ignore[func-returns-value]
+        self.enqueue(stream, partial(ctypes.memmove, to, source, size))
 
 
 class _ErrorString:

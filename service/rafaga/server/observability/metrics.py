@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import grpc
@@ -16,6 +15,7 @@ from prometheus_client.registry import Collector
 from rafaga.server.observability import families
 from rafaga.server.observability.families import Family
 from rafaga.server.observability.histogram import BufferedHistogram, Observations
+from rafaga.server.observability.statistics import Statistics
 from rafaga.server.observability.triton import Totals, TritonMetrics
 
 OK = grpc.StatusCode.OK.name
@@ -152,23 +152,6 @@ class MethodMetrics:
         self._requests.labels(self._name, code.name).inc()
         self._refusals.labels(self._name, reason).inc()
         self._seconds.observe(seconds)
-
-
-@dataclass
-class Statistics:
-    """Running totals of one model, as Triton's statistics extension defines them.
-
-    requests, queue_s and inference_s count each answered request once. failed counts requests that failed in the engine
-    or were too late. executions counts runs by the rows of the batch.
-    """
-
-    requests: int = 0
-    failed: int = 0
-    rows: int = 0
-    queue_s: float = 0.0
-    inference_s: float = 0.0
-    last_unix_s: float = 0.0
-    executions: dict[int, tuple[int, float]] = field(default_factory=dict)  # rows: (runs, seconds)
 
 
 class ModelMetrics:

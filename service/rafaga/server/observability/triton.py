@@ -7,13 +7,12 @@ as in ModelStatistics: queries that add up all times give the right sum.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-if TYPE_CHECKING:
-    from rafaga.server.observability.metrics import Statistics
+from rafaga.server.observability.statistics import Statistics
 
 
 class Alias(NamedTuple):

@@ -273,7 +273,7 @@ def test_loopback(host: str, loopback: bool) -> None:
 
 def test_a_config_does_not_change() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().network.host = "0.0.0.0"  # type: ignore[misc]
+        Config().network.host = "0.0.0.0"
 
 
 def test_settings_are_read_without_onnxruntime() -> None:

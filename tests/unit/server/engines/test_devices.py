@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnxruntime as ort
 import pytest
 
 from rafaga.errors import DeviceError
 from rafaga.server.config.device import CPU, Device, DeviceFallback, DeviceKind, parse
 from rafaga.server.engines import devices
+from rafaga.server.engines.cuda import Cuda
 from rafaga.server.engines.devices import Gpu, Nvidia, choose, needed_libraries
 from tests.unit.server.fake_gpu import FakeCudart
 
@@ -110,7 +112,7 @@ class TestAskedFor:
     def test_errors_list_what_is_missing(
         self, text: str, machine: Machine, said: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(devices.ort, "cuda_version", "13.0", raising=False)
+        monkeypatch.setattr(ort, "cuda_version", "13.0", raising=False)
         with pytest.raises(DeviceError, match=said):
             choose(parse([text]), FAIL, machine)
 
@@ -127,10 +129,10 @@ class TestAskedFor:
 
 class TestLibraries:
     def test_those_of_the_version_that_onnx_runtime_was_built_with(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(devices.ort, "cuda_version", "13.0", raising=False)
+        monkeypatch.setattr(ort, "cuda_version", "13.0", raising=False)
         assert "libcudart.so.13" in needed_libraries(DeviceKind.CUDA)
         assert "libnvinfer.so.10" in needed_libraries(DeviceKind.TENSORRT)
-        monkeypatch.setattr(devices.ort, "cuda_version", "12.8", raising=False)
+        monkeypatch.setattr(ort, "cuda_version", "12.8", raising=False)
         assert {"libcudart.so.12", "libcublas.so.12"} <= set(needed_libraries(DeviceKind.CUDA))
         assert needed_libraries(DeviceKind.CPU) == ()
 
@@ -139,7 +141,7 @@ class TestLibraries:
             if "cudnn" in name:
                 raise OSError(f"{name}: cannot open shared object file")
 
-        monkeypatch.setattr(devices.ctypes, "CDLL", load)
+        monkeypatch.setattr(ctypes, "CDLL", load)
         monkeypatch.setattr(devices, "preload", lambda: "")
         assert Nvidia().missing_libraries(DeviceKind.CUDA) == ("libcudnn.so.9",)
 
@@ -158,9 +160,9 @@ class TestLibraries:
                 raise OSError(f"{name}: cannot open shared object file")
             loaded.add(Path(name).name)
 
-        monkeypatch.setattr(devices.ctypes, "CDLL", load)
-        monkeypatch.setattr(devices.ort, "preload_dlls", lambda: None)
-        monkeypatch.setattr(devices.ort, "cuda_version", "13.0", raising=False)
+        monkeypatch.setattr(ctypes, "CDLL", load)
+        monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+        monkeypatch.setattr(ort, "cuda_version", "13.0", raising=False)
         monkeypatch.setattr(sys, "path", [str(tmp_path / "a"), str(tmp_path / "b"), str(tmp_path / "nowhere")])
         assert Nvidia().missing_libraries(DeviceKind.TENSORRT) == (
             "libcudart.so.13",
@@ -172,7 +174,7 @@ class TestLibraries:
         assert loaded == {name for _, name in there}
 
     def test_preload_prints_nothing(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-        monkeypatch.setattr(devices.ort, "preload_dlls", lambda: print("Failed to load libcurand.so.10"))
+        monkeypatch.setattr(ort, "preload_dlls", lambda: print("Failed to load libcurand.so.10"))
         assert devices.preload() == "Failed to load libcurand.so.10\n"
         assert capfd.readouterr().out == ""
 
@@ -213,19 +215,19 @@ class FakeDriver:
 
 class TestDriver:
     def test_its_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: FakeDriver())
+        monkeypatch.setattr(ctypes, "CDLL", lambda _: FakeDriver())
         assert Nvidia().gpus() == (Gpu(0, "GPU 7", (9, 1), 2**33), Gpu(1, "GPU 8", (9, 1), 2**33))
 
     def test_cuda_does_not_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
         cudart = FakeCudart(refuses={"cudaSetDevice": 46})
-        monkeypatch.setattr(devices.Cuda, "load", cudart.cuda)
+        monkeypatch.setattr(Cuda, "load", cudart.cuda)
         with pytest.raises(DeviceError, match=r"cuda:0: cudaSetDevice: an error \(46\)"):
             Nvidia().start(0)
         cudart.refuses.clear()
         Nvidia().start(0)
 
     def test_its_errors(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: FakeDriver(status=100))
+        monkeypatch.setattr(ctypes, "CDLL", lambda _: FakeDriver(status=100))
         with pytest.raises(DeviceError, match=r"cuInit: no CUDA-capable device is detected \(100\)"):
             Nvidia().gpus()
 
@@ -233,6 +235,6 @@ class TestDriver:
         def missing(name: str) -> None:
             raise OSError(f"{name}: cannot open shared object file")
 
-        monkeypatch.setattr(devices.ctypes, "CDLL", missing)
+        monkeypatch.setattr(ctypes, "CDLL", missing)
         with pytest.raises(DeviceError, match=r"cannot load libcuda\.so\.1: NVIDIA's driver"):
             Nvidia().gpus()

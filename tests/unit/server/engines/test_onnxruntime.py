@@ -48,14 +48,14 @@ def test_too_many_inputs() -> None:
         run(SessionEngine(Described(), FakeSession()), (np.zeros((1, 1)), np.zeros((1, 1))))
 
 
-def test_outputs_with_rows_missing() -> None:
+def test_outputs_with_rows_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     session = FakeSession()
-    session.run = lambda _, feed, __: [feed["x"][1:]]  # type: ignore[method-assign]
+    monkeypatch.setattr(session, "run", lambda _, feed, __: [feed["x"][1:]])
     with pytest.raises(ValueError, match="expected 3 rows in every output"):
         run(SessionEngine(Described(), session), (np.zeros((3, 1)),))
 
 
-def test_a_model_without_batches_gets_its_whole_input() -> None:
+def test_a_model_without_batches_gets_its_whole_input(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
     session = FakeSession()
 
@@ -63,7 +63,7 @@ def test_a_model_without_batches_gets_its_whole_input() -> None:
         seen.append(feed["x"].shape)
         return [feed["x"].sum(0)]
 
-    session.run = add_up  # type: ignore[method-assign]
+    monkeypatch.setattr(session, "run", add_up)
     (got,) = run(SessionEngine(Described(max_batch_size=0), session), (np.ones((1, 4, 2)),))
     assert seen == [(4, 2)]
     assert got.tolist() == [[4.0, 4.0]]

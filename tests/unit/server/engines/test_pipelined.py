@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -23,6 +24,8 @@ from rafaga.server.repository.golden import Golden
 from rafaga.server.scheduling.job import Job, Part
 from tests.bundles import classify, forecast, publish_backbone, publish_classifier, publish_forecaster
 from tests.unit.server.fake_gpu import FakeCudart, FakeGpuSession
+
+assert_close: Any = np.testing.assert_allclose  # typed for numbers; the arrays of engines are of any dtype
 
 BUCKETS = (1, 2, 4, 8)
 
@@ -94,12 +97,12 @@ class TestRows:
     def test_answers_are_those_of_the_rows(self, engine: PipelinedEngine, rows: int) -> None:
         image = images(rows)
         (got,) = run(engine, (image,))
-        np.testing.assert_allclose(got, classify(image), atol=1e-6)
+        assert_close(got, classify(image), atol=1e-6)
 
     def test_parts_of_jobs(self, engine: PipelinedEngine) -> None:
         a, b = images(3, 1), images(4, 2)
         (got,) = engine.submit([part(a), part(b, start=1, stop=3)]).result()
-        np.testing.assert_allclose(got, classify(np.concatenate((a, b[1:3]))), atol=1e-6)
+        assert_close(got, classify(np.concatenate((a, b[1:3]))), atol=1e-6)
 
     def test_two_batches_under_way(self, engine: PipelinedEngine) -> None:
         """The next batch is written while the one before it has not run: they must not share a buffer."""
@@ -108,9 +111,9 @@ class TestRows:
         for at, batch in enumerate(batches[1:]):
             in_flight.append(engine.submit([part(batch)]))
             (got,) = in_flight.pop(0).result()
-            np.testing.assert_allclose(got, classify(batches[at]), atol=1e-6)
+            assert_close(got, classify(batches[at]), atol=1e-6)
         (got,) = in_flight.pop().result()
-        np.testing.assert_allclose(got, classify(batches[-1]), atol=1e-6)
+        assert_close(got, classify(batches[-1]), atol=1e-6)
 
     def test_answers_stay_when_the_buffers_are_used_again(self, engine: PipelinedEngine) -> None:
         first, second = images(2, 1), images(2, 2)
@@ -127,7 +130,7 @@ class TestRows:
         engine = fixture.on_gpu()
         for at, rows in enumerate(sizes):
             (got,) = run(engine, (images(rows, at),))
-            np.testing.assert_allclose(got, classify(images(rows, at)), atol=1e-6)
+            assert_close(got, classify(images(rows, at)), atol=1e-6)
         assert engine.close()
 
 
@@ -159,7 +162,7 @@ class TestFreeDimensions:
         parts = [part(s, np.array([s.shape[1]], np.int64)) for s in series]
         for _ in range(3):  # through both slots, whose buffers must grow first
             (got,) = engine.submit(parts).result()
-            np.testing.assert_allclose(got, np.stack([forecast(s[0]) for s in series]), rtol=1e-5)
+            assert_close(got, np.stack([forecast(s[0]) for s in series]), rtol=1e-5)
 
     def test_nothing_is_left_of_a_longer_series(self, fixture: Fixture) -> None:
         engine = fixture.on_gpu(publish_forecaster)
@@ -201,7 +204,7 @@ class TestEnd:
                 run(engine, (images(1),))
         fixture.cudart.refuses.clear()
         (got,) = run(engine, (images(1),))
-        np.testing.assert_allclose(got, classify(images(1)), atol=1e-6)
+        assert_close(got, classify(images(1)), atol=1e-6)
 
     def test_what_does_not_fit_leaves_nothing_behind(self, fixture: Fixture) -> None:
         fixture.cudart.total = 10_000
@@ -238,7 +241,7 @@ class TestSerialExecutor:
         executor = SerialExecutor("test")
         seen: list[tuple[int, int]] = []
         for n in range(20):
-            executor.post(lambda n=n: seen.append((n, threading.get_ident())))  # type: ignore[misc]
+            executor.post(lambda n=n: seen.append((n, threading.get_ident())))
         assert executor.close(5)
         assert [n for n, _ in seen] == list(range(20))
         assert len({thread for _, thread in seen}) == 1

@@ -45,7 +45,7 @@ def test_large_models_are_pipelined(tmp_path: Path) -> None:
     engine, _ = Placement(pipelined_s=0.0).load(CPU, model_of(publish_classifier(tmp_path)))
     assert isinstance(engine, PipelinedEngine)
     image = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
-    np.testing.assert_allclose(run(engine, (image,))[0], classify(image), atol=1e-6)
+    np.testing.assert_allclose(np.float32(run(engine, (image,))[0]), classify(image), atol=1e-6)
     assert engine.close()
 
 

@@ -123,8 +123,8 @@ def test_versions_in_service_together_are_joined() -> None:
     metrics = Metrics()
     old, new = metrics.model("digits"), metrics.model("digits")
     for version, (rows, wait, capacity) in ((old, (3, 0.5, 10.0)), (new, (4, 0.2, 30.0))):
-        version.watch_queue(lambda rows=rows: rows)  # type: ignore[misc]
-        version.watch_load(lambda wait=wait: wait, lambda capacity=capacity: capacity)  # type: ignore[misc]
+        version.watch_queue(lambda rows=rows: rows)
+        version.watch_load(lambda wait=wait: wait, lambda capacity=capacity: capacity)
     names = ("rafaga_queue_rows", "rafaga_queue_predicted_wait_seconds", "rafaga_model_capacity_rows_per_second")
     assert [value(metrics, name, model="digits") for name in names] == [7, 0.5, 10.0]
     old.watch_no_more()

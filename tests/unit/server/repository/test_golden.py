@@ -57,7 +57,7 @@ def test_other_answers_are_refused(tmp_path: Path, wrong: str) -> None:
 
 def test_differences_within_the_tolerance(tmp_path: Path) -> None:
     _, golden = loaded(publish_classifier(tmp_path))
-    golden.check(tuple(o + np.float32(5e-4) for o in golden.outputs), 1e-3)
+    golden.check(tuple(np.add(o, np.float32(5e-4)) for o in golden.outputs), 1e-3)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

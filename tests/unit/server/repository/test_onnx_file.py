@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,7 +33,7 @@ def body() -> onnx.GraphProto:
     return helper.make_graph([], "body", [], [], [outside()])
 
 
-def with_node(**attributes: object) -> onnx.ModelProto:
+def with_node(**attributes: Any) -> onnx.ModelProto:
     model = plain.scaled(2)
     model.graph.node.append(helper.make_node("Thing", ["x"], ["z"], domain="custom", **attributes))
     return model

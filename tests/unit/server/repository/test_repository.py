@@ -13,7 +13,7 @@ from rafaga.errors import BundleError, ModelNotFound, ModelNotReady
 from rafaga.plain_model import PlainModel
 from rafaga.server.config.model_versions import VersionPolicy, Versions
 from rafaga.server.observability.metrics import Metrics
-from rafaga.server.repository import reconciler, retirement
+from rafaga.server.repository import discovery, reconciler, retirement
 from rafaga.server.repository.repository import Repository
 from rafaga.server.repository.versions import State
 
@@ -424,7 +424,7 @@ def test_an_unreadable_folder_affects_no_other_model(
     for name in ("a", "b", "c"):
         latest.put(name, 1)
     closed = {"b"}
-    stamp = reconciler.stamp
+    stamp = discovery.stamp
 
     def look(folder: Path) -> Any:
         if folder.parent.name in closed:

@@ -104,7 +104,7 @@ def test_each_request_keeps_its_own_id(first: str, version: str) -> None:
 
 def test_a_small_message_matches_with_any_numbers() -> None:
     """One input with a short name and no requested outputs: the numbers begin early."""
-    model = FakeModel(
+    model: Any = FakeModel(
         batched=True, bundle=SimpleNamespace(inputs=(TensorSpec(name="x", dtype="float32", shape=(None, 3)),))
     )
     cache = RequestCache()

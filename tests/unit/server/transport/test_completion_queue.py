@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc._cython import cygrpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs leave it out
 
 from rafaga.errors import InvalidRequest
 from rafaga.server.observability.metrics import Metrics
@@ -93,7 +93,8 @@ def test_another_version_is_served_through_the_public_interface(
     transport.start()
     monkeypatch.undo()
     with grpc.insecure_channel(f"127.0.0.1:{transport.port}") as channel:
-        assert channel.unary_unary(METHOD)(b"request", timeout=WAIT_S) == b"request"
+        call: Any = channel.unary_unary(METHOD)
+        assert call(b"request", timeout=WAIT_S) == b"request"
     transport.close(0.0)
     assert len([r for r in caplog.records if "serving through its public API" in r.getMessage()]) == 1
 
@@ -194,7 +195,8 @@ def test_calls_in_flight_are_answered_while_the_transport_closes() -> None:
     transport = GrpcTransport("127.0.0.1:0", router, Authenticator(()), Limits(1000))
     transport.start()
     with grpc.insecure_channel(f"127.0.0.1:{transport.port}") as channel:
-        calls = [channel.unary_unary(METHOD).future(b"x", timeout=WAIT_S) for _ in range(10)]
+        call: Any = channel.unary_unary(METHOD)
+        calls = [call.future(b"x", timeout=WAIT_S) for _ in range(10)]
         for _ in calls:
             assert arrived.acquire(timeout=WAIT_S)
         closing = threading.Thread(target=transport.close, args=(WAIT_S,))

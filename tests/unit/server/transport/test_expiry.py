@@ -41,7 +41,12 @@ def test_calls_expire_in_the_order_of_their_deadlines(expiry: Expiry) -> None:
     calls = [Awaited() for _ in range(3)]
     order: list[int] = []
     for number, call in enumerate(calls):
-        call.on_cancel(lambda number=number, call=call: (order.append(number), call.dropped.set()))
+
+        def dropped(number: int = number, call: Awaited = call) -> None:
+            order.append(number)
+            call.dropped.set()
+
+        call.on_cancel(dropped)
     now = time.monotonic()
     for call, left_s in zip(calls, (0.3, 0.1, 0.2), strict=True):
         expiry.watch(call, now + left_s)
