@@ -376,7 +376,7 @@ def test_a_common_start_that_is_over(plain: Served, capsys: pytest.CaptureFixtur
         (["--model", "nobody", "--rate", "10"], 4, "no model"),
         (["--model", "digits", "--rate", "10", "--protocol", "open-inference", "--model", "nobody"], 4, "no model"),
         (["--model", "digits", "--rate", "10", "--input", "absent.gif"], 2, "absent.gif"),
-        (["--model", "digits"], 2, "which load"),
+        (["--model", "digits"], 2, "no load given"),
         (["--model", "digits", "--rate", "10", "--metrics", "http://127.0.0.1:1/metrics"], 2, "--metrics"),
         (["--model", "digits", "--rate", "10", "--token-file", "absent"], 2, "absent"),
     ],

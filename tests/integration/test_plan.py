@@ -78,7 +78,7 @@ def test_callers_that_are_refused_are_no_measure(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "--measure HOST:PORT finds out"),
+        ([], 2, "no profile: measure a replica"),
         (["--profile", "absent.json", "--rate", "10", "--slo-p99-ms", "5"], 2, "absent.json: No such file"),
         (["--profile", "pyproject.toml", "--rate", "10", "--slo-p99-ms", "5"], 2, "not a profile of rafaga plan"),
         (["--profile", "absent.json", "--rate", "10"], 2, "--rate and --slo-p99-ms go together"),
