@@ -94,7 +94,7 @@ def test_rafaga(command: str, at_hand: Path, capsys: pytest.CaptureFixture[str])
 def test_the_sdk(served: Served, at_hand: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = blocks(README, "python")
     text = block.text.replace("localhost:50051", served.address).replace("horizon=12", f"horizon={bundles.HORIZON}")
-    exec(compile(text, README, "exec"), {"co2_by_month": np.linspace(315, 320, 36)})
+    exec(compile(text, README, "exec"), {"co2_by_month": np.linspace(315, 320, 36), "paths": ["digit.png"]})
     assert "Classification" in capsys.readouterr().out
 
 
