@@ -1,4 +1,4 @@
-"""Ends calls at the deadlines that only their requests tell of, at whatever stage: no transport knows these."""
+"""Ends calls at the timeouts that stand inside their requests, at any stage. grpcio does not know these."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rafaga.server.transport.call import Call
 
 _LOG = logging.getLogger(__name__)
 
-# Callers may give their requests centuries, locks take no such times.
+# A request may allow centuries; locks do not take such times.
 _MAX_WAIT_S = 3600.0
-# Calls mostly end before their time, and are forgotten only then, or when they have become so many.
+# Most calls end before their timeout. Their entries are removed at the timeout, or when there are this many.
 _MIN_TIDY = 1024
 
 
@@ -34,7 +34,7 @@ class Expiry:
         return len(self._due)
 
     def watch(self, call: Call, at: float) -> None:
-        """`call` expires `at` monotonic seconds, unless it is finished by then."""
+        """`call` expires at `at`, in monotonic seconds, unless it has finished by then."""
         with self._changed:
             heapq.heappush(self._due, (at, next(self._numbers), weakref.ref(call)))
             if len(self._due) > self._tidy_at:
@@ -43,9 +43,9 @@ class Expiry:
                 self._tidy_at = max(_MIN_TIDY, 2 * len(self._due))
             if self._thread is None and not self._closed:
                 thread = threading.Thread(target=self._expire, name="expiry", daemon=True)
-                thread.start()  # where the system gives no thread, the next call tries again
+                thread.start()  # without a thread, the next call tries again
                 self._thread = thread
-            elif self._due and self._due[0][0] == at:  # none is left where the call ended before it came here
+            elif self._due and self._due[0][0] == at:  # removed already if the call has ended
                 self._changed.notify()
 
     def close(self) -> None:
@@ -64,11 +64,11 @@ class Expiry:
             if call is not None:
                 try:
                     call.expire()
-                except Exception:  # this thread is everybody's
-                    _LOG.exception("a call could not be ended")
+                except Exception:  # this thread serves all calls
+                    _LOG.exception("a call could not be expired")
 
     def _wait_s(self) -> float | None:
-        """Seconds until the next is due; None when nobody is."""
+        """Seconds until the next is due; None when there is none."""
         return min(max(0.0, self._due[0][0] - time.monotonic()), _MAX_WAIT_S) if self._due else None
 
 

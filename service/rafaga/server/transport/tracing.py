@@ -1,7 +1,7 @@
 """One OpenTelemetry span per call, sent to a collector over OTLP/gRPC. Needs the `tracing` extra; off by default.
 
-A span is made when its call is settled, from times that were taken anyway: the way of a request knows nothing of it.
-It continues the caller's trace where the caller sent a W3C `traceparent`.
+A span is made when its call is settled, from times that were measured anyway, so the path of a request has no code for it.
+It continues the caller's trace if the caller sent a W3C `traceparent`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rafaga.server.transport.call import Call
 
 
 class Tracer:
-    """`ratio`: the share of the traces that begin here; a caller's own decision is followed."""
+    """`ratio`: share of the traces begun here; a caller's own decision is followed."""
 
     def __init__(self, exporter: SpanExporter, ratio: float, version: str) -> None:
         resource = Resource.create({"service.name": "rafaga", "service.version": version})
@@ -33,7 +33,7 @@ class Tracer:
 
     @classmethod
     def to(cls, endpoint: str, ratio: float, version: str) -> Tracer:
-        """`endpoint`: "host:4317" of a collector, spoken to in plaintext."""
+        """`endpoint`: "host:4317" of a collector; plaintext."""
         return cls(OTLPSpanExporter(endpoint=endpoint, insecure=True), ratio, version)
 
     def record(self, call: Call, error: RafagaError | None, seconds: float) -> None:
