@@ -1,6 +1,6 @@
 """One OpenTelemetry span per call, sent to a collector over OTLP/gRPC. Needs the `tracing` extra; off by default.
 
-A span is made when its call is settled, from times that were measured anyway, so the path of a request has no code for it.
+A span is made when its call is settled, from times measured anyway: the path of a request has no code for it.
 It continues the caller's trace if the caller sent a W3C `traceparent`.
 """
 
