@@ -269,20 +269,6 @@ def test_calls_that_never_finish_asking_leave_room_for_others(serve: Callable[..
     assert_serves(served)
 
 
-def test_more_unfinished_calls_than_are_received_at_a_time(serve: Callable[..., Served]) -> None:
-    """The oldest of them are given up, with a reason; others are served all the time."""
-    served = serve(max_concurrent_calls=4)
-    half = http2.grpc_message(messages.classify(IMAGE))[:100]
-    with http2.raw_connection(served.port) as connection:
-        for i in range(1000):
-            connection.send(http2.headers(2 * i + 1, CLASSIFY) + http2.data(2 * i + 1, half, end_stream=False))
-        connection.until_pong()
-        assert_serves(served)
-        refused = served.metric("rafaga_refusals_total", method=CLASSIFY, reason="QUEUE_FULL")
-        assert refused == 1001 - 512
-    assert_serves(served)
-
-
 @pytest.mark.parametrize(
     "noise",
     [

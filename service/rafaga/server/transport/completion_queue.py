@@ -36,9 +36,6 @@ _LOG = logging.getLogger(__name__)
 _REQUESTED_CALLS = 64
 # Events of one burst, before quick models run.
 _BURST = 256
-# Calls whose requests may be on their way at a time. Beyond it the oldest is given up: uploads that never end keep no
-# others out, and what they have sent so far is freed.
-_RECEIVING = 512
 # A deadline beyond this is none: the core shows "no deadline" as a time in the far future.
 _NO_DEADLINE_S = 1e9
 
@@ -72,12 +69,15 @@ def unsupported() -> str | None:
 class CompletionQueueLoop:
     """Serves `server`: the methods of `router` itself, registered methods through grpcio.
 
-    `on_death`: called when no thread polls the queue any more and none can be started.
+    max_receiving: calls whose requests are on their way at a time. Beyond it the oldest is refused: uploads that never
+    end keep no others out, and what they have sent so far is freed. on_death: called when no thread polls the queue any
+    more and none can be started.
     """
 
-    def __init__(self, server: grpc.Server, router: Router, on_death: Callable[[], None]) -> None:
+    def __init__(self, server: grpc.Server, router: Router, max_receiving: int, on_death: Callable[[], None]) -> None:
         self._state: Any = server._state  # type: ignore[attr-defined]
         self._router = router
+        self._max_receiving = max_receiving
         self._on_death = on_death
         self._methods: Mapping[bytes, str] = {method.encode(): method for method in router.methods}
         self._open: set[_LoopCall] = set()
@@ -181,7 +181,7 @@ class CompletionQueueLoop:
             call.receive()
             turn.fresh.append(call)
             self._receiving[call] = None
-            if len(self._receiving) > _RECEIVING:
+            if len(self._receiving) > self._max_receiving:
                 slowest = next(iter(self._receiving))
                 slowest.fail(QueueFull("too many requests are being received, and this was the slowest: retry later"))
                 del self._receiving[slowest]

@@ -64,12 +64,14 @@ class Tls:
 class Limits:
     """What one server takes; docs/transports.md says how each limit is enforced.
 
+    max_receiving_calls: whose requests have not arrived in full; beyond it the oldest is refused.
     keepalive_ms: between pings that find a dead peer, which has keepalive_timeout_ms to answer. min_ping_interval_ms:
     clients that ping more often are disconnected.
     """
 
     max_request_bytes: int
     max_concurrent_streams: int = 1024  # of one connection
+    max_receiving_calls: int = 4096
     keepalive_ms: int = 60_000
     keepalive_timeout_ms: int = 20_000
     min_ping_interval_ms: int = 10_000
@@ -143,7 +145,7 @@ class GrpcTransport:
         if self._blocking:
             server.start()
         else:
-            CompletionQueueLoop(server, self._router, self._on_death).start()
+            CompletionQueueLoop(server, self._router, self._limits.max_receiving_calls, self._on_death).start()
 
     def close(self, grace_s: float) -> None:
         """Takes no new calls, lets replies leave for `grace_s`, then closes every connection."""

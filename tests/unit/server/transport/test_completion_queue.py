@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -206,3 +207,27 @@ def test_calls_in_flight_are_answered_while_the_transport_closes() -> None:
         assert [call.result() for call in calls] == [b"late"] * 10
     closing.join(WAIT_S)
     assert not closing.is_alive()
+
+
+def test_uploads_that_never_end_keep_no_others_out() -> None:
+    """Beyond the limit the oldest is refused. Requests that arrive in full are served all the time."""
+    limits = Limits(1000, max_receiving_calls=4)
+    router = Router({METHOD: lambda call: call.reply(call.request)}, Authenticator(()), Metrics(), 1000)
+    transport = GrpcTransport("127.0.0.1:0", router, Authenticator(()), limits)
+    transport.start()
+    end = threading.Event()
+
+    def endless() -> Iterator[bytes]:
+        end.wait(WAIT_S)
+        yield from ()
+
+    channel: Any
+    with grpc.insecure_channel(f"127.0.0.1:{transport.port}") as channel:
+        uploads = [channel.stream_unary(METHOD).future(endless(), timeout=WAIT_S) for _ in range(10)]
+        assert channel.unary_unary(METHOD)(b"whole", timeout=WAIT_S) == b"whole"
+        end.set()
+        codes = Counter(upload.code() for upload in uploads)
+        refused = [u.details() for u in uploads if u.code() is grpc.StatusCode.RESOURCE_EXHAUSTED]
+    assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED: 7, grpc.StatusCode.INVALID_ARGUMENT: 3}
+    assert all("too many requests are being received" in details for details in refused)
+    transport.close(0.0)
