@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,7 +10,6 @@ from google.protobuf.message import Message
 
 from rafaga.bundle import ImagePreparation, Task
 from rafaga.errors import InvalidRequest
-from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
 from rafaga.server.services.decoding import Decoded, DecodePool, RequestLimits, decode
 from rafaga.server.services.submission import parse, submit
@@ -19,8 +17,6 @@ from rafaga.server.services.vision_replies import Answer, classified, detected, 
 from rafaga.server.transport.call import Call, Handler
 from rafaga.tensors import check_shape, from_wire
 from rafaga.v1 import vision_pb2 as pb
-
-_UINT8 = np.dtype(np.uint8)
 
 R = TypeVar("R", pb.ClassifyRequest, pb.ExtractFeaturesRequest, pb.DetectRequest, pb.SegmentRequest)
 
@@ -60,22 +56,19 @@ class Vision:
         preparation = model.bundle.image
         assert preparation is not None  # Bundle checks it for these tasks
 
-        def send(images: Decoded, preprocess_s: float = 0.0) -> None:
-            rows, sizes = images
+        def send(images: Decoded) -> None:
             submit(
                 call,
                 model,
-                (rows,),
-                lambda outputs, timing: reply(
-                    request, Answer(model, outputs, timing, preprocess_s, rows.shape[1:3], sizes)
-                ),
+                (images.rows,),
+                lambda outputs, timing: reply(request, Answer(model, outputs, timing, images)),
             )
 
         given = request.WhichOneof("input")
         if given == "pixels":
             send(self._pixels(request.pixels, preparation))
         elif given == "encoded":
-            self._decode_pool.run(call, lambda: send(*self._decode(call, request.encoded, preparation, model)))
+            self._decode_pool.run(call, lambda: send(decode(call, request.encoded.images, model, self._limits)))
         else:
             raise InvalidRequest("expected either `encoded` or `pixels`, got neither")
 
@@ -84,14 +77,5 @@ class Vision:
         check_shape("uint8 pixels", shape, (None, preparation.height, preparation.width, preparation.channels))
         self._limits.check_rows(tensor.batch)
         self._limits.check_free_size(preparation, tensor.height, tensor.width)
-        return Decoded(from_wire(tensor.data, _UINT8, shape).view(np.uint8), ((shape[1], shape[2]),) * shape[0])
-
-    def _decode(
-        self, call: Call, encoded: pb.EncodedImages, preparation: ImagePreparation, model: ServedModel
-    ) -> tuple[Decoded, float]:
-        """The images, and the seconds spent on decoding."""
-        start = time.perf_counter()
-        images = decode(call, encoded.images, preparation, self._limits)
-        seconds = time.perf_counter() - start
-        model.metrics.preprocessed(seconds)
-        return images, seconds
+        rows = from_wire(tensor.data, np.dtype(np.uint8), shape).view(np.uint8)
+        return Decoded(rows, ((tensor.height, tensor.width),) * tensor.batch)

@@ -8,6 +8,7 @@ import numpy as np
 
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.scheduling.job import Arrays, JobTiming
+from rafaga.server.services.decoding import Decoded
 from rafaga.server.services.submission import best_of, model_info, timing_message
 from rafaga.tensors import to_wire
 from rafaga.v1 import common_pb2
@@ -15,14 +16,12 @@ from rafaga.v1 import vision_pb2 as pb
 
 
 class Answer(NamedTuple):
-    """A model's outputs. `input_size`: (height, width) of the model's input; `sizes`: of each image as sent."""
+    """A model's outputs for some images."""
 
     model: ServedModel
     outputs: Arrays
     timing: JobTiming
-    preprocess_s: float
-    input_size: tuple[int, int]
-    sizes: tuple[tuple[int, int], ...]
+    images: Decoded
 
     @property
     def info(self) -> common_pb2.ModelInfo:
@@ -30,7 +29,7 @@ class Answer(NamedTuple):
 
     @property
     def spent(self) -> common_pb2.Timing:
-        return timing_message(self.timing, self.preprocess_s)
+        return timing_message(self.timing, self.images.seconds)
 
 
 def classified(request: pb.ClassifyRequest, answer: Answer) -> pb.ClassifyResponse:
@@ -57,8 +56,8 @@ def detected(request: pb.DetectRequest, answer: Answer) -> pb.DetectResponse:
     response = pb.DetectResponse(model=answer.info, timing=answer.spent)
     names = answer.model.bundle.labels
     boxes, scores, labels = answer.outputs
-    input_height, input_width = answer.input_size
-    for row, (height, width) in enumerate(answer.sizes):
+    input_height, input_width = answer.images.rows.shape[1:3]
+    for row, (height, width) in enumerate(answer.images.sizes):
         # A score of zero marks an empty row, so a min_score of zero selects every detected object.
         wanted = np.flatnonzero((scores[row] > 0) & (scores[row] >= request.min_score))
         wanted = wanted[: request.max_objects or None]
@@ -77,7 +76,7 @@ def detected(request: pb.DetectRequest, answer: Answer) -> pb.DetectResponse:
 def segmented(request: pb.SegmentRequest, answer: Answer) -> pb.SegmentResponse:
     response = pb.SegmentResponse(model=answer.info, timing=answer.spent)
     names = answer.model.bundle.labels
-    for labels, probabilities, size in zip(*answer.outputs, answer.sizes, strict=True):
+    for labels, probabilities, size in zip(*answer.outputs, answer.images.sizes, strict=True):
         height, width = labels.shape
         result = response.results.add(
             height=height,
