@@ -145,14 +145,13 @@ class RequestCache:
 def _beginning(request: bytes) -> tuple[int, str, int] | None:
     """The end of the fields before the id, the id, and the size of its field (0 without one). None for a message with
     another beginning."""
+    at = 0
     try:
-        if request[0] != _NAME or request[1] >= _LONG:
-            return None
-        at = 2 + request[1]
-        if request[at] == _VERSION:
-            if request[at + 1] >= _LONG:
-                return None
-            at += 2 + request[at + 1]
+        for key in (_NAME, _VERSION):
+            if request[at] == key:
+                if request[at + 1] >= _LONG:
+                    return None
+                at += 2 + request[at + 1]
         if request[at] != _ID:
             return at, "", 0
         size = request[at + 1]

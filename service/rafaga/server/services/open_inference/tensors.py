@@ -65,9 +65,9 @@ _RAW = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
 
 
 class WantedOutput(NamedTuple):
-    """A requested output: its index in the model, and how many classes to return instead of the tensor (0: none)."""
+    """A requested output: its position in the model, and how many classes to return instead of the tensor (0: none)."""
 
-    index: int
+    position: int
     spec: TensorSpec
     classes: int = 0
 
@@ -273,7 +273,7 @@ def response(name: str, identity: str, model: ServedModel, wanted: Sequence[Want
     tensors: list[tuple[str, str, tuple[int, ...]]] = []
     raw: list[bytes] = []
     for output in wanted:
-        array = outputs[output.index] if model.batched else outputs[output.index][0, ...]
+        array = outputs[output.position] if model.batched else outputs[output.position][0, ...]
         if output.classes:
             text = _classes(array, output.classes, model.bundle.labels)
             tensors.append((output.spec.name, "BYTES", (len(array), min(output.classes, array.shape[1]))))
