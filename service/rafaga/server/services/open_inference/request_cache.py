@@ -24,7 +24,7 @@ from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.scheduling.job import Arrays
 from rafaga.server.services.open_inference.tensors import WantedOutput
 from rafaga.tensors import on_wire
-from rafaga.wire import head_of
+from rafaga.wire import field, head_of
 
 _RAW = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 
@@ -118,19 +118,17 @@ class RequestCache:
             return
         start, _, shift = beginning
         request = request[:start] + request[start + shift :]
-        heads = [head_of(_RAW, len(contents)) for contents in raw]
-        end = len(request) - sum(map(len, heads)) - sum(map(len, raw))
-        if not start <= end <= _MAX_HEAD_BYTES or not _is_head(request[:end]):
+        tail = b"".join(field(_RAW, contents) for contents in raw)
+        end = len(request) - len(tail)
+        if not start <= end <= _MAX_HEAD_BYTES or not request.endswith(tail) or not _is_head(request[:end]):
             return
-        marks, offsets = [], []
-        mark, at = request[start:end], start
-        for head, contents in zip(heads, raw, strict=True):
-            mark += head
-            if not request.startswith(mark, at):  # the fields came in another order
-                return
-            marks.append((mark, at))
-            offsets.append(at + len(mark))
-            mark, at = b"", at + len(mark) + len(contents)
+        marks, offsets = [(request[start:end], start)], []
+        at = end
+        for contents in raw:
+            head = head_of(_RAW, len(contents))
+            marks.append((head, at))
+            offsets.append(at + len(head))
+            at += len(head) + len(contents)
         order = {tensor.name: i for i, tensor in enumerate(parsed.inputs)}
         places = tuple(
             _Place(offsets[order[spec.name]], array.size, on_wire(array.dtype), array.shape)
