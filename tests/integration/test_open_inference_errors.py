@@ -238,14 +238,14 @@ BAD: dict[str, Bad] = {
         oip.asking_for(oip.images(DIGIT), "probabilities", "probabilities"), INVALID, REQUEST, "requested once"
     ),
     "no classes": Bad(classes(0, oip.images(DIGIT)), INVALID, REQUEST, "a count of at least 1"),
-    "negative classes": Bad(classes(-1, oip.images(DIGIT)), INVALID, REQUEST, "a count of at least 1"),
+    "negative classes": Bad(classes(-1, oip.images(DIGIT)), INVALID, REQUEST, "an integer of at least 0"),
     "classes in words": Bad(classes("3", oip.images(DIGIT)), INVALID, REQUEST, "expected an integer"),
     "classes of a forecast": Bad(classes(1, series(), "quantiles"), INVALID, REQUEST, "shape [N, classes]"),
     # parameters
     "timeout in words": Bad(given(timeout="soon"), INVALID, REQUEST, "timeout: expected an integer"),
-    "negative timeout": Bad(given(timeout=-1), INVALID, REQUEST, "expected microseconds, got -1"),
+    "negative timeout": Bad(given(timeout=-1), INVALID, REQUEST, "timeout: expected an integer of at least 0, got -1"),
     "priority in words": Bad(given(priority="high"), INVALID, REQUEST, "priority: expected an integer"),
-    "negative priority": Bad(given(priority=-1), INVALID, REQUEST, "1 being the highest, got -1"),
+    "negative priority": Bad(given(priority=-1), INVALID, REQUEST, "priority: expected an integer of at least 0"),
     "sequence": Bad(given(sequence_id=7), UNIMPLEMENTED, "UNSUPPORTED", "without sequence_id"),
     "sequence of text": Bad(given(sequence_id="chat"), UNIMPLEMENTED, "UNSUPPORTED", "without sequence_id"),
     "start of a sequence": Bad(given(sequence_start=True), UNIMPLEMENTED, "UNSUPPORTED", "without sequence_start"),

@@ -267,7 +267,7 @@ def test_other_free_dimensions_may_have_any_size(served: Served) -> None:
         x = np.random.default_rng(time).normal(size=(3, time, 2)).astype(np.float32)
         np.testing.assert_array_equal(infer(served, "free", x=x)["y"], 2 * x)
     refused = refusal(lambda: infer(served, "free", x=np.zeros((1, 5, 3), np.float32)))
-    assert "expected input x of shape [N, any, 2], got [1, 5, 3]" in refused.message
+    assert "input x: expected a tensor of shape [N, any, 2], got [1, 5, 3]" in refused.message
 
 
 @pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
@@ -331,7 +331,7 @@ def test_a_fixed_first_dimension_takes_no_batches(plain_repository: Path, serve:
     assert (found.inference_count, found.execution_count, found.inference_stats.success.count) == (15, 15, 15)
     for rows in (1, 3):
         refused = refusal(lambda rows=rows: infer(served, "fixed", x=ROWS[:rows]))
-        assert f"expected input x of shape [2, 3], got [{rows}, 3]" in refused.message
+        assert f"input x: expected a tensor of shape [2, 3], got [{rows}, 3]" in refused.message
 
 
 def test_a_graph_without_dimensions(served: Served) -> None:

@@ -14,8 +14,6 @@ from rafaga import int8
 from rafaga.bundle import Bundle, Precision, Variant
 from rafaga.errors import BundleError, DeviceError
 from rafaga.plain_model import PlainModel
-from rafaga.server.config.device import Device
-from rafaga.server.engines.contract import Engine
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace, Samples
 from rafaga.server.engines.onnxruntime import create_session
 from rafaga.server.engines.selection import EngineFactory, Placement
@@ -109,20 +107,17 @@ class Loader:
         """`read` is called for every engine, also when one is restarted: no copy of the file stays in memory."""
         devices = placement.devices_of(bundle.name)
 
-        def load(device: Device) -> LoadedEngine:
-            return self.engine_factory(placement, device, read())
+        def load(number: int) -> LoadedEngine:
+            return self.engine_factory(placement, devices[number], read())
 
         loaded: list[LoadedEngine] = []
         try:
-            for device in devices:
-                loaded += [load(device)]
+            for number in range(len(devices)):
+                loaded += [load(number)]
         except BaseException:
             for engine, _ in loaded:
                 engine.close()
             raise
-
-        def load_again(number: int) -> Engine:
-            return load(devices[number]).engine
 
         return ServedModel(
             bundle,
@@ -133,7 +128,7 @@ class Loader:
             self.policy,
             self.metrics.model(bundle.name),
             samples,
-            load_again,
+            lambda number: load(number).engine,
             self.supervision,
         )
 

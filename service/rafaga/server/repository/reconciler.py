@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -31,22 +31,13 @@ class Reconciler:
     """Not thread-safe: the repository runs one change at a time. Models change their state from their own threads."""
 
     def __init__(
-        self,
-        root: Path,
-        loader: Loader,
-        metrics: Metrics,
-        table: VersionTable,
-        retirement: Retirement,
-        wanted: Versions,
-        on_state: Callable[[str], None],
+        self, loader: Loader, metrics: Metrics, table: VersionTable, retirement: Retirement, wanted: Versions
     ) -> None:
-        self._root = root
         self._loader = loader
         self._metrics = metrics
         self._table = table
         self._retirement = retirement
         self._wanted = wanted
-        self._on_state = on_state
 
     def update(self, name: str, folders: Mapping[int, Path], *, late: bool, retry: bool = False) -> list[int]:
         """Brings one model to the state on disk; returns the refused versions.
@@ -55,10 +46,11 @@ class Reconciler:
         """
         wanted = self._wanted.wanted(name, folders)
         for version in wanted:
+            entry = ModelVersion(name, version, late)
             if version in folders:
-                self._update_version(ModelVersion(name, version, folders[version], (), late), retry)
+                self._update_version(entry, folders[version], retry)
             else:
-                self._missing(ModelVersion(name, version, self._root / name / str(version), (), late))
+                self._missing(entry)
         entries = self._table.of(name)
         # Remove the others only once one of the wanted versions is served.
         if any(entry.model is not None for entry in entries if entry.version in wanted):
@@ -70,20 +62,19 @@ class Reconciler:
                         self._retirement.start(entry.model, replaced=True)
         return [entry.version for entry in self._table.of(name) if entry.version in wanted and entry.reason]
 
-    def _update_version(self, entry: ModelVersion, retry: bool) -> None:
+    def _update_version(self, entry: ModelVersion, folder: Path, retry: bool) -> None:
         before = self._table.get(entry.name, entry.version)
         try:
-            now = stamp(entry.folder)
+            now = stamp(folder)
         except OSError as error:
             # No permission, or removed during the scan. What was loaded from it before is still served.
             if before is None:
-                self._fail(entry, "its folder cannot be read; see the server's log for the cause", error)
+                self._refuse(entry, "its folder cannot be read; see the server's log for the cause", error)
             elif before.model is not None:
-                about = {"model": entry.name, "version": entry.version}
-                _LOG.error("the folder of a version cannot be read, it is served as before: %s", error, extra=about)
+                _LOG.error("a version's folder cannot be read, it is served as before: %s", error, extra=entry.about)
             return
         if before is None or before.stamp != now or (retry and before.reason):
-            self._load(dataclasses.replace(entry, stamp=now), before)
+            self._load(dataclasses.replace(entry, stamp=now), folder, before)
 
     def _missing(self, entry: ModelVersion) -> None:
         """A version that a rule names is not on disk."""
@@ -91,34 +82,33 @@ class Reconciler:
         if before is not None and before.model is None and not before.stamp:
             return  # reported already
         reason = "a version rule names it, but it is not in the repository"
-        self._fail(entry, reason, reason)
+        self._refuse(entry, reason, reason)
         if before is not None and before.model is not None:
             self._retirement.start(before.model, replaced=False)
 
-    def _fail(self, entry: ModelVersion, reason: str, cause: object) -> None:
-        """A version that cannot be loaded. `cause` is for the log; clients see `reason`."""
-        self._table.put(dataclasses.replace(entry, state=State.FAILED, reason=reason))
-        self._metrics.model_refused(entry.name, entry.version, still_served=False)
-        _LOG.error("model not served: %s", cause, extra={"model": entry.name, "version": entry.version})
-
-    def _load(self, entry: ModelVersion, before: ModelVersion | None) -> None:
+    def _load(self, entry: ModelVersion, folder: Path, before: ModelVersion | None) -> None:
         """Puts a new or changed version into service. If that fails, `before` stays."""
         start = time.perf_counter()
         old = None if before is None else before.model
         if old is None:
             self._table.put(entry)
         try:
-            if is_plain(entry.folder):
-                model = self._loader.load_plain(entry.folder)
+            if is_plain(folder):
+                model = self._loader.load_plain(folder)
                 entry = dataclasses.replace(entry, bundle=model.bundle)
             else:
-                bundle = bundles.load(entry.folder)
+                bundle = bundles.load(folder)
                 entry = dataclasses.replace(entry, bundle=bundle)
-                model = self._loader.load(entry.folder, bundle)
+                model = self._loader.load(folder, bundle)
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds
-            self._refused(entry, before, error)
+            if before is None or old is None:
+                self._refuse(entry, "the model was refused at load; see the server's log for the cause", error)
+            else:
+                before = dataclasses.replace(before, stamp=entry.stamp)
+                reason = "its files changed and were refused at load; the version loaded before is served"
+                self._refuse(before, reason, error)
             return
-        model.start(partial(self._engine_changed, model))
+        model.start(partial(self._engine_changed, entry, model))
         if not self._table.put(dataclasses.replace(entry, state=State.READY, model=model)):
             model.close()  # the server stops
             return
@@ -128,27 +118,24 @@ class Reconciler:
         if old is not None:
             self._retirement.start(old, replaced=True)
 
-    def _refused(self, entry: ModelVersion, before: ModelVersion | None, error: Exception) -> None:
-        still_served = before is not None and before.model is not None
-        if before is not None and still_served:
-            reason = "its files changed and were refused at load; the version loaded before is served"
-            entry = dataclasses.replace(before, stamp=entry.stamp, reason=reason)
-        else:
-            reason = "the model was refused at load; see the server's log for the cause"
-            entry = dataclasses.replace(entry, state=State.FAILED, reason=reason)
-        self._table.put(entry)  # before the metric, so that the reason is there when the count changes
+    def _refuse(self, entry: ModelVersion, reason: str, cause: str | Exception) -> None:
+        """Reports a version that cannot be loaded. Clients see `reason`; `cause` is for the log."""
+        still_served = entry.model is not None
+        state = entry.state if still_served else State.FAILED
+        # Before the metric, so that the reason is there when the count changes.
+        self._table.put(dataclasses.replace(entry, state=state, reason=reason))
         self._metrics.model_refused(entry.name, entry.version, still_served=still_served)
-        about = {"model": entry.name, "version": entry.version}
-        _LOG.error("model not served: %s", error, extra=about, exc_info=not isinstance(error, BundleError))
+        unexpected = not isinstance(cause, str | OSError | BundleError)
+        _LOG.error("model not served: %s", cause, extra=entry.about, exc_info=unexpected)
 
-    def _engine_changed(self, model: ServedModel) -> None:
+    def _engine_changed(self, loaded: ModelVersion, model: ServedModel) -> None:
         """The model lost its engine, or has a new one."""
         with self._table.lock:
-            entry = self._table.holding(model)
-            if entry is None:
+            entry = self._table.get(loaded.name, loaded.version)
+            if entry is None or entry.model is not model:
                 return  # replaced or unloaded
             self._metrics.model_ready(entry.name, entry.version, entry.condition is State.READY)
-        self._on_state(entry.name)
+        self._table.on_change(entry.name)
 
     def remove(self, name: str) -> list[ServedModel]:
         """Takes a model out of service; the caller must finish the returned models."""
@@ -159,14 +146,13 @@ class Reconciler:
 
 
 def _log_ready(entry: ModelVersion, model: ServedModel, seconds: float) -> None:
-    weights = model.bundle.weights
-    about: dict[str, object] = {"model": entry.name, "version": entry.version, "seconds": round(seconds, 3)}
-    about |= {"trained": weights.trained}
+    trained = model.bundle.weights.trained
+    about = {**entry.about, "seconds": round(seconds, 3), "trained": trained}
     if model.variant is None:
         _LOG.warning("model ready, UNVERIFIED: a plain ONNX file has no golden answers to check", extra=about)
         return
-    about |= {"precision": model.variant.precision}
-    if weights.trained:
+    about["precision"] = model.variant.precision
+    if trained:
         _LOG.info("model ready", extra=about)
     else:
         _LOG.warning("model ready with RANDOM weights: its answers mean nothing", extra=about)

@@ -41,16 +41,15 @@ class Repository:
         versions: Versions | None = None,
         explicit: bool = False,
     ) -> None:
-        """`on_state` gets the name of a model whose state may have changed, from any thread."""
+        """`on_state`: see VersionTable."""
         self._root = root
         self._discovery = Discovery(root)
         self._metrics = metrics
-        self._on_state = on_state
         self._wanted = versions or Versions()
         self._explicit = explicit
-        self._table = table = VersionTable(on_state)
+        self._table = VersionTable(on_state)
         self._retirement = Retirement(metrics)
-        self._reconciler = Reconciler(root, loader, metrics, table, self._retirement, self._wanted, on_state)
+        self._reconciler = Reconciler(loader, metrics, self._table, self._retirement, self._wanted)
         self._changing = threading.Lock()
         self._serving = False
 
@@ -138,7 +137,7 @@ class Repository:
             if self._explicit:
                 found = {name: found[name] for name in names}
             for name in found:
-                self._on_state(name)
+                self._table.on_change(name)
             for name, folders in found.items():
                 self._reconciler.update(name, folders, late=False)
             self._serving = True
@@ -196,7 +195,7 @@ class Repository:
     def drain(self) -> None:
         """Every model refuses new requests and answers the queued ones. Nothing is loaded any more."""
         for entry in self._table.freeze():
-            self._on_state(entry.name)
+            self._table.on_change(entry.name)
             self._metrics.model_ready(entry.name, entry.version, False)
             if entry.model is not None:
                 entry.model.drain()

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 from rafaga.bundle import Bundle
 from rafaga.errors import ModelNotFound, listed
@@ -28,15 +27,15 @@ class State(Enum):
 class ModelVersion:
     """One version of one model. `bundle` is None if its manifest could not be read, `model` if it is not served.
 
+    stamp: of its folder when it was loaded or refused; empty if it is not on disk.
     late: it appeared while the server was running, so its failure does not make the server unready.
     state: as of the last change in the repository; `condition` also covers a lost engine.
     """
 
     name: str
     version: int
-    folder: Path
-    stamp: Stamp
     late: bool
+    stamp: Stamp = ()
     state: State = State.LOADING
     reason: str = ""
     bundle: Bundle | PlainModel | None = None
@@ -52,13 +51,21 @@ class ModelVersion:
         """Why it is not served; empty if it is."""
         return "its engine was lost and is being restarted" if self.condition is State.DOWN else self.reason
 
+    @property
+    def about(self) -> dict[str, object]:
+        """For the log."""
+        return {"model": self.name, "version": self.version}
+
 
 class VersionTable:
-    """Lookups take no lock: the tuple of a name is replaced, never changed. `on_change` gets the model's name."""
+    """Lookups take no lock: the tuple of a name is replaced, never changed.
+
+    `on_change` gets the name of a model whose state may have changed, from any thread.
+    """
 
     def __init__(self, on_change: Callable[[str], None]) -> None:
         self._by_name: dict[str, tuple[ModelVersion, ...]] = {}  # newest version first
-        self._on_change = on_change
+        self.on_change = on_change
         self.lock = threading.Lock()
         self.frozen = False
 
@@ -85,17 +92,13 @@ class VersionTable:
         versions = self._by_name.get(name)
         if versions is None:
             raise ModelNotFound(f"no model {name[:128]!r}; available: {listed(self.names) or 'none'}")
-        if not version:
-            return next((v for v in versions if v.model is not None), versions[0])
         for candidate in versions:
-            if candidate.version == version:
+            if candidate.version == version or (not version and candidate.model is not None):
                 return candidate
+        if not version:
+            return versions[0]
         available = listed(v.version for v in reversed(versions))
         raise ModelNotFound(f"model {name!r} has no version {version}; available: {available}")
-
-    def holding(self, model: ServedModel) -> ModelVersion | None:
-        """The entry that serves `model`; None after it was replaced or removed."""
-        return next((v for v in self.of(model.bundle.name) if v.model is model), None)
 
     def put(self, entry: ModelVersion) -> bool:
         """Adds or replaces one version. False once the table is frozen: then nothing changes."""
@@ -111,7 +114,7 @@ class VersionTable:
                 return False
             others = (v for v in self.of(name) if v.version != version)
             self._by_name[name] = tuple(sorted((*others, *new), key=lambda v: -v.version))
-        self._on_change(name)
+        self.on_change(name)
         return True
 
     def pop(self, name: str) -> tuple[ModelVersion, ...]:
@@ -120,7 +123,7 @@ class VersionTable:
             if self.frozen:
                 return ()
             versions = self._by_name.pop(name)
-        self._on_change(name)
+        self.on_change(name)
         return versions
 
     def freeze(self) -> list[ModelVersion]:

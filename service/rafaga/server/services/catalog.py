@@ -9,7 +9,7 @@ from rafaga.plain_model import PlainModel
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
 from rafaga.server.repository.versions import ModelVersion, State
-from rafaga.server.services.submission import parse
+from rafaga.server.services.submission import M, parse
 from rafaga.server.transport.call import Call, Handler
 from rafaga.v1 import catalog_pb2 as pb
 
@@ -43,68 +43,47 @@ class Catalog:
 
 
 def _message(entry: ModelVersion) -> pb.Model:
+    message = pb.Model(name=entry.name, version=entry.version, state=_STATES[entry.condition], reason=entry.why)
     try:
-        return _description(entry)
+        if entry.bundle is not None:
+            message.MergeFrom(_described(entry.bundle))
+        if entry.model is not None:
+            message.MergeFrom(_served(entry.model))
     except ValueError as error:  # a value that does not fit its field must not hide the other models
-        about = {"model": entry.name, "version": entry.version}
-        _LOG.warning("the catalogue cannot show the properties of a model: %s", error, extra=about)
-        return _state(entry)
-
-
-def _state(entry: ModelVersion) -> pb.Model:
-    return pb.Model(name=entry.name, version=entry.version, state=_STATES[entry.condition], reason=entry.why)
-
-
-def _description(entry: ModelVersion) -> pb.Model:
-    message = _state(entry)
-    if entry.bundle is not None:
-        _describe_bundle(message, entry.bundle)
-    if entry.model is not None:
-        _describe_service(message, entry.model)
+        _LOG.warning("the catalogue cannot show the properties of a model: %s", error, extra=entry.about)
     return message
 
 
-def _describe_bundle(message: pb.Model, bundle: Bundle | PlainModel) -> None:
-    message.task = bundle.task or ""
-    message.architecture = bundle.architecture
-    message.dataset = bundle.dataset
-    message.trained = bundle.weights.trained
-    message.weights_source = bundle.weights.source
-    message.weights_license = bundle.weights.license
-    message.inputs.extend(map(_tensor, bundle.inputs))
-    message.outputs.extend(map(_tensor, bundle.outputs))
-    if bundle.image is not None:
-        message.image_preparation = _describe_preparation(bundle.image)
-    if (spec := bundle.forecast) is not None:
-        message.forecast.CopyFrom(
-            pb.ForecastInfo(
-                min_history=spec.min_history,
-                max_history=spec.max_history,
-                max_horizon=spec.max_horizon,
-                quantile_levels=spec.quantile_levels,
-                step=spec.step,
-                unit=spec.unit,
-            )
-        )
-    if (detection := bundle.detection) is not None:
-        message.detection.CopyFrom(
-            pb.DetectionInfo(
-                max_objects=detection.max_objects,
-                score_threshold=detection.score_threshold,
-                iou_threshold=detection.iou_threshold,
-            )
-        )
-    if bundle.sequence is not None:
-        message.sequence.max_length = bundle.sequence.max_length
+def _described(bundle: Bundle | PlainModel) -> pb.Model:
+    return pb.Model(
+        task=bundle.task or "",
+        architecture=bundle.architecture,
+        dataset=bundle.dataset,
+        trained=bundle.weights.trained,
+        weights_source=bundle.weights.source,
+        weights_license=bundle.weights.license,
+        inputs=map(_tensor, bundle.inputs),
+        outputs=map(_tensor, bundle.outputs),
+        image_preparation=_preparation(bundle.image) if bundle.image else "",
+        forecast=_copied(pb.ForecastInfo, bundle.forecast) if bundle.forecast else None,
+        detection=_copied(pb.DetectionInfo, bundle.detection) if bundle.detection else None,
+        sequence=_copied(pb.SequenceInfo, bundle.sequence) if bundle.sequence else None,
+    )
 
 
-def _describe_service(message: pb.Model, model: ServedModel) -> None:
-    message.max_batch_size = model.max_batch_size
+def _served(model: ServedModel) -> pb.Model:
     if model.variant is None:
-        return
-    message.precision = model.variant.precision
-    for metric in model.variant.metrics:
-        message.metrics.add(name=metric.name, value=metric.value, dataset=metric.dataset, samples=metric.samples)
+        return pb.Model(max_batch_size=model.max_batch_size)
+    return pb.Model(
+        max_batch_size=model.max_batch_size,
+        precision=model.variant.precision,
+        metrics=[_copied(pb.Metric, metric) for metric in model.variant.metrics],
+    )
+
+
+def _copied(message: type[M], source: object) -> M:
+    """A message whose fields are named as attributes of `source`."""
+    return message(**{field.name: getattr(source, field.name) for field in message.DESCRIPTOR.fields})
 
 
 def _tensor(spec: TensorSpec) -> pb.Tensor:
@@ -112,14 +91,15 @@ def _tensor(spec: TensorSpec) -> pb.Tensor:
     return pb.Tensor(name=spec.name, dtype=dtype, shape=[-1 if size is None else size for size in spec.shape])
 
 
-def _describe_preparation(image: ImagePreparation) -> str:
-    colour = "grey" if image.channels == 1 else "RGB"
-    if image.height is None:
-        if image.resize_shorter is None:
-            return f"decoded to {colour}, any size"
-        limit = "" if image.max_longer is None else f", the longer at most {image.max_longer}"
-        return f"decoded to {colour}, shorter side resized to {image.resize_shorter}{limit}"
-    if image.resize_shorter is None:
-        return f"decoded to {colour}, resized to {image.width}x{image.height}"
-    crop = f"centre {image.width}x{image.height} cropped"
-    return f"decoded to {colour}, shorter side resized to {image.resize_shorter}, {crop}"
+def _preparation(image: ImagePreparation) -> str:
+    steps = ["decoded to grey" if image.channels == 1 else "decoded to RGB"]
+    if image.resize_shorter is not None:
+        steps.append(f"shorter side resized to {image.resize_shorter}")
+    if image.max_longer is not None:
+        steps.append(f"the longer at most {image.max_longer}")
+    if image.height is not None:
+        size = f"{image.width}x{image.height}"
+        steps.append(f"centre {size} cropped" if image.cropped else f"resized to {size}")
+    elif image.resize_shorter is None:
+        steps.append("any size")
+    return ", ".join(steps)

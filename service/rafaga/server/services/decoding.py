@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from rafaga.bundle import ImagePreparation
 from rafaga.errors import Cancelled, InternalError, InvalidImage, InvalidTensor, QueueFull, RafagaError
 from rafaga.images import prepare
+from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.transport.call import Call
 
 _LOG = logging.getLogger(__name__)
@@ -43,17 +45,22 @@ class RequestLimits:
 
 
 class Decoded(NamedTuple):
-    """`rows`: uint8 [N, height, width, channels]. `sizes`: (height, width) of each image as it was sent."""
+    """rows: uint8 [N, height, width, channels]. sizes: (height, width) of each image as it was sent. seconds: of
+    decoding."""
 
     rows: NDArray[np.uint8]
     sizes: tuple[tuple[int, int], ...]
+    seconds: float = 0.0
 
 
-def decode(call: Call, files: Sequence[bytes], preparation: ImagePreparation, limits: RequestLimits) -> Decoded:
-    """JPEG or PNG files, prepared as the model's input.
+def decode(call: Call, files: Sequence[bytes], model: ServedModel, limits: RequestLimits) -> Decoded:
+    """JPEG or PNG files, prepared as the input of an image model.
 
     Raises InvalidImage, InvalidTensor if there are too many, or Cancelled if `call` ended in the meantime.
     """
+    start = time.perf_counter()
+    preparation = model.bundle.image
+    assert preparation is not None
     limits.check_rows(len(files))
     decoded: list[NDArray[np.uint8]] = []
     sizes: list[tuple[int, int]] = []
@@ -75,7 +82,10 @@ def decode(call: Call, files: Sequence[bytes], preparation: ImagePreparation, li
         # Small files can hold large images. The decoded size of all of them is known after the first.
         if preparation.height is None and len(files) * image.shape[0] * image.shape[1] > limits.max_pixels:
             raise InvalidImage(f"expected at most {limits.max_pixels} pixels in a request, got more: split it")
-    return Decoded(decoded[0][np.newaxis] if len(decoded) == 1 else np.stack(decoded), tuple(sizes))
+    rows = decoded[0][np.newaxis] if len(decoded) == 1 else np.stack(decoded)
+    seconds = time.perf_counter() - start
+    model.metrics.preprocessed(seconds)
+    return Decoded(rows, tuple(sizes), seconds)
 
 
 class DecodePool:

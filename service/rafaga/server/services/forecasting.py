@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ class Forecasting:
 
         def reply(outputs: Arrays, timing: JobTiming) -> pb.ForecastResponse:
             response = pb.ForecastResponse(model=model_info(model), timing=timing_message(timing))
-            forecasts = [list(_quantiles(row[:horizon], spec)) for row in outputs[0]]
+            forecasts = [_quantiles(row[:horizon], spec) for row in outputs[0]]
             if histories:
                 response.forecasts.extend(pb.SeriesForecast(quantiles=quantiles) for quantiles in forecasts)
             else:
@@ -63,8 +63,7 @@ def _history(values: Sequence[float], spec: ForecastSpec, where: str = "") -> ND
     return history[-spec.max_history :]
 
 
-def _quantiles(forecast: NDArray[np.generic], spec: ForecastSpec) -> Iterator[pb.QuantileForecast]:
+def _quantiles(forecast: NDArray[np.generic], spec: ForecastSpec) -> list[pb.QuantileForecast]:
     """Of [horizon, levels]."""
-    by_level: Iterable[list[float]] = forecast.T.tolist()
-    for level, values in zip(spec.quantile_levels, by_level, strict=True):
-        yield pb.QuantileForecast(level=level, values=values)
+    levels = zip(spec.quantile_levels, forecast.T.tolist(), strict=True)
+    return [pb.QuantileForecast(level=level, values=values) for level, values in levels]

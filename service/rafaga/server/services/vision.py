@@ -1,10 +1,9 @@
-"""rafaga.v1.Vision: images on their way to a model. `vision_replies` builds the replies from its outputs."""
+"""rafaga.v1.Vision: images on their way to a model, and the replies built from its outputs."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from google.protobuf.message import Message
@@ -13,16 +12,32 @@ from rafaga.bundle import ImagePreparation, Task
 from rafaga.errors import InvalidRequest
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
+from rafaga.server.scheduling.job import Arrays, JobTiming
 from rafaga.server.services.decoding import Decoded, DecodePool, RequestLimits, decode
-from rafaga.server.services.submission import parse, submit
-from rafaga.server.services.vision_replies import Answer, classified, detected, featured, segmented
+from rafaga.server.services.submission import best_of, model_info, parse, submit, timing_message
 from rafaga.server.transport.call import Call, Handler
-from rafaga.tensors import check_shape, from_wire
+from rafaga.tensors import check_shape, from_wire, to_wire
+from rafaga.v1 import common_pb2
 from rafaga.v1 import vision_pb2 as pb
 
-_UINT8 = np.dtype(np.uint8)
-
 R = TypeVar("R", pb.ClassifyRequest, pb.ExtractFeaturesRequest, pb.DetectRequest, pb.SegmentRequest)
+
+
+class _Answer(NamedTuple):
+    """A model's outputs for some images."""
+
+    model: ServedModel
+    outputs: Arrays
+    timing: JobTiming
+    images: Decoded
+
+    @property
+    def info(self) -> common_pb2.ModelInfo:
+        return model_info(self.model)
+
+    @property
+    def spent(self) -> common_pb2.Timing:
+        return timing_message(self.timing, self.images.seconds)
 
 
 class Vision:
@@ -40,42 +55,39 @@ class Vision:
         }
 
     def classify(self, call: Call) -> None:
-        self._serve(call, parse(pb.ClassifyRequest, call), Task.CLASSIFICATION, classified)
+        self._serve(call, parse(pb.ClassifyRequest, call), Task.CLASSIFICATION, _classified)
 
     def extract_features(self, call: Call) -> None:
-        self._serve(call, parse(pb.ExtractFeaturesRequest, call), Task.FEATURES, featured)
+        self._serve(call, parse(pb.ExtractFeaturesRequest, call), Task.FEATURES, _featured)
 
     def detect(self, call: Call) -> None:
         request = parse(pb.DetectRequest, call)
         if not 0 <= request.min_score <= 1:
             raise InvalidRequest(f"expected a min_score from 0 to 1, got {request.min_score:g}")
-        self._serve(call, request, Task.DETECTION, detected)
+        self._serve(call, request, Task.DETECTION, _detected)
 
     def segment(self, call: Call) -> None:
-        self._serve(call, parse(pb.SegmentRequest, call), Task.SEGMENTATION, segmented)
+        self._serve(call, parse(pb.SegmentRequest, call), Task.SEGMENTATION, _segmented)
 
-    def _serve(self, call: Call, request: R, task: Task, reply: Callable[[R, Answer], Message]) -> None:
+    def _serve(self, call: Call, request: R, task: Task, reply: Callable[[R, _Answer], Message]) -> None:
         """Queues tensors at once; encoded images are decoded in the pool first."""
         model = self._repository.model(request.model, request.version, task)
         preparation = model.bundle.image
         assert preparation is not None  # Bundle checks it for these tasks
 
-        def send(images: Decoded, preprocess_s: float = 0.0) -> None:
-            rows, sizes = images
+        def send(images: Decoded) -> None:
             submit(
                 call,
                 model,
-                (rows,),
-                lambda outputs, timing: reply(
-                    request, Answer(model, outputs, timing, preprocess_s, rows.shape[1:3], sizes)
-                ),
+                (images.rows,),
+                lambda outputs, timing: reply(request, _Answer(model, outputs, timing, images)),
             )
 
         given = request.WhichOneof("input")
         if given == "pixels":
             send(self._pixels(request.pixels, preparation))
         elif given == "encoded":
-            self._decode_pool.run(call, lambda: send(*self._decode(call, request.encoded, preparation, model)))
+            self._decode_pool.run(call, lambda: send(decode(call, request.encoded.images, model, self._limits)))
         else:
             raise InvalidRequest("expected either `encoded` or `pixels`, got neither")
 
@@ -84,14 +96,68 @@ class Vision:
         check_shape("uint8 pixels", shape, (None, preparation.height, preparation.width, preparation.channels))
         self._limits.check_rows(tensor.batch)
         self._limits.check_free_size(preparation, tensor.height, tensor.width)
-        return Decoded(from_wire(tensor.data, _UINT8, shape).view(np.uint8), ((shape[1], shape[2]),) * shape[0])
+        rows = from_wire(tensor.data, np.dtype(np.uint8), shape).view(np.uint8)
+        return Decoded(rows, ((tensor.height, tensor.width),) * tensor.batch)
 
-    def _decode(
-        self, call: Call, encoded: pb.EncodedImages, preparation: ImagePreparation, model: ServedModel
-    ) -> tuple[Decoded, float]:
-        """The images, and the seconds spent on decoding."""
-        start = time.perf_counter()
-        images = decode(call, encoded.images, preparation, self._limits)
-        seconds = time.perf_counter() - start
-        model.metrics.preprocessed(seconds)
-        return images, seconds
+
+def _classified(request: pb.ClassifyRequest, answer: _Answer) -> pb.ClassifyResponse:
+    response = pb.ClassifyResponse(model=answer.info, timing=answer.spent)
+    labels = answer.model.bundle.labels
+    for best in best_of(answer.outputs[0], request.top_k):
+        add = response.results.add().labels.add
+        for index, probability in best:
+            add(label=labels[index], index=index, probability=probability)
+    return response
+
+
+def _featured(_: pb.ExtractFeaturesRequest, answer: _Answer) -> pb.ExtractFeaturesResponse:
+    response = pb.ExtractFeaturesResponse(model=answer.info, timing=answer.spent)
+    bundle = answer.model.bundle
+    arrays = dict(zip((o.name for o in bundle.outputs), answer.outputs, strict=True))
+    for spec in bundle.features:
+        array = arrays[spec.output]
+        response.maps.add(name=spec.output, stride=spec.stride, shape=array.shape, data=to_wire(array))
+    return response
+
+
+def _detected(request: pb.DetectRequest, answer: _Answer) -> pb.DetectResponse:
+    response = pb.DetectResponse(model=answer.info, timing=answer.spent)
+    names = answer.model.bundle.labels
+    boxes, scores, labels = answer.outputs
+    input_height, input_width = answer.images.rows.shape[1:3]
+    for row, (height, width) in enumerate(answer.images.sizes):
+        # A score of zero marks an empty row, so a min_score of zero selects every detected object.
+        wanted = np.flatnonzero((scores[row] > 0) & (scores[row] >= request.min_score))
+        wanted = wanted[: request.max_objects or None]
+        x, y = width / input_width, height / input_height
+        corners = boxes[row, wanted] * np.array([x, y, x, y], np.float32)
+        add = response.results.add(image_height=height, image_width=width).objects.add
+        for index, score, box in zip(
+            labels[row, wanted].tolist(), scores[row, wanted].tolist(), corners.tolist(), strict=True
+        ):
+            x_min, y_min, x_max, y_max = box
+            corner = pb.Box(x_min=x_min, y_min=y_min, x_max=x_max, y_max=y_max)
+            add(label=names[index], index=index, score=score, box=corner)
+    return response
+
+
+def _segmented(request: pb.SegmentRequest, answer: _Answer) -> pb.SegmentResponse:
+    response = pb.SegmentResponse(model=answer.info, timing=answer.spent)
+    names = answer.model.bundle.labels
+    for labels, probabilities, size in zip(*answer.outputs, answer.images.sizes, strict=True):
+        height, width = labels.shape
+        result = response.results.add(
+            height=height,
+            width=width,
+            labels=to_wire(labels),
+            probabilities=to_wire(probabilities) if request.with_probabilities else b"",
+            image_height=size[0],
+            image_width=size[1],
+        )
+        pixels = np.bincount(labels.ravel(), minlength=len(names))
+        sums = np.bincount(labels.ravel(), probabilities.ravel(), minlength=len(names))
+        for index in np.argsort(-pixels, kind="stable").tolist():
+            if pixels[index]:
+                share, probability = pixels[index] / labels.size, sums[index] / pixels[index]
+                result.classes.add(label=names[index], index=index, share=share, probability=probability)
+    return response

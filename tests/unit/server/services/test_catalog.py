@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +16,7 @@ from rafaga.v1 import catalog_pb2 as pb
 
 def version(name: str, tensor: str) -> ModelVersion:
     spec = TensorSpec(name=tensor, dtype="float32", shape=(None,))
-    return ModelVersion(name, 1, Path(), (), False, State.READY, bundle=PlainModel(name, 1, (spec,), (spec,), 0))
+    return ModelVersion(name, 1, False, state=State.READY, bundle=PlainModel(name, 1, (spec,), (spec,), 0))
 
 
 def test_properties_that_cannot_be_shown_hide_no_model(caplog: pytest.LogCaptureFixture) -> None:

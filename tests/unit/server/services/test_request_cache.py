@@ -57,7 +57,7 @@ def test_other_numbers_are_read_from_the_request_itself(turned: bool) -> None:
     found = cache.find(message(*arrays(1), turned=turned).SerializeToString())
     assert found is not None
     assert found.template.model() is model
-    for got, expected in zip(found.rows(), arrays(1), strict=True):
+    for got, expected in zip(found.rows, arrays(1), strict=True):
         np.testing.assert_array_equal(got, expected)
         assert got.dtype == expected.dtype
 
@@ -97,7 +97,7 @@ def test_each_request_keeps_its_own_id(first: str, version: str) -> None:
         found = cache.find(message(*arrays(1), id=identity, model_version=version).SerializeToString())
         assert found is not None
         assert found.identity == identity
-        for got, expected in zip(found.rows(), arrays(1), strict=True):
+        for got, expected in zip(found.rows, arrays(1), strict=True):
             np.testing.assert_array_equal(got, expected)
     assert cache.find(message(*arrays(1), id="x" * 200, model_version=version).SerializeToString()) is None
 
@@ -115,7 +115,7 @@ def test_a_small_message_matches_with_any_numbers() -> None:
         data = request.SerializeToString()
         assert (cache.find(data) is not None) == (seed > 0)
         cache.add(data, request, InferOptions("m", ()), 0, model, (values,))
-    assert sum(map(len, cache._templates.values())) == 1
+    assert len(cache._templates) == 1
 
 
 def test_a_message_with_two_ids_is_not_cached() -> None:
@@ -175,7 +175,7 @@ def test_a_match_parses_to_the_same_message(data: st.DataObject) -> None:
     except DecodeError:
         pytest.fail("what is found must parse")
     order = {tensor.name: i for i, tensor in enumerate(parsed.inputs)}
-    for spec, rows in zip(model.bundle.inputs, found.rows(), strict=True):
+    for spec, rows in zip(model.bundle.inputs, found.rows, strict=True):
         assert rows.tobytes() == parsed.raw_input_contents[order[spec.name]]
     assert found.identity == parsed.id
     for each in (parsed, original):

@@ -3,52 +3,48 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from rafaga.errors import InvalidRequest, Unsupported
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.priority import Priority
 
-_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+Parameters = Mapping[str, pb.InferParameter]
 
 
-def integer(name: str, parameter: pb.InferParameter) -> int:
-    """Raises InvalidRequest."""
-    kind = parameter.WhichOneof("parameter_choice")
-    if kind not in ("int64_param", "uint64_param"):
-        raise InvalidRequest(f"parameter {name}: expected an integer")
-    return int(getattr(parameter, kind))
+def integer(parameters: Parameters, name: str) -> int:
+    """0 without the parameter. Raises InvalidRequest."""
+    value = _value(parameters, name)
+    if value is None:
+        return 0
+    if type(value) is not int or value < 0:
+        raise InvalidRequest(f"parameter {name}: expected an integer of at least 0, got {str(value)[:20]}")
+    return value
 
 
-def timeout(request: pb.ModelInferRequest) -> float:
-    """Seconds; infinity without a timeout. Raises InvalidRequest."""
-    if "timeout" not in request.parameters:
-        return math.inf
-    microseconds = integer("timeout", request.parameters["timeout"])
-    if microseconds < 0:
-        raise InvalidRequest(f"timeout: expected microseconds, got {microseconds}")
-    return microseconds / 1e6 if microseconds else math.inf
+def timeout(parameters: Parameters) -> float:
+    """Seconds, of microseconds; infinity without a timeout. Raises InvalidRequest."""
+    return integer(parameters, "timeout") / 1e6 or math.inf
 
 
-def priority(request: pb.ModelInferRequest) -> Priority | None:
+def priority(parameters: Parameters) -> Priority | None:
     """As in Triton: 1 is the highest, 0 the default (None here), values beyond the lowest mean the lowest.
 
     Raises InvalidRequest.
     """
-    if "priority" not in request.parameters:
-        return None
-    level = integer("priority", request.parameters["priority"])
-    if level < 0:
-        raise InvalidRequest(f"priority: expected 0 (the default) or more, 1 being the highest, got {level}")
+    level = integer(parameters, "priority")
     return Priority(min(level, Priority.LOW)) if level else None
 
 
-def refuse_sequences(request: pb.ModelInferRequest) -> None:
+def refuse_sequences(parameters: Parameters) -> None:
     """Raises Unsupported."""
-    for name in _SEQUENCE:
-        if name in request.parameters:
-            parameter = request.parameters[name]
-            kind = parameter.WhichOneof("parameter_choice")
-            if kind is not None and getattr(parameter, kind):
-                raise Unsupported(
-                    f"models keep no state between requests: send the whole sequence in one request, without {name}"
-                )
+    for name in ("sequence_id", "sequence_start", "sequence_end"):
+        if _value(parameters, name):
+            raise Unsupported(
+                f"models keep no state between requests: send the whole sequence in one request, without {name}"
+            )
+
+
+def _value(parameters: Parameters, name: str) -> object:
+    kind = parameters[name].WhichOneof("parameter_choice") if name in parameters else None
+    return getattr(parameters[name], kind) if kind else None

@@ -24,13 +24,12 @@ from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.scheduling.job import Arrays
 from rafaga.server.services.open_inference.tensors import WantedOutput
 from rafaga.tensors import on_wire
-from rafaga.wire import head_of
+from rafaga.wire import field, head_of
 
 _RAW = pb.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 
-# Bounds of the cache: keys, templates per key, and bytes before the numbers.
-_MAX_KEYS = 256
-_MAX_TEMPLATES = 4
+# Bounds of the cache: requests, and bytes before the numbers.
+_MAX_TEMPLATES = 256
 _MAX_HEAD_BYTES = 4096
 
 # Keys of the first three fields, and the first length that takes two bytes.
@@ -39,8 +38,7 @@ _LONG = 0x80
 
 
 class InferOptions(NamedTuple):
-    """A request without its id and numbers. priority: None if the request has none of its own. timeout_s: infinity
-    without one."""
+    """A request without its id and numbers. priority: None for that of the call. timeout_s: infinity without one."""
 
     name: str
     wanted: Sequence[WantedOutput]
@@ -70,20 +68,11 @@ class Template(NamedTuple):
 
 
 class Match(NamedTuple):
-    """A request and the template that it matches. shift: the size of its id field in bytes."""
+    """rows: read-only views of the request, one per input of the model."""
 
     template: Template
-    request: bytes
     identity: str
-    shift: int
-
-    def rows(self) -> Arrays:
-        """Read-only views of the request, one per input of the model."""
-        request, shift = self.request, self.shift
-        return tuple(
-            np.frombuffer(request, dtype, elements, offset + shift).reshape(shape)
-            for offset, elements, dtype, shape in self.template.places
-        )
+    rows: Arrays
 
 
 class RequestCache:
@@ -91,20 +80,24 @@ class RequestCache:
 
     def __init__(self) -> None:
         # By the length without the id, and the bytes before the id.
-        self._templates: dict[tuple[int, bytes], tuple[Template, ...]] = {}
+        self._templates: dict[tuple[int, bytes], Template] = {}
 
     def find(self, request: bytes) -> Match | None:
         beginning = _beginning(request)
         if beginning is None:
             return None
         at, identity, shift = beginning
-        for template in self._templates.get((len(request) - shift, request[:at]), ()):
-            for mark, place in template.marks:
-                if not request.startswith(mark, place + shift):
-                    break
-            else:
-                return Match(template, request, identity, shift)
-        return None
+        template = self._templates.get((len(request) - shift, request[:at]))
+        if template is None:
+            return None
+        for mark, offset in template.marks:
+            if not request.startswith(mark, offset + shift):
+                return None
+        rows = tuple(
+            np.frombuffer(request, dtype, elements, offset + shift).reshape(shape)
+            for offset, elements, dtype, shape in template.places
+        )
+        return Match(template, identity, rows)
 
     def add(
         self,
@@ -121,48 +114,42 @@ class RequestCache:
         if not model.batched or len(raw) != len(rows) or any(a.dtype.kind in "Ob" or not a.size for a in rows):
             return
         beginning = _beginning(request)
-        if beginning is None or beginning[1] != parsed.id:
+        if beginning is None:
             return
         start, _, shift = beginning
         request = request[:start] + request[start + shift :]
-        heads = [head_of(_RAW, len(contents)) for contents in raw]
-        end = len(request) - sum(map(len, heads)) - sum(map(len, raw))
-        if not start <= end <= _MAX_HEAD_BYTES or not _whole(request[:end]):
+        tail = b"".join(field(_RAW, contents) for contents in raw)
+        end = len(request) - len(tail)
+        if not start <= end <= _MAX_HEAD_BYTES or not request.endswith(tail) or not _is_head(request[:end]):
             return
-        marks, offsets = [], []
-        mark, at = request[start:end], start
-        for head, contents in zip(heads, raw, strict=True):
-            mark += head
-            if not request.startswith(mark, at):  # the fields came in another order
-                return
-            marks.append((mark, at))
-            offsets.append(at + len(mark))
-            mark, at = b"", at + len(mark) + len(contents)
+        marks, offsets = [(request[start:end], start)], []
+        at = end
+        for contents in raw:
+            head = head_of(_RAW, len(contents))
+            marks.append((head, at))
+            offsets.append(at + len(head))
+            at += len(head) + len(contents)
         order = {tensor.name: i for i, tensor in enumerate(parsed.inputs)}
         places = tuple(
             _Place(offsets[order[spec.name]], array.size, on_wire(array.dtype), array.shape)
             for spec, array in zip(model.bundle.inputs, rows, strict=True)
         )
-        if len(self._templates) >= _MAX_KEYS:
+        if len(self._templates) >= _MAX_TEMPLATES:
             self._templates.clear()
-        key = len(request), request[:start]
         template = Template(options, version, weakref.ref(model), tuple(marks), places)
-        # Drop templates of models that are gone, and an older template with the same marks.
-        others = [t for t in self._templates.get(key, ()) if t.model() is not None and t.marks != template.marks]
-        self._templates[key] = (template, *others[: _MAX_TEMPLATES - 1])
+        self._templates[len(request), request[:start]] = template
 
 
 def _beginning(request: bytes) -> tuple[int, str, int] | None:
     """The end of the fields before the id, the id, and the size of its field (0 without one). None for a message with
     another beginning."""
+    at = 0
     try:
-        if request[0] != _NAME or request[1] >= _LONG:
-            return None
-        at = 2 + request[1]
-        if request[at] == _VERSION:
-            if request[at + 1] >= _LONG:
-                return None
-            at += 2 + request[at + 1]
+        for key in (_NAME, _VERSION):
+            if request[at] == key:
+                if request[at + 1] >= _LONG:
+                    return None
+                at += 2 + request[at + 1]
         if request[at] != _ID:
             return at, "", 0
         size = request[at + 1]
@@ -173,10 +160,10 @@ def _beginning(request: bytes) -> tuple[int, str, int] | None:
         return None
 
 
-def _whole(head: bytes) -> bool:
-    """Whether `head` parses as a message of its own, without contents and id."""
+def _is_head(data: bytes) -> bool:
+    """Whether `data` is a message of its own, without contents and without an id in another place."""
     try:
-        message = pb.ModelInferRequest.FromString(head)
+        message = pb.ModelInferRequest.FromString(data)
     except DecodeError:
         return False
     return not message.raw_input_contents and not message.id

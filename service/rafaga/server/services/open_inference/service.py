@@ -7,10 +7,6 @@ find it declared that way under the name NAME.encoded. Shared memory, trace and 
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Sequence
-
 from google.protobuf.message import Message
 
 from rafaga.bundle import VERSION_PATTERN
@@ -23,7 +19,7 @@ from rafaga.server.scheduling.job import Arrays, JobTiming
 from rafaga.server.services.decoding import DecodePool, RequestLimits, decode
 from rafaga.server.services.open_inference import metadata, parameters
 from rafaga.server.services.open_inference.metadata import NamedModel
-from rafaga.server.services.open_inference.request_cache import InferOptions, Match, RequestCache
+from rafaga.server.services.open_inference.request_cache import InferOptions, RequestCache
 from rafaga.server.services.open_inference.stream import INFER, SERVICE
 from rafaga.server.services.open_inference.tensors import bytes_input, inputs, ragged_rows, response, wanted_outputs
 from rafaga.server.services.submission import parse, submit
@@ -32,6 +28,9 @@ from rafaga.server.transport.expiry import Expiry
 
 _EXTENSIONS = ("classification", "model_configuration", "model_repository(index)", "statistics", "binary_tensor_data")
 _ENCODED = ".encoded"
+
+# A checked request: the model, what is asked of it, the id, and the inputs or the image files.
+_Inference = tuple[ServedModel, InferOptions, str, Arrays | list[bytes]]
 
 
 class OpenInference:
@@ -103,59 +102,51 @@ class OpenInference:
         _reply(call, metadata.index(self._repository, request.ready))
 
     def infer(self, call: Call) -> None:
-        match = self._cache.find(call.request)
-        if match is None or not self._infer_cached(call, match):
-            self._infer_new(call)
+        model, options, identity, content = self._cached(call) or self._parsed(call)
+        due = call.received + options.timeout_s
+        limited = due < call.deadline
+        if limited:
+            call.deadline = due
 
-    def _infer_cached(self, call: Call, match: Match) -> bool:
-        """False if the name now refers to another model."""
-        template = match.template
-        options = template.options
-        model = self._repository.model(options.name, template.version)
-        if model is not template.model():
-            return False
-        rows = match.rows()
-        if model.bundle.ragged:
-            rows = ragged_rows(rows, model.bundle)
-        due = _limit(call, options.timeout_s)
-        _submit(call, model, options, match.identity, rows)
-        self._watch(call, due)
-        return True
+        def reply(outputs: Arrays, timing: JobTiming) -> bytes:
+            return response(options.name, identity, model, options.wanted, outputs)
 
-    def _infer_new(self, call: Call) -> None:
-        request = parse(pb.ModelInferRequest, call)
-        own_priority, timeout_s = None, math.inf
-        if request.parameters:
-            parameters.refuse_sequences(request)
-            own_priority, timeout_s = parameters.priority(request), parameters.timeout(request)
-        due = _limit(call, timeout_s)
-        named = self._find(request.model_name, request.model_version)
-        model = named.model
-        options = InferOptions(request.model_name, wanted_outputs(request, model), own_priority, timeout_s)
-        if model.bundle.image is not None and [i.datatype for i in request.inputs] == ["BYTES"]:
-            files = bytes_input(request, model)
-            self._decode_pool.run(call, lambda: self._decode(call, model, options, request.id, files))
-        elif named.files:
-            raise InvalidTensor(f"model {named.name!r} takes one input, of datatype BYTES and shape [N, 1]")
+        def send(rows: Arrays) -> None:
+            submit(call, model, rows, reply, options.priority)
+
+        if isinstance(content, list):
+            self._decode_pool.run(call, lambda: send((decode(call, content, model, self._limits).rows,)))
         else:
-            rows = inputs(request, model, self._limits)
-            self._cache.add(call.request, request, options, _version(request.model_version), model, rows)
-            _submit(call, model, options, request.id, rows)
-        self._watch(call, due)
-
-    def _watch(self, call: Call, due: float) -> None:
-        """Ends the call at its own timeout. Called once it is accepted, because a refusal says more than a timeout."""
-        if due < math.inf:
+            send(content)
+        if limited:  # only once the call is accepted, because a refusal says more than a timeout
             self._expiry.watch(call, due)
 
-    def _decode(
-        self, call: Call, model: ServedModel, options: InferOptions, identity: str, files: Sequence[bytes]
-    ) -> None:
-        start = time.perf_counter()
-        assert model.bundle.image is not None
-        rows = decode(call, files, model.bundle.image, self._limits).rows
-        model.metrics.preprocessed(time.perf_counter() - start)
-        _submit(call, model, options, identity, (rows,))
+    def _cached(self, call: Call) -> _Inference | None:
+        match = self._cache.find(call.request)
+        if match is None:
+            return None
+        template, identity, rows = match
+        model = self._repository.model(template.options.name, template.version)
+        if model is not template.model():
+            return None  # the name now refers to another model
+        if model.bundle.ragged:
+            rows = ragged_rows(rows, model.bundle)
+        return model, template.options, identity, rows
+
+    def _parsed(self, call: Call) -> _Inference:
+        request = parse(pb.ModelInferRequest, call)
+        given = request.parameters
+        parameters.refuse_sequences(given)
+        priority, timeout_s = parameters.priority(given), parameters.timeout(given)
+        name, model, files = self._find(request.model_name, request.model_version)
+        options = InferOptions(name, wanted_outputs(request, model), priority, timeout_s)
+        if model.bundle.image is not None and [tensor.datatype for tensor in request.inputs] == ["BYTES"]:
+            return model, options, request.id, bytes_input(request, model)
+        if files:
+            raise InvalidTensor(f"model {name!r} takes one input, of datatype BYTES and shape [N, 1]")
+        rows = inputs(request, model, self._limits)
+        self._cache.add(call.request, request, options, _version(request.model_version), model, rows)
+        return model, options, request.id, rows
 
     def _own_name(self, name: str) -> str:
         return name if name in self._repository else name.removesuffix(_ENCODED)
@@ -168,24 +159,6 @@ class OpenInference:
         if files and model.bundle.image is None:
             raise ModelNotFound(f"model {own_name!r} takes no images, so there is no {name!r}")
         return NamedModel(name, model, files)
-
-
-def _submit(call: Call, model: ServedModel, options: InferOptions, identity: str, rows: Arrays) -> None:
-    name, wanted, priority, _ = options
-
-    def reply(outputs: Arrays, timing: JobTiming) -> bytes:
-        return response(name, identity, model, wanted, outputs)
-
-    submit(call, model, rows, reply, priority)
-
-
-def _limit(call: Call, timeout_s: float) -> float:
-    """Moves the deadline to the request's own timeout if that ends sooner, and returns it; infinity otherwise."""
-    due = call.received + timeout_s
-    if due >= call.deadline:
-        return math.inf
-    call.deadline = due
-    return due
 
 
 def _reply(call: Call, message: Message) -> None:

@@ -79,10 +79,10 @@ class _Stream:
     def __init__(self, router: Router, context: grpc.ServicerContext) -> None:
         self._router = router
         self._context = context
-        self._metadata: Metadata = tuple((key, value) for key, value in context.invocation_metadata())
-        self._peer = str(context.peer())
+        self.metadata: Metadata = tuple((key, value) for key, value in context.invocation_metadata())
+        self.peer = str(context.peer())
         remaining = context.time_remaining()
-        self._deadline = math.inf if remaining is None else time.monotonic() + remaining
+        self.deadline = math.inf if remaining is None else time.monotonic() + remaining
         self._answers: queue.SimpleQueue[bytes | Status | None] = queue.SimpleQueue()
         self._free = threading.Semaphore(WINDOW)
         self._calls: set[_StreamCall] = set()
@@ -91,7 +91,7 @@ class _Stream:
         self._reading = True
         self._over = False
         # By default an error is a message of the stream. A client may ask for the status of the stream instead.
-        self._errors_end_it = ("triton_grpc_error", "true") in self._metadata
+        self._errors_end_it = ("triton_grpc_error", "true") in self.metadata
 
     def run(self, requests: Iterator[bytes]) -> Iterator[bytes]:
         if not self._context.add_callback(self._gone):
@@ -127,15 +127,17 @@ class _Stream:
     def forget(self, call: _StreamCall) -> None:
         with self._lock:
             self._calls.discard(call)
-            last = not self._reading and not self._calls
-        if last:
+            self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        if not self._reading and not self._calls:
             self._answers.put(None)
 
     def _read(self, requests: Iterator[bytes]) -> None:
         try:
             for request in requests:
                 self._free.acquire()
-                call = _StreamCall(self, request, self._deadline, self._metadata, self._peer)
+                call = _StreamCall(self, request)
                 with self._lock:
                     if self._over:
                         return
@@ -150,9 +152,7 @@ class _Stream:
             pass  # the client went away; `_gone` cancels the open calls
         with self._lock:
             self._reading = False
-            last = not self._calls
-        if last:
-            self._answers.put(None)
+            self._end_if_done()
 
     def _gone(self) -> None:
         """Runs at the end of every stream, for whatever reason it ends."""
@@ -166,19 +166,17 @@ class _Stream:
 
 
 class _StreamCall(Call):
-    def __init__(self, stream: _Stream, request: bytes, deadline: float, metadata: Metadata, peer: str) -> None:
-        super().__init__(INFER, request, deadline)
+    def __init__(self, stream: _Stream, request: bytes) -> None:
+        super().__init__(INFER, request, stream.deadline)
         self._stream = stream
-        self._metadata = metadata
-        self._peer = peer
 
     @property
     def metadata(self) -> Metadata:
-        return self._metadata
+        return self._stream.metadata
 
     @property
     def peer(self) -> str:
-        return self._peer
+        return self._stream.peer
 
     @property
     def identity(self) -> str:

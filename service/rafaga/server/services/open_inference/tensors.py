@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,28 +19,29 @@ from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.scheduling.job import Arrays
 from rafaga.server.services.decoding import RequestLimits
 from rafaga.server.services.open_inference.parameters import integer
+from rafaga.server.services.submission import best_of
 from rafaga.tensors import check_shape, from_wire, to_wire
 from rafaga.wire import field
 
-# The protocol's name of each dtype, numpy's name, and the field of typed contents with the dtype of its elements (None:
-# raw contents only).
-_TYPES: tuple[tuple[str, str, tuple[str, str] | None], ...] = (
-    ("BOOL", "bool", ("bool_contents", "bool")),
-    ("UINT8", "uint8", ("uint_contents", "uint32")),
-    ("UINT16", "uint16", ("uint_contents", "uint32")),
-    ("UINT32", "uint32", ("uint_contents", "uint32")),
-    ("UINT64", "uint64", ("uint64_contents", "uint64")),
-    ("INT8", "int8", ("int_contents", "int32")),
-    ("INT16", "int16", ("int_contents", "int32")),
-    ("INT32", "int32", ("int_contents", "int32")),
-    ("INT64", "int64", ("int64_contents", "int64")),
+InputTensor = pb.ModelInferRequest.InferInputTensor
+
+# The protocol's name of each dtype, numpy's name, and the field of typed contents (None: raw contents only).
+_TYPES: tuple[tuple[str, str, str | None], ...] = (
+    ("BOOL", "bool", "bool_contents"),
+    ("UINT8", "uint8", "uint_contents"),
+    ("UINT16", "uint16", "uint_contents"),
+    ("UINT32", "uint32", "uint_contents"),
+    ("UINT64", "uint64", "uint64_contents"),
+    ("INT8", "int8", "int_contents"),
+    ("INT16", "int16", "int_contents"),
+    ("INT32", "int32", "int_contents"),
+    ("INT64", "int64", "int64_contents"),
     ("FP16", "float16", None),
-    ("FP32", "float32", ("fp32_contents", "float32")),
-    ("FP64", "float64", ("fp64_contents", "float64")),
-    ("BYTES", "object", ("bytes_contents", "object")),
+    ("FP32", "float32", "fp32_contents"),
+    ("FP64", "float64", "fp64_contents"),
+    ("BYTES", "object", "bytes_contents"),
 )
-_DATATYPE = {numpy_name: name for name, numpy_name, _ in _TYPES}
-_DTYPES = {name: np.dtype(numpy_name) for name, numpy_name, _ in _TYPES}
+_DTYPES = {name: np.dtype(dtype) for name, dtype, _ in _TYPES}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _CONTENTS = {name: contents for name, _, contents in _TYPES}
 
@@ -49,7 +51,7 @@ _MAX_EMPTY_SIZE = 2**18
 
 def datatype(spec: TensorSpec) -> str:
     """The protocol's name: "FP32" for float32."""
-    return _DATATYPE[spec.dtype]
+    return _NAMES[np.dtype(spec.dtype)]
 
 
 def shape(spec: TensorSpec, batched: bool = True) -> list[int]:
@@ -62,39 +64,31 @@ _ID = pb.ModelInferResponse.ID_FIELD_NUMBER
 _RAW = pb.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
 
 
-class WantedOutput:
-    """A requested output: its index in the model, and how many classes to return instead of the tensor (0: none)."""
+class WantedOutput(NamedTuple):
+    """A requested output: its position in the model, and how many classes to return instead of the tensor (0: none)."""
 
-    __slots__ = ("classes", "index", "spec")
-
-    def __init__(self, index: int, spec: TensorSpec, classes: int = 0) -> None:
-        self.index = index
-        self.spec = spec
-        self.classes = classes
+    position: int
+    spec: TensorSpec
+    classes: int = 0
 
 
 def wanted_outputs(request: pb.ModelInferRequest, model: ServedModel) -> list[WantedOutput]:
-    specs, requested = model.bundle.outputs, request.outputs
-    if not requested:
+    """Raises InvalidRequest, or Unsupported for shared memory."""
+    specs = model.bundle.outputs
+    if not request.outputs:
         return [WantedOutput(i, spec) for i, spec in enumerate(specs)]
-    names = [output.name for output in requested]
-    if len(set(names)) < len(names):
+    if len({output.name for output in request.outputs}) < len(request.outputs):
         raise InvalidRequest("expected every output to be requested once")
     index = {spec.name: i for i, spec in enumerate(specs)}
     wanted = []
-    for name, output in zip(names, requested, strict=True):
-        at = index.get(name)
-        if at is None:
-            raise InvalidRequest(f"no output {name[:63]!r}; available: {listed(index)}")
-        classes = 0
-        parameters = output.parameters
-        _refuse_shared_memory(parameters)
-        if "classification" in parameters:
-            classes = integer("classification", parameters["classification"])
-            if classes < 1 or not _has_classes(specs[at], model.bundle):
-                raise InvalidRequest(
-                    "classification: expected a count of at least 1, on an output of shape [N, classes]"
-                )
+    for output in request.outputs:
+        if output.name not in index:
+            raise InvalidRequest(f"no output {output.name[:63]!r}; available: {listed(index)}")
+        _refuse_shared_memory(output.parameters)
+        at = index[output.name]
+        classes = integer(output.parameters, "classification")
+        if "classification" in output.parameters and not (classes and _has_classes(specs[at], model.bundle)):
+            raise InvalidRequest("classification: expected a count of at least 1, on an output of shape [N, classes]")
         wanted.append(WantedOutput(at, specs[at], classes))
     return wanted
 
@@ -112,21 +106,22 @@ def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLim
     Raises InvalidTensor.
     """
     raw = _raw_contents(request)
-    given = {tensor.name: i for i, tensor in enumerate(request.inputs)}
     specs, ragged = model.bundle.inputs, model.bundle.ragged
+    expected, got = [spec.name for spec in specs], [tensor.name for tensor in request.inputs]
+    without_lengths = ragged and got == expected[:1]
+    if sorted(got) != sorted(expected) and not without_lengths:
+        names = listed(name[:63] for name in got) or "none"
+        raise InvalidTensor(f"expected the inputs {listed(expected)}; got {names}")
+    index = {name: i for i, name in enumerate(got)}
     arrays: list[NDArray[np.generic]] = []
-    used = 0
-    for spec in specs:
-        i = given.get(spec.name)
-        if i is not None:
-            used += 1
+    for spec in specs[: len(got)]:
+        i = index[spec.name]
+        try:
             arrays.append(_array(request.inputs[i], raw[i] if raw else None, spec, model.batched))
-        elif arrays and ragged:  # without lengths every series is as long as the array
-            arrays.append(np.full(len(arrays[0]), arrays[0].shape[1], dtype=spec.dtype))
-        else:
-            raise _wrong_names(request, specs)
-    if used < len(request.inputs):
-        raise _wrong_names(request, specs)
+        except InvalidTensor as error:
+            raise InvalidTensor(f"input {spec.name}: {error.message}") from None
+    if without_lengths:  # every series is as long as the array
+        arrays.append(np.full(len(arrays[0]), arrays[0].shape[1], dtype=specs[1].dtype))
     if not model.batched:
         return tuple(array[np.newaxis] for array in arrays)
     rows = len(arrays[0])
@@ -138,11 +133,6 @@ def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLim
             raise InvalidTensor(f"expected at least one pixel, got shape {list(arrays[0].shape)}")
         limits.check_free_size(model.bundle.image, *arrays[0].shape[1:3])
     return ragged_rows(arrays, model.bundle) if ragged else tuple(arrays)
-
-
-def _wrong_names(request: pb.ModelInferRequest, specs: Sequence[TensorSpec]) -> InvalidTensor:
-    expected, got = listed(s.name for s in specs), listed(t.name[:63] for t in request.inputs)
-    return InvalidTensor(f"expected the inputs {expected}; got {got or 'none'}")
 
 
 def _raw_contents(request: pb.ModelInferRequest) -> Sequence[bytes]:
@@ -162,62 +152,47 @@ def _refuse_shared_memory(parameters: Mapping[str, pb.InferParameter]) -> None:
         raise Unsupported("expected tensors in the request: shared memory is not supported")
 
 
-def _array(
-    tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, spec: TensorSpec, batched: bool
-) -> NDArray[np.generic]:
+def _array(tensor: InputTensor, raw: bytes | None, spec: TensorSpec, batched: bool) -> NDArray[np.generic]:
     expected = datatype(spec)
     if tensor.datatype != expected:
-        raise InvalidTensor(f"input {spec.name}: expected datatype {expected}, got {tensor.datatype[:16]!r}")
+        raise InvalidTensor(f"expected datatype {expected}, got {tensor.datatype[:16]!r}")
     sizes = tuple(tensor.shape)
     if sizes and min(sizes) < 0:
-        raise InvalidTensor(f"input {spec.name}: expected sizes of zero or more, got {list(sizes)}")
+        raise InvalidTensor(f"expected sizes of zero or more, got {list(sizes)}")
     if batched and len(spec.shape) == 1 and len(sizes) == 2 and sizes[1] == 1:
         sizes = sizes[:1]  # see `shape`
-    check_shape(f"input {spec.name}", sizes, spec.shape)
+    check_shape("a tensor", sizes, spec.shape)
     if 0 in sizes:
-        return _empty(tensor, raw, spec, sizes, batched)
+        return _empty(tensor, raw, sizes, batched)
     if expected == "BYTES":
-        return _strings(tensor, raw, spec.name, sizes)
+        return _strings(tensor, raw, sizes)
     if raw is not None:
         return from_wire(raw, _DTYPES[expected], sizes)
-    return _from_contents(tensor, spec.name, sizes)
+    return _from_contents(tensor, sizes)
 
 
-def _empty(
-    tensor: pb.ModelInferRequest.InferInputTensor,
-    raw: bytes | None,
-    spec: TensorSpec,
-    sizes: tuple[int, ...],
-    batched: bool,
-) -> NDArray[np.generic]:
-    """A tensor without elements, as a graph without edges has one: any free size but the batch may be zero."""
+def _empty(tensor: InputTensor, raw: bytes | None, sizes: Sequence[int], batched: bool) -> NDArray[np.generic]:
+    """A tensor without elements, such as the edges of a graph without any. Any free size but the batch may be zero."""
     if batched and not sizes[0]:
-        raise InvalidTensor(f"input {spec.name}: expected at least one row, got shape {list(sizes)}")
+        raise InvalidTensor(f"expected at least one row, got shape {list(sizes)}")
     if math.prod(size for size in sizes if size) > _MAX_EMPTY_SIZE:
-        raise InvalidTensor(f"input {spec.name}: expected sizes of at most {_MAX_EMPTY_SIZE} beside a zero")
+        raise InvalidTensor(f"expected sizes of at most {_MAX_EMPTY_SIZE} beside a zero")
     if raw or tensor.contents.ByteSize():
-        raise InvalidTensor(f"input {spec.name}: expected no contents for shape {list(sizes)}")
+        raise InvalidTensor(f"expected no contents for shape {list(sizes)}")
     return np.empty(sizes, _DTYPES[tensor.datatype])
 
 
-def _from_contents(
-    tensor: pb.ModelInferRequest.InferInputTensor, name: str, sizes: tuple[int, ...]
-) -> NDArray[np.generic]:
-    dtype, contents = _DTYPES[tensor.datatype], _CONTENTS[tensor.datatype]
-    if contents is None:
-        raise InvalidTensor(f"input {name}: {tensor.datatype} comes as raw_input_contents only")
-    name_of_field, element = contents
-    values = getattr(tensor.contents, name_of_field)
-    if len(values) != math.prod(sizes):
-        raise InvalidTensor(
-            f"input {name}: expected {math.prod(sizes)} elements in {name_of_field} for shape {list(sizes)}, "
-            f"got {len(values)}"
-        )
-    wide = np.array(values, dtype=element)
-    array = wide.astype(dtype, copy=False)
-    if dtype != wide.dtype and not np.array_equal(array, wide):
-        raise InvalidTensor(f"input {name}: a value does not fit {tensor.datatype}")
-    return array.reshape(sizes)
+def _from_contents(tensor: InputTensor, sizes: Sequence[int]) -> NDArray[np.generic]:
+    field_name = _CONTENTS[tensor.datatype]
+    if field_name is None:
+        raise InvalidTensor(f"{tensor.datatype} comes as raw_input_contents only")
+    values, count = list(getattr(tensor.contents, field_name)), math.prod(sizes)
+    if len(values) != count:
+        raise InvalidTensor(f"expected {count} elements in {field_name} for shape {list(sizes)}, got {len(values)}")
+    try:
+        return np.array(values, _DTYPES[tensor.datatype]).reshape(sizes)
+    except OverflowError:
+        raise InvalidTensor(f"a value does not fit {tensor.datatype}") from None
 
 
 def ragged_rows(arrays: Sequence[NDArray[np.generic]], bundle: Bundle | PlainModel) -> Arrays:
@@ -226,7 +201,12 @@ def ragged_rows(arrays: Sequence[NDArray[np.generic]], bundle: Bundle | PlainMod
     Raises InvalidTensor.
     """
     values, length = arrays
-    shortest, longest, what = _limits_of(bundle)
+    forecast, sequence = bundle.forecast, bundle.sequence
+    if forecast is not None:
+        shortest, longest, what = forecast.min_history, forecast.max_history, "observations"
+    else:
+        assert sequence is not None  # only these two are ragged
+        shortest, longest, what = 1, sequence.max_length, "symbols"
     if values.shape[1] > longest:
         raise InvalidTensor(f"expected at most {longest} {what}, got {values.shape[1]}")
     low, high = int(length.min()), int(length.max())
@@ -237,19 +217,11 @@ def ragged_rows(arrays: Sequence[NDArray[np.generic]], bundle: Bundle | PlainMod
     if low < values.shape[1]:
         padding = np.less_equal.outer(length, np.arange(values.shape[1]))
         values = np.where(padding, values.dtype.type(0), values)
-    if bundle.forecast is not None and not np.isfinite(values).all():
+    if forecast is not None and not np.isfinite(values).all():
         raise InvalidTensor("expected finite numbers in the history: fill the gaps first")
-    if bundle.sequence is not None and not (values.min() >= 0 and values.max() < len(bundle.labels)):
+    if sequence is not None and not (values.min() >= 0 and values.max() < len(bundle.labels)):
         raise InvalidTensor(f"expected symbols from 0 to {len(bundle.labels) - 1}: indices into the model's labels")
     return values, length
-
-
-def _limits_of(bundle: Bundle | PlainModel) -> tuple[int, int, str]:
-    """Fewest and most values in a row, and the word for them."""
-    if bundle.forecast is not None:
-        return bundle.forecast.min_history, bundle.forecast.max_history, "observations"
-    assert bundle.sequence is not None  # only these two are ragged
-    return 1, bundle.sequence.max_length, "symbols"
 
 
 def bytes_input(request: pb.ModelInferRequest, model: ServedModel) -> list[bytes]:
@@ -260,26 +232,22 @@ def bytes_input(request: pb.ModelInferRequest, model: ServedModel) -> list[bytes
     if len(tensor.shape) not in (1, 2) or (len(tensor.shape) == 2 and tensor.shape[1] != 1):
         raise InvalidTensor(f"input {name}: expected encoded images of shape [N, 1], got {list(tensor.shape)}")
     raw = _raw_contents(request)
-    return _elements(tensor, raw[0] if raw else None, name, tensor.shape[0])
+    return _elements(tensor, raw[0] if raw else None, tensor.shape[0])
 
 
-def _elements(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, name: str, count: int) -> list[bytes]:
+def _elements(tensor: InputTensor, raw: bytes | None, count: int) -> list[bytes]:
     elements = list(tensor.contents.bytes_contents if raw is None else _length_prefixed(raw))
     if len(elements) != count:
-        raise InvalidTensor(f"input {name}: expected {count} elements, got {len(elements)}")
+        raise InvalidTensor(f"BYTES: expected {count} elements, got {len(elements)}")
     return elements
 
 
-def _strings(
-    tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None, name: str, sizes: Sequence[int]
-) -> NDArray[np.generic]:
-    elements = _elements(tensor, raw, name, math.prod(sizes))
-    array = np.empty(len(elements), dtype=object)
+def _strings(tensor: InputTensor, raw: bytes | None, sizes: Sequence[int]) -> NDArray[np.generic]:
+    elements = _elements(tensor, raw, math.prod(sizes))
     try:
-        array[:] = [element.decode() for element in elements]
+        return np.array([element.decode() for element in elements], dtype=object).reshape(sizes)
     except UnicodeDecodeError:
-        raise InvalidTensor(f"input {name}: expected text in UTF-8") from None
-    return array.reshape(sizes)
+        raise InvalidTensor("expected text in UTF-8") from None
 
 
 def _length_prefixed(raw: bytes) -> Iterator[bytes]:
@@ -305,7 +273,7 @@ def response(name: str, identity: str, model: ServedModel, wanted: Sequence[Want
     tensors: list[tuple[str, str, tuple[int, ...]]] = []
     raw: list[bytes] = []
     for output in wanted:
-        array = outputs[output.index] if model.batched else outputs[output.index][0, ...]
+        array = outputs[output.position] if model.batched else outputs[output.position][0, ...]
         if output.classes:
             text = _classes(array, output.classes, model.bundle.labels)
             tensors.append((output.spec.name, "BYTES", (len(array), min(output.classes, array.shape[1]))))
@@ -338,10 +306,8 @@ def _with_lengths(elements: Iterable[bytes]) -> bytes:
 
 def _classes(scores: NDArray[np.generic], count: int, labels: Sequence[str]) -> list[bytes]:
     """ "score:index:label" for the best of each row, row after row."""
-    values = scores.astype(np.float32, copy=False)
-    best = np.argsort(-values, axis=1, kind="stable")[:, :count]
     return [
-        f"{values[row, i]:f}:{i}{f':{labels[i]}' if labels else ''}".encode()
-        for row, indices in enumerate(best.tolist())
-        for i in indices
+        f"{score:f}:{index}{f':{labels[index]}' if labels else ''}".encode()
+        for best in best_of(scores, count)
+        for index, score in best
     ]
