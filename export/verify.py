@@ -148,8 +148,8 @@ def verify_bundle(folder: Path) -> Iterator[VariantCheck]:
         bundles.verify_files(folder, bundle)
         golden = read_golden(folder / GOLDEN)
     except (BundleError, OSError, ValueError) as error:
-        fault = f"{Path(error.filename).name}: {error.strerror}" if isinstance(error, FileNotFoundError) else str(error)
-        yield VariantCheck(folder, "", None, None, fault)
+        # The table shows the folder in a column of its own.
+        yield VariantCheck(folder, "", None, None, str(error).replace(f"{folder}/", ""))
         return
     for variant in bundle.variants:
         yield _verify_variant(folder, bundle, variant, golden)

@@ -145,5 +145,5 @@ def test_verify_needs_no_torch(repository: Path, bundle: Path) -> None:
     (bundle / "golden.npz").unlink()
     bad = verify(bundle, bundle.parent / "nowhere")
     assert bad.returncode == 1
-    assert "golden.npz: No such file or directory" in bad.stdout
+    assert "golden.npz: missing, or not a file" in bad.stdout
     assert "nowhere: no bundle here" in bad.stderr
