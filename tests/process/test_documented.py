@@ -76,11 +76,11 @@ def test_nginx_takes_the_configuration_and_reloads_it(tmp_path: Path) -> None:
 
 
 def test_nginx_takes_it_with_tls_as_its_comment_says(tmp_path: Path) -> None:
-    """For the world: another line to listen on, and a certificate."""
+    """For external clients: another line to listen on, and a certificate."""
     certificate(tmp_path, "tls")
     with nginx(tmp_path / "nginx", ["127.0.0.1:50051", "127.0.0.1:50052"]) as running:
         text = (tmp_path / "nginx/rafaga.conf").read_text()
-        assert "# For the world: `listen 443 ssl http2`, ssl_certificate and ssl_certificate_key." in text
+        assert "# For external clients: `listen 443 ssl http2`, ssl_certificate and ssl_certificate_key." in text
         plain = f"listen {running.address} http2;"
         assert plain in text
         files = f"ssl_certificate {tmp_path}/tls.crt; ssl_certificate_key {tmp_path}/tls.key;"

@@ -96,7 +96,7 @@ def measure(
             if found[-1].refused and len(found) > 1:
                 # More callers than the server admits: refused ones try again at once, and the step would measure
                 # refusals.
-                note(f"{found.pop().refused:,} of them were refused: no more callers than before are of use")
+                note(f"{found.pop().refused:,} of them were refused: more callers add no throughput")
                 break
         crowded_rate = found[-1].measured.rate
         for share in (SHARED, CHECKED):
