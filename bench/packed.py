@@ -133,7 +133,9 @@ def _answers(model: bytes) -> dict[str, np.ndarray]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.packed", description="Packs a repository to be carried.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.packed", description="Packs a repository into a small copy, without large weights."
+    )
     parser.add_argument("repository", type=Path)
     parser.add_argument("target", type=Path)
     options = parser.parse_args(arguments)

@@ -183,9 +183,7 @@ def read(call: UnaryCall[T], reply: bytes) -> T:
     try:
         return call.read(reply)
     except DecodeError:
-        raise InternalError(
-            f"the reply to {call.method} is not what rafaga.v1 defines; is it the right port?"
-        ) from None
+        raise InternalError(f"the reply to {call.method} is not a message of rafaga.v1: check the port") from None
 
 
 def error_from(rpc: grpc.RpcError, target: str, timeout_s: float) -> RafagaError:
@@ -225,7 +223,7 @@ def history(values: Sequence[float] | npt.NDArray[Any]) -> Prepared:
     if bad.size:
         raise InvalidTensor(
             f"the history must be finite; {bad.size} of {series.size} values are not, the first at position {bad[0]}: "
-            "fill the gaps before asking"
+            "fill the gaps first"
         )
     return Prepared(series, None, series.nbytes)
 

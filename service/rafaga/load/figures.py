@@ -155,7 +155,7 @@ def _bottleneck(step: Step, cores: float, latency: Latency, lateness: Latency) -
 
 
 REMEDY = "the generator may have been the bottleneck, not the server: use more --processes, or more machines (--part)"
-"""What to do about any of the warnings."""
+"""The advice for every warning."""
 
 
 def _reasons(cls: type[Refused]) -> Iterator[str]:

@@ -175,7 +175,7 @@ def profile_of(found: Sequence[MeasuredAnswers], request_rows: int) -> Profile:
         steps=steps,
         warnings=tuple(
             f"a generator process used {m.generator_cores:.0%} of a core at {m.rate:,.0f} answers/s: measure with more "
-            "--processes, or the plan asks for more replicas than are needed"
+            "--processes, otherwise the plan has more replicas than needed"
             for m in busy
         ),
     )

@@ -154,9 +154,9 @@ def _doubts(check: Check | None) -> Iterator[str]:
     if check is not None and check.failed:
         yield (
             f"the profile does not hold at {check.rate:,.1f} requests/s: measured, the p99 is more than "
-            f"{_FAR_APART:g} times the simulated one. The time that the interpreter takes for each request is not in "
-            "the model, and shows where models are quicker than their calls. Keep replicas well below this rate, or "
-            "find their highest with rafaga load --find-max"
+            f"{_FAR_APART:g} times the simulated one. The simulation leaves out the interpreter's time per request, "
+            "which matters for models that are faster than their calls. Keep replicas well below this rate, or find "
+            "their limit with rafaga load --find-max"
         )
 
 
