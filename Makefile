@@ -1,4 +1,4 @@
-# Everything starts here: `make demo` shows the service at work, `make test` proves it.
+# Start here: `make demo` demonstrates the service, `make test` runs its tests.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -9,7 +9,7 @@ TRITON := .venv-triton
 REPOSITORY ?= repository
 MODELS     ?= lenet5-mnist lstm-co2
 
-# Data that lies beside the checkout is used; otherwise what is public is downloaded.
+# Uses data next to the checkout if there is any; otherwise public data is downloaded.
 ifneq ($(wildcard ../shared/data),)
 export RAFAGA_DATA ?= $(abspath ../shared/data)
 endif
@@ -33,7 +33,7 @@ $(READY): pyproject.toml requirements/constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup  ## Export the trained models, serve them, ask them, show the answers
+demo: setup  ## Export the trained models, serve them, send requests, show the answers
 	@$(BIN)/python -m demo
 
 serve: setup  ## Export MODELS into REPOSITORY where they are missing, and serve it
@@ -42,14 +42,14 @@ serve: setup  ## Export MODELS into REPOSITORY where they are missing, and serve
 	done
 	$(BIN)/rafaga serve --repository $(REPOSITORY) --log-format text
 
-# A worker for each core, and a file to one worker: what a file's tests share is made once.
+# One worker per core. All tests of a file run in one worker, so that their shared fixtures are made once.
 PYTEST = $(BIN)/python -m pytest --durations 25
 WORKERS = -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test: setup $(TRITON)  ## All tests but the nightly and the GPU ones
 	$(PYTEST) $(WORKERS) -m "not nightly and not gpu"
 
-coverage: setup $(TRITON)  ## The same; fails where too little of service/ is covered
+coverage: setup $(TRITON)  ## The same; fails if too little of service/ is covered
 	$(PYTEST) $(WORKERS) -m "not nightly and not gpu" --cov
 
 nightly: coverage  ## Those and the long tests, one after the other: some of them measure
@@ -70,28 +70,28 @@ test-grpcio: build/grpcio-$(GRPCIO_FIRST) build/grpcio-$(GRPCIO_OLDEST)  ## Smok
 	PYTHONPATH=build/grpcio-$(GRPCIO_OLDEST) $(BIN)/python -m pytest $(SMOKE)
 	$(BIN)/python -m pytest --public-grpcio $(SMOKE)
 
-tools:  ## As root on Debian: the programs that some tests ask; without them those are skipped
+tools:  ## As root on Debian: programs that some tests need; without them those tests are skipped
 	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -qq -y --no-install-recommends nginx-light prometheus kubernetes-client openssl > /dev/null
 
-# Apart, because it is larger than all the other tools together.
-browser:  ## As root on Debian: headless Chromium, in which tests look at the pages with plots
+# Separate, because it is larger than all other tools together.
+browser:  ## As root on Debian: headless Chromium, to test the pages with plots
 	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core > /dev/null
 
-# Minutes and 20 GB of disk. readelf, of binutils, tells what the image for GPUs links to.
+# Takes minutes and 20 GB of disk. readelf (binutils) lists the libraries that the image for GPUs needs.
 images: setup  ## As root on Debian: build the images, without a registry or a daemon, and run what is in them
 	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -qq -y --no-install-recommends buildah debootstrap binutils kubernetes-client > /dev/null
 	$(BIN)/python -m pytest -s tests/deploy/test_image_build.py
 
-# Triton's client, which the tests ask the server with. Where it cannot be had, they are skipped and the rest runs.
+# Triton's client, for tests of the server. If it cannot be installed, only those tests are skipped.
 $(TRITON): requirements/tritonclient.txt
 	@$(PYTHON) -m venv $(TRITON)
 	@$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check -r $< && touch $@ || \
 	  { rm -rf $(TRITON); echo "Triton's client could not be installed: its tests will be skipped"; }
 
-lint: setup protos-check  ## Style, types, and that the stubs are those of the protos
+lint: setup protos-check  ## Style, types, and that the stubs match the protos
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -103,31 +103,31 @@ format: setup
 bench: setup  ## Measure on this machine: about 45 minutes, tables and build/bench.json
 	@$(BIN)/python -m bench
 
-# On the machine with the GPU: the virtual environment, or any python that has PyTorch and GPU_PACKAGES (docs/gpu.md).
+# On the machine with the GPU: the virtual environment, or a Python that has PyTorch and GPU_PACKAGES (docs/gpu.md).
 GPU_PYTHON   ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_PACKAGES ?= $(if $(wildcard $(BIN)/python),,build/gpu-packages)
 GPU_ENV       = PYTHONPATH="service:.:$(GPU_PACKAGES):$$PYTHONPATH"
 
-test-gpu:  ## The tests that need a GPU; they say so where there is none
+test-gpu:  ## The tests that need a GPU; without one they are skipped
 	$(GPU_ENV) $(GPU_PYTHON) -m pytest -m gpu tests/gpu
 
 bench-gpu:  ## Raw and served throughput on a GPU: tables and build/bench.json
 	$(GPU_ENV) $(GPU_PYTHON) -m bench gpu --blocks 3
 
 GPU_MODELS = resnet50 vgg16 googlenet
-build/gpu-bench: setup  ## The models that bench-gpu measures, small enough to be carried to the GPU
+build/gpu-bench: setup  ## The models that bench-gpu measures, small enough to copy to the GPU machine
 	$(BIN)/python -m export $(GPU_MODELS) --weights random --precisions fp32,fp16 --output $@-repository
 	$(BIN)/python -m bench.packed $@-repository $@
 
-# Every bundle of the catalogue with all its variants, for test-gpu: long to export, small to carry. Trained where the
-# weights are shipped; the others need no download, for their large weights are not carried anyway.
+# Every bundle of the catalogue with all its variants, for test-gpu: slow to export, small to copy. Models with shipped
+# weights are trained; the others need no download, because their large weights are left out anyway.
 SHIPPED = $(basename $(notdir $(wildcard models/weights/*.safetensors)))
 build/gpu-catalogue: setup
 	$(BIN)/python -m export $(SHIPPED) --output build/gpu-repository
 	$(BIN)/python -m export --all --weights random --output build/gpu-repository
 	$(BIN)/python -m bench.packed build/gpu-repository $@
 
-# What is missing beside Python 3.12, PyTorch, grpcio, onnx and onnxruntime-gpu, as files to be carried there.
+# The packages that are needed in addition to Python 3.12, PyTorch, grpcio, onnx and onnxruntime-gpu, as files to copy.
 build/gpu-packages: requirements/constraints.txt
 	$(PYTHON) -m pip install --quiet --target $@ --python-version 3.12 --only-binary=:all: --no-deps \
 	  -c $< msgspec pillow prometheus-client python-json-logger grpcio-health-checking grpcio-reflection \
@@ -135,7 +135,7 @@ build/gpu-packages: requirements/constraints.txt
 	  psutil pytest pytest-timeout pluggy iniconfig packaging
 	$(PYTHON) -m pip install --quiet --target $@ --no-deps .
 
-# ONNX Runtime for CUDA in pieces, for where it cannot be copied in one go; docs/gpu.md says how to join them.
+# ONNX Runtime for CUDA in pieces, if it cannot be copied as one file; docs/gpu.md says how to join them.
 build/gpu-onnxruntime: requirements/constraints.txt
 	@rm -rf $@ && mkdir -p $@
 	$(PYTHON) -m pip download --quiet --dest $@ --python-version 3.12 --platform manylinux_2_28_x86_64 \
@@ -151,7 +151,7 @@ $(PROTOS): requirements/protos.txt
 	@$(PROTOS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-protos: $(PROTOS)  ## Generate the stubs in service/rafaga anew
+protos: $(PROTOS)  ## Generate the stubs in service/rafaga
 	@$(call PROTOC,service)
 
 protos-check: $(PROTOS)
@@ -159,7 +159,7 @@ protos-check: $(PROTOS)
 	@$(call PROTOC,build/protos)
 	@same=yes; for package in $(notdir $(wildcard protos/rafaga/*)); do \
 	  diff -r -x __init__.py -x __pycache__ build/protos/rafaga/$$package service/rafaga/$$package || same=no; \
-	done; test $$same = yes || { echo "the stubs are not those of the protos: run 'make protos'"; exit 1; }
+	done; test $$same = yes || { echo "the stubs do not match the protos: run 'make protos'"; exit 1; }
 
 clean:
 	rm -rf $(VENV) $(PROTOS) $(TRITON) build demo-output

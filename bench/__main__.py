@@ -46,13 +46,18 @@ def _parser() -> argparse.ArgumentParser:
     names = ", ".join([*SECTIONS, *GPU])
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{names}; default: all but gpu")
     parser.add_argument("--blocks", type=int, default=5, help="measurements of every cell (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of one measurement (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds of one measurement (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("build/bench.json"), help="default: %(default)s")
     parser.add_argument("--repository", type=Path, default=Path("build/bench-repository"), help="default: %(default)s")
     parser.add_argument(
-        "--baseline", type=Path, metavar="CHECKOUT", help="of this project, measured too in the section `small`"
+        "--baseline",
+        type=Path,
+        metavar="CHECKOUT",
+        help="another checkout of this project, also measured in the section `small`",
     )
-    parser.add_argument("--device", default="cuda:0", help="of the section `gpu`; cpu tries it out (%(default)s)")
+    parser.add_argument(
+        "--device", default="cuda:0", help="device of the section `gpu`; cpu only tries it out (%(default)s)"
+    )
     return parser
 
 

@@ -22,7 +22,7 @@ Blocks: TypeAlias = list[dict[str, Figures]]
 
 @dataclass(frozen=True)
 class Plan:
-    """seconds: of one measurement. baseline: another checkout of this project to measure beside this one."""
+    """seconds: of one measurement. baseline: another checkout of this project, measured in the same blocks."""
 
     blocks: int
     seconds: float

@@ -1,6 +1,6 @@
 """Raw and served throughput on a GPU: ONNX Runtime's CUDA provider alone, and the server with the same provider.
 
-The bundles are packed where the exporter is, small enough to be carried: `make build/gpu-bench`. Raw batches lie on the
+`make build/gpu-bench` packs the bundles on a machine with the exporter, small enough to copy. Raw batches lie on the
 device already; served ones come over gRPC from the same machine, 16 images per request.
 """
 

@@ -1,4 +1,4 @@
-"""Large models at saturation: served beside ONNX Runtime alone, int8 beside fp32."""
+"""Large models at saturation: the server against ONNX Runtime alone, int8 against fp32."""
 
 from __future__ import annotations
 

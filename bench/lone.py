@@ -1,4 +1,4 @@
-"""One caller: what the server adds to a lone request, beside the same run in ONNX Runtime alone."""
+"""One caller: what the server adds to a lone request, compared with the same run in ONNX Runtime alone."""
 
 from __future__ import annotations
 

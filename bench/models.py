@@ -15,7 +15,7 @@ _LSTM_BUNDLE, _STEPS = "lstm-co2", 96
 
 
 def export(repository: Path) -> None:
-    """Exports what is missing. Large models get random weights, which change nothing about their speed."""
+    """Exports the missing models. Large ones get random weights, which does not change their speed."""
     wanted = {LENET: "auto", _LSTM_BUNDLE: "auto"} | dict.fromkeys(LARGE, "random")
     for name, weights in wanted.items():
         if not (repository / name).is_dir():

@@ -1,9 +1,9 @@
-"""Bundles small enough to be carried to a GPU: large weights stay behind and are drawn again on arrival.
+"""Bundles small enough to copy to a machine with a GPU: large weights are left out, and generated again there.
 
     pack  →  <packed>/<model>/  →  unpack  →  a bundle of one variant
 
-A bundle that has small weights alone is carried as it is, with PyTorch's answers. Of the others, the graph and the mean
-and deviation of each large tensor are kept, and the golden answers are made anew by ONNX Runtime on the CPU. Unpacking
+A bundle with small weights only is copied unchanged, with PyTorch's answers. Of the others, the graph and the mean and
+deviation of each large tensor are kept, and the golden answers are made anew by ONNX Runtime on the CPU. Unpacking
 needs onnx and ONNX Runtime alone.
 """
 
@@ -30,7 +30,7 @@ LARGE = 2**16
 
 _MARK = "drawn "
 _DRAWN = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT8)
-# What a device may make of untrained weights: TF32 for float32, half precision, rounding to 8 bits.
+# Allowed errors with untrained weights: TF32 for float32, half precision, rounding to 8 bits.
 _ERRORS = {Precision.FP32: 0.005, Precision.FP16: 0.025, Precision.INT8: 0.1}
 
 
@@ -94,7 +94,7 @@ def _manifest(packed: Path) -> Bundle:
 
 
 def _strip(model: onnx.ModelProto, large: int) -> bool:
-    """Leaves large weights out. Whether there were any."""
+    """Removes large weights. Returns whether there were any."""
     stripped = False
     for tensor in model.graph.initializer:
         if tensor.data_type in _DRAWN and np.prod(tensor.dims) >= large:
@@ -107,7 +107,7 @@ def _strip(model: onnx.ModelProto, large: int) -> bool:
 
 
 def _filled(file: Path) -> onnx.ModelProto:
-    """With weights drawn by their names, so that all variants get the same ones, rounded."""
+    """Adds weights generated from their names, so that all variants get the same ones, rounded."""
     model = onnx.load(file, load_external_data=False)
     for tensor in model.graph.initializer:
         if tensor.doc_string.startswith(_MARK):
@@ -124,7 +124,7 @@ def _filled(file: Path) -> onnx.ModelProto:
 
 
 def _answers(model: bytes) -> dict[str, np.ndarray]:
-    """What ONNX Runtime gives on the CPU, as golden.npz names it."""
+    """ONNX Runtime's answers on the CPU, with the names of golden.npz."""
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     inputs = random_inputs(session, 2)
     names = [output.name for output in session.get_outputs()]
@@ -133,7 +133,9 @@ def _answers(model: bytes) -> dict[str, np.ndarray]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.packed", description="Packs a repository to be carried.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.packed", description="Packs a repository into a small copy, without large weights."
+    )
     parser.add_argument("repository", type=Path)
     parser.add_argument("target", type=Path)
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""ONNX Runtime alone, without any option of ours but the thread count: what the hardware gives."""
+"""ONNX Runtime alone, with no option of the server except the thread count: the limit of the hardware."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SDK: many images by `classify_many`, beside a call for each."""
+"""The SDK: many images by `classify_many`, compared with a call for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small models: what a request costs beside the model. perf_analyzer is the client of every server."""
+"""Small models: what a request costs in addition to the model. perf_analyzer is the client of every server."""
 
 from __future__ import annotations
 

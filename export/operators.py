@@ -10,7 +10,7 @@ from onnxscript import opset20 as op
 from models.roi_pooling import SAMPLES, SIZE, STRIDES, pool_boxes
 from models.suppression import surest
 
-_ALL = 2**31  # boxes of a class: as many as there are
+_ALL = 2**31  # boxes of a class: no limit
 
 
 def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:

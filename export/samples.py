@@ -1,4 +1,4 @@
-"""Realistic inputs: held-out data to measure with, training data to calibrate with, seeded noise if there is none.
+"""Realistic inputs: held-out data to measure with, training data to calibrate with, or seeded noise without data.
 
 Never zeros: a graph that ignores its input would pass every check on them.
 """

@@ -24,7 +24,7 @@ class Cell(StrEnum):
 class ForecasterConfig:
     cell: Cell
     hidden: int
-    season: int  # steps in one period; 1 where there is none
+    season: int  # steps in one period; 1 without a season
     max_horizon: int
     quantile_levels: tuple[float, ...]  # ascending, 0.5 among them
     recent: (
@@ -70,7 +70,7 @@ class ElmanRNN(nn.RNN):
 class Forecaster(nn.Module):
     """history float32 [N, T] right-padded, length int64 [N] -> quantiles float32 [N, max_horizon, Q], same unit.
 
-    Every `length` must be at least two seasons (two steps where there is none) and at most T. Quantiles never cross.
+    Every `length` must be at least two seasons (two steps without a season) and at most T. Quantiles never cross.
     """
 
     spread: Tensor

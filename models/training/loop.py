@@ -79,7 +79,7 @@ class Problem(ABC):
 
 
 def training_device(wanted: TrainingDevice) -> torch.device:
-    """Raises DeviceError if a GPU is requested and there is none."""
+    """Raises DeviceError if a GPU is requested but missing."""
     if wanted is TrainingDevice.CPU or (wanted is TrainingDevice.AUTO and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The contract between export and service: one folder with a model, what is known of it, and the proof.
+"""The contract between export and service: a folder with a model, its description, and its golden answers.
 
     <repository>/<model>/<version>/
       model.onnx  model.fp16.onnx  model.int8.onnx   whichever variants were published
@@ -87,23 +87,21 @@ class FeatureSpec(Frozen, frozen=True):
 
 
 class ForecastSpec(Frozen, frozen=True):
-    """What a forecaster takes and gives.
-
-    Inputs `history` float32 [N, T] right-padded with zeros and `length` int64 [N]; output `quantiles` float32
-    [N, max_horizon, len(quantile_levels)].
+    """Inputs and outputs of a forecaster. Inputs `history` float32 [N, T] right-padded with zeros and `length` int64
+    [N]; output `quantiles` float32 [N, max_horizon, len(quantile_levels)].
     """
 
     min_history: int
     max_history: int
     max_horizon: int
     quantile_levels: tuple[float, ...]
-    season: int  # steps in one period; 1 where there is none
+    season: int  # steps in one period; 1 without a season
     step: str  # time between observations: "month", "hour", "trading day"
     unit: str
 
 
 class DetectionSpec(Frozen, frozen=True):
-    """What a detector gives, always `max_objects` rows per image, so that images share a batch.
+    """Outputs of a detector: always `max_objects` rows per image, so that images share a batch.
 
     Outputs `boxes` float32 [N, max_objects, 4], x_min, y_min, x_max, y_max in pixels of the input, `scores` float32
     [N, max_objects], best first, and `labels` int64 [N, max_objects], indices into the bundle's labels. Where
@@ -111,15 +109,14 @@ class DetectionSpec(Frozen, frozen=True):
     """
 
     max_objects: int
-    score_threshold: float  # what is less sure than this is not given
-    iou_threshold: float  # of two boxes of one class that overlap by more, only the surer one is given
+    score_threshold: float  # objects with lower scores are left out
+    iou_threshold: float  # of two boxes of one class that overlap by more, the one with the lower score is left out
 
 
 class SequenceSpec(Frozen, frozen=True):
-    """What a next-symbol model takes and gives.
-
-    Inputs `symbols` int64 [N, T], indices into the bundle's labels, right-padded with zeros, and `length` int64 [N];
-    output `probabilities` float32 [N, len(labels)] of the symbol that follows.
+    """Inputs and outputs of a next-symbol model. Inputs `symbols` int64 [N, T], indices into the bundle's labels,
+    right-padded with zeros, and `length` int64 [N]; output `probabilities` float32 [N, len(labels)] of the symbol that
+    follows.
     """
 
     max_length: int
@@ -143,14 +140,13 @@ class Parity(Frozen, frozen=True):
 
 
 def tolerance(measured: float) -> float:
-    """How large an error may be elsewhere that was `measured` at export."""
+    """The error to allow on other machines if export measured `measured`."""
     return max(1e-3, 2 * measured)
 
 
 class Loss(Frozen, frozen=True):
-    """What a variant loses against the fp32 file on the same samples: `drop` of the figure `metric`, a fraction of 1.
-
-    The fp32 file has the same figure, or 1 where the figure is likeness to that file. `samples`: how many; 0 unknown.
+    """A variant's loss against the fp32 file on the same samples: `drop` of the figure `metric`, a fraction of 1. The
+    fp32 file has the same figure, or 1 if the figure measures similarity to that file. `samples`: how many; 0 unknown.
     """
 
     metric: str
@@ -164,7 +160,7 @@ class Loss(Frozen, frozen=True):
 
 
 class Calibration(Frozen, frozen=True):
-    """What the ranges of an int8 file's activations were measured on; `dataset` "noise" where there were no images."""
+    """The data for the ranges of an int8 file's activations; `dataset` is "noise" if there were no images."""
 
     dataset: str
     samples: int
@@ -194,8 +190,9 @@ class Variant(Frozen, frozen=True):
     def golden_tolerance(self) -> float:
         """Largest `relative_error` at which answers to the golden inputs count as right on any machine.
 
-        Wider than what export measured, because other processors add in another order and GPUs may round to TF32. The
-        smaller of the two measured errors counts: for small probabilities the relative one would let anything pass.
+        Wider than the error that export measured, because other processors add in another order and GPUs may round to
+        TF32. The smaller of the two measured errors counts: for small probabilities the relative one would let anything
+        pass.
         """
         return tolerance(min(self.parity.max_relative_error, self.parity.max_absolute_error))
 
@@ -238,7 +235,7 @@ class Bundle(Frozen, frozen=True):
     forecast: ForecastSpec | None = None
     detection: DetectionSpec | None = None
     sequence: SequenceSpec | None = None
-    parameters: int = 0  # how many numbers were trained
+    parameters: int = 0  # number of trained parameters
     max_batch_size: int = 32
 
     def variant(self, precision: Precision) -> Variant | None:
@@ -301,7 +298,7 @@ _OUTPUTS = {
 def relative_error(found: NDArray[np.generic], reference: NDArray[np.generic]) -> float:
     """max|a - b| / max(1, max|b|), b being the reference; NaN where either holds one. Shapes must be equal.
 
-    Of integers, which are classes, it is the share that differs: a class is right or wrong.
+    For integers, which are classes, it is the share that differs: a class is right or wrong.
     """
     if found.shape != reference.shape:
         raise ValueError(f"shapes differ: {found.shape} and {reference.shape}")
@@ -333,7 +330,7 @@ def load(folder: Path) -> Bundle:
 
 
 def verify_files(folder: Path, bundle: Bundle, but: str = "") -> None:
-    """Raises BundleError naming the first file, `but` one, that is missing or not what was published."""
+    """Raises BundleError for the first file, except `but`, that is missing or differs from the published one."""
     for name in bundle.files:
         if name != but:
             path = file_in(folder, name)
@@ -341,7 +338,8 @@ def verify_files(folder: Path, bundle: Bundle, but: str = "") -> None:
 
 
 def read_verified(folder: Path, bundle: Bundle, name: str) -> bytes:
-    """One file, hashed as it was read: what was checked is what is used. Raises BundleError as `verify_files` does."""
+    """The bytes of one file, verified: the caller uses exactly the bytes that were hashed. Raises BundleError as
+    `verify_files` does."""
     path = file_in(folder, name)
     data = path.read_bytes()
     _check_sha256(path, bundle, hashlib.sha256(data).hexdigest())

@@ -22,8 +22,9 @@ same class. Messages say what was expected, what came and what to do, and never 
     ├── EngineFailure           INTERNAL             the model failed on this input
     └── InternalError           INTERNAL             a bug in the server; its log has the cause
 
-`BundleError`, for bundles that must not be served, is separate: it is raised at load, never for a request. So do its
-kinds `DeviceError`, for a device that cannot be used, and `DeviceMemoryError`, for a GPU without room for a model.
+`BundleError`, for bundles that must not be served, is separate: it is raised at load, never for a request. Its
+subclasses are `DeviceError`, for a device that cannot be used, and `DeviceMemoryError`, for a GPU without enough memory
+for a model.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ class DeviceError(BundleError):
 
 
 class DeviceMemoryError(DeviceError):
-    """A model that does not fit into what is left of a GPU's memory, or into its own share of it."""
+    """A model that does not fit into the free memory of a GPU, or into its own limit."""
 
 
 class Status(NamedTuple):
@@ -176,7 +177,7 @@ def _subclasses(cls: type[RafagaError]) -> Iterable[type[RafagaError]]:
 
 _BY_REASON: dict[str, type[RafagaError]] = {cls.reason: cls for cls in _subclasses(RafagaError)}
 
-# What a status means that carries no reason of ours: it came from gRPC itself or from something between.
+# Errors for a status without a reason of this project: it came from gRPC itself or from a proxy.
 _BY_CODE: dict[grpc.StatusCode, type[RafagaError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.RESOURCE_EXHAUSTED: QueueFull,
@@ -184,7 +185,7 @@ _BY_CODE: dict[grpc.StatusCode, type[RafagaError]] = {
     grpc.StatusCode.UNIMPLEMENTED: Unsupported,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
-    # A caller that cancels never reads a status: this one came from a server that was closing.
+    # A caller that cancels never reads a status: this one comes from a server that was closing.
     grpc.StatusCode.CANCELLED: ServerUnreachable,
     grpc.StatusCode.UNAVAILABLE: ServerUnreachable,
     grpc.StatusCode.INTERNAL: InternalError,
@@ -212,7 +213,7 @@ def to_status(error: RafagaError) -> Status:
     details.details.append(_packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)))
     trailing: list[tuple[str, str | bytes]] = []
     if isinstance(error, Refused) and error.retry_after_s is not None:
-        # Rounded up: a caller that comes back a fraction too early would only be refused again.
+        # Rounded up: a caller that retries a fraction too early would be refused again.
         milliseconds = math.ceil(error.retry_after_s * 1000)
         delay = duration_pb2.Duration(seconds=milliseconds // 1000, nanos=milliseconds % 1000 * 1_000_000)
         details.details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
@@ -232,7 +233,7 @@ def from_status(
             reason, retry_after_s = _read_details(value)
         elif key == PUSHBACK_KEY:
             pushback_s = _read_pushback(value)
-    # Said twice, because details are lost behind some proxies; what is in them is not rounded.
+    # Sent twice, because some proxies drop the details; the value in them is not rounded.
     retry_after_s = pushback_s if retry_after_s is None else retry_after_s
     cls = _BY_REASON.get(reason) if reason else None
     cls = cls or _BY_CODE.get(code, RafagaError)

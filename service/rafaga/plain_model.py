@@ -1,4 +1,4 @@
-"""The description of a model.onnx without a bundle: what its own graph says."""
+"""The description of a model.onnx without a bundle, read from its graph."""
 
 from __future__ import annotations
 

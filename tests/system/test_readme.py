@@ -94,8 +94,11 @@ def test_rafaga(command: str, at_hand: Path, capsys: pytest.CaptureFixture[str])
 def test_the_sdk(served: Served, at_hand: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = blocks(README, "python")
     text = block.text.replace("localhost:50051", served.address).replace("horizon=12", f"horizon={bundles.HORIZON}")
-    exec(compile(text, README, "exec"), {"co2_by_month": np.linspace(315, 320, 36), "paths": ["digit.png"]})
-    assert "Classification" in capsys.readouterr().out
+    names = {"co2_by_month": np.linspace(315, 320, 36), "paths": ["digit.png", "digit.png"]}
+    exec(compile(text, README, "exec"), names)
+    printed = capsys.readouterr().out
+    assert "Classification" in printed
+    assert printed.splitlines()[-1].startswith("digit ")
 
 
 def test_links_lead_somewhere() -> None:

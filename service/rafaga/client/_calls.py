@@ -1,4 +1,4 @@
-"""The calls of the API as values: where a request goes, its bytes, how its reply is read, what its errors mean.
+"""The calls of the API as values: method, serialised request, parsing of the reply, meaning of errors.
 
 Both clients run these; neither knows a protobuf message. Requests are serialised once, however often they are tried.
 """
@@ -45,7 +45,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class UnaryCall(Generic[T_co]):
-    """One unary call. `read` raises what the reply itself says is wrong; a Refused from it is retried like any."""
+    """One unary call. `read` raises errors that the reply itself reports; a Refused from it is retried like any
+    other."""
 
     method: str
     request: bytes
@@ -172,7 +173,7 @@ def require_ready(descriptions: Sequence[ModelDescription]) -> None:
 
 
 def checked_timeout_s(timeout_s: float) -> float:
-    """ValueError for a deadline that is none: every call has to end some day."""
+    """ValueError for an invalid or missing deadline: every call must have one."""
     if not 0 < timeout_s < math.inf:
         raise ValueError(f"timeout_s must be a positive number of seconds, got {timeout_s}")
     return timeout_s
@@ -182,13 +183,11 @@ def read(call: UnaryCall[T], reply: bytes) -> T:
     try:
         return call.read(reply)
     except DecodeError:
-        raise InternalError(
-            f"the reply to {call.method} is not what rafaga.v1 defines; is it the right port?"
-        ) from None
+        raise InternalError(f"the reply to {call.method} is not a message of rafaga.v1: check the port") from None
 
 
 def error_from(rpc: grpc.RpcError, target: str, timeout_s: float) -> RafagaError:
-    """The typed error of a failed call, in the server's words; what gRPC itself reports gets those of this API.
+    """The typed error of a failed call, with the server's message, or one of this API for errors of gRPC itself.
 
     Both APIs of grpcio raise RpcErrors with these three methods; its type stubs leave them out of the base class.
     """
@@ -224,7 +223,7 @@ def history(values: Sequence[float] | npt.NDArray[Any]) -> Prepared:
     if bad.size:
         raise InvalidTensor(
             f"the history must be finite; {bad.size} of {series.size} values are not, the first at position {bad[0]}: "
-            "fill the gaps before asking"
+            "fill the gaps first"
         )
     return Prepared(series, None, series.nbytes)
 

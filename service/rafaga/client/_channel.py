@@ -92,7 +92,7 @@ def endpoint(
     options: list[tuple[str, str | int]] = [
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
-        # One retry policy, ours: gRPC's own retries count neither our refusals nor our attempts.
+        # Only the SDK retries: gRPC's own retries would not count with its attempts and refusals.
         ("grpc.enable_retries", 0),
         ("grpc.keepalive_time_ms", round(keepalive.interval_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(keepalive.timeout_s * 1000)),

@@ -19,14 +19,14 @@ from rafaga.errors import InvalidImage, InvalidRequest, InvalidTensor
 
 _LAYOUTS = "uint8 [height, width] or [height, width, channels]"
 
-# What PNG stores, and what converts to RGB without losing anything a model would see. Others (16-bit, float) would be
-# clipped to 255 by a conversion: how to scale them is the caller's knowledge.
+# Modes that PNG stores, or that convert to RGB without a loss. Others (16-bit, float) would be clipped to 255: only the
+# caller knows how to scale them.
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
 _RGB_MODES = frozenset({"CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "PA", "La"})
 
 
 class PilImage(Protocol):
-    """What is used of PIL.Image.Image; PIL itself is never imported here."""
+    """The part of PIL.Image.Image that is used here; PIL itself is never imported."""
 
     @property
     def mode(self) -> str: ...

@@ -34,7 +34,7 @@ _MAX_MESSAGE_BYTES = 8 * 2**20  # half of what a server accepts by default; one 
 
 Failure: TypeAlias = RafagaError | OSError
 
-# One of several inputs may be the cause, or the message is too large: halves of it find out.
+# One of several inputs may be the cause, or the message is too large: try its halves.
 _SPLIT = (InvalidTensor, InvalidImage, RequestTooLarge, EngineFailure)
 # Every other message would fail in the same way.
 _FATAL = (InvalidRequest, ModelNotFound, Unsupported, Unauthenticated)
@@ -144,7 +144,7 @@ class Bulk(Generic[T]):
         return Results(tuple(self._outcomes[position] for position in range(len(self._outcomes))))
 
     def _next(self) -> list[Item]:
-        """Inputs for one message: as many as fit, fewer at the end, none after it."""
+        """Inputs for one message: as many as fit; empty after the last input."""
         for position, given in self._inputs:
             try:
                 content, group, size = self._prepare(given)

@@ -1,4 +1,4 @@
-"""What is found in images: boxes of objects, and the class of every pixel; made from protobuf replies."""
+"""Results for images: boxes of objects, and the class of every pixel; made from protobuf replies."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class DetectedObject:
 
 @dataclass(frozen=True)
 class Detections:
-    """The objects in one image, best first; none where nothing was found."""
+    """The objects in one image, best first; may be empty."""
 
     objects: tuple[DetectedObject, ...]
     image_height: int
@@ -86,8 +86,8 @@ class Segmentation:
     """The class of every pixel of one image.
 
     labels: uint8 [height, width] at the size the model worked at, which covers the whole image. probabilities: of those
-    classes, float32 [height, width], or None where they were not asked for. classes: those that occur, the largest
-    first. Arrays are read-only.
+    classes, float32 [height, width], or None if they were not requested. classes: those that occur, the largest first.
+    Arrays are read-only.
     """
 
     labels: npt.NDArray[np.uint8]
@@ -108,7 +108,7 @@ class Segmentation:
         return full
 
     def mask(self, label: str) -> npt.NDArray[np.bool_]:
-        """Where `label` is, bool [height, width]: nowhere, where it does not occur."""
+        """bool [height, width]: True where the class is `label`."""
         found = [c.index for c in self.classes if c.label == label]
         return np.isin(self.labels, found)
 

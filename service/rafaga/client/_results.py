@@ -1,4 +1,4 @@
-"""What calls return: frozen values made from protobuf replies.
+"""Results of calls: frozen values made from protobuf replies.
 
 Arrays are read-only views of the reply's bytes; copy one before changing it. Values that hold arrays compare by
 identity, since numpy has no single truth value for "equal".
@@ -115,7 +115,7 @@ class Features:
 
 @dataclass(frozen=True, eq=False)
 class Forecast:
-    """What comes next, in the unit of the history.
+    """A forecast, in the unit of the history.
 
     levels: rising quantile levels. values: float32 [len(levels), horizon].
     """
@@ -132,7 +132,7 @@ class Forecast:
 
     @property
     def median(self) -> Float32Array:
-        """float32 [horizon]: as often too high as too low. ValueError where the model has no level 0.5."""
+        """The median, float32 [horizon]. ValueError if the model has no level 0.5."""
         return self.quantile(0.5)
 
     def quantile(self, level: float) -> Float32Array:
@@ -185,7 +185,7 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True)
 class TensorDescription:
-    """One input or output of a model. `shape`: None where any size goes."""
+    """One input or output of a model. `shape`: None where any size is accepted."""
 
     name: str
     dtype: str
@@ -210,7 +210,7 @@ class MetricDescription:
 
 @dataclass(frozen=True)
 class ForecastDescription:
-    """What a forecaster takes and gives; lengths in observations."""
+    """Inputs and outputs of a forecaster; lengths in observations."""
 
     min_history: int
     max_history: int
@@ -222,8 +222,8 @@ class ForecastDescription:
 
 @dataclass(frozen=True)
 class DetectionDescription:
-    """What a detector gives: at most so many objects per image, surer than the threshold; of two boxes of one class
-    whose intersection over union passes `iou_threshold`, the surer one."""
+    """Outputs of a detector: at most `max_objects` per image, with scores above the threshold; of two boxes of one
+    class whose intersection over union exceeds `iou_threshold`, the one with the higher score."""
 
     max_objects: int
     score_threshold: float
@@ -232,7 +232,7 @@ class DetectionDescription:
 
 @dataclass(frozen=True)
 class SequenceDescription:
-    """What a next-symbol model takes: its labels are the symbols it knows. `max_length` in symbols."""
+    """Inputs of a next-symbol model; its labels are the known symbols. `max_length` in symbols."""
 
     max_length: int
 
@@ -244,7 +244,7 @@ class ModelDescription:
     name: str
     version: int
     state: ModelState
-    reason: str  # why it is not served; empty when it is
+    reason: str  # why it is not served; empty if it is served
     task: str
     architecture: str
     dataset: str

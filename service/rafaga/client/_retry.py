@@ -1,13 +1,13 @@
-"""When a failed call is tried again. Pure decisions: the clients sleep and send.
+"""Decides when a failed call is tried again; the clients sleep and send.
 
-Every call of the API reads and changes nothing, so a connection lost in the middle may be tried again as well as a
-request that was refused before any work. What would only fail again is not: an invalid request, a missing model, a
-deadline that has passed or that the server says cannot be met (a later try would have less time still).
+Every call of the API reads and changes nothing, so a call can be repeated after a lost connection as well as after a
+refusal. Errors that would only occur again are not retried: an invalid request, a missing model, a deadline that has
+passed or cannot be met (a later try would have even less time).
 
-A replica that is stopping, or whose model is down, refuses for as long as that lasts, and gRPC goes on sending it its
-share. Of three replicas, three tries in a row would hit that one once in 27 calls, so these refusals do not count as
-tries: the call moves on at once. From stopping replicas it does so for as long as its deadline allows; where a model is
-down on all of them, it gives up after twelve moves.
+A replica that is stopping, or whose model is down, refuses all calls, and gRPC keeps sending it its share. With three
+replicas, one call in 27 would hit it three times in a row, so these refusals do not count as
+tries: the call moves on at once. From stopping replicas it moves on until its deadline; if a model is down on all
+replicas, it gives up after twelve moves.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from dataclasses import dataclass
 
 from rafaga.errors import DeadlineUnreachable, Draining, ModelNotReady, RafagaError, Refused, ServerUnreachable
 
-# Seconds at first, by how much longer each time, seconds at most.
+# First pause in seconds, growth factor, longest pause in seconds.
 _MOVE_BACKOFF = (0.01, 2.0, 0.2)
-# From replicas whose model is down: 1.5 s, and hitting the one that is down so often in a row is very unlikely.
+# From replicas whose model is down: 1.5 s in total. Hitting a single one that often in a row is very unlikely.
 _MAX_MOVES = 12
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often, and how long after. The deadline of a call spans all its tries.
+    """How often a call is retried, and with which pauses. The deadline of a call spans all its tries.
 
     The n-th pause is initial_backoff_s * multiplier**(n-1), at most max_backoff_s, spread by ±jitter (a fraction).
-    Where the server said when to come back, that is the pause instead, spread upwards only. Refusals by servers that
+    If the server said when to retry, that is the pause instead, and jitter only lengthens it. Refusals by servers that
     are stopping, or whose model is down, do not count: see `move_on_s`.
 
     >>> client = Client("localhost:50051", retry=RetryPolicy(max_attempts=5, max_backoff_s=1.0))  # doctest: +SKIP
@@ -56,7 +56,7 @@ class RetryPolicy:
     def pause_s(self, error: RafagaError, attempt: int, remaining_s: float, chance: float) -> float | None:
         """Seconds to wait after `attempt` (1, 2, …) failed with `error`; None: do not try again.
 
-        `remaining_s` is what is left of the deadline, `chance` a random number in [0, 1).
+        `remaining_s` is the time left until the deadline, `chance` a random number in [0, 1).
         """
         if attempt >= self.max_attempts or not is_retryable(error):
             return None
@@ -68,8 +68,8 @@ class RetryPolicy:
         return pause_s if pause_s < remaining_s else None
 
     def move_on_s(self, moves: int, remaining_s: float, chance: float) -> float | None:
-        """Seconds to wait after the `moves`-th (1, 2, …) refusal by a server that cannot answer for the time being: at
-        first none, for another replica can, then growing, for there may be no other."""
+        """Seconds to wait after the `moves`-th (1, 2, …) refusal by a server that cannot answer at present: first zero,
+        because another replica may answer, then growing, because there may be no other."""
         if self.max_attempts == 1:
             return None
         pause_s = 0.0 if moves == 1 else self._spread(_growing(moves - 1, *_MOVE_BACKOFF), chance)
@@ -84,7 +84,7 @@ def _growing(n: int, initial_s: float, multiplier: float, most_s: float) -> floa
     return min(initial_s * multiplier ** min(n - 1, 64), most_s)
 
 
-# For waiting until a server is up: as often as the deadline allows.
+# To wait until a server is up: tries until the deadline.
 PATIENT = RetryPolicy(max_attempts=sys.maxsize, initial_backoff_s=0.05, max_backoff_s=0.5)
 
 
@@ -111,11 +111,11 @@ class Attempts:
 
     @property
     def remaining_s(self) -> float:
-        """What the next try may take; never negative, so that gRPC itself reports a deadline that has passed."""
+        """Time limit of the next try; never negative, so that gRPC itself reports a passed deadline."""
         return max(0.0, self._deadline - self._clock())
 
     def pause_s(self, error: RafagaError) -> float | None:
-        """Seconds until the next try, after one failed with `error`; None when there is none."""
+        """Seconds until the next try, after one failed with `error`; None for no further try."""
         elsewhere = isinstance(error, Draining) or (isinstance(error, ModelNotReady) and self._moved < _MAX_MOVES)
         if elsewhere and isinstance(error, Refused) and error.retry_after_s is None:
             self._moved += 1

@@ -8,7 +8,7 @@ session      a run, step by step                                search      the 
 document     a run as JSON, and the merging of several          report/     a run as one HTML page
 options      the command line                                   command     from the command line to an exit code
 
-Two rules make the figures honest. Latency counts from the time a request was *due*, not from when the generator got
-round to sending it, so that a stall of the server is seen by every request that fell into it (no coordinated omission:
-Gil Tene, "How NOT to Measure Latency"). And percentiles are taken from merged raw counts, never averaged.
+Two rules make the figures honest. Latency counts from the time a request was *due*, not from the time it was sent, so
+every request that was due during a stall of the server shows it (no coordinated omission: Gil Tene, "How NOT to Measure
+Latency"). And percentiles are taken from merged raw counts, never averaged.
 """

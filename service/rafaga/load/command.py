@@ -31,18 +31,19 @@ from rafaga.load.trace import TraceError
 from rafaga.load.view import View, view
 from rafaga.load.worker import Setup
 
-# References are asked for one by one before the load, of models that may be cold.
+# References are requested one by one before the load; the models may be cold.
 _REFERENCE_TIMEOUT_S = 60.0
 # Enough callers to keep a batch waiting while one runs.
 _PROBE = Step(Pattern.CLOSED, callers=16, warm_up_s=0.5, duration_s=2.0)
-# A step of less may hold none by chance, and a step without an answer meets no objective.
+# A shorter step may contain no request by chance, and a step without an answer misses every objective.
 _LEAST_REQUESTS = 5
-# Of a table that is written to a file: as wide as it likes.
+# The width of a table in a file: unlimited.
 _PLAIN_WIDTH = 200
 
 
 class LoadExit(IntEnum):
-    """What scripts can rely on. An invalid request and an unreachable server end as with every other command."""
+    """A stable interface for scripts. An invalid request and an unreachable server have the exit codes of the other
+    commands."""
 
     OK = 0
     MISSED = 1
@@ -127,7 +128,7 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
 
 
 def _run_all(session: LoadSession, options: LoadOptions, trace: Schedule | None) -> Iterator[StepResult]:
-    """One step after the other; with a common start, at times that every machine knows beforehand."""
+    """One step after the other. With --start-at, each at a time that every machine can compute beforehand."""
     begin_at_s = None
     if options.start_at is not None:
         begin_at_s = time.monotonic() + options.start_at.timestamp() - time.time()
@@ -151,7 +152,7 @@ def _find_max(session: LoadSession, options: LoadOptions, shown: View) -> tuple[
         probed = session.measure(replace(_PROBE, seed=first.seed))
         if not probed.tally.ok:
             return 0.0, (probed,)
-        # Half of what callers that wait get out of the server: a search that begins near its end is short.
+        # Half of the rate of waiting callers: a search that begins near its end is short.
         first = replace(first, rate=probed.figures.answered / 2)
     found: list[StepResult] = []
     searching = search(first.rate, options.precision, lowest=_LEAST_REQUESTS / first.duration_s)
@@ -166,7 +167,7 @@ def _find_max(session: LoadSession, options: LoadOptions, shown: View) -> tuple[
 
 
 def _mlperf(plan: mlperf.MlperfPlan, options: LoadOptions, prepared: Sequence[Target]) -> int:
-    """LoadGen's run, with its log beside our own count of failures."""
+    """A run by LoadGen, with its log and our own count of failures."""
     try:
         import mlperf_loadgen
     except ModuleNotFoundError:

@@ -32,8 +32,8 @@ class Connection:
         return endpoint(self.address, tls=self.tls, token=self.token, priority=self.priority)
 
     def addresses(self) -> int:
-        """How many share the calls: those of a list, or what a name behind `dns:` stands for now; 1 where only gRPC
-        can look it up. Raises ValueError or OSError as `endpoint` does."""
+        """How many addresses share the calls: those of a list, or those that a name behind `dns:` resolves to now; 1 if
+        only gRPC can resolve it. Raises ValueError or OSError as `endpoint` does."""
         target = self.endpoint().target
         if target.startswith(("ipv4:", "ipv6:")):
             return target.count(",") + 1

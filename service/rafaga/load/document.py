@@ -1,4 +1,4 @@
-"""A run as JSON: what was asked, the raw counts, the figures made of them. Parts of one run merge into the whole."""
+"""A run as JSON: its options, the raw counts, and the figures computed from them. Parts of one run can be merged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class StepResult:
-    """tally: raw counts, from which the figures can be made again. server: None without --metrics."""
+    """tally: raw counts, from which the figures can be computed again. server: None without --metrics."""
 
     step: Step
     figures: Figures
@@ -85,7 +85,7 @@ class LoadRun:
 
     @property
     def search_missed(self) -> bool:
-        """Whether a higher rate than max_rate was tried, and missed. If none was, the server may take more."""
+        """Whether a rate above max_rate was tried and missed. Otherwise the server may handle more."""
         return self.max_rate is not None and any(result.step.rate > self.max_rate for result in self.steps)
 
     @property

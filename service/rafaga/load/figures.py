@@ -1,4 +1,4 @@
-"""What people and CI read off a tally. Nothing here is stored that could not be computed again from the raw counts."""
+"""The results of a tally, for people and CI. All of them can be computed again from the raw counts."""
 
 from __future__ import annotations
 
@@ -39,10 +39,9 @@ class Latency:
 
 @dataclass(frozen=True)
 class Objective:
-    """99 of 100 requests that were due are answered within p99_ms, of every model by itself: what a rare model's
-    callers see would not show in the mix. Refusals do not count as answers.
-
-    by_model: bounds of models with one of their own. p99_ms: of all others; None where they have none.
+    """99 of 100 requests that were due are answered within p99_ms, for each model separately: the mix would hide a rare
+    model. Refusals do not count as answers. by_model: bounds of models with their own. p99_ms: bound of all others;
+    None without one.
     """
 
     p99_ms: float | None = None
@@ -60,7 +59,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Judged:
-    """A model under its objective. within: how many of the requests that were due got an answer within p99_ms."""
+    """A model and its objective. within: how many of the requests that were due were answered within p99_ms."""
 
     model: str
     p99_ms: float
@@ -84,8 +83,8 @@ class GeneratorUse:
 class Figures:
     """Rates are requests per second of the window.
 
-    goodput: answers within the objective, or all answers when there is none. met: None without an objective. judged:
-    the models that have one.
+    goodput: answers within the objective, or all answers without one. met: None without an objective. judged: the
+    models that have one.
     """
 
     offered: float
@@ -141,14 +140,14 @@ class Figures:
 
 
 def _judge(tally: Tally, objective: Objective) -> Iterator[Judged]:
-    """Models that nothing was due for are not judged."""
+    """Models without a due request are not judged."""
     for model, of_model in sorted(tally.models.items()):
         if (p99_ms := objective.of(model)) is not None:
             yield Judged(model, p99_ms, of_model.sent, of_model.latency.at_most(p99_ms * 1e3))
 
 
 def _bottleneck(step: Step, cores: float, latency: Latency, lateness: Latency) -> Iterator[str]:
-    """Why the generator, and not the server, may be what was measured."""
+    """Reasons why the generator may have been measured instead of the server."""
     if cores > MAX_CORES_PER_PROCESS:
         yield f"a generator process used {cores:.0%} of a core"
     if step.open and lateness.p99_ms > max(MAX_LATENESS_MS, MAX_LATENESS_SHARE * latency.p99_ms):
@@ -156,7 +155,7 @@ def _bottleneck(step: Step, cores: float, latency: Latency, lateness: Latency) -
 
 
 REMEDY = "the generator may have been the bottleneck, not the server: use more --processes, or more machines (--part)"
-"""What to do about any of the warnings."""
+"""The advice for every warning."""
 
 
 def _reasons(cls: type[Refused]) -> Iterator[str]:

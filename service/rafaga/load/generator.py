@@ -1,7 +1,7 @@
 """The two loops. Both live on the event loop's clock, so that a test with a virtual clock runs the real code.
 
-Open: every request is sent when it is due, whatever became of those before. Closed: so many callers, each waiting for
-its answer before it asks again; what the server does slows the callers down, which is why a stall hides there.
+Open: every request is sent when it is due, even if earlier ones have no answer. Closed: a number of callers, each of
+which waits for its answer before it sends again. A slow server slows these callers down, which hides its stalls.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ class Send(Protocol):
 
 
 class Caller:
-    """Sends single requests and logs what became of them. start_s: the event loop's time at the window's start.
-
-    deadline_s counts from when the request is due, as its sender's patience does.
+    """Sends single requests and logs their outcomes. start_s: the event loop's time at the window's start. deadline_s
+    counts from when the request is due.
     """
 
     def __init__(self, send: Send, log: Log, start_s: float, deadline_s: float) -> None:

@@ -10,7 +10,7 @@ from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
 
 HIGHEST_US = 3_600_000_000
-"""One hour. What took longer is recorded as one hour: dropped, it would make the worst case look better."""
+"""One hour. Longer durations are recorded as one hour: leaving them out would make the worst case look better."""
 
 
 class Distribution:
@@ -50,7 +50,8 @@ class Distribution:
         return float(self._histogram.get_max_value())
 
     def percentiles_us(self, levels: Sequence[float]) -> list[float]:
-        """One duration per level in percent: the shortest that so many are not above. All zero when there are none."""
+        """One duration per level in percent: the shortest one that this share of the durations does not exceed. Zeros
+        for an empty histogram."""
         if not self.count:
             return [0.0] * len(levels)
         ranks = np.maximum(1, np.ceil(np.asarray(levels) / 100 * self.count))
@@ -59,7 +60,7 @@ class Distribution:
         return [min(float(self._histogram.get_highest_equivalent_value(v)), self.max_us) for v in values]
 
     def at_most(self, limit_us: float) -> int:
-        """How many durations are no longer than `limit_us`, up to the histogram's resolution."""
+        """How many durations are at most `limit_us`, within the histogram's resolution."""
         if limit_us >= HIGHEST_US:
             return self.count
         return int(self._counts[: self._histogram.get_counts_array_index(int(limit_us)) + 1].sum())

@@ -1,6 +1,6 @@
 """What a generator writes down per request: a row of plain numbers, so that writing it costs next to nothing.
 
-Statistics are made of the rows elsewhere, in another process even: nothing that takes time happens between requests.
+Another process computes the statistics, so that nothing slow happens between requests.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ NOT_SENT = "NOT_SENT"
 
 
 class Reply(NamedTuple):
-    """What a reply says: where the server spent its time, and whether the answer was the expected one.
-
-    right: None when it was not checked.
+    """The content of a reply: the server's times, and whether the answer was the expected one. right: None if it was
+    not checked.
     """
 
     queue_us: int = 0
@@ -86,7 +85,7 @@ class Log:
         self._batch_size.append(answer.batch_size)
 
     def take(self) -> LogRows:
-        """All rows so far; the log begins anew."""
+        """Returns all rows so far and empties the log."""
         rows = LogRows(
             tuple(self._codes),
             self._request,

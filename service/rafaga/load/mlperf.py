@@ -1,6 +1,6 @@
-"""The scenarios of MLPerf Inference, driven by MLCommons' LoadGen: an independent referee of our own generator.
+"""The scenarios of MLPerf Inference, driven by MLCommons' LoadGen: an independent check of our own generator.
 
-LoadGen decides what is sent when, and measures; this module is the "system under test" that it asks, which passes every
+LoadGen chooses the queries and their times, and measures. This module is its "system under test", which passes every
 query to the server. Scenarios and their rules: MLPerf Inference Benchmark, Reddi et al., arXiv 1911.02549.
 """
 
@@ -25,13 +25,14 @@ from rafaga.load.transport import GrpcSend
 
 DETAIL = "mlperf_log_detail.txt"
 SUMMARY = "mlperf_log_summary.txt"
-# Of the offline scenario, which hands over everything at once: enough to fill batches, few enough not to be refused.
+# Concurrent calls of the offline scenario, which issues all queries at once: enough to fill batches, too few to be
+# refused.
 _OFFLINE_CALLS = 64
 SAMPLES_PER_QUERY = 8
 """Of the multi-stream scenario, by MLPerf's rules."""
 
 _CONNECT_TIMEOUT_S = 10.0
-# The streams' queries are made up beforehand: enough of them for a server that answers in a tenth of a millisecond.
+# The queries of the stream scenarios are created beforehand: enough for a server that answers in 0.1 ms.
 _SHORTEST_LATENCY_NS = 100_000
 
 
@@ -43,7 +44,7 @@ class Scenario(StrEnum):
 
 
 class Loadgen(Protocol):
-    """What is used of the module mlperf_loadgen."""
+    """The part of the module mlperf_loadgen that is used here."""
 
     QuerySampleResponse: Any
     TestSettings: Any
@@ -62,7 +63,7 @@ class Loadgen(Protocol):
 
 @dataclass(frozen=True)
 class MlperfPlan:
-    """rate: of the server scenario, and the guess that the offline one needs to know how much is enough.
+    """rate: of the server scenario; for the offline one, the estimate that sizes the run.
     bound_ms: of the server scenario's 99th percentile. log: folder for LoadGen's own files."""
 
     scenario: Scenario
@@ -93,7 +94,7 @@ class MlperfVerdict:
 
     @property
     def passed(self) -> bool:
-        """A request that failed is complete for LoadGen, which measures time alone; for us it is not."""
+        """LoadGen measures only time, so failed requests are complete for it. They are counted here."""
         return self.valid and not self.failures and not self.wrong
 
 
@@ -179,7 +180,7 @@ class _System:
                 async with self._bound:
                     await self._count(index)
         finally:
-            # Whatever happened: LoadGen waits for every sample for ever.
+            # Also after a failure: LoadGen waits for every sample without a timeout.
             self._loadgen.QuerySamplesComplete([self._loadgen.QuerySampleResponse(identity, 0, 0)])
 
     async def _count(self, index: int) -> None:
@@ -238,7 +239,7 @@ def _verdict(plan: MlperfPlan, system: _System) -> MlperfVerdict:
             rate = float(results.get("result_samples_per_second", 0.0))
         case Scenario.SINGLE_STREAM:
             rate = float(results.get("result_qps_with_loadgen_overhead", 0.0))
-        case Scenario.MULTI_STREAM:  # one query after the other, which LoadGen itself makes no rate of
+        case Scenario.MULTI_STREAM:  # one query after the other: LoadGen reports no rate for it
             rate = SAMPLES_PER_QUERY / (mean_ms / 1e3) if mean_ms else 0.0
     valid = results.get("result_validity") == "VALID"
     return MlperfVerdict(
@@ -257,7 +258,7 @@ def _verdict(plan: MlperfPlan, system: _System) -> MlperfVerdict:
 
 
 def _reason(plan: MlperfPlan, results: dict[str, Any]) -> str:
-    """In LoadGen's words as far as it has any."""
+    """In LoadGen's terms where it has some."""
     words = []
     if results.get("result_perf_constraints_met") is False:
         words.append(f"more than 1 of 100 took longer than {plan.bound_ms:g} ms")

@@ -53,9 +53,8 @@ class Outputs:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """steps: what to run, in order; of a search one, with the rate to begin with or 0. trace: arrivals to replay.
-
-    mlperf: what to have LoadGen run instead.
+    """steps: what to run, in order; for a search only one, with the rate to begin with or 0. trace: arrivals to replay.
+    mlperf: what LoadGen runs instead.
     """
 
     connection: Connection
@@ -291,7 +290,7 @@ def _steps(args: Namespace, replayed: Trace | None) -> tuple[Step, ...]:
 def _mlperf_plan(
     args: Namespace, payloads: Payloads, models: Mapping[str, float], objective: Objective
 ) -> mlperf.MlperfPlan:
-    """Raises OptionsError for what LoadGen decides by itself."""
+    """Raises OptionsError for options that LoadGen decides itself."""
     for name in ("concurrency", "trace", "ramp", "find_max", "report", "metrics", "start_at"):
         if getattr(args, name):
             raise OptionsError(f"--mlperf leaves the load to LoadGen: leave out --{name.replace('_', '-')}")
@@ -315,7 +314,7 @@ def _mlperf_plan(
 
 
 def _trace_step(args: Namespace, due_s: Times) -> Step:
-    """The trace's own beginning warms up; its end is the window's, unless --duration cuts it short."""
+    """The beginning of the trace is the warm-up. The window ends with the trace, unless --duration ends it earlier."""
     if args.find_max:
         raise OptionsError("--find-max chooses its own rates: leave out --trace")
     length_s = float(due_s[-1]) - args.warm_up
@@ -346,4 +345,4 @@ def _moment(text: str) -> datetime:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise ArgumentTypeError(f"{text!r} is not an ISO 8601 time") from None
-    return moment.astimezone()  # without a zone it is the machine's own
+    return moment.astimezone()  # without a zone: local time

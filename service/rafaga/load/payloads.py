@@ -1,4 +1,4 @@
-"""What is sent: files of the user's, or random pixels and series of a shape the model takes."""
+"""The inputs to send: the user's files, or random pixels and series of a shape that the model takes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,8 @@ U = TypeVar("U")
 
 @dataclass(frozen=True)
 class Rows:
-    """So many images in a request, as often as `weight` says beside the others of a mix.
-
-    drawn: False where only a trace asks for it.
+    """A number of images per request, and its weight in a mix. drawn: False if it is sent only when a trace asks for
+    it.
     """
 
     count: int = 1
@@ -44,7 +43,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Size:
-    """Pixels of random images where the model takes any size, as often as `weight` says."""
+    """Size in pixels of random images, for models that take any size, and its weight in a mix."""
 
     height: int = DEFAULT_SIZE[0]
     width: int = DEFAULT_SIZE[1]
@@ -53,7 +52,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Payload(Generic[T]):
-    """What one request holds. weight: how often, beside the others; drawn: as of its rows."""
+    """The content of one request. weight: how often it is sent, relative to the others; drawn: as for Rows."""
 
     content: T
     rows: int = 1
@@ -66,10 +65,8 @@ class Payload(Generic[T]):
 
 @dataclass(frozen=True)
 class Payloads:
-    """What the user gave, and what is made up where nothing fits.
-
-    images: encoded files. series: histories. rows and sizes: mixes, every number of rows in every size. seed: of
-    everything random.
+    """The user's inputs, and how random ones are made for models that none of them fits. images: encoded files. series:
+    histories. rows and sizes: mixes, every number of rows in every size. seed: of everything random.
     """
 
     images: tuple[bytes, ...] = ()
@@ -79,12 +76,12 @@ class Payloads:
     seed: int = 0
 
     def with_rows(self, counts: Iterable[int]) -> Payloads:
-        """The same, with requests of so many rows too, which are sent only where a trace asks for them."""
+        """A copy that also has requests of these numbers of rows, which are sent only when a trace asks for them."""
         known = {rows.count for rows in self.rows}
         return replace(self, rows=self.rows + tuple(Rows(n, drawn=False) for n in sorted(set(counts) - known)))
 
     def pictures(self) -> list[Payload[tuple[bytes, ...]]]:
-        """The user's images, so many to a request; every image as often."""
+        """The user's images, `rows` to a request, each equally often."""
         found = []
         for rows in self.rows:
             groups = math.ceil(len(self.images) / rows.count)
@@ -94,7 +91,7 @@ class Payloads:
         return found
 
     def pixels(self, shape: Sequence[int | None]) -> list[Payload[NDArray[np.uint8]]]:
-        """uint8 [rows, height, width, channels] each. shape: the model's, None where any size goes."""
+        """uint8 [rows, height, width, channels] each. shape: the model's; None if any size is accepted."""
         _, height, width, channels = shape
         rng = np.random.default_rng(self.seed)
 
@@ -105,7 +102,7 @@ class Payloads:
         return [each.holding(random(each)) for each in self.shapes()]
 
     def shapes(self) -> list[Payload[Size]]:
-        """Of random images: several of each kind, RANDOM_PAYLOADS of them and more in all."""
+        """The requests to fill with random images: several of each kind, and at least RANDOM_PAYLOADS in total."""
         kinds = [(rows, size) for rows in self.rows for size in self.sizes]
         each = max(_AT_LEAST, math.ceil(RANDOM_PAYLOADS / len(kinds)))
         return [
@@ -115,12 +112,12 @@ class Payloads:
         ]
 
     def histories(self, length: int) -> list[NDArray[np.float32]]:
-        """float32 [length] each: random walks, as far from white noise as most series are."""
+        """float32 [length] each: random walks, because most real series are not white noise either."""
         rng = np.random.default_rng(self.seed)
         return [rng.normal(size=length).cumsum().astype(np.float32) for _ in range(RANDOM_PAYLOADS)]
 
     def symbols(self, alphabet: Sequence[str], length: int) -> list[list[str]]:
-        """Rows of `length` symbols each, any of them as often."""
+        """Rows of `length` symbols each, all equally probable."""
         rng = np.random.default_rng(self.seed)
         chosen = rng.integers(0, len(alphabet), (RANDOM_PAYLOADS, length))
         return [[alphabet[index] for index in row] for row in chosen.tolist()]

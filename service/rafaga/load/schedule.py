@@ -27,7 +27,7 @@ class Pattern(StrEnum):
 
 @dataclass(frozen=True)
 class SchedulePart:
-    """One of `of` shares of a schedule, from 0 on. Together they are the schedule, each request once."""
+    """Share `index` (from 0) of `of` shares of a schedule. Together they contain each request once."""
 
     index: int = 0
     of: int = 1
@@ -41,7 +41,7 @@ class SchedulePart:
         return SchedulePart(index * self.of + self.index, of * self.of)
 
     def take(self, count: int) -> int:
-        """This share of `count` indivisible things, callers for instance."""
+        """This share of `count` indivisible things, for example callers."""
         return (count - self.index + self.of - 1) // self.of if count > self.index else 0
 
 
@@ -59,7 +59,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class MixEntry:
-    """A request of the mix, as schedules know it. weight: how often. drawn: False where only a trace names it."""
+    """A request of the mix. weight: how often it is drawn. drawn: False if only a trace names it."""
 
     model: str
     rows: int
@@ -68,7 +68,7 @@ class MixEntry:
 
 
 def poisson(rate: float, begin_s: float, end_s: float, rng: np.random.Generator) -> Times:
-    """Independent callers, so many per second on average.
+    """Independent callers, `rate` requests per second on average.
 
     Given their number, which is Poisson-distributed, the arrivals of a Poisson process are independent and uniform
     (the order-statistics property: Ross, Stochastic Processes, theorem 2.3.1).
@@ -87,6 +87,6 @@ def ramp(first: float, last: float, steps: int) -> tuple[float, ...]:
 
 
 def mix(weights: Sequence[float], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Which request is sent, `count` times: independent draws, each request as often as its weight says."""
+    """`count` independent draws of a request of the mix, by weight."""
     shares = np.asarray(weights, np.float64)
     return rng.choice(len(shares), size=count, p=shares / shares.sum())

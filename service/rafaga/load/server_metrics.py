@@ -17,7 +17,7 @@ Samples: TypeAlias = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 class MetricsError(Exception):
-    """/metrics cannot be read, or is not this server's."""
+    """/metrics cannot be read, or is not that of a Rafaga server."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def difference(before: Samples, after: Samples, models: Collection[str], seconds
 
 
 def _buckets(cumulative: Mapping[str, float]) -> tuple[BatchBucket, ...]:
-    """Prometheus counts every bucket's runs in all above it too."""
+    """Prometheus' buckets are cumulative."""
     buckets, below = [], 0.0
     for bound in sorted(cumulative, key=float):
         up_to = None if bound == "+Inf" else int(float(bound))

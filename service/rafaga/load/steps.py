@@ -13,10 +13,8 @@ from rafaga.load.schedule import Pattern, Schedule
 
 @dataclass(frozen=True)
 class Step:
-    """What is asked of the server.
-
-    rate: requests per second, the mean of a trace; 0 for callers in a closed loop. callers: 0 in an open loop.
-    warm_up_s is sent and not counted, duration_s is counted.
+    """The load of one step. rate: requests per second, the mean of a trace; 0 for callers in a closed loop. callers: 0
+    in an open loop. warm_up_s is sent and not counted, duration_s is counted.
     """
 
     pattern: Pattern
@@ -45,7 +43,7 @@ class Step:
                 due_s = schedule.constant(self.rate, begin_s, end_s)
             case Pattern.TRACE:
                 assert trace is not None, "a trace is replayed from its timestamps"
-                # Recorded traffic has no warm-up to invent: its own beginning is it.
+                # The warm-up of recorded traffic is its own beginning.
                 due_s = trace.due_s - self.warm_up_s
                 inside = due_s < end_s
                 return Schedule(due_s[inside], trace.request[inside])

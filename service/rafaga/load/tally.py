@@ -24,7 +24,7 @@ class _Outcomes:
 
     @property
     def sent(self) -> int:
-        """Requests that were due, whatever became of them."""
+        """Requests that were due, whatever their outcome."""
         return sum(self.outcomes.values())
 
     @property
@@ -50,9 +50,9 @@ class ModelTally(_Outcomes):
 class Tally(_Outcomes):
     """Durations are microseconds.
 
-    latency: of answers, from when the request was due. from_send: the same from when it was sent, which is what a
-    generator reports that starts its clock there. unanswered: until a request was refused or failed. lateness: of the
-    generator, from due to sent. queue, preprocess, inference: the server's own words, of every answer that has them.
+    latency: of answers, from when the request was due. from_send: the same from when it was sent, as generators report
+    that start their clock there. unanswered: until a request was refused or failed. lateness: of the generator, from
+    due to sent. queue, preprocess, inference: the server's times, from every answer that has them.
     """
 
     interval_s: float
@@ -143,8 +143,8 @@ class Tally(_Outcomes):
 
 
 def interval_s(duration_s: float) -> float:
-    """A round number of seconds that cuts the window into 60 slices at most: many enough for a curve, few enough for
-    each to hold the requests that its p99 needs."""
+    """A round number of seconds that cuts the window into at most 60 slices: enough for a curve, and each with enough
+    requests for a p99."""
     if duration_s < 2.5:
         return 0.1
     for candidate in (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0):

@@ -1,4 +1,4 @@
-"""From the models and inputs of the command line to the requests that are sent and the answers that are expected."""
+"""Turns the models and inputs of the command line into requests to send and expected answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def prepare(
 ) -> tuple[Target, ...]:
     """One target per model, each request answered once for reference: a bad one raises before the load begins.
 
-    models: weights by name. trace: which other rows are asked for. Raises RafagaError.
+    models: weights by name. trace: names further numbers of rows. Raises RafagaError.
     """
     if wire is Wire.OPEN_INFERENCE:
         from rafaga.load.codecs.open_inference import target

@@ -146,7 +146,7 @@ def _verdict(run: LoadRun) -> str:
 
 
 def show_mlperf(verdict: MlperfVerdict, model: str, console: Console) -> None:
-    """What LoadGen says, and what it does not see: requests that failed and answers that were wrong."""
+    """LoadGen's verdict, and what LoadGen does not count: failed requests and wrong answers."""
     said = "[green]VALID[/]" if verdict.valid else "[red]INVALID[/]"
     console.print(f"{model}, MLPerf {verdict.scenario}: {said}, {verdict.rate:,.1f} samples/s", highlight=False)
     console.print(

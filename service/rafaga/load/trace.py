@@ -1,4 +1,4 @@
-"""Recorded traffic: when requests came and, where it was written down, to which model and of how many rows."""
+"""Recorded traffic: when requests came and, if recorded, for which model and with how many rows."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Trace:
 
     @property
     def models(self) -> list[str | None]:
-        """Every one that lines name, None among them where some name none."""
+        """All models that lines name, and None if some lines name no model."""
         return list(dict.fromkeys(kind.model for kind in self.kinds))
 
     def rows(self, model: str) -> set[int]:
-        """How many rows lines ask `model` for."""
+        """The numbers of rows that lines request of `model`."""
         return {kind.rows for kind in self.kinds if kind.rows is not None and kind.model in (None, model)}
 
     def schedule(self, choices: Sequence[MixEntry], seed: int) -> Schedule:
@@ -68,7 +68,7 @@ class Trace:
 
 
 def read(path: Path) -> Trace:
-    """Lines of any clock, in any order; the first to come is due at zero. Raises TraceError or OSError."""
+    """Lines may use any clock and be in any order; the earliest is due at zero. Raises TraceError or OSError."""
     times: list[float] = []
     kinds: dict[LineKind, int] = {}
     which: list[int] = []

@@ -1,4 +1,5 @@
-"""Requests over gRPC: raw bytes on several connections, by asyncio, which costs the least per call in one process."""
+"""Requests over gRPC: raw bytes on several connections, with asyncio, which has the lowest cost per call in one
+process."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ from rafaga.load.log import Reply
 class GrpcSend:
     """Sends the requests of a mix, which are numbered through from the first target's first. Needs a running loop.
 
-    channels: with one connection, HTTP/2's flow control would be what is measured. check_every: of so many answers to
-    a request one is compared with the reference; 0 compares none.
+    channels: more than one, because a single connection would measure HTTP/2's flow control. check_every: compares one
+    of this many answers to a request with the reference; 0 compares none.
     """
 
     def __init__(self, endpoint: Endpoint, targets: Sequence[Target], channels: int, check_every: int) -> None:
@@ -79,5 +80,6 @@ class GrpcSend:
 
 
 def _reason(error: RafagaError, code: grpc.StatusCode) -> str:
-    """What travelled with the status; of servers that send no reason, the class it stands for or its name."""
+    """The reason that came with the status. For servers that send none: that of the error class, or the name of the
+    status."""
     return error.reason if type(error) is not RafagaError else code.name

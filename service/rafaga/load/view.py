@@ -1,4 +1,4 @@
-"""What is shown while a run goes on: a live table on a terminal, a line now and then elsewhere."""
+"""Progress of a run: a live table on a terminal, otherwise a line from time to time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Progress:
 
 
 class ProgressTracker:
-    """Rows on their way to the tally, as progress. Counts the warm-up too: it is what can be seen going on."""
+    """Progress, from the rows on their way to the tally. Includes the warm-up."""
 
     def __init__(self, begin_s: float) -> None:
         self._begin_s = begin_s
@@ -72,7 +72,7 @@ class View(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """A message to show on a line of its own."""
 
     def update(self, step: Step, progress: Progress) -> None:
         """Several times a second while a step runs."""
@@ -95,7 +95,7 @@ def view(stream: TextIO, quiet: bool = False) -> View:
 
 
 class NoView:
-    """Where a log holds the result and nothing else."""
+    """Shows nothing: a log then contains only the result."""
 
     def __enter__(self) -> NoView:
         return self
@@ -143,7 +143,7 @@ class LineView:
 
 
 class LiveView:
-    """For people: the steps that are done, and below them the one that runs."""
+    """For people: the finished steps, and below them the running one."""
 
     def __init__(self, stream: TextIO) -> None:
         self._console = Console(file=stream)

@@ -31,7 +31,7 @@ from rafaga.load.steps import Step
 from rafaga.load.transport import GrpcSend
 
 _REPORT_EVERY_S = 0.25
-# Choices that a closed loop goes through over and over.
+# How many requests a closed loop draws from the mix; it then repeats them.
 _CLOSED_CHOICES = 4096
 
 
@@ -83,7 +83,7 @@ Report: TypeAlias = Ready | LogRows | Finished | Broken
 
 
 def main(setup: Setup, pipe: Pipe) -> None:
-    """The process: obeys the parent until its end of the pipe closes."""
+    """The process: follows the parent's orders until the parent's end of the pipe closes."""
     # Ctrl-C reaches every process of the terminal: the parent decides, and closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
@@ -113,7 +113,7 @@ async def _obey(setup: Setup, pipe: Pipe, report: Callable[[Report], None]) -> N
         while True:
             order: Order = await loop.run_in_executor(None, pipe.recv)
             share = _share(order, weights)
-            # What lives this long stays: the collector need not look at it again while requests are timed.
+            # These objects live until the end: the garbage collector need not visit them while requests are timed.
             gc.collect()
             gc.freeze()
             report(Ready())
@@ -125,7 +125,7 @@ async def _obey(setup: Setup, pipe: Pipe, report: Callable[[Report], None]) -> N
 
 
 Share: TypeAlias = Schedule | tuple[int, list[int]]
-"""Of an open loop its schedule, of a closed one how many callers and what they send in turn."""
+"""The schedule of an open loop; for a closed one, the number of callers and what they send in turn."""
 
 
 def _share(order: Order, weights: list[float]) -> Share:

@@ -5,5 +5,5 @@ simulation   the real batcher in simulated time                        replica  
 planning     replicas and settings from what such replicas can take    text      a plan for people
 options      the command line                                          command   from the command line to an exit code
 
-Nothing here is a formula for batching: the batcher that serves is the one that plans, in simulated time.
+No formula for batching: the server's own batcher runs in simulated time.
 """

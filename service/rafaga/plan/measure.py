@@ -1,8 +1,7 @@
-"""A profile from a running server: closed loops of ever more callers, then arrivals at random.
+"""Measures a profile of a running server: closed loops with more and more callers, then random arrivals.
 
-Few callers show what a call costs, many what large batches cost and how much a crowded replica gets through. Random
-arrivals at half of that show how calls hold each other up; at more than that they are there for the plan to be checked
-against.
+Few callers show the cost of a call; many show the cost of large batches and the highest throughput. Random arrivals at
+half of that rate show how much calls delay each other; those at higher rates check the simulation.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from rafaga.plan.profile import SCHEMA, MeasuredLoad, Profile, ProfileError, qua
 
 CALLERS = (1, 2, 4, 8, 16, 32, 64)
 WARM_UP_S = 0.5
-# Shares of the crowded replica's rate: what the transport is fitted to, and what the simulation is checked against.
+# Shares of the highest throughput: one to fit the transport, the other to check the simulation.
 SHARED, CHECKED = 0.5, 0.75
 _TIMEOUT_S = 60.0
-# Fewer runs of a size say little about it.
+# Batch sizes with fewer runs are ignored: their mean is too noisy.
 _ENOUGH_RUNS = 10
 
 Floats = NDArray[np.float64]
@@ -42,8 +41,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MeasuredAnswers:
-    """Of one step: milliseconds per answer, and the rows of the batch it was in. call_ms: from the send, without queue
-    and engine. refused: requests without an answer, whatever the reason."""
+    """One step: milliseconds per answer, and the rows of its batch. call_ms: from the send, without queue and engine.
+    refused: requests without an answer, for any reason."""
 
     step: Step
     latency_ms: Floats
@@ -73,9 +72,8 @@ def measure(
     note: Callable[[str], None],
     callers: Sequence[int] = (),
 ) -> Profile:
-    """Loads the server for `step_s` with each number of callers. Raises RafagaError, FleetError or ProfileError.
-
-    note: called with one line per step.
+    """Loads the server for `step_s` with each number of callers. Raises RafagaError, FleetError or ProfileError. note:
+    called with one line per step.
     """
     target = targets.prepare(connection, Wire.RAFAGA, {model: 1.0}, payloads, _TIMEOUT_S)
     with connection.ask(_TIMEOUT_S) as ask:
@@ -96,8 +94,9 @@ def measure(
         for count in callers or CALLERS:
             load(replace(plain, callers=count))
             if found[-1].refused and len(found) > 1:
-                # More callers than it lets in: they come back at once, and what is measured is their knocking.
-                note(f"{found.pop().refused:,} of them were refused: no more callers than before are of use")
+                # More callers than the server admits: refused ones try again at once, and the step would measure
+                # refusals.
+                note(f"{found.pop().refused:,} of them were refused: more callers add no throughput")
                 break
         crowded_rate = found[-1].measured.rate
         for share in (SHARED, CHECKED):
@@ -146,7 +145,7 @@ def _answers(fleet: Fleet, step: Step, model: str) -> MeasuredAnswers:
 
 
 def profile_of(found: Sequence[MeasuredAnswers], request_rows: int) -> Profile:
-    """The figures of a profile; whom they are of is left open. found: a lone caller's first, at least one open loop."""
+    """The figures of a profile, without its names. found: first the step with one caller; at least one open loop."""
     rows, runs_ms = (np.concatenate([getattr(each, name) for each in found]) for name in ("batch_rows", "run_ms"))
     # Every answer of a batch reports the same run.
     weights = request_rows / rows
@@ -176,15 +175,15 @@ def profile_of(found: Sequence[MeasuredAnswers], request_rows: int) -> Profile:
         steps=steps,
         warnings=tuple(
             f"a generator process used {m.generator_cores:.0%} of a core at {m.rate:,.0f} answers/s: measure with more "
-            "--processes, or the plan asks for more replicas than are needed"
+            "--processes, otherwise the plan has more replicas than needed"
             for m in busy
         ),
     )
 
 
 def _run_table(rows: Floats, runs_ms: Floats, weights: Floats) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Mean duration by rows: the broken line through powers of two, and the largest size, that lies closest to all
-    runs. No longer batch is quicker than a shorter one."""
+    """Mean duration by rows: the piecewise linear fit to all runs, with knots at powers of two and at the largest size.
+    It never falls with the size."""
     sizes, which = np.unique(rows, return_inverse=True)
     runs = np.bincount(which, weights)
     means_ms = np.bincount(which, weights * runs_ms) / runs

@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str]) -> PlanOptions:
     if (args.measure is None) != (args.model is None):
         raise OptionsError("--measure and --model go together")
     if any(len(given or ()) > 1 for given in (args.rows, args.size)):
-        raise OptionsError("a profile is of one kind of request: one --rows, one --size")
+        raise OptionsError("a profile needs requests of one kind: one --rows, one --size")
     if (args.rate is None) != (args.slo_p99_ms is None):
         raise OptionsError("--rate and --slo-p99-ms go together")
     if args.rate is None and (args.measure is None or args.profile is None):
@@ -91,8 +91,8 @@ def parse(arguments: Sequence[str]) -> PlanOptions:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="rafaga plan",
-        description="How many replicas a rate needs, and how they should batch: from a measured profile, by simulation "
-        "with the server's own batcher.",
+        description="Calculates how many replicas a rate needs, and their batching settings: from a measured "
+        "profile, by simulation with the server's own batcher.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

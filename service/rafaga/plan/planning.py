@@ -1,4 +1,4 @@
-"""From what one replica can take to how many are needed, and how they should batch."""
+"""From the capacity of one replica to the number of replicas, and their batching settings."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from rafaga.plan.profile import Profile
 from rafaga.plan.replica import BatchSettings, Replica, ReplicaOutcome
 from rafaga.server.scheduling.latency import buckets_up_to
 
-# Requests of a simulation that is one of many, and of those whose figures are reported: their p99 rests on a hundredth.
+# Requests per simulation: during the search, and for reported figures, whose p99 depends on a hundredth of them.
 _SEARCH_REQUESTS = 5_000
 _TOLD_REQUESTS = 30_000
-# How far the highest rate may lie below one that missed, and how much better other settings must be to be worth it.
+# How far the highest rate may lie below one that missed, and by how much other settings must be better to be chosen.
 _PRECISION = 0.03
 _WORTH_IT = 1.03
-# A measured p99 beyond so many simulated ones is more than the noise of a short measurement: the model is incomplete.
+# A measured p99 above this multiple of the simulated one is more than noise: the model is incomplete.
 _FAR_APART = 1.5
-# Where halving the batches costs this much, halving them again gains nothing.
+# If halving the batch size costs this much, halving it again is not tried.
 _HOPELESS = 0.6
 
 
@@ -37,7 +37,7 @@ class Considered:
 
 @dataclass(frozen=True)
 class Check:
-    """A load under which the profile's replica was measured, and what the simulation makes of it."""
+    """A load under which the replica was measured, and the simulation's figures for it."""
 
     rate: float
     measured_p50_ms: float
@@ -47,7 +47,7 @@ class Check:
 
     @property
     def failed(self) -> bool:
-        """Callers waited far longer than the simulation says. The other way round a plan is merely careful."""
+        """Callers waited far longer than in the simulation. The opposite only makes plans conservative."""
         return self.measured_p99_ms > _FAR_APART * self.simulated_p99_ms
 
 
@@ -55,9 +55,9 @@ class Check:
 class Plan:
     """Rates are requests per second.
 
-    headroom_asked and headroom: shares by which the rate may grow, as asked for and as it came out. with_all: a
-    replica of all of them; with_one_lost: one of those that are left, None where none is. replicas_to_lose_one: how
-    many still meet the objective, without any headroom, when one of them is gone.
+    headroom_asked and headroom: shares by which the rate may grow, as requested and as planned. with_all: a replica
+    while all are up; with_one_lost: a replica after the loss of one, None if none is left. replicas_to_lose_one: how
+    many meet the objective, without headroom, after the loss of one.
     """
 
     model: str
@@ -107,14 +107,14 @@ def plan(
             break
         chosen = _better(chosen, tried)
     if profile.largest_batch > 1:
-        # As long as the shortest run: a request that waits longer could have been answered already.
+        # At most the shortest run: a request that waits longer could have been answered already.
         delayed = replace(chosen.settings, max_queue_delay_us=round(profile.run_s(1) * 1e6))
         chosen = _better(chosen, consider(delayed))
     if not chosen.max_rate:
         alone = replica.under(0.05 / (profile.run_s(1) + 1 / profile.crowded_rate), chosen.settings, _SEARCH_REQUESTS)
         raise Unreachable(
             f"no number of replicas answers 99 of 100 requests within {slo_p99_ms:g} ms: "
-            f"a replica with next to nothing to do takes {alone.p99_ms:.2f} ms at p99"
+            f"an almost idle replica takes {alone.p99_ms:.2f} ms at p99"
         )
     replicas = math.ceil(rate * (1 + headroom) / chosen.max_rate)
     lost = None
@@ -142,7 +142,7 @@ def plan(
 
 
 def _check(profile: Profile, replica: Replica) -> Check | None:
-    """At the highest rate of random arrivals that was measured, which nothing was fitted to."""
+    """At the highest measured rate of random arrivals, which was not used for fitting."""
     measured = max((each for each in profile.steps if each.offered), key=lambda each: each.offered, default=None)
     if measured is None:
         return None
@@ -154,9 +154,9 @@ def _doubts(check: Check | None) -> Iterator[str]:
     if check is not None and check.failed:
         yield (
             f"the profile does not hold at {check.rate:,.1f} requests/s: measured, the p99 is more than "
-            f"{_FAR_APART:g} times the simulated one. The time that the interpreter takes for each request is not in "
-            "the model, and shows where models are quicker than their calls. Keep replicas well below this rate, or "
-            "find their highest with rafaga load --find-max"
+            f"{_FAR_APART:g} times the simulated one. The simulation leaves out the interpreter's time per request, "
+            "which matters for models that are faster than their calls. Keep replicas well below this rate, or find "
+            "their limit with rafaga load --find-max"
         )
 
 
@@ -165,7 +165,7 @@ def _better(chosen: Considered, tried: Considered) -> Considered:
 
 
 def _max_rate(profile: Profile, replica: Replica, settings: BatchSettings) -> float:
-    """0 where even a rate that is next to nothing misses."""
+    """0 if even a very low rate misses."""
     best_s = min(profile.run_s(b) / b for b in replica.buckets(settings.max_batch_size))
     searching = search(min(0.8 * profile.crowded_rate, 0.8 / best_s / profile.request_rows), _PRECISION)
     rate = next(searching)

@@ -1,4 +1,4 @@
-"""What one replica needs for one model, as it was measured: the JSON file that plans are made from."""
+"""The measured costs of one model on one replica: the JSON file that plans are made from."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LEVELS: NDArray[np.float64] = np.concatenate([np.arange(0.0, 99.0), [99.0, 99.5,
 
 
 class ProfileError(Exception):
-    """Not a profile, or measurements that are not enough for one."""
+    """Not a profile, or too few measurements for one."""
 
 
 @dataclass(frozen=True)
 class MeasuredLoad:
-    """A load that the profile was made from: so many callers that wait, or Poisson arrivals at `offered` per second.
+    """A load that the profile was made from: a number of waiting callers, or Poisson arrivals at `offered` per second.
 
     rate: answers per second. Latencies count from when a request was due. generator_cores: of the busiest process of
     the generator.
@@ -42,10 +42,10 @@ class Profile:
     """schema: of this file. measured: UTC, ISO 8601. payload: what was sent, in words; request_rows: rows of each.
 
     batch_rows and run_ms: mean duration of a run of the engine by rows in the batch; linear in between. run_spread:
-    quantiles, at LEVELS, of runs over that mean. call_ms: mean of what a lone caller waits for beside queue and engine:
-    network, gRPC, preprocessing; call_spread: quantiles over that mean. shared_rate and shared_call_ms: the mean when
-    requests arrive at random at that rate per second. crowded_rate: answers per second to the most callers: a backlog
-    is worked off no faster than that, whatever fewer callers get.
+    quantiles, at LEVELS, of runs over that mean. call_ms: mean time of a lone caller's request outside queue and
+    engine: network, gRPC, preprocessing; call_spread: quantiles over that mean. shared_rate and shared_call_ms: the
+    mean when requests arrive at random at that rate per second. crowded_rate: answers per second with the most callers:
+    a backlog is answered no faster than that, even if fewer callers get more.
     """
 
     schema: int
@@ -85,7 +85,7 @@ class Profile:
 
     @property
     def largest_batch(self) -> int:
-        """In rows, of those that were seen."""
+        """Rows of the largest batch that was observed."""
         return self.batch_rows[-1]
 
     def run_s(self, rows: int) -> float:

@@ -1,9 +1,8 @@
-"""One replica of a profile in simulated time: calls come in, the real batcher queues them, a pretended engine runs.
+"""One replica of a profile in simulated time: calls arrive, the real batcher queues them, a simulated engine runs.
 
-In front of the batcher stands what the transport costs: a station that takes one call after the other, no faster than
-a crowded replica was seen to take them, and a delay that occupies nothing. How much the station varies, and hence how
-long calls wait for each other, is fitted to the profile's random arrivals by the mean wait of an M/G/1 queue
-(Pollaczek-Khinchine).
+The transport is modelled before the batcher, by a station that serves one call after the other, at the highest measured
+rate, and by a delay without a limit on concurrency. How much the station varies, and hence how long calls wait for each
+other, is fitted to the profile's random arrivals by the mean wait of an M/G/1 queue (Pollaczek-Khinchine).
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from rafaga.plan.simulation import SimulatedRequest, simulate
 from rafaga.server.scheduling.batcher import Batcher, BatchPolicy
 from rafaga.server.scheduling.latency import DISPATCH_S, LatencyTable, buckets_up_to
 
-# Of a simulation: as long as it takes to fill queues, as a share of the whole.
+# The share of a simulation that fills the queues and is not counted.
 _WARM_UP = 0.1
-# Squared coefficient of variation of the station: what the fit cannot explain with less is delay.
+# Largest squared coefficient of variation of the station: the rest of the wait is modelled as delay.
 _MAX_VARIATION = 4.0
 
 
@@ -36,7 +35,7 @@ class BatchSettings:
 
 @dataclass(frozen=True)
 class ReplicaOutcome:
-    """What one replica's callers see. rate: requests per second offered to it. Latencies are those of answers.
+    """What the callers of one replica see. rate: offered requests per second. Latencies are those of answers.
 
     within: share of all requests that were answered within the objective. mean_batch_rows: per run. engine_busy and
     transport_busy: shares of the time.
@@ -72,11 +71,11 @@ class Replica:
         self._delay_s = max(0.0, beside_s - constant_wait_s * (1 + self._variation))
 
     def buckets(self, max_batch_size: int) -> tuple[int, ...]:
-        """No larger than what was seen: however many waited, the server found larger ones no better."""
+        """At most the largest observed batch: the server found larger ones no better, with any number of callers."""
         return buckets_up_to(min(max_batch_size, self._profile.largest_batch))
 
     def queue_wait_ms(self, max_batch_size: int) -> int:
-        """The longest wait that leaves time for the answer: what waits longer is better refused at once."""
+        """The longest wait that leaves time for the answer: requests that would wait longer are refused at once."""
         left_s = (
             self._slo_p99_ms / 1e3
             - self._profile.run_s(self.buckets(max_batch_size)[-1])
@@ -94,7 +93,7 @@ class Replica:
         if self._variation:
             served_s = rng.gamma(1 / self._variation, self._station_s * self._variation, count)
         delay_s = self._delay_s * np.interp(rng.uniform(0, 100, count), LEVELS, self._profile.call_spread)
-        # One after the other (Lindley's recursion): the start is the later of coming and the one before having gone.
+        # One after the other (Lindley's recursion): a call starts when it has arrived and the one before has left.
         done_s = np.cumsum(served_s)
         through_s = done_s + np.maximum.accumulate(due_s - (done_s - served_s))
         before_s = through_s - due_s + delay_s

@@ -1,8 +1,8 @@
-"""A discrete-event simulation of one model under load: the real Batcher, pretended engines, simulated time.
+"""A discrete-event simulation of one model under load: the real Batcher, simulated engines and time.
 
-It measures what the scheduling alone is worth, and predicts for `rafaga plan` what a replica can handle. Arrivals are
-Poisson, open loop: the next request does not wait for an answer. Every request that was not answered within its
-deadline counts for nothing, whatever was computed for it.
+It measures the effect of scheduling alone, and predicts the capacity of a replica for `rafaga plan`. Arrivals are
+Poisson, open loop: the next request does not wait for an answer. Requests that were not answered within their deadline
+do not count, even if they were computed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _ROW = np.zeros((1, 1), np.uint8)
 
 @dataclass(frozen=True)
 class Curve:
-    """Seconds per run: fixed_s + rows * row_s, times lognormal noise of mean 1; now and then a run takes `stall` times
-    as long."""
+    """Seconds per run: fixed_s + rows * row_s, times lognormal noise of mean 1; rarely, a run takes `stall` times as
+    long."""
 
     fixed_s: float
     row_s: float
@@ -45,12 +45,12 @@ class Curve:
         return seconds * self.stall if rng.random() < self.stall_probability else seconds
 
     def table(self, max_batch_size: int = 32, scale: float = 1.0) -> LatencyTable:
-        """What warm-up would have measured, or `scale` times that."""
+        """The latency table that warm-up would have measured, or `scale` times that."""
         buckets = buckets_up_to(max_batch_size)
         return LatencyTable(buckets, [scale * self.mean(b) for b in buckets])
 
     def peak(self, max_batch_size: int = 32) -> float:
-        """Rows per second that no scheduling can pass."""
+        """Upper bound of the throughput, in rows per second."""
         return max(b / self.mean(b) for b in range(1, max_batch_size + 1))
 
 
@@ -71,7 +71,7 @@ class Report:
     """Rows, not requests, of `seconds` under load: `good` were answered in time, `late` after it, `run` computed.
 
     busy_s: of all engines together. latencies: seconds, of every request that was answered.
-    good_of: the same by priority. longest_s: an accepted request of each priority took to its answer.
+    good_of: the same by priority. longest_s: longest time to the answer of an accepted request, by priority.
     """
 
     seconds: float
@@ -93,7 +93,7 @@ class Report:
 
     @property
     def wasted(self) -> float:
-        """Share of the answers that came too late."""
+        """Share of the answers that were too late."""
         return self.late / max(1, self.good + self.late)
 
     def percentile(self, q: float) -> float:
@@ -119,8 +119,8 @@ def simulate(
 ) -> Report:
     """Feeds `arrivals`, in rising order, to `batcher` and its engines, until everything is answered.
 
-    `sample` gives the seconds of a run. Only what happens from `warm_up_s` to `seconds` is counted. `ahead`: engines
-    take a full batch while they run another, as those do whose copies and runs overlap.
+    `sample` gives the seconds of a run. Counts only the time from `warm_up_s` to `seconds`. `ahead`: engines take a
+    full batch while they run another, like engines whose copies and runs overlap.
     """
     run = _Simulation(batcher, sample, seconds, seed, warm_up_s, ahead)
     arrival = next(arrivals, None)
@@ -164,7 +164,7 @@ class _Simulation:
 
     @property
     def next_s(self) -> float:
-        """When the next run ends, or the batcher wants to be asked again."""
+        """When the next run ends, or the batcher must be called again."""
         return min(self._running[0][0] if self._running else math.inf, self._wake_at)
 
     def submit(self, at_s: float, request: SimulatedRequest) -> None:

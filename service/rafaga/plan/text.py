@@ -16,7 +16,7 @@ def lines(plan: Plan) -> Iterator[str]:
         f"  serve each with --max-batch-size {settings.max_batch_size} --max-queue-delay-us "
         f"{settings.max_queue_delay_us} --max-queue-wait-ms {settings.max_queue_wait_ms}"
     )
-    asked = f", {plan.headroom_asked:.0%} asked for" if plan.headroom_asked else ""
+    asked = f", {plan.headroom_asked:.0%} requested" if plan.headroom_asked else ""
     yield (
         f"  headroom {plan.headroom:.0%}{asked}: a replica meets the objective up to "
         f"{plan.max_rate_per_replica:,.1f} requests/s"

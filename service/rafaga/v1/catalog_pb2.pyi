@@ -78,7 +78,7 @@ class GetModelResponse(google.protobuf.message.Message):
     def model(self) -> Global___Model: ...
     @property
     def labels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """Class names by index; empty where the model has none."""
+        """Class names by index; may be empty."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class Model(google.protobuf.message.Message):
     version: builtins.int
     state: Global___Model.State.ValueType
     reason: builtins.str
-    """Why the model is not served; empty when it is."""
+    """Why the model is not served; empty if it is served."""
     task: builtins.str
     """"classification", "features", "forecasting", "detection", "segmentation" or "sequence"."""
     architecture: builtins.str
@@ -149,13 +149,13 @@ class Model(google.protobuf.message.Message):
     """The data it was trained on."""
     trained: builtins.bool
     weights_source: builtins.str
-    """Where the weights came from, and under which licence."""
+    """Source and licence of the weights."""
     weights_license: builtins.str
     precision: builtins.str
     """The variant that is served."""
     max_batch_size: builtins.int
     image_preparation: builtins.str
-    """How encoded images are brought to the model's size, in words; empty for other tasks."""
+    """How encoded images are resized to the model's size, as text; empty for other tasks."""
     @property
     def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
     @property
@@ -212,7 +212,7 @@ class Tensor(google.protobuf.message.Message):
     """numpy's name: "uint8", "int64", "float32"."""
     @property
     def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """-1 where any size goes."""
+        """-1 where any size is accepted."""
 
     def __init__(
         self,
@@ -294,9 +294,9 @@ class DetectionInfo(google.protobuf.message.Message):
     max_objects: builtins.int
     """Objects per image, at most."""
     score_threshold: builtins.float
-    """What the model is less sure of, it does not give."""
+    """Objects with lower scores are left out."""
     iou_threshold: builtins.float
-    """Of two boxes of one class whose intersection is more than this part of their union, it gives the surer one."""
+    """Of two boxes of one class whose intersection over union exceeds this, the one with the lower score is left out."""
     def __init__(
         self,
         *,

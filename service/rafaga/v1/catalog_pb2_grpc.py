@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class CatalogStub(object):
-    """What is served.
+    """Describes the models of the server.
     """
 
     def __init__(self, channel):
@@ -48,7 +48,7 @@ class CatalogStub(object):
 
 
 class CatalogServicer(object):
-    """What is served.
+    """Describes the models of the server.
     """
 
     def ListModels(self, request, context):
@@ -85,7 +85,7 @@ def add_CatalogServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Catalog(object):
-    """What is served.
+    """Describes the models of the server.
     """
 
     @staticmethod

@@ -21,7 +21,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CatalogStub:
-    """What is served."""
+    """Describes the models of the server."""
 
     @typing.overload
     def __new__(cls, channel: grpc.Channel) -> CatalogStub: ...
@@ -32,14 +32,14 @@ class CatalogStub:
 
 @typing.type_check_only
 class CatalogAsyncStub(CatalogStub):
-    """What is served."""
+    """Describes the models of the server."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
     ListModels: grpc.aio.UnaryUnaryMultiCallable[rafaga.v1.catalog_pb2.ListModelsRequest, rafaga.v1.catalog_pb2.ListModelsResponse]  # type: ignore[assignment]
     GetModel: grpc.aio.UnaryUnaryMultiCallable[rafaga.v1.catalog_pb2.GetModelRequest, rafaga.v1.catalog_pb2.GetModelResponse]  # type: ignore[assignment]
 
 class CatalogServicer(metaclass=abc.ABCMeta):
-    """What is served."""
+    """Describes the models of the server."""
 
     @abc.abstractmethod
     def ListModels(

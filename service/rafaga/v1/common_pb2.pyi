@@ -18,7 +18,7 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
 @typing.final
 class ModelInfo(google.protobuf.message.Message):
-    """Which model answered."""
+    """The model that answered."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -29,7 +29,7 @@ class ModelInfo(google.protobuf.message.Message):
     name: builtins.str
     version: builtins.int
     trained: builtins.bool
-    """False when the weights are random: the answers are then meaningless and the model is there for load tests."""
+    """False when the weights are random: the answers are then meaningless, and the model is for load tests only."""
     precision: builtins.str
     """"fp32", "fp16" or "int8": the variant that computed this answer."""
     def __init__(

@@ -32,7 +32,7 @@ class ForecastRequest(google.protobuf.message.Message):
     version: builtins.int
     """Zero asks for the newest version that is ready."""
     horizon: builtins.int
-    """Steps ahead; zero asks for as many as the model gives."""
+    """Steps ahead; zero means all steps that the model gives."""
     @property
     def history(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Evenly spaced observations in the unit the model was trained on, oldest first. Finite numbers only."""
@@ -135,7 +135,7 @@ class QuantileForecast(google.protobuf.message.Message):
     LEVEL_FIELD_NUMBER: builtins.int
     VALUES_FIELD_NUMBER: builtins.int
     level: builtins.float
-    """0.1 is the value that the truth falls below one time in ten."""
+    """0.1: in one case of ten, the truth is below this quantile."""
     @property
     def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """One per step of the horizon, in the unit of the history."""

@@ -47,7 +47,7 @@ class ForecastingServicer(object):
     """
 
     def Forecast(self, request, context):
-        """What comes next, as quantiles for every step of the horizon.
+        """Forecasts quantiles for every step of the horizon.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

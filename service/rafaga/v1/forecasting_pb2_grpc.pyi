@@ -28,7 +28,7 @@ class ForecastingStub:
     @typing.overload
     def __new__(cls, channel: grpc.aio.Channel) -> ForecastingAsyncStub: ...
     Forecast: grpc.UnaryUnaryMultiCallable[rafaga.v1.forecasting_pb2.ForecastRequest, rafaga.v1.forecasting_pb2.ForecastResponse]
-    """What comes next, as quantiles for every step of the horizon."""
+    """Forecasts quantiles for every step of the horizon."""
 
 @typing.type_check_only
 class ForecastingAsyncStub(ForecastingStub):
@@ -36,7 +36,7 @@ class ForecastingAsyncStub(ForecastingStub):
 
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
     Forecast: grpc.aio.UnaryUnaryMultiCallable[rafaga.v1.forecasting_pb2.ForecastRequest, rafaga.v1.forecasting_pb2.ForecastResponse]  # type: ignore[assignment]
-    """What comes next, as quantiles for every step of the horizon."""
+    """Forecasts quantiles for every step of the horizon."""
 
 class ForecastingServicer(metaclass=abc.ABCMeta):
     """Recurrent forecasters of time series."""
@@ -47,6 +47,6 @@ class ForecastingServicer(metaclass=abc.ABCMeta):
         request: rafaga.v1.forecasting_pb2.ForecastRequest,
         context: _ServicerContext,
     ) -> typing.Union[rafaga.v1.forecasting_pb2.ForecastResponse, collections.abc.Awaitable[rafaga.v1.forecasting_pb2.ForecastResponse]]:
-        """What comes next, as quantiles for every step of the horizon."""
+        """Forecasts quantiles for every step of the horizon."""
 
 def add_ForecastingServicer_to_server(servicer: ForecastingServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SequencesStub(object):
-    """Recurrent models of symbols in a row.
+    """Recurrent models of sequences of symbols.
     """
 
     def __init__(self, channel):
@@ -43,11 +43,11 @@ class SequencesStub(object):
 
 
 class SequencesServicer(object):
-    """Recurrent models of symbols in a row.
+    """Recurrent models of sequences of symbols.
     """
 
     def Predict(self, request, context):
-        """Which symbol comes next.
+        """Predicts the next symbol.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,7 +70,7 @@ def add_SequencesServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Sequences(object):
-    """Recurrent models of symbols in a row.
+    """Recurrent models of sequences of symbols.
     """
 
     @staticmethod

@@ -21,25 +21,25 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SequencesStub:
-    """Recurrent models of symbols in a row."""
+    """Recurrent models of sequences of symbols."""
 
     @typing.overload
     def __new__(cls, channel: grpc.Channel) -> SequencesStub: ...
     @typing.overload
     def __new__(cls, channel: grpc.aio.Channel) -> SequencesAsyncStub: ...
     Predict: grpc.UnaryUnaryMultiCallable[rafaga.v1.sequences_pb2.PredictRequest, rafaga.v1.sequences_pb2.PredictResponse]
-    """Which symbol comes next."""
+    """Predicts the next symbol."""
 
 @typing.type_check_only
 class SequencesAsyncStub(SequencesStub):
-    """Recurrent models of symbols in a row."""
+    """Recurrent models of sequences of symbols."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
     Predict: grpc.aio.UnaryUnaryMultiCallable[rafaga.v1.sequences_pb2.PredictRequest, rafaga.v1.sequences_pb2.PredictResponse]  # type: ignore[assignment]
-    """Which symbol comes next."""
+    """Predicts the next symbol."""
 
 class SequencesServicer(metaclass=abc.ABCMeta):
-    """Recurrent models of symbols in a row."""
+    """Recurrent models of sequences of symbols."""
 
     @abc.abstractmethod
     def Predict(
@@ -47,6 +47,6 @@ class SequencesServicer(metaclass=abc.ABCMeta):
         request: rafaga.v1.sequences_pb2.PredictRequest,
         context: _ServicerContext,
     ) -> typing.Union[rafaga.v1.sequences_pb2.PredictResponse, collections.abc.Awaitable[rafaga.v1.sequences_pb2.PredictResponse]]:
-        """Which symbol comes next."""
+        """Predicts the next symbol."""
 
 def add_SequencesServicer_to_server(servicer: SequencesServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -22,7 +22,7 @@ DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 @typing.final
 class EncodedImages(google.protobuf.message.Message):
     """Whole image files: JPEG or PNG, in any size up to the server's pixel limit. The server decodes them, and resizes and
-    crops them the way the model was trained (Catalog.GetModel tells how).
+    crops them as in training (Catalog.GetModel describes how).
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -263,9 +263,9 @@ class DetectRequest(google.protobuf.message.Message):
     version: builtins.int
     """Zero asks for the newest version that is ready."""
     min_score: builtins.float
-    """Objects that the model is less sure of are left out; zero asks for all that it gives."""
+    """Objects with lower scores are left out; zero means all objects that the model gives."""
     max_objects: builtins.int
-    """How many objects per image, best first; zero asks for all that it gives."""
+    """How many objects per image, best first; zero means all objects that the model gives."""
     @property
     def encoded(self) -> Global___EncodedImages: ...
     @property
@@ -413,7 +413,7 @@ class SegmentRequest(google.protobuf.message.Message):
     version: builtins.int
     """Zero asks for the newest version that is ready."""
     with_probabilities: builtins.bool
-    """Whether to send how probable each pixel's class is: four bytes per pixel."""
+    """Whether to send the probability of each pixel's class: four bytes per pixel."""
     @property
     def encoded(self) -> Global___EncodedImages: ...
     @property
@@ -468,7 +468,7 @@ Global___SegmentResponse: typing_extensions.TypeAlias = SegmentResponse
 
 @typing.final
 class Segmentation(google.protobuf.message.Message):
-    """A map over the whole image, at the size the model worked at: scaled to the image's own, it lies on top of it."""
+    """A map over the whole image, at the size that the model used: scale it to the size of the image to overlay it."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -484,7 +484,7 @@ class Segmentation(google.protobuf.message.Message):
     labels: builtins.bytes
     """The index of each pixel's most probable class: uint8, row-major, [height, width]."""
     probabilities: builtins.bytes
-    """Of that class; float32, little-endian, row-major, [height, width]; empty unless asked for."""
+    """Of that class; float32, little-endian, row-major, [height, width]; empty unless requested."""
     image_height: builtins.int
     """Of the image as it was sent; upright, where EXIF says that the file is not."""
     image_width: builtins.int
@@ -519,7 +519,7 @@ class SegmentedClass(google.protobuf.message.Message):
     label: builtins.str
     index: builtins.int
     share: builtins.float
-    """How much of the image, from 0 to 1."""
+    """Share of the image, from 0 to 1."""
     probability: builtins.float
     """Mean over its pixels."""
     def __init__(

@@ -6,7 +6,7 @@ from rafaga.load.codecs.base import Reader, Replies
 
 
 def reader(replies: Replies) -> Reader:
-    """Imports the protocol that is asked for and no other: a process can hold one definition of `inference` only."""
+    """Imports only the requested protocol: a process can hold only one definition of `inference`."""
     if replies is Replies.INFER:
         from rafaga.load.codecs.open_inference import InferReader
 

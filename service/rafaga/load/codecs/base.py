@@ -21,7 +21,7 @@ class Wire(StrEnum):
 
 
 class Replies(StrEnum):
-    """Kinds of replies, by the message. A name and no object, so that it travels to other processes."""
+    """Kinds of replies, by message. Names, because they are sent to other processes."""
 
     CLASSIFY = "classify"
     FEATURES = "features"
@@ -36,18 +36,18 @@ class Reader(Protocol):
     """Reads one kind of reply."""
 
     def timing(self, reply: bytes) -> Reply:
-        """Where the server spent its time, as far as the reply says."""
+        """The server's times, if the reply contains them."""
 
     def same(self, reply: bytes, reference: bytes) -> bool:
-        """Whether both give the same answer, up to what the order of floating-point sums may change."""
+        """Whether both give the same answer, within the rounding that another order of sums may cause."""
 
 
 @dataclass(frozen=True)
 class Request:
     """One of the requests to a model.
 
-    weight: how often it is drawn, beside the model's others. drawn: whether it is at all; others are sent only where a
-    trace asks for as many rows. reference: the reply, taken before the load began.
+    weight: how often it is drawn, relative to the model's other requests. drawn: False if it is sent only when a trace
+    asks for that number of rows. reference: its reply, taken before the load began.
     """
 
     body: bytes
@@ -69,7 +69,7 @@ class Target:
 
 
 def close(values: Sequence[NDArray[np.generic]], expected: Sequence[NDArray[np.generic]]) -> bool:
-    """Whether all arrays agree to a thousandth of the largest number expected in each: fp16 has not much more."""
+    """Whether all arrays agree to a thousandth of the largest number expected in each, about the precision of fp16."""
     return len(values) == len(expected) and all(map(_close, values, expected))
 
 

@@ -33,7 +33,7 @@ _DTYPES = {
     "FP64": "float64",
 }
 
-# The lengths of a random series and of symbols in a row, where the metadata gives no limits.
+# The lengths of random series and of symbol sequences if the metadata gives no limits.
 _SERIES_LENGTH = 64
 _SYMBOLS_LENGTH = 16
 
@@ -62,7 +62,7 @@ def _mixed(tensors: Sequence[Tensor], payloads: Payloads) -> list[Payload[list[I
         return [Payload(_series(tensors, np.asarray(history, np.float32))) for history in _histories(payloads)]
     rng = np.random.default_rng(payloads.seed)
     if first.datatype == "INT64" and list(first.shape) == [-1, -1]:
-        # Whatever they number, there is a zeroth and most have a first.
+        # Indices into an unknown table: 0 is always valid, and 1 nearly always.
         return [Payload(_series(tensors, rng.integers(0, 2, _SYMBOLS_LENGTH))) for _ in range(RANDOM_PAYLOADS)]
     return [each.holding([_random(tensor, each, rng) for tensor in tensors]) for each in payloads.shapes()]
 
@@ -81,7 +81,7 @@ def _series(tensors: Sequence[Tensor], history: NDArray[np.float32 | np.int64]) 
     inputs: list[Input] = [(tensors[0].name, tensors[0].datatype, [1, len(history)], history.tobytes())]
     for tensor in tensors[1:]:
         if not tensor.datatype.startswith("INT") or list(tensor.shape) not in ([-1], [-1, 1]):
-            raise Unsupported(f"input {tensor.name}: expected the length of the series beside {tensors[0].name}")
+            raise Unsupported(f"input {tensor.name}: expected the length of the series next to {tensors[0].name}")
         length = np.full([1] * len(tensor.shape), len(history), _DTYPES[tensor.datatype])
         inputs.append((tensor.name, tensor.datatype, length.shape, length.tobytes()))
     return inputs
@@ -97,13 +97,13 @@ def _random(tensor: Tensor, kind: Payload[Size], rng: np.random.Generator) -> In
     for axis, size in ((1, kind.content.height), (2, kind.content.width)) if len(shape) == 4 else ():
         shape[axis] = size if shape[axis] < 0 else shape[axis]
     if min(shape, default=1) < 0:
-        raise InvalidRequest(f"input {tensor.name}: {list(tensor.shape)} leaves sizes open that nothing says")
+        raise InvalidRequest(f"input {tensor.name}: {list(tensor.shape)} has free dimensions of unknown size")
     if dtype.kind == "f":
         array = rng.normal(size=shape).astype(dtype)
     elif dtype == np.uint8:
         array = rng.integers(0, 256, shape, dtype)
     else:
-        array = rng.integers(0, 2, shape).astype(dtype)  # whatever it indexes, it has a zeroth and most have a first
+        array = rng.integers(0, 2, shape).astype(dtype)  # indices: 0 is always valid, 1 nearly always
     return tensor.name, tensor.datatype, shape, array.tobytes()
 
 
@@ -116,7 +116,7 @@ def _request(model: str, inputs: Sequence[Input]) -> bytes:
 
 
 class InferReader:
-    """The protocol's replies say nothing of timing: `--metrics` does."""
+    """Replies of this protocol contain no times; use `--metrics`."""
 
     def timing(self, reply: bytes) -> Reply:
         return Reply()

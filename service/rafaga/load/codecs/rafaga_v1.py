@@ -17,12 +17,13 @@ from rafaga.load.payloads import Payload, Payloads
 from rafaga.v1 import common_pb2, forecasting_pb2, sequences_pb2, vision_pb2
 
 _TOP_K = 5
-# Of the pixels of a segmented image: rounding turns those where two classes are as probable.
+# The share of a segmented image's pixels that must agree: rounding changes those where two classes are equally
+# probable.
 _SAME_PIXELS = 0.999
 
 
 def target(ask: Ask, model: str, weight: float, payloads: Payloads) -> Target:
-    """What is sent to `model`, from what the server says of it. Raises RafagaError."""
+    """What is sent to `model`, from the server's description of it. Raises RafagaError."""
     call = _calls.model(model, version=0)
     description = _calls.read(call, ask(call.method, call.request))
     if description.state is not ModelState.READY:
@@ -66,7 +67,7 @@ def _of_images(
 
 def _forecast(model: ModelDescription, payloads: Payloads) -> Calls:
     assert model.forecast is not None
-    # As much as the model can use, as callers with a long history send.
+    # The longest history that the model uses: callers with a long history send that much.
     histories = payloads.series or payloads.histories(model.forecast.max_history)
     calls = [
         Payload(_calls.forecast([_calls.history(each).content], model=model.name, version=0, horizon=None))
@@ -102,7 +103,7 @@ class ClassifyReader:
         return _timing(vision_pb2.ClassifyResponse.FromString(reply).timing)
 
     def same(self, reply: bytes, reference: bytes) -> bool:
-        """Equal probabilities by rank, and equal labels wherever no neighbour in rank is as probable."""
+        """Equal probabilities by rank, and equal labels except where neighbours in rank are equally probable."""
         (probabilities, labels), (expected, expected_labels) = self._ranked(reply), self._ranked(reference)
         return close([probabilities], [expected]) and bool((labels == expected_labels)[_clear(expected)].all())
 
@@ -142,7 +143,8 @@ class DetectReader:
         return _timing(vision_pb2.DetectResponse.FromString(reply).timing)
 
     def same(self, reply: bytes, reference: bytes) -> bool:
-        """As many objects in every image, equally sure by rank, and equal wherever no neighbour in rank is as sure."""
+        """The same number of objects in every image, equal scores by rank, and equal objects except where neighbours in
+        rank have equal scores."""
         images, expected = (vision_pb2.DetectResponse.FromString(each).results for each in (reply, reference))
         return len(images) == len(expected) and all(map(self._same, images, expected))
 

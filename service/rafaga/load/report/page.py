@@ -42,33 +42,34 @@ _SECTIONS = (
     (
         "Latency against throughput",
         plots.latency_against_throughput,
-        "Where answered leaves offered, the server is at its limit. What lies under the dotted line met the objective.",
+        "Where the answered rate falls below the offered rate, the server is at its limit. Points below the dotted "
+        "line met the objective.",
     ),
     (
         "Over time",
         plots.over_time,
-        "A request belongs to the moment it was due, not to the moment it was sent or answered: a stall shows as a "
-        "peak that begins when the stall began.",
+        "Requests are shown at the time they were due, not when they were sent or answered: a stall appears as a peak "
+        "that begins when the stall began.",
     ),
     (
         "Distribution",
         plots.distribution,
-        "Each grid line from 90 on leaves a tenth of the requests of the one before. Of a single load a dashed line "
-        "shows what a tool reports that starts its clock at the send: where it lies below the other, requests waited "
-        "in the generator.",
+        "From 90 on, each grid line leaves a tenth of the requests of the one before. For a single load, the dashed "
+        "line counts latency from the send, as some tools do: where it is below the solid line, requests waited in the "
+        "generator.",
     ),
     (
         "Batches",
         plots.batch_sizes,
-        "Replies count requests: one in a large batch sees the large batch. Metrics count runs of the engine, other "
-        "callers' included.",
+        "Replies count requests, so a large batch counts once per request in it. Metrics count runs of the engine, "
+        "including those for other callers.",
     ),
     (
         "Where the time went",
         plots.breakdown,
-        "Queue, preprocessing and inference from the replies; where replies have no timing, means of the server's "
-        "/metrics, other callers' requests included. What is left of the latency is the network, gRPC on both sides "
-        "and the operating system.",
+        "Queue, preprocessing and inference from the replies. If replies have no times, these are means of the "
+        "server's /metrics, including requests of other callers. The rest of the latency is the network, gRPC on both "
+        "sides and the operating system.",
     ),
     ("Refused and failed", plots.failures, "By the machine-readable reason that came with the status."),
 )
@@ -110,7 +111,7 @@ def _body(run: LoadRun, title: str) -> Iterator[str]:
     yield from _models(run)
     yield from _server(run)
     yield (
-        "<footer>Latency counts from when a request was due by its schedule, which nothing the server does can move "
+        "<footer>Latency counts from when a request was due by its schedule, which is independent of the server "
         "(no coordinated omission). Warm-up is not counted. Percentiles are of merged raw counts in HDR histograms "
         f"with three significant digits. rafaga {escape(run.rafaga)}.</footer>"
     )

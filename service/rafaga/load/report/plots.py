@@ -1,4 +1,5 @@
-"""The plots of the page. Each takes a run and gives an SVG element, or nothing where the run has nothing to show."""
+"""The plots of the page. Each takes a run and returns an SVG element, or an empty text if the run has no data for
+it."""
 
 from __future__ import annotations
 
@@ -112,7 +113,7 @@ def _step_over_time(top: Axes, bottom: Axes, result: StepResult, begin_s: float,
     middles_s = begin_s + ends_s - widths_s / 2
     answered = np.array([interval.latency.count > 0 for interval in intervals], bool)
     for level, label, colour in ((50.0, "p50", _BLUE), (99.0, "p99", _AMBER), (100.0, "max", _RED)):
-        # Of few requests the p99 is the maximum: the broader line lies below, so that both are seen.
+        # With few requests the p99 is the maximum: the broader line is drawn below, so that both are visible.
         width = 3.0 if label == "p99" else 1.4
         values = np.array([i.latency.percentiles_us([level])[0] / 1e3 for i in intervals])
         values = np.where(answered, values, np.nan)
@@ -221,8 +222,8 @@ class _ServerTime:
 
     @classmethod
     def of(cls, result: StepResult) -> _ServerTime | None:
-        """From the replies, else from /metrics, with a run of the engine for a request's inference; None
-        where neither knows."""
+        """From the replies, or else from /metrics, where inference is the time of an engine's run; None if neither has
+        it."""
         figures, server = result.figures, result.server
         if figures.queue.count:
             return cls(figures.queue.mean_ms, figures.preprocess.mean_ms, figures.inference.mean_ms)
@@ -287,7 +288,7 @@ def _figures(results: Sequence[StepResult]) -> list[Figures]:
 
 
 def _thousands(axes: Axes) -> None:
-    """1,500 as everywhere on the page."""
+    """Formats 1500 as 1,500, as on the rest of the page."""
     axes.xaxis.set_major_formatter("{x:,.10g}")
     axes.yaxis.set_major_formatter("{x:,.10g}")
 
@@ -321,7 +322,7 @@ def _legend_beside(axes: Axes) -> None:
 
 
 def _milliseconds(values_us: Sequence[float]) -> NDArray[np.float64]:
-    """None of them zero, which a logarithm has no place for."""
+    """Without zeros, which a logarithmic axis cannot show."""
     return np.maximum(np.asarray(values_us, np.float64), 1.0) / np.float64(1e3)
 
 
@@ -336,7 +337,7 @@ def _cycle(colours: Sequence[str]) -> Iterable[str]:
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """Only the element. name: makes its ids its own among the page's plots."""
+    """Only the SVG element. name: prefix that makes its ids unique on the page."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name, **_STYLE}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -36,10 +36,10 @@ class JobQueue:
         # A full batch waits, or one was completed: for engines that can prepare another batch while one runs.
         self._ripe = threading.Condition(self.lock)
         self._looking_ahead = 0  # engines that wait for `_ripe`
-        # The cost up to which jobs may run inline. Fixed at load: a busy spell is no reason to change.
+        # The cost up to which jobs may run inline. Fixed at load: a busy period must not change it.
         latency = batcher.latency
         self._quick_cost = QUICK_S / latency.predict(latency.efficient_rows) if inline else 0.0
-        self._slow = False  # a job that costs more may be queued: the next batch may be its own
+        self._slow = False  # a job that costs more may be queued: the next batch may contain it
         self.stopping = False
 
     @property
@@ -48,7 +48,7 @@ class JobQueue:
             return self.batcher.idle
 
     def predicted_wait_s(self) -> float:
-        """How long a request of one row without a deadline would wait that came now."""
+        """Predicted wait of a request of one row without a deadline that arrives now."""
         now = time.monotonic()
         probe = Job((np.zeros(1),), lambda *_: None, lambda _: None)
         probe.arrival = now
@@ -73,7 +73,7 @@ class JobQueue:
         return False
 
     def take(self, after: Batch | None = None) -> Decision:
-        """Lock held. The next batch for an engine; see Batcher.take. Other engines are woken for what is left."""
+        """Lock held. The next batch for an engine; see Batcher.take. Other engines are woken for the rest."""
         decision = self.batcher.take(time.monotonic(), after)
         jobs = self.batcher.queued_jobs
         self._slow = self._slow and jobs > 0

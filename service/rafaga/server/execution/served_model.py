@@ -40,8 +40,8 @@ class ServedModel:
         supervision: SupervisorPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`variant` None: a PlainModel has none. `load_engine` gives a verified and warm engine in the place of that
-        one of `engines` which has the number."""
+        """`variant` None: a PlainModel has none. `load_engine` returns a verified and warm engine to replace the one of
+        `engines` with that number."""
         self.bundle = bundle
         self.variant = variant
         self.batched = bundle.max_batch_size > 0
@@ -72,7 +72,7 @@ class ServedModel:
 
     @property
     def unrecoverable(self) -> bool:
-        """All its engines were lost, and only a new process helps."""
+        """All its engines were lost, and a restart of the process is required."""
         return self._supervisor.unrecoverable
 
     @property
@@ -102,7 +102,7 @@ class ServedModel:
         return self._supervisor.run_inline(on_hung)
 
     def cancel(self, job: Job) -> None:
-        """The caller of `job` has gone: no callback is called any more, and no batch is formed with it."""
+        """The caller of `job` has cancelled: no callback is called any more, and no batch is formed with it."""
         with self._queue.lock:
             if job.finished:
                 return
@@ -128,7 +128,7 @@ class ServedModel:
         self.drain()
 
     def predicted_wait_s(self) -> float:
-        """How long a request of one row without a deadline would wait that came now."""
+        """Predicted wait of a request of one row without a deadline that arrives now."""
         return self._queue.predicted_wait_s()
 
     def capacity_rows_per_s(self) -> float:
@@ -136,8 +136,8 @@ class ServedModel:
         return self._queue.capacity_rows_per_s()
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Stops after the current batches and refuses what is still queued. Engines release what they hold of their
-        devices; one that hangs keeps it until its run ends."""
+        """Stops after the current batches and refuses the jobs that are still queued. Engines release their device
+        memory; one that hangs keeps it until its run ends."""
         self._queue.stop()
         self._supervisor.close(timeout_s)
         self._queue.refuse_all(self._refusal)

@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 DOWN = "the model's engine was lost and is being restarted: ask another replica, or try later"
 
-# A supervisor that wakes so much too late was stopped with the whole process: that says nothing about the engine.
+# A supervisor that wakes this late was stopped with the whole process: the engine is not the cause.
 _OVERSLEPT_S = 1.0
 
 
@@ -35,7 +35,7 @@ class SupervisorPolicy:
     first_delay_s to max_delay_s: the wait before a restart, doubled each time, and reset once an engine has lasted for
     stable_s. max_stuck: threads of lost engines that may hang at a time; with more, no engine is restarted.
     max_failures: restarts that may fail in a row before the engine is reported unrecoverable: some errors of CUDA stay
-    until the process ends. Restarts go on all the same.
+    until the process ends. Restarts continue nevertheless.
     """
 
     timeout_s: float = 10.0
@@ -69,7 +69,7 @@ class Backoff:
 
 
 class Supervisor:
-    """`load` gives a verified and warm engine in the place of the one with that number. Its thread sleeps until a run
+    """`load` returns a verified and warm engine to replace the one with that number. Its thread sleeps until a run
     passes its deadline; a run that ends before costs a comparison."""
 
     def __init__(
@@ -114,7 +114,7 @@ class Supervisor:
 
     @property
     def unrecoverable(self) -> bool:
-        """All engines were lost, and only a new process helps."""
+        """All engines were lost, and a restart of the process is required."""
         return len(self._unrecoverable) == len(self._workers)
 
     def run_inline(self, on_hung: Callable[[], None]) -> bool:
@@ -207,9 +207,9 @@ class Supervisor:
                 self._give_up()
 
     def _sleep(self) -> float | None:
-        """Until a run has passed its deadline: gives for how long. None when something else changed."""
+        """Waits until a run has passed its deadline, and returns for how long; None when something else changed."""
         with self._changed:
-            # In this order: a run that begins now either finds that it must wake us, or is found by us.
+            # In this order: a run that begins now either wakes this thread, or is found below.
             self._wake_at = math.inf
             at = self._wake_at = self._first_deadline()
             if self._closed or self._to_restart():
@@ -233,7 +233,7 @@ class Supervisor:
                 self.lose(worker, "its run passed its deadline", run)
 
     def _runs(self) -> list[tuple[Worker, EngineRun]]:
-        """What engines that were not lost compute now."""
+        """The current runs of the engines that were not lost."""
         runs = ((worker, worker.run) for worker in self._workers if not worker.lost)
         return [(worker, run) for worker, run in runs if run is not None]
 

@@ -1,6 +1,6 @@
 """One engine and its thread: takes batches, runs them, and answers their jobs.
 
-A run and the supervisor race for one test-and-set, so that an engine that returns after it was given up answers nobody.
+A run and the supervisor race for one test-and-set, so an engine that returns after it was given up answers no request.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ class GivenUp(Exception):
 
 
 class EngineRun:
-    """What an engine computes, and until when it may. The first to claim it, worker or supervisor, owes the
-    answers.
+    """A run of an engine, and its time limit. The first to claim it, worker or supervisor, owes the answers.
 
     parts: (): the engine's own sample. bound_s: how long it may take. on_hung: called when the run is given up.
     """
@@ -58,7 +57,7 @@ class EngineRun:
 
 
 class Overseer(Protocol):
-    """What a worker reports to: the Supervisor."""
+    """The interface that a worker reports to: the Supervisor."""
 
     @property
     def clock(self) -> Callable[[], float]: ...
@@ -325,7 +324,7 @@ class Worker:
         middle = len(parts) // 2
         blamed: list[Job] = []
         for half in (parts[:middle], parts[middle:]):
-            wanted = [part for part in half if not part.job.finished]  # other callers have gone
+            wanted = [part for part in half if not part.job.finished]  # the other callers have cancelled
             if wanted and self._answer(wanted, bound_s) is not None:
                 blamed += self._isolate(wanted, bound_s)
         return blamed

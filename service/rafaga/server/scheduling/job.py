@@ -119,7 +119,7 @@ class Job:
             self.on_failure(error)
 
     def abandon(self) -> None:
-        """The caller has gone: no callback is called any more."""
+        """The caller has cancelled: no callback is called any more."""
         self.finished = True
 
     def answer(self, start: int, outputs: Arrays, inference_s: float, batch_size: int) -> None:
