@@ -247,7 +247,7 @@ class BatchingSettings:
         0, integer(0), "MICROSECONDS", "how long to wait for more requests before running a batch"
     )
     max_queue_wait_ms: int = _setting(
-        1000, integer(0), "MILLISECONDS", "requests that are predicted to wait longer are refused"
+        1000, integer(0), "MILLISECONDS", "requests without a deadline that are predicted to wait longer are refused"
     )
     max_queue_requests: int = _setting(
         4096, integer(1), "N", "queued requests per model; counts those of the same priority and above"

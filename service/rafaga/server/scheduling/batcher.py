@@ -9,9 +9,9 @@ and calls it under its lock.
 - Priorities: each step down counts like being due `max_queue_wait_s` later. The higher priority goes first until the
   lower has waited that long, then age decides. For every ten rows that higher priorities bring, one more is set aside
   for each lower one, ahead of all: it is served however many of the others arrive.
-- Admission keeps a margin: a job is refused when its predicted wait exceeds `max_queue_wait_s` (QueueFull), or when it
-  would finish in the last part of its time (DeadlineUnreachable). That part is larger the less runs keep to their
-  predictions. Without the margin the queue settles where every answer is slightly late.
+- Admission: a job without a deadline is refused when its predicted wait exceeds `max_queue_wait_s` (QueueFull). A job
+  with a deadline is refused when it would finish in the last part of its time (DeadlineUnreachable). That part is
+  larger the less runs keep to their predictions. Without it the queue settles where every answer is slightly late.
 - Dropping uses a smaller margin, the spread of the runs: a job that would be late in the next batch, if that is as slow
   as many are, is dropped before any work is spent on it.
 - A batch is as large as what waits, up to the efficient size. When the queue can fill one, no batch is made smaller for
@@ -53,8 +53,8 @@ _SLOTS = 256
 class BatchPolicy:
     """max_queue_delay_s: how long to wait for more requests before running a batch; 0: never.
 
-    max_queue_wait_s: a job predicted to wait longer is refused. max_queue_jobs: of one priority and those above it;
-    bounds memory, whatever is predicted.
+    max_queue_wait_s: a job without a deadline that is predicted to wait longer is refused. max_queue_jobs: of one
+    priority and those above it; bounds memory, whatever is predicted.
     """
 
     max_queue_delay_s: float = 0.0
@@ -265,13 +265,14 @@ class Batcher:
         full_s = self._cap * job.row_s
         if sum(self._jobs_of[: job.level + 1]) >= self.policy.max_queue_jobs:
             raise QueueFull("the queue is full: retry later", max(wait, full_s))
-        over = wait - self.policy.max_queue_wait_s
-        if over > 0:
-            raise QueueFull(
-                f"expected a wait below {self.policy.max_queue_wait_s:.3f} s, predicted {wait:.3f} s: retry later",
-                max(over, full_s),
-            )
         if job.deadline == math.inf:
+            over = wait - self.policy.max_queue_wait_s
+            if over > 0:
+                raise QueueFull(
+                    f"expected a wait below {self.policy.max_queue_wait_s:.3f} s, predicted {wait:.3f} s: "
+                    "set a deadline to wait longer, or retry later",
+                    max(over, full_s),
+                )
             return
         left = (job.deadline - now) * (1 - self._margin)
         takes = self._predicted_finish(job, wait)

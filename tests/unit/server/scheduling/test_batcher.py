@@ -249,6 +249,25 @@ class TestRefusals:
         assert refusal.value.retry_after_s == pytest.approx(0.14)
         queue.submit(job("later"), 0.05)
 
+    def test_the_deadline_is_the_bound_of_the_wait_where_there_is_one(self, job: Callable[..., Job]) -> None:
+        """A batch of four takes 2 s, twice the longest wait. It is refused to callers without a deadline only."""
+        queue = batcher(LatencyTable((1, 4), (1.9, 2.0)), max_queue_wait_s=1.0)
+        queue.submit(job("running", rows=4), 0.0)
+        taken(queue)
+        with pytest.raises(QueueFull, match=r"set a deadline to wait longer"):
+            queue.submit(job("any time"), 0.0)
+        with pytest.raises(DeadlineUnreachable):
+            queue.submit(job("too soon", deadline=3.0), 0.0)
+        patient = [job(str(n), rows=4, deadline=60.0) for n in range(40)]
+        accepted = 0
+        for each in patient:
+            try:
+                queue.submit(each, 0.0)
+                accepted += 1
+            except DeadlineUnreachable:
+                break
+        assert accepted == 26, "so many batches of 2 s end, one after the other, in nine tenths of a minute"
+
     def test_a_deadline_that_the_queue_puts_out_of_reach(self, job: Callable[..., Job]) -> None:
         queue = batcher(max_queue_wait_s=100.0)
         queue.submit(job("running", rows=4), 0.0)
