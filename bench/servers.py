@@ -77,16 +77,14 @@ def rafaga(
     """Serves the models `names` of a repository. checkout: of this project, whose code is run instead of this one."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "repository").mkdir()
-        for model in names:
-            (folder / "repository" / model).symlink_to((repository / model).resolve())
+        options = ("--model-control", "explicit", "--admin-port", "0", "--load-models", ",".join(names), *options)
         ca = None
         if tls:
             ca = _certificate(folder)
             options = (*options, "--tls-certificate", str(ca), "--tls-key", str(folder / "key.pem"))
         environment = {"PYTHONPATH": str(checkout.resolve() / "service")} if checkout else {}
         server = ServerProcess(
-            folder / "repository", folder / "log", ["--triton-metrics", "true", *options], _START_S, environment
+            repository.resolve(), folder / "log", ["--triton-metrics", "true", *options], _START_S, environment
         )
         try:
             server.start()

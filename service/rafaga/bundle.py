@@ -349,14 +349,15 @@ def read_verified(folder: Path, bundle: Bundle, name: str) -> bytes:
 def file_in(folder: Path, name: str) -> Path:
     """The file `name` of a version's folder. Raises BundleError.
 
-    It may be a link, as in a Kubernetes ConfigMap or a checkout by git-sync, to a file inside the repository, or inside
-    the folder of the model if that is itself a link to elsewhere.
+    It may be a link, as in a Kubernetes ConfigMap or a checkout by git-sync, to a file inside the repository. If the
+    folder is itself a link, files beside the one it leads to are inside too: the server follows no folder out of its
+    repository (see repository.discovery).
     """
     path = folder / name
     if not path.is_file():
         raise BundleError(f"{path}: missing, or not a file")
     target = path.resolve()
-    if not any(target.is_relative_to(base.resolve()) for base in (folder.parent.parent, folder.parent, folder)):
+    if not any(target.is_relative_to(base.resolve()) for base in (folder.parent.parent, folder)):
         raise BundleError(f"{path}: is a link to {target}, outside the repository: copy the file into the repository")
     return path
 

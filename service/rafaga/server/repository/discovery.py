@@ -32,7 +32,7 @@ class Discovery:
         found: dict[str, dict[int, Path]] = {}
         problems: list[str] = []
         for parent in _folders(root):
-            versions, wrong = _examine(parent)
+            versions, wrong = _examine(parent, root)
             problems += wrong
             if versions:
                 found[parent.name] = versions
@@ -45,16 +45,20 @@ class Discovery:
         return found
 
 
-def _examine(parent: Path) -> tuple[dict[int, Path], list[str]]:
+def _examine(parent: Path, root: Path) -> tuple[dict[int, Path], list[str]]:
     """The versions of a model, and what cannot be served of its folder."""
+    if problem := _leaves(parent, root):
+        return {}, [problem]
     if not bundles.NAME_PATTERN.fullmatch(parent.name):
         return {}, [f"{parent} is not served: {_NAME_RULE}"]
     try:
         folders = _folders(parent)
     except FileNotFoundError:  # removed during the scan
         return {}, []
+    problems = [problem for f in folders if (problem := _leaves(f, root))]
+    folders = [f for f in folders if not _leaves(f, root)]
     versions = {int(f.name): f for f in folders if bundles.VERSION_PATTERN.fullmatch(f.name)}
-    problems = [f"{f} is not served: {_VERSION_RULE}" for f in folders if f not in versions.values()]
+    problems += [f"{f} is not served: {_VERSION_RULE}" for f in folders if f not in versions.values()]
     if not versions and _holds_model(parent):
         problems.append(f"{parent} is not served: expected a folder per version, move its files to {parent / '1'}")
     return versions, problems
@@ -74,6 +78,14 @@ def stamp(folder: Path) -> Stamp:
 def _folders(parent: Path) -> list[Path]:
     """Without hidden folders, such as those of git and of Kubernetes' volumes, and the file system's own."""
     return [p for p in sorted(parent.iterdir()) if p.is_dir() and p.name[0] != "." and p.name != "lost+found"]
+
+
+def _leaves(folder: Path, root: Path) -> str:
+    """What is wrong with a link that leads out of the repository; empty for any other folder. Links inside it are
+    followed: git-sync and Kubernetes' volumes have them."""
+    if not folder.is_symlink() or (target := folder.resolve()).is_relative_to(root.resolve()):
+        return ""
+    return f"{folder} is not served: it is a link to {target}, outside the repository; copy the folder into it"
 
 
 def _holds_model(folder: Path) -> bool:

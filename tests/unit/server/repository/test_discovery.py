@@ -92,3 +92,25 @@ def test_a_repository_in_which_nothing_can_be_served_names_the_rules(
         str(tmp_path / "a b"),
         str(tmp_path / "c/v1"),
     ]
+
+
+def test_links_of_folders_inside_the_repository_are_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As git-sync makes them: the repository is a link, and so are a model and a version in it."""
+    put(tmp_path, "real/.store/a/1", "real/b/1")
+    (tmp_path / "real/a").symlink_to(".store/a")
+    (tmp_path / "real/b/2").symlink_to("../.store/a/1")
+    (tmp_path / "current").symlink_to("real")
+    assert found(tmp_path / "current") == {"a": [1], "b": [1, 2]}
+    assert not caplog.records
+
+
+def test_links_of_folders_out_of_the_repository_are_refused_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(tmp_path, "elsewhere/a/1", "models/b/1")
+    (tmp_path / "models/a").symlink_to(tmp_path / "elsewhere/a")
+    (tmp_path / "models/b/2").symlink_to(tmp_path / "elsewhere/a/1")
+    assert found(tmp_path / "models") == {"b": [1]}
+    for link, target in (("a", "a"), ("b/2", "a/1")):
+        text = f"{tmp_path}/models/{link} is not served: it is a link to {tmp_path}/elsewhere/{target}, outside"
+        assert text in caplog.text
