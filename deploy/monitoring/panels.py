@@ -155,9 +155,15 @@ def _models() -> Row:
             ),
             Panel(
                 "Engine failures",
-                "Inputs per second that made the engine fail.",
+                "Requests per second that failed because of the engine or its device.",
                 "ops",
                 _rate("rafaga_engine_failures_total", "model"),
+            ),
+            Panel(
+                "Rejected inputs",
+                "Requests per second whose own input made the model fail: errors of callers.",
+                "ops",
+                _rate("rafaga_rejected_inputs_total", "model"),
             ),
             Panel(
                 "Engine restarts",

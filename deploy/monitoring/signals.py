@@ -115,7 +115,7 @@ def alerts(pace: Pace) -> tuple[Alert, ...]:
             "RafagaEngineFailing",
             Severity.TICKET,
             f"rate(rafaga_engine_failures_total[{window}]) > 0",
-            "The engine of model {{ $labels.model }} fails on valid inputs.",
+            "Requests fail because of the engine of model {{ $labels.model }} or its device.",
         ),
         Alert(
             "RafagaEngineLost",

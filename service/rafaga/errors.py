@@ -6,8 +6,9 @@ same class. Messages say what was expected, what came and what to do, and never 
     RafagaError
     ├── InvalidRequest          INVALID_ARGUMENT     the request contradicts itself or the model
     │   ├── InvalidTensor                            dtype, shape, size or values
-    │   └── InvalidImage                             not decodable, or over the pixel limit
-    ├── RequestTooLarge         RESOURCE_EXHAUSTED   a message over the size limit
+    │   ├── InvalidImage                             not decodable, or over the pixel limit
+    │   └── RejectedByModel                          the model fails on this input, and runs others
+    ├── RequestTooLarge         RESOURCE_EXHAUSTED   over the size limit, or the model lacks the memory for it
     ├── ModelNotFound           NOT_FOUND
     ├── Unsupported             UNIMPLEMENTED        the model or the server does not do this
     ├── Unauthenticated         UNAUTHENTICATED
@@ -19,7 +20,7 @@ same class. Messages say what was expected, what came and what to do, and never 
     ├── DeadlineExceeded        DEADLINE_EXCEEDED    the time ran out
     ├── Cancelled               CANCELLED            the caller went away
     ├── ServerUnreachable       UNAVAILABLE          no connection (client only)
-    ├── EngineFailure           INTERNAL             the model failed on this input
+    ├── EngineFailure           INTERNAL             the engine was lost or failed while it ran this input
     └── InternalError           INTERNAL             a bug in the server; its log has the cause
 
 `BundleError`, for bundles that must not be served, is separate: it is raised at load, never for a request. Its
@@ -73,6 +74,10 @@ class InvalidTensor(InvalidRequest):
 
 class InvalidImage(InvalidRequest):
     reason = "INVALID_IMAGE"
+
+
+class RejectedByModel(InvalidRequest):
+    reason = "REJECTED_BY_MODEL"
 
 
 class RequestTooLarge(RafagaError):

@@ -134,6 +134,8 @@ HEALTHY = CALLS | {
     _server("rafaga_refusals_total", 'method="m",reason="INVALID_TENSOR"'): "0+90x240",
     _server("rafaga_dropped_total", 'model="m",cause="cancelled"'): "0+50x240",
     _server("rafaga_queue_predicted_wait_seconds", 'model="m"'): "0.2x240",
+    _server("rafaga_requests_total", 'method="m",code="INVALID_ARGUMENT"'): "0+90x240",
+    _server("rafaga_rejected_inputs_total", 'model="m"'): "0+90x240",
     _server("rafaga_engine_failures_total", 'model="m"'): "0x240",
     _server("rafaga_engine_restarts_total", 'model="m"'): "0x240",
     _server("rafaga_model_load_failures_total", 'model="m",version="1"'): "1x240",

@@ -22,8 +22,11 @@ def pixel(value: int, rows: int = 1) -> np.ndarray:
 
 def test_the_input_that_fails_says_so_and_the_next_is_answered(server: Served) -> None:
     refused = refusal(lambda: server.vision.Classify(messages.classify(pixel(OUT_OF_RANGE), "fragile")))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_FAILURE")
-    assert "Gather" not in refused.message  # the engine's words may hold other callers' data
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REJECTED_BY_MODEL")
+    assert refused.message == (
+        "the model fails on this input: Gather: indices element out of data bounds, "
+        "idx=200 must be within the inclusive range [-10,9]"
+    )
     response = server.vision.Classify(messages.classify(pixel(3), "fragile"))
     assert messages.probabilities(response) == pytest.approx(fragile(pixel(3)))
 
@@ -41,11 +44,12 @@ def test_only_the_failing_inputs_of_a_batch_fail(serve: Callable[..., Served], v
     assert first.result(PATIENCE_S)
     for index, future in enumerate(futures):
         if index in failing:
-            assert refusal(lambda future=future: future.result(PATIENCE_S)).reason == "ENGINE_FAILURE"
+            assert refusal(lambda future=future: future.result(PATIENCE_S)).reason == "REJECTED_BY_MODEL"
         else:
             answer = messages.probabilities(future.result(PATIENCE_S))
             assert answer == pytest.approx(fragile(inputs[index]))
-    assert served.metric("rafaga_engine_failures_total", model="fragile") == len(failing)
+    assert served.metric("rafaga_rejected_inputs_total", model="fragile") == len(failing)
+    assert served.metric("rafaga_engine_failures_total", model="fragile") == 0
     assert served.in_flight == 0
 
 
@@ -55,7 +59,7 @@ def test_a_split_request_with_one_failing_row_fails_once(serve: Callable[..., Se
     images = pixel(2, 10)
     images[5] = OUT_OF_RANGE
     refused = refusal(lambda: served.vision.Classify(messages.classify(images, "fragile"), timeout=PATIENCE_S))
-    assert refused.reason == "ENGINE_FAILURE"
+    assert refused.reason == "REJECTED_BY_MODEL"
     response = served.vision.Classify(messages.classify(pixel(9, 10), "fragile"))
     assert messages.probabilities(response) == pytest.approx(fragile(pixel(9, 10)))
     assert served.in_flight == 0

@@ -29,7 +29,8 @@ _LOG = logging.getLogger(__name__)
 _LOCK = "lock"
 # Messages of ONNX Runtime, CUDA, cuDNN and TensorRT when memory runs out.
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|Failed to allocate memory|Available memory of \d+ is smaller|ALLOC_FAILED|OutOfMemory", re.I
+    r"out of memory|Failed to allocate memory|Available memory of \d+ is smaller|ALLOC_FAILED|OutOfMemory|bad_alloc",
+    re.I,
 )
 # ONNX Runtime's message when a call of CUDA or one of its libraries failed, which may happen with any model.
 _DEVICE_FAILED = re.compile(r"\b(?:CUDA|CUBLAS|CUDNN|CUDNN_FE|CUFFT|CURAND|NCCL) failure -?\d+:")
@@ -137,9 +138,14 @@ def device_failed(error: Exception) -> bool:
     return _DEVICE_FAILED.search(str(error)) is not None
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory lacked, on a device or the host."""
+    return _OUT_OF_MEMORY.search(str(error)) is not None
+
+
 def raise_if_out_of_memory(error: Exception, device: Device) -> None:
     """Raises DeviceMemoryError if `error` means that."""
-    if _OUT_OF_MEMORY.search(str(error)):
+    if out_of_memory(error):
         raise DeviceMemoryError(
             f"{device} ran out of memory: raise gpu_model_memory_mib, lower max_batch_size, or serve fewer models"
         ) from error

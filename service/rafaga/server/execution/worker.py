@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from rafaga.errors import EngineFailure, InternalError, RafagaError
 from rafaga.server.engines.contract import Engine, PendingOutputs
+from rafaga.server.engines.rejection import rejection
 from rafaga.server.engines.rows import padding_rows
 from rafaga.server.execution.queue import JobQueue
 from rafaga.server.observability.metrics import ModelMetrics
@@ -260,11 +261,12 @@ class Worker:
                 # Answering counts: it keeps the engine from the next batch too.
                 seconds = time.perf_counter() - start
             else:
-                # The message may hold other callers' data, so only the log gets it.
-                about = {"model": self._model.name, "rows": batch.rows}
-                _LOG.error("a batch failed", exc_info=error, extra=about)
                 self._sound = False
-                self._blame(self._isolate(batch.parts, bound_s), bound_s)
+                failed = self._isolate(batch.parts, error, bound_s)
+                if not failed:
+                    about = {"model": self._model.name, "rows": batch.rows}
+                    _LOG.error("a batch failed whose requests run apart", exc_info=error, extra=about)
+                self._blame(failed, bound_s)
         finally:
             with self._queue.lock:
                 if not self.lost:
@@ -316,21 +318,22 @@ class Worker:
         if batch is not None:
             self._ahead_outputs = self._engine.submit(batch.parts)
 
-    def _isolate(self, parts: Sequence[Part], bound_s: float) -> list[Job]:
-        """Parts made the engine fail together. Runs them by halves: answers those that run, and gives the jobs that
-        fail alone."""
+    def _isolate(self, parts: Sequence[Part], error: Exception, bound_s: float) -> list[tuple[Job, Exception]]:
+        """Parts made the engine fail together, with `error`. Runs them by halves: answers those that run, and gives the
+        jobs that fail alone, each with the error of that run."""
         if len(parts) == 1:
-            return [parts[0].job]
+            return [(parts[0].job, error)]
         middle = len(parts) // 2
-        blamed: list[Job] = []
+        failed: list[tuple[Job, Exception]] = []
         for half in (parts[:middle], parts[middle:]):
             wanted = [part for part in half if not part.job.finished]  # the other callers have cancelled
-            if wanted and self._answer(wanted, bound_s) is not None:
-                blamed += self._isolate(wanted, bound_s)
-        return blamed
+            if wanted and (of_half := self._answer(wanted, bound_s)) is not None:
+                failed += self._isolate(wanted, of_half, bound_s)
+        return failed
 
-    def _blame(self, jobs: Sequence[Job], bound_s: float) -> None:
-        """Fails jobs that the engine failed on. If it fails on its own sample too, the engine is the cause."""
+    def _blame(self, failed: Sequence[tuple[Job, Exception]], bound_s: float) -> None:
+        """Fails jobs that the engine failed on. If it fails on its own sample too, the engine is the cause; otherwise
+        the input is, unless the device or the server failed."""
         if not self._sound:
             try:
                 self._compute((), bound_s)
@@ -340,10 +343,18 @@ class Worker:
                 _LOG.exception("the engine fails on its own sample", extra={"model": self._model.name})
                 self._overseer.lose(self, "it fails on its own sample")
                 return
-        for job in jobs:
-            if not job.finished:
+        about = {"model": self._model.name}
+        for job, cause in failed:
+            if job.finished:
+                continue
+            rejected = rejection(cause)
+            if rejected is None:
+                _LOG.error("the engine failed on a request", exc_info=cause, extra=about)
                 self._model.metrics.engine_failed()
-            self._queue.fail(job, EngineFailure("the model failed on this input; other requests are not affected"))
+            else:
+                _LOG.info("a request was rejected: %s", rejected.message, extra=about)
+                self._model.metrics.input_rejected()
+            self._queue.fail(job, rejected or EngineFailure("the engine failed on this input; see the server's log"))
 
 
 def _deliver(model: WorkerContext, parts: Sequence[Part], outputs: Arrays, seconds: float) -> None:

@@ -64,7 +64,15 @@ REQUEST_SECONDS = Family(
 )
 IN_FLIGHT = Family(Kind.GAUGE, "rafaga_requests_in_flight", "Calls received and not answered yet.")
 DROPPED = Family(Kind.COUNTER, "rafaga_dropped", "Jobs dropped from the queue before they ran.", ("model", "cause"))
-FAILURES = Family(Kind.COUNTER, "rafaga_engine_failures", "Jobs whose run failed in the engine.", ("model",))
+FAILURES = Family(
+    Kind.COUNTER, "rafaga_engine_failures", "Jobs whose run failed because of the engine or its device.", ("model",)
+)
+REJECTED_INPUTS = Family(
+    Kind.COUNTER,
+    "rafaga_rejected_inputs",
+    "Jobs whose input alone made a run fail, on an engine that runs its own sample. They are errors of the caller.",
+    ("model",),
+)
 RESTARTS = Family(
     Kind.COUNTER,
     "rafaga_engine_restarts",
@@ -146,6 +154,7 @@ FAMILIES = (
     PADDING_ROWS,
     CAPACITY,
     FAILURES,
+    REJECTED_INPUTS,
     RESTARTS,
     READY,
     LOAD_SECONDS,

@@ -40,6 +40,7 @@ class Metrics:
         self._in_flight = self._gauge(families.IN_FLIGHT)
         self._dropped = self._counter(families.DROPPED)
         self._failures = self._counter(families.FAILURES)
+        self._rejected_inputs = self._counter(families.REJECTED_INPUTS)
         self._restarts = self._counter(families.RESTARTS)
         self._batch_size = self._histogram(families.BATCH_SIZE)
         self._queue_seconds = self._buffered(families.QUEUE_SECONDS)
@@ -90,6 +91,7 @@ class Metrics:
             inference_seconds=self._inference_seconds.labels(name),
             preprocess_seconds=self._preprocess_seconds.labels(name),
             failures=self._failures.labels(name),
+            rejected_inputs=self._rejected_inputs.labels(name),
             restarts=self._restarts.labels(name),
             dropped=self._dropped,
             queues=self._queues,
@@ -167,6 +169,7 @@ class ModelMetrics:
         inference_seconds: Histogram,
         preprocess_seconds: Histogram,
         failures: Counter,
+        rejected_inputs: Counter,
         restarts: Counter,
         dropped: Counter,
         queues: _Queues,
@@ -178,6 +181,7 @@ class ModelMetrics:
         self._inference_seconds = inference_seconds
         self._preprocess_seconds = preprocess_seconds
         self._failures = failures
+        self._rejected_inputs = rejected_inputs
         self._restarts = restarts
         self._dropped = dropped
         self._queues = queues
@@ -226,6 +230,10 @@ class ModelMetrics:
     def engine_failed(self) -> None:
         self._failed(1)
         self._failures.inc()
+
+    def input_rejected(self) -> None:
+        self._failed(1)
+        self._rejected_inputs.inc()
 
     def engine_restarted(self) -> None:
         self._restarts.inc()

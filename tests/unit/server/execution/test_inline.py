@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from rafaga.errors import Draining, EngineFailure, ModelNotReady
+from rafaga.errors import Draining, EngineFailure, ModelNotReady, RejectedByModel
 from rafaga.server.execution.supervisor import SupervisorPolicy
 from rafaga.server.scheduling.batcher import BatchPolicy
 from rafaga.server.scheduling.job import Arrays
@@ -110,7 +110,7 @@ def test_a_job_that_makes_the_engine_fail_fails_alone(served: Served) -> None:
     assert served.model.run_inline() is False
     ends = [caller.end() for caller in callers]
     assert [ends[0], ends[2]] == [[2], [6]]
-    assert isinstance(ends[1], EngineFailure)
+    assert isinstance(ends[1], RejectedByModel)
 
 
 def test_requests_that_wait_for_more_are_left_to_the_engines_thread(start: Callable[..., Served]) -> None:

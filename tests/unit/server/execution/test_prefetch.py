@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from rafaga.errors import EngineFailure, ModelNotReady
+from rafaga.errors import EngineFailure, ModelNotReady, RejectedByModel
 from rafaga.server.engines.contract import PendingOutputs
 from rafaga.server.execution.supervisor import SupervisorPolicy
 from rafaga.server.scheduling.job import Arrays, Job
@@ -57,7 +57,7 @@ def test_a_batch_that_fails_fails_alone(served: Served) -> None:
     later = [served.submit(n) for n in (20, 21, 22, 23)]
     served.engine.gate.set()
     assert first.answered()
-    assert [isinstance(other.end(), EngineFailure) for other in others] == [False, True, False, False]
+    assert [isinstance(other.end(), RejectedByModel) for other in others] == [False, True, False, False]
     assert all(caller.answered() for caller in (others[0], *others[2:], *later))
 
 

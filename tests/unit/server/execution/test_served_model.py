@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 
 from rafaga.bundle import TensorSpec
-from rafaga.errors import DeadlineExceeded, Draining, EngineFailure, InternalError, ModelNotReady, RafagaError, Refused
+from rafaga.errors import (
+    DeadlineExceeded,
+    Draining,
+    InternalError,
+    ModelNotReady,
+    RafagaError,
+    Refused,
+    RejectedByModel,
+)
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines.loading import Samples
 from rafaga.server.execution.served_model import ServedModel
@@ -47,11 +55,12 @@ def test_a_job_that_makes_the_engine_fail_fails_alone(served: Served, caplog: py
     held.end()
     ends = [c.end() for c in callers]
     assert [ends[0], ends[1], ends[3], ends[4]] == [[2], [4], [8], [10]]
-    assert isinstance(ends[2], EngineFailure)
+    assert isinstance(ends[2], RejectedByModel)
     assert "secret" not in str(ends[2])
-    assert served.metric("rafaga_engine_failures_total") == 1
+    assert served.metric("rafaga_rejected_inputs_total") == 1
+    assert served.metric("rafaga_engine_failures_total") == 0
     assert served.submit(7).end() == [14], "the engine goes on"
-    assert [r.message for r in caplog.records] == ["a batch failed"], "said once"
+    assert not caplog.records, "an error of the caller is no warning"
 
 
 def test_all_jobs_of_a_batch_may_fail(served: Served) -> None:
@@ -59,13 +68,13 @@ def test_all_jobs_of_a_batch_may_fail(served: Served) -> None:
     callers = [served.submit(POISON) for _ in range(5)]
     served.engine.gate.set()
     held.end()
-    assert all(isinstance(c.end(), EngineFailure) for c in callers)
+    assert all(isinstance(c.end(), RejectedByModel) for c in callers)
 
 
 def test_a_large_job_fails_as_a_whole(served: Served) -> None:
     """Its second part fails; the third is not computed any more."""
     caller = served.submit(*range(8), POISON, *range(9, 40))
-    assert isinstance(caller.end(), EngineFailure)
+    assert isinstance(caller.end(), RejectedByModel)
     assert served.submit(1).end() == [2]
     # Before the job is blamed, the engine runs its own sample.
     assert [len(b) for b in served.engine.batches] == [8, 8, 1, 1]

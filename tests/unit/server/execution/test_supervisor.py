@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from rafaga.errors import BundleError, DeviceError, Draining, EngineFailure, ModelNotReady
+from rafaga.errors import BundleError, DeviceError, Draining, EngineFailure, ModelNotReady, RejectedByModel
 from rafaga.server.execution.supervisor import Backoff, SupervisorPolicy
 from rafaga.server.scheduling.job import Arrays
 from tests.unit.server.execution.fakes import HANG, POISON, SOON, WAIT_S, Caller, Served, eventually
@@ -113,7 +113,7 @@ def test_an_engine_that_fails_on_its_own_sample_is_replaced(start: Callable[...,
 def test_poison_alone_brings_no_engine_down(start: Callable[..., Served]) -> None:
     served = start(supervision=SOON)
     for _ in range(5):
-        assert isinstance(served.submit(POISON).end(), EngineFailure)
+        assert isinstance(served.submit(POISON).end(), RejectedByModel)
     assert served.submit(1).end() == [2]
     assert (len(served.all_engines), served.metric(RESTARTS)) == (1, 0)
 
