@@ -21,7 +21,7 @@ class PlainModel:
     """The part of a Bundle that serving reads. It has no task, so clients send and receive tensors only.
 
     max_batch_size 0: the graph has no free first dimension, or its rows depend on each other. Then a request is one
-    run, and the shapes have no batch dimension.
+    run, and the shapes have no batch dimension. empty_inputs: whether inputs may have no elements.
     """
 
     name: str
@@ -29,6 +29,7 @@ class PlainModel:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_batch_size: int
+    empty_inputs: bool = True
 
     task: ClassVar[None] = None
     architecture: ClassVar[str] = ""

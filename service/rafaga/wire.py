@@ -16,12 +16,13 @@ def field(number: int, payload: bytes) -> bytes:
 
 
 def head_of(number: int, length: int) -> bytes:
-    """What precedes the `length` bytes of a length-delimited field. `number`: at most 15."""
-    head = bytearray([number << 3 | _LENGTH_DELIMITED])
-    while length > 127:
-        head.append(length & 127 | 128)
-        length >>= 7
-    head.append(length)
+    """What precedes the `length` bytes of a length-delimited field."""
+    head = bytearray()
+    for value in (number << 3 | _LENGTH_DELIMITED, length):
+        while value > 127:
+            head.append(value & 127 | 128)
+            value >>= 7
+        head.append(value)
     return bytes(head)
 
 
@@ -30,22 +31,28 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
     Raises IndexError or ValueError when the message is broken.
     """
+    return ((number, value) for number, value, _ in spans(message))
+
+
+def spans(message: memoryview) -> Iterator[tuple[int, int | memoryview, memoryview]]:
+    """As `fields`, and the whole field as it is in the message."""
     at = 0
     while at < len(message):
+        start = at
         key, at = _varint(message, at)
         number, wire = key >> 3, key & 7
         if wire == _VARINT:
             value, at = _varint(message, at)
-            yield number, value
+            yield number, value, message[start:at]
         elif wire == _LENGTH_DELIMITED:
             length, at = _varint(message, at)
             if length > len(message) - at:
                 raise ValueError("a field is longer than its message")
-            yield number, message[at : at + length]
             at += length
+            yield number, message[at - length : at], message[start:at]
         elif wire in (_FIXED64, _FIXED32):
             at += 8 if wire == _FIXED64 else 4
-            yield number, 0
+            yield number, 0, message[start:at]
         else:
             raise ValueError(f"unsupported wire type {wire}")
 

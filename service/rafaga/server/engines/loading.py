@@ -21,10 +21,12 @@ _BUDGET_S = 0.05
 
 
 class Samples:
-    """Valid inputs of a model: one array per input, each [rows, ...]."""
+    """Valid inputs of a model: one array per input, each [rows, ...]. valid: False: none are known; these only have
+    the right types, and must not be run."""
 
-    def __init__(self, inputs: Arrays) -> None:
+    def __init__(self, inputs: Arrays, valid: bool = True) -> None:
         self.inputs = inputs
+        self.valid = valid
 
     def tiled(self, rows: int) -> Arrays:
         """The inputs repeated up to `rows` rows."""

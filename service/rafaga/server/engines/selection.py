@@ -19,12 +19,14 @@ from rafaga.server.engines.gpu import GpuDevice, GpuSettings
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace, measured, run_seconds
 from rafaga.server.engines.onnxruntime import SessionEngine, create_session
 from rafaga.server.engines.pipelined import PipelinedEngine, has_known_outputs
-from rafaga.server.scheduling.latency import buckets_up_to
+from rafaga.server.scheduling.latency import LatencyTable, buckets_up_to
 
 # Below this a second thread costs more in waking up than it computes.
 _SINGLE_THREAD_S = 1e-3
 # Handing a batch to another thread and back takes 0.2 ms: too much for small models.
 _PIPELINED_S = 10e-3
+# The predicted time of a run of which nothing is known; runs correct it.
+_UNKNOWN_S = 0.1
 # Threads spin if so many cores are left for the transport, the decoders and other processes.
 _SPARE_CORES = 4
 
@@ -89,12 +91,22 @@ class Placement:
         Raises BundleError when ONNX Runtime does not run the model or its answers are wrong, and DeviceError when the
         device is the cause.
         """
+        if not model.samples.valid:
+            return self._untried(device, model)
         if device.gpu:
             return self.gpus[device.index].load(device, model)
         engine = self._on_cpu(model)
         if model.verify is not None:
             model.verify(engine)
         return LoadedEngine(engine, measured(engine, model.samples, buckets_up_to(model.max_rows)))
+
+    def _untried(self, device: Device, model: ModelToPlace) -> LoadedEngine:
+        """Without a run: nothing is known of its time and memory."""
+        name, threads = model.spec.name, self.cpu_threads(model.spec.name)
+        if device.gpu:
+            raise BundleError(f"{name}: fails on every input that was tried, so its memory on {device} is not known")
+        session = create_session(model.content, threads.fixed or threads.share, threads.spinning)
+        return LoadedEngine(SessionEngine(model.spec, session), LatencyTable((1,), (_UNKNOWN_S,)))
 
     def _on_cpu(self, model: ModelToPlace) -> Engine:
         spec, threads = model.spec, self.cpu_threads(model.spec.name)

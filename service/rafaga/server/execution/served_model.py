@@ -15,7 +15,7 @@ from rafaga.server.execution.supervisor import DOWN, Supervisor, SupervisorPolic
 from rafaga.server.execution.worker import WorkerContext
 from rafaga.server.observability.metrics import ModelMetrics
 from rafaga.server.scheduling.batcher import Batcher, BatchPolicy
-from rafaga.server.scheduling.job import Job
+from rafaga.server.scheduling.job import Arrays, Job
 from rafaga.server.scheduling.latency import LatencyTable
 
 
@@ -54,7 +54,8 @@ class ServedModel:
         inline = len(engines) == 1 and engines[0].depth == 1
         self._queue = JobQueue(Batcher(policy, latency, len(engines)), metrics, bundle.name, inline=inline)
         self._retired: Callable[[], RafagaError] | None = None
-        probe = whole(samples.tiled(1))
+        self._valid_samples = samples.valid
+        probe = (whole(samples.tiled(1)),) if samples.valid else ()
         context = WorkerContext(bundle.name, bundle.ragged, self._queue, metrics, probe, self._refusal)
         self._supervisor = Supervisor(context, engines, load_engine, supervision or SupervisorPolicy(), clock)
 
@@ -100,6 +101,13 @@ class ServedModel:
         never return. If it does, it must not touch anything that it shared.
         """
         return self._supervisor.run_inline(on_hung)
+
+    def cost(self, inputs: Arrays) -> float:
+        """The work per row, relative to the samples; 1 where those say nothing."""
+        if not self._valid_samples:
+            return 1.0
+        # An input may be empty.
+        return max(1, inputs[self.sized_by].size) / len(inputs[0]) / self.reference_size
 
     def cancel(self, job: Job) -> None:
         """The caller of `job` has cancelled: no callback is called any more, and no batch is formed with it."""

@@ -81,14 +81,14 @@ class Overseer(Protocol):
 
 
 class WorkerContext(NamedTuple):
-    """What the workers of one model share. probe: a part with the model's own sample. refusal: for jobs that are left
-    when the model stops."""
+    """What the workers of one model share. probe: the model's own sample, () if it has none. refusal: for jobs that are
+    left when the model stops."""
 
     name: str
     ragged: bool
     queue: JobQueue
     metrics: ModelMetrics
-    probe: Part
+    probe: Sequence[Part]
     refusal: Callable[[], RafagaError]
 
 
@@ -291,7 +291,7 @@ class Worker:
         overseer.begin(run)
         try:
             if outputs is None:
-                outputs = self._engine.submit(parts or (self._model.probe,))
+                outputs = self._engine.submit(parts or self._model.probe)
             if self._engine.depth > 1 and parts:
                 self._look_ahead(outputs)
             arrays = outputs.result()
@@ -334,7 +334,7 @@ class Worker:
     def _blame(self, failed: Sequence[tuple[Job, Exception]], bound_s: float) -> None:
         """Fails jobs that the engine failed on. If it fails on its own sample too, the engine is the cause; otherwise
         the input is, unless the device or the server failed."""
-        if not self._sound:
+        if self._model.probe and not self._sound:
             try:
                 self._compute((), bound_s)
             except GivenUp:

@@ -23,6 +23,7 @@ from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository import plain_onnx as plain
 from rafaga.server.repository.golden import Golden
 from rafaga.server.repository.onnx_file import refuse_external_data
+from rafaga.server.repository.traps import guard_division
 from rafaga.server.scheduling.batcher import BatchPolicy
 
 _LOG = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Loader:
         def read() -> ModelToPlace:
             model = bundles.read_verified(folder, bundle, variant.file)
             refuse_external_data(model)
-            return ModelToPlace(bundle, model, variant.precision, golden, max_rows, verify)
+            return ModelToPlace(bundle, guard_division(model), variant.precision, golden, max_rows, verify)
 
         return self._served(bundle, variant, golden, placement, read)
 
@@ -81,17 +82,25 @@ class Loader:
         digest = hashlib.sha256(model).digest()
         refuse_external_data(model)
         try:
-            session = create_session(model, 1)
+            session = create_session(guard_division(model), 1)
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds
             raise BundleError(f"{name}: ONNX Runtime does not run the model: {error}") from None
-        described, samples = plain.describe(name, version, session, self.max_batch_size)
+        shapes = plain.sample_shapes(folder)
+        described, samples = plain.describe(name, version, session, model, self.max_batch_size, shapes)
+        if not samples.valid:
+            _LOG.warning(
+                "served without a warm-up and one request at a time: the graph fails on every input that was tried. "
+                "Write the shapes of a valid input into %s",
+                plain.SHAPES,
+                extra={"model": name, "version": version},
+            )
 
         def read() -> ModelToPlace:
             model = bundles.file_in(folder, plain.MODEL).read_bytes()
             if hashlib.sha256(model).digest() != digest:
                 raise BundleError(f"{name}: model.onnx has changed since it was loaded")
             rows = max(1, described.max_batch_size)
-            return ModelToPlace(described, model, Precision.FP32, samples, rows, verify=None)
+            return ModelToPlace(described, guard_division(model), Precision.FP32, samples, rows, verify=None)
 
         del model, session
         return self._served(described, None, samples, placement, read)

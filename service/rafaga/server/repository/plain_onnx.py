@@ -1,21 +1,31 @@
-"""Plain ONNX: a model.onnx without a bundle. Its graph describes it, and nothing verifies its answers."""
+"""Plain ONNX: a model.onnx without a bundle. Its graph describes it, and nothing verifies its answers.
+
+The warm-up needs inputs with which the graph runs. Their sizes are tried, or are given by a file beside the model,
+samples.json: `{"audio": [1, 16000]}`, the shape of each input that has free dimensions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
-from rafaga.bundle import TensorSpec
+from rafaga.bundle import TensorSpec, file_in
 from rafaga.errors import BundleError
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines.contract import Engine, run
 from rafaga.server.engines.loading import Samples
 from rafaga.server.engines.onnxruntime import SessionEngine
+from rafaga.server.repository.onnx_file import constants
+from rafaga.server.repository.traps import fails_on_empty
 from rafaga.server.scheduling.job import Arrays
 
 MODEL = "model.onnx"
+SHAPES = "samples.json"
 
 _DTYPES = {
     "tensor(bool)": "bool",
@@ -32,10 +42,13 @@ _DTYPES = {
     "tensor(double)": "float64",
     "tensor(string)": "object",
 }
-# Sizes to try for the free dimensions. The warm-up uses the first with which the graph runs.
-_SIZES = (8, 32, 1, 64, 224)
+# Sizes to try for the free dimensions. The warm-up uses the first with which the graph runs. Others follow that occur
+# in the graph: a window or a kernel that needs as many elements, the target of a Reshape.
+_SIZES = (8, 32, 1, 64, 224, 512, 4096)
+_MORE_SIZES = 40
+_MOST_ELEMENTS = 2**22
 # Values to try for the integers of each row, often indices or lengths. Different rows come first, because they show
-# whether rows influence each other; equal rows are tried last.
+# whether rows influence each other; equal rows are tried last, and then the size of the free dimensions.
 _BATCHES = ((0, 1, 0), (1, 2, 1), (0, 0, 0), (1, 1, 1))
 _ROWS = 3
 _TOLERANCE = 1e-3
@@ -55,26 +68,50 @@ class DescribedSession(Protocol):
     def get_outputs(self) -> Sequence[GraphTensor]: ...
 
 
-def describe(name: str, version: int, session: DescribedSession, max_batch_size: int) -> tuple[PlainModel, Samples]:
-    """The model that `session` runs, and sample inputs for it. Raises BundleError.
+Shapes = Mapping[str, Sequence[int]]
+"""By the name of the input."""
+
+
+def sample_shapes(folder: Path) -> Shapes:
+    """What samples.json says; nothing without the file. Raises BundleError."""
+    if not (folder / SHAPES).exists():
+        return {}
+    try:
+        return msgspec.json.decode(file_in(folder, SHAPES).read_bytes(), type=dict[str, list[int]])
+    except msgspec.DecodeError as error:
+        raise BundleError(f'{folder / SHAPES}: expected shapes such as {{"audio": [1, 16000]}}: {error}') from None
+
+
+def describe(
+    name: str, version: int, session: DescribedSession, content: bytes, max_batch_size: int, shapes: Shapes
+) -> tuple[PlainModel, Samples]:
+    """The model that `session` runs, read from `content`, and sample inputs for it: of the given `shapes`, or of sizes
+    that are tried. They are not valid if the graph fails on all. Raises BundleError.
 
     A model takes batches if its graph has a free first dimension, the same for all inputs, and a trial confirms it: a
     batch must have as many output rows as input rows, with the same values as the rows alone.
     """
     inputs, outputs = session.get_inputs(), session.get_outputs()
     specs = tuple(map(_spec, inputs)), tuple(map(_spec, outputs))
-    alone = PlainModel(name, version, *specs, max_batch_size=0)
+    empty = not fails_on_empty(content)
+    alone = PlainModel(name, version, *specs, max_batch_size=0, empty_inputs=empty)
     if not inputs or not outputs:
         raise BundleError(f"{name}: expected a graph with inputs and outputs")
+    _check_shapes(specs[0], shapes)
     if _may_batch(inputs, outputs):
-        batched = PlainModel(name, version, *specs, max_batch_size=max_batch_size)
-        samples = _samples(batched, SessionEngine(batched, session))
+        batched = PlainModel(name, version, *specs, max_batch_size=max_batch_size, empty_inputs=empty)
+        samples = _samples(batched, SessionEngine(batched, session), shapes, content)
         if samples is not None and _rows_are_independent(SessionEngine(batched, session), samples):
             return batched, samples
-    samples = _samples(alone, SessionEngine(alone, session))
-    if samples is None:
-        raise BundleError(f"{name}: the graph fails on every input that was tried, with free dimensions of {_SIZES}")
-    return alone, samples
+    samples = _samples(alone, SessionEngine(alone, session), shapes, content)
+    if samples is not None:
+        return alone, samples
+    if shapes:
+        raise BundleError(f"{name}: the graph fails on inputs of the shapes in {SHAPES}: {dict(shapes)}")
+    if all(None not in spec.shape and np.dtype(spec.dtype).kind == "f" for spec in specs[0]):
+        raise BundleError(f"{name}: the graph fails on inputs of the only shapes that it takes")
+    zeros = tuple(np.zeros((1, *(size or 1 for size in spec.shape)), spec.dtype) for spec in specs[0])
+    return alone, Samples(zeros, valid=False)
 
 
 def _spec(tensor: GraphTensor) -> TensorSpec:
@@ -92,11 +129,27 @@ def _may_batch(inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor]) ->
     return len({tensor.shape[0] for tensor in inputs}) == 1
 
 
-def _samples(model: PlainModel, engine: Engine) -> Samples | None:
+def _check_shapes(specs: Sequence[TensorSpec], shapes: Shapes) -> None:
+    """Raises BundleError."""
+    named = {spec.name: spec for spec in specs}
+    for name, shape in shapes.items():
+        spec = named.get(name)
+        if spec is None:
+            raise BundleError(f"{SHAPES}: no input {name!r}, expected {', '.join(named)}")
+        fits = len(shape) == len(spec.shape) and min(shape, default=1) > 0
+        if not fits or any(fixed not in (None, size) for fixed, size in zip(spec.shape, shape, strict=True)):
+            raise BundleError(f"{SHAPES}: {name}: expected a shape such as {list(spec.shape)}, got {list(shape)}")
+
+
+def _samples(model: PlainModel, engine: Engine, shapes: Shapes, content: bytes) -> Samples | None:
     """Inputs with which the graph runs; None if it fails on all that are tried."""
-    for size, numbers in _attempts(model):
+    for size, numbers in _attempts(model, shapes, content):
+        tails = [_tail(spec, model, size, shapes.get(spec.name)) for spec in model.inputs]
+        if max(math.prod(tail) for tail in tails) > _MOST_ELEMENTS and not shapes:
+            continue
         rng = np.random.default_rng(0)
-        samples = Samples(tuple(_sample(spec, model, size, numbers, rng) for spec in model.inputs))
+        inputs = zip(model.inputs, tails, strict=True)
+        samples = Samples(tuple(_sample(np.dtype(spec.dtype), tail, numbers, rng) for spec, tail in inputs))
         try:
             run(engine, samples.inputs)
         except Exception:  # onnxruntime raises bare exceptions of many kinds
@@ -105,27 +158,41 @@ def _samples(model: PlainModel, engine: Engine) -> Samples | None:
     return None
 
 
-def _attempts(model: PlainModel) -> Iterator[tuple[int, Sequence[int]]]:
+def _attempts(model: PlainModel, shapes: Shapes, content: bytes) -> Iterator[tuple[int, Sequence[int]]]:
     """A size for the free dimensions, and an integer for each row."""
     batched = model.max_batch_size > 0
-    free = any(size is None for spec in model.inputs for size in spec.shape[1 if batched else 0 :])
+    first = 1 if batched else 0
+    free = any(size is None for spec in model.inputs if spec.name not in shapes for size in spec.shape[first:])
     numbers: Sequence[Sequence[int]] = _BATCHES if batched else ((0,), (1,))
-    if all(np.dtype(spec.dtype).kind == "f" for spec in model.inputs):
-        numbers = numbers[:1]
-    for size in _SIZES if free else _SIZES[:1]:
-        for of_rows in numbers:
-            yield size, of_rows
+    integers = any(np.dtype(spec.dtype).kind != "f" for spec in model.inputs)
+    for size in _sizes(content) if free else [max((s[-1] for s in shapes.values() if s), default=_SIZES[0])]:
+        yield from ((size, of_rows) for of_rows in (numbers if integers else numbers[:1]))
+        if integers:
+            yield size, (size,) * len(numbers[0])
+
+
+def _sizes(content: bytes) -> Iterator[int]:
+    yield from _SIZES
+    # Larger ones first: what a graph lacks is most often a minimal length.
+    yield from sorted(constants(content) - set(_SIZES), reverse=True)[:_MORE_SIZES]
+
+
+def _tail(spec: TensorSpec, model: PlainModel, size: int, shape: Sequence[int] | None) -> list[int]:
+    """The sizes without the batch."""
+    sizes = [size if s is None else s for s in spec.shape] if shape is None else list(shape)
+    return sizes[1:] if model.max_batch_size else sizes
 
 
 def _sample(
-    spec: TensorSpec, model: PlainModel, size: int, numbers: Sequence[int], rng: np.random.Generator
+    dtype: np.dtype[np.generic], tail: Sequence[int], numbers: Sequence[int], rng: np.random.Generator
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
     """One row for each of `numbers`: random floats, the number itself, or a text of that length."""
-    tail = [size if s is None else s for s in (spec.shape[1:] if model.max_batch_size else spec.shape)]
-    dtype = np.dtype(spec.dtype)
     if dtype.kind == "f":
         return rng.random((len(numbers), *tail)).astype(dtype)
-    of_rows = np.array(["a" * number for number in numbers] if dtype.kind == "O" else numbers, dtype)
+    if dtype.kind == "O":
+        of_rows = np.array(["a" * number for number in numbers], dtype)
+    else:
+        of_rows = np.array(numbers).astype(dtype)  # a size may be too large for a byte
     return np.broadcast_to(of_rows.reshape(-1, *(1 for _ in tail)), (len(numbers), *tail)).copy()
 
 

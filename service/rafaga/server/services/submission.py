@@ -42,14 +42,13 @@ def submit(
     """
     # Series of any length share a batch. Other inputs share one only with inputs of the same shape.
     key = None if model.bundle.ragged else tuple(a.shape[1:] for a in inputs)
-    cost = max(1, inputs[model.sized_by].size) / len(inputs[0]) / model.reference_size  # an input may be empty
 
     def succeed(outputs: Arrays, timing: JobTiming) -> None:
         call.served = (model.bundle.name, timing)
         answer = reply(outputs, timing)
         call.reply(answer if isinstance(answer, bytes) else answer.SerializeToString())
 
-    job = Job(inputs, succeed, call.fail, call.deadline, key, cost, priority or call.priority)
+    job = Job(inputs, succeed, call.fail, call.deadline, key, model.cost(inputs), priority or call.priority)
     if model.submit(job, inline=call.inline is not None) and call.inline is not None:
         call.inline.add(model)
     call.on_cancel(lambda: model.cancel(job))

@@ -38,10 +38,12 @@ _LONG = 0x80
 
 
 class InferOptions(NamedTuple):
-    """A request without its id and numbers. priority: None for that of the call. timeout_s: infinity without one."""
+    """A request without its id and numbers. flat: see `tensors.is_flat`. priority: None for that of the call.
+    timeout_s: infinity without one."""
 
     name: str
     wanted: Sequence[WantedOutput]
+    flat: bool = False
     priority: Priority | None = None
     timeout_s: float = math.inf
 

@@ -21,7 +21,14 @@ from rafaga.server.services.open_inference import metadata, parameters
 from rafaga.server.services.open_inference.metadata import NamedModel
 from rafaga.server.services.open_inference.request_cache import InferOptions, RequestCache
 from rafaga.server.services.open_inference.stream import INFER, SERVICE
-from rafaga.server.services.open_inference.tensors import bytes_input, inputs, ragged_rows, response, wanted_outputs
+from rafaga.server.services.open_inference.tensors import (
+    bytes_input,
+    inputs,
+    is_flat,
+    ragged_rows,
+    response,
+    wanted_outputs,
+)
 from rafaga.server.services.submission import parse, submit
 from rafaga.server.transport.call import Call, Handler
 from rafaga.server.transport.expiry import Expiry
@@ -109,7 +116,7 @@ class OpenInference:
             call.deadline = due
 
         def reply(outputs: Arrays, timing: JobTiming) -> bytes:
-            return response(options.name, identity, model, options.wanted, outputs)
+            return response(options.name, identity, model, options.wanted, outputs, flat=options.flat)
 
         def send(rows: Arrays) -> None:
             submit(call, model, rows, reply, options.priority)
@@ -139,7 +146,7 @@ class OpenInference:
         parameters.refuse_sequences(given)
         priority, timeout_s = parameters.priority(given), parameters.timeout(given)
         name, model, files = self._find(request.model_name, request.model_version)
-        options = InferOptions(name, wanted_outputs(request, model), priority, timeout_s)
+        options = InferOptions(name, wanted_outputs(request, model), is_flat(request), priority, timeout_s)
         if model.bundle.image is not None and [tensor.datatype for tensor in request.inputs] == ["BYTES"]:
             return model, options, request.id, bytes_input(request, model)
         if files:

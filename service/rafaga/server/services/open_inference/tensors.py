@@ -55,7 +55,8 @@ def datatype(spec: TensorSpec) -> str:
 
 
 def shape(spec: TensorSpec, batched: bool = True) -> list[int]:
-    """With the batch dimension. One number per row is declared as [-1, 1]: Triton's clients expect a size per row."""
+    """With the batch dimension. One number per row is declared as [-1, 1]: Triton's clients expect a size per row. A
+    request may also have it as [N], as the graph has; see `is_flat`."""
     sizes = [-1 if size is None else size for size in spec.shape]
     return [*sizes, 1] if batched and len(sizes) == 1 else sizes
 
@@ -100,6 +101,11 @@ def _has_classes(spec: TensorSpec, bundle: Bundle | PlainModel) -> bool:
     return not bundle.labels or spec.shape[1] == len(bundle.labels)
 
 
+def is_flat(request: pb.ModelInferRequest) -> bool:
+    """Whether the client sends one number per row as [N]. It gets outputs so too."""
+    return any(len(tensor.shape) == 1 for tensor in request.inputs)
+
+
 def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLimits) -> Arrays:
     """The input arrays in the model's order, checked against its bundle; one row for a model without batches.
 
@@ -122,6 +128,8 @@ def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLim
             raise InvalidTensor(f"input {spec.name}: {error.message}") from None
     if without_lengths:  # every series is as long as the array
         arrays.append(np.full(len(arrays[0]), arrays[0].shape[1], dtype=specs[1].dtype))
+    if isinstance(model.bundle, PlainModel) and not model.bundle.empty_inputs and any(not a.size for a in arrays):
+        raise InvalidTensor("expected elements in every input: an operator of this model does not take empty ones")
     if not model.batched:
         return tuple(array[np.newaxis] for array in arrays)
     rows = len(arrays[0])
@@ -264,8 +272,10 @@ def _length_prefixed(raw: bytes) -> Iterator[bytes]:
         at += length
 
 
-def response(name: str, identity: str, model: ServedModel, wanted: Sequence[WantedOutput], outputs: Arrays) -> bytes:
-    """A serialised ModelInferResponse.
+def response(
+    name: str, identity: str, model: ServedModel, wanted: Sequence[WantedOutput], outputs: Arrays, *, flat: bool
+) -> bytes:
+    """A serialised ModelInferResponse. `flat`: one number per row comes as [N], otherwise as [N, 1].
 
     Written field by field after a head that all replies of one shape share. Building a message takes four times as
     long, which is more than the run of a small model.
@@ -279,7 +289,7 @@ def response(name: str, identity: str, model: ServedModel, wanted: Sequence[Want
             tensors.append((output.spec.name, "BYTES", (len(array), min(output.classes, array.shape[1]))))
             raw.append(_with_lengths(text))
         else:
-            sizes = (*array.shape, 1) if model.batched and array.ndim == 1 else array.shape  # see `shape`
+            sizes = (*array.shape, 1) if model.batched and array.ndim == 1 and not flat else array.shape  # see `shape`
             tensors.append((output.spec.name, _NAMES[array.dtype], sizes))
             strings = array.dtype == object
             raw.append(_with_lengths(str(s).encode() for s in array.ravel()) if strings else to_wire(array))
