@@ -321,7 +321,7 @@ def test_statistics_count_the_neighbours_of_a_failure_as_answered(serve: Callabl
     first.result(PATIENCE_S)
     for pixel, future in zip(pixels, futures, strict=True):
         if pixel.max() == 200:
-            assert refusal(lambda future=future: future.result(PATIENCE_S)).reason == "ENGINE_FAILURE"
+            assert refusal(lambda future=future: future.result(PATIENCE_S)).reason == "REJECTED_BY_MODEL"
         else:
             found = oip.arrays(future.result(PATIENCE_S))["probabilities"]
             np.testing.assert_array_equal(found, fragile(pixel))

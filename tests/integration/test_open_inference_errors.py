@@ -256,9 +256,9 @@ BAD: dict[str, Bad] = {
     # engine
     "an input that the model fails on": Bad(
         oip.images(np.full((1, 1, 1, 1), 200, np.uint8), "fragile"),
-        grpc.StatusCode.INTERNAL,
-        "ENGINE_FAILURE",
-        "other requests are not affected",
+        INVALID,
+        "REJECTED_BY_MODEL",
+        "the model fails on this input: Gather: indices element out of data bounds",
     ),
 }
 

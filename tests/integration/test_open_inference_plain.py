@@ -499,3 +499,19 @@ def test_refused_models_are_logged_with_the_reason(
     np.testing.assert_array_equal(infer(served, "good", x=ROWS)["y"], 2 * ROWS)
     for says in ("external data", "seq(tensor(float)) cannot be served", "not an ONNX model", "outside the repository"):
         assert says in caplog.text
+
+
+def test_a_model_with_an_operator_that_takes_no_empty_input(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    """ONNX Runtime's GRU ends the process on a sequence without steps."""
+    gru = plain.graph(
+        [node("GRU", ["x", "w", "r"], ["y"], hidden_size=4)],
+        {"x": ("float32", ("t", 1, 2))},
+        {"y": ("float32", ("t", 1, 1, 4))},
+        w=np.ones((1, 12, 2), np.float32),
+        r=np.ones((1, 12, 4), np.float32),
+    )
+    plain.publish(tmp_path, "gru", gru)
+    served = serve(tmp_path)
+    refused = refusal(lambda: infer(served, "gru", x=np.ones((0, 1, 2), np.float32)))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_TENSOR")
+    assert infer(served, "gru", x=np.ones((5, 1, 2), np.float32))["y"].shape == (5, 1, 1, 4)

@@ -1,0 +1,188 @@
+"""How sample inputs are found for a model.onnx without a bundle, and what happens where none is."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from rafaga.errors import BundleError, RafagaError, RejectedByModel
+from rafaga.server.config.device import CPU, Device, DeviceKind
+from rafaga.server.engines.loading import LoadedEngine, ModelToPlace
+from rafaga.server.engines.selection import Placement
+from rafaga.server.execution.served_model import ServedModel
+from rafaga.server.observability.metrics import Metrics
+from rafaga.server.repository.loader import Loader
+from rafaga.server.scheduling.batcher import BatchPolicy
+from rafaga.server.scheduling.job import Arrays, Job
+from tests import plain
+
+WAIT_S = 60.0
+Load = Callable[[onnx.ModelProto], ServedModel]
+
+
+def loaded(root: Path, model: onnx.ModelProto, shapes: object = None) -> ServedModel:
+    file = plain.publish(root, "m", model)
+    if shapes is not None:
+        text = shapes if isinstance(shapes, str) else json.dumps(shapes)
+        file.with_name("samples.json").write_text(text)
+    return Loader(BatchPolicy(), 4, None, Placement(), Metrics()).load_plain(file.parent)
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Iterator[Callable[..., ServedModel]]:
+    """Started models, closed at the end."""
+    models: list[ServedModel] = []
+
+    def start(model: onnx.ModelProto, shapes: object = None) -> ServedModel:
+        models.append(loaded(tmp_path, model, shapes))
+        models[-1].start()
+        return models[-1]
+
+    yield start
+    for model in models:
+        model.close()
+
+
+def answer(model: ServedModel, *inputs: np.ndarray) -> Arrays | RafagaError:
+    """For inputs as the graph has them."""
+    ends: list[Arrays | RafagaError] = []
+    done = threading.Event()
+
+    def end(found: Arrays | RafagaError) -> None:
+        ends.append(found)
+        done.set()
+
+    arrays = inputs if model.batched else tuple(array[np.newaxis] for array in inputs)
+    model.submit(Job(arrays, lambda outputs, _: end(outputs), end, cost=model.cost(arrays)))
+    assert done.wait(WAIT_S)
+    return ends[0] if model.batched or isinstance(ends[0], RafagaError) else tuple(o[0] for o in ends[0])
+
+
+def windows(size: int, in_constant_node: bool = False) -> onnx.ModelProto:
+    """Sums over windows of `size` samples; shorter inputs fail."""
+    kernel = numpy_helper.from_array(np.ones((1, 1, size), np.float32), "kernel")
+    nodes = [helper.make_node("Conv", ["x", "kernel"], ["y"])]
+    constants = {"kernel": numpy_helper.to_array(kernel)}
+    if in_constant_node:
+        nodes.insert(0, helper.make_node("Constant", [], ["kernel"], value=kernel))
+        constants = {}
+    shape = ("n", 1, "t")
+    return plain.graph(nodes, {"x": ("float32", shape)}, {"y": ("float32", ("n", 1, "u"))}, **constants)
+
+
+def blocks() -> onnx.ModelProto:
+    """y = the sum over blocks of 7 x 11 numbers: takes rows of 77, a size that occurs nowhere in the graph."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["blocks"]),
+        helper.make_node("ReduceSum", ["blocks", "axes"], ["y"], keepdims=0),
+    ]
+    constants = {"shape": np.array([-1, 7, 11]), "axes": np.array([1, 2])}
+    return plain.graph(nodes, {"x": ("float32", ("n", "t"))}, {"y": ("float32", ("n",))}, **constants)
+
+
+@pytest.mark.parametrize("in_constant_node", [False, True])
+def test_sizes_from_the_graph_are_tried(load: Callable[..., ServedModel], in_constant_node: bool) -> None:
+    model = load(windows(5000, in_constant_node))
+    assert model.max_batch_size == 4
+    (y,) = answer(model, np.ones((2, 1, 5001), np.float32))  # type: ignore[misc]
+    assert y.tolist() == [[[5000, 5000]]] * 2
+
+
+def test_lengths_beside_the_data_may_have_to_be_as_large(load: Callable[..., ServedModel]) -> None:
+    """The first 200 of the length that each row gives are taken: a length of 1 would fail."""
+    nodes = [
+        helper.make_node("Slice", ["x", "none", "length", "one"], ["kept"]),
+        helper.make_node("Conv", ["kept", "kernel"], ["y"]),
+    ]
+    model = plain.graph(
+        nodes,
+        {"x": ("float32", (1, 1, "t")), "length": ("int64", (1,))},
+        {"y": ("float32", (1, 1, "u"))},
+        kernel=np.ones((1, 1, 200), np.float32),
+        none=np.array([0]),
+        one=np.array([2]),
+    )
+    (y,) = answer(load(model), np.ones((1, 1, 300), np.float32), np.array([200]))  # type: ignore[misc]
+    assert y.tolist() == [[[200]]]
+
+
+def test_a_model_without_a_valid_sample_is_served_as_it_comes(
+    load: Callable[..., ServedModel], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has run nothing before the first request. What it rejects is the caller's, and it goes on."""
+    model = load(blocks())
+    assert not model.batched
+    (warning,) = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert "samples.json" in warning
+    for n in (1, 50):
+        (y,) = answer(model, np.ones((n, 77), np.float32))  # type: ignore[misc]
+        assert y.tolist() == [77] * n
+    assert isinstance(answer(model, np.ones((1, 76), np.float32)), RejectedByModel)
+    (y,) = answer(model, np.zeros((1, 77), np.float32))  # type: ignore[misc]
+    assert y.tolist() == [0]
+    assert not model.down
+
+
+def test_large_inputs_of_such_a_model_are_not_taken_for_long_runs(load: Callable[..., ServedModel]) -> None:
+    assert load(blocks()).cost((np.ones((1, 1000, 77), np.float32),)) == 1
+
+
+def test_named_shapes_are_used(load: Callable[..., ServedModel], caplog: pytest.LogCaptureFixture) -> None:
+    model = load(blocks(), {"x": [1, 77]})
+    assert model.max_batch_size == 4, "warm, and its rows are independent"
+    assert model.reference_size == 77
+    (y,) = answer(model, np.ones((3, 77), np.float32))  # type: ignore[misc]
+    assert y.tolist() == [77] * 3
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says"),
+    [
+        ({"y": [1, 77]}, "samples.json: no input 'y', expected x"),
+        ({"x": [77]}, r"x: expected a shape such as \[None, None\], got \[77\]"),
+        ({"x": [1, 0]}, "x: expected a shape such as"),
+        ({"x": [1, 76]}, "the graph fails on inputs of the shapes in samples.json"),
+        ({"x": 77}, "expected shapes such as"),
+        ("{", "expected shapes such as"),
+    ],
+)
+def test_shapes_that_do_not_fit(tmp_path: Path, shapes: object, says: str) -> None:
+    with pytest.raises(BundleError, match=says):
+        loaded(tmp_path, blocks(), shapes)
+
+
+def test_fixed_sizes_cannot_be_named_otherwise(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"expected a shape such as \[None, 3\], got \[1, 4\]"):
+        loaded(tmp_path, plain.scaled(2), {"x": [1, 4]})
+
+
+def test_no_gpu_takes_a_model_without_a_valid_sample(tmp_path: Path) -> None:
+    """Its memory cannot be measured."""
+
+    def load(_: Placement, device: Device, model: ModelToPlace) -> LoadedEngine:
+        if device == CPU:
+            raise AssertionError("expected the GPU")
+        return Placement().load(device, model)
+
+    placement = Placement((Device(DeviceKind.CUDA, 0),))
+    file = plain.publish(tmp_path, "m", blocks())
+    with pytest.raises(BundleError, match="fails on every input that was tried"):
+        Loader(BatchPolicy(), 4, None, placement, Metrics(), engine_factory=load).load_plain(file.parent)
+
+
+def test_a_division_that_would_end_the_process(load: Callable[..., ServedModel]) -> None:
+    """This test's own process goes on."""
+    node = helper.make_node("Mod", ["a", "b"], ["c"])
+    shape = ("n", 1)
+    model = load(plain.graph([node], {"a": ("int64", shape), "b": ("int64", shape)}, {"c": ("int64", shape)}))
+    (c,) = answer(model, np.array([[np.iinfo(np.int64).min]]), np.array([[-1]]))  # type: ignore[misc]
+    assert c.tolist() == [[0]]
+    assert isinstance(answer(model, np.array([[1]]), np.array([[0]])), RejectedByModel)
