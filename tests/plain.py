@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +30,13 @@ DTYPES = {
 
 def graph(
     nodes: Sequence[onnx.NodeProto],
-    inputs: dict[str, tuple[str, Shape]],
-    outputs: dict[str, tuple[str, Shape]],
+    inputs: Mapping[str, tuple[str, Shape]],
+    outputs: Mapping[str, tuple[str, Shape]],
     **constants: np.ndarray,
 ) -> onnx.ModelProto:
     """`inputs` and `outputs`: dtype and shape by name."""
 
-    def values(tensors: dict[str, tuple[str, Shape]]) -> list[onnx.ValueInfoProto]:
+    def values(tensors: Mapping[str, tuple[str, Shape]]) -> list[onnx.ValueInfoProto]:
         return [helper.make_tensor_value_info(n, DTYPES[dtype], list(shape)) for n, (dtype, shape) in tensors.items()]
 
     held = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -23,7 +24,7 @@ def audio(rows: int, length: int) -> np.ndarray:
 
 
 # Inputs of each file, by sizes other than those that are tried at load.
-INPUTS: dict[str, Callable[[], dict[str, np.ndarray]]] = {
+INPUTS: dict[str, Callable[[], dict[str, Any]]] = {
     "magika": lambda: {"bytes": RNG.integers(0, 257, (2, 2048), np.int32)},
     "silero_vad": lambda: {
         "input": audio(2, 576),

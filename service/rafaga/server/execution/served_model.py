@@ -49,7 +49,7 @@ class ServedModel:
         self.metrics = metrics
         free = [i for i, spec in enumerate(bundle.inputs) if None in spec.shape[1 if self.batched else 0 :]]
         self.sized_by = max(free or [0], key=lambda i: int(samples.inputs[i][0].size))
-        self.reference_size = max(1, samples.inputs[self.sized_by][0].size)
+        self.reference_size = max(1, int(samples.inputs[self.sized_by][0].size))
         # Batches of an engine that takes the next one while it runs, or of one among several, never run inline.
         inline = len(engines) == 1 and engines[0].depth == 1
         self._queue = JobQueue(Batcher(policy, latency, len(engines)), metrics, bundle.name, inline=inline)
@@ -107,7 +107,7 @@ class ServedModel:
         if not self._valid_samples:
             return 1.0
         # An input may be empty.
-        return max(1, inputs[self.sized_by].size) / len(inputs[0]) / self.reference_size
+        return max(1, int(inputs[self.sized_by].size)) / len(inputs[0]) / self.reference_size
 
     def cancel(self, job: Job) -> None:
         """The caller of `job` has cancelled: no callback is called any more, and no batch is formed with it."""

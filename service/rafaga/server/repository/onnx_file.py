@@ -8,6 +8,7 @@ in other files ("external data") are refused before.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ _INSIDE: dict[str, dict[int, str]] = {
     _TENSOR: {},
 }
 
-_INTEGERS = {6: np.dtype("<i4"), 7: np.dtype("<i8")}  # TensorProto.DataType
+_INTEGERS: dict[int, np.dtype[Any]] = {6: np.dtype("<i4"), 7: np.dtype("<i8")}  # TensorProto.DataType
 _SMALL_BYTES = 128
 _LARGEST_SIZE = 2**17
 

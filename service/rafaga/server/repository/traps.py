@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
@@ -32,7 +32,7 @@ Message = bytes | memoryview
 _INPUT, _OUTPUT, _OP_TYPE, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7
 _GRAPH, _NODE, _INITIALIZER, _GRAPH_OUTPUT = 7, 1, 5, 12
 _INT32, _INT64 = 6, 7  # TensorProto.DataType
-_DTYPES = {_INT32: np.dtype("<i4"), _INT64: np.dtype("<i8")}
+_DTYPES: dict[int, np.dtype[Any]] = {_INT32: np.dtype("<i4"), _INT64: np.dtype("<i8")}
 _KINDS = {"tensor(int32)": _INT32, "tensor(int64)": _INT64}
 _FLOATS = frozenset({1, 10, 11, 16})
 _FAIL_ON_EMPTY = {"GRU", "LSTM", "STFT"}

@@ -91,7 +91,7 @@ def blocks() -> onnx.ModelProto:
 def test_sizes_from_the_graph_are_tried(load: Callable[..., ServedModel], in_constant_node: bool) -> None:
     model = load(windows(5000, in_constant_node))
     assert model.max_batch_size == 4
-    (y,) = answer(model, np.ones((2, 1, 5001), np.float32))  # type: ignore[misc]
+    (y,) = answer(model, np.ones((2, 1, 5001), np.float32))
     assert y.tolist() == [[[5000, 5000]]] * 2
 
 
@@ -109,7 +109,7 @@ def test_lengths_beside_the_data_may_have_to_be_as_large(load: Callable[..., Ser
         none=np.array([0]),
         one=np.array([2]),
     )
-    (y,) = answer(load(model), np.ones((1, 1, 300), np.float32), np.array([200]))  # type: ignore[misc]
+    (y,) = answer(load(model), np.ones((1, 1, 300), np.float32), np.array([200]))
     assert y.tolist() == [[[200]]]
 
 
@@ -122,10 +122,10 @@ def test_a_model_without_a_valid_sample_is_served_as_it_comes(
     (warning,) = [r.message for r in caplog.records if r.levelname == "WARNING"]
     assert "samples.json" in warning
     for n in (1, 50):
-        (y,) = answer(model, np.ones((n, 77), np.float32))  # type: ignore[misc]
+        (y,) = answer(model, np.ones((n, 77), np.float32))
         assert y.tolist() == [77] * n
     assert isinstance(answer(model, np.ones((1, 76), np.float32)), RejectedByModel)
-    (y,) = answer(model, np.zeros((1, 77), np.float32))  # type: ignore[misc]
+    (y,) = answer(model, np.zeros((1, 77), np.float32))
     assert y.tolist() == [0]
     assert not model.down
 
@@ -138,7 +138,7 @@ def test_named_shapes_are_used(load: Callable[..., ServedModel], caplog: pytest.
     model = load(blocks(), {"x": [1, 77]})
     assert model.max_batch_size == 4, "warm, and its rows are independent"
     assert model.reference_size == 77
-    (y,) = answer(model, np.ones((3, 77), np.float32))  # type: ignore[misc]
+    (y,) = answer(model, np.ones((3, 77), np.float32))
     assert y.tolist() == [77] * 3
     assert not [r for r in caplog.records if r.levelname == "WARNING"]
 
@@ -183,6 +183,6 @@ def test_a_division_that_would_end_the_process(load: Callable[..., ServedModel])
     node = helper.make_node("Mod", ["a", "b"], ["c"])
     shape = ("n", 1)
     model = load(plain.graph([node], {"a": ("int64", shape), "b": ("int64", shape)}, {"c": ("int64", shape)}))
-    (c,) = answer(model, np.array([[np.iinfo(np.int64).min]]), np.array([[-1]]))  # type: ignore[misc]
+    (c,) = answer(model, np.array([[np.iinfo(np.int64).min]]), np.array([[-1]]))
     assert c.tolist() == [[0]]
     assert isinstance(answer(model, np.array([[1]]), np.array([[0]])), RejectedByModel)

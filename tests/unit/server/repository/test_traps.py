@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +25,7 @@ session.run(None, {name: numpy.load(file) for name, file in (given.split("=") fo
 """
 
 
-def division(operator: str, dtype: str, **attributes: int) -> onnx.ModelProto:
+def division(operator: str, dtype: str, **attributes: Any) -> onnx.ModelProto:
     node = helper.make_node(operator, ["a", "b"], ["c"], **attributes)
     return plain.graph([node], {"a": (dtype, N), "b": (dtype, N)}, {"c": (dtype, N)})
 
