@@ -1,7 +1,7 @@
 """Plain ONNX: a model.onnx without a bundle. Its graph describes it, and nothing verifies its answers.
 
 The warm-up needs inputs with which the graph runs. Their sizes are tried, or are given by a file beside the model,
-samples.json: `{"audio": [1, 16000]}`, the shape of each input that has free dimensions.
+samples.json: `{"audio": [1, 16000]}`, the shapes of the inputs whose sizes matter.
 """
 
 from __future__ import annotations
