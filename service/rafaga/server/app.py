@@ -143,13 +143,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
 
 
 def _placement(engines: EngineSettings) -> Placement:
-    settings = GpuSettings(
-        engines.batch_buckets,
-        engines.gpu_memory,
-        engines.gpu_model_memory,
-        engines.gpu_nhwc,
-        engines.tensorrt_cache,
-    )
+    settings = GpuSettings(engines.batch_buckets, engines.gpu_memory, engines.gpu_model_memory, engines.tensorrt_cache)
     try:
         choice = devices.choose(engines.device, engines.device_fallback, devices.Nvidia())
         level = logging.WARNING if choice.degraded else logging.INFO

@@ -19,8 +19,7 @@ Session = Any
 """onnxruntime.InferenceSession, which has no type hints; tests bring their own."""
 
 
-def create_session(model: bytes, threads: int, spinning: bool = False) -> ort.InferenceSession:
-    """A CPU session. The model comes as bytes, so that what was hashed is what runs."""
+def session_options(threads: int, spinning: bool) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -29,7 +28,12 @@ def create_session(model: bytes, threads: int, spinning: bool = False) -> ort.In
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     int8.configure(options)
     options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return options
+
+
+def create_session(model: bytes, threads: int, spinning: bool = False) -> ort.InferenceSession:
+    """A CPU session. The model comes as bytes, so that what was hashed is what runs."""
+    return ort.InferenceSession(model, session_options(threads, spinning), providers=["CPUExecutionProvider"])
 
 
 class SessionEngine:
@@ -59,35 +63,26 @@ class SessionEngine:
             return failed(error)
 
     def _run(self, parts: Sequence[Part]) -> Arrays:
-        bucket = 0
-        if self._buckets and self._batched:
-            rows = sum(stop - start for _, start, stop in parts)
-            bucket = self._buckets[bisect_left(self._buckets, rows)]
-        inputs = assemble(parts, bucket)
+        session = self._session
+        if session is None:
+            raise RuntimeError("the engine is closed")
+        rows = sum(stop - start for _, start, stop in parts)
+        batch = self._buckets[bisect_left(self._buckets, rows)] if self._buckets else rows
+        inputs = assemble(parts, batch)
         if not self._batched:
             inputs = tuple(a[0, ...] for a in inputs)  # an array even without dimensions
-            feed = dict(zip(self._input_names, inputs, strict=True))
-            return tuple(np.asarray(o)[np.newaxis] for o in self._session.run(self._output_names, feed, self._options))
-        feed = dict(zip(self._input_names, inputs, strict=True))
-        outputs = tuple(self._session.run(self._output_names, feed, self._options))
-        batch = len(inputs[0])
-        for output in outputs:
-            if len(output) != batch:  # callers would wait for the missing rows forever
-                raise ValueError(f"expected {batch} rows in every output, got {[len(o) for o in outputs]}")
-        return tuple(o[:rows] for o in outputs) if bucket else outputs
+        outputs = session.run(self._output_names, dict(zip(self._input_names, inputs, strict=True)), self._options)
+        if not self._batched:
+            return tuple(np.asarray(o)[np.newaxis] for o in outputs)
+        if any(len(output) != batch for output in outputs):  # callers would wait for the missing rows forever
+            raise ValueError(f"expected {batch} rows in every output, got {[len(o) for o in outputs]}")
+        return tuple(o[:rows] for o in outputs)
 
     def terminate(self) -> None:
         """ONNX Runtime checks between two nodes of the graph: a node that never returns cannot be ended."""
         self._options.terminate = True
 
     def close(self, timeout_s: float = 10.0) -> bool:
-        self._session = _Closed()
+        self._session = None
         self._memory.close()
         return True
-
-
-class _Closed:
-    """Replaces a session that was released."""
-
-    def run(self, *_: object) -> Arrays:
-        raise RuntimeError("the engine is closed")

@@ -103,7 +103,7 @@ class Placement:
             engine = SessionEngine(spec, session)
             (seconds,) = run_seconds(engine, [model.samples.tiled(1)])
             if seconds >= self.pipelined_s and has_known_outputs(spec):
-                return PipelinedEngine(spec, session, HostMemory(), buckets_up_to(model.max_rows), exact=True)
+                return PipelinedEngine(spec, session, HostMemory(), buckets_up_to(model.max_rows))
             if threads.fixed is None and threads.share > 1 and seconds < _SINGLE_THREAD_S:
                 return SessionEngine(spec, create_session(model.content, 1, threads.spinning))
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds

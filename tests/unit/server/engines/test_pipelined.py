@@ -57,20 +57,19 @@ class Fixture:
         self,
         publish: Callable[[Path], Path] = publish_classifier,
         cpu_inputs: tuple[str, ...] = (),
-        exact: bool = False,
     ) -> PipelinedEngine:
         bundle, model, _ = self.bundle(publish)
         memory = CudaMemory(self.cudart.cuda())
         self.session = FakeGpuSession(create_session(model, 1), self.cudart, memory.stream, cpu_inputs)
         try:
-            return self._kept(PipelinedEngine(bundle, self.session, memory, BUCKETS, exact))
+            return self._kept(PipelinedEngine(bundle, self.session, memory, BUCKETS))
         except DeviceMemoryError:
             memory.close()
             raise
 
     def on_cpu(self, publish: Callable[[Path], Path] = publish_classifier) -> PipelinedEngine:
         bundle, model, _ = self.bundle(publish)
-        return self._kept(PipelinedEngine(bundle, create_session(model, 1), HostMemory(), BUCKETS, exact=True))
+        return self._kept(PipelinedEngine(bundle, create_session(model, 1), HostMemory(), BUCKETS))
 
     def _kept(self, engine: PipelinedEngine) -> PipelinedEngine:
         self.engines.append(engine)
@@ -84,7 +83,7 @@ def fixture(tmp_path: Path) -> Iterator[Fixture]:
     for engine in fixture.engines:
         assert engine.close()
     cudart = fixture.cudart
-    assert (cudart.memory, cudart.locked, cudart.streams, cudart.events) == ({}, {}, {}, {}), "everything is given back"
+    assert (cudart.memory, cudart.locked, cudart.streams) == ({}, {}, {}), "everything is given back"
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -140,18 +139,6 @@ class TestPadding:
         run(fixture.on_gpu(), (images(rows),))
         assert fixture.session is not None
         assert fixture.session.shapes == [((bucket, 28, 28, 1),)]
-
-    def test_exact_sizes_are_not_padded(self, fixture: Fixture) -> None:
-        run(fixture.on_gpu(exact=True), (images(3),))
-        assert fixture.session is not None
-        assert fixture.session.shapes == [((3, 28, 28, 1),)]
-
-    def test_bindings_are_made_once(self, fixture: Fixture) -> None:
-        engine = fixture.on_gpu()
-        for _ in range(6):
-            run(engine, (images(3),))
-        assert fixture.session is not None
-        assert fixture.session.bindings == DEPTH
 
 
 class TestFreeDimensions:
