@@ -1,8 +1,6 @@
 """The memory that batches travel through: page-locked on the host, as much on the GPU, and the copies between them.
 
-    host (assembled here)  --upload-->  device  --run-->  device  --download-->  host (answered from here)
-
-On the CPU, host and device are the same memory and nothing is copied, so the engine above is the same for both.
+host (assembled here)  --upload-->  device  --run-->  device  --download-->  host (answered from here)
 """
 
 from __future__ import annotations
@@ -31,43 +29,8 @@ class HostDeviceBuffer(NamedTuple):
         return self.host[: dtype.itemsize * math.prod(shape)].view(dtype).reshape(shape)
 
 
-class HostMemory:
-    """The CPU's: nothing is copied, and Python frees what is not used any more. Subclasses do the work of the methods.
-
-    device, index: where ONNX Runtime finds the buffers. stream: what sessions must run on; 0: any. unified: the device
-    reads and writes the host's own memory.
-    """
-
-    device = "cpu"
-    index = 0
-    stream = 0
-    unified = True
-
-    def buffer(self, size: int) -> HostDeviceBuffer:
-        """Raises DeviceError."""
-        host = _pages(size)
-        return HostDeviceBuffer(host, host.ctypes.data)
-
-    def release(self, buffer: HostDeviceBuffer) -> None: ...
-
-    def upload(self, buffer: HostDeviceBuffer, size: int) -> None:
-        """Starts a copy of the first `size` bytes. Later runs on `stream` wait for it, the caller does not."""
-
-    def download(self, buffer: HostDeviceBuffer, size: int) -> None:
-        """Starts a copy of the first `size` bytes, which waits for earlier runs on `stream`."""
-
-    def finish(self) -> None:
-        """Waits for all copies and runs. Raises DeviceError if one failed on the device."""
-
-    def close(self) -> None:
-        """Releases everything. No copy and no run may be in progress."""
-
-
-class CudaMemory(HostMemory):
+class CudaMemory:
     """One engine's buffers and its stream on one GPU. on_close: called once everything is released."""
-
-    device = "cuda"
-    unified = False
 
     def __init__(self, cuda: Cuda, on_close: Callable[[], None] = lambda: None) -> None:
         """Raises DeviceError."""
@@ -78,7 +41,9 @@ class CudaMemory(HostMemory):
         self._buffers: dict[int, HostDeviceBuffer] = {}
 
     def buffer(self, size: int) -> HostDeviceBuffer:
-        host = _pages(size)
+        """Raises DeviceError."""
+        # Whole pages, because pages are what is locked.
+        host = np.frombuffer(mmap.mmap(-1, size), np.uint8)
         address = self._cuda.allocate(len(host))
         try:
             self._cuda.lock(host.ctypes.data, len(host))
@@ -94,15 +59,19 @@ class CudaMemory(HostMemory):
         self._cuda.free(buffer.address)
 
     def upload(self, buffer: HostDeviceBuffer, size: int) -> None:
+        """Starts a copy of the first `size` bytes. Later runs on `stream` wait for it, the caller does not."""
         self._cuda.upload(buffer.address, buffer.host.ctypes.data, size, self.stream)
 
     def download(self, buffer: HostDeviceBuffer, size: int) -> None:
+        """Starts a copy of the first `size` bytes, which waits for earlier runs on `stream`."""
         self._cuda.download(buffer.host.ctypes.data, buffer.address, size, self.stream)
 
     def finish(self) -> None:
+        """Waits for all copies and runs. Raises DeviceError if one failed."""
         self._cuda.finish(self.stream)
 
     def close(self) -> None:
+        """Releases everything. No copy and no run may be in progress."""
         if not self.stream:
             return
         # After some errors CUDA refuses every call: what can still be released is.
@@ -115,8 +84,3 @@ class CudaMemory(HostMemory):
             self._cuda.destroy_stream(self.stream)
         self.stream = 0
         self._on_close()
-
-
-def _pages(size: int) -> NDArray[np.uint8]:
-    """Whole pages, because pages are what is locked. They take no memory before the first write."""
-    return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)

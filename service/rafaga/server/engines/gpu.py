@@ -20,14 +20,14 @@ from typing import Any
 from rafaga.errors import BundleError
 from rafaga.server.config.device import Device, DeviceKind
 from rafaga.server.config.per_model import PerModel
-from rafaga.server.engines.contract import Engine, run
+from rafaga.server.engines.contract import DEPTH, Engine, run
 from rafaga.server.engines.cuda import Cuda
+from rafaga.server.engines.cuda_engine import CudaEngine, has_known_outputs
 from rafaga.server.engines.device_memory import CudaMemory
 from rafaga.server.engines.devices import Gpu
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace, measured
 from rafaga.server.engines.memory_budget import HEADROOM, MIB, MemoryBudget, estimate
 from rafaga.server.engines.onnxruntime import SessionEngine
-from rafaga.server.engines.pipelined import DEPTH, PipelinedEngine, has_known_outputs
 from rafaga.server.engines.providers import (
     SessionSettings,
     building,
@@ -125,7 +125,7 @@ class GpuDevice:
     def _engine(self, device: Device, model: ModelToPlace, settings: SessionSettings, memory: CudaMemory) -> Engine:
         session = self._create_session(model.content, device, settings)
         if has_known_outputs(model.spec):
-            return PipelinedEngine(model.spec, session, memory, self._buckets(model))
+            return CudaEngine(model.spec, session, memory, self._buckets(model))
         return SessionEngine(model.spec, session, self._buckets(model), memory)
 
     def _cache(self, model: ModelToPlace) -> Path:

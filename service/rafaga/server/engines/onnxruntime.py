@@ -1,18 +1,20 @@
-"""The engine that computes in the caller's thread: one ONNX Runtime session and no buffers of its own."""
+"""The engine of the CPU, and of models on a GPU whose outputs have no known size: one session of ONNX Runtime."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from rafaga import int8
-from rafaga.server.engines.contract import Completed, ModelSpec, PendingOutputs, failed
-from rafaga.server.engines.device_memory import HostMemory
+from rafaga.server.engines.contract import DEPTH, Completed, ModelSpec, PendingOutputs, failed
+from rafaga.server.engines.device_memory import CudaMemory
 from rafaga.server.engines.rows import assemble
+from rafaga.server.engines.serial_executor import SerialExecutor
 from rafaga.server.scheduling.job import Arrays, Part
 
 Session = Any
@@ -40,35 +42,43 @@ class SessionEngine:
     """Implements `Engine`. A model that takes no batches gets batches of one row, which is its whole input.
 
     buckets: the batch sizes that run; others are padded to the next one. (): any size. memory: closed with the engine.
+    pipelined: with a thread of its own, so that the next batch is assembled while one runs.
     """
 
-    depth = 1
-
     def __init__(
-        self, model: ModelSpec, session: Session, buckets: Sequence[int] = (), memory: HostMemory | None = None
+        self,
+        model: ModelSpec,
+        session: Session,
+        buckets: Sequence[int] = (),
+        memory: CudaMemory | None = None,
+        pipelined: bool = False,
     ) -> None:
+        self.depth = DEPTH if pipelined else 1
+        self._executor = SerialExecutor(f"session-{model.name}") if pipelined else None
         self._batched = model.max_batch_size > 0
         self._input_names = tuple(i.name for i in model.inputs)
         self._output_names = tuple(o.name for o in model.outputs)
         self._session = session
         self._buckets = tuple(buckets)
-        self._memory = memory or HostMemory()
+        self._memory = memory
         # One for all runs: an engine that was terminated never runs again.
         self._options = ort.RunOptions()
 
     def submit(self, rows: Sequence[Part]) -> PendingOutputs:
         try:
-            return Completed(self._run(rows))
+            count = sum(stop - start for _, start, stop in rows)
+            batch = self._buckets[bisect_left(self._buckets, count)] if self._buckets else count
+            inputs = assemble(rows, batch)
+            if self._executor is not None:
+                return self._executor.submit(partial(self._run, inputs, count))
+            return Completed(self._run(inputs, count))
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds
             return failed(error)
 
-    def _run(self, parts: Sequence[Part]) -> Arrays:
-        session = self._session
+    def _run(self, inputs: Arrays, rows: int) -> Arrays:
+        session, batch = self._session, len(inputs[0])
         if session is None:
             raise RuntimeError("the engine is closed")
-        rows = sum(stop - start for _, start, stop in parts)
-        batch = self._buckets[bisect_left(self._buckets, rows)] if self._buckets else rows
-        inputs = assemble(parts, batch)
         if not self._batched:
             inputs = tuple(a[0, ...] for a in inputs)  # an array even without dimensions
         outputs = session.run(self._output_names, dict(zip(self._input_names, inputs, strict=True)), self._options)
@@ -83,6 +93,9 @@ class SessionEngine:
         self._options.terminate = True
 
     def close(self, timeout_s: float = 10.0) -> bool:
+        if self._executor is not None and not self._executor.close(timeout_s):
+            return False
         self._session = None
-        self._memory.close()
+        if self._memory is not None:
+            self._memory.close()
         return True

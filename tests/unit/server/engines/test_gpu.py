@@ -22,11 +22,11 @@ from rafaga.errors import BundleError, DeviceError, DeviceMemoryError
 from rafaga.server.config.device import Device, DeviceFallback, DeviceKind
 from rafaga.server.config.per_model import PerModel
 from rafaga.server.engines.contract import Engine, run
+from rafaga.server.engines.cuda_engine import CudaEngine, has_known_outputs
 from rafaga.server.engines.gpu import GpuDevice, GpuSettings, device_buckets
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace
 from rafaga.server.engines.memory_budget import MIB
 from rafaga.server.engines.onnxruntime import SessionEngine, create_session
-from rafaga.server.engines.pipelined import PipelinedEngine, has_known_outputs
 from rafaga.server.engines.providers import SessionSettings
 from rafaga.server.engines.selection import Placement
 from rafaga.server.observability.metrics import Metrics
@@ -134,7 +134,7 @@ class TestGpu:
         path = publish(tmp_path)
         model = machine.served(machine.placement()).load(path, bundles.load(path))
         assert model.max_batch_size == 8
-        assert isinstance(machine.engines[0], PipelinedEngine if has_known_outputs(model.bundle) else SessionEngine)
+        assert isinstance(machine.engines[0], CudaEngine if has_known_outputs(model.bundle) else SessionEngine)
         model.close()
         assert machine.untouched
 
