@@ -208,6 +208,12 @@ def listed(items: Iterable[object], most_characters: int = 400) -> str:
     return ", ".join([*texts[:shown], f"… and {left} more"] if left else texts)
 
 
+def quoted(name: str, most_characters: int = 130) -> str:
+    """A name from a request, as an error shows it: escaped, and cut where it cannot be a valid one."""
+    text = repr(name)
+    return text if len(text) <= most_characters else text[: most_characters - 1] + "…"
+
+
 def to_status(error: RafagaError) -> Status:
     """The gRPC status of `error`, with google.rpc.ErrorInfo, and RetryInfo and pushback where a retry makes sense.
 

@@ -1,6 +1,6 @@
 """Tests that need an NVIDIA GPU: `pytest -m gpu tests/gpu`. Without one they are skipped, and say what is missing.
 
-RAFAGA_TEST_DEVICE: cuda:0 by default; cpu is a rehearsal, which runs the same engine on the host's memory.
+RAFAGA_TEST_DEVICE: cuda:0 by default; cpu is a rehearsal, which runs the CPU's pipelined engine.
 RAFAGA_TEST_BUNDLES: a repository, or one that was packed (see bench.packed), whose every bundle and variant is compared
 too. By default build/gpu-catalogue, or repository, or build/gpu-bench: the first that has any; where none has, two
 small models are exported.

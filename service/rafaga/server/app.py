@@ -143,13 +143,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
 
 
 def _placement(engines: EngineSettings) -> Placement:
-    settings = GpuSettings(
-        engines.batch_buckets,
-        engines.gpu_memory,
-        engines.gpu_model_memory,
-        engines.gpu_nhwc,
-        engines.tensorrt_cache,
-    )
+    settings = GpuSettings(engines.batch_buckets, engines.gpu_memory, engines.gpu_model_memory, engines.tensorrt_cache)
     try:
         choice = devices.choose(engines.device, engines.device_fallback, devices.Nvidia())
         level = logging.WARNING if choice.degraded else logging.INFO
@@ -160,20 +154,12 @@ def _placement(engines: EngineSettings) -> Placement:
 
 
 def _transport(
-    config: Config,
-    router: Router,
-    authenticator: Authenticator,
-    health: Health,
-    streams: Streams,
+    config: Config, router: Router, authenticator: Authenticator, health: Health, streams: Streams
 ) -> GrpcTransport:
     address = f"{config.network.host}:{config.network.grpc_port}"
     limits = Limits(config.limits.max_request_bytes)
     names = tuple(sorted({path.split("/")[1] for path in router.methods}))
-    services = (
-        health.add_to,
-        streams.add_to,
-        partial(add_reflection, services=names),
-    )
+    services = (health.add_to, streams.add_to, partial(add_reflection, services=names))
     secured = authenticator.required or config.security.tls_client_ca is not None
     if not config.network.loopback and not secured:
         _LOG.warning(

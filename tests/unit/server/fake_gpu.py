@@ -20,7 +20,7 @@ from rafaga.server.engines.devices import Gpu
 from rafaga.server.engines.rows import Shape
 
 POISON = 0xEE
-GPU = Gpu(0, "NVIDIA Pretend 9000", (9, 0), 2**30)
+GPU = Gpu(0, "NVIDIA Pretend 9000", (9, 0))
 
 
 @dataclass
@@ -33,7 +33,6 @@ class FakeCudart:
     memory: dict[int, ctypes.Array[ctypes.c_char]] = field(default_factory=dict)
     locked: dict[int, int] = field(default_factory=dict)
     streams: dict[int, list[Callable[[], object]]] = field(default_factory=dict)
-    events: dict[int, Callable[[], object]] = field(default_factory=dict)
     _handle: int = 1000
 
     @property
@@ -55,6 +54,7 @@ class FakeCudart:
         functions = dict(
             [
                 function("cudaSetDevice", number),
+                function("cudaSetDeviceFlags", ctypes.c_uint),
                 function("cudaMemGetInfo", pointer, pointer),
                 function("cudaMalloc", pointer, size),
                 function("cudaFree", pointer),
@@ -63,11 +63,6 @@ class FakeCudart:
                 function("cudaStreamCreateWithFlags", pointer, ctypes.c_uint),
                 function("cudaStreamDestroy", pointer),
                 function("cudaStreamSynchronize", pointer),
-                function("cudaStreamWaitEvent", pointer, pointer, ctypes.c_uint),
-                function("cudaEventCreateWithFlags", pointer, ctypes.c_uint),
-                function("cudaEventDestroy", pointer),
-                function("cudaEventRecord", pointer, pointer),
-                function("cudaEventSynchronize", pointer),
                 function("cudaMemcpyAsync", pointer, pointer, size, number, pointer),
             ]
         )
@@ -79,19 +74,11 @@ class FakeCudart:
     def enqueue(self, stream: int, work: Callable[[], object]) -> None:
         self.streams[stream].append(work)
 
-    def run(self, stream: int) -> None:
-        """Does what `stream` was given so far."""
-        work = self.streams[stream]
-        while work:
-            work.pop(0)()
-
-    def _give(self, where: int) -> int:
-        self._handle += 1
-        ctypes.c_void_p.from_address(where).value = self._handle
-        return self._handle
-
     def _cudaSetDevice(self, index: int) -> None:  # noqa: N802
         assert index == 0
+
+    def _cudaSetDeviceFlags(self, flags: int) -> None:  # noqa: N802
+        assert flags == 4
 
     def _cudaMemGetInfo(self, free: int, total: int) -> None:  # noqa: N802
         ctypes.c_size_t.from_address(free).value = self.total - self.used
@@ -119,42 +106,17 @@ class FakeCudart:
 
     def _cudaStreamCreateWithFlags(self, where: int, flags: int) -> None:  # noqa: N802
         assert flags == 1
-        self.streams[self._give(where)] = []
+        self._handle += 1
+        ctypes.c_void_p.from_address(where).value = self._handle
+        self.streams[self._handle] = []
 
     def _cudaStreamDestroy(self, stream: int) -> None:  # noqa: N802
         del self.streams[stream]
 
     def _cudaStreamSynchronize(self, stream: int) -> None:  # noqa: N802
-        self.run(stream)
-
-    def _cudaEventCreateWithFlags(self, where: int, flags: int) -> None:  # noqa: N802
-        assert flags == 3
-        self.events[self._give(where)] = lambda: None
-
-    def _cudaEventDestroy(self, event: int) -> None:  # noqa: N802
-        del self.events[event]
-
-    def _cudaEventRecord(self, event: int, stream: int) -> None:  # noqa: N802
-        done = False
-
-        def happen() -> None:
-            nonlocal done
-            done = True
-
-        def wait() -> None:
-            work = self.streams[stream]
-            while not done:
-                work.pop(0)()
-
-        self.enqueue(stream, happen)
-        self.events[event] = wait
-
-    def _cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> None:  # noqa: N802
-        assert flags == 0
-        self.enqueue(stream, self.events[event])
-
-    def _cudaEventSynchronize(self, event: int) -> None:  # noqa: N802
-        self.events[event]()
+        work = self.streams[stream]
+        while work:
+            work.pop(0)()
 
     def _cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> None:  # noqa: N802
         on_device = to if kind == 1 else source
@@ -184,7 +146,6 @@ class FakeGpuSession:
     ) -> None:
         self._session, self._cudart, self._stream, self._cpu_inputs = session, cudart, stream, cpu_inputs
         self.shapes: list[tuple[Shape, ...]] = []
-        self.bindings = 0
         self.before_run: Callable[[], object] = lambda: None
 
     def get_inputs(self) -> Sequence[Any]:
@@ -204,7 +165,6 @@ class FakeGpuSession:
         return self._session.run(names, feed, options)
 
     def io_binding(self) -> FakeBinding:
-        self.bindings += 1
         return FakeBinding(self._session, self._cudart)
 
     def run_with_iobinding(self, binding: FakeBinding, options: ort.RunOptions | None = None) -> None:

@@ -212,7 +212,6 @@ class EngineSettings:
         "MIB|NAME=MIB[,...]",
         "memory of each GPU that one model may use; per model: 4096,NAME=2048 (default: no limit)",
     )
-    gpu_nhwc: bool = _setting("off", boolean, "on|off", "NHWC layout (channels last) for convolutions on the GPU")
     tensorrt_cache: Path = _setting(
         "~/.cache/rafaga/tensorrt",
         path,

@@ -11,6 +11,9 @@ import numpy as np
 from rafaga.bundle import TensorSpec
 from rafaga.server.scheduling.job import Arrays, Job, Part
 
+DEPTH = 2
+"""Of engines that run batches in a thread of their own: while one runs, the next is assembled."""
+
 
 class ModelSpec(Protocol):
     """The part of a Bundle, or of a PlainModel, that engines need. max_batch_size 0: the model takes no batches."""

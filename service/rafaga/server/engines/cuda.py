@@ -1,28 +1,25 @@
-"""The few functions of CUDA's runtime that batches on a GPU need: streams, events, page-locked memory, copies.
+"""The few functions of CUDA's runtime that batches on a GPU need: a stream, page-locked memory, copies.
 
-ONNX Runtime's Python interface can neither lock pages nor copy during a run. The runtime library is installed wherever
-its CUDA provider loads, and these functions have had the same signatures since CUDA 4.
+ONNX Runtime's Python interface can neither lock pages nor copy in the background. The runtime library is installed
+wherever its CUDA provider loads.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import NewType
 
 import onnxruntime as ort
 
 from rafaga.errors import DeviceError, DeviceMemoryError
 
-Stream = NewType("Stream", int)
-Event = NewType("Event", int)
-
 _MEMORY_ALLOCATION = 2  # cudaErrorMemoryAllocation
 _NON_BLOCKING = 1  # cudaStreamNonBlocking: does not wait for the legacy default stream
-_NO_TIMING_BLOCKING_SYNC = 3  # cudaEventDisableTiming | cudaEventBlockingSync: waiting sleeps
+_BLOCKING_SYNC = 4  # cudaDeviceScheduleBlockingSync: waiting sleeps and does not spin
 _TO_DEVICE, _TO_HOST = 1, 2  # cudaMemcpyKind
 
 _SIGNATURES: dict[str, tuple[type, ...]] = {
     "cudaSetDevice": (ctypes.c_int,),
+    "cudaSetDeviceFlags": (ctypes.c_uint,),
     "cudaMemGetInfo": (ctypes.c_void_p, ctypes.c_void_p),
     "cudaMalloc": (ctypes.c_void_p, ctypes.c_size_t),
     "cudaFree": (ctypes.c_void_p,),
@@ -31,13 +28,13 @@ _SIGNATURES: dict[str, tuple[type, ...]] = {
     "cudaStreamCreateWithFlags": (ctypes.c_void_p, ctypes.c_uint),
     "cudaStreamDestroy": (ctypes.c_void_p,),
     "cudaStreamSynchronize": (ctypes.c_void_p,),
-    "cudaStreamWaitEvent": (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint),
-    "cudaEventCreateWithFlags": (ctypes.c_void_p, ctypes.c_uint),
-    "cudaEventDestroy": (ctypes.c_void_p,),
-    "cudaEventRecord": (ctypes.c_void_p, ctypes.c_void_p),
-    "cudaEventSynchronize": (ctypes.c_void_p,),
     "cudaMemcpyAsync": (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p),
 }
+
+
+def cuda_major_version() -> str:
+    """Of the CUDA that ONNX Runtime was built with."""
+    return str(ort.cuda_version or "13").partition(".")[0]
 
 
 class Cuda:
@@ -51,15 +48,18 @@ class Cuda:
             function.argtypes, function.restype = arguments, ctypes.c_int
         library.cudaGetErrorString.argtypes = (ctypes.c_int,)
         library.cudaGetErrorString.restype = ctypes.c_char_p
+        self._call("cudaSetDeviceFlags", _BLOCKING_SYNC)
 
     @classmethod
     def load(cls, index: int) -> Cuda:
-        """Raises DeviceError when the library does not load. Call devices.preload first."""
-        name = f"libcudart.so.{str(ort.cuda_version or '13').partition('.')[0]}"
+        """Initialises CUDA on a GPU. Raises DeviceError when the library does not load, the GPU is too old, busy, full
+        or broken, or its driver is. Call devices.preload first."""
+        name = f"libcudart.so.{cuda_major_version()}"
         try:
-            return cls(ctypes.CDLL(name), index)
+            library = ctypes.CDLL(name)
         except OSError as error:
             raise DeviceError(f"cuda:{index}: cannot load {name}: {error}") from None
+        return cls(library, index)
 
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
@@ -81,37 +81,21 @@ class Cuda:
     def unlock(self, address: int) -> None:
         self._call("cudaHostUnregister", address)
 
-    def stream(self) -> Stream:
-        return Stream(self._created("cudaStreamCreateWithFlags", _NON_BLOCKING))
+    def stream(self) -> int:
+        """The address of a new stream, on which work runs in the order it was started."""
+        return self._created("cudaStreamCreateWithFlags", _NON_BLOCKING)
 
-    def destroy_stream(self, stream: Stream) -> None:
+    def destroy_stream(self, stream: int) -> None:
         self._call("cudaStreamDestroy", stream)
 
-    def finish(self, stream: Stream) -> None:
-        """Waits until all work on `stream` is done."""
+    def finish(self, stream: int) -> None:
+        """Waits until all work on `stream` is done. Raises DeviceError if any of it failed."""
         self._call("cudaStreamSynchronize", stream)
 
-    def event(self) -> Event:
-        return Event(self._created("cudaEventCreateWithFlags", _NO_TIMING_BLOCKING_SYNC))
-
-    def destroy_event(self, event: Event) -> None:
-        self._call("cudaEventDestroy", event)
-
-    def record(self, event: Event, stream: Stream) -> None:
-        """`event` happens when the work that is on `stream` now is done."""
-        self._call("cudaEventRecord", event, stream)
-
-    def await_on(self, stream: Stream, event: Event) -> None:
-        """Later work on `stream` starts after `event`."""
-        self._call("cudaStreamWaitEvent", stream, event, 0)
-
-    def wait(self, event: Event) -> None:
-        self._call("cudaEventSynchronize", event)
-
-    def upload(self, device: int, host: int, size: int, stream: Stream) -> None:
+    def upload(self, device: int, host: int, size: int, stream: int) -> None:
         self._call("cudaMemcpyAsync", device, host, size, _TO_DEVICE, stream)
 
-    def download(self, host: int, device: int, size: int, stream: Stream) -> None:
+    def download(self, host: int, device: int, size: int, stream: int) -> None:
         self._call("cudaMemcpyAsync", host, device, size, _TO_HOST, stream)
 
     def _created(self, function: str, argument: int) -> int:

@@ -13,13 +13,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import onnxruntime as ort
 
 from rafaga.errors import DeviceError
 from rafaga.server.config.device import CPU, Device, DeviceFallback, DeviceKind
-from rafaga.server.engines.cuda import Cuda
+from rafaga.server.engines.cuda import Cuda, cuda_major_version
 
 # ONNX Runtime uses it if it is installed.
 _PLUGINS = "libnvinfer_plugin.so.10"
@@ -33,23 +32,32 @@ class Gpu:
     index: int
     name: str
     capability: tuple[int, int]
-    memory_bytes: int
 
 
-class System(Protocol):
-    """The machine that `choose` examines. Tests bring their own."""
+class Nvidia:
+    """This machine, as `choose` examines it. Tests bring simulated ones."""
 
     def gpus(self) -> tuple[Gpu, ...]:
-        """Raises DeviceError when there is no usable driver."""
+        """At least one. Raises DeviceError when there is no usable driver."""
+        driver = _driver()
+        count = ctypes.c_int()
+        _ask(driver, "cuDeviceGetCount", ctypes.byref(count))
+        if not count.value:
+            raise DeviceError("NVIDIA's driver is installed, but shows this process no GPU")
+        return tuple(_gpu(driver, index) for index in range(count.value))
 
     def missing_libraries(self, kind: DeviceKind) -> tuple[str, ...]:
         """Shared libraries that `kind` needs and that cannot be loaded."""
+        preload()
+        return tuple(name for name in needed_libraries(kind) if not _loads(name))
 
     def providers(self) -> Sequence[str]:
         """What ONNX Runtime was built with."""
+        return tuple(ort.get_available_providers())
 
     def start(self, index: int) -> None:
-        """Initialises CUDA on that GPU. Raises DeviceError if it is too old, busy, full or broken, or its driver is."""
+        """Initialises CUDA on that GPU. Raises DeviceError."""
+        Cuda.load(index).memory()
 
 
 @dataclass(frozen=True)
@@ -61,23 +69,23 @@ class DeviceChoice:
     degraded: bool = False
 
 
-def choose(wanted: tuple[Device, ...] | None, fallback: DeviceFallback, system: System) -> DeviceChoice:
+def choose(wanted: tuple[Device, ...] | None, fallback: DeviceFallback, system: Nvidia) -> DeviceChoice:
     """Raises DeviceError when a device in `wanted` cannot be used and `fallback` does not allow the CPU. `wanted` None:
     the first GPU if it can be used, else the CPU."""
     if wanted is None:
         try:
-            gpus = system.gpus()
+            found = system.gpus()[0].name
         except DeviceError as error:
             return DeviceChoice((CPU,), f"auto: no GPU ({error})")
         device = Device(DeviceKind.CUDA)
         try:
-            _start(device, system)
+            check(device, system)
         except DeviceError as error:
-            return DeviceChoice((CPU,), f"auto: there is {gpus[0].name}, but {error}", degraded=True)
-        return DeviceChoice((device,), f"auto: found {gpus[0].name}")
+            return DeviceChoice((CPU,), f"auto: there is {found}, but {error}", degraded=True)
+        return DeviceChoice((device,), f"auto: found {found}")
     try:
         for device in wanted:
-            _start(device, system)
+            check(device, system)
     except DeviceError as error:
         if fallback is DeviceFallback.FAIL:
             raise
@@ -85,15 +93,8 @@ def choose(wanted: tuple[Device, ...] | None, fallback: DeviceFallback, system: 
     return DeviceChoice(wanted, "as configured")
 
 
-def _start(device: Device, system: System) -> None:
-    """Raises DeviceError as `check` does, and if CUDA does not start."""
-    check(device, system)
-    if device.gpu:
-        system.start(device.index)
-
-
-def check(device: Device, system: System) -> None:
-    """Raises DeviceError that says why `device` cannot be used, and what to do. Allocates nothing on the GPU."""
+def check(device: Device, system: Nvidia) -> None:
+    """Starts CUDA, if `device` is a GPU. Raises DeviceError that says why it cannot be used, and what to do."""
     if not device.gpu:
         return
     if device.provider not in system.providers():
@@ -106,79 +107,37 @@ def check(device: Device, system: System) -> None:
     if missing := system.missing_libraries(device.kind):
         of_tensorrt = [name for name in missing if name.startswith("libnv")]
         packages = ["'rafaga[gpu]'"] if len(of_tensorrt) < len(missing) else []
-        packages += [f"'tensorrt-cu{_cuda_major()}-libs<11'"] if of_tensorrt else []
+        packages += [f"'tensorrt-cu{cuda_major_version()}-libs<11'"] if of_tensorrt else []
         what, how = ", ".join(missing), " ".join(packages)
         raise DeviceError(f"{device}: cannot load {what}: pip install {how}, or put them on LD_LIBRARY_PATH")
+    system.start(device.index)
 
 
-class Nvidia:
-    """This machine."""
-
-    def gpus(self) -> tuple[Gpu, ...]:
-        driver = _driver()
-        count = ctypes.c_int()
-        _ask(driver, "cuDeviceGetCount", ctypes.byref(count))
-        if not count.value:
-            raise DeviceError("NVIDIA's driver is installed, but shows this process no GPU")
-        return tuple(self._gpu(driver, index) for index in range(count.value))
-
-    @staticmethod
-    def _gpu(driver: ctypes.CDLL, index: int) -> Gpu:
-        device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-        name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
-        _ask(driver, "cuDeviceGet", ctypes.byref(device), ctypes.c_int(index))
-        _ask(driver, "cuDeviceGetName", name, ctypes.c_int(len(name)), device)
-        _ask(driver, "cuDeviceGetAttribute", ctypes.byref(major), ctypes.c_int(_CAPABILITY_MAJOR), device)
-        _ask(driver, "cuDeviceGetAttribute", ctypes.byref(minor), ctypes.c_int(_CAPABILITY_MINOR), device)
-        _ask(driver, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
-        return Gpu(index, name.value.decode(), (major.value, minor.value), memory.value)
-
-    def missing_libraries(self, kind: DeviceKind) -> tuple[str, ...]:
-        preload()
-        return tuple(name for name in needed_libraries(kind) if not _loads(name))
-
-    def providers(self) -> Sequence[str]:
-        return tuple(ort.get_available_providers())
-
-    def start(self, index: int) -> None:
-        Cuda.load(index).memory()
-
-
-def preload() -> str:
+def preload() -> None:
     """Loads the libraries of CUDA and TensorRT from this environment's packages, where the system does not look.
 
-    Returns ONNX Runtime's messages. Without this, a session on the GPU silently becomes one on the CPU. ONNX Runtime
-    only looks in its own site-packages folder, and the libraries may lie in another.
+    Without this, a session on the GPU silently becomes one on the CPU. ONNX Runtime only looks in its own site-packages
+    folder, and the libraries may lie in another.
     """
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.suppress(OSError):
+    # It prints what it does not find.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(OSError):
         ort.preload_dlls()
     folders = [
-        folder
-        for path in map(Path, sys.path)
-        for folder in (*path.glob("nvidia/*/lib"), path / "tensorrt_libs")
-        if folder.is_dir()
+        folder for path in map(Path, sys.path) for folder in (*path.glob("nvidia/*/lib"), path / "tensorrt_libs")
     ]
     # cuDNN loads the compiler by name for some kernels.
-    compiler = f"libnvrtc.so.{_cuda_major()}"
+    compiler = f"libnvrtc.so.{cuda_major_version()}"
     for name in (*needed_libraries(DeviceKind.TENSORRT), compiler, _PLUGINS):
         if not _loads(name):
             # Once one is loaded, other libraries find it by its name.
             any(_loads(str(folder / name)) for folder in folders if (folder / name).is_file())
-    return said.getvalue()
 
 
 def needed_libraries(kind: DeviceKind) -> tuple[str, ...]:
-    """Libraries besides the driver's, dependencies first. The CUDA version is that of ONNX Runtime's build."""
-    if kind is DeviceKind.CPU:
-        return ()
-    own = tuple(f"lib{name}.so.{_cuda_major()}" for name in ("cudart", "cublasLt", "cublas"))
+    """Libraries of a GPU besides the driver's, dependencies first."""
+    own = tuple(f"lib{name}.so.{cuda_major_version()}" for name in ("cudart", "cublasLt", "cublas"))
     cuda = (*own, "libcurand.so.10", "libcudnn.so.9")
     return cuda if kind is DeviceKind.CUDA else (*cuda, "libnvinfer.so.10", "libnvonnxparser.so.10")
-
-
-def _cuda_major() -> str:
-    return str(ort.cuda_version or "13").partition(".")[0]
 
 
 def _loads(name: str) -> bool:
@@ -198,6 +157,16 @@ def _driver() -> ctypes.CDLL:
         ) from None
     _ask(driver, "cuInit", ctypes.c_uint(0))
     return driver
+
+
+def _gpu(driver: ctypes.CDLL, index: int) -> Gpu:
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    _ask(driver, "cuDeviceGet", ctypes.byref(device), ctypes.c_int(index))
+    _ask(driver, "cuDeviceGetName", name, ctypes.c_int(len(name)), device)
+    _ask(driver, "cuDeviceGetAttribute", ctypes.byref(major), ctypes.c_int(_CAPABILITY_MAJOR), device)
+    _ask(driver, "cuDeviceGetAttribute", ctypes.byref(minor), ctypes.c_int(_CAPABILITY_MINOR), device)
+    return Gpu(index, name.value.decode(), (major.value, minor.value))
 
 
 def _ask(driver: ctypes.CDLL, function: str, *arguments: object) -> None:

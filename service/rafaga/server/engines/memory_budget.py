@@ -22,14 +22,15 @@ _WEIGHTS = 2
 
 @dataclass(eq=False)
 class Reservation:
-    """One model's share of a budget, in bytes."""
+    """One model's share of a budget, in bytes. limit: what the model may have; None: any."""
 
     model: str
     size: int
+    limit: int | None
 
 
 class MemoryBudget:
-    """`total` bytes of `device`. From any thread."""
+    """`total` bytes of `device`. From any thread. Refusals are DeviceMemoryErrors and say how to make room."""
 
     def __init__(self, device: str, total: int) -> None:
         self._device = device
@@ -42,19 +43,21 @@ class MemoryBudget:
         with self._lock:
             return sum(held.size for held in self._held)
 
-    def reserve(self, model: str, size: int) -> Reservation:
-        """Raises DeviceMemoryError, which lists the models that hold memory, when `size` bytes are not left."""
-        reservation = Reservation(model, size)
+    def reserve(self, model: str, size: int, limit: int | None = None) -> Reservation:
+        """Reserves the limit, if there is one. Refused when `size` bytes pass it, or when the memory is not left."""
+        reservation = Reservation(model, max(size, limit or 0), limit)
         with self._lock:
-            self._check(reservation, size, "needs about", 0)
+            self._check_limit(reservation, size, "needs about", 0)
+            self._check_total(reservation, reservation.size, "needs about", 0)
             self._held.append(reservation)
         return reservation
 
     def settle(self, reservation: Reservation, size: int) -> None:
-        """The model is loaded and took `size` bytes. Raises DeviceMemoryError when that passes the budget by more than
-        the headroom: the first model is also charged for what the libraries load once."""
+        """The model is loaded and took `size` bytes. Refused when that passes limit or budget by more than the
+        headroom: the first model is also charged for what the libraries load once."""
         with self._lock:
-            self._check(reservation, size, "took", HEADROOM)
+            self._check_limit(reservation, size, "took", HEADROOM)
+            self._check_total(reservation, size, "took", HEADROOM)
             reservation.size = size
 
     def release(self, reservation: Reservation) -> None:
@@ -62,7 +65,14 @@ class MemoryBudget:
             if reservation in self._held:
                 self._held.remove(reservation)
 
-    def _check(self, reservation: Reservation, size: int, verb: str, tolerance: int) -> None:
+    def _check_limit(self, reservation: Reservation, size: int, verb: str, tolerance: int) -> None:
+        if reservation.limit is not None and size > reservation.limit + tolerance:
+            raise DeviceMemoryError(
+                f"{reservation.model} {verb} {size // MIB} MiB of {self._device}, a model may have "
+                f"{reservation.limit // MIB}: raise gpu_model_memory_mib or lower max_batch_size"
+            )
+
+    def _check_total(self, reservation: Reservation, size: int, verb: str, tolerance: int) -> None:
         others = [held for held in self._held if held is not reservation]
         left = self._total - sum(held.size for held in others)
         if size > left + tolerance:

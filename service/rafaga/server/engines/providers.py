@@ -18,11 +18,11 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from rafaga import int8
 from rafaga.bundle import Precision
-from rafaga.errors import DeviceError, DeviceMemoryError
+from rafaga.errors import BundleError, DeviceError, DeviceMemoryError
 from rafaga.server.config.device import CPU, Device, DeviceKind
 from rafaga.server.engines.devices import Gpu
+from rafaga.server.engines.onnxruntime import session_options
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,91 +39,57 @@ Options = dict[str, str]
 
 
 @dataclass(frozen=True)
-class CudaSettings:
-    """How the CUDA provider runs a model.
+class SessionSettings:
+    """How a GPU runs a model.
 
-    stream: address of the CUDA stream that everything runs on; 0: ONNX Runtime makes its own. memory_bytes: limit of
-    the arena, which holds weights and activations but not the workspaces of cuDNN and cuBLAS. nhwc: convolutions with
-    channels last. tf32: float32 products are rounded to 10 bits of mantissa, on tensor cores.
+    stream: address of the CUDA stream that everything runs on. memory_bytes: limit of the arena, which holds weights
+    and activations but not the workspaces of cuDNN and cuBLAS. tf32: CUDA rounds float32 products to 10 bits of
+    mantissa, on tensor cores. cache: of TensorRT, the model's own folder (see `cache_folder`); None: CUDA alone.
     """
 
-    stream: int = 0
+    stream: int
+    precision: Precision
     memory_bytes: int | None = None
-    nhwc: bool = False
     tf32: bool = True
+    cache: Path | None = None
 
-    def options(self, index: int) -> Options:
-        options = {
-            "device_id": str(index),
+    def cuda(self, index: int) -> Options:
+        options = self._common(index) | {
             # The default, EXHAUSTIVE, measures every algorithm again for each shape: seconds for each bucket.
             "cudnn_conv_algo_search": "HEURISTIC",
             "cudnn_conv_use_max_workspace": "1",
             # Powers of two, the default, would pass a limit long before it is used up.
             "arena_extend_strategy": "kSameAsRequested",
-            "prefer_nhwc": _flag(self.nhwc),
-            "use_tf32": _flag(self.tf32),
+            "use_tf32": str(int(self.tf32)),
         }
-        if self.memory_bytes is not None:
-            options["gpu_mem_limit"] = str(self.memory_bytes)
-        return options | _stream(self.stream)
+        return options if self.memory_bytes is None else options | {"gpu_mem_limit": str(self.memory_bytes)}
 
-
-@dataclass(frozen=True)
-class TensorRtSettings:
-    """`cache`: the model's own folder, see `cache_folder`.
-
-    No range of shapes is declared: TensorRT builds an engine for the shapes it has seen, and builds again when a shape
-    lies outside their range.
-    """
-
-    cache: Path
-    precision: Precision
-    stream: int = 0
-    memory_bytes: int | None = None
-
-    def options(self, index: int) -> Options:
-        options = {
-            "device_id": str(index),
-            "trt_fp16_enable": _flag(self.precision is Precision.FP16),
-            "trt_int8_enable": _flag(self.precision is Precision.INT8),
+    def tensorrt(self, index: int) -> Options:
+        """No range of shapes is declared: TensorRT builds an engine for the shapes it has seen, and builds again when a
+        shape lies outside their range."""
+        options = self._common(index) | {
+            "trt_fp16_enable": str(int(self.precision is Precision.FP16)),
+            "trt_int8_enable": str(int(self.precision is Precision.INT8)),
             "trt_engine_cache_enable": "1",
             "trt_engine_cache_path": str(self.cache),
             "trt_timing_cache_enable": "1",
             "trt_timing_cache_path": str(self.cache),
         }
-        if self.memory_bytes is not None:
-            options["trt_max_workspace_size"] = str(self.memory_bytes)
-        return options | _stream(self.stream)
+        return options if self.memory_bytes is None else options | {"trt_max_workspace_size": str(self.memory_bytes)}
+
+    def _common(self, index: int) -> Options:
+        return {"device_id": str(index), "has_user_compute_stream": "1", "user_compute_stream": str(self.stream)}
 
 
-def create_gpu_session(
-    model: bytes, device: Device, cuda: CudaSettings, tensorrt: TensorRtSettings | None = None
-) -> ort.InferenceSession:
-    """A session that runs on `device`. Never one that runs on the CPU instead.
-
-    Raises DeviceError, DeviceMemoryError, or what else ONNX Runtime raises for the model.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1  # the CPU only computes shapes
-    options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # it plans memory per batch size, and sizes vary
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    int8.configure(options)  # for nodes that run on the CPU
-    options.log_severity_level = 3
-    providers: list[tuple[str, Options]] = []
+def create_gpu_session(model: bytes, device: Device, settings: SessionSettings) -> ort.InferenceSession:
+    """A session that runs on `device`. Never one that runs on the CPU instead: then it raises DeviceError."""
+    options = session_options(threads=1, spinning=False)  # the CPU only computes shapes
+    # Each runs what the one before does not.
+    providers = [(Device(DeviceKind.CUDA).provider, settings.cuda(device.index)), (CPU.provider, {})]
     if device.kind is DeviceKind.TENSORRT:
-        if tensorrt is None:
-            raise ValueError("a TensorRT session needs TensorRtSettings")
-        providers.append((device.provider, tensorrt.options(device.index)))
-    # Runs what TensorRT does not.
-    providers.append((Device(DeviceKind.CUDA).provider, cuda.options(device.index)))
-    providers.append((CPU.provider, {}))
-    try:
-        # Without enable_fallback=0, it prints a message and continues on the CPU.
-        session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
-    except Exception as error:  # onnxruntime raises bare exceptions of many kinds
-        raise_if_out_of_memory(error, device)
-        raise
+        providers.insert(0, (device.provider, settings.tensorrt(device.index)))
+    # Without enable_fallback=0, it prints a message and continues on the CPU.
+    session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
     # With it too, it only logs when a provider's library does not load.
     if lacking := [name for name, _ in providers if name not in session.get_providers()]:
         raise DeviceError(
@@ -139,16 +105,20 @@ def device_failed(error: Exception) -> bool:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether memory lacked, on a device or the host."""
+    """Whether memory was lacking, on a device or the host."""
     return _OUT_OF_MEMORY.search(str(error)) is not None
 
 
-def raise_if_out_of_memory(error: Exception, device: Device) -> None:
-    """Raises DeviceMemoryError if `error` means that."""
+def load_error(error: Exception, model: str, device: Device) -> BundleError:
+    """What an error of ONNX Runtime means: DeviceMemoryError, DeviceError where another device may run the model, or
+    BundleError."""
     if out_of_memory(error):
-        raise DeviceMemoryError(
+        return DeviceMemoryError(
             f"{device} ran out of memory: raise gpu_model_memory_mib, lower max_batch_size, or serve fewer models"
-        ) from error
+        )
+    text = f"{model}: ONNX Runtime does not run the model on {device}: {error}"
+    failed = device.kind is DeviceKind.TENSORRT or device_failed(error)
+    return DeviceError(text) if failed else BundleError(text)
 
 
 def tensorrt_versions() -> tuple[str, ...]:
@@ -164,13 +134,10 @@ def cache_folder(root: Path, model: bytes, gpu: Gpu, versions: Sequence[str]) ->
     `versions`: see `tensorrt_versions`.
     """
     slug = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
-    about = "\n".join((gpu.name, *versions))
     capability = f"sm{gpu.capability[0]}{gpu.capability[1]}"
-    key = (
-        f"{hashlib.sha256(model).hexdigest()[:16]}-{slug}-{capability}-{hashlib.sha256(about.encode()).hexdigest()[:8]}"
-    )
+    about = hashlib.sha256("\n".join((gpu.name, *versions)).encode())
     root = root.expanduser()
-    folder = root / key
+    folder = root / f"{hashlib.sha256(model).hexdigest()[:16]}-{slug}-{capability}-{about.hexdigest()[:8]}"
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -194,6 +161,7 @@ def building(folder: Path, model: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:  # some network file systems
             _LOG.warning("cannot lock the TensorRT cache: %s", error.strerror, extra={"model": model})
+        _LOG.info("TensorRT builds the model: this may take minutes", extra={"model": model})
         yield
 
 
@@ -203,11 +171,3 @@ def _check_owned(path: Path) -> None:
         raise DeviceError(f"tensorrt_cache {path}: expected a folder, not a link or a file")
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise DeviceError(f"tensorrt_cache {path}: must belong to this user and be writable by no other (chmod 0700)")
-
-
-def _stream(address: int) -> Options:
-    return {"has_user_compute_stream": "1", "user_compute_stream": str(address)} if address else {}
-
-
-def _flag(value: bool) -> str:
-    return "1" if value else "0"

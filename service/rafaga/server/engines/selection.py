@@ -13,12 +13,10 @@ from rafaga.server.config.per_model import EngineOptions, PerModel
 from rafaga.server.engines.contract import Engine
 from rafaga.server.engines.cpu_count import available_cores
 from rafaga.server.engines.cuda import Cuda
-from rafaga.server.engines.device_memory import HostMemory
 from rafaga.server.engines.devices import DeviceChoice, Nvidia
 from rafaga.server.engines.gpu import GpuDevice, GpuSettings
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace, measured, run_seconds
 from rafaga.server.engines.onnxruntime import SessionEngine, create_session
-from rafaga.server.engines.pipelined import PipelinedEngine, has_known_outputs
 from rafaga.server.scheduling.latency import LatencyTable, buckets_up_to
 
 # Below this a second thread costs more in waking up than it computes.
@@ -42,7 +40,7 @@ class CpuThreads(NamedTuple):
 @dataclass(frozen=True)
 class Placement:
     """devices: where every model has its engines. engines: how many on each device, and how they run. gpus: by index,
-    for all `devices` that are GPUs. pipelined_s: seconds per row from which a model on the CPU gets a PipelinedEngine.
+    for all `devices` that are GPUs. pipelined_s: seconds per row from which an engine on the CPU is pipelined.
     """
 
     devices: tuple[Device, ...] = (CPU,)
@@ -114,8 +112,8 @@ class Placement:
             session = create_session(model.content, threads.fixed or threads.share, threads.spinning)
             engine = SessionEngine(spec, session)
             (seconds,) = run_seconds(engine, [model.samples.tiled(1)])
-            if seconds >= self.pipelined_s and has_known_outputs(spec):
-                return PipelinedEngine(spec, session, HostMemory(), buckets_up_to(model.max_rows), exact=True)
+            if seconds >= self.pipelined_s:
+                return SessionEngine(spec, session, pipelined=True)
             if threads.fixed is None and threads.share > 1 and seconds < _SINGLE_THREAD_S:
                 return SessionEngine(spec, create_session(model.content, 1, threads.spinning))
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds

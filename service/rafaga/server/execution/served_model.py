@@ -62,8 +62,12 @@ class ServedModel:
     def start(self, on_change: Callable[[], None] = lambda: None) -> None:
         """`on_change` is called whenever `down` or `unrecoverable` has changed."""
         batcher = self._queue.batcher
-        self.metrics.watch_queue(lambda: batcher.queued_rows, lambda: batcher.queued_jobs)
-        self.metrics.watch_load(self.predicted_wait_s, self.capacity_rows_per_s)
+        self.metrics.watch_queue(
+            lambda: batcher.queued_rows,
+            lambda: batcher.queued_jobs,
+            self.predicted_wait_s,
+            self.capacity_rows_per_s,
+        )
         self._supervisor.start(on_change)
 
     @property

@@ -48,96 +48,77 @@ LABELS = {
     "cause": "`deadline`: the answer would be too late; `cancelled`: the caller cancelled or disconnected",
 }
 
-REQUESTS = Family(Kind.COUNTER, "rafaga_requests", "Calls answered, by method and gRPC status.", ("method", "code"))
-REFUSALS = Family(
-    Kind.COUNTER,
-    "rafaga_refusals",
-    "Calls refused or failed, by the reason in the status details.",
-    ("method", "reason"),
+
+def _counter(name: str, text: str, *labels: str) -> Family:
+    return Family(Kind.COUNTER, name, text, labels)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Family:
+    return Family(Kind.GAUGE, name, text, labels)
+
+
+def _histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Family:
+    return Family(Kind.HISTOGRAM, name, text, labels, buckets)
+
+
+REQUESTS = _counter("rafaga_requests", "Calls answered, by method and gRPC status.", "method", "code")
+REFUSALS = _counter(
+    "rafaga_refusals", "Calls refused or failed, by the reason in the status details.", "method", "reason"
 )
-REQUEST_SECONDS = Family(
-    Kind.HISTOGRAM,
-    "rafaga_request_seconds",
-    "Time from receiving a call to passing its reply to the transport.",
-    ("method",),
-    _SECONDS,
+REQUEST_SECONDS = _histogram(
+    "rafaga_request_seconds", "Time from receiving a call to passing its reply to the transport.", "method"
 )
-IN_FLIGHT = Family(Kind.GAUGE, "rafaga_requests_in_flight", "Calls received and not answered yet.")
-DROPPED = Family(Kind.COUNTER, "rafaga_dropped", "Jobs dropped from the queue before they ran.", ("model", "cause"))
-FAILURES = Family(
-    Kind.COUNTER, "rafaga_engine_failures", "Jobs whose run failed because of the engine or its device.", ("model",)
-)
-REJECTED_INPUTS = Family(
-    Kind.COUNTER,
+IN_FLIGHT = _gauge("rafaga_requests_in_flight", "Calls received and not answered yet.")
+DROPPED = _counter("rafaga_dropped", "Jobs dropped from the queue before they ran.", "model", "cause")
+FAILURES = _counter("rafaga_engine_failures", "Jobs whose run failed because of the engine or its device.", "model")
+REJECTED_INPUTS = _counter(
     "rafaga_rejected_inputs",
     "Jobs whose input alone made a run fail, on an engine that runs its own sample. They are errors of the caller.",
-    ("model",),
+    "model",
 )
-RESTARTS = Family(
-    Kind.COUNTER,
-    "rafaga_engine_restarts",
-    "Engines started to replace one that hung, failed on its own sample, or died.",
-    ("model",),
+RESTARTS = _counter(
+    "rafaga_engine_restarts", "Engines started to replace one that hung, failed on its own sample, or died.", "model"
 )
-BATCH_SIZE = Family(Kind.HISTOGRAM, "rafaga_batch_size", "Rows per run of an engine.", ("model",), _ROWS)
-PADDING_ROWS = Family(
-    Kind.COUNTER,
+BATCH_SIZE = _histogram("rafaga_batch_size", "Rows per run of an engine.", "model", buckets=_ROWS)
+PADDING_ROWS = _counter(
     "rafaga_padding_rows",
     "Padding computed, in rows: series padded to the longest in their batch, batches padded to a GPU bucket.",
-    ("model",),
+    "model",
 )
-QUEUE_SECONDS = Family(
-    Kind.HISTOGRAM,
-    "rafaga_queue_seconds",
-    "Time from entering the queue to joining a batch.",
-    ("model",),
-    _SECONDS,
+QUEUE_SECONDS = _histogram("rafaga_queue_seconds", "Time from entering the queue to joining a batch.", "model")
+INFERENCE_SECONDS = _histogram("rafaga_inference_seconds", "Time of one run of an engine on a batch.", "model")
+PREPROCESS_SECONDS = _histogram(
+    "rafaga_preprocess_seconds", "Time to decode and resize the images of one call.", "model"
 )
-INFERENCE_SECONDS = Family(
-    Kind.HISTOGRAM, "rafaga_inference_seconds", "Time of one run of an engine on a batch.", ("model",), _SECONDS
-)
-PREPROCESS_SECONDS = Family(
-    Kind.HISTOGRAM,
-    "rafaga_preprocess_seconds",
-    "Time to decode and resize the images of one call.",
-    ("model",),
-    _SECONDS,
-)
-QUEUE_ROWS = Family(Kind.GAUGE, "rafaga_queue_rows", "Rows waiting in the queue.", ("model",))
-PREDICTED_WAIT = Family(
-    Kind.GAUGE,
+QUEUE_ROWS = _gauge("rafaga_queue_rows", "Rows waiting in the queue.", "model")
+PREDICTED_WAIT = _gauge(
     "rafaga_queue_predicted_wait_seconds",
     "Predicted queue time of a request without a deadline that arrives at the time of the scrape.",
-    ("model",),
+    "model",
 )
-CAPACITY = Family(
-    Kind.GAUGE,
+CAPACITY = _gauge(
     "rafaga_model_capacity_rows_per_second",
     "Rows per second that the engine can compute in batches of the efficient size, predicted from its runs so far.",
-    ("model",),
+    "model",
 )
-READY = Family(Kind.GAUGE, "rafaga_model_ready", "1 while the model is served.", ("model", "version"))
-LOAD_SECONDS = Family(
-    Kind.GAUGE, "rafaga_model_load_seconds", "Time to read, verify and warm up a model.", ("model", "version")
-)
-SWAP_SECONDS = Family(
-    Kind.GAUGE,
+READY = _gauge("rafaga_model_ready", "1 while the model is served.", "model", "version")
+LOAD_SECONDS = _gauge("rafaga_model_load_seconds", "Time to read, verify and warm up a model.", "model", "version")
+SWAP_SECONDS = _gauge(
     "rafaga_model_swap_seconds",
     "Time for the version that was last replaced to finish its requests and free its memory.",
-    ("model",),
+    "model",
 )
-LOAD_FAILURES = Family(
-    Kind.COUNTER,
+LOAD_FAILURES = _counter(
     "rafaga_model_load_failures",
     "Models refused at load; the version served before stays in service.",
-    ("model", "version"),
+    "model",
+    "version",
 )
 
-_GPU = ("gpu", "product")
-GPU_UTILISATION = Family(Kind.GAUGE, "rafaga_gpu_utilisation_ratio", "Share of time in which the GPU was busy.", _GPU)
-GPU_MEMORY_USED = Family(Kind.GAUGE, "rafaga_gpu_memory_used_bytes", "GPU memory used by all processes.", _GPU)
-GPU_MEMORY_TOTAL = Family(Kind.GAUGE, "rafaga_gpu_memory_total_bytes", "Total GPU memory.", _GPU)
-GPU_POWER = Family(Kind.GAUGE, "rafaga_gpu_power_watts", "Power draw of the GPU.", _GPU)
+GPU_UTILISATION = _gauge("rafaga_gpu_utilisation_ratio", "Share of time in which the GPU was busy.", "gpu", "product")
+GPU_MEMORY_USED = _gauge("rafaga_gpu_memory_used_bytes", "GPU memory used by all processes.", "gpu", "product")
+GPU_MEMORY_TOTAL = _gauge("rafaga_gpu_memory_total_bytes", "Total GPU memory.", "gpu", "product")
+GPU_POWER = _gauge("rafaga_gpu_power_watts", "Power draw of the GPU.", "gpu", "product")
 
 FAMILIES = (
     REQUESTS,

@@ -9,13 +9,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 from prometheus_client.core import HistogramMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.utils import floatToGoString
-
-from rafaga.server.observability.families import Family
 
 # Buffered values before an observing thread sorts them, if no scrape does it earlier.
 _MAX_BUFFERED = 4096
@@ -31,12 +30,7 @@ class Observations:
         self._buffer: deque[float] = deque()  # its methods are atomic
         self._sorting = threading.Lock()
 
-    def observe(self, value: float) -> None:
-        self._buffer.append(value)
-        if len(self._buffer) >= _MAX_BUFFERED:
-            self.read()
-
-    def observe_all(self, values: Iterable[float]) -> None:
+    def observe(self, *values: float) -> None:
         self._buffer.extend(values)
         if len(self._buffer) >= _MAX_BUFFERED:
             self.read()
@@ -53,31 +47,34 @@ class Observations:
 
 
 class BufferedHistogram(Collector):
-    def __init__(self, family: Family) -> None:
-        self._family = family
+    """Takes the arguments that prometheus_client's Histogram takes."""
+
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], *, registry: CollectorRegistry, buckets: Sequence[float]
+    ) -> None:
+        self._describe = partial(HistogramMetricFamily, name, text, labels=labels)
+        self._bounds = buckets
         self._children: dict[tuple[str, ...], Observations] = {}
         self._adding = threading.Lock()
+        registry.register(self)
 
     def labels(self, *values: str) -> Observations:
         with self._adding:
-            return self._children.setdefault(values, Observations(self._family.buckets))
+            return self._children.setdefault(values, Observations(self._bounds))
 
     def remove(self, *values: str) -> None:
         with self._adding:
             del self._children[values]
 
     def describe(self) -> Iterable[HistogramMetricFamily]:
-        yield self._empty()
+        yield self._describe()
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
         with self._adding:
             children = list(self._children.items())
-        names = [*map(floatToGoString, self._family.buckets), "+Inf"]
-        metric = self._empty()
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        metric = self._describe()
         for labels, observations in children:
             counts, total = observations.read()
             metric.add_metric(labels, list(zip(names, np.cumsum(counts).tolist(), strict=True)), total)
         yield metric
-
-    def _empty(self) -> HistogramMetricFamily:
-        return HistogramMetricFamily(self._family.name, self._family.text, labels=self._family.labels)

@@ -24,7 +24,7 @@ class GpuFigures(Collector):
         self._nvml = nvml
         count = nvml.nvmlDeviceGetCount()
         self._devices = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
-        self._labels = [(str(index), _text(nvml.nvmlDeviceGetName(d))) for index, d in enumerate(self._devices)]
+        self._labels = [(str(index), nvml.nvmlDeviceGetName(d)) for index, d in enumerate(self._devices)]
 
     @classmethod
     def find(cls) -> GpuFigures | None:
@@ -59,7 +59,3 @@ class GpuFigures(Collector):
         with contextlib.suppress(nvml.NVMLError):
             found[families.GPU_POWER] = nvml.nvmlDeviceGetPowerUsage(device) / 1000  # from milliwatts
         return found
-
-
-def _text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else name

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from rafaga.bundle import Task
-from rafaga.errors import InvalidRequest, ModelNotFound, ModelNotReady, listed
+from rafaga.errors import InvalidRequest, ModelNotFound, ModelNotReady, listed, quoted
 from rafaga.server.config.model_versions import Versions
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.observability.metrics import Metrics
@@ -164,7 +164,7 @@ class Repository:
         with self._changing:
             folders = self._discovery.scan().get(name)
             if folders is None:
-                raise ModelNotFound(f"no model {name[:128]!r} in the repository")
+                raise ModelNotFound(f"no model {quoted(name)} in the repository")
             failed = self._reconciler.update(name, folders, late=True, retry=True)
         if failed:
             raise ModelNotReady(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from rafaga.bundle import Bundle
-from rafaga.errors import ModelNotFound, listed
+from rafaga.errors import ModelNotFound, listed, quoted
 from rafaga.plain_model import PlainModel
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.discovery import Stamp
@@ -91,7 +91,7 @@ class VersionTable:
         """`version` 0: the newest that is served, or the newest if none is. Raises ModelNotFound."""
         versions = self._by_name.get(name)
         if versions is None:
-            raise ModelNotFound(f"no model {name[:128]!r}; available: {listed(self.names) or 'none'}")
+            raise ModelNotFound(f"no model {quoted(name)}; available: {listed(self.names) or 'none'}")
         for candidate in versions:
             if candidate.version == version or (not version and candidate.model is not None):
                 return candidate

@@ -76,7 +76,6 @@ OTHER = {
     "device": "cuda:1,cuda:2",
     "device_fallback": "cpu",
     "batch_buckets": "1,8,32",
-    "gpu_nhwc": "on",
     "tensorrt_cache": "/cache",
     "bearer_token_sha256": f"{HASH}, {'b' * 64}",
     "tls_key": "key.pem",

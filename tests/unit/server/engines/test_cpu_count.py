@@ -11,13 +11,9 @@ from rafaga.server.engines.cpu_count import available_cores
 CORES = 16
 
 
-@pytest.fixture
-def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A process's folder in a /proc, without limits yet."""
+@pytest.fixture(autouse=True)
+def affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(CORES)), raising=False)
-    folder = tmp_path / "proc"
-    folder.mkdir()
-    return folder
 
 
 @pytest.fixture
@@ -36,79 +32,68 @@ def limit(folder: Path, quota: str | int, period: int = 100_000, version: int = 
         (folder / "cpu.cfs_period_us").write_text(f"{period}\n")
 
 
-def mounted(process: Path, groups: str, *mounts: tuple[str, Path, str]) -> None:
-    """`mounts`: what is seen, where, and of which kind with which options."""
-    (process / "cgroup").write_text(groups)
-    lines = ["23 1 0:21 / /proc rw,nosuid - proc proc rw", "nonsense"]
-    lines += [f"{30 + i} 23 0:27 {root} {point} rw shared:9 - {kind}" for i, (root, point, kind) in enumerate(mounts)]
-    (process / "mountinfo").write_text("\n".join(lines) + "\n")
-
-
-V2 = "cgroup2 cgroup2 rw"
-V1 = "cgroup cgroup rw,cpu,cpuacct"
+def cores_of(groups: str, tree: Path) -> int:
+    """`groups`: the lines of /proc/self/cgroup."""
+    file = tree.parent / "groups"
+    file.write_text(groups)
+    return available_cores(file, tree)
 
 
 def test_this_process() -> None:
     assert available_cores() >= 1
 
 
-def test_without_proc(process: Path) -> None:
-    assert available_cores(process) == CORES
+def test_without_proc(tree: Path) -> None:
+    limit(tree, 200_000)
+    assert available_cores(tree / "missing", tree) == CORES
 
 
 @pytest.mark.parametrize(
     ("quota", "cores"),
     [("150000", 2), ("50000", 1), ("1", 1), ("max", CORES), ("9900000", CORES), ("0", CORES), ("rubbish", CORES)],
 )
-def test_a_container_s_own_group(process: Path, tree: Path, quota: str, cores: int) -> None:
+def test_a_container_s_own_group(tree: Path, quota: str, cores: int) -> None:
     limit(tree, quota)
-    mounted(process, "0::/\n", ("/", tree, V2))
-    assert available_cores(process) == cores
+    assert cores_of("0::/\n", tree) == cores
 
 
 @pytest.mark.parametrize(
     ("own", "pod", "slices", "cores"), [("max", 400, 800, 4), (300, 400, 800, 3), (600, 800, 2, 1)]
 )
-def test_the_tightest_limit_on_the_way_up_holds(
-    process: Path, tree: Path, own: str | int, pod: int, slices: int, cores: int
-) -> None:
+def test_the_tightest_limit_on_the_way_up_holds(tree: Path, own: str | int, pod: int, slices: int, cores: int) -> None:
     limit(tree / "kube", slices * 1000)
     limit(tree / "kube" / "pod", pod * 1000)
     limit(tree / "kube" / "pod" / "own", own if isinstance(own, str) else own * 1000)
     limit(tree / "kube" / "another", 1000)
-    mounted(process, "0::/kube/pod/own\n", ("/", tree, V2))
-    assert available_cores(process) == cores
+    assert cores_of("0::/kube/pod/own\n", tree) == cores
 
 
-def test_folders_above_the_mount_set_no_limit(process: Path, tree: Path) -> None:
+def test_folders_above_the_mount_set_no_limit(tree: Path) -> None:
     limit(tree.parent, 100_000)
     limit(tree, 300_000)
-    mounted(process, "0::/\n", ("/", tree, V2))
-    assert available_cores(process) == 3
+    assert cores_of("0::/\n", tree) == 3
 
 
 @pytest.mark.parametrize("group", ["/docker/1234", "/docker/1234/inner", "/../..", "/elsewhere"])
-def test_only_a_part_of_the_tree_is_mounted(process: Path, tree: Path, group: str) -> None:
+def test_only_a_part_of_the_tree_is_mounted(tree: Path, group: str) -> None:
     """The path is as the host sees it, the files are where the container sees them."""
     limit(tree, 200_000)
-    mounted(process, f"0::{group}\n", ("/docker/1234", tree, V2))
-    assert available_cores(process) == 2
+    assert cores_of(f"0::{group}\n", tree) == 2
 
 
 @pytest.mark.parametrize(("own", "around", "cores"), [(250_000, -1, 2), (-1, 500_000, 5), (400_000, 300_000, 3)])
-def test_version_1(process: Path, tree: Path, own: int, around: int, cores: int) -> None:
+def test_version_1(tree: Path, own: int, around: int, cores: int) -> None:
     """With an empty tree of version 2, as systemd mounts both."""
-    cpu, unified = tree / "cpu,cpuacct", tree / "unified"
+    cpu = tree / "cpu,cpuacct"
     limit(cpu / "docker" / "1234", own, version=1)
     limit(cpu / "docker", around, version=1)
     limit(cpu / "memory only", 100_000, version=1)
-    unified.mkdir()
+    (tree / "cpu").symlink_to(cpu)
+    (tree / "unified").mkdir()
     groups = "9:memory:/memory only\n5:cpu,cpuacct:/docker/1234\n1:name=systemd:/memory only\n0::/docker/1234\n"
-    mounted(process, groups, ("/", tree / "memory", "cgroup cgroup rw,memory"), ("/", cpu, V1), ("/", unified, V2))
-    assert available_cores(process) == cores
+    assert cores_of(groups, tree) == cores
 
 
-def test_what_cannot_be_read_limits_nothing(process: Path, tree: Path) -> None:
+def test_what_cannot_be_read_limits_nothing(tree: Path) -> None:
     (tree / "cpu.max").mkdir()
-    mounted(process, "0::/\nnonsense\n", ("/", tree, V2))
-    assert available_cores(process) == CORES
+    assert cores_of("0::/\nnonsense\n", tree) == CORES

@@ -22,12 +22,12 @@ from rafaga.errors import BundleError, DeviceError, DeviceMemoryError
 from rafaga.server.config.device import Device, DeviceFallback, DeviceKind
 from rafaga.server.config.per_model import PerModel
 from rafaga.server.engines.contract import Engine, run
+from rafaga.server.engines.cuda_engine import CudaEngine, has_known_outputs
 from rafaga.server.engines.gpu import GpuDevice, GpuSettings, device_buckets
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace
 from rafaga.server.engines.memory_budget import MIB
 from rafaga.server.engines.onnxruntime import SessionEngine, create_session
-from rafaga.server.engines.pipelined import PipelinedEngine, has_known_outputs
-from rafaga.server.engines.providers import CudaSettings, TensorRtSettings
+from rafaga.server.engines.providers import SessionSettings
 from rafaga.server.engines.selection import Placement
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository.loader import Loader, fastest_on_gpu
@@ -54,16 +54,14 @@ class Machine:
 
     def __init__(self) -> None:
         self.cudart = FakeCudart()
-        self.sessions: list[CudaSettings] = []
+        self.sessions: list[SessionSettings] = []
         self.made: list[FakeGpuSession] = []
-        self.tensorrt: list[TensorRtSettings | None] = []
         self.engines: list[Engine] = []
-        self.fails: Callable[[CudaSettings], None] = lambda _: None
-        self.spoils: Callable[[CudaSettings], bool] = lambda _: False
+        self.fails: Callable[[SessionSettings], None] = lambda _: None
+        self.spoils: Callable[[SessionSettings], bool] = lambda _: False
 
-    def create(self, model: bytes, device: Device, settings: CudaSettings, tensorrt: Any = None) -> FakeGpuSession:
+    def create(self, model: bytes, device: Device, settings: SessionSettings) -> FakeGpuSession:
         self.sessions.append(settings)
-        self.tensorrt.append(tensorrt)
         self.fails(settings)
         fake = FakeGpuSession(create_session(model, 1), self.cudart, settings.stream)
         if self.spoils(settings):
@@ -93,7 +91,7 @@ class Machine:
     @property
     def untouched(self) -> bool:
         cudart = self.cudart
-        return not (cudart.memory or cudart.locked or cudart.streams or cudart.events)
+        return not (cudart.memory or cudart.locked or cudart.streams)
 
 
 @pytest.fixture
@@ -136,7 +134,7 @@ class TestGpu:
         path = publish(tmp_path)
         model = machine.served(machine.placement()).load(path, bundles.load(path))
         assert model.max_batch_size == 8
-        assert isinstance(machine.engines[0], PipelinedEngine if has_known_outputs(model.bundle) else SessionEngine)
+        assert isinstance(machine.engines[0], CudaEngine if has_known_outputs(model.bundle) else SessionEngine)
         model.close()
         assert machine.untouched
 
@@ -149,10 +147,6 @@ class TestGpu:
         assert device_buckets(20, ()) == (1, 2, 4, 8, 16, 20)
         assert device_buckets(20, (16, 4, 64, 4)) == (4, 16, 20)
         assert device_buckets(1, (16,)) == (1,)
-
-    def test_nhwc_is_a_setting(self, machine: Machine, folder: Path) -> None:
-        machine.load(folder, nhwc=True)
-        assert [s.nhwc for s in machine.sessions] == [True]
 
     def test_it_is_served(self, machine: Machine, folder: Path) -> None:
         model = machine.served(machine.placement()).load(folder, bundles.load(folder))
@@ -189,10 +183,9 @@ class TestTensorRt:
     def test_its_settings(self, machine: Machine, folder: Path, cache: Path, caplog: Any) -> None:
         with caplog.at_level(logging.INFO):
             engine = machine.load(folder, TENSORRT, tensorrt_cache=cache)
-        (settings,) = machine.tensorrt
-        assert settings is not None, "one session: TensorRT may take minutes for each"
+        (settings,) = machine.sessions  # one: TensorRT may take minutes for each
+        assert settings.cache is not None
         assert settings.cache.parent == cache
-        assert settings.stream == machine.sessions[0].stream
         assert "TensorRT builds the model: this may take minutes" in [record.message for record in caplog.records]
         seen = [shapes[0][0] for shapes in machine.made[0].shapes]
         assert seen[:2] == [8, 1], "the extremes first: sizes between them need no build of their own"
@@ -214,10 +207,10 @@ class TestTensorRt:
     def test_wrong_answers_move_the_model_to_cuda(
         self, machine: Machine, folder: Path, cache: Path, caplog: Any
     ) -> None:
-        machine.spoils = lambda _: machine.tensorrt[-1] is not None
+        machine.spoils = lambda settings: settings.cache is not None
         with caplog.at_level(logging.INFO):
             engine = machine.load(folder, TENSORRT, tensorrt_cache=cache)
-        assert [settings is not None for settings in machine.tensorrt] == [True, False]
+        assert [settings.cache is not None for settings in machine.sessions] == [True, False]
         assert "golden outputs differ too much, loading again: golden outputs differ" in caplog.text
         record = [r for r in caplog.records if r.message == "model on the GPU"][-1]
         assert (record.device, record.tf32) == ("cuda:0", True)
@@ -226,7 +219,7 @@ class TestTensorRt:
 
     @pytest.fixture
     def unbuildable(self, machine: Machine) -> Machine:
-        def fail(_: CudaSettings) -> None:
+        def fail(_: SessionSettings) -> None:
             raise RuntimeError("TensorRT EP failed to create engine from network")
 
         machine.fails = fail
@@ -389,7 +382,7 @@ class TestMemory:
     def test_a_model_that_took_more_than_its_share_is_refused(self, machine: Machine, folder: Path) -> None:
         hogged: list[int] = []
 
-        def hog(_: CudaSettings) -> None:
+        def hog(_: SessionSettings) -> None:
             hogged.append(machine.cudart.cuda().allocate(813 * MIB))
 
         machine.fails = hog
@@ -403,7 +396,7 @@ class TestMemory:
         """Without a limit for one model: what is measured after the load counts, not the estimate."""
         hogged: list[int] = []
 
-        def hog(_: CudaSettings) -> None:
+        def hog(_: SessionSettings) -> None:
             hogged.append(machine.cudart.cuda().allocate(813 * MIB))
 
         placement = machine.placement(memory_bytes=290 * MIB)
@@ -414,7 +407,7 @@ class TestMemory:
         assert taken(placement) == 0
 
     def test_out_of_memory_is_a_device_memory_error(self, machine: Machine, folder: Path) -> None:
-        def full(_: CudaSettings) -> None:
+        def full(_: SessionSettings) -> None:
             raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 123")
 
         machine.fails = full
@@ -425,7 +418,7 @@ class TestMemory:
         assert taken(placement) == 0
 
     def test_another_error_is_a_bundle_error(self, machine: Machine, folder: Path) -> None:
-        def broken(_: CudaSettings) -> None:
+        def broken(_: SessionSettings) -> None:
             raise RuntimeError("Could not find an implementation for Foo(1)")
 
         machine.fails = broken
@@ -438,7 +431,7 @@ class TestMemory:
 
 class TestFallback:
     @staticmethod
-    def full(_: CudaSettings) -> None:
+    def full(_: SessionSettings) -> None:
         raise RuntimeError("CUDA failure 2: out of memory")
 
     def test_failing_is_the_default(self, machine: Machine, folder: Path) -> None:
@@ -457,7 +450,7 @@ class TestFallback:
     def test_the_cpu_for_a_model_that_cuda_fails_on(self, machine: Machine, folder: Path) -> None:
         """There is enough memory, and the model is not the cause."""
 
-        def fail(_: CudaSettings) -> None:
+        def fail(_: SessionSettings) -> None:
             raise RuntimeError("CUDA failure 209: no kernel image is available for execution on the device ; GPU=0")
 
         machine.fails = fail

@@ -14,46 +14,47 @@ import onnxruntime as ort
 import pytest
 
 from rafaga.bundle import Precision
-from rafaga.errors import DeviceError, DeviceMemoryError
+from rafaga.errors import BundleError, DeviceError, DeviceMemoryError
 from rafaga.server.config.device import Device, DeviceKind
 from rafaga.server.engines.devices import Gpu
 from rafaga.server.engines.providers import (
-    CudaSettings,
-    TensorRtSettings,
+    SessionSettings,
     building,
     cache_folder,
     create_gpu_session,
-    device_failed,
-    raise_if_out_of_memory,
+    load_error,
 )
 from tests.bundles import publish_classifier
 
 CUDA, TENSORRT = Device(DeviceKind.CUDA, 1), Device(DeviceKind.TENSORRT, 1)
-GPU = Gpu(0, "NVIDIA H200 NVL", (9, 0), 2**37)
+GPU = Gpu(0, "NVIDIA H200 NVL", (9, 0))
+
+
+CACHE = Path("x")
 
 
 class TestOptions:
     def test_of_cuda(self) -> None:
-        assert CudaSettings().options(1) == {
+        assert SessionSettings(0xABC, Precision.FP32).cuda(1) == {
             "device_id": "1",
+            "has_user_compute_stream": "1",
+            "user_compute_stream": str(0xABC),
             "cudnn_conv_algo_search": "HEURISTIC",
             "cudnn_conv_use_max_workspace": "1",
             "arena_extend_strategy": "kSameAsRequested",
-            "prefer_nhwc": "0",
             "use_tf32": "1",
         }
 
-    def test_of_cuda_when_all_is_set(self) -> None:
-        settings = CudaSettings(stream=0xABC, memory_bytes=2**30, nhwc=True, tf32=False)
-        options = settings.options(0)
-        assert (options["has_user_compute_stream"], options["user_compute_stream"]) == ("1", str(0xABC))
-        assert options["gpu_mem_limit"] == str(2**30)
-        assert (options["prefer_nhwc"], options["use_tf32"]) == ("1", "0")
+    def test_of_cuda_with_a_limit_and_in_full_precision(self) -> None:
+        options = SessionSettings(5, Precision.FP32, memory_bytes=2**30, tf32=False).cuda(0)
+        assert (options["gpu_mem_limit"], options["use_tf32"]) == (str(2**30), "0")
 
     def test_of_tensorrt(self, tmp_path: Path) -> None:
-        options = TensorRtSettings(tmp_path, Precision.FP16, stream=5, memory_bytes=7).options(1)
+        options = SessionSettings(5, Precision.FP16, memory_bytes=7, cache=tmp_path).tensorrt(1)
         assert options == {
             "device_id": "1",
+            "has_user_compute_stream": "1",
+            "user_compute_stream": "5",
             "trt_fp16_enable": "1",
             "trt_int8_enable": "0",
             "trt_engine_cache_enable": "1",
@@ -61,25 +62,17 @@ class TestOptions:
             "trt_timing_cache_enable": "1",
             "trt_timing_cache_path": str(tmp_path),
             "trt_max_workspace_size": "7",
-            "has_user_compute_stream": "1",
-            "user_compute_stream": "5",
         }
 
-    @pytest.mark.parametrize(
-        ("settings", "library"),
-        [(CudaSettings(), "cuda"), (TensorRtSettings(Path("x"), Precision.FP32), "tensorrt")],
-    )
-    def test_onnx_runtime_knows_their_names(self, settings: CudaSettings | TensorRtSettings, library: str) -> None:
+    @pytest.mark.parametrize("library", ["cuda", "tensorrt"])
+    def test_onnx_runtime_knows_their_names(self, library: str) -> None:
         """A misspelt option would only fail on a GPU; the library's own strings show it here."""
         path = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{library}.so"
         if not path.exists():
             pytest.skip("needs onnxruntime-gpu")
         content = path.read_bytes()
-        if isinstance(settings, CudaSettings):
-            settings = CudaSettings(stream=1, memory_bytes=1)
-        else:
-            settings = TensorRtSettings(Path("x"), Precision.FP32, 1, 1)
-        for name in settings.options(0):
+        settings = SessionSettings(1, Precision.FP32, memory_bytes=1, cache=CACHE)
+        for name in settings.cuda(0) if library == "cuda" else settings.tensorrt(0):
             # Long strings are compared in parts that need not lie together in the file: the first is enough.
             assert name.encode()[:12] in content, f"{library} has no option {name}"
 
@@ -97,14 +90,14 @@ class TestSessions:
 
         monkeypatch.setattr(ort, "InferenceSession", without)
         with pytest.raises(DeviceError, match="did not load CUDAExecutionProvider and would have run on CPU"):
-            create_gpu_session(model, CUDA, CudaSettings())
+            create_gpu_session(model, CUDA, SessionSettings(1, Precision.FP32))
 
-    def test_tensorrt_without_cuda_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_tensorrt_without_cuda_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nodes that TensorRT does not support would run on the CPU."""
         loaded = SimpleNamespace(get_providers=lambda: ["TensorrtExecutionProvider", "CPUExecutionProvider"])
         monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: loaded)
         with pytest.raises(DeviceError, match="tensorrt:1: ONNX Runtime did not load CUDAExecutionProvider and would"):
-            create_gpu_session(b"", TENSORRT, CudaSettings(), TensorRtSettings(tmp_path, Precision.FP32))
+            create_gpu_session(b"", TENSORRT, SessionSettings(1, Precision.FP32, cache=CACHE))
 
     def test_a_real_session(self, tmp_path: Path) -> None:
         if "CUDAExecutionProvider" not in ort.get_available_providers():
@@ -113,11 +106,7 @@ class TestSessions:
             pytest.skip("there is a GPU here")
         model = (publish_classifier(tmp_path) / "model.onnx").read_bytes()
         with pytest.raises(DeviceError, match="did not load CUDAExecutionProvider"):
-            create_gpu_session(model, CUDA, CudaSettings())
-
-    def test_tensorrt_needs_its_settings(self) -> None:
-        with pytest.raises(ValueError, match="needs TensorRtSettings"):
-            create_gpu_session(b"", TENSORRT, CudaSettings())
+            create_gpu_session(model, CUDA, SessionSettings(1, Precision.FP32))
 
     @pytest.mark.parametrize(
         "text",
@@ -130,11 +119,9 @@ class TestSessions:
         ],
     )
     def test_out_of_memory_is_a_device_memory_error(self, text: str) -> None:
-        with pytest.raises(DeviceMemoryError, match="cuda:1 ran out of memory: raise gpu_model_memory_mib"):
-            raise_if_out_of_memory(RuntimeError(text), CUDA)
-
-    def test_other_errors_are_not(self) -> None:
-        raise_if_out_of_memory(RuntimeError("Non-zero status code returned while running Conv node"), CUDA)
+        error = load_error(RuntimeError(text), "resnet50", CUDA)
+        assert isinstance(error, DeviceMemoryError)
+        assert str(error).startswith("cuda:1 ran out of memory: raise gpu_model_memory_mib")
 
     @pytest.mark.parametrize(
         ("text", "failed"),
@@ -146,13 +133,20 @@ class TestSessions:
             ("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input", False),
         ],
     )
-    def test_whether_the_device_failed(self, text: str, failed: bool) -> None:
-        assert device_failed(RuntimeError(text)) == failed
+    def test_whether_another_device_may_run_the_model(self, text: str, failed: bool) -> None:
+        error = load_error(RuntimeError(text), "resnet50", CUDA)
+        assert isinstance(error, BundleError)
+        assert isinstance(error, DeviceError) == failed
+        assert str(error) == f"resnet50: ONNX Runtime does not run the model on cuda:1: {text}"
+
+    def test_what_tensorrt_does_not_build_may_run_elsewhere(self) -> None:
+        error = load_error(RuntimeError("failed to create engine"), "resnet50", TENSORRT)
+        assert isinstance(error, DeviceError)
 
 
 class TestCache:
     def test_a_folder_for_each_model_gpu_and_version(self, tmp_path: Path) -> None:
-        other = Gpu(0, "NVIDIA L4", (8, 9), 2**34)
+        other = Gpu(0, "NVIDIA L4", (8, 9))
         keys = {
             cache_folder(tmp_path / "c", model, gpu, versions).name
             for model in (b"a", b"b")

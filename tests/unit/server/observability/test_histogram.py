@@ -9,18 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
-from rafaga.server.observability.families import Family, Kind
 from rafaga.server.observability.histogram import BufferedHistogram
 
-FAMILY = Family(Kind.HISTOGRAM, "waited_seconds", "Waiting.", ("model",), (0.001, 0.01, 1.0))
-SERIES = FAMILY.series
+ABOUT, BUCKETS = ("waited_seconds", "Waiting.", ("model",)), (0.001, 0.01, 1.0)
+SERIES = {f"waited_seconds_{part}" for part in ("bucket", "sum", "count")}
 
 
 def registered() -> tuple[BufferedHistogram, CollectorRegistry]:
     registry = CollectorRegistry()
-    histogram = BufferedHistogram(FAMILY)
-    registry.register(histogram)
-    return histogram, registry
+    return BufferedHistogram(*ABOUT, registry=registry, buckets=BUCKETS), registry
 
 
 def samples(registry: CollectorRegistry) -> dict[tuple[str, str, str], float]:
@@ -35,11 +32,11 @@ def samples(registry: CollectorRegistry) -> dict[tuple[str, str, str], float]:
 @given(st.lists(st.sampled_from([0.0, 0.0005, 0.001, 0.0011, 0.01, 0.5, 1.0, 1.1, 60.0]), max_size=50))
 def test_it_reads_like_the_histogram_of_prometheus_client(values: list[float]) -> None:
     theirs = CollectorRegistry()
-    child = Histogram(FAMILY.name, FAMILY.text, FAMILY.labels, buckets=FAMILY.buckets, registry=theirs).labels("a")
+    child = Histogram(*ABOUT, buckets=BUCKETS, registry=theirs).labels("a")
     histogram, ours = registered()
     for value in values:
         child.observe(value)
-    histogram.labels("a").observe_all(values[:7])
+    histogram.labels("a").observe(*values[:7])
     for value in values[7:]:
         histogram.labels("a").observe(value)
     expected = samples(theirs)
@@ -50,7 +47,7 @@ def test_it_reads_like_the_histogram_of_prometheus_client(values: list[float]) -
 def test_each_label_set_has_its_own_values() -> None:
     histogram, registry = registered()
     histogram.labels("a").observe(0.5)
-    histogram.labels("b").observe_all([0.5, 0.5])
+    histogram.labels("b").observe(0.5, 0.5)
     read = samples(registry)
     assert read["waited_seconds_count", "a", ""] == 1
     assert read["waited_seconds_count", "b", ""] == 2

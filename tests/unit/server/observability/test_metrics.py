@@ -123,8 +123,9 @@ def test_versions_in_service_together_are_joined() -> None:
     metrics = Metrics()
     old, new = metrics.model("digits"), metrics.model("digits")
     for version, (rows, wait, capacity) in ((old, (3, 0.5, 10.0)), (new, (4, 0.2, 30.0))):
-        version.watch_queue(lambda rows=rows: rows)
-        version.watch_load(lambda wait=wait: wait, lambda capacity=capacity: capacity)
+        version.watch_queue(
+            lambda rows=rows: rows, lambda: 1, lambda wait=wait: wait, lambda capacity=capacity: capacity
+        )
     names = ("rafaga_queue_rows", "rafaga_queue_predicted_wait_seconds", "rafaga_model_capacity_rows_per_second")
     assert [value(metrics, name, model="digits") for name in names] == [7, 0.5, 10.0]
     old.watch_no_more()
@@ -153,8 +154,7 @@ def test_the_life_of_a_version() -> None:
 def test_every_family_is_exposed_as_listed() -> None:
     metrics = Metrics()
     model = metrics.model("digits")
-    model.watch_queue(lambda: 0)
-    model.watch_load(lambda: 0.0, lambda: 1.0)
+    model.watch_queue(lambda: 0, lambda: 0, lambda: 0.0, lambda: 1.0)
     exposed = {f.name: f for f in text_string_to_metric_families(generate_latest(metrics.registry).decode())}
     for family in families.FAMILIES:
         assert exposed[family.name].type == family.kind.value

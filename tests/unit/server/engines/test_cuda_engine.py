@@ -1,9 +1,10 @@
-"""PipelinedEngine: on the CPU's memory, and on a simulated GPU that does everything as late as it may."""
+"""CudaEngine on a simulated GPU, which does everything as late as it may; rows on a pipelined CPU engine too."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from hypothesis import strategies as st
 
 from rafaga import bundle as bundles
 from rafaga.errors import DeviceMemoryError
-from rafaga.server.engines.contract import run
-from rafaga.server.engines.device_memory import CudaMemory, HostMemory
-from rafaga.server.engines.onnxruntime import create_session
-from rafaga.server.engines.pipelined import DEPTH, PipelinedEngine, has_known_outputs
+from rafaga.server.engines.contract import DEPTH, Engine, run
+from rafaga.server.engines.cuda_engine import CudaEngine, has_known_outputs
+from rafaga.server.engines.device_memory import CudaMemory
+from rafaga.server.engines.onnxruntime import SessionEngine, create_session
 from rafaga.server.engines.serial_executor import SerialExecutor
 from rafaga.server.repository.golden import Golden
-from rafaga.server.scheduling.job import Job, Part
+from rafaga.server.scheduling.job import Arrays, Job, Part
 from tests.bundles import classify, forecast, publish_backbone, publish_classifier, publish_forecaster
 from tests.unit.server.fake_gpu import FakeCudart, FakeGpuSession
 
@@ -46,7 +47,7 @@ class Fixture:
         self.folder = folder
         self.cudart = FakeCudart()
         self.session: FakeGpuSession | None = None
-        self.engines: list[PipelinedEngine] = []
+        self.engines: list[Engine] = []
 
     def bundle(self, publish: Callable[[Path], Path]) -> tuple[bundles.Bundle, bytes, Golden]:
         path = publish(self.folder)
@@ -57,22 +58,21 @@ class Fixture:
         self,
         publish: Callable[[Path], Path] = publish_classifier,
         cpu_inputs: tuple[str, ...] = (),
-        exact: bool = False,
-    ) -> PipelinedEngine:
+    ) -> CudaEngine:
         bundle, model, _ = self.bundle(publish)
         memory = CudaMemory(self.cudart.cuda())
         self.session = FakeGpuSession(create_session(model, 1), self.cudart, memory.stream, cpu_inputs)
         try:
-            return self._kept(PipelinedEngine(bundle, self.session, memory, BUCKETS, exact))
+            engine = CudaEngine(bundle, self.session, memory, BUCKETS)
         except DeviceMemoryError:
             memory.close()
             raise
+        self.engines.append(engine)
+        return engine
 
-    def on_cpu(self, publish: Callable[[Path], Path] = publish_classifier) -> PipelinedEngine:
+    def on_cpu(self, publish: Callable[[Path], Path] = publish_classifier) -> SessionEngine:
         bundle, model, _ = self.bundle(publish)
-        return self._kept(PipelinedEngine(bundle, create_session(model, 1), HostMemory(), BUCKETS, exact=True))
-
-    def _kept(self, engine: PipelinedEngine) -> PipelinedEngine:
+        engine = SessionEngine(bundle, create_session(model, 1), pipelined=True)
         self.engines.append(engine)
         return engine
 
@@ -84,27 +84,27 @@ def fixture(tmp_path: Path) -> Iterator[Fixture]:
     for engine in fixture.engines:
         assert engine.close()
     cudart = fixture.cudart
-    assert (cudart.memory, cudart.locked, cudart.streams, cudart.events) == ({}, {}, {}, {}), "everything is given back"
+    assert (cudart.memory, cudart.locked, cudart.streams) == ({}, {}, {}), "everything is given back"
 
 
 @pytest.fixture(params=["cpu", "gpu"])
-def engine(request: pytest.FixtureRequest, fixture: Fixture) -> PipelinedEngine:
+def engine(request: pytest.FixtureRequest, fixture: Fixture) -> Engine:
     return fixture.on_cpu() if request.param == "cpu" else fixture.on_gpu()
 
 
 class TestRows:
     @pytest.mark.parametrize("rows", [1, 2, 3, 5, 7, 8])
-    def test_answers_are_those_of_the_rows(self, engine: PipelinedEngine, rows: int) -> None:
+    def test_answers_are_those_of_the_rows(self, engine: Engine, rows: int) -> None:
         image = images(rows)
         (got,) = run(engine, (image,))
         assert_close(got, classify(image), atol=1e-6)
 
-    def test_parts_of_jobs(self, engine: PipelinedEngine) -> None:
+    def test_parts_of_jobs(self, engine: Engine) -> None:
         a, b = images(3, 1), images(4, 2)
         (got,) = engine.submit([part(a), part(b, start=1, stop=3)]).result()
         assert_close(got, classify(np.concatenate((a, b[1:3]))), atol=1e-6)
 
-    def test_two_batches_under_way(self, engine: PipelinedEngine) -> None:
+    def test_two_batches_under_way(self, engine: Engine) -> None:
         """The next batch is written while the one before it has not run: they must not share a buffer."""
         batches = [images(rows, rows) for rows in (3, 8, 1, 5, 8, 2)]
         in_flight = [engine.submit([part(batches[0])])]
@@ -115,7 +115,7 @@ class TestRows:
         (got,) = in_flight.pop().result()
         assert_close(got, classify(batches[-1]), atol=1e-6)
 
-    def test_answers_stay_when_the_buffers_are_used_again(self, engine: PipelinedEngine) -> None:
+    def test_answers_stay_when_the_buffers_are_used_again(self, engine: Engine) -> None:
         first, second = images(2, 1), images(2, 2)
         (got,) = run(engine, (first,))
         kept = got.copy()
@@ -141,23 +141,12 @@ class TestPadding:
         assert fixture.session is not None
         assert fixture.session.shapes == [((bucket, 28, 28, 1),)]
 
-    def test_exact_sizes_are_not_padded(self, fixture: Fixture) -> None:
-        run(fixture.on_gpu(exact=True), (images(3),))
-        assert fixture.session is not None
-        assert fixture.session.shapes == [((3, 28, 28, 1),)]
-
-    def test_bindings_are_made_once(self, fixture: Fixture) -> None:
-        engine = fixture.on_gpu()
-        for _ in range(6):
-            run(engine, (images(3),))
-        assert fixture.session is not None
-        assert fixture.session.bindings == DEPTH
-
 
 class TestFreeDimensions:
     @pytest.mark.parametrize("device", ["cpu", "gpu"])
     def test_series_of_different_lengths(self, fixture: Fixture, device: str) -> None:
-        engine = fixture.on_cpu(publish_forecaster) if device == "cpu" else fixture.on_gpu(publish_forecaster)
+        on = fixture.on_cpu if device == "cpu" else fixture.on_gpu
+        engine: Engine = on(publish_forecaster)
         series = [np.arange(n, dtype=np.float32)[None] + n for n in (3, 40, 7)]
         parts = [part(s, np.array([s.shape[1]], np.int64)) for s in series]
         for _ in range(3):  # through both slots, whose buffers must grow first
@@ -240,10 +229,15 @@ class TestSerialExecutor:
     def test_calls_are_made_in_order_in_one_thread(self) -> None:
         executor = SerialExecutor("test")
         seen: list[tuple[int, int]] = []
-        for n in range(20):
-            executor.post(lambda n=n: seen.append((n, threading.get_ident())))
+
+        def call(number: int) -> Arrays:
+            seen.append((number, threading.get_ident()))
+            return ()
+
+        for number in range(20):
+            executor.submit(partial(call, number))
         assert executor.close(5)
-        assert [n for n, _ in seen] == list(range(20))
+        assert [number for number, _ in seen] == list(range(20))
         assert len({thread for _, thread in seen}) == 1
 
 
