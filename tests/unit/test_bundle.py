@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from rafaga import bundle as bundles
 from rafaga.bundle import (
     SCHEMA,
     Bundle,
     DetectionSpec,
-    ForecastSpec,
     ImagePreparation,
     Parity,
     Precision,
     Provenance,
-    SequenceSpec,
     Task,
     TensorSpec,
     Variant,
@@ -64,7 +60,7 @@ def fill(folder: Path, version: int) -> Bundle:
     return digits(version)
 
 
-def test_what_is_published_is_what_is_loaded(tmp_path: Path) -> None:
+def test_a_published_bundle_loads_unchanged(tmp_path: Path) -> None:
     folder = publish(tmp_path, "digits", None, fill)
     assert folder == tmp_path / "digits" / "1"
     bundle = load(folder)
@@ -181,7 +177,7 @@ def test_a_bundle_lies_where_it_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null"])
-def test_what_is_no_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
     folder = publish(tmp_path, "digits", None, fill)
     (folder / "bundle.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"bundle\.json"):
@@ -189,13 +185,6 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
     (folder / "bundle.json").unlink()
     with pytest.raises(BundleError, match=r"no bundle\.json"):
         load(folder)
-
-
-def test_forecasters_say_what_they_take() -> None:
-    forecast = ForecastSpec(
-        min_history=2, max_history=9, max_horizon=3, quantile_levels=(0.5,), season=1, step="hour", unit="°C"
-    )
-    assert digits(task=Task.FORECASTING, forecast=forecast, labels=(), image=None).forecast == forecast
 
 
 def test_detectors_see_whole_images() -> None:
@@ -211,28 +200,6 @@ def test_detectors_see_whole_images() -> None:
         digits(task=Task.DETECTION, outputs=outputs, detection=spec, image=cropped)
     with pytest.raises(ValueError, match="boxes float32 of 3 axes"):
         digits(task=Task.DETECTION, outputs=outputs[::-1], detection=spec)
-
-
-def test_sequence_models_are_ragged() -> None:
-    tensors: dict[str, Any] = {
-        "inputs": (
-            TensorSpec(name="symbols", dtype="int64", shape=(None, None)),
-            TensorSpec(name="length", dtype="int64", shape=(None,)),
-        ),
-        "outputs": (TensorSpec(name="probabilities", dtype="float32", shape=(None, 10)),),
-    }
-    assert digits(task=Task.SEQUENCE, image=None, sequence=SequenceSpec(max_length=9), **tensors).ragged
-    assert not digits().ragged
-    with pytest.raises(ValueError, match="symbols int64 of 2 axes, length int64 of 1 axes"):
-        digits(task=Task.SEQUENCE, sequence=SequenceSpec(max_length=9))
-
-
-def test_variants_are_found_by_precision() -> None:
-    bundle = digits(variants=(variant(), variant(Precision.INT8)))
-    found = bundle.variant(Precision.INT8)
-    assert found is not None
-    assert found.file == "model.int8.onnx"
-    assert bundle.variant(Precision.FP16) is None
 
 
 def test_tolerance_follows_the_measured_parity() -> None:
@@ -264,8 +231,3 @@ def test_of_classes_the_error_is_the_share_that_differs() -> None:
     reference = np.array([[1, 2, 200, 4]], dtype=np.uint8)
     assert relative_error(np.array([[1, 2, 7, 4]], dtype=np.uint8), reference) == 0.25
     assert relative_error(reference, reference) == 0.0
-
-
-def test_checksums_are_sha256(tmp_path: Path) -> None:
-    (tmp_path / "empty").write_bytes(b"")
-    assert bundles.sha256_of(tmp_path / "empty").startswith("e3b0c44298fc1c14")

@@ -56,7 +56,7 @@ def forget() -> Iterator[None]:
 
 
 class Saturating:
-    """A session of a processor without VNNI, told nothing."""
+    """A session of a processor without VNNI, not configured."""
 
     def run(self, names: None, feed: dict[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
         products = feed["a"].astype(np.int32)[:, :, None] * feed["b"].astype(np.int32)[None]
@@ -127,18 +127,6 @@ def test_without_a_list_x86_is_tried(
 
 
 def test_the_try_finds_saturation() -> None:
-    """And none in a session that adds exactly, which is one on any processor once it is told to."""
     assert int8.saturates(cast(ort.InferenceSession, Saturating()))
-    graph = helper.make_graph(
-        [helper.make_node("MatMulInteger", ["a", "b"], ["c"])],
-        "p",
-        [
-            helper.make_tensor_value_info("a", TensorProto.UINT8, ["m", "k"]),
-            helper.make_tensor_value_info("b", TensorProto.INT8, ["k", "n"]),
-        ],
-        [helper.make_tensor_value_info("c", TensorProto.INT32, ["m", "n"])],
-    )
-    probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 10)], ir_version=5)
-    assert probe == onnx.load_from_string(int8._PROBE)
     if int8.quick():
         assert not int8.saturates(ort.InferenceSession(int8._PROBE, providers=["CPUExecutionProvider"]))

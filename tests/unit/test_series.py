@@ -21,7 +21,7 @@ CO2 = ["date,ppm,adjusted\n", "1958-03,315.7,314.4\n", "1958-04,317.5,315.2\n"]
         (["1,2\n", "3,4\n"], "2", [2, 4]),
     ],
 )
-def test_what_is_read(lines: list[str], column: str | None, values: list[float]) -> None:
+def test_valid_files(lines: list[str], column: str | None, values: list[float]) -> None:
     assert read_series(lines, column) == values
 
 
@@ -39,6 +39,6 @@ def test_what_is_read(lines: list[str], column: str | None, values: list[float])
         (["date,ppm\n", "a,1\n", "b\n"], None, "line 3"),
     ],
 )
-def test_what_is_refused(lines: list[str], column: str | None, message: str) -> None:
+def test_invalid_files(lines: list[str], column: str | None, message: str) -> None:
     with pytest.raises(SeriesError, match=message):
         read_series(lines, column)

@@ -68,12 +68,9 @@ def test_declared_sizes_are_only_numbers() -> None:
         from_wire(b"1234", FLOAT32, (2**32 - 1,) * 4)
 
 
-def test_shapes_that_fit() -> None:
-    check_shape("pixels", (7, 28, 28, 1), (None, 28, 28, 1))
-
-
 @pytest.mark.parametrize("got", [(7, 28, 28), (7, 28, 28, 1, 1), (7, 27, 28, 1), ()])
-def test_shapes_that_do_not(got: tuple[int, ...]) -> None:
+def test_shapes_that_do_not_fit(got: tuple[int, ...]) -> None:
+    check_shape("pixels", (7, 28, 28, 1), (None, 28, 28, 1))
     with pytest.raises(InvalidTensor, match=r"expected pixels of shape \[N, 28, 28, 1\], got \["):
         check_shape("pixels", got, (None, 28, 28, 1))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from bench.blocks import column, interleaved, parts, ratios
-from bench.tables import Table, spread
+from bench.tables import spread
 
 BLOCKS = [
     {"lenet/1/ours": {"rate": 1.0}, "lenet/1/Triton": {"rate": 2.0}, "lstm/8/ours": {"rate": 3.0}},
@@ -44,8 +44,3 @@ def test_median_and_range() -> None:
     assert spread([-0.1234]) == "-0.123"
     assert spread([0.0, 0.0]) == "0 (0–0)"
     assert spread([]) == "–"
-
-
-def test_tables_are_aligned() -> None:
-    lines = str(Table(("model", "n"), [("a", "1,000")])).splitlines()
-    assert lines == ["| model | n     |", "| ----- | ----- |", "| a     | 1,000 |"]

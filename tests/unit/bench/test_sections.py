@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from bench import large, lone, overload, sdk, small
+from bench import small
 from bench.__main__ import GPU, SECTIONS
-from bench.blocks import Blocks, Figures
+from bench.blocks import Blocks
 
 
 def made(names: Iterable[str], **figures: tuple[float, ...]) -> Blocks:
@@ -37,48 +37,3 @@ def test_no_table_is_wider_than_80_columns(name: str) -> None:
     figures |= {"rows": (32.0,) * 3, "client_cores": (0.15,) * 3}
     for table in (SECTIONS | GPU)[name].tables(made(CELLS[name], **figures)):
         assert max(map(len, str(table).splitlines())) <= 80
-
-
-def test_small() -> None:
-    """A ratio to Triton is of the same block; without a Triton there is none."""
-    blocks = made(SMALL, rate=(500.0, 250.0), server_cpu_us=(90.0, 110.0))
-    blocks[0]["lstm/8/rafaga"]["rate"] = 750.0
-    rows = {row[0]: row[1:] for row in small.tables(blocks)[1].rows}
-    assert rows[" 8 rafaga"] == ("500 (250–750)", "1.25 (1.00–1.50)", "100 (90–110)")
-    assert rows["32 Triton"][1] == "–"
-    alone = [{name: figures for name, figures in block.items() if "Triton" not in name} for block in blocks]
-    assert [row[2] for table in small.tables(alone) for row in table.rows] == ["–"] * 12
-
-
-def test_large() -> None:
-    figures: dict[str, Figures] = {
-        "resnet50/fp32/raw": {"rate": 50.0, "rows": 8},
-        "resnet50/fp32/served": {"rate": 48.0},
-        "resnet50/int8/raw": {"rate": 160.0, "rows": 4},
-        "resnet50/int8/served": {"rate": 144.0},
-    }
-    rates, compared = large.tables([figures])
-    assert rates.rows[1] == ("resnet50 int8", "4", "160", "144")
-    assert compared.rows == [("resnet50 fp32", "0.96", "1.00"), ("resnet50 int8", "0.90", "3.00")]
-
-
-def test_overload() -> None:
-    blocks = made(OVERLOAD, rate=(50.0, 40.0), server_cpu_us=(4e4, 5e4), client_cores=(0.2, 0.1))
-    blocks[0]["Triton/5×"]["rate"] = 0.0
-    (table,) = overload.tables(blocks)
-    assert table.rows[0] == ("rafaga peak", "45.0 (40.0–50.0)", "", "45.0", "0.20")
-    assert table.rows[-1][2] == "0.50 (0.00–1.00)"
-
-
-def test_lone() -> None:
-    figures: dict[str, Figures] = {
-        "lenet5-mnist/raw": {"p50_ms": 0.05},
-        "lenet5-mnist/served": {"p50_ms": 0.75, "run_p50_ms": 0.08, "queue_p50_ms": 0.029},
-    }
-    (table,) = lone.tables([figures])
-    assert table.rows == [("lenet5-mnist", "0.0500", "0.0800", "0.0290", "0.700")]
-
-
-def test_sdk() -> None:
-    (table,) = sdk.tables([{"one call each": {"rate": 1000.0}, "classify_many": {"rate": 20000.0}}])
-    assert table.rows[1] == ("classify_many", "20,000", "20.00")

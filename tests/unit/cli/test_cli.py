@@ -6,10 +6,8 @@ import io
 import json
 import subprocess
 import sys
-from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -48,15 +46,11 @@ def test_models(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert "top1 0.991" in lines[2]
     assert lines[3].endswith("model.onnx changed after it was published")
-
-
-def test_models_shows_intervals_and_leaves_single_quantiles_to_json(
-    script: Script, capsys: pytest.CaptureFixture[str]
-) -> None:
+    script.states["lstm-co2"] = catalog_pb2.Model.READY
     assert main(["models"]) == ExitCode.OK
     shown = capsys.readouterr().out
     assert "mase 0.5, coverage_90 0.91" in shown
-    assert "coverage_q05" not in shown
+    assert "coverage_q05" not in shown, "a single quantile is left to JSON"
     assert main(["models", "--json"]) == ExitCode.OK
     assert "coverage_q05" in capsys.readouterr().out
 
@@ -141,7 +135,7 @@ def test_every_error_has_an_exit_code() -> None:
         assert exit_code(cls("…")) in set(ExitCode) - {ExitCode.OK, ExitCode.USAGE}
 
 
-def test_nobody_listening(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--server", "127.0.0.1:1", "--timeout", "1"]) == ExitCode.UNAVAILABLE
     assert capsys.readouterr().err.startswith("rafaga: 127.0.0.1:1: ")
 
@@ -181,14 +175,10 @@ def test_wrong_values_are_one_line(argv: list[str], capsys: pytest.CaptureFixtur
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_the_token_file(script: Script, tmp_path: Path) -> None:
+def test_the_token_file_and_the_priority(script: Script, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret\n")
-    assert main(["models", "--token-file", str(tmp_path / "token")]) == ExitCode.OK
+    assert main(["models", "--token-file", str(tmp_path / "token"), "--priority", "low"]) == ExitCode.OK
     assert script.metadata[0]["authorization"] == "Bearer secret"
-
-
-def test_the_priority(script: Script) -> None:
-    assert main(["models", "--priority", "low"]) == ExitCode.OK
     assert script.metadata[0]["rafaga-priority"] == "low"
 
 
@@ -211,49 +201,6 @@ def test_a_reader_that_goes_away_is_no_error_on_the_terminal(script: Script) -> 
         timeout=60,
     )
     assert done.stderr == ""
-
-
-def _server_modules(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Stands in for the server's two entry points; gives the list of configs that were served."""
-    served: list[object] = []
-    modules = {name: ModuleType(f"rafaga.server.{name}") for name in ("config.settings", "config.sources", "app")}
-    settings, sources, app = modules.values()
-
-    class ConfigError(Exception):
-        pass
-
-    def add_arguments(parser: ArgumentParser) -> None:
-        parser.add_argument("--repository", required=True)
-        parser.add_argument("--grpc-port", type=int, default=50051)
-
-    def from_arguments(namespace: Namespace, environ: Mapping[str, str]) -> object:
-        if namespace.grpc_port < 0:
-            raise ConfigError("grpc-port: negative")
-        return (namespace.repository, namespace.grpc_port, "PATH" in environ)
-
-    def serve(config: object) -> int:
-        served.append(config)
-        return 7
-
-    settings.ConfigError = ConfigError  # type: ignore[attr-defined]
-    sources.add_arguments, sources.from_arguments = add_arguments, from_arguments  # type: ignore[attr-defined]
-    app.serve = serve  # type: ignore[attr-defined]
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, f"rafaga.server.{name}", module)
-    return served
-
-
-def test_serve_hands_its_arguments_to_the_server(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    served = _server_modules(monkeypatch)
-    assert main(["serve", "--repository", "models", "--grpc-port", "1"]) == 7
-    assert served == [("models", 1, True)]
-    assert main(["serve", "--repository", "models", "--grpc-port", "-1"]) == ExitCode.USAGE
-    assert capsys.readouterr().err == "rafaga: grpc-port: negative\n"
-    with pytest.raises(SystemExit):
-        main(["serve"])
-    assert "usage: rafaga serve" in capsys.readouterr().err
 
 
 def test_serve_without_its_extra_names_the_command_that_installs_it(

@@ -19,10 +19,6 @@ def test_numbers_stand_to_the_right_and_text_to_the_left() -> None:
     )  # fmt: skip
 
 
-def test_an_empty_table_is_its_headings() -> None:
-    assert table(("A", "B"), []) == "A  B"
-
-
 def test_json_of_results() -> None:
     value = {"model": ModelInfo("año", 1, True, "fp32"), "array": np.ones((1, 2), np.float32), "shape": (1, 2)}
     assert json.loads(as_json(value)) == {

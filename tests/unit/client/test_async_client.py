@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from rafaga import (
     AsyncClient,
@@ -36,29 +34,6 @@ def test_both_clients_have_the_same_methods_with_the_same_signatures() -> None:
     assert methods(Client) == methods(AsyncClient)
 
 
-def test_many_calls_at_once(address: str, script: Script, tmp_path: Path) -> None:
-    path = tmp_path / "one.png"
-    path.write_bytes(b"\x01")
-    images = [np.full((4, 4), i % 10, np.uint8) for i in range(100)]
-
-    async def run() -> None:
-        async with AsyncClient(address) as client:
-            await client.wait_until_ready(30)
-            answers = await asyncio.gather(*(client.classify(i, model="lenet5-mnist") for i in images))
-            assert [a.top.index for a in answers] == [i % 10 for i in range(100)]
-            batch = await client.classify_many([path, b"\x02", Image.new("L", (2, 2))], model="lenet5-mnist")
-            assert [a.top.index for a in batch][:2] == [1, 2]
-            assert (await client.classify_many(np.stack(images)[..., None], model="lenet5-mnist"))[9].top.index == 9
-            assert (await client.forecast(np.ones(30), model="lstm-co2", horizon=3)).horizon == 3
-            assert (await client.features(images[0], model="backbone"))["c4"].array.shape == (2, 3, 3)
-            maps = await client.features_many(images[:2], model="backbone")
-            assert [each["c4"].array.shape for each in maps] == [(2, 3, 3)] * 2
-            assert len(await client.models()) == 3
-            assert (await client.model("lenet5-mnist")).labels == tuple("0123456789")
-
-    asyncio.run(run())
-
-
 def test_errors_and_retries_are_those_of_the_core(address: str, script: Script) -> None:
     async def run() -> None:
         async with AsyncClient(address, retry=QUICK, token="secret") as client:
@@ -81,7 +56,7 @@ def test_errors_and_retries_are_those_of_the_core(address: str, script: Script) 
     asyncio.run(run())
 
 
-def test_nobody_listening_and_a_closed_client() -> None:
+def test_an_unreachable_server_and_a_closed_client() -> None:
     async def run() -> None:
         client = AsyncClient("127.0.0.1:1", retry=QUICK)
         with pytest.raises(ServerUnreachable):

@@ -35,7 +35,7 @@ def test_addresses(address: str, target: str, balanced: bool) -> None:
 @pytest.mark.parametrize(
     "address", ["", "  ", "localhost", ":50051", "host:port", "host:0", "host:70000", "a:1,", "10.0.0.1:1,[::1]:2"]
 )
-def test_what_is_no_address(address: str) -> None:
+def test_invalid_addresses(address: str) -> None:
     with pytest.raises(ValueError):
         endpoint(address)
 
@@ -58,7 +58,7 @@ def test_a_list_calls_itself_by_its_first_address(address: str, authority: str |
     assert secured.get("grpc.default_authority") == (authority and "models")
 
 
-def test_limits_keepalive_and_retries_are_always_told() -> None:
+def test_limits_keepalive_and_retries_are_always_set() -> None:
     options = dict(endpoint("h:1", max_message_bytes=123, keepalive=Keepalive(5, 2.5, while_idle=True)).options)
     assert options["grpc.max_send_message_length"] == options["grpc.max_receive_message_length"] == 123
     assert options["grpc.enable_retries"] == 0

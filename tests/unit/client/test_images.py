@@ -122,11 +122,3 @@ def test_cmyk_becomes_rgb_and_deep_images_are_refused() -> None:
     for mode in ("I", "F", "I;16"):
         with pytest.raises(InvalidImage, match="8 bits"):
             wire(Image.new(mode, (2, 2)))
-
-
-def test_an_image_opened_from_a_jpeg_is_a_pil_image_too() -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(RGB).save(buffer, "JPEG")
-    opened = Image.open(io.BytesIO(buffer.getvalue()))
-    found = wire(opened)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(found.encoded.images[0]))), np.asarray(opened))

@@ -1,4 +1,4 @@
-"""Many inputs in few messages: which share one, and what becomes of those that fail."""
+"""Many inputs in few messages: which inputs share one, and how single inputs fail."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_one_bad_image_fails_alone(classify_many: Many, script: Script) -> None:
         list(found)
 
 
-def test_what_concerns_all_inputs_is_raised(classify_many: Many, script: Script) -> None:
+def test_an_error_of_all_inputs_is_raised(classify_many: Many, script: Script) -> None:
     for options, error in (
         ({"model": "absent"}, ModelNotFound),
         ({"model": "lstm-co2"}, Unsupported),
@@ -159,7 +159,7 @@ def test_halves_find_the_inputs_to_blame(kind: type[RafagaError]) -> None:
 
 
 @pytest.mark.parametrize("error", [DeadlineExceeded("late"), QueueFull("full")])
-def test_what_no_input_is_to_blame_for_is_the_error_of_all(error: RafagaError) -> None:
+def test_an_error_that_no_input_caused_fails_the_whole_message(error: RafagaError) -> None:
     work = bulk([10, 20, 30], limit=2)
     assert drain(work, lambda message: error if len(message.items) == 2 else None) == [[10, 20], [30]]
     assert list(work.results().errors) == [0, 1]

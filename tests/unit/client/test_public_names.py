@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from importlib import metadata
 from inspect import ismodule
-from pathlib import Path
 
 import pytest
 
@@ -53,13 +51,3 @@ def test_importing_rafaga_imports_the_base_install_only() -> None:
         "sitecustomize",
         "cython_runtime",
     }
-
-
-def test_client_and_cli_import_neither_server_nor_export() -> None:
-    root = Path(rafaga.__file__).parent
-    for path in [*root.glob("client/*.py"), *root.glob("cli/*.py")]:
-        for node in ast.parse(path.read_text()).body:  # module level; `rafaga serve` imports the server when it runs
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            forbidden = ("rafaga.server", "rafaga.bundle", "export", "models")
-            assert not [name for name in names if name.startswith(forbidden)], path

@@ -30,7 +30,3 @@ def test_a_model_without_batches_and_an_unknown_one() -> None:
     assert batches.read(text, "digits").mean == 0
     with pytest.raises(KeyError, match="absent"):
         batches.read(text, "absent")
-
-
-def test_batches_over_the_last_bound_are_counted() -> None:
-    assert batches.BatchSizes((1.0, 2.0, float("inf")), (0, 0, 3), 12).labelled() == [("3-", 3)]

@@ -38,14 +38,6 @@ def test_mnist_is_read_from_the_data_folder(monkeypatch: pytest.MonkeyPatch, tmp
     assert found.labels.tolist() == [7, 3]
 
 
-def test_figures_of_the_answers() -> None:
-    data = digits.Digits("some", np.zeros((4, 28, 28), np.uint8), np.array([1, 2, 3, 4]), 0.5)
-    answers = digits.DigitAnswers(np.array([1, 2, 0, 4]), np.array([0.001, 0.002, 0.003, 0.004]), 2.0)
-    assert answers.accuracy(data) == 0.75
-    assert answers.per_second == 2.0
-    assert answers.latency_ms(50) == pytest.approx(2.5)
-
-
 def test_a_forecast_its_figures_and_its_picture(tmp_path: Path) -> None:
     values = np.stack([np.full(24, level, np.float32) for level in (399, 400, 402)])
     values[2, 0] = 400.5  # the truth is outside in the first month

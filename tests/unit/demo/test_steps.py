@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ def test_a_bundle_that_verifies_is_not_exported_again(tmp_path: Path) -> None:
     assert bundles.published(tmp_path, "digits") is None
 
 
-def test_a_failed_export_says_which_command_failed(tmp_path: Path) -> None:
+def test_a_failed_export_says_which_command_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "false")
     with pytest.raises(bundles.ExportFailed, match="python -m export no-such-model"):
         bundles.export(tmp_path, ["no-such-model"])
 

@@ -10,7 +10,7 @@ from rafaga.load.log import Reply
 
 
 class FakeServer:
-    """Answers after `service_s` as many at once as come. Inside a stall (begin, end) it answers nobody before the end.
+    """Answers after `service_s` as many at once as come. In a stall (begin, end) no answer comes before the end.
 
     `fails`: the reason with which the n-th call fails, or None.
     """

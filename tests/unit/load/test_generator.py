@@ -60,7 +60,7 @@ def test_the_same_stall_hides_from_callers_that_wait_for_it() -> None:
     step = Step(Pattern.CLOSED, callers=1, duration_s=10)
     counted = tally(step, FakeServer(stalls=STALL))
     found = figures(step, counted)
-    assert counted.ok == pytest.approx(1800, abs=2), "for a whole second nobody asked"
+    assert counted.ok == pytest.approx(1800, abs=2), "no request was sent for a whole second"
     assert found.latency.p99_ms == pytest.approx(5, rel=0.01), "one request in 1,800 saw the stall"
     assert found.latency.max_ms == pytest.approx(1005, abs=10)
 
@@ -117,7 +117,7 @@ def test_refusals_and_failures_are_counted_by_reason() -> None:
     assert counted.outcomes == {OK: 70, "QUEUE_FULL": 10, "DEADLINE_UNREACHABLE": 10, "ENGINE_FAILURE": 10}
     found = figures(step, counted, Objective(100))
     assert (found.refused, found.failed, found.goodput) == (20, 10, 7.0)
-    assert found.met is False, "a quick refusal is no answer within the objective"
+    assert found.met is False, "a quick refusal does not meet the objective"
 
 
 def test_an_objective_counts_all_requests() -> None:
@@ -128,13 +128,6 @@ def test_an_objective_counts_all_requests() -> None:
     assert figures(step, stalled, Objective(1000)).met is True
     assert figures(step, stalled).met is None
     assert figures(step, tally(step, FakeServer()), Objective(100)).met is True
-
-
-def test_nothing_answered_meets_no_objective() -> None:
-    step = Step(Pattern.CONSTANT, rate=100, duration_s=1)
-    nothing = Tally(1.0)
-    assert figures(step, nothing, Objective(100)).met is False
-    assert figures(step, nothing).latency.p99_ms == 0
 
 
 def test_callers_of_a_closed_loop_take_turns_in_the_mix() -> None:

@@ -50,7 +50,7 @@ def test_the_log_is_read_by_key(tmp_path: Path) -> None:
         mlperf.read_log(tmp_path / "absent")
 
 
-def test_why_a_run_is_not_valid_is_told() -> None:
+def test_the_reason_of_an_invalid_run() -> None:
     results = {
         "result_perf_constraints_met": False,
         "result_invalid_reason": "Increase the rate. ",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 from dataclasses import replace
-from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -29,6 +29,7 @@ SERVER = ServerWindow(
 HEADINGS = ("Latency against throughput", "Over time", "Distribution", "Batches", "Where the time went", "Refused and")
 
 
+@functools.cache
 def ramp() -> LoadRun:
     def at(rate: float) -> StepResult:
         return replace(result(counted(rows(int(rate), int(rate * 10))), 0.9, server=SERVER), step=step(rate))
@@ -130,32 +131,19 @@ def test_a_run_without_answers_has_a_page_too(pattern: Pattern) -> None:
     parsed(html)
 
 
-def test_a_run_of_which_nothing_came_has_a_page_too() -> None:
-    parsed(page.render(run(result(Tally(1.0)))))
-
-
-def test_all_answered_is_said() -> None:
-    log = Log()
-    for due_s in np.arange(0, 10, 0.1):
-        log.answered(0, due_s, due_s, due_s + 0.001, Reply())
-    html = page.render(run(result(counted(log.take()))))
-    assert "No request was refused, and none failed." in html
-    assert "Objective met" in html
-
-
-def test_where_replies_tell_no_times_metrics_do() -> None:
+def test_times_come_from_metrics_where_replies_have_none() -> None:
     log = Log()
     for due_s in np.arange(0, 10, 0.1):
         log.answered(0, due_s, due_s, due_s + 0.02, Reply())
     server = replace(SERVER, mean_queue_us=4560.0, mean_preprocess_us=1230.0)
     total = counted(log.take())
-    told, untold = (run(result(total, server=window)) for window in (server, None))
-    html = page.render(told)
+    with_metrics, without = (run(result(total, server=window)) for window in (server, None))
+    html = page.render(with_metrics)
     assert "Where the time went" in html
     assert "<td>4.56</td><td>1.23</td>" in html
-    assert "Where the time went" not in page.render(untold)
+    assert "Where the time went" not in page.render(without)
     out = io.StringIO()
-    show(told, Console(file=out, width=200))
+    show(with_metrics, Console(file=out, width=200))
     assert "mean of a request: queue 4.56 ms, preprocessing 1.23 ms" in out.getvalue()
 
 
@@ -166,27 +154,6 @@ def test_the_table_has_every_step_and_its_verdict() -> None:
     assert len(re.findall(r"^ \d+/s poisson (missed|met) ", text, re.MULTILINE)) == 3
     for part in ("digits: ", "QUEUE_FULL", "WRONG", "90% of a core", "objective missed", "/metrics: 0.45 cores"):
         assert part in text
-
-
-def test_metrics_of_one_of_several_replicas_are_marked_as_such() -> None:
-    warning = "3 addresses shared the calls, but --metrics covers 1"
-    unscraped = run(result(counted(rows())))
-    for found, warned in (
-        (ramp(), False),
-        (replace(ramp(), addresses=3), True),
-        (replace(unscraped, addresses=3), False),
-    ):
-        out = io.StringIO()
-        show(found, Console(file=out, width=200))
-        assert (warning in out.getvalue()) is warned
-        assert (escape(warning) in page.render(found)) is warned
-
-
-def test_a_search_tells_what_it_found() -> None:
-    for rate, said in ((40.0, "40.0 requests/s is the highest"), (0.0, "no rate was found")):
-        out = io.StringIO()
-        show(replace(ramp(), max_rate=rate), Console(file=out, width=200))
-        assert said in out.getvalue()
 
 
 def test_a_search_that_saw_no_miss_says_so() -> None:

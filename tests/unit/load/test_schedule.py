@@ -25,10 +25,6 @@ def test_poisson_arrivals_have_the_rate_and_the_spread_of_a_poisson_process() ->
     assert per_second.var() == pytest.approx(per_second.mean(), rel=0.5)
 
 
-def test_constant_arrivals_are_evenly_spaced() -> None:
-    np.testing.assert_allclose(schedule.constant(4, -0.5, 1), [-0.5, -0.25, 0, 0.25, 0.5, 0.75])
-
-
 def test_a_ramp_goes_from_the_first_rate_to_the_last() -> None:
     assert schedule.ramp(100, 500, 5) == (100, 200, 300, 400, 500)
     assert schedule.ramp(500, 100, 2) == (500, 100)

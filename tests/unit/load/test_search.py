@@ -60,8 +60,3 @@ def test_a_server_without_a_limit_ends_the_search_before_a_miss(first: float) ->
     found, tried = run(first, limit=1e12)
     assert found == max(tried) >= 5e5
     assert found <= max(first, 1e6)
-
-
-def test_a_first_guess_beyond_all_bounds_is_halved() -> None:
-    found, _ = run(1e7, limit=200_000)
-    assert 200_000 / 1.05 <= found <= 200_000

@@ -71,7 +71,7 @@ def test_several_servers_are_one_with_the_worst_queue(tmp_path: Path) -> None:
     assert window.dropped == {"deadline": 5}
 
 
-def test_what_is_no_server_of_ours_is_named(tmp_path: Path) -> None:
+def test_other_servers_are_refused(tmp_path: Path) -> None:
     with exposed("go_goroutines 7\n", tmp_path) as url, pytest.raises(MetricsError, match="no metrics of Rafaga"):
         scrape(url)
     with pytest.raises(MetricsError, match="absent"):

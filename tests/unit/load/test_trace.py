@@ -62,18 +62,18 @@ def test_a_step_replays_it_from_the_warm_up_on(tmp_path: Path) -> None:
     assert replayed.request.tolist() == [4, 2, 4]
 
 
-def test_rows_that_nobody_takes_are_told(tmp_path: Path) -> None:
+def test_rows_that_no_model_takes_are_refused(tmp_path: Path) -> None:
     found = read(tmp_path, "0 images\n1 series 2\n")
     with pytest.raises(TraceError, match="asks for 2 rows for series; only models of images"):
         found.schedule(CHOICES, seed=0)
 
 
 @pytest.mark.parametrize("line", ["noon", "inf", "1 images 0", "1 images two", "1 images 2 3", "nan images"])
-def test_a_line_that_is_none_is_named(tmp_path: Path, line: str) -> None:
+def test_an_invalid_line_is_named(tmp_path: Path, line: str) -> None:
     with pytest.raises(TraceError, match=r"trace, line 2: .*expected SECONDS \[MODEL \[ROWS\]\]"):
         read(tmp_path, f"0.5\n{line}\n1\n")
 
 
-def test_a_single_line_is_no_trace(tmp_path: Path) -> None:
+def test_a_single_line_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="at least two"):
         read(tmp_path, "1\n")

@@ -12,15 +12,9 @@ from rafaga.load.log import Log, Reply
 from rafaga.load.schedule import Pattern
 from rafaga.load.steps import Step
 from rafaga.load.tally import Tally
-from rafaga.load.view import LineView, LiveView, NoView, Progress, ProgressTracker, describe, view
+from rafaga.load.view import LineView, LiveView, NoView, Progress, ProgressTracker, view
 
 STEP = Step(Pattern.POISSON, rate=1234.5, warm_up_s=2, duration_s=10)
-
-
-def test_a_step_in_words() -> None:
-    assert describe(STEP) == "1,234/s poisson"
-    assert describe(Step(Pattern.CLOSED, callers=1)) == "1 caller"
-    assert describe(Step(Pattern.CLOSED, callers=8)) == "8 callers"
 
 
 def test_progress_is_of_the_last_second() -> None:

@@ -27,7 +27,7 @@ class _Jumping(selectors.SelectSelector):
     def select(self, timeout: float | None = None) -> list[Any]:
         ready = super().select(0)
         if not ready:
-            assert timeout is not None, "everybody waits and nothing will ever happen"
+            assert timeout is not None, "deadlock: no timer is set"
             self._loop.now_s += max(timeout, 0.0)
         return ready
 

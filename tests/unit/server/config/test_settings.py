@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -268,11 +267,6 @@ def test_an_error_does_not_repeat_a_token() -> None:
 )
 def test_loopback(host: str, loopback: bool) -> None:
     assert Config.of(host=host).network.loopback is loopback
-
-
-def test_a_config_does_not_change() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().network.host = "0.0.0.0"
 
 
 def test_settings_are_read_without_onnxruntime() -> None:

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rafaga import bundle as bundles
 from rafaga.errors import DeviceMemoryError
 from rafaga.server.engines.contract import DEPTH, Engine, run
-from rafaga.server.engines.cuda_engine import CudaEngine, has_known_outputs
+from rafaga.server.engines.cuda_engine import CudaEngine
 from rafaga.server.engines.device_memory import CudaMemory
 from rafaga.server.engines.onnxruntime import SessionEngine, create_session
-from rafaga.server.engines.serial_executor import SerialExecutor
 from rafaga.server.repository.golden import Golden
-from rafaga.server.scheduling.job import Arrays, Job, Part
-from tests.bundles import classify, forecast, publish_backbone, publish_classifier, publish_forecaster
+from rafaga.server.scheduling.job import Job, Part
+from tests.bundles import classify, forecast, publish_classifier, publish_forecaster
 from tests.unit.server.fake_gpu import FakeCudart, FakeGpuSession
 
 assert_close: Any = np.testing.assert_allclose  # typed for numbers; the arrays of engines are of any dtype
@@ -123,16 +118,6 @@ class TestRows:
             run(engine, (second,))
         assert (got == kept).all()
 
-    @settings(derandomize=True, deadline=None, max_examples=30)
-    @given(sizes=st.lists(st.integers(1, 8), min_size=1, max_size=6))
-    def test_any_order_of_sizes(self, tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
-        fixture = Fixture(tmp_path_factory.mktemp("any"))
-        engine = fixture.on_gpu()
-        for at, rows in enumerate(sizes):
-            (got,) = run(engine, (images(rows, at),))
-            assert_close(got, classify(images(rows, at)), atol=1e-6)
-        assert engine.close()
-
 
 class TestPadding:
     @pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8)])
@@ -162,11 +147,6 @@ class TestFreeDimensions:
             [part(short[:1], np.array([2])), part(np.array([[5, 6, 7]], np.float32), np.array([3]))]
         ).result()
         np.testing.assert_allclose(got[0], forecast(short[0]), rtol=1e-5)
-
-    def test_which_models_fit(self, fixture: Fixture) -> None:
-        assert has_known_outputs(fixture.bundle(publish_classifier)[0])
-        assert has_known_outputs(fixture.bundle(publish_forecaster)[0])
-        assert not has_known_outputs(fixture.bundle(publish_backbone)[0]), "its maps are as large as the image"
 
 
 class TestOnTheHost:
@@ -200,13 +180,6 @@ class TestEnd:
         with pytest.raises(DeviceMemoryError, match="out of memory"):
             fixture.on_gpu()  # the fixture looks whether everything was given back
 
-    def test_memory_is_released_once(self, fixture: Fixture) -> None:
-        released: list[bool] = []
-        memory = CudaMemory(fixture.cudart.cuda(), lambda: released.append(True))
-        for _ in range(2):
-            memory.close()
-        assert released == [True]
-
     def test_terminated(self, fixture: Fixture) -> None:
         engine = fixture.on_cpu()
         engine.terminate()
@@ -223,27 +196,3 @@ class TestEnd:
         assert fixture.cudart.memory, "the run may still write there"
         hold.set()
         outputs.result()
-
-
-class TestSerialExecutor:
-    def test_calls_are_made_in_order_in_one_thread(self) -> None:
-        executor = SerialExecutor("test")
-        seen: list[tuple[int, int]] = []
-
-        def call(number: int) -> Arrays:
-            seen.append((number, threading.get_ident()))
-            return ()
-
-        for number in range(20):
-            executor.submit(partial(call, number))
-        assert executor.close(5)
-        assert [number for number, _ in seen] == list(range(20))
-        assert len({thread for _, thread in seen}) == 1
-
-
-def test_onnx_runtime_says_where_its_inputs_are_expected(tmp_path: Path) -> None:
-    """The names that `_on_host` goes by."""
-    session = create_session((publish_classifier(tmp_path) / "model.onnx").read_bytes(), 1)
-    assert isinstance(session, ort.InferenceSession)
-    assert [info.name for info in session.get_input_memory_infos()] == ["Cpu"]
-    assert [info.name for info in session.get_output_memory_infos()] == ["Cpu"]

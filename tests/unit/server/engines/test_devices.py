@@ -47,30 +47,25 @@ class Machine(Nvidia):
 
 
 class TestAuto:
-    def test_a_gpu_that_works(self) -> None:
-        choice = choose(None, FAIL, Machine())
-        assert choice.devices == (Device(DeviceKind.CUDA),)
-        assert choice.why == "auto: found NVIDIA Pretend"
-        assert not choice.degraded
-
-    def test_without_a_gpu(self) -> None:
-        choice = choose(None, FAIL, Machine(driver=False))
-        assert choice.devices == (CPU,)
-        assert choice.why == "auto: no GPU (cannot load libcuda.so.1)"
-        assert not choice.degraded
-
-    def test_a_gpu_that_cannot_be_used_is_reported(self) -> None:
-        choice = choose(None, FAIL, Machine(missing={DeviceKind.CUDA: ("libcudnn.so.9",)}))
-        assert choice.devices == (CPU,)
-        assert choice.degraded
-        assert "there is NVIDIA Pretend, but cuda:0: cannot load libcudnn.so.9" in choice.why
-
-    def test_a_gpu_on_which_cuda_does_not_start(self) -> None:
-        """No library is missing, and it fails: the server starts on the CPU."""
-        choice = choose(None, FAIL, Machine(broken="cudaSetDevice: all CUDA-capable devices are busy (46)"))
-        assert choice.devices == (CPU,)
-        assert choice.degraded
-        assert "there is NVIDIA Pretend, but cuda:0: cudaSetDevice: all CUDA-capable devices are busy" in choice.why
+    @pytest.mark.parametrize(
+        ("machine", "device", "degraded", "why"),
+        [
+            (Machine(), Device(DeviceKind.CUDA), False, "auto: found NVIDIA Pretend"),
+            (Machine(driver=False), CPU, False, "auto: no GPU (cannot load libcuda.so.1)"),
+            (
+                Machine(missing={DeviceKind.CUDA: ("libcudnn.so.9",)}),
+                CPU,
+                True,
+                "there is NVIDIA Pretend, but cuda:0: cannot load libcudnn.so.9",
+            ),
+            (Machine(broken="devices are busy (46)"), CPU, True, "NVIDIA Pretend, but cuda:0: devices are busy (46)"),
+        ],
+        ids=["a GPU that works", "no GPU", "a library is missing", "CUDA does not start"],
+    )
+    def test_the_choice(self, machine: Machine, device: Device, degraded: bool, why: str) -> None:
+        choice = choose(None, FAIL, machine)
+        assert (choice.devices, choice.degraded) == ((device,), degraded)
+        assert why in choice.why
 
 
 class TestAskedFor:
@@ -78,8 +73,10 @@ class TestAskedFor:
         wanted = (Device(DeviceKind.CUDA, 0), Device(DeviceKind.CUDA, 1))
         assert choose(wanted, FAIL, Machine(gpu_count=2)).devices == wanted
 
-    def test_the_cpu_needs_no_driver(self) -> None:
+    def test_devices_that_can_be_used(self) -> None:
         assert choose((CPU,), FAIL, Machine(driver=False, built=())).devices == (CPU,)
+        wanted = (Device(DeviceKind.CUDA, 0), Device(DeviceKind.CUDA, 1))
+        assert choose(wanted, FAIL, Machine(gpu_count=2)).devices == wanted
 
     @pytest.mark.parametrize(
         ("text", "machine", "said"),
@@ -134,15 +131,6 @@ class TestLibraries:
         assert "libnvinfer.so.10" in needed_libraries(DeviceKind.TENSORRT)
         monkeypatch.setattr(ort, "cuda_version", "12.8", raising=False)
         assert {"libcudart.so.12", "libcublas.so.12"} <= set(needed_libraries(DeviceKind.CUDA))
-
-    def test_what_does_not_load_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def load(name: str, *_: object) -> None:
-            if "cudnn" in name:
-                raise OSError(f"{name}: cannot open shared object file")
-
-        monkeypatch.setattr(ctypes, "CDLL", load)
-        monkeypatch.setattr(devices, "preload", lambda: None)
-        assert Nvidia().missing_libraries(DeviceKind.CUDA) == ("libcudnn.so.9",)
 
     def test_packages_anywhere_on_the_path_are_found(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """ONNX Runtime in one folder, PyTorch's libraries in another, TensorRT's in a third."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import logging
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,14 +31,12 @@ from rafaga.server.engines.selection import Placement
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository.loader import Loader, fastest_on_gpu
 from rafaga.server.scheduling.batcher import BatchPolicy
-from rafaga.server.scheduling.job import Job
 from tests.bundles import (
     classify,
     publish_backbone,
     publish_classifier,
     publish_detector,
     publish_forecaster,
-    publish_segmenter,
     publish_sequence_model,
 )
 from tests.unit.server.engines.test_selection import model_of
@@ -121,14 +118,7 @@ class TestGpu:
 
     @pytest.mark.parametrize(
         "publish",
-        [
-            publish_classifier,
-            publish_forecaster,
-            publish_backbone,
-            publish_detector,
-            publish_segmenter,
-            publish_sequence_model,
-        ],
+        [publish_classifier, publish_forecaster, publish_backbone, publish_detector, publish_sequence_model],
     )
     def test_every_kind_of_model(self, machine: Machine, tmp_path: Path, publish: Callable[[Path], Path]) -> None:
         path = publish(tmp_path)
@@ -147,32 +137,6 @@ class TestGpu:
         assert device_buckets(20, ()) == (1, 2, 4, 8, 16, 20)
         assert device_buckets(20, (16, 4, 64, 4)) == (4, 16, 20)
         assert device_buckets(1, (16,)) == (1,)
-
-    def test_it_is_served(self, machine: Machine, folder: Path) -> None:
-        model = machine.served(machine.placement()).load(folder, bundles.load(folder))
-        model.start()
-        images = np.random.default_rng(0).integers(0, 256, (60, 28, 28, 1), dtype=np.uint8)
-        answers: dict[int, np.ndarray] = {}
-        done = threading.Semaphore(0)
-
-        def answered(at: int, outputs: Any) -> None:
-            answers[at] = outputs[0]
-            done.release()
-
-        for at in range(20):
-            model.submit(
-                Job(
-                    (images[3 * at : 3 * at + 3],),
-                    lambda outputs, _, at=at: answered(at, outputs),
-                    lambda error: pytest.fail(str(error)),
-                )
-            )
-        for _ in range(20):
-            assert done.acquire(timeout=WAIT_S)
-        model.close()
-        for at, answer in answers.items():
-            np.testing.assert_allclose(answer, classify(images[3 * at : 3 * at + 3]), atol=1e-6)
-        assert machine.untouched
 
 
 class TestTensorRt:
@@ -240,13 +204,6 @@ class TestTensorRt:
         assert "FALLEN BACK to the CPU, as device_fallback allows: digits: ONNX Runtime does not run" in caplog.text
         assert unbuildable.untouched
         model.close()
-
-    def test_a_cache_that_others_may_write_to(self, machine: Machine, folder: Path, cache: Path) -> None:
-        cache.mkdir()
-        cache.chmod(0o777)
-        with pytest.raises(DeviceError, match="must belong to this user"):
-            machine.load(folder, TENSORRT, tensorrt_cache=cache)
-        assert machine.untouched
 
 
 class TestGoldenOutputs:
@@ -322,15 +279,22 @@ class TestLifetimes:
         assert not any(late)
         assert machine.untouched
 
-    @pytest.mark.parametrize("publish", [publish_classifier, publish_backbone])
-    def test_of_one_that_fails_as_it_is_run(
-        self, lonely: Machine, tmp_path: Path, publish: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def fail(self: FakeGpuSession, *_: Any) -> None:
+    @pytest.fixture
+    def failing(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+        def fail(*_: Any) -> None:
             raise RuntimeError("CUDA failure 700")
 
-        monkeypatch.setattr(FakeGpuSession, "run", fail)
-        monkeypatch.setattr(FakeGpuSession, "run_with_iobinding", fail)
+        def from_now_on() -> None:
+            monkeypatch.setattr(FakeGpuSession, "run", fail)
+            monkeypatch.setattr(FakeGpuSession, "run_with_iobinding", fail)
+
+        return from_now_on
+
+    @pytest.mark.parametrize("publish", [publish_classifier, publish_backbone])
+    def test_of_one_that_fails_as_it_is_run(
+        self, lonely: Machine, tmp_path: Path, publish: Callable[[Path], Path], failing: Callable[[], None]
+    ) -> None:
+        failing()
         with pytest.raises(BundleError, match="CUDA failure 700"):
             lonely.load(publish(tmp_path))
 
@@ -339,14 +303,10 @@ class TestLifetimes:
         assert lonely.load(folder).close()
 
     def test_of_one_that_failed_while_it_was_served(
-        self, lonely: Machine, folder: Path, monkeypatch: pytest.MonkeyPatch
+        self, lonely: Machine, folder: Path, failing: Callable[[], None]
     ) -> None:
         engine = lonely.load(folder)
-
-        def fail(self: FakeGpuSession, *_: Any) -> None:
-            raise RuntimeError("CUDA failure 700")
-
-        monkeypatch.setattr(FakeGpuSession, "run_with_iobinding", fail)
+        failing()
         with pytest.raises(RuntimeError, match="700") as kept:
             run(engine, (np.zeros((1, 28, 28, 1), np.uint8),))
         assert engine.close()
@@ -365,102 +325,84 @@ def test_a_device_that_failed_for_good(machine: Machine, folder: Path) -> None:
 
 
 class TestMemory:
-    def test_a_model_that_cannot_fit_is_refused_before_it_loads(self, machine: Machine, folder: Path) -> None:
-        with pytest.raises(DeviceMemoryError, match=r"digits needs about 25\d MiB of cuda:0, 100 of 100 MiB are left"):
-            machine.load(folder, memory_bytes=100 * MIB)
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"memory_bytes": 100 * MIB}, r"digits needs about 25\d MiB of cuda:0, 100 of 100 MiB are left"),
+            ({"model_memory": PerModel(100 * MIB)}, "a model may have 100: raise gpu_model_memory_mib"),
+        ],
+    )
+    def test_a_model_that_cannot_fit_is_refused_before_it_loads(
+        self, machine: Machine, folder: Path, settings: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(DeviceMemoryError, match=message):
+            machine.load(folder, **settings)
         assert machine.sessions == []
-
-    def test_a_share_that_is_too_small(self, machine: Machine, folder: Path) -> None:
-        with pytest.raises(DeviceMemoryError, match="a model may have 100: raise gpu_model_memory_mib"):
-            machine.load(folder, model_memory=PerModel(100 * MIB))
 
     def test_the_share_is_the_limit_of_the_arena(self, machine: Machine, folder: Path) -> None:
         shares = PerModel[int | None](100 * MIB, {"digits": 300 * MIB, "other": 200 * MIB})
         machine.load(folder, model_memory=shares)
         assert machine.sessions[0].memory_bytes == 300 * MIB
 
-    def test_a_model_that_took_more_than_its_share_is_refused(self, machine: Machine, folder: Path) -> None:
-        hogged: list[int] = []
-
-        def hog(_: SessionSettings) -> None:
-            hogged.append(machine.cudart.cuda().allocate(813 * MIB))
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"model_memory": PerModel(300 * MIB)}, "a model may have 300"),
+            ({"memory_bytes": 290 * MIB}, "290 of 290 MiB are left"),
+        ],
+    )
+    def test_the_size_after_the_load_counts(
+        self, machine: Machine, folder: Path, settings: dict[str, Any], message: str
+    ) -> None:
+        def hog(_: Any) -> None:
+            machine.cudart.total -= 813 * MIB
 
         machine.fails = hog
-        placement = machine.placement(model_memory=PerModel(300 * MIB))
-        with pytest.raises(DeviceMemoryError, match=r"digits took 81\d MiB of cuda:0, a model may have 300"):
-            placement.load(CUDA, model_of(folder))
-        assert list(machine.cudart.memory) == hogged
-        assert taken(placement) == 0
-
-    def test_a_model_that_took_more_than_is_left_is_refused(self, machine: Machine, folder: Path) -> None:
-        """Without a limit for one model: what is measured after the load counts, not the estimate."""
-        hogged: list[int] = []
-
-        def hog(_: SessionSettings) -> None:
-            hogged.append(machine.cudart.cuda().allocate(813 * MIB))
-
-        placement = machine.placement(memory_bytes=290 * MIB)
-        machine.fails = hog
-        with pytest.raises(DeviceMemoryError, match=r"digits took 81\d MiB of cuda:0, 290 of 290 MiB are left"):
-            placement.load(CUDA, model_of(folder))
-        assert list(machine.cudart.memory) == hogged
-        assert taken(placement) == 0
-
-    def test_out_of_memory_is_a_device_memory_error(self, machine: Machine, folder: Path) -> None:
-        def full(_: SessionSettings) -> None:
-            raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 123")
-
-        machine.fails = full
-        placement = machine.placement()
-        with pytest.raises(DeviceMemoryError, match="cuda:0 ran out of memory"):
+        placement = machine.placement(**settings)
+        with pytest.raises(DeviceMemoryError, match=rf"digits took 81\d MiB of cuda:0, {message}"):
             placement.load(CUDA, model_of(folder))
         assert machine.untouched
         assert taken(placement) == 0
-
-    def test_another_error_is_a_bundle_error(self, machine: Machine, folder: Path) -> None:
-        def broken(_: SessionSettings) -> None:
-            raise RuntimeError("Could not find an implementation for Foo(1)")
-
-        machine.fails = broken
-        with pytest.raises(
-            BundleError, match="digits: ONNX Runtime does not run the model on cuda:0: Could not find"
-        ) as e:
-            machine.load(folder)
-        assert not isinstance(e.value, DeviceError)
 
 
 class TestFallback:
-    @staticmethod
-    def full(_: SessionSettings) -> None:
-        raise RuntimeError("CUDA failure 2: out of memory")
-
-    def test_failing_is_the_default(self, machine: Machine, folder: Path) -> None:
-        machine.fails = self.full
-        with pytest.raises(DeviceMemoryError):
-            machine.served(machine.placement()).load(folder, bundles.load(folder))
-
-    def test_the_cpu_where_it_is_allowed_with_a_warning(
-        self, machine: Machine, folder: Path, caplog: pytest.LogCaptureFixture
+    @pytest.mark.parametrize(
+        ("cause", "error", "message"),
+        [
+            ("BFCArena: Failed to allocate memory for requested", DeviceMemoryError, "cuda:0 ran out of memory"),
+            (
+                "CUDA failure 209: no kernel image is available",
+                DeviceError,
+                "digits: ONNX Runtime does not run the model",
+            ),
+        ],
+    )
+    def test_a_model_that_the_gpu_fails_on(
+        self, machine: Machine, folder: Path, cause: str, error: type[DeviceError], message: str, caplog: Any
     ) -> None:
-        machine.fails = self.full
-        machine.served(machine.placement(DeviceFallback.CPU)).load(folder, bundles.load(folder))
-        assert isinstance(machine.engines[0], SessionEngine)
-        assert "FALLEN BACK to the CPU, as device_fallback allows: cuda:0 ran out of memory" in caplog.text
+        """It is refused, or served on the CPU with a warning where that is allowed."""
 
-    def test_the_cpu_for_a_model_that_cuda_fails_on(self, machine: Machine, folder: Path) -> None:
-        """There is enough memory, and the model is not the cause."""
-
-        def fail(_: SessionSettings) -> None:
-            raise RuntimeError("CUDA failure 209: no kernel image is available for execution on the device ; GPU=0")
+        def fail(_: Any) -> None:
+            raise RuntimeError(cause)
 
         machine.fails = fail
-        with pytest.raises(
-            DeviceError, match=r"digits: ONNX Runtime does not run the model on cuda:0: CUDA failure 209"
-        ):
-            machine.served(machine.placement()).load(folder, bundles.load(folder))
+        placement = machine.placement()
+        with pytest.raises(error, match=message):
+            machine.served(placement).load(folder, bundles.load(folder))
+        assert machine.untouched
+        assert taken(placement) == 0
         machine.served(machine.placement(DeviceFallback.CPU)).load(folder, bundles.load(folder))
         assert isinstance(machine.engines[0], SessionEngine)
-        assert machine.untouched
+        assert f"FALLEN BACK to the CPU, as device_fallback allows: {message}" in caplog.text
+
+    def test_a_defect_of_the_model_is_a_bundle_error(self, machine: Machine, folder: Path) -> None:
+        def broken(_: Any) -> None:
+            raise RuntimeError("Could not find an implementation for Foo(1)")
+
+        machine.fails = broken
+        with pytest.raises(BundleError, match="digits: ONNX Runtime does not run the model on cuda:0: Could not") as e:
+            machine.load(folder)
+        assert not isinstance(e.value, DeviceError)
 
     def test_a_broken_bundle_is_broken_everywhere(self, machine: Machine, folder: Path) -> None:
         machine.spoils = lambda _: True

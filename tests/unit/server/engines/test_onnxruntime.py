@@ -38,16 +38,6 @@ class FakeSession:
         return [input_feed["x"] + 1]
 
 
-def test_arrays_reach_their_inputs() -> None:
-    (got,) = run(SessionEngine(Described(), FakeSession()), (np.zeros((2, 3), np.float32),))
-    assert (got == 1).all()
-
-
-def test_too_many_inputs() -> None:
-    with pytest.raises(ValueError, match="argument"):
-        run(SessionEngine(Described(), FakeSession()), (np.zeros((1, 1)), np.zeros((1, 1))))
-
-
 def test_outputs_with_rows_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     session = FakeSession()
     monkeypatch.setattr(session, "run", lambda _, feed, __: [feed["x"][1:]])
@@ -75,13 +65,6 @@ def test_every_bucket_is_warm_before_it_is_measured() -> None:
     for rows in table.buckets:
         assert session.rows.count(rows) >= 3
         assert table.predict(rows) > DISPATCH_S
-
-
-def test_sizes_take_turns_while_they_are_measured() -> None:
-    """A busy moment of the machine would otherwise fall on one size alone."""
-    session = FakeSession()
-    measured(SessionEngine(Described(), session), Samples((np.zeros((3, 2)),)), (1, 2, 4, 6))
-    assert session.rows[:12] == [1, 2, 4, 6] * 3
 
 
 def test_batches_are_padded_to_buckets() -> None:

@@ -187,6 +187,10 @@ class Served:
         assert self.changed.acquire(timeout=WAIT_S)
         assert self.model.down is down
 
+    def wait_until_restarted(self) -> None:
+        self.wait_until(down=True)
+        self.wait_until(down=False)
+
     def metric(self, name: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(name, {"model": "doubler", **labels})
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from rafaga.errors import Draining, EngineFailure, ModelNotReady, RejectedByModel
+from rafaga.errors import Draining, EngineFailure, ModelNotReady
 from rafaga.server.execution.supervisor import SupervisorPolicy
 from rafaga.server.scheduling.batcher import BatchPolicy
 from rafaga.server.scheduling.job import Arrays
-from tests.unit.server.execution.fakes import HANG, POISON, WAIT_S, Caller, Served, eventually
+from tests.unit.server.execution.fakes import HANG, WAIT_S, Caller, Served, eventually
 
 
 def submit(served: Served, *values: int) -> Caller:
@@ -103,14 +103,6 @@ def test_during_an_inline_run_the_engines_thread_waits(served: Served) -> None:
         pass
     assert all(caller.answered() for caller in (mine, *others))
     assert served.engine.batches == [[1], [2, 3]]
-
-
-def test_a_job_that_makes_the_engine_fail_fails_alone(served: Served) -> None:
-    callers = [submit(served, n) for n in (1, POISON, 3)]
-    assert served.model.run_inline() is False
-    ends = [caller.end() for caller in callers]
-    assert [ends[0], ends[2]] == [[2], [6]]
-    assert isinstance(ends[1], RejectedByModel)
 
 
 def test_requests_that_wait_for_more_are_left_to_the_engines_thread(start: Callable[..., Served]) -> None:

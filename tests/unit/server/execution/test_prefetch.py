@@ -5,14 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
-from rafaga.errors import EngineFailure, ModelNotReady, RejectedByModel
+from rafaga.errors import EngineFailure, ModelNotReady
 from rafaga.server.engines.contract import PendingOutputs
 from rafaga.server.execution.supervisor import SupervisorPolicy
-from rafaga.server.scheduling.job import Arrays, Job
-from tests.unit.server.execution.fakes import HANG, POISON, WAIT_S, FakeEngine, Served, eventually
+from tests.unit.server.execution.fakes import WAIT_S, FakeEngine, Served, eventually
 
 SOON = SupervisorPolicy(timeout_s=0.3, slowness=1.0, first_delay_s=0.01)
 
@@ -51,16 +49,6 @@ def test_no_more_than_one_batch_is_ahead(served: Served) -> None:
     assert all(caller.answered() for caller in (first, *others))
 
 
-def test_a_batch_that_fails_fails_alone(served: Served) -> None:
-    first = served.hold()
-    others = [served.submit(n) for n in (10, POISON, 12, 14)]
-    later = [served.submit(n) for n in (20, 21, 22, 23)]
-    served.engine.gate.set()
-    assert first.answered()
-    assert [isinstance(other.end(), RejectedByModel) for other in others] == [False, True, False, False]
-    assert all(caller.answered() for caller in (others[0], *others[2:], *later))
-
-
 def test_a_batch_ahead_is_answered_before_the_end(served: Served) -> None:
     first = served.hold()
     others = [served.submit(n) for n in (10, 11, 12, 14)]
@@ -84,16 +72,6 @@ def test_an_engine_that_hangs_loses_both_batches(start: Callable[..., Served]) -
     assert len(served.all_engines) == 2
 
 
-def test_an_engine_that_was_given_up_takes_no_more_batches(start: Callable[..., Served]) -> None:
-    served = start(depth=2, batch=4, supervision=SOON)
-    assert isinstance(served.hang().end(), EngineFailure)
-    eventually(lambda: not served.model.down)
-    callers = [served.submit(n) for n in range(20, 32)]
-    assert all(caller.answered() for caller in callers)
-    assert served.all_engines[0].submitted == [[HANG]]
-    assert served.model.idle
-
-
 def test_a_batch_that_was_taken_and_not_yet_submitted_is_owed(start: Callable[..., Served]) -> None:
     served = start(depth=2, batch=4, supervision=SOON)
     engine, submit = served.engine, FakeEngine.submit
@@ -113,36 +91,3 @@ def test_a_batch_that_was_taken_and_not_yet_submitted_is_owed(start: Callable[..
     engine.go_on.set()
     eventually(lambda: not served.model.down)
     assert served.model.idle
-
-
-def test_many_callers(served: Served) -> None:
-    ends: list[bool] = []
-
-    def call(seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        for _ in range(30):
-            values = rng.integers(20, 500, rng.integers(1, 9)).tolist()
-            ends.append(served.submit(*values).answered())
-
-    callers = [threading.Thread(target=call, args=(seed,)) for seed in range(8)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join(WAIT_S)
-    assert len(ends) == 240
-    assert all(ends)
-
-
-def test_answers_are_not_overwritten(served: Served) -> None:
-    kept: list[Arrays] = []
-    done = threading.Semaphore(0)
-
-    def keep(outputs: Arrays, _: object) -> None:
-        kept.append(outputs)
-        done.release()
-
-    for n in range(20, 40):
-        served.model.submit(Job((np.full(4, n),), keep, lambda error: pytest.fail(str(error))))
-    for _ in range(20):
-        assert done.acquire(timeout=WAIT_S)
-    assert sorted(outputs[0].tolist() for outputs in kept) == [[2 * n] * 4 for n in range(20, 40)]

@@ -26,13 +26,8 @@ from rafaga.server.engines.loading import Samples
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.scheduling.batcher import BatchPolicy
-from rafaga.server.scheduling.job import Arrays
 from rafaga.server.scheduling.latency import LatencyTable
 from tests.unit.server.execution.fakes import POISON, SPEC, WAIT_S, Caller, FakeEngine, Served, eventually
-
-
-def test_a_lone_job_is_answered(served: Served) -> None:
-    assert served.submit(1, 2).end() == [2, 4]
 
 
 def test_jobs_that_arrive_during_a_run_share_the_next_batch(served: Served) -> None:
@@ -41,11 +36,6 @@ def test_jobs_that_arrive_during_a_run_share_the_next_batch(served: Served) -> N
     served.engine.gate.set()
     assert [c.end() for c in (held, *callers)] == [[0], [2], [4], [6]]
     assert served.engine.batches == [[0], [1, 2, 3]]
-
-
-def test_a_job_larger_than_a_batch(served: Served) -> None:
-    assert served.submit(*range(20)).end() == [2 * n for n in range(20)]
-    assert [len(b) for b in served.engine.batches] == [8, 8, 4]
 
 
 def test_a_job_that_makes_the_engine_fail_fails_alone(served: Served, caplog: pytest.LogCaptureFixture) -> None:
@@ -61,23 +51,6 @@ def test_a_job_that_makes_the_engine_fail_fails_alone(served: Served, caplog: py
     assert served.metric("rafaga_engine_failures_total") == 0
     assert served.submit(7).end() == [14], "the engine goes on"
     assert not caplog.records, "an error of the caller is no warning"
-
-
-def test_all_jobs_of_a_batch_may_fail(served: Served) -> None:
-    held = served.hold()
-    callers = [served.submit(POISON) for _ in range(5)]
-    served.engine.gate.set()
-    held.end()
-    assert all(isinstance(c.end(), RejectedByModel) for c in callers)
-
-
-def test_a_large_job_fails_as_a_whole(served: Served) -> None:
-    """Its second part fails; the third is not computed any more."""
-    caller = served.submit(*range(8), POISON, *range(9, 40))
-    assert isinstance(caller.end(), RejectedByModel)
-    assert served.submit(1).end() == [2]
-    # Before the job is blamed, the engine runs its own sample.
-    assert [len(b) for b in served.engine.batches] == [8, 8, 1, 1]
 
 
 def test_a_reply_that_cannot_be_built(served: Served) -> None:
@@ -141,44 +114,6 @@ def test_a_cancelled_job_is_not_computed(served: Served) -> None:
     assert served.metric("rafaga_dropped_total", cause="cancelled") == 1
 
 
-def test_a_job_cancelled_while_it_runs(served: Served) -> None:
-    held = served.hold()
-    served.model.cancel(held.job)
-    served.engine.gate.set()
-    assert served.submit(1).end() == [2]
-    assert held.ends == []
-    assert served.metric("rafaga_dropped_total", cause="cancelled") is None, "it was computed"
-
-
-def test_cancelled_jobs_are_left_out_when_a_failed_batch_is_halved(served: Served) -> None:
-    held = served.hold()
-    callers = [served.submit(n) for n in (1, POISON, 3, 4)]
-    gone = callers[3]
-    compute = served.engine.compute
-
-    def cancel_then_compute(x: np.ndarray) -> Arrays:
-        if len(x) == 4:
-            served.model.cancel(gone.job)
-        return compute(x)
-
-    served.engine.compute = cancel_then_compute  # type: ignore[method-assign]
-    served.engine.gate.set()
-    held.end()
-    assert (callers[0].end(), callers[2].end()) == ([2], [6])
-    assert gone.ends == []
-    assert served.engine.batches[1:] == [[1, POISON, 3, 4], [1, POISON], [1], [POISON], [3]]
-
-
-def test_draining_answers_what_is_queued_and_refuses_the_rest(served: Served) -> None:
-    held = served.hold()
-    queued = served.submit(1)
-    served.model.drain()
-    with pytest.raises(Draining):
-        served.submit(2)
-    served.engine.gate.set()
-    assert (held.end(), queued.end()) == ([0], [2])
-
-
 def test_closing_finishes_the_run_and_refuses_what_is_queued(served: Served) -> None:
     held = served.hold()
     queued = served.submit(1)
@@ -190,13 +125,6 @@ def test_closing_finishes_the_run_and_refuses_what_is_queued(served: Served) -> 
     assert isinstance(queued.end(), Draining)
     with pytest.raises(Draining):
         served.submit(2)
-
-
-def test_closing_behind_an_engine_that_hangs_refuses_what_is_queued(served: Served) -> None:
-    served.hold()
-    queued = served.submit(1)
-    served.model.close(timeout_s=0.05)
-    assert isinstance(queued.end(), Draining)
 
 
 def test_a_model_that_was_never_started_can_be_closed(served: Served) -> None:
@@ -285,19 +213,6 @@ def test_the_largest_input_of_free_size_decides_the_cost_of_a_row(
         described, None, [engine], LatencyTable([1], [1.0]), BatchPolicy(), metrics, samples, lambda _: engine
     )
     assert (model.sized_by, model.reference_size) == (sized_by, size)
-
-
-def test_load_figures(served: Served) -> None:
-    assert served.metric("rafaga_queue_rows") == 0
-    assert served.model.predicted_wait_s() == 0.0
-    assert served.model.capacity_rows_per_s() > 0
-    held = served.hold()
-    served.submit(*range(24))
-    assert served.metric("rafaga_queue_rows") == 24
-    assert served.model.predicted_wait_s() > 0.0
-    assert not served.model.idle
-    served.engine.gate.set()
-    held.end()
 
 
 @pytest.mark.parametrize(("seed", "count", "depth"), [(0, 1, 1), (1, 1, 2), (2, 2, 1)])

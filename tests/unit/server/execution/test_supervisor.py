@@ -5,13 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
-from rafaga.errors import BundleError, DeviceError, Draining, EngineFailure, ModelNotReady, RejectedByModel
+from rafaga.errors import BundleError, DeviceError, Draining, EngineFailure, ModelNotReady
 from rafaga.server.execution.supervisor import Backoff, SupervisorPolicy
-from rafaga.server.scheduling.job import Arrays
-from tests.unit.server.execution.fakes import HANG, POISON, SOON, WAIT_S, Caller, Served, eventually
+from tests.unit.server.execution.fakes import HANG, SOON, WAIT_S, Served, eventually
 
 RESTARTS = "rafaga_engine_restarts_total"
 OFTEN = SupervisorPolicy(timeout_s=0.1, slowness=1.0, first_delay_s=0.01, max_delay_s=0.02, max_failures=3)
@@ -39,8 +37,7 @@ def test_an_engine_that_was_given_up_answers_no_job(start: Callable[..., Served]
     hung = served.hang()
     old = served.engine
     assert isinstance(hung.end(), EngineFailure)
-    served.wait_until(down=True)
-    served.wait_until(down=False)
+    served.wait_until_restarted()
     old.go_on.set()
     eventually(lambda: old.closed)
     assert len(hung.ends) == 1
@@ -104,62 +101,9 @@ def test_an_engine_that_fails_on_its_own_sample_is_replaced(start: Callable[...,
     served.engine.broken = True
     callers = [served.submit(n) for n in (1, 2)]
     assert all(isinstance(caller.end(), ModelNotReady) for caller in callers)
-    served.wait_until(down=True)
-    served.wait_until(down=False)
+    served.wait_until_restarted()
     assert served.submit(1).end() == [2]
     assert served.metric(RESTARTS) == 1
-
-
-def test_poison_alone_brings_no_engine_down(start: Callable[..., Served]) -> None:
-    served = start(supervision=SOON)
-    for _ in range(5):
-        assert isinstance(served.submit(POISON).end(), RejectedByModel)
-    assert served.submit(1).end() == [2]
-    assert (len(served.all_engines), served.metric(RESTARTS)) == (1, 0)
-
-
-def test_hanging_while_a_failed_batch_is_halved(start: Callable[..., Served]) -> None:
-    """The half that hangs fails for good; the half that did not get its turn may be sent again."""
-    served = start(supervision=SupervisorPolicy(timeout_s=1.0, slowness=1.0, first_delay_s=0.02))
-    compute = served.engine.compute
-    held, release = threading.Event(), threading.Event()
-
-    def compute_halves(x: np.ndarray) -> Arrays:
-        if x.tolist() == [0]:
-            held.set()
-            assert release.wait(WAIT_S)
-            return (x,)
-        if len(x) == 4:
-            raise RuntimeError("too much")
-        return compute(x)
-
-    served.engine.compute = compute_halves  # type: ignore[method-assign]
-    served.submit(0)
-    assert held.wait(WAIT_S)
-    callers = [served.submit(n) for n in (1, HANG, 3, 4)]
-    release.set()
-    kinds = [type(caller.end()) for caller in callers]
-    assert kinds == [EngineFailure, EngineFailure, ModelNotReady, ModelNotReady]
-
-
-def test_a_thread_that_is_killed_is_replaced(start: Callable[..., Served]) -> None:
-    """SystemExit in a callback gets past every handler of errors."""
-    served = start(supervision=SOON)
-    held = served.hold()
-    killer, other = Caller(1), Caller(2)
-
-    def leave(*_: object) -> None:
-        raise SystemExit
-
-    killer.job.on_success = leave
-    served.model.submit(killer.job)
-    served.model.submit(other.job)
-    served.engine.gate.set()
-    assert held.answered()
-    assert isinstance(other.end(), ModelNotReady)
-    served.wait_until(down=True)
-    served.wait_until(down=False)
-    assert served.submit(3).end() == [6]
 
 
 def test_restarts_go_on_until_one_works(start: Callable[..., Served]) -> None:
@@ -256,19 +200,24 @@ class TestBackoff:
         assert backoff.next(10.0 + 2.0 + 100.1) == 1.0
 
 
-def test_an_engine_that_gets_no_thread_is_closed(start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["restart-", "engine-"])
+def test_engines_are_restarted_where_a_thread_cannot_start(
+    start: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The supervisor restarts the engine itself; an engine without a thread is closed, and the next one is tried."""
+    served, full = start(count=2, supervision=SOON), threading.Event()
     start_thread = threading.Thread.start
-    exhausted = True
 
     def refuse(thread: threading.Thread) -> None:
-        if exhausted and thread.name.startswith("engine-"):
+        if full.is_set() and thread.name.startswith(name):
             raise RuntimeError("can't start new thread")
         start_thread(thread)
 
-    served = start(supervision=SOON)
+    full.set()
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert isinstance(served.hang().end(), EngineFailure)
-    eventually(lambda: len(served.all_engines) > 1 and served.all_engines[1].closed)
-    exhausted = False
-    eventually(lambda: not served.model.down)
+    assert isinstance(served.submit(HANG).end(), EngineFailure)
+    if name == "engine-":
+        eventually(lambda: len(served.all_engines) > 2 and served.all_engines[2].closed)
+        full.clear()
+    eventually(lambda: served.metric(RESTARTS) == 1)
     assert served.submit(1).answered()

@@ -44,15 +44,6 @@ def test_it_reads_like_the_histogram_of_prometheus_client(values: list[float]) -
     assert samples(ours) == pytest.approx(expected)  # reading changes nothing
 
 
-def test_each_label_set_has_its_own_values() -> None:
-    histogram, registry = registered()
-    histogram.labels("a").observe(0.5)
-    histogram.labels("b").observe(0.5, 0.5)
-    read = samples(registry)
-    assert read["waited_seconds_count", "a", ""] == 1
-    assert read["waited_seconds_count", "b", ""] == 2
-
-
 def test_nothing_is_lost_between_threads() -> None:
     histogram, registry = registered()
     child = histogram.labels("a")

@@ -81,14 +81,6 @@ def test_engines_count_concurrently() -> None:
     assert totals.executions == {2: (20_000, 10_000.0)}
 
 
-def test_a_batch_that_completes_nothing() -> None:
-    metrics = Metrics()
-    model = metrics.model("digits")
-    model.batch_done(8, 0.1, [])
-    assert value(metrics, "rafaga_queue_seconds_count", model="digits") == 0
-    assert (model.statistics.requests, model.statistics.rows) == (0, 8)
-
-
 def test_requests_without_an_answer() -> None:
     metrics = Metrics()
     model = metrics.model("digits")
@@ -99,23 +91,6 @@ def test_requests_without_an_answer() -> None:
     assert value(metrics, "rafaga_dropped_total", model="digits", cause="deadline") == 3
     assert value(metrics, "rafaga_dropped_total", model="digits", cause="cancelled") == 2
     assert model.statistics.failed == 4, "a cancelled request did not fail"
-
-
-def test_nothing_is_lost_between_threads() -> None:
-    metrics = Metrics()
-    model = metrics.model("digits")
-
-    def drop() -> None:
-        for _ in range(1000):
-            model.dropped("deadline", 1)
-
-    threads = [threading.Thread(target=drop) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert model.statistics.failed == 8000
-    assert value(metrics, "rafaga_dropped_total", model="digits", cause="deadline") == 8000
 
 
 def test_versions_in_service_together_are_joined() -> None:
@@ -165,13 +140,6 @@ def test_every_family_is_exposed_as_listed() -> None:
 
 def test_every_label_is_explained() -> None:
     assert {label for family in families.FAMILIES for label in family.labels} <= families.LABELS.keys()
-
-
-def test_servers_in_one_process_count_separately() -> None:
-    one, other = Metrics(), Metrics()
-    one.method(METHOD).answered(0.1)
-    other.method(METHOD)
-    assert value(other, "rafaga_requests_total", method=METHOD, code="OK") == 0
 
 
 def test_padding_and_swaps() -> None:

@@ -83,17 +83,6 @@ def test_a_repository_without_models_guesses_where_they_are(
     assert record.getMessage().endswith(guess)
 
 
-def test_a_repository_in_which_nothing_can_be_served_names_the_rules(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    put(tmp_path, "a b/1", "c/v1")
-    assert found(tmp_path) == {}
-    assert [record.getMessage().split(" is not served: ")[0] for record in caplog.records] == [
-        str(tmp_path / "a b"),
-        str(tmp_path / "c/v1"),
-    ]
-
-
 def test_links_of_folders_inside_the_repository_are_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As git-sync makes them: the repository is a link, and so are a model and a version in it."""
     put(tmp_path, "real/.store/a/1", "real/b/1")

@@ -12,7 +12,7 @@ import pytest
 from rafaga import bundle as bundles
 from rafaga.errors import BundleError
 from rafaga.server.engines.contract import Completed, PendingOutputs
-from rafaga.server.engines.onnxruntime import SessionEngine, create_session
+from rafaga.server.engines.onnxruntime import SessionEngine
 from rafaga.server.repository.golden import Golden
 from rafaga.server.scheduling.job import Part
 from tests.bundles import publish_classifier
@@ -21,13 +21,6 @@ from tests.bundles import publish_classifier
 def loaded(folder: Path) -> tuple[bundles.Bundle, Golden]:
     bundle = bundles.load(folder)
     return bundle, Golden.load(bundle, folder / bundles.GOLDEN)
-
-
-def test_a_real_model_gives_its_golden_outputs(tmp_path: Path) -> None:
-    folder = publish_classifier(tmp_path)
-    bundle, golden = loaded(folder)
-    engine = SessionEngine(bundle, create_session((folder / "model.onnx").read_bytes(), 1))
-    golden.verify(engine, 1e-5, max_rows=2)
 
 
 def test_an_engine_that_answers_from_stale_buffers_is_found(tmp_path: Path) -> None:
@@ -60,7 +53,7 @@ def test_differences_within_the_tolerance(tmp_path: Path) -> None:
     golden.check(tuple(np.add(o, np.float32(5e-4)) for o in golden.outputs), 1e-3)
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_output_is_named(tmp_path: Path) -> None:
     bundle = bundles.load(publish_classifier(tmp_path))
     with pytest.raises(BundleError, match=r"lacks 'output\.probabilities'"):
         Golden(bundle, {"input.image": np.zeros((1, 28, 28, 1), np.uint8)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -17,10 +18,12 @@ from rafaga.server.repository.onnx_file import refuse_external_data
 from tests import plain
 
 
-def outside() -> onnx.TensorProto:
+def outside(located: bool = True, named: bool = True) -> onnx.TensorProto:
     tensor = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[1])
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="secret.bin")
+    if located:
+        tensor.data_location = TensorProto.EXTERNAL
+    if named:
+        tensor.external_data.add(key="location", value="secret.bin")
     return tensor
 
 
@@ -33,58 +36,31 @@ def body() -> onnx.GraphProto:
     return helper.make_graph([], "body", [], [], [outside()])
 
 
-def with_node(**attributes: Any) -> onnx.ModelProto:
+def changed(change: Callable[[onnx.ModelProto], object]) -> onnx.ModelProto:
     model = plain.scaled(2)
-    model.graph.node.append(helper.make_node("Thing", ["x"], ["z"], domain="custom", **attributes))
+    change(model)
     return model
 
 
+def with_node(**attributes: Any) -> onnx.ModelProto:
+    node = helper.make_node("Thing", ["x"], ["z"], domain="custom", **attributes)
+    return changed(lambda model: model.graph.node.append(node))
+
+
 def with_function(default: bool) -> onnx.ModelProto:
-    model = plain.scaled(2)
     node = helper.make_node("Constant", [], ["y"], value=outside())
     attributes = [helper.make_attribute("value", outside())] if default else []
     function = helper.make_function(
         "custom", "f", ["x"], ["y"], [] if default else [node], [], attribute_protos=attributes
     )
-    model.functions.append(function)
-    return model
-
-
-def with_initializer(tensor: onnx.TensorProto) -> onnx.ModelProto:
-    model = plain.scaled(2)
-    model.graph.initializer.append(tensor)
-    return model
-
-
-def with_sparse_initializer() -> onnx.ModelProto:
-    model = plain.scaled(2)
-    model.graph.sparse_initializer.append(sparse(outside()))
-    return model
-
-
-def with_training() -> onnx.ModelProto:
-    model = plain.scaled(2)
-    model.training_info.add().algorithm.CopyFrom(body())
-    return model
-
-
-def only_located() -> onnx.TensorProto:
-    tensor = outside()
-    del tensor.external_data[:]
-    return tensor
-
-
-def only_named() -> onnx.TensorProto:
-    tensor = outside()
-    tensor.ClearField("data_location")
-    return tensor
+    return changed(lambda model: model.functions.append(function))
 
 
 OUTSIDE = {
-    "initializer": with_initializer(outside()),
-    "location without a name": with_initializer(only_located()),
-    "name without a location": with_initializer(only_named()),
-    "sparse initializer": with_sparse_initializer(),
+    "initializer": changed(lambda model: model.graph.initializer.append(outside())),
+    "location without a name": changed(lambda model: model.graph.initializer.append(outside(named=False))),
+    "name without a location": changed(lambda model: model.graph.initializer.append(outside(located=False))),
+    "sparse initializer": changed(lambda model: model.graph.sparse_initializer.append(sparse(outside()))),
     "attribute": with_node(value=outside()),
     "attribute of several": with_node(values=[numpy_helper.from_array(np.zeros(1)), outside()]),
     "sparse attribute": with_node(value=sparse(outside())),
@@ -93,7 +69,7 @@ OUTSIDE = {
     "graphs in an attribute": with_node(branches=[body(), body()]),
     "function": with_function(default=False),
     "default of a function": with_function(default=True),
-    "training": with_training(),
+    "training": changed(lambda model: model.training_info.add().algorithm.CopyFrom(body())),
 }
 
 

@@ -33,15 +33,15 @@ class FakeModel:
         self.life: list[str] = []
 
         self.down = self.unrecoverable = False
-        self.tell: Callable[[], None] = lambda: None
+        self.changed: Callable[[], None] = lambda: None
 
-    def start(self, tell: Callable[[], None]) -> None:
+    def start(self, changed: Callable[[], None]) -> None:
         self.life.append("start")
-        self.tell = tell
+        self.changed = changed
 
     def engine(self, *, down: bool, unrecoverable: bool = False) -> None:
         self.down, self.unrecoverable = down, unrecoverable
-        self.tell()
+        self.changed()
 
     def drain(self) -> None:
         self.life.append("drain")
@@ -129,25 +129,6 @@ def every(tmp_path: Path) -> Harness:
     return Harness(tmp_path, ALL)
 
 
-def test_latest_loads_only_the_newest(latest: Harness) -> None:
-    for version in (2, 9, 10):
-        latest.put("a", version)
-    latest.repository.load()
-    assert latest.loader.loaded == [("a", 10)]
-    assert latest.repository.version("a", 0).version == 10
-    assert latest.health == {"a": True}
-
-
-def test_other_folders_are_not_served(latest: Harness) -> None:
-    for name, version in (("A b", "1"), ("a", "01"), ("a", "0"), ("a", "x"), ("a", ".1-tmp"), ("a", "١"), ("-a", "1")):
-        folder = latest.root / name / version
-        folder.mkdir(parents=True)
-        (folder / "model.onnx").write_bytes(GOOD)
-    (latest.root / "file").write_text("")
-    latest.repository.load()
-    assert latest.states == {}
-
-
 def test_a_missing_repository_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no model repository"):
         Harness(tmp_path / "nowhere", LATEST).repository.load()
@@ -191,44 +172,6 @@ def test_the_last_served_version_is_only_removed_for_another(latest: Harness) ->
     assert latest.health == {"a": False}
 
 
-def test_each_of_all_versions_is_loaded_and_unloaded(every: Harness) -> None:
-    every.put("a", 1)
-    every.put("a", 2)
-    every.repository.load()
-    assert every.repository.served_versions("a") == [1, 2]
-    every.put("a", 3, BAD)
-    every.remove("a", 1)
-    every.repository.update()
-    assert every.states == {("a", 2): State.READY, ("a", 3): State.FAILED}
-    with pytest.raises(ModelNotReady, match="version 3 is failed"):
-        every.repository.model("a", 3)
-    with pytest.raises(ModelNotFound, match="no version 1"):
-        every.repository.model("a", 1)
-
-
-@pytest.mark.parametrize("versions", [LATEST, ALL], ids=["latest", "all"])
-def test_a_failure_at_start_makes_the_server_unready(tmp_path: Path, versions: Versions) -> None:
-    harness = Harness(tmp_path, versions)
-    harness.put("a", 1)
-    harness.put("a", 2, BAD)
-    harness.put("b", 1)
-    harness.repository.load()
-    assert not harness.repository.ready
-    assert harness.repository.unready_because.startswith("a version 2 is failed (the model was refused at load")
-    harness.put("a", 2)
-    harness.repository.update()
-    assert harness.repository.ready
-
-
-def test_a_later_failure_does_not_make_the_server_unready(latest: Harness) -> None:
-    latest.put("a", 1)
-    latest.repository.load()
-    latest.put("b", 1, BAD)
-    latest.repository.update()
-    assert latest.states == {("a", 1): State.READY, ("b", 1): State.FAILED}
-    assert latest.repository.ready
-
-
 def test_an_empty_server_is_ready_only_with_explicit_control(tmp_path: Path) -> None:
     asked, polled = Harness(tmp_path, LATEST, explicit=True), Harness(tmp_path, LATEST)
     for harness in (asked, polled):
@@ -238,38 +181,6 @@ def test_an_empty_server_is_ready_only_with_explicit_control(tmp_path: Path) -> 
     assert asked.repository.ready
     assert not polled.repository.ready
     assert "no model found" in polled.repository.unready_because
-
-
-def test_a_load_that_ends_after_the_stop_is_discarded(latest: Harness) -> None:
-    latest.put("a", 1)
-    latest.repository.load()
-    load_plain = latest.loader.load_plain
-
-    def while_stopping(folder: Path) -> Any:
-        latest.repository.drain()
-        latest.repository.close()
-        return load_plain(folder)
-
-    latest.loader.load_plain = while_stopping  # type: ignore[method-assign]
-    latest.put("a", 2)
-    latest.repository.update()
-    old, new = latest.loader.models
-    assert (old.life, new.life) == (["start", "drain", "close"], ["start", "close"])
-    assert latest.states == {("a", 1): State.DRAINING, ("a", 2): State.LOADING}
-    assert not latest.repository.ready
-
-
-def test_unloading_ends_the_model_before_it_returns(tmp_path: Path) -> None:
-    harness = Harness(tmp_path, ALL, explicit=True)
-    harness.put("a", 1)
-    harness.put("a", 2)
-    harness.repository.load()
-    assert harness.repository.on_disk() == [("a", 1), ("a", 2)]
-    harness.repository.load_model("a")
-    harness.repository.unload_model("a")
-    assert [model.life for model in harness.loader.models] == [["start", "gone", "close"]] * 2
-    with pytest.raises(ModelNotFound):
-        harness.repository.unload_model("a")
 
 
 @pytest.mark.parametrize("explicit", [True, False])
@@ -302,17 +213,6 @@ def test_an_unloaded_model_leaves_no_metrics(tmp_path: Path, explicit: bool) -> 
     assert (harness.series("a"), harness.series("c")) == (0, 0)
     assert harness.series("b") > 50
     assert harness.serving == [("b", 1)]
-
-
-def test_load_model_retries_only_failed_versions(tmp_path: Path) -> None:
-    harness = Harness(tmp_path, ALL, explicit=True)
-    harness.put("a", 1)
-    harness.put("a", 2, BAD)
-    harness.repository.load()
-    for _ in range(2):
-        with pytest.raises(ModelNotReady, match="version 2 was refused"):
-            harness.repository.load_model("a")
-    assert harness.loader.loaded == [("a", 1), ("a", 2), ("a", 2)]
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -386,17 +286,6 @@ def test_a_specific_version_that_is_missing(chosen: Harness) -> None:
     assert chosen.repository.ready
 
 
-def test_a_specific_version_that_is_removed(chosen: Harness) -> None:
-    for version in (1, 3):
-        chosen.put("a", version)
-    chosen.repository.load()
-    chosen.remove("a", 3)
-    chosen.repository.update()
-    assert chosen.serving == [("a", 1)]
-    assert chosen.states["a", 3] is State.FAILED
-    assert chosen.repository.ready, "it was removed after the start"
-
-
 def test_a_model_with_its_own_rule_must_exist(chosen: Harness) -> None:
     chosen.put("b", 1)
     with pytest.raises(FileNotFoundError, match="no model a in"):
@@ -445,19 +334,3 @@ def test_an_unreadable_folder_affects_no_other_model(
     latest.repository.update()
     assert latest.serving == [("a", 1), ("b", 1), ("c", 1)]
     assert "it is served as before: denied" in caplog.text
-
-
-def test_an_unreadable_model_folder_does_not_unload_the_model(latest: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    latest.put("a", 1)
-    latest.repository.load()
-    look = Path.iterdir
-
-    def closed(folder: Path) -> Any:
-        if folder.name == "a":
-            raise PermissionError(f"denied: {folder}")
-        return look(folder)
-
-    monkeypatch.setattr(Path, "iterdir", closed)
-    with pytest.raises(PermissionError):
-        latest.repository.update()
-    assert latest.serving == [("a", 1)]

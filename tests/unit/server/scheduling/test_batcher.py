@@ -107,9 +107,6 @@ class TestBatching:
         assert [each.queue_s for each in waiting] == pytest.approx([1.0, 0.9, 0.8])
         assert_empty(queue)
 
-    def test_nothing_is_there_to_take(self) -> None:
-        assert_empty(batcher())
-
     def test_batches_stop_at_the_efficient_size(self, job: Callable[..., Job]) -> None:
         """Where rows cost the same in any company, larger batches only make everybody wait."""
         queue = batcher(LatencyTable((1, 2, 4, 8), (0.1, 0.2, 0.4, 0.8)))
@@ -170,28 +167,8 @@ class TestBatching:
         assert wake_at < 1.0 - 0.080
         assert taken(queue, wake_at + 1e-6).rows == 1
 
-    def test_draining_waits_for_no_company(self, job: Callable[..., Job]) -> None:
-        queue = batcher(max_queue_delay_s=10.0)
-        queue.submit(job(), 0.0)
-        queue.drain()
-        assert taken(queue, 0.0).rows == 1
-
 
 class TestOrder:
-    def test_earliest_deadline_first(self, job: Callable[..., Job]) -> None:
-        queue = batcher(gpu(), max_queue_wait_s=100)
-        deadlines = [40.0, 10.0, 30.0, 20.0]
-        for deadline in deadlines:
-            queue.submit(job(str(deadline), deadline=deadline), 0.0)
-        assert [j.deadline for j in jobs_of(taken(queue))] == sorted(deadlines)
-
-    def test_no_deadline_means_order_of_arrival(self, job: Callable[..., Job]) -> None:
-        queue = batcher()
-        waiting = [job(name) for name in "abcd"]
-        for n, each in enumerate(waiting):
-            queue.submit(each, 0.1 * n)
-        assert jobs_of(taken(queue, 1.0)) == waiting
-
     def test_equal_deadlines_mean_order_of_arrival(self, job: Callable[..., Job]) -> None:
         queue = batcher()
         waiting = [job(name, deadline=50.0) for name in "abcd"]
@@ -339,15 +316,6 @@ class TestRefusals:
             queue.submit(job("after"), 0.0)
         assert taken(queue).rows == 1
 
-    def test_a_refused_job_leaves_no_trace(self, job: Callable[..., Job], answers: Answers) -> None:
-        queue = batcher(max_queue_jobs=1)
-        queue.submit(job("queued"), 0.0)
-        with pytest.raises(Refused):
-            queue.submit(job("refused"), 0.0)
-        assert taken(queue).rows == 1
-        assert_empty(queue)
-        assert not answers.errors
-
     def test_an_idle_engine_takes_any_job(self, job: Callable[..., Job]) -> None:
         """Otherwise a prediction that is far too long would refuse everything, and never be corrected."""
         queue = batcher(LatencyTable((1, 2), (2.0, 2.0)))
@@ -435,21 +403,6 @@ class TestPriority:
         batch = taken(queue, 0.5)
         assert jobs_of(batch) == [normal, low]
 
-    def test_inside_a_priority_the_earliest_due_goes_first(self, job: Callable[..., Job]) -> None:
-        queue = batcher(max_queue_wait_s=10.0)
-        queue.submit(job("running"), 0.0)
-        first = taken(queue)
-        about = {"rows": 4, "priority": Priority.HIGH}
-        deadlines = {"third": 9.0, "first": 2.0, "second": 5.0}
-        for name, deadline in deadlines.items():
-            queue.submit(job(name, deadline=deadline, **about), 0.1)
-        found = []
-        for _ in deadlines:
-            queue.finished(first, 0.1)
-            first = taken(queue, 0.2)
-            found.append(jobs_of(first)[0].deadline)
-        assert found == [2.0, 5.0, 9.0]
-
     def test_age_decides_in_the_end(self, job: Callable[..., Job]) -> None:
         """A step of priority is worth one `max_queue_wait_s`, and no more."""
         queue = batcher(max_queue_wait_s=1.0)
@@ -515,42 +468,6 @@ class TestPriority:
 
 
 class TestRemoval:
-    def test_a_cancelled_job_leaves_the_queue(self, job: Callable[..., Job], answers: Answers) -> None:
-        queue = batcher()
-        waiting = [job(name, rows=2) for name in "abc"]
-        for each in waiting:
-            queue.submit(each, 0.0)
-        waiting[1].abandon()
-        assert queue.remove(waiting[1])
-        assert (queue.queued_jobs, queue.queued_rows) == (2, 4)
-        assert not queue.remove(waiting[1])
-        assert jobs_of(taken(queue)) == [waiting[0], waiting[2]]
-        assert_empty(queue)
-
-    def test_the_rest_of_a_cancelled_job(self, job: Callable[..., Job], answers: Answers) -> None:
-        queue = batcher()
-        queue.submit(large := job("large", rows=10), 0.0)
-        batch = taken(queue)
-        large.abandon()
-        assert queue.remove(large)
-        run(batch)
-        assert_empty(queue)
-        assert not answers.outputs
-
-    def test_a_job_that_was_taken_is_not_queued(self, job: Callable[..., Job]) -> None:
-        queue = batcher()
-        queue.submit(small := job(), 0.0)
-        taken(queue)
-        assert not queue.remove(small)
-
-    def test_removing_all(self, job: Callable[..., Job]) -> None:
-        queue = batcher()
-        waiting = [job(str(n), key=n % 2) for n in range(4)]
-        for each in waiting:
-            queue.submit(each, 0.0)
-        assert set(queue.remove_all()) == set(waiting)
-        assert_empty(queue)
-
     def test_removed_work_is_waited_for_no_more(self, job: Callable[..., Job]) -> None:
         queue = batcher(gpu())
         queue.submit(large := job("large", rows=64), 0.0)
@@ -560,9 +477,6 @@ class TestRemoval:
 
 
 class TestPrediction:
-    def test_idle_means_no_wait(self, job: Callable[..., Job]) -> None:
-        assert batcher().predicted_wait(job(), 7.0) == 0.0
-
     def test_running_and_queued_work_add_up(self, job: Callable[..., Job]) -> None:
         queue = batcher(gpu())
         queue.submit(job(rows=8), 0.0)

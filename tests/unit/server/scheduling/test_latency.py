@@ -31,27 +31,24 @@ def test_buckets_rise_and_have_one_measurement_each(buckets: tuple[int, ...]) ->
         LatencyTable(buckets, (0.1, 0.1))
 
 
-class TestPredicting:
-    @pytest.mark.parametrize(("rows", "seconds"), list(zip(BUCKETS, SECONDS, strict=True)))
-    def test_measured_sizes(self, table: LatencyTable, rows: int, seconds: float) -> None:
-        assert table.predict(rows) == pytest.approx(seconds)
+@pytest.mark.parametrize(
+    ("rows", "cost", "seconds"),
+    [
+        *((rows, 1.0, seconds) for rows, seconds in zip(BUCKETS, SECONDS, strict=True)),
+        (3, 1.0, 0.100),
+        (7, 1.0, 0.1475),
+        (16, 1.0, 0.320),  # more than the largest batch takes several runs
+        (19, 1.0, 0.320 + 0.100),
+        (0, 1.0, 0.0),
+        (2, 3.0, 0.270),
+    ],
+)
+def test_predictions(table: LatencyTable, rows: int, cost: float, seconds: float) -> None:
+    assert table.predict(rows, cost) == pytest.approx(seconds)
 
-    def test_sizes_between(self, table: LatencyTable) -> None:
-        assert table.predict(3) == pytest.approx(0.100)
-        assert table.predict(7) == pytest.approx(0.1475)
 
-    def test_more_than_the_largest_takes_several_runs(self, table: LatencyTable) -> None:
-        assert table.predict(16) == pytest.approx(0.320)
-        assert table.predict(19) == pytest.approx(0.320 + 0.100)
-
-    def test_no_rows_take_no_time(self, table: LatencyTable) -> None:
-        assert table.predict(0) == 0.0
-
-    def test_cost_scales(self, table: LatencyTable) -> None:
-        assert table.predict(2, cost=3.0) == pytest.approx(0.270)
-
-    def test_a_first_bucket_above_one(self) -> None:
-        assert LatencyTable((4, 8), (0.1, 0.2)).predict(1) == pytest.approx(0.1)
+def test_a_first_bucket_above_one() -> None:
+    assert LatencyTable((4, 8), (0.1, 0.2)).predict(1) == pytest.approx(0.1)
 
 
 class TestEfficientRows:
@@ -65,7 +62,7 @@ class TestEfficientRows:
         assert LatencyTable(BUCKETS, (0.020, 0.0300, 0.0576, 0.1142)).efficient_rows == 2
         assert LatencyTable(BUCKETS, (0.020, 0.0300, 0.0560, 0.1120)).efficient_rows == 4
 
-    def test_it_is_settled_at_warm_up(self, table: LatencyTable) -> None:
+    def test_the_warm_up_settles_it(self, table: LatencyTable) -> None:
         """Runs are not made under equal conditions: a bad spell at one size would rule it out for ever."""
         for _ in range(100):
             table.observe(8, 10.0)
@@ -78,17 +75,6 @@ class TestLearning:
             table.observe(4, 0.2)
         assert table.predict(4) == pytest.approx(0.2, rel=0.01)
 
-    def test_runs_between_sizes_correct_both(self, table: LatencyTable) -> None:
-        for _ in range(100):
-            table.observe(6, 0.5)
-        assert table.predict(6) == pytest.approx(0.5, rel=0.01)
-        assert table.predict(4) > 0.3
-        assert table.predict(8) > 0.5
-
-    def test_one_slow_run_moves_little(self, table: LatencyTable) -> None:
-        table.observe(4, 1000.0)
-        assert table.predict(4) < 1.3 * 0.110
-
     def test_sizes_that_are_not_run_follow(self, table: LatencyTable) -> None:
         """The machine has become three times as slow, whatever the size."""
         for _ in range(1000):
@@ -96,7 +82,7 @@ class TestLearning:
         assert table.predict(8) == pytest.approx(3 * SECONDS[3], rel=0.05)
 
     def test_a_bad_spell_of_one_size_is_forgotten_though_it_is_not_run(self, table: LatencyTable) -> None:
-        """What is believed to be too slow is refused and not run: only the others' runs can tell."""
+        """A size predicted to be too slow is refused and not run: only runs of other sizes correct it."""
         for _ in range(50):
             table.observe(8, 16.0)
         assert table.predict(8) > 5.0
@@ -139,12 +125,6 @@ class TestLearning:
 
 
 def test_batches_are_padded_to_buckets_where_runs_are_stepped() -> None:
-    seconds = [0.1, 0.2, 0.3]
-    assert [LatencyTable((1, 4, 8), seconds, stepped=True).rows_run(rows) for rows in (1, 3, 4, 5, 8)] == [
-        1,
-        4,
-        4,
-        8,
-        8,
-    ]
-    assert LatencyTable((1, 4, 8), seconds).rows_run(3) == 3
+    stepped = LatencyTable((1, 4, 8), [0.1, 0.2, 0.3], stepped=True)
+    assert [stepped.rows_run(rows) for rows in (1, 3, 4, 5, 8)] == [1, 4, 4, 8, 8]
+    assert LatencyTable((1, 4, 8), [0.1, 0.2, 0.3]).rows_run(3) == 3

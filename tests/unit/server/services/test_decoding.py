@@ -35,15 +35,17 @@ def failing(error: Exception) -> Any:
     return work
 
 
-@pytest.mark.parametrize(("raised", "told"), [(InvalidImage("torn"), InvalidImage), (ValueError("x"), InternalError)])
-def test_the_call_fails_with_the_error(raised: Exception, told: type, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("raised", "reported"), [(InvalidImage("torn"), InvalidImage), (ValueError("x"), InternalError)]
+)
+def test_the_call_fails_with_the_error(raised: Exception, reported: type, caplog: pytest.LogCaptureFixture) -> None:
     workers, call = DecodePool(1, 1), OneCall()
     with caplog.at_level(logging.ERROR):
         workers.run(cast(Call, call), failing(raised))
         workers.close()
     assert call.failed.is_set()
-    assert type(call.error) is told
-    assert bool(caplog.records) is (told is InternalError)  # a client's mistake is not logged
+    assert type(call.error) is reported
+    assert bool(caplog.records) is (reported is InternalError)  # a client's mistake is not logged
 
 
 def test_a_full_pool_refuses_and_finished_calls_are_skipped() -> None:
