@@ -139,7 +139,11 @@ class CompletionQueueLoop:
                 event = None
                 wait = 0
             for model in list(turn.models):
-                more = model.run_inline(on_hung)
+                try:
+                    more = model.run_inline(on_hung)
+                except Exception:  # this thread serves all callers
+                    _LOG.exception("unhandled exception in a model's inline run")
+                    more = False
                 if turn.over:
                     return
                 if not more:

@@ -34,6 +34,8 @@ class Model:
         call.inline.add(self)
 
     def run_inline(self, on_hung: Callable[[], None]) -> bool:
+        if not self.calls:  # ran already
+            return False
         self.ran_in.append(threading.current_thread().name)
         call = self.calls.pop(0)
         call.reply(call.request)
@@ -150,6 +152,20 @@ def test_quick_models_run_in_the_loop() -> None:
         calls = [ask(str(i).encode()) for i in range(100)]
         assert [call.result() for call in calls] == [str(i).encode() for i in range(100)]
     assert set(model.ran_in) == {"transport"}
+
+
+def test_a_run_that_raises_does_not_end_the_loop() -> None:
+    class Broken(Model):
+        def run_inline(self, on_hung: Callable[[], None]) -> bool:
+            if self.calls[-1].request == b"good":
+                return super().run_inline(on_hung)
+            self.calls.pop().fail(InvalidRequest("broken"))
+            raise KeyError
+
+    model = Broken()
+    with serving(model.take) as ask:
+        assert ask(b"bad").code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert ask(b"good").result() == b"good"
 
 
 def test_a_hung_run_does_not_end_the_loop() -> None:
