@@ -122,35 +122,40 @@ class CompletionQueueLoop:
                 self._on_death()
 
     def _run(self, turn: _Turn) -> None:
-        poll = self._state.completion_queue.poll
-
-        def on_hung() -> None:
-            self._take_over(turn)
-
-        while True:
-            wait = 0 if turn.models else None
-            for _ in range(_BURST):
-                event = poll(wait)
-                if event.completion_type == _TIMEOUT:
-                    break
-                if not self._process(event, turn):
-                    return
-                # Dropped before the next poll: an event of a call that ended keeps it, and the server, alive.
-                event = None
-                wait = 0
-            for model in list(turn.models):
-                try:
-                    more = model.run_inline(on_hung)
-                except Exception:  # this thread serves all callers
-                    _LOG.exception("unhandled exception in a model's inline run")
-                    more = False
-                if turn.over:
-                    return
-                if not more:
-                    turn.models.discard(model)
+        while self._take_burst(turn) and self._run_models(turn):
             fresh, turn.fresh = turn.fresh, []
             for call in fresh:
                 call.watch()
+
+    def _take_burst(self, turn: _Turn) -> bool:
+        """Waits for an event, unless there are models to run, and takes all that are there. False: the server has
+        stopped."""
+        poll = self._state.completion_queue.poll
+        wait = 0 if turn.models else None
+        for _ in range(_BURST):
+            event = poll(wait)
+            if event.completion_type == _TIMEOUT:
+                break
+            if not self._process(event, turn):
+                return False
+            # Dropped before the next poll: an event of a call that ended keeps it, and the server, alive.
+            event = None
+            wait = 0
+        return True
+
+    def _run_models(self, turn: _Turn) -> bool:
+        """One batch of each quick model. False: a run hung, and another thread has taken over."""
+        for model in list(turn.models):
+            try:
+                more = model.run_inline(lambda: self._take_over(turn))
+            except Exception:  # this thread serves all callers
+                _LOG.exception("unhandled exception in a model's inline run")
+                more = False
+            if turn.over:
+                return False
+            if not more:
+                turn.models.discard(model)
+        return True
 
     def _process(self, event: Any, turn: _Turn) -> bool:
         """False once the server has stopped."""
