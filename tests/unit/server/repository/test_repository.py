@@ -82,10 +82,14 @@ class Harness:
             root,
             self.loader,  # type: ignore[arg-type]
             metrics,
-            lambda name: self.health.__setitem__(name, self.repository.serves(name)),
+            self.state_changed,
             versions,
             explicit,
         )
+
+    def state_changed(self, name: str) -> None:
+        if name:
+            self.health[name] = self.repository.serves(name)
 
     def put(self, name: str, version: int, content: bytes = GOOD) -> None:
         folder = self.root / name / str(version)
@@ -233,7 +237,7 @@ def test_an_empty_server_is_ready_only_with_explicit_control(tmp_path: Path) -> 
     asked, polled = Harness(tmp_path, LATEST, explicit=True), Harness(tmp_path, LATEST)
     for harness in (asked, polled):
         assert not harness.repository.ready  # not started
-        assert harness.repository.unready_because == "models are being loaded"
+        assert harness.repository.unready_because == "the server is starting"
         harness.repository.load()
     assert asked.repository.ready
     assert not polled.repository.ready
