@@ -63,7 +63,7 @@ def test_the_server(served: Served) -> None:
 
 
 def test_a_watcher_never_keeps_an_older_state(served: Served) -> None:
-    """Two threads report changes at the same time: the state is read when it is sent, so their order does not matter."""
+    """Two threads report changes at a time: the state is read when it is sent, so their order does not matter."""
     watch = served.watch("digits")
     assert next(watch) == UNKNOWN
     served.report("digits", True)
