@@ -61,6 +61,8 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def __init__(self, host: str, port: int) -> None:
+        if host == "::" and not socket.has_dualstack_ipv6():
+            host = "0.0.0.0"  # as gRPC's core does where the machine has no IPv6
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         # IPv4 first: a name of both versions, such as localhost, is answered as before.
         self.address_family, *_, address = min(found, key=lambda entry: entry[0])
