@@ -31,7 +31,9 @@ def configured(settings: ObservabilitySettings, stream: TextIO) -> Iterator[None
         handler.setFormatter(_TextFormatter("{asctime} {levelname:7} {message}", style="{"))
     repeats = Repeats()
     handler.addFilter(repeats)
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
     over = threading.Event()
 
     def sum_up() -> None:

@@ -110,11 +110,15 @@ class Repository:
     def version(self, name: str, version: int) -> ModelVersion:
         """`version` 0: the newest that is served, or the newest if none is.
 
-        Raises ModelNotFound; ModelNotReady before the repository was read at the start.
+        Raises ModelNotFound, and ModelNotReady as `require_names`.
         """
+        self.require_names()
+        return self._table.find(name, version)
+
+    def require_names(self) -> None:
+        """Raises ModelNotReady before the repository was read at the start: until then no name is known."""
         if not self._scanned:
             raise ModelNotReady("the server is starting: its models are not known yet", _RETRY_AFTER_S)
-        return self._table.find(name, version)
 
     def model(self, name: str, version: int, task: Task | None = None) -> ServedModel:
         """The served model for a request. `version` 0: the newest that is served.

@@ -154,9 +154,12 @@ class TestRepository:
         shutil.copytree(tmp_path / "digits", tmp_path / "bad name")
         (tmp_path / "notes.txt").write_text("not a model")
         self.told: dict[str, bool] = {}
-        repository = Repository(
-            tmp_path, loader(), Metrics(), lambda name: self.told.__setitem__(name, repository.serves(name))
-        )
+
+        def state_changed(name: str) -> None:
+            if name:
+                self.told[name] = repository.serves(name)
+
+        repository = Repository(tmp_path, loader(), Metrics(), state_changed)
         repository.load()
         return repository
 

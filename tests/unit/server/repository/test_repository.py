@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -263,8 +264,9 @@ def test_what_is_being_loaded_is_known_before(latest: Harness) -> None:
         return load_plain(folder)
 
     latest.loader.load_plain = while_loading  # type: ignore[method-assign]
-    with pytest.raises(ModelNotReady, match="not known yet"):
-        latest.repository.model("a", 0)
+    for ask in (partial(latest.repository.model, "a", 0), latest.repository.require_names):
+        with pytest.raises(ModelNotReady, match="not known yet"):
+            ask()
     loading, ready = State.LOADING, State.READY
     latest.put("c", 1, BAD)
     latest.repository.load()

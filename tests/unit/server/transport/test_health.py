@@ -93,7 +93,7 @@ def test_models_have_a_health_of_their_own(served: Served) -> None:
 def test_unknown_models(served: Served) -> None:
     with pytest.raises(grpc.RpcError) as error:
         served.check("nobody")
-    assert error.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+    assert error.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 def test_the_catalogue_is_alive_without_a_model(served: Served) -> None:

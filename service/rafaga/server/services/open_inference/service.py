@@ -106,6 +106,7 @@ class OpenInference:
 
     def repository_index(self, call: Call) -> None:
         request = parse(pb.RepositoryIndexRequest, call)
+        self._repository.require_names()
         _reply(call, metadata.index(self._repository, request.ready))
 
     def infer(self, call: Call) -> None:
