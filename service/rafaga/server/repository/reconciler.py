@@ -43,7 +43,7 @@ class Reconciler:
         """At the start: shows the versions that `update` will load as being loaded."""
         for version in self._wanted.wanted(name, folders):
             if version in folders:
-                self._table.put(ModelVersion(name, version, folders[version], (), late=False))
+                self._table.put(ModelVersion(name, version, late=False))
 
     def update(self, name: str, folders: Mapping[int, Path], *, late: bool, retry: bool = False) -> list[int]:
         """Brings one model to the state on disk; returns the refused versions.
