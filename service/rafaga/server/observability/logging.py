@@ -49,7 +49,7 @@ def configured(settings: ObservabilitySettings, stream: TextIO) -> Iterator[None
 
 
 class Repeats(logging.Filter):
-    """Lets the first of equal warnings or errors through. `sum_up` logs the last of the others, with their number in
+    """Lets the first of equal lines through. `sum_up` logs the last of the others, with their number in
     the field `repeated`, and begins anew.
 
     Equal: of one logger, template, model, version, method and type of exception; numbers in a template do not count.
@@ -61,7 +61,7 @@ class Repeats(logging.Filter):
         self._lock = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING or hasattr(record, "repeated"):
+        if record.levelno < logging.INFO or hasattr(record, "repeated"):
             return True
         fields = vars(record)
         kind = record.exc_info[0] if record.exc_info else None

@@ -52,7 +52,7 @@ def test_text() -> None:
     assert stream.getvalue().endswith("WARNING model ready  model=digits\n")
 
 
-def test_repeated_warnings_are_summed_up() -> None:
+def test_repeated_lines_are_summed_up() -> None:
     """The first comes through, the others are counted; the sum shows the last of them."""
     with logged() as stream:
         for n in range(500):
@@ -85,11 +85,14 @@ def test_what_differs_is_not_summed_up() -> None:
     assert not any("repeated" in line for line in lines(stream))
 
 
-def test_information_is_never_held_back() -> None:
-    with logged() as stream:
-        for _ in range(3):
-            LOG.info("engine restarted")
-    assert len(lines(stream)) == 3
+def test_rejected_calls_are_summed_up_and_details_are_not() -> None:
+    """Information too, because a caller's errors are logged as such."""
+    with logged(log_level="debug") as stream:
+        for n in range(3):
+            LOG.info("a request was rejected: %s", n)
+            LOG.debug("detail")
+    assert [line.get("repeated") for line in lines(stream) if line["level"] == "INFO"] == [None, 2]
+    assert sum(line["level"] == "DEBUG" for line in lines(stream)) == 3
 
 
 def test_a_sum_has_no_traceback_and_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
