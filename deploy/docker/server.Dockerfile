@@ -37,4 +37,4 @@ USER 65532:65532
 WORKDIR /
 EXPOSE 50051 8080
 ENTRYPOINT ["rafaga"]
-CMD ["serve", "--repository=/models", "--host=0.0.0.0"]
+CMD ["serve", "--repository=/models", "--host=::"]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import psutil
 import pytest
 
 from rafaga import Client, Keepalive, RetryPolicy, ServerUnreachable
@@ -155,3 +156,30 @@ def test_a_client_that_floods_with_pings_is_sent_away(serve: Callable[..., Serve
         told = [frame.payload for frame in kinds]
     assert any(GOAWAY_DEBUG in payload for payload in told)
     assert served.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S).results
+
+
+def test_an_old_connection_is_closed_and_its_calls_are_answered(serve: Callable[..., Served], valve: Valve) -> None:
+    """1. A call is computed longer than a connection may live. 2. The server asks the client to connect anew. 3. The
+    call is answered, then the connection ends."""
+    served = serve(max_connection_age_s=0.2)
+    with http2.raw_connection(served.port) as connection:
+        with valve.closed():
+            connection.send(http2.call(1, "/rafaga.v1.Vision/Classify", messages.classify(IMAGE)))
+            frames = connection.frames()
+            assert any(frame.kind == http2.GOAWAY for frame in frames)
+        rest = list(connection.frames())
+    assert [frame.kind for frame in rest if frame.stream == 1] == [http2.HEADERS, http2.DATA, http2.HEADERS]
+
+
+def test_an_idle_connection_is_closed(serve: Callable[..., Served]) -> None:
+    with http2.raw_connection(serve(max_connection_idle_s=0.2).port) as connection:
+        assert any(frame.kind == http2.GOAWAY for frame in connection.frames())
+
+
+def test_the_sdk_loses_no_call_to_the_age_of_connections(serve: Callable[..., Served]) -> None:
+    served, ports = serve(max_connection_age_s=0.1), set()
+    with Client(served.address, retry=RetryPolicy(max_attempts=1)) as client:
+        while len(ports) < 5:
+            client.classify(IMAGE[0], model="digits", timeout_s=PATIENCE_S)
+            open_now = psutil.Process().net_connections("tcp")
+            ports |= {each.laddr.port for each in open_now if each.raddr and each.raddr.port == served.port}

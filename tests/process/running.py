@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually, metric_of
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
 
 class Line(NamedTuple):
@@ -24,13 +33,13 @@ class Line(NamedTuple):
 
 
 class Process:
-    def __init__(self, *arguments: str, folder: Path | None = None) -> None:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("RAFAGA_")}
+    def __init__(self, *arguments: str, folder: Path | None = None, environ: Mapping[str, str] | None = None) -> None:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAFAGA_")}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "rafaga.cli", "serve", *arguments],
             stderr=subprocess.PIPE,
             text=True,
-            env=environ,
+            env=inherited | dict(environ or {}),
             cwd=folder,
         )
         self.log: list[Line] = []
@@ -88,9 +97,9 @@ class Running(Stubs):
 
 
 @contextmanager
-def process(*arguments: str, folder: Path | None = None) -> Iterator[Process]:
-    """folder: where it is started; here unless told."""
-    started = Process(*arguments, folder=folder)
+def process(*arguments: str, folder: Path | None = None, environ: Mapping[str, str] | None = None) -> Iterator[Process]:
+    """folder: where it is started; here unless told. environ: more variables."""
+    started = Process(*arguments, folder=folder, environ=environ)
     try:
         yield started
     finally:

@@ -14,10 +14,10 @@ from grpc_health.v1 import health_pb2
 
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.inference import open_inference_pb2_grpc
-from rafaga.v1 import vision_pb2
+from rafaga.v1 import catalog_pb2, vision_pb2
 from tests import bundles
 from tests.integration import graphs, messages
-from tests.integration.serving import PATIENCE_S, connected, eventually, get, refusal_of
+from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually, get, refusal, refusal_of
 from tests.process.running import Running, process, running
 
 CLASSIFY = "/rafaga.v1.Vision/Classify"
@@ -100,13 +100,32 @@ def test_under_load_no_call_is_lost(repository: Path) -> None:
     assert sum(outcomes.values()) - outcomes["OK"] == 16
 
 
-def test_health_says_so_before_the_port_closes(repository: Path) -> None:
-    """With a delay, balancers have time to look: NOT_SERVING, but served."""
+def test_every_signal_says_so_before_the_port_closes(repository: Path) -> None:
+    """With a delay, balancers have time to look: nothing is ready, but calls are served and the server is alive."""
     with running(repository, "--drain-delay-s", "600") as served:
         watch = served.health.Watch(health_pb2.HealthCheckRequest())
-        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        open_inference = open_inference_pb2_grpc.GRPCInferenceServiceStub(served.channel)
+
+        def signals() -> tuple[object, ...]:
+            checks = [health_pb2.HealthCheckRequest(service=name) for name in ("", "digits", "rafaga.v1.Catalog")]
+            index = open_inference.RepositoryIndex(pb.RepositoryIndexRequest()).models
+            return (
+                *(served.health.Check(check).status for check in checks),
+                *(get(served.http + path)[0] for path in ("/readyz", "/healthz")),
+                open_inference.ServerReady(pb.ServerReadyRequest()).ready,
+                open_inference.ModelReady(pb.ModelReadyRequest(name="digits")).ready,
+                {model.state for model in served.catalog.ListModels(catalog_pb2.ListModelsRequest()).models},
+                {model.state == "READY" for model in index},
+                served.metric("rafaga_model_ready", model="digits"),
+            )
+
+        yes, no = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+        assert next(watch).status == yes
+        assert signals() == (yes, yes, yes, 200, 200, True, True, {catalog_pb2.Model.READY}, {True}, 1)
         served.process.send(signal.SIGTERM)
-        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert next(watch).status == no
+        assert signals() == (no, no, yes, 503, 200, False, False, {catalog_pb2.Model.DRAINING}, {False}, 0)
+        assert get(f"{served.http}/readyz")[1] == "not ready: the server is stopping\n"
         assert served.vision.Classify(messages.classify(IMAGES[0]), timeout=PATIENCE_S).results
         served.process.send(signal.SIGTERM)
         assert served.process.exit_code() == 0
@@ -155,14 +174,38 @@ def test_a_model_that_an_admin_loads_is_not_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_while_models_load_ends_the_server(tmp_path: Path, number: signal.Signals) -> None:
-    """1. A model starts to load, which takes minutes; HTTP answers that the server is alive, but not ready. 2. The
-    signal. 3. The server ends with exit code 0, before the model is loaded."""
+    """1. Of two models the first is loaded and the second loads, which takes minutes. 2. The ports answer: the server
+    is live, but not ready, and says what it loads; the first model is served, the second refused. 3. The signal. 4. The
+    server ends with exit code 0, before the second is loaded and without the drain's delay."""
+    bundles.publish_classifier(tmp_path)
     graphs.publish_slow(tmp_path, products=1000)
     ports = ("--grpc-port", "0", "--http-port", "0")
-    with process("--repository", str(tmp_path), *ports, "--threads", "1") as started:
-        http = f"http://127.0.0.1:{started.wait_for('loading models')['http_port']}"
-        assert [get(http + path)[0] for path in ("/healthz", "/readyz")] == [200, 503]
+    with process("--repository", str(tmp_path), *ports, "--threads", "1", "--drain-delay-s", "600") as started:
+        fields = started.wait_for("loading models")
+        http = f"http://127.0.0.1:{fields['http_port']}"
+        eventually(lambda: get(http + "/readyz") == (503, "not ready: loading model slow (2 of 2)\n"), "slow loads")
+        assert get(http + "/healthz")[0] == 200
+        loading = [line.fields for line in started.log if line.fields["message"] == "loading model"]
+        assert [(line["model"], line["number"], line["of"]) for line in loading] == [("digits", 1, 2), ("slow", 2, 2)]
+        with connected(f"127.0.0.1:{fields['grpc_port']}") as channel:
+            stubs = Stubs(channel)
+            names = ("", "slow", "digits", "rafaga.v1.Catalog")
+            checks = [stubs.health.Check(health_pb2.HealthCheckRequest(service=name)) for name in names]
+            assert [check.status == health_pb2.HealthCheckResponse.SERVING for check in checks] == [
+                *(False, False, True, True)
+            ]
+            open_inference = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+            assert not open_inference.ServerReady(pb.ServerReadyRequest()).ready
+            assert not open_inference.ModelReady(pb.ModelReadyRequest(name="slow")).ready
+            listed = {m.name: m.state for m in stubs.catalog.ListModels(catalog_pb2.ListModelsRequest()).models}
+            assert listed == {"digits": catalog_pb2.Model.READY, "slow": catalog_pb2.Model.LOADING}
+            assert stubs.vision.Classify(messages.classify(IMAGES[0]), timeout=PATIENCE_S).results
+            refused = refusal(lambda: stubs.vision.Classify(messages.classify(IMAGES[0], "slow"), timeout=PATIENCE_S))
+            assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
+            assert "slow' version 1 is loading" in refused.message
+            assert refused.error.retry_after_s == 1.0  # type: ignore[attr-defined]
         started.send(number)
         assert started.exit_code() == 0
-        assert started.line("stopped while models were loading")
+        assert started.line("stopping while models are loading")
+        assert started.wait_for("stopped")["clean"] is True
         assert not started.line("serving")

@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
+from rafaga import Client
+from rafaga.cli._main import main
 from tests import bundles
-from tests.integration import messages
+from tests.integration import graphs, messages
 from tests.integration.serving import PATIENCE_S, eventually, get, refusal
-from tests.process.running import Running, process, running
+from tests.process.running import Running, has_ipv6, process, running
 
 IMAGE = messages.random_digits(0)
 OPEN = "anyone who can reach it may call"
@@ -122,6 +125,97 @@ def test_every_line_of_the_log_is_json(repository: Path) -> None:
     ]
     serving = served.process.wait_for("serving")
     assert (serving["ready"], serving["host"]) == (True, "127.0.0.1")
+
+
+def test_bad_calls_do_not_fill_the_log(tmp_path: Path) -> None:
+    """ONNX Runtime prints an error for each run that fails. 1. 500 calls make it fail. 2. The log has a few lines, all
+    JSON, and those that are repeated are summed up at the end."""
+    graphs.publish_fragile(tmp_path)
+    bad = np.full((1, 1, 1, 1), graphs.CLASSES, np.uint8)
+    with running(tmp_path) as served:
+        for _ in range(500):
+            refusal(lambda: served.vision.Classify(messages.classify(bad, "fragile"), timeout=PATIENCE_S))
+        served.process.send(signal.SIGTERM)
+        assert served.process.exit_code() == 0
+        log = served.process.log
+    assert all(line.fields for line in log)
+    native = [line.fields for line in log if line.fields["logger"] == "native"]
+    assert "ExecuteKernel" in native[0]["message"]
+    assert {line["level"] for line in native} == {"WARNING"}, "the caller is the cause"
+    assert sum(line.get("repeated", 0) for line in native) > 400
+    assert len(log) < 40
+    assert sum(len(line.text) for line in log) < 40_000
+
+
+def test_a_port_of_a_service_is_ignored(repository: Path) -> None:
+    """Kubernetes sets RAFAGA_GRPC_PORT=tcp://… for a Service named rafaga-grpc."""
+    link = {"RAFAGA_GRPC_PORT": "tcp://10.0.0.1:50051"}
+    with process("--repository", str(repository), "--http-port", "0", environ=link) as started:
+        warning = started.wait_for(
+            "RAFAGA_GRPC_PORT=tcp://10.0.0.1:50051 is ignored: Kubernetes set it for a Service; "
+            "enableServiceLinks: false prevents it"
+        )
+        assert warning["level"] == "WARNING"
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize(("host", "reached"), [("::1", ["[::1]"]), ("[::]", ["[::1]", "127.0.0.1"])])
+def test_ipv6(repository: Path, host: str, reached: list[str]) -> None:
+    """Of both ports; :: is every address, of IPv4 too."""
+    arguments = ("--repository", str(repository), "--grpc-port", "0", "--http-port", "0", "--threads", "1")
+    with process(*arguments, "--host", host) as started:
+        ports = started.wait_for("serving")
+        for address in reached:
+            assert get(f"http://{address}:{ports['http_port']}/readyz")[0] == 200
+            with Client(f"{address}:{ports['grpc_port']}") as client:
+                assert client.models()
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("which", ["grpc", "http"])
+def test_an_ipv6_port_that_is_taken_is_named(repository: Path, which: str) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        taken = listener.getsockname()[1]
+        ports = {"grpc": "0", "http": "0"} | {which: str(taken)}
+        arguments = ("--host", "::1", "--grpc-port", ports["grpc"], "--http-port", ports["http"])
+        with process("--repository", str(repository), *arguments) as started:
+            assert started.exit_code() == 2
+            last = started.log[-1]
+    assert last.fields["level"] == "CRITICAL"
+    assert last.fields["message"] == f"the server cannot start: [::1]:{taken}: Address already in use"
+
+
+def test_a_unix_socket(repository: Path, tmp_path: Path) -> None:
+    """1. A sidecar listens on a socket, and only there. 2. The command line and the SDK reach it. 3. A second server
+    does not take it over. 4. One that was killed leaves its file, which does not stop the next."""
+    path = tmp_path / "rafaga.sock"
+    arguments = ("--repository", str(repository), "--http-port", "0", "--threads", "1", "--grpc-socket", str(path))
+    with process(*arguments, "--host", "0.0.0.0") as started:
+        fields = started.wait_for("serving")
+        assert (fields["grpc_socket"], fields["ready"]) == (str(path), True)
+        assert not any(OPEN in line.text for line in started.log)
+        with Client(f"unix:{path}") as client:
+            assert client.models()
+        assert main(["models", "--server", f"unix:{path}"]) == 0
+        with process(*arguments) as second:
+            assert second.exit_code() == 2
+            assert second.log[-1].fields["message"] == f"the server cannot start: unix:{path}: Address already in use"
+        with Client(f"unix:{path}") as client:
+            assert client.models()
+        started.send(signal.SIGKILL)
+        started.exit_code()
+    with process(*arguments) as again:
+        again.wait_for("serving")
+        with Client(f"unix:{path}") as client:
+            assert client.models()
+
+
+def test_a_unix_socket_without_a_folder_is_named(repository: Path, tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "rafaga.sock"
+    arguments = ("--repository", str(repository), "--http-port", "0", "--grpc-socket", str(path))
+    with process(*arguments) as started:
+        assert started.exit_code() == 2
+        assert started.log[-1].fields["message"] == f"the server cannot start: unix:{path}: No such file or directory"
 
 
 def test_a_log_for_people(repository: Path) -> None:

@@ -12,6 +12,7 @@ GENERATED = {"v1", "inference"}
 # Lowest first; members of one group may import each other, as far as that closes no cycle.
 LAYERS = (
     (
+        "addresses",
         "errors",
         "priority",
         "tensors",

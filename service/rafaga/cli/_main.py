@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         if arguments[:1] == ["serve"]:
-            code = _serve.run(_serve_parser(), arguments[1:], os.environ)
+            code = _serve.run(_serve_parser(), arguments[1:], os.environ, own_process=argv is None)
             if argv is None:  # the process is this command's alone
                 _serve.leave(code)
             return code

@@ -7,20 +7,30 @@ import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import NoReturn
 
-from rafaga.cli._errors import ExitCode, UsageError, complain
+from rafaga.cli._errors import ExitCode, UsageError, complain, sentence
+
+_LOG = logging.getLogger(__name__)
 
 _EPILOG = """Each flag, for example --max-batch-size, is also the environment variable RAFAGA_MAX_BATCH_SIZE and the key
 max_batch_size of the TOML file. A flag overrides the variable, and the variable overrides the file."""
 
 
-def run(parser: ArgumentParser, arguments: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Serves until SIGTERM or SIGINT. Returns the server's exit code."""
+def run(
+    parser: ArgumentParser, arguments: Sequence[str], environ: Mapping[str, str], *, own_process: bool = False
+) -> int:
+    """Serves until SIGTERM or SIGINT. Returns the server's exit code.
+
+    `own_process`: nothing else runs in this process, so its standard error may become a log.
+    """
     try:
         from rafaga.server.app import serve
-        from rafaga.server.config.settings import ConfigError
-        from rafaga.server.config.sources import add_arguments, from_arguments
+        from rafaga.server.config.settings import ConfigError, LogFormat
+        from rafaga.server.config.sources import add_arguments, from_arguments, service_links
+        from rafaga.server.observability.logging import configured
+        from rafaga.server.observability.native import captured
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "rafaga":
             raise  # a broken installation, not a missing extra
@@ -30,9 +40,25 @@ def run(parser: ArgumentParser, arguments: Sequence[str], environ: Mapping[str, 
     add_arguments(parser)
     namespace = parser.parse_args(arguments)
     try:
-        return serve(from_arguments(namespace, environ))
+        config = from_arguments(namespace, environ)
     except ConfigError as error:
         raise UsageError(str(error)) from None
+    capture = own_process and config.observability.log_format is LogFormat.JSON
+    with ExitStack() as stack:
+        stderr = stack.enter_context(captured()) if capture else sys.stderr
+        stack.enter_context(configured(config.observability, stderr))
+        for name, value in service_links(environ).items():
+            _LOG.warning(
+                "%s=%s is ignored: Kubernetes set it for a Service; enableServiceLinks: false prevents it", name, value
+            )
+        try:
+            return serve(config)
+        except (ConfigError, OSError) as error:
+            _LOG.critical("the server cannot start: %s", sentence(error))
+            return ExitCode.USAGE
+        except Exception:
+            _LOG.critical("unhandled exception: the server ends", exc_info=True)
+            return ExitCode.OTHER
 
 
 def leave(code: int) -> NoReturn:

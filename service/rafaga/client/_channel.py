@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grpc
 
+from rafaga.addresses import UNIX, joined
 from rafaga.priority import PRIORITY_KEY, Priority
 
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -130,8 +131,8 @@ def _target(address: str) -> tuple[str, bool]:
     """gRPC's target, and whether to spread calls over what it resolves to."""
     if not address.strip():
         raise ValueError("the address is empty; expected HOST:PORT")
-    if "://" in address or address.startswith(("unix:", "ipv4:", "ipv6:", "dns:")):
-        return address, not address.startswith("unix:")
+    if "://" in address or address.startswith((UNIX, "ipv4:", "ipv6:", "dns:")):
+        return address, not address.startswith(UNIX)
     hosts = [_split(part) for part in address.split(",")]
     if len(hosts) == 1:
         return address.strip(), False
@@ -140,9 +141,8 @@ def _target(address: str) -> tuple[str, bool]:
     versions = {ip.version for ip, _ in resolved}
     if len(versions) > 1:
         raise ValueError(f"{address}: IPv4 and IPv6 addresses cannot share one client")
-    if versions == {6}:
-        return "ipv6:" + ",".join(f"[{ip}]:{port}" for ip, port in resolved), True
-    return "ipv4:" + ",".join(f"{ip}:{port}" for ip, port in resolved), True
+    scheme = "ipv6:" if versions == {6} else "ipv4:"
+    return scheme + ",".join(joined(str(ip), port) for ip, port in resolved), True
 
 
 def _split(address: str) -> tuple[str, int]:
@@ -150,6 +150,8 @@ def _split(address: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         problem = "has no port" if ":" not in address else "is not a valid address"
         raise ValueError(f"{address.strip()!r} {problem}; use HOST:PORT, or several separated by commas")
+    if ":" in host and not (host[0] == "[" and host[-1] == "]"):
+        raise ValueError(f"{address.strip()!r}: write an IPv6 address in brackets, as in [::1]:50051")
     return host.strip("[]"), int(port)
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rafaga.addresses import UNIX, joined
 from rafaga.errors import DeviceError
 from rafaga.server.config.settings import (
     Config,
@@ -24,7 +25,6 @@ from rafaga.server.engines.gpu import GpuSettings
 from rafaga.server.engines.selection import EngineFactory, Placement
 from rafaga.server.execution.supervisor import SupervisorPolicy
 from rafaga.server.lifecycle import Server, run
-from rafaga.server.observability import logging as log
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.observability.nvml import GpuFigures
 from rafaga.server.repository.loader import Loader
@@ -54,10 +54,12 @@ _LOG = logging.getLogger(__name__)
 _ADMIN_REQUEST_BYTES = 64 * 1024
 _ADMIN_CALLS = 64
 
+# gRPC's settings have 31 bits.
+_MAX_MS = 2**31 - 1
+
 
 def serve(config: Config) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code. Raises ConfigError."""
-    log.configure(config.observability)
     if config.network.transport:
         _LOG.warning("the setting transport has no effect any more and will be removed: there is only one transport")
     return run(build(config))
@@ -65,7 +67,8 @@ def serve(config: Config) -> int:
 
 def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Server:
     """A server that is not started. Raises ConfigError."""
-    metrics, health = Metrics(triton=config.observability.triton_metrics, gpus=GpuFigures.find()), Health()
+    metrics = Metrics(triton=config.observability.triton_metrics, gpus=GpuFigures.find())
+    health = Health(lambda model: repository.serves(model) if model else repository.ready, lambda: repository.alive)
     policy = BatchPolicy(
         max_queue_delay_s=config.batching.max_queue_delay_us / 1e6,
         max_queue_wait_s=config.batching.max_queue_wait_ms / 1e3,
@@ -81,17 +84,12 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
         engine_factory,
     )
 
-    def update_health(model: str) -> None:
-        health.model(model, lambda: repository.serves(model))
-        health.server(lambda: repository.ready)
-        health.process(lambda: repository.alive)
-
     control = config.models.model_control
     repository = Repository(
         config.models.repository,
         loader,
         metrics,
-        update_health,
+        health.changed,
         config.models.model_versions,
         control is ModelControl.EXPLICIT,
     )
@@ -156,15 +154,21 @@ def _placement(engines: EngineSettings) -> Placement:
 def _transport(
     config: Config, router: Router, authenticator: Authenticator, health: Health, streams: Streams
 ) -> GrpcTransport:
-    address = f"{config.network.host}:{config.network.grpc_port}"
-    limits = Limits(config.limits.max_request_bytes)
+    network = config.network
+    address = joined(network.host, network.grpc_port) if network.grpc_socket is None else f"{UNIX}{network.grpc_socket}"
+    limits = Limits(
+        config.limits.max_request_bytes,
+        max_connection_age_ms=_milliseconds(network.max_connection_age_s),
+        max_connection_age_grace_ms=_milliseconds(network.drain_timeout_s),
+        max_connection_idle_ms=_milliseconds(network.max_connection_idle_s),
+    )
     names = tuple(sorted({path.split("/")[1] for path in router.methods}))
     services = (health.add_to, streams.add_to, partial(add_reflection, services=names))
     secured = authenticator.required or config.security.tls_client_ca is not None
-    if not config.network.loopback and not secured:
+    if not network.loopback and network.grpc_socket is None and not secured:
         _LOG.warning(
             "listening on %s without bearer tokens or client certificates: anyone who can reach it may call",
-            config.network.host,
+            network.host,
         )
     return GrpcTransport(address, router, authenticator, limits, _tls(config.security), services, on_death=health.die)
 
@@ -175,12 +179,16 @@ def _admin(
     """Its callers decide which models are served. Without bearer tokens it therefore listens on loopback only."""
     if config.models.admin_port is None:
         return None
-    host = config.network.host if authenticator.required else "127.0.0.1"
+    host = config.network.host if authenticator.required or config.network.loopback else "127.0.0.1"
     handlers = RepositoryAdmin(repository).handlers()
     router = Router(handlers, authenticator, metrics, _ADMIN_REQUEST_BYTES, InFlight(_ADMIN_CALLS))
     limits = Limits(_ADMIN_REQUEST_BYTES)
-    address = f"{host}:{config.models.admin_port}"
+    address = joined(host, config.models.admin_port)
     return GrpcTransport(address, router, authenticator, limits, _tls(config.security), blocking=True)
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else min(round(seconds * 1000), _MAX_MS)
 
 
 def _tracer(settings: ObservabilitySettings) -> Tracer | None:

@@ -1,4 +1,4 @@
-"""The life of a server: loading → serving → draining → stopped, driven by signals."""
+"""The life of a server: ports open → loading → serving → draining → stopped, driven by signals."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ class Server:
         self._poller = poller
         self._http = http
         self._tracer = tracer
+        self._loaded = self._stopping = False
 
     @property
     def grpc_port(self) -> int:
@@ -75,38 +76,49 @@ class Server:
         return self._http.port
 
     def start(self) -> None:
-        """Opens the HTTP port, so that liveness probes are answered, then loads all models, then opens the gRPC port.
+        """Raises FileNotFoundError without a repository, OSError when a port is taken."""
+        self.open()
+        self.load()
 
-        Raises FileNotFoundError without a repository, OSError when a port is taken.
-        """
-        self._http.start()
-        models = self._config.models
+    def open(self) -> None:
+        """Opens the ports: the server is live, but not ready. Raises OSError when one is taken."""
         try:
-            _LOG.info("loading models", extra={"repository": str(models.repository), "http_port": self.http_port})
-            self.repository.load(models.load_models)
-            self._warn_of_unknown_models()
+            self._http.start()
             self._transport.start()
             if self._admin is not None:
                 self._admin.start()
         except BaseException:
-            self._transport.close(0.0)
-            self.repository.close()
-            self._workers.close()
-            self._http.close()
+            self._close(0.0)
             raise
-        self._health.server(lambda: self.repository.ready)
+
+    def load(self) -> None:
+        """Loads all models; each is served once it is loaded. Raises FileNotFoundError without a repository.
+
+        `drain_and_stop` may run at the same time: then it returns after the model that is being loaded.
+        """
+        models = self._config.models
+        _LOG.info("loading models", extra={"repository": str(models.repository), **self._addresses})
+        try:
+            self.repository.load(models.load_models)
+            self._warn_of_unknown_models()
+        except BaseException:
+            if not self._stopping:
+                self._close(0.0)
+            raise
+        if self._stopping:
+            return
+        self._loaded = True
         if self._poller is not None:
             self._poller.start()
-        _LOG.info(
-            "serving",
-            extra={
-                "host": self._config.network.host,
-                "grpc_port": self.grpc_port,
-                "http_port": self.http_port,
-                "admin_port": self.admin_port,
-                "ready": self.repository.ready,
-            },
-        )
+        _LOG.info("serving", extra={**self._addresses, "ready": self.repository.ready})
+
+    @property
+    def _addresses(self) -> dict[str, object]:
+        network = self._config.network
+        found: dict[str, object] = {"host": network.host, "grpc_port": self.grpc_port}
+        if network.grpc_socket is not None:
+            found["grpc_socket"] = str(network.grpc_socket)
+        return found | {"http_port": self.http_port, "admin_port": self.admin_port}
 
     def drain_and_stop(self, hurry: threading.Event | None = None) -> bool:
         """Refuses new calls, finishes accepted ones, and stops. True if all accepted calls were answered in time.
@@ -114,28 +126,37 @@ class Server:
         Setting `hurry` ends all waiting.
         """
         hurry = hurry or threading.Event()
-        # Balancers see NOT_SERVING and stop sending; until they do, calls are still served, for drain_delay_s.
-        self._health.drain()
+        self._stopping = True
+        self.repository.withdraw()
         if self._poller is not None:
             self._poller.close()
         if self._admin is not None:
             self._admin.close(0.0)
-        hurry.wait(self._config.network.drain_delay_s)
+        if self._loaded:
+            # Balancers see that it is not ready and stop sending; until they do, calls are still served. While models
+            # loaded it was never ready, and they sent nothing.
+            hurry.wait(self._config.network.drain_delay_s)
         self._router.drain()
         clean = self._wait_for_calls(hurry)
         # Not earlier: a call accepted before the drain may not have reached its queue yet.
         self.repository.drain()
+        self._close(0.0 if hurry.is_set() else _REPLY_GRACE_S)
+        _LOG.info("stopped", extra={"clean": clean})
+        return clean
+
+    def _close(self, grace_s: float) -> None:
+        """`grace_s`: how long the transport may take to send replies."""
         self._health.close()
         self._streams.close()
-        self._transport.close(0.0 if hurry.is_set() else _REPLY_GRACE_S)
+        self._transport.close(grace_s)
+        if self._admin is not None:
+            self._admin.close(0.0)
         self._expiry.close()
         self.repository.close()
         self._workers.close()
         self._http.close()
         if self._tracer is not None:
             self._tracer.close()
-        _LOG.info("stopped", extra={"clean": clean})
-        return clean
 
     def _warn_of_unknown_models(self) -> None:
         known = {name for name, _ in self.repository.on_disk()}
@@ -156,21 +177,22 @@ class Server:
 def run(server: Server) -> int:
     """Serves until SIGTERM or SIGINT. Returns the exit code: 0 if all accepted calls were answered.
 
-    The first signal drains the server; a second one ends the drain. A signal while models load returns at once: no call
-    was accepted yet. The caller must then end the process, because the thread that loads is still running.
+    The first signal drains the server; a second one ends the drain. After a signal while models load, the caller must
+    end the process: the thread that loads is still running.
     """
     with ShutdownSignals() as signals:
-        starter = ThreadPoolExecutor(1, thread_name_prefix="start")
-        started = starter.submit(server.start)
-        starter.shutdown(wait=False)
-        wait((started, signals.first), return_when=FIRST_COMPLETED)
-        if not started.done():
-            _LOG.info("stopped while models were loading")
-            return 0
-        started.result()  # raises what start raised
-        # Objects that exist now live as long as the server: later collections, which pause every thread, skip them.
-        gc.collect()
-        gc.freeze()
+        server.open()
+        loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        loading = loader.submit(server.load)
+        loader.shutdown(wait=False)
+        wait((loading, signals.first), return_when=FIRST_COMPLETED)
+        if loading.done():
+            loading.result()  # raises what load raised
+            # Objects that exist now live as long as the server: later collections, which pause every thread, skip them.
+            gc.collect()
+            gc.freeze()
+        else:
+            _LOG.info("stopping while models are loading")
         signals.first.result()
         _LOG.info("draining: finishing accepted calls; a second signal stops at once")
         clean = server.drain_and_stop(hurry=signals.second)

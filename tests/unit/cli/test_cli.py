@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import pytest
 from rafaga import errors
 from rafaga.cli import main
 from rafaga.cli._errors import ExitCode, exit_code
+from rafaga.server import app
+from rafaga.server.config.settings import Config, ConfigError
 from rafaga.v1 import catalog_pb2
 from tests.unit.client.fake_server import BROKEN, Script, serving
 
@@ -201,6 +204,64 @@ def test_a_reader_that_goes_away_is_no_error_on_the_terminal(script: Script) -> 
         timeout=60,
     )
     assert done.stderr == ""
+
+
+@pytest.fixture
+def log_restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("log_restored")
+def test_serve_hands_its_arguments_to_the_server(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served: list[Config] = []
+
+    def serve(config: Config) -> int:
+        served.append(config)
+        return 7
+
+    monkeypatch.setattr(app, "serve", serve)
+    assert main(["serve", "--repository", "models", "--grpc-port", "1"]) == 7
+    assert served == [Config.of(repository="models", grpc_port=1)]
+    assert main(["serve", "--grpc-port", "-1"]) == ExitCode.USAGE
+    assert capsys.readouterr().err == "rafaga: --grpc-port: -1: expected 0 to 65535\n"
+    with pytest.raises(SystemExit):
+        main(["serve", "--nosuch"])
+    assert "usage: rafaga serve" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("log_restored")
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (
+            OSError(98, "Address already in use", "[::1]:1"),
+            ExitCode.USAGE,
+            "the server cannot start: [::1]:1: Address already in use",
+        ),
+        (ConfigError("device: no GPU"), ExitCode.USAGE, "the server cannot start: device: no GPU"),
+        (ZeroDivisionError(), ExitCode.OTHER, "unhandled exception: the server ends"),
+    ],
+)
+def test_what_ends_the_server_is_a_line_of_its_log(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    code: int,
+    message: str,
+) -> None:
+    def serve(_: Config) -> int:
+        raise error
+
+    monkeypatch.setattr(app, "serve", serve)
+    assert main(["serve"]) == code
+    (line,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (line["level"], line["message"]) == ("CRITICAL", message)
 
 
 def test_serve_without_its_extra_names_the_command_that_installs_it(

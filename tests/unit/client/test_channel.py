@@ -15,6 +15,7 @@ from rafaga.client._channel import endpoint
     ("address", "target", "balanced"),
     [
         ("localhost:50051", "localhost:50051", False),
+        ("[::1]:50051", "[::1]:50051", False),
         ("10.0.0.1:1,10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2", True),
         ("10.0.0.1:1, 10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2", True),
         ("[::1]:1,[::2]:2", "ipv6:[::1]:1,[::2]:2", True),
@@ -37,6 +38,12 @@ def test_addresses(address: str, target: str, balanced: bool) -> None:
 )
 def test_invalid_addresses(address: str) -> None:
     with pytest.raises(ValueError):
+        endpoint(address)
+
+
+@pytest.mark.parametrize("address", ["::1:50051", "::1", "fe80::1:50051,[::1]:1", "[::1:50051"])
+def test_ipv6_needs_brackets(address: str) -> None:
+    with pytest.raises(ValueError, match="in brackets"):
         endpoint(address)
 
 

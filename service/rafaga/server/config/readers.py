@@ -80,6 +80,14 @@ def text(value: object) -> str:
     return value
 
 
+def host(value: object) -> str:
+    """A name or an address; IPv6 with or without brackets."""
+    name = text(value).strip().removeprefix("[").removesuffix("]")
+    if not name or any(character in name for character in "/ ,"):
+        raise ValueError(f"{_shown(value)}: expected a host name or an IP address, without a port")
+    return name
+
+
 def path(value: object) -> Path:
     if not isinstance(value, str | Path):
         raise ValueError(f"{_shown(value)}: expected a path")

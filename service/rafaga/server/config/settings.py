@@ -23,6 +23,7 @@ from rafaga.server.config.readers import (
     boolean,
     choice,
     each,
+    host,
     integer,
     not_negative,
     or_auto,
@@ -93,8 +94,13 @@ class LogLevel(StrEnum):
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    host: str = _setting("127.0.0.1", text, "HOST", "address to listen on, for gRPC and HTTP")
+    host: str = _setting(
+        "127.0.0.1", host, "HOST", "address to listen on, for gRPC and HTTP; :: for all addresses, IPv4 and IPv6"
+    )
     grpc_port: int = _setting(50051, integer(0, 65535), "PORT", "gRPC port; 0 picks a free one")
+    grpc_socket: Path | None = _setting(
+        None, path, "FILE", "Unix socket for gRPC instead of the port, for sidecars; clients connect to unix:FILE"
+    )
     http_port: int = _setting(
         8080, integer(0, 65535), "PORT", "HTTP port of /metrics, /healthz and /readyz; 0 picks a free one"
     )
@@ -103,6 +109,16 @@ class NetworkSettings:
     )
     drain_timeout_s: float = _setting(
         30.0, not_negative, "SECONDS", "after that delay, how long accepted requests may take to finish"
+    )
+    max_connection_age_s: float | None = _setting(
+        None,
+        positive,
+        "SECONDS",
+        "close each connection after this time, varied by a tenth, so that clients spread over new replicas; calls on "
+        "it may finish for drain_timeout_s (default: never)",
+    )
+    max_connection_idle_s: float | None = _setting(
+        None, positive, "SECONDS", "close connections without a call after this time (default: never)"
     )
     transport: str = _setting("", text, "NAME", "deprecated, no effect: there is only one transport")
 

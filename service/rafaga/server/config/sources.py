@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from rafaga.server.config.settings import GROUPS, Config, ConfigError
 
 PREFIX = "RAFAGA_"
+_SERVICE_LINK = re.compile("(tcp|udp|sctp)://")
 SETTINGS = {name: setting for settings in GROUPS.values() for name, setting in settings.items()}
 
 
@@ -29,13 +31,24 @@ def from_arguments(namespace: argparse.Namespace, environ: Mapping[str, str]) ->
     given: dict[str, tuple[str, object]] = {}
     if namespace.config is not None:
         given |= _from_file(namespace.config)
+    ignored = service_links(environ)
     for name in SETTINGS:
         variable = PREFIX + name.upper()
-        if (value := environ.get(variable)) is not None:
+        if (value := environ.get(variable)) is not None and variable not in ignored:
             given[name] = (variable, value)
         if (value := getattr(namespace, name)) is not None:
             given[name] = (flag(name), value)
     return Config.read(given)
+
+
+def service_links(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables that look like settings but come from Kubernetes. They are ignored.
+
+    For a Service named rafaga-grpc it sets RAFAGA_GRPC_PORT=tcp://… in every pod of the namespace, unless the pod has
+    enableServiceLinks: false.
+    """
+    names = [PREFIX + name.upper() for name in SETTINGS if name.endswith("_port")]
+    return {name: environ[name] for name in names if _SERVICE_LINK.match(environ.get(name, ""))}
 
 
 def flag(name: str) -> str:

@@ -1,25 +1,84 @@
-"""The format of the log: one JSON object per line for log collectors, or text for people."""
+"""The log: one JSON object per line for log collectors, or text for people. Repeated lines are summed up."""
 
 from __future__ import annotations
 
 import logging
-import sys
+import re
+import threading
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
 from rafaga.server.config.settings import LogFormat, ObservabilitySettings
 
+WINDOW_S = 60.0
 
-def configure(settings: ObservabilitySettings) -> None:
-    """Replaces all handlers of the root logger by one that writes to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
+_VARYING = re.compile(r"0x[0-9a-fA-F]+|\d+")
+_ABOUT = ("model", "version", "method")
+
+
+@contextmanager
+def configured(settings: ObservabilitySettings, stream: TextIO) -> Iterator[None]:
+    """Replaces all handlers of the root logger by one that writes to `stream`. Leaving sums up what was repeated."""
+    handler = logging.StreamHandler(stream)
     if settings.log_format is LogFormat.JSON:
         fields = "{asctime}{levelname}{name}{message}"
         names = {"asctime": "time", "levelname": "level", "name": "logger"}
         handler.setFormatter(JsonFormatter(fields, style="{", rename_fields=names))
     else:
         handler.setFormatter(_TextFormatter("{asctime} {levelname:7} {message}", style="{"))
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    repeats = Repeats()
+    handler.addFilter(repeats)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
+    over = threading.Event()
+
+    def sum_up() -> None:
+        while not over.wait(WINDOW_S):
+            repeats.sum_up()
+
+    threading.Thread(target=sum_up, name="log", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        repeats.sum_up()
+
+
+class Repeats(logging.Filter):
+    """Lets the first of equal lines through. `sum_up` logs the last of the others, with their number in
+    the field `repeated`, and begins anew.
+
+    Equal: of one logger, template, model, version, method and type of exception; numbers in a template do not count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: dict[Hashable, tuple[int, logging.LogRecord]] = {}
+        self._lock = threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.INFO or hasattr(record, "repeated"):
+            return True
+        fields = vars(record)
+        kind = record.exc_info[0] if record.exc_info else None
+        template = _VARYING.sub("#", str(record.msg))
+        key = (record.name, record.levelno, template, kind, *map(fields.get, _ABOUT))
+        with self._lock:
+            count = self._seen[key][0] + 1 if key in self._seen else 0
+            self._seen[key] = (count, record)
+        return not count
+
+    def sum_up(self) -> None:
+        with self._lock:
+            seen, self._seen = self._seen, {}
+        for count, record in seen.values():
+            if count:
+                last = logging.makeLogRecord({**vars(record), "exc_info": None, "exc_text": None, "repeated": count})
+                logging.getLogger(record.name).handle(last)
 
 
 class _TextFormatter(logging.Formatter):

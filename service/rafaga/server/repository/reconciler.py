@@ -39,6 +39,12 @@ class Reconciler:
         self._retirement = retirement
         self._wanted = wanted
 
+    def announce(self, name: str, folders: Mapping[int, Path]) -> None:
+        """At the start: shows the versions that `update` will load as being loaded."""
+        for version in self._wanted.wanted(name, folders):
+            if version in folders:
+                self._table.put(ModelVersion(name, version, late=False))
+
     def update(self, name: str, folders: Mapping[int, Path], *, late: bool, retry: bool = False) -> list[int]:
         """Brings one model to the state on disk; returns the refused versions.
 
@@ -64,6 +70,8 @@ class Reconciler:
 
     def _update_version(self, entry: ModelVersion, folder: Path, retry: bool) -> None:
         before = self._table.get(entry.name, entry.version)
+        if before is not None and before.state is State.LOADING:  # only announced
+            before = None
         try:
             now = stamp(folder)
         except OSError as error:
@@ -90,8 +98,8 @@ class Reconciler:
         """Puts a new or changed version into service. If that fails, `before` stays."""
         start = time.perf_counter()
         old = None if before is None else before.model
-        if old is None:
-            self._table.put(entry)
+        if old is None and not self._table.put(entry):
+            return  # the server stops
         try:
             if is_plain(folder):
                 model = self._loader.load_plain(folder)

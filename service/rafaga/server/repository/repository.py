@@ -22,6 +22,9 @@ from rafaga.server.repository.versions import ModelVersion, State, VersionTable
 
 _LOG = logging.getLogger(__name__)
 
+# How long a load takes is unknown; asking once a second costs little.
+_RETRY_AFTER_S = 1.0
+
 EVERY_MODEL = "*"
 """As a name in `load`: all models in the repository."""
 
@@ -51,9 +54,11 @@ class Repository:
         self._retirement = Retirement(metrics)
         self._reconciler = Reconciler(loader, metrics, self._table, self._retirement, self._wanted)
         self._changing = threading.Lock()
-        self._serving = False
+        self._progress = "the server is starting"
+        self._scanned = self._loaded = False
 
-    # What services and health ask.
+    # What services and health ask. Every signal of readiness (grpc.health, /readyz, the Open Inference Protocol, the
+    # catalogue) comes from here, so that they never disagree.
 
     def __contains__(self, name: str) -> bool:
         return name in self._table
@@ -73,8 +78,8 @@ class Repository:
         """Why the server is not ready, without paths; empty if it is."""
         if self._table.frozen:
             return "the server is stopping"
-        if not self._serving:
-            return "models are being loaded"
+        if not self._loaded:
+            return self._progress
         versions = self.versions
         if not versions and not self._explicit:
             return "no model found in the repository; see the server's log for what is expected"
@@ -103,17 +108,29 @@ class Repository:
         return [v.version for v in reversed(self._table.of(name)) if v.model is not None]
 
     def version(self, name: str, version: int) -> ModelVersion:
-        """`version` 0: the newest that is served, or the newest if none is. Raises ModelNotFound."""
+        """`version` 0: the newest that is served, or the newest if none is.
+
+        Raises ModelNotFound, and ModelNotReady as `require_names`.
+        """
+        self.require_names()
         return self._table.find(name, version)
+
+    def require_names(self) -> None:
+        """Raises ModelNotReady before the repository was read at the start: until then no name is known."""
+        if not self._scanned:
+            raise ModelNotReady("the server is starting: its models are not known yet", _RETRY_AFTER_S)
 
     def model(self, name: str, version: int, task: Task | None = None) -> ServedModel:
         """The served model for a request. `version` 0: the newest that is served.
 
         Raises ModelNotFound, ModelNotReady, or InvalidRequest if the model is for another task.
         """
-        found = self._table.find(name, version)
+        found = self.version(name, version)
         if found.model is None:
-            raise ModelNotReady(f"model {name!r} version {found.version} is {found.state.value}: ask another replica")
+            what = f"model {name!r} version {found.version} is {found.state.value}"
+            if found.state is State.LOADING:
+                raise ModelNotReady(f"{what}: ask another replica or retry later", _RETRY_AFTER_S)
+            raise ModelNotReady(f"{what}: ask another replica")
         if task is not None and found.model.bundle.task is not task:
             its = found.model.bundle.task or "the Open Inference Protocol only"
             raise InvalidRequest(f"model {name!r} is for {its}, this method for {task}")
@@ -136,11 +153,17 @@ class Repository:
                 raise FileNotFoundError(f"no model {', '.join(missing)} in {self._root}")
             if self._explicit:
                 found = {name: found[name] for name in names}
-            for name in found:
-                self._table.on_change(name)
             for name, folders in found.items():
+                self._reconciler.announce(name, folders)
+            self._scanned = True
+            for number, (name, folders) in enumerate(found.items(), 1):
+                if self._table.frozen:
+                    return
+                self._progress = f"loading model {name} ({number} of {len(found)})"
+                _LOG.info("loading model", extra={"model": name, "number": number, "of": len(found)})
                 self._reconciler.update(name, folders, late=False)
-            self._serving = True
+            self._loaded = True
+        self._table.on_change("")
 
     def update(self) -> None:
         """Loads what is new or changed on disk, and unloads what is gone. Raises FileNotFoundError as `load`."""
@@ -192,11 +215,16 @@ class Repository:
         """Every version of every model in the repository, served or not."""
         return [(name, version) for name, folders in self._discovery.scan().items() for version in sorted(folders)]
 
-    def drain(self) -> None:
-        """Every model refuses new requests and answers the queued ones. Nothing is loaded any more."""
+    def withdraw(self) -> None:
+        """From now on nothing is reported as ready, and nothing is loaded any more. Requests are still served."""
         for entry in self._table.freeze():
-            self._table.on_change(entry.name)
             self._metrics.model_ready(entry.name, entry.version, False)
+            self._table.on_change(entry.name)
+        self._table.on_change("")
+
+    def drain(self) -> None:
+        """Every model refuses new requests and answers the queued ones."""
+        for entry in self._table.freeze():
             if entry.model is not None:
                 entry.model.drain()
 

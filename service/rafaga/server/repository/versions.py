@@ -60,7 +60,7 @@ class ModelVersion:
 class VersionTable:
     """Lookups take no lock: the tuple of a name is replaced, never changed.
 
-    `on_change` gets the name of a model whose state may have changed, from any thread.
+    `on_change` gets the name of a model whose state may have changed, or "" for that of the server, from any thread.
     """
 
     def __init__(self, on_change: Callable[[str], None]) -> None:

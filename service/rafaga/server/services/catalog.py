@@ -33,6 +33,7 @@ class Catalog:
 
     def list_models(self, call: Call) -> None:
         parse(pb.ListModelsRequest, call)
+        self._repository.require_names()
         call.reply(pb.ListModelsResponse(models=map(_message, self._repository.versions)).SerializeToString())
 
     def get_model(self, call: Call) -> None:

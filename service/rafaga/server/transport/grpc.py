@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import grpc
 
+from rafaga.addresses import UNIX
 from rafaga.errors import RafagaError, to_status
 from rafaga.server.transport import blocking
 from rafaga.server.transport.completion_queue import CompletionQueueLoop, unsupported
@@ -66,7 +67,9 @@ class Limits:
 
     max_receiving_calls: whose requests have not arrived in full; beyond it the oldest is refused.
     keepalive_ms: between pings that find a dead peer, which has keepalive_timeout_ms to answer. min_ping_interval_ms:
-    clients that ping more often are disconnected.
+    clients that ping more often are disconnected. max_connection_age_ms: the core varies it by a tenth; None: for ever.
+    max_connection_age_grace_ms: how long the calls of such a connection may then take. max_connection_idle_ms: without
+    a call; None: for ever.
     """
 
     max_request_bytes: int
@@ -75,6 +78,9 @@ class Limits:
     keepalive_ms: int = 60_000
     keepalive_timeout_ms: int = 20_000
     min_ping_interval_ms: int = 10_000
+    max_connection_age_ms: int | None = None
+    max_connection_age_grace_ms: int | None = None
+    max_connection_idle_ms: int | None = None
 
 
 class GrpcTransport:
@@ -135,6 +141,8 @@ class GrpcTransport:
             add_to(server)
         if self._blocking:
             blocking.add_to(server, self._router)
+        if self._address.startswith(UNIX):
+            _refuse_taken_socket(self._address)
         try:
             if self._tls is None:
                 self._port = server.add_insecure_port(self._address)
@@ -158,7 +166,14 @@ class GrpcTransport:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _options(self) -> list[tuple[str, Any]]:
+        limits = self._limits
+        optional = [
+            ("grpc.max_connection_age_ms", limits.max_connection_age_ms),
+            ("grpc.max_connection_age_grace_ms", limits.max_connection_age_grace_ms),
+            ("grpc.max_connection_idle_ms", limits.max_connection_idle_ms),
+        ]
         return [
+            *((name, value) for name, value in optional if value is not None),
             ("grpc.max_receive_message_length", self._limits.max_request_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_concurrent_streams", self._limits.max_concurrent_streams),
@@ -206,8 +221,20 @@ def _refusing(error: RafagaError) -> Any:
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
+def _refuse_taken_socket(address: str) -> None:
+    """Raises OSError if a process listens on this Unix socket: the core would remove it and take its place."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(address.removeprefix(UNIX))
+        except OSError:
+            return
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), address)
+
+
 def _bind_error(address: str) -> OSError:
     """The reason, which grpcio does not give: found by binding a plain socket."""
+    if address.startswith(UNIX):
+        return _unix_bind_error(address)
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:
@@ -216,6 +243,15 @@ def _bind_error(address: str) -> OSError:
     except OSError as error:
         code = error.errno or 0
         return OSError(code, os.strerror(code) if code > 0 else "no such host", address)
-    except ValueError:
-        pass  # no port: a Unix socket
+    return OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL), address)
+
+
+def _unix_bind_error(address: str) -> OSError:
+    path = address.removeprefix(UNIX)
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(path)
+        os.unlink(path)
+    except OSError as error:
+        return OSError(error.errno or errno.ENAMETOOLONG, error.strerror or str(error), address)
     return OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL), address)

@@ -18,7 +18,7 @@ from rafaga.v1 import catalog_pb2
 
 _SERVER = ""
 # Needs no model, so it serves from when the port opens: whoever restarts what is not alive must not restart a server
-# for a bundle that it refused, but one whose device is lost to the process.
+# that loads models or refused a bundle, but one whose device is lost to the process.
 _CATALOG = catalog_pb2.DESCRIPTOR.services_by_name["Catalog"].full_name
 
 MAX_WATCHES = 64
@@ -26,42 +26,33 @@ MAX_WATCHES = 64
 
 
 class Health:
-    """Starts as NOT_SERVING, for the server and for every model. The catalogue serves until only a new process
-    helps."""
+    """Holds no state of models: it asks at every Check, and again for every Watch after `changed`.
 
-    def __init__(self) -> None:
-        self._ready: dict[str, bool] = {_SERVER: False, _CATALOG: True}
+    `ready` gets the name of a model, or "" for the server. `alive`: a new process would not help.
+    """
+
+    def __init__(self, ready: Callable[[str], bool], alive: Callable[[], bool]) -> None:
+        self._ready = ready
+        self._alive = alive
+        self._known = {_SERVER}
         self._changed = threading.Condition()
-        self._draining = self._dead = False
+        self._dead = False
         self._closed = False
-
-    # Each is told how to find out, and looks when it is its turn: what one thread found before must not be told after
-    # what another found since.
-
-    def server(self, ready: Callable[[], bool]) -> None:
-        self._set(_SERVER, ready)
-
-    def process(self, alive: Callable[[], bool]) -> None:
-        self._set(_CATALOG, lambda: alive() and not self._dead)
-
-    def model(self, name: str, ready: Callable[[], bool]) -> None:
-        self._set(name, ready)
 
     @property
     def alive(self) -> bool:
-        """A new process would not help."""
-        return self._ready[_CATALOG]
+        return not self._dead and self._alive()
+
+    def changed(self, model: str = _SERVER) -> None:
+        """The state of the server or of `model` may have changed. A model is known from its first change on."""
+        with self._changed:
+            self._known.add(model)
+            self._changed.notify_all()
 
     def die(self) -> None:
-        """For good, whatever is set later: only a new process helps."""
+        """For good: only a new process helps."""
         self._dead = True
-        self.process(lambda: False)
-
-    def drain(self) -> None:
-        """Everything is NOT_SERVING from now on, whatever is set later."""
-        with self._changed:
-            self._draining = True
-            self._changed.notify_all()
+        self.changed()
 
     def close(self) -> None:
         """Ends every Watch: a transport that closes would wait for them."""
@@ -73,12 +64,15 @@ class Health:
         health_pb2_grpc.add_HealthServicer_to_server(_Servicer(self), server)
 
     def status(self, service: str) -> int | None:
-        """A HealthCheckResponse.ServingStatus, or None for a service that nobody told about."""
-        ready = self._ready.get(service)
-        if ready is None:
+        """A HealthCheckResponse.ServingStatus, or None for an unknown service."""
+        if service == _CATALOG:
+            serving = self.alive
+        elif service in self._known:
+            serving = self._ready(service) and not self._dead
+        else:
             return None
         status = health_pb2.HealthCheckResponse
-        return int(status.SERVING if ready and not self._draining else status.NOT_SERVING)
+        return int(status.SERVING if serving else status.NOT_SERVING)
 
     def changes(self, service: str, context: grpc.ServicerContext) -> Iterator[int]:
         """The status at once, and whenever it changes, until `context` ends."""
@@ -105,11 +99,6 @@ class Health:
                 yield status
             elif over():
                 return
-
-    def _set(self, service: str, ready: Callable[[], bool]) -> None:
-        with self._changed:
-            self._ready[service] = ready()
-            self._changed.notify_all()
 
     def _wake(self) -> None:
         with self._changed:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from rafaga.addresses import joined
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 _POLL_S = 0.1  # closing waits as long
 _UNAVAILABLE = "503 Service Unavailable"
+_RESTART = "a restart is required"
 
 
 class HttpServer:
@@ -40,10 +44,10 @@ class HttpServer:
     def start(self) -> None:
         """Raises OSError when the address cannot be bound."""
         try:
-            self._server = make_server(*self._address, self._application, _Server, _Handler)
+            self._server = _Server(*self._address)
         except OSError as error:
-            host, port = self._address
-            raise OSError(error.errno, error.strerror, f"{host}:{port}") from None
+            raise OSError(error.errno, error.strerror, joined(*self._address)) from None
+        self._server.set_app(self._application)
         serve = partial(self._server.serve_forever, _POLL_S)
         threading.Thread(target=serve, name="http", daemon=True).start()
 
@@ -55,6 +59,20 @@ class HttpServer:
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+    def __init__(self, host: str, port: int) -> None:
+        if host == "::" and not socket.has_dualstack_ipv6():
+            host = "0.0.0.0"  # as gRPC's core does where the machine has no IPv6
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # IPv4 first: a name of both versions, such as localhost, is answered as before.
+        self.address_family, *_, address = min(found, key=lambda entry: entry[0])
+        super().__init__(address, _Handler)  # type: ignore[arg-type]  # IPv6 addresses have four parts
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            # "::" means every address, of IPv4 too, whatever the system's default is.
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
 
 class _Handler(WSGIRequestHandler):
@@ -76,9 +94,9 @@ def _application(registry: CollectorRegistry, unready: Callable[[], str], alive:
             case "/metrics":
                 return metrics(environ, start_response)
             case "/healthz":
-                return answer("200 OK", "alive\n") if alive() else answer(_UNAVAILABLE, "only a new process helps\n")
+                return answer("200 OK", "alive\n") if alive() else answer(_UNAVAILABLE, f"{_RESTART}\n")
             case "/readyz":
-                why = unready()
+                why = unready() or ("" if alive() else _RESTART)
                 return answer(_UNAVAILABLE, f"not ready: {why}\n") if why else answer("200 OK", "ready\n")
             case _:
                 return answer("404 Not Found", "there are /metrics, /healthz and /readyz\n")

@@ -19,7 +19,7 @@ from rafaga.server.config.settings import (
     ModelControl,
     PrecisionChoice,
 )
-from rafaga.server.config.sources import SETTINGS, add_arguments, flag, from_arguments
+from rafaga.server.config.sources import SETTINGS, add_arguments, flag, from_arguments, service_links
 
 HASH = "a" * 64
 CUDA_0, CUDA_1 = (Device(DeviceKind.CUDA, index) for index in range(2))
@@ -261,12 +261,28 @@ def test_an_error_does_not_repeat_a_token() -> None:
         ("localhost", True),
         ("0.0.0.0", False),
         ("::", False),
+        ("[::1]", True),
         ("10.0.0.1", False),
         ("example.org", False),
     ],
 )
 def test_loopback(host: str, loopback: bool) -> None:
     assert Config.of(host=host).network.loopback is loopback
+
+
+@pytest.mark.parametrize("host", ["", "10.0.0.1/8", "a,b", "unix:/run/rafaga.sock", "http://localhost"])
+def test_what_is_no_host(host: str) -> None:
+    with pytest.raises(ConfigError, match="expected a host name or an IP address, without a port"):
+        config("--host", host)
+
+
+def test_ports_that_kubernetes_sets_for_services_are_ignored() -> None:
+    """RAFAGA_GRPC_PORT=tcp://… comes from a Service named rafaga-grpc; other variables of it are no settings."""
+    link = "tcp://10.0.0.1:50051"
+    links = {"RAFAGA_GRPC_PORT": link, "RAFAGA_HTTP_PORT": "udp://10.0.0.1:80"}
+    assert config(**links, RAFAGA_GRPC_PORT_50051_TCP=link, RAFAGA_GRPC_SERVICE_HOST="10.0.0.1") == Config()
+    assert config("--grpc-port", "7", **links).network.grpc_port == 7
+    assert service_links({**links, "RAFAGA_ADMIN_PORT": "1", "RAFAGA_HOST": "tcp://a"}) == links
 
 
 def test_settings_are_read_without_onnxruntime() -> None:

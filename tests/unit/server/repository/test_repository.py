@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,14 @@ class Harness:
             root,
             self.loader,  # type: ignore[arg-type]
             metrics,
-            lambda name: self.health.__setitem__(name, self.repository.serves(name)),
+            self.state_changed,
             versions,
             explicit,
         )
+
+    def state_changed(self, name: str) -> None:
+        if name:
+            self.health[name] = self.repository.serves(name)
 
     def put(self, name: str, version: int, content: bytes = GOOD) -> None:
         folder = self.root / name / str(version)
@@ -176,11 +181,106 @@ def test_an_empty_server_is_ready_only_with_explicit_control(tmp_path: Path) -> 
     asked, polled = Harness(tmp_path, LATEST, explicit=True), Harness(tmp_path, LATEST)
     for harness in (asked, polled):
         assert not harness.repository.ready  # not started
-        assert harness.repository.unready_because == "models are being loaded"
+        assert harness.repository.unready_because == "the server is starting"
         harness.repository.load()
     assert asked.repository.ready
     assert not polled.repository.ready
     assert "no model found" in polled.repository.unready_because
+
+
+def test_what_is_being_loaded_is_known_before(latest: Harness) -> None:
+    """1. Before the repository is read no name can be judged. 2. While `a` loads, `b` is known as being loaded, and why
+    the server is not ready says how far it is. 3. A folder without files is refused, not loaded for ever."""
+    latest.put("a", 1)
+    latest.put("b", 1)
+    (latest.root / "empty" / "1").mkdir(parents=True)
+    load_plain, seen = latest.loader.load_plain, []
+
+    def while_loading(folder: Path) -> Any:
+        seen.append((latest.states, latest.repository.unready_because))
+        if folder.parent.name == "a":
+            with pytest.raises(ModelNotReady, match="version 1 is loading") as error:
+                latest.repository.model("b", 0)
+            assert error.value.retry_after_s == 1.0
+            with pytest.raises(ModelNotFound):
+                latest.repository.model("nobody", 0)
+        return load_plain(folder)
+
+    latest.loader.load_plain = while_loading  # type: ignore[method-assign]
+    for ask in (partial(latest.repository.model, "a", 0), latest.repository.require_names):
+        with pytest.raises(ModelNotReady, match="not known yet"):
+            ask()
+    loading, ready = State.LOADING, State.READY
+    latest.put("c", 1, BAD)
+    latest.repository.load()
+    states, why = seen[0]
+    assert states == {("a", 1): loading, ("b", 1): loading, ("c", 1): loading, ("empty", 1): loading}
+    assert why == "loading model a (1 of 4)"
+    assert latest.states == {("a", 1): ready, ("b", 1): ready, ("c", 1): State.FAILED, ("empty", 1): State.FAILED}
+
+
+def test_a_withdrawn_server_still_serves(latest: Harness) -> None:
+    """At the start of a drain nothing is ready any more, whatever happens then; requests are still served."""
+    latest.put("a", 1)
+    latest.repository.load()
+    latest.repository.withdraw()
+    assert latest.repository.unready_because == "the server is stopping"
+    assert (latest.repository.ready, latest.health) == (False, {"a": False})
+    assert latest.states == {("a", 1): State.DRAINING}
+    ready = latest.metrics.registry.get_sample_value("rafaga_model_ready", {"model": "a", "version": "1"})
+    assert ready == 0
+    assert latest.repository.model("a", 0) is latest.loader.models[0]
+    assert latest.loader.models[0].life == ["start"]
+    latest.put("b", 1)
+    latest.repository.update()
+    assert not latest.repository.ready
+
+
+def test_a_load_at_the_start_ends_between_models(latest: Harness) -> None:
+    for name in ("a", "b", "c"):
+        latest.put(name, 1)
+    load_plain = latest.loader.load_plain
+
+    def stopping(folder: Path) -> Any:
+        latest.repository.withdraw()
+        return load_plain(folder)
+
+    latest.loader.load_plain = stopping  # type: ignore[method-assign]
+    latest.repository.load()
+    assert latest.loader.loaded == [("a", 1)]
+    assert not latest.repository.ready
+
+
+def test_a_load_that_ends_after_the_stop_is_discarded(latest: Harness) -> None:
+    latest.put("a", 1)
+    latest.repository.load()
+    load_plain = latest.loader.load_plain
+
+    def while_stopping(folder: Path) -> Any:
+        latest.repository.drain()
+        latest.repository.close()
+        return load_plain(folder)
+
+    latest.loader.load_plain = while_stopping  # type: ignore[method-assign]
+    latest.put("a", 2)
+    latest.repository.update()
+    old, new = latest.loader.models
+    assert (old.life, new.life) == (["start", "drain", "close"], ["start", "close"])
+    assert latest.states == {("a", 1): State.DRAINING, ("a", 2): State.LOADING}
+    assert not latest.repository.ready
+
+
+def test_unloading_ends_the_model_before_it_returns(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, ALL, explicit=True)
+    harness.put("a", 1)
+    harness.put("a", 2)
+    harness.repository.load()
+    assert harness.repository.on_disk() == [("a", 1), ("a", 2)]
+    harness.repository.load_model("a")
+    harness.repository.unload_model("a")
+    assert [model.life for model in harness.loader.models] == [["start", "gone", "close"]] * 2
+    with pytest.raises(ModelNotFound):
+        harness.repository.unload_model("a")
 
 
 @pytest.mark.parametrize("explicit", [True, False])

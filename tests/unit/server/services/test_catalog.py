@@ -23,7 +23,7 @@ def test_properties_that_cannot_be_shown_hide_no_model(caplog: pytest.LogCapture
     entries = [version("a", "x"), version("b", "\ud800"), version("c", "x")]
     replies: list[bytes] = []
     call: Any = SimpleNamespace(request=b"", reply=replies.append)
-    catalog = Catalog(SimpleNamespace(versions=entries))  # type: ignore[arg-type]
+    catalog = Catalog(SimpleNamespace(versions=entries, require_names=lambda: None))  # type: ignore[arg-type]
     catalog.list_models(call)
     models = pb.ListModelsResponse.FromString(replies[0]).models
     assert [(m.name, m.version, m.state) for m in models] == [(name, 1, pb.Model.READY) for name in "abc"]

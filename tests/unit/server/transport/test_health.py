@@ -19,13 +19,19 @@ WAIT_S = 30.0
 
 class Served:
     def __init__(self) -> None:
-        self.health = Health()
+        self.ready = {"": False}
+        self.alive = True
+        self.health = Health(lambda name: self.ready[name], lambda: self.alive)
         self.pool = ThreadPoolExecutor(MAX_WATCHES + 4)
         self.server = grpc.server(self.pool)
         self.health.add_to(self.server)
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}")
         self.server.start()
         self.stub = health_pb2_grpc.HealthStub(self.channel)
+
+    def report(self, name: str, ready: bool) -> None:
+        self.ready[name] = ready
+        self.health.changed(name)
 
     def check(self, service: str = "") -> int:
         return int(self.stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=WAIT_S).status)
@@ -48,46 +54,39 @@ def served() -> Iterator[Served]:
     served.close()
 
 
-def test_not_serving_until_told(served: Served) -> None:
+def test_the_server(served: Served) -> None:
     assert served.check() == NOT_SERVING
-    served.health.server(lambda: True)
+    served.ready[""] = True
     assert served.check() == SERVING
-    served.health.server(lambda: False)
+    served.ready[""] = False
     assert served.check() == NOT_SERVING
 
 
-def test_what_was_found_first_is_not_told_last(served: Served) -> None:
-    """One thread finds the server ready and is held up; meanwhile another finds that it is not."""
-    ready, looking, go_on = [True], threading.Event(), threading.Event()
-
-    def look() -> bool:
-        found = ready[0]
-        looking.set()
-        assert go_on.wait(WAIT_S)
-        return found
-
-    threads = [threading.Thread(target=served.health.server, args=(find,)) for find in (look, lambda: ready[0])]
-    threads[0].start()
-    assert looking.wait(WAIT_S)
-    ready[0] = False
-    threads[1].start()
-    threads[1].join(0.05)
-    go_on.set()
+def test_a_watcher_never_keeps_an_older_state(served: Served) -> None:
+    """Two threads report changes at a time: the state is read when it is sent, so their order does not matter."""
+    watch = served.watch("digits")
+    assert next(watch) == UNKNOWN
+    served.report("digits", True)
+    assert next(watch) == SERVING
+    served.ready["digits"] = False
+    threads = [threading.Thread(target=served.health.changed, args=("digits",)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert next(watch) == NOT_SERVING
     for thread in threads:
         thread.join(WAIT_S)
-    assert served.check() == NOT_SERVING
 
 
 def test_death_is_for_good(served: Served) -> None:
-    assert (served.check("rafaga.v1.Catalog"), served.health.alive) == (SERVING, True)
+    served.ready[""] = True
+    assert (served.check("rafaga.v1.Catalog"), served.health.alive, served.check()) == (SERVING, True, SERVING)
     served.health.die()
-    served.health.process(lambda: True)
-    assert (served.check("rafaga.v1.Catalog"), served.health.alive) == (NOT_SERVING, False)
+    assert (served.check("rafaga.v1.Catalog"), served.health.alive, served.check()) == (NOT_SERVING, False, NOT_SERVING)
 
 
 def test_models_have_a_health_of_their_own(served: Served) -> None:
-    served.health.model("digits", lambda: True)
-    served.health.model("broken", lambda: False)
+    served.report("digits", True)
+    served.report("broken", False)
     assert (served.check("digits"), served.check("broken"), served.check()) == (SERVING, NOT_SERVING, NOT_SERVING)
 
 
@@ -101,31 +100,19 @@ def test_the_catalogue_is_alive_without_a_model(served: Served) -> None:
     assert served.check("rafaga.v1.Catalog") == SERVING
 
 
-def test_but_not_where_only_a_new_process_helps(served: Served) -> None:
-    served.health.process(lambda: False)
+def test_but_not_where_a_restart_is_required(served: Served) -> None:
+    served.alive = False
     assert served.check("rafaga.v1.Catalog") == NOT_SERVING
-    served.health.process(lambda: True)
+    served.alive = True
     assert served.check("rafaga.v1.Catalog") == SERVING
-
-
-def test_draining_is_for_good(served: Served) -> None:
-    served.health.server(lambda: True)
-    served.health.model("digits", lambda: True)
-    served.health.drain()
-    served.health.server(lambda: True)
-    served.health.model("digits", lambda: True)
-    assert (served.check(), served.check("digits")) == (NOT_SERVING, NOT_SERVING)
 
 
 def test_a_watcher_is_told_of_every_change(served: Served) -> None:
     watch = served.watch("digits")
     assert next(watch) == UNKNOWN
-    served.health.model("digits", lambda: False)
-    assert next(watch) == NOT_SERVING
-    served.health.model("digits", lambda: True)
-    assert next(watch) == SERVING
-    served.health.drain()
-    assert next(watch) == NOT_SERVING
+    for ready, status in ((False, NOT_SERVING), (True, SERVING), (False, NOT_SERVING)):
+        served.report("digits", ready)
+        assert next(watch) == status
     served.health.close()
     assert list(watch) == []
 
@@ -154,6 +141,6 @@ def test_a_watcher_that_does_not_read_holds_up_nobody(served: Served) -> None:
     silent = served.stub.Watch(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
     next(silent)
     for n in range(500):
-        served.health.server(lambda odd=bool(n % 2): odd)
+        served.report("", bool(n % 2))
     assert served.check() == SERVING
     silent.cancel()

@@ -51,7 +51,7 @@ def test_ready_as_long_as_it_is(site: Site) -> None:
 
 def test_alive_no_longer_than_it_is(site: Site) -> None:
     site.alive = False
-    assert site.get("/healthz") == (503, "only a new process helps\n")
+    assert site.get("/healthz") == (503, "a restart is required\n")
 
 
 def test_metrics(site: Site) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from google.protobuf.message import Message
 
 from rafaga.bundle import VERSION_PATTERN
-from rafaga.errors import InvalidTensor, ModelNotFound
+from rafaga.errors import InvalidTensor, ModelNotFound, ModelNotReady
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
@@ -78,7 +78,7 @@ class OpenInference:
         try:
             found = self._repository.version(self._own_name(request.name), _version(request.version))
             ready = found.condition is State.READY
-        except ModelNotFound:
+        except (ModelNotFound, ModelNotReady):
             ready = False
         _reply(call, pb.ModelReadyResponse(ready=ready))
 
@@ -106,6 +106,7 @@ class OpenInference:
 
     def repository_index(self, call: Call) -> None:
         request = parse(pb.RepositoryIndexRequest, call)
+        self._repository.require_names()
         _reply(call, metadata.index(self._repository, request.ready))
 
     def infer(self, call: Call) -> None:

@@ -1,0 +1,115 @@
+"""The log: its two formats, and repeated lines."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from rafaga.server.config.settings import Config
+from rafaga.server.observability.logging import configured
+
+LOG = logging.getLogger("rafaga.test")
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@contextmanager
+def logged(**settings: object) -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    with configured(Config.of(**settings).observability, stream):
+        yield stream
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_json() -> None:
+    with logged() as stream:
+        LOG.info("model %s", "ready", extra={"model": "digits"})
+        LOG.debug("not shown")
+    (line,) = lines(stream)
+    assert line.pop("time")
+    assert line == {"level": "INFO", "logger": "rafaga.test", "message": "model ready", "model": "digits"}
+
+
+def test_text() -> None:
+    with logged(log_format="text") as stream:
+        LOG.warning("model ready", extra={"model": "digits"})
+    assert stream.getvalue().endswith("WARNING model ready  model=digits\n")
+
+
+def test_repeated_lines_are_summed_up() -> None:
+    """The first comes through, the others are counted; the sum shows the last of them."""
+    with logged() as stream:
+        for n in range(500):
+            LOG.warning("call %d was bad", n)
+        assert [line["message"] for line in lines(stream)] == ["call 0 was bad"]
+    first, last = lines(stream)
+    assert "repeated" not in first
+    assert (last["message"], last["repeated"], last["level"]) == ("call 499 was bad", 499, "WARNING")
+
+
+def test_numbers_in_a_template_make_no_difference() -> None:
+    with logged() as stream:
+        for n in range(3):
+            LOG.error(f"at 0x7f{n}a line {n}")
+    assert [line.get("repeated") for line in lines(stream)] == [None, 2]
+
+
+def test_what_differs_is_not_summed_up() -> None:
+    with logged() as stream:
+        for model in ("a", "b"):
+            LOG.error("model not served", extra={"model": model})
+            LOG.warning("model not served", extra={"model": model})
+            logging.getLogger("rafaga.other").error("model not served", extra={"model": model})
+        for kind in (ValueError, KeyError):
+            try:
+                raise kind("boom")
+            except kind:
+                LOG.exception("model not served", extra={"model": "a"})
+    assert len(lines(stream)) == 8
+    assert not any("repeated" in line for line in lines(stream))
+
+
+def test_rejected_calls_are_summed_up_and_details_are_not() -> None:
+    """Information too, because a caller's errors are logged as such."""
+    with logged(log_level="debug") as stream:
+        for n in range(3):
+            LOG.info("a request was rejected: %s", n)
+            LOG.debug("detail")
+    assert [line.get("repeated") for line in lines(stream) if line["level"] == "INFO"] == [None, 2]
+    assert sum(line["level"] == "DEBUG" for line in lines(stream)) == 3
+
+
+def test_a_sum_has_no_traceback_and_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a minute."""
+    monkeypatch.setattr("rafaga.server.observability.logging.WINDOW_S", 0.01)
+
+    def fail() -> None:
+        try:
+            raise ValueError("boom")
+        except ValueError:
+            LOG.exception("it failed")
+
+    with logged() as stream:
+        fail()
+        while not any("repeated" in line for line in lines(stream)):
+            fail()
+    shown = [line for line in lines(stream) if "repeated" not in line]
+    sums = [line for line in lines(stream) if "repeated" in line]
+    assert "ValueError: boom" in shown[0]["exc_info"]
+    assert not any("exc_info" in line for line in sums)
