@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# As `rafaga serve` sets it, before grpcio's core is loaded.
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
+
 import pytest
 
 from rafaga.server.transport import grpc

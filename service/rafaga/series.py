@@ -13,9 +13,14 @@ class SeriesError(ValueError):
 def read_series(lines: Iterable[str], column: str | None = None) -> list[float]:
     """The named column, or the only one that holds numbers. Raises SeriesError naming the line that is wrong.
 
-    A first line without a number is the header. Columns can also be named by number, from 1.
+    A first line without a number is the header. Columns can also be named by number, from 1, where no header says
+    otherwise.
     """
-    numbered = [(number, row) for number, row in enumerate(csv.reader(lines), start=1) if any(c.strip() for c in row)]
+    try:
+        rows = list(enumerate(csv.reader(lines), start=1))
+    except (UnicodeDecodeError, csv.Error):
+        raise SeriesError("the file is not text; expected one number per line or a CSV file, in UTF-8") from None
+    numbered = [(number, row) for number, row in rows if any(cell.strip() for cell in row)]
     if not numbered:
         raise SeriesError("the history is empty; expected one number per line or a CSV file")
     first = numbered[0][1]
@@ -32,6 +37,8 @@ def _index(column: str | None, header: list[str] | None, row: list[str]) -> int:
     if column is not None:
         if column in names:
             return names.index(column)
+        if column.isdecimal() and 1 <= int(column) <= len(row):
+            return int(column) - 1
         raise SeriesError(f"no column {column!r}; the file has {', '.join(names)}")
     numeric = [i for i, cell in enumerate(row) if _is_number(cell)]
     if len(numeric) == 1:

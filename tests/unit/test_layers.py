@@ -14,6 +14,7 @@ LAYERS = (
     (
         "addresses",
         "errors",
+        "files",
         "priority",
         "tensors",
         "bundle",

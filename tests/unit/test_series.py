@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from rafaga.series import SeriesError, read_series
@@ -18,6 +20,8 @@ CO2 = ["date,ppm,adjusted\n", "1958-03,315.7,314.4\n", "1958-04,317.5,315.2\n"]
         (["1958-03,315.7\n", "1958-04,317.5\n"], None, [315.7, 317.5]),
         (CO2, "adjusted", [314.4, 315.2]),
         (CO2, "ppm", [315.7, 317.5]),
+        (CO2, "2", [315.7, 317.5]),
+        (["2,1\n", "3,4\n"], "1", [2, 3]),
         (["1,2\n", "3,4\n"], "2", [2, 4]),
     ],
 )
@@ -42,3 +46,13 @@ def test_valid_files(lines: list[str], column: str | None, values: list[float]) 
 def test_invalid_files(lines: list[str], column: str | None, message: str) -> None:
     with pytest.raises(SeriesError, match=message):
         read_series(lines, column)
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "digit.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
+    with (
+        path.open(encoding="utf-8") as file,
+        pytest.raises(SeriesError, match="not text; expected"),
+    ):
+        read_series(file)

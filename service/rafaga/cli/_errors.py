@@ -38,7 +38,7 @@ _INVALID = (InvalidRequest, RequestTooLarge, ModelNotFound, Unsupported, Unauthe
 
 def exit_code(error: Exception) -> ExitCode:
     """The exit code that stands for an expected error."""
-    if isinstance(error, UsageError | OSError):
+    if isinstance(error, UsageError | OSError | UnicodeDecodeError):
         return ExitCode.USAGE
     if isinstance(error, _UNAVAILABLE):
         return ExitCode.UNAVAILABLE
@@ -51,6 +51,8 @@ def sentence(error: Exception) -> str:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     elif isinstance(error, RafagaError):
         text = error.message or error.reason
+    elif isinstance(error, UnicodeDecodeError):
+        text = "a file named on the command line is not UTF-8 text"
     else:
         text = str(error)
     return " ".join(text.split())

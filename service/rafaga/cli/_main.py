@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from rafaga import Client, Priority, RafagaError, Tls
 from rafaga.cli import _commands, _load, _serve
 from rafaga.cli._errors import ExitCode, UsageError, complain, exit_code, sentence
+from rafaga.files import output_file
 
 _EPILOG = f"""exit codes:
   {ExitCode.OK}  success
@@ -27,6 +29,7 @@ _EPILOG = f"""exit codes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `rafaga`; returns the exit code. Wrong usage ends in SystemExit(2), as argparse does it."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    _print_on_any_terminal()
     try:
         if arguments[:1] == ["serve"]:
             code = _serve.run(_serve_parser(), arguments[1:], os.environ, own_process=argv is None)
@@ -45,11 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a pipe has gone, `rafaga models | head -1`; stdout is closed at exit and would complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OTHER
-    except (RafagaError, UsageError, OSError) as error:
+    except (RafagaError, UsageError, OSError, UnicodeDecodeError) as error:
         complain(sentence(error))
         return exit_code(error)
     except KeyboardInterrupt:
         return 130  # as a shell reports SIGINT
+
+
+def _print_on_any_terminal() -> None:
+    """A terminal without UTF-8 shows ? in the place of characters that it lacks, such as µ."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _parser(environ: Mapping[str, str]) -> ArgumentParser:
@@ -77,7 +87,9 @@ def _parser(environ: Mapping[str, str]) -> ArgumentParser:
 
     features = commands.add_parser("features", parents=[connection, _model()], help="extract feature maps of an image")
     features.add_argument("file", metavar="FILE", help="a JPEG or PNG file")
-    features.add_argument("--output", metavar="FILE.npz", help="write the maps there, under their names")
+    features.add_argument(
+        "--output", type=output_file(".npz"), metavar="FILE.npz", help="write the maps there, under their names"
+    )
     features.set_defaults(command=_commands.features)
 
     detect = commands.add_parser("detect", parents=[connection, _model()], help="find objects in images")
@@ -90,7 +102,9 @@ def _parser(environ: Mapping[str, str]) -> ArgumentParser:
 
     segment = commands.add_parser("segment", parents=[connection, _model()], help="classify every pixel of an image")
     segment.add_argument("file", metavar="FILE", help="a JPEG or PNG file")
-    segment.add_argument("--output", metavar="FILE.npy", help="write the classes there, uint8 [height, width]")
+    segment.add_argument(
+        "--output", type=output_file(".npy"), metavar="FILE.npy", help="write the classes there, uint8 [height, width]"
+    )
     segment.set_defaults(command=_commands.segment)
 
     predict = commands.add_parser(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from rafaga.files import output_file, output_or_stdout
 from rafaga.load import arguments, mlperf, schedule, trace
 from rafaga.load.arguments import OptionsError, each_once, index, not_negative, positive, whole
 from rafaga.load.codecs.base import Wire
@@ -260,8 +261,10 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
 
 def _add_outputs(parser: ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("results")
-    group.add_argument("--json", metavar="FILE", help="raw counts and figures; - is standard output")
-    group.add_argument("--report", type=Path, metavar="FILE.html", help="one page with plots")
+    group.add_argument(
+        "--json", type=output_or_stdout, metavar="FILE", help="raw counts and figures; - is standard output"
+    )
+    group.add_argument("--report", type=output_file(), metavar="FILE.html", help="one page with plots")
     return group
 
 

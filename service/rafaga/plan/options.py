@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rafaga.files import output_or_stdout
 from rafaga.load import arguments as shared
 from rafaga.load.arguments import OptionsError, not_negative, positive
 from rafaga.load.connection import Connection
@@ -107,7 +108,7 @@ def _parser() -> ArgumentParser:
         metavar="PERCENT",
         help="how much the rate may grow before the objective is missed (%(default)g)",
     )
-    plan.add_argument("--json", metavar="FILE", help="the plan as JSON; - is standard output")
+    plan.add_argument("--json", type=output_or_stdout, metavar="FILE", help="the plan as JSON; - is standard output")
 
     profile = parser.add_argument_group("profile")
     profile.add_argument("--profile", type=Path, metavar="FILE", help="read it, or write it after measuring")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -155,6 +156,9 @@ def test_an_unreachable_server(capsys: pytest.CaptureFixture[str]) -> None:
         ["models", "--priority", "HIGH"],
         ["models", "--timeout", "inf"],
         ["forecast", "--model", "m", "--horizon", "x"],
+        ["segment", "a.png", "--model", "m", "--output", "classes.png"],
+        ["segment", "a.png", "--model", "m", "--output", "/nosuch/classes.npy"],
+        ["features", "a.png", "--model", "m", "--output", "/tmp"],
     ],
 )
 def test_wrong_usage_ends_as_argparse_ends_it(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,6 +180,46 @@ def test_wrong_usage_ends_as_argparse_ends_it(argv: list[str], capsys: pytest.Ca
 def test_wrong_values_are_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == ExitCode.USAGE
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["forecast", "{file}", "--model", "lstm-co2"],
+        ["models", "--token-file", "{file}"],
+    ],
+)
+def test_a_binary_file_in_the_place_of_text(
+    script: Script, tmp_path: Path, argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "digit.png"
+    file.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
+    assert main([word.format(file=file) for word in argv]) == ExitCode.USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "text" in line
+
+
+def test_a_report_is_refused_before_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--report", "--json"):
+        with pytest.raises(SystemExit) as ended:
+            main(["load", "--model", "m", "--rate", "1", option, "/nosuch/load.html"])
+        assert ended.value.code == ExitCode.USAGE
+        assert "the folder '/nosuch' does not exist" in capsys.readouterr().err
+
+
+def test_a_terminal_without_utf8(script: Script, images: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rafaga.cli", "forecast", "--model", "lstm-co2"],
+        input="1\n2\n3\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "queued" in done.stdout
+    assert "?s, prepared" in done.stdout
 
 
 def test_the_token_file_and_the_priority(script: Script, tmp_path: Path) -> None:

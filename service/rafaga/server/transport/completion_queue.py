@@ -36,6 +36,8 @@ _LOG = logging.getLogger(__name__)
 _REQUESTED_CALLS = 64
 # Events of one burst, before quick models run.
 _BURST = 256
+# The burst is over after so many polls in a row that find nothing: one poll looks at one connection.
+_EMPTY_POLLS = 3
 # A deadline beyond this is none: the core shows "no deadline" as a time in the far future.
 _NO_DEADLINE_S = 1e9
 
@@ -132,12 +134,15 @@ class CompletionQueueLoop:
         stopped."""
         poll = self._state.completion_queue.poll
         wait = 0 if turn.models else None
+        empty = 0
         for _ in range(_BURST):
             event = poll(wait)
-            if event.completion_type == _TIMEOUT:
+            if event.completion_type != _TIMEOUT:
+                if not self._process(event, turn):
+                    return False
+                empty = 0
+            elif (empty := empty + 1) == _EMPTY_POLLS:
                 break
-            if not self._process(event, turn):
-                return False
             # Dropped before the next poll: an event of a call that ended keeps it, and the server, alive.
             event = None
             wait = 0
