@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -75,16 +76,18 @@ def rafaga(
     repository: Path, names: Sequence[str], *options: str, tls: bool = False, checkout: Path | None = None
 ) -> Iterator[Target]:
     """Serves the models `names` of a repository. checkout: of this project, whose code is run instead of this one."""
-    with tempfile.TemporaryDirectory() as name:
+    # Beside the repository, because hard links do not cross file systems.
+    with tempfile.TemporaryDirectory(dir=repository.parent) as name:
         folder = Path(name)
-        options = ("--model-control", "explicit", "--admin-port", "0", "--load-models", ",".join(names), *options)
+        for model in names:
+            shutil.copytree(repository / model, folder / "models" / model, copy_function=os.link)
         ca = None
         if tls:
             ca = _certificate(folder)
             options = (*options, "--tls-certificate", str(ca), "--tls-key", str(folder / "key.pem"))
         environment = {"PYTHONPATH": str(checkout.resolve() / "service")} if checkout else {}
         server = ServerProcess(
-            repository.resolve(), folder / "log", ["--triton-metrics", "true", *options], _START_S, environment
+            (folder / "models").resolve(), folder / "log", ["--triton-metrics", "true", *options], _START_S, environment
         )
         try:
             server.start()
