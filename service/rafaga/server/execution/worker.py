@@ -343,18 +343,22 @@ class Worker:
                 _LOG.exception("the engine fails on its own sample", extra={"model": self._model.name})
                 self._overseer.lose(self, "it fails on its own sample")
                 return
-        about = {"model": self._model.name}
-        for job, cause in failed:
-            if job.finished:
-                continue
-            rejected = rejection(cause)
-            if rejected is None:
-                _LOG.error("the engine failed on a request", exc_info=cause, extra=about)
-                self._model.metrics.engine_failed()
-            else:
-                _LOG.info("a request was rejected: %s", rejected.message, extra=about)
-                self._model.metrics.input_rejected()
-            self._queue.fail(job, rejected or EngineFailure("the engine failed on this input; see the server's log"))
+        _fail(self._model, failed)
+
+
+def _fail(model: WorkerContext, failed: Sequence[tuple[Job, Exception]]) -> None:
+    about = {"model": model.name}
+    for job, cause in failed:
+        if job.finished:
+            continue
+        rejected = rejection(cause)
+        if rejected is None:
+            _LOG.error("the engine failed on a request", exc_info=cause, extra=about)
+            model.metrics.engine_failed()
+        else:
+            _LOG.info("a request was rejected: %s", rejected.message, extra=about)
+            model.metrics.input_rejected()
+        model.queue.fail(job, rejected or EngineFailure("the engine failed on this input; see the server's log"))
 
 
 def _deliver(model: WorkerContext, parts: Sequence[Part], outputs: Arrays, seconds: float) -> None:
