@@ -14,7 +14,6 @@ LAYERS = (
     (
         "addresses",
         "errors",
-        "files",
         "priority",
         "tensors",
         "bundle",
@@ -35,7 +34,7 @@ LAYERS = (
     ("server.services",),
     ("server.lifecycle",),
     ("server.app",),
-    ("cli", "load", "plan"),
+    ("options", "cli", "load", "plan"),
 )
 RANK = {name: rank for rank, group in enumerate(LAYERS) for name in group}
 

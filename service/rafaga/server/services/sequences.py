@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rafaga.bundle import SequenceSpec, Task
-from rafaga.errors import InvalidRequest, InvalidTensor
+from rafaga.errors import InvalidRequest, InvalidTensor, quoted
 from rafaga.server.repository.repository import Repository
 from rafaga.server.scheduling.job import Arrays, JobTiming
 from rafaga.server.services.decoding import RequestLimits
@@ -60,4 +60,4 @@ def _indices(symbols: Sequence[str], alphabet: Sequence[str], spec: SequenceSpec
     except KeyError as unknown:
         at = list(symbols).index(unknown.args[0])
         known = ", ".join(alphabet[:_MOST_SHOWN]) + (", …" if len(alphabet) > _MOST_SHOWN else "")
-        raise InvalidTensor(f"{where}symbol {at}: expected one of {known}; got {unknown.args[0][:63]!r}") from None
+        raise InvalidTensor(f"{where}symbol {at}: expected one of {known}; got {quoted(unknown.args[0])}") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from typing import cast
+from typing import NoReturn, cast
 
 import grpc
 
@@ -25,6 +25,12 @@ def add_to(server: grpc.Server, router: Router) -> None:
         services.setdefault(service, {})[name] = _handler(router, path)
     for service, handlers in services.items():
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+
+
+def abort(context: grpc.ServicerContext, status: Status) -> NoReturn:
+    """Ends a call that grpcio serves with `status`."""
+    context.set_trailing_metadata(status.trailing_metadata)
+    context.abort(status.code, status.message)
 
 
 def _handler(router: Router, path: str) -> grpc.RpcMethodHandler[bytes, bytes]:
@@ -54,16 +60,11 @@ class _BlockingCall(Call):
     def metadata(self) -> Metadata:
         return cast("Metadata", self._context.invocation_metadata())  # named pairs
 
-    @property
-    def peer(self) -> str:
-        return str(self._context.peer())
-
     def wait(self) -> bytes:
         """Blocks until the call is finished; gives the reply or ends the call with its status."""
         self._answered.acquire()
         if self._status is not None:
-            self._context.set_trailing_metadata(self._status.trailing_metadata)
-            self._context.abort(self._status.code, self._status.message)
+            abort(self._context, self._status)
         return self._payload
 
     def _send(self, payload: bytes) -> None:

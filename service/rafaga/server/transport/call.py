@@ -75,10 +75,6 @@ class Call(ABC):
     def metadata(self) -> Metadata: ...
 
     @property
-    @abstractmethod
-    def peer(self) -> str: ...
-
-    @property
     def finished(self) -> bool:
         return self._unfinished.locked()
 

@@ -260,10 +260,6 @@ class _LoopCall(Call):
     def metadata(self) -> Metadata:
         return self._metadata
 
-    @property
-    def peer(self) -> str:
-        return str(self._call.peer().decode())
-
     def receive(self) -> None:
         self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), _Tag(self, _MESSAGE))
 

@@ -67,9 +67,9 @@ class Limits:
 
     max_receiving_calls: whose requests have not arrived in full; beyond it the oldest is refused.
     keepalive_ms: between pings that find a dead peer, which has keepalive_timeout_ms to answer. min_ping_interval_ms:
-    clients that ping more often are disconnected. max_connection_age_ms: the core varies it by a tenth; None: for ever.
+    clients that ping more often are disconnected. max_connection_age_ms: the core varies it by a tenth; None: no limit.
     max_connection_age_grace_ms: how long the calls of such a connection may then take. max_connection_idle_ms: without
-    a call; None: for ever.
+    a call; None: no limit.
     """
 
     max_request_bytes: int
@@ -214,9 +214,7 @@ def _refusing(error: RafagaError) -> Any:
     """A handler that only fails. Streaming, whatever the method is: grpcio reads a unary request before it calls."""
 
     def refuse(_: object, context: grpc.ServicerContext) -> NoReturn:
-        status = to_status(error)
-        context.set_trailing_metadata(status.trailing_metadata)
-        context.abort(status.code, status.message)
+        blocking.abort(context, to_status(error))
 
     return grpc.stream_stream_rpc_method_handler(refuse)
 

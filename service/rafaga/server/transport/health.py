@@ -1,7 +1,7 @@
 """grpc.health.v1: "" for the server, the name of a model for that model, and "rafaga.v1.Catalog" for liveness probes.
 
-grpcio brings a servicer of its own, which sends to its watchers while it holds its lock: a watcher that hangs up or
-does not read at that moment blocks the drain, and every other call, for ever. Here a watcher blocks only itself.
+grpcio's own servicer sends to its watchers while it holds its lock: a watcher that hangs up or does not read at that
+moment blocks the drain and every other call forever. Here a watcher blocks only itself.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from grpc_reflection.v1alpha import reflection
 from rafaga.v1 import catalog_pb2
 
 _SERVER = ""
-# Needs no model, so it serves from when the port opens: whoever restarts what is not alive must not restart a server
-# that loads models or refused a bundle, but one whose device is lost to the process.
+# Needs no model, so it is SERVING from when the port opens. Liveness probes must not restart a server that loads models
+# or refused a bundle, only one that cannot recover.
 _CATALOG = catalog_pb2.DESCRIPTOR.services_by_name["Catalog"].full_name
 
 MAX_WATCHES = 64
-"""Watches at once; each holds a thread. More are refused: there is Check."""
+"""Open Watches; each holds a thread. More are refused: use Check."""
 
 
 class Health:
     """Holds no state of models: it asks at every Check, and again for every Watch after `changed`.
 
-    `ready` gets the name of a model, or "" for the server. `alive`: a new process would not help.
+    `ready` gets the name of a model, or "" for the server. `alive`: False once a restart is required.
     """
 
     def __init__(self, ready: Callable[[str], bool], alive: Callable[[], bool]) -> None:
@@ -50,7 +50,7 @@ class Health:
             self._changed.notify_all()
 
     def die(self) -> None:
-        """For good: only a new process helps."""
+        """From now on a restart of the process is required."""
         self._dead = True
         self.changed()
 
@@ -76,7 +76,7 @@ class Health:
 
     def changes(self, service: str, context: grpc.ServicerContext) -> Iterator[int]:
         """The status at once, and whenever it changes, until `context` ends."""
-        told: int | None = None
+        sent: int | None = None
 
         def current() -> int:
             status = self.status(service)
@@ -86,7 +86,7 @@ class Health:
             return self._closed or not context.is_active()
 
         def news() -> bool:
-            return current() != told or over()
+            return current() != sent or over()
 
         if not context.add_callback(self._wake):
             return
@@ -94,8 +94,8 @@ class Health:
             with self._changed:
                 self._changed.wait_for(news)
                 status = current()
-            if status != told:
-                told = status
+            if status != sent:
+                sent = status
                 yield status
             elif over():
                 return

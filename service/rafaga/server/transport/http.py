@@ -1,4 +1,4 @@
-"""The HTTP side: /metrics for Prometheus, /healthz (no new process is needed) and /readyz (every model is served)."""
+"""The HTTP port: /metrics for Prometheus, /healthz (no restart is required) and /readyz (every model is served)."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = 10  # a scraper that sends nothing must not hold its thread for ever
+    timeout = 10  # a client that sends nothing must not hold its thread forever
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class named it
-        """Scrapes and probes are not worth a line each."""
+        """No lines for scrapes and probes."""
 
 
 def _application(registry: CollectorRegistry, unready: Callable[[], str], alive: Callable[[], bool]) -> WSGIApplication:

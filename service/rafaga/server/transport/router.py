@@ -19,6 +19,7 @@ from rafaga.errors import (
     RequestTooLarge,
     Unauthenticated,
     Unsupported,
+    quoted,
 )
 from rafaga.priority import PRIORITY_KEY, Priority
 from rafaga.server.observability.metrics import MethodMetrics, Metrics
@@ -28,7 +29,6 @@ _LOG = logging.getLogger(__name__)
 
 # When calls in flight will end is unknown; this is about a few batches of a small model.
 _RETRY_AFTER_S = 0.1
-_SHOWN_CHARACTERS = 100
 
 # A settled call, the error it failed with (None: it was answered), and the seconds from receiving to settling it.
 Trace = Callable[[Call, RafagaError | None, float], None]
@@ -188,7 +188,7 @@ class Router:
         try:
             call.priority = requested_priority(call.metadata)
         except InvalidRequest as error:
-            wrong = error  # a caller without a token is told of the token first
+            wrong = error  # a missing token is reported first
         if self._draining:
             return Draining("the server is stopping: send the request to another replica")
         if not self.in_flight.has_room(call.priority):
@@ -196,7 +196,7 @@ class Router:
         if (unauthenticated := self._authenticator.refusal(call.metadata)) is not None:
             return unauthenticated
         if call.account is None:
-            return Unsupported(f"this server has no method {call.method[:_SHOWN_CHARACTERS]!r}")
+            return Unsupported(f"this server has no method {quoted(call.method)}")
         return wrong
 
 

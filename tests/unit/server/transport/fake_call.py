@@ -31,10 +31,6 @@ class FakeCall(Call):
     def metadata(self) -> Metadata:
         return self._metadata
 
-    @property
-    def peer(self) -> str:
-        return "test"
-
     def _send(self, payload: bytes) -> None:
         self.sent.append(payload)
 

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from rafaga.errors import Draining, QueueFull, Status, to_status
 from rafaga.inference import open_inference_pb2 as pb
+from rafaga.server.transport.blocking import abort
 from rafaga.server.transport.call import Call, Metadata
 from rafaga.server.transport.grpc import MAX_STREAMS
 from rafaga.server.transport.router import Router
@@ -80,7 +81,6 @@ class _Stream:
         self._router = router
         self._context = context
         self.metadata: Metadata = tuple((key, value) for key, value in context.invocation_metadata())
-        self.peer = str(context.peer())
         remaining = context.time_remaining()
         self.deadline = math.inf if remaining is None else time.monotonic() + remaining
         self._answers: queue.SimpleQueue[bytes | Status | None] = queue.SimpleQueue()
@@ -105,8 +105,7 @@ class _Stream:
                 self._free.release()
 
     def abort(self, status: Status) -> NoReturn:
-        self._context.set_trailing_metadata(status.trailing_metadata)
-        self._context.abort(status.code, status.message)
+        abort(self._context, status)
 
     def close(self) -> None:
         self._answers.put(to_status(Draining("the server is stopping: send the requests to another replica")))
@@ -173,10 +172,6 @@ class _StreamCall(Call):
     @property
     def metadata(self) -> Metadata:
         return self._stream.metadata
-
-    @property
-    def peer(self) -> str:
-        return self._stream.peer
 
     @property
     def identity(self) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rafaga.bundle import Bundle, TensorSpec
-from rafaga.errors import InvalidRequest, InvalidTensor, Unsupported, listed
+from rafaga.errors import InvalidRequest, InvalidTensor, Unsupported, listed, quoted
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.plain_model import PlainModel
 from rafaga.server.execution.served_model import ServedModel
@@ -84,7 +84,7 @@ def wanted_outputs(request: pb.ModelInferRequest, model: ServedModel) -> list[Wa
     wanted = []
     for output in request.outputs:
         if output.name not in index:
-            raise InvalidRequest(f"no output {output.name[:63]!r}; available: {listed(index)}")
+            raise InvalidRequest(f"no output {quoted(output.name)}; available: {listed(index)}")
         _refuse_shared_memory(output.parameters)
         at = index[output.name]
         classes = integer(output.parameters, "classification")
@@ -236,7 +236,7 @@ def bytes_input(request: pb.ModelInferRequest, model: ServedModel) -> list[bytes
     """The elements of the one BYTES input, of shape [N] or [N, 1]."""
     tensor, name = request.inputs[0], model.bundle.inputs[0].name
     if tensor.name != name:
-        raise InvalidTensor(f"expected the input {name}, got {tensor.name[:63]!r}")
+        raise InvalidTensor(f"expected the input {name}, got {quoted(tensor.name)}")
     if len(tensor.shape) not in (1, 2) or (len(tensor.shape) == 2 and tensor.shape[1] != 1):
         raise InvalidTensor(f"input {name}: expected encoded images of shape [N, 1], got {list(tensor.shape)}")
     raw = _raw_contents(request)
