@@ -10,12 +10,11 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 
-from rafaga import Client, Priority, RafagaError, Tls
+from rafaga import Client, RafagaError
 from rafaga.cli import _commands, _load, _serve
 from rafaga.cli._errors import ExitCode, UsageError, complain, exit_code, sentence
-from rafaga.files import output_file
+from rafaga.options import add_credentials, credentials, output_file
 
 _EPILOG = f"""exit codes:
   {ExitCode.OK}  success
@@ -142,14 +141,7 @@ def _connection(environ: Mapping[str, str]) -> ArgumentParser:
     group.add_argument(
         "--timeout", type=_positive_s, default=10.0, metavar="SECONDS", help="deadline of a request (%(default)s)"
     )
-    known = [priority.word for priority in Priority]
-    group.add_argument(
-        "--priority", choices=known, default=Priority.NORMAL.word, help="priority of the requests (%(default)s)"
-    )
-    group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the bearer token")
-    group.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS, trusting these root certificates (PEM)")
-    group.add_argument("--tls-key", type=Path, metavar="FILE", help="mTLS: the key of this client (PEM)")
-    group.add_argument("--tls-certificate", type=Path, metavar="FILE", help="mTLS: the certificate of this client")
+    add_credentials(group)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     return parser
 
@@ -169,14 +161,12 @@ def _model() -> ArgumentParser:
 
 
 def _client(args: Namespace) -> Client:
-    token = args.token_file.read_text(encoding="utf-8").strip() if args.token_file else None
-    if bool(args.tls_key) != bool(args.tls_certificate):
-        raise UsageError("--tls-key and --tls-certificate go together")
-    files = (args.tls_ca, args.tls_key, args.tls_certificate)
-    tls = Tls.from_files(*files) if any(files) else None
     try:
-        priority = Priority.of(args.priority)
-        return Client(args.server, timeout_s=args.timeout, token=token, tls=tls, priority=priority)
+        given = credentials(args)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(str(error)) from None
+    try:
+        return Client(args.server, timeout_s=args.timeout, token=given.token, tls=given.tls, priority=given.priority)
     except ValueError as error:
         raise UsageError(f"--server: {error}") from None
 

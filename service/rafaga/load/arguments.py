@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from rafaga import Priority, Tls
 from rafaga.load.connection import Connection
 from rafaga.load.figures import Objective
 from rafaga.load.payloads import Payloads, Rows, Size, read
+from rafaga.options import credentials
 
 T = TypeVar("T")
 
@@ -135,18 +135,6 @@ def inputs(args: Namespace) -> Payloads:
         raise OptionsError(f"--input: not text: {error}") from None
 
 
-def add_credentials(group: argparse._ArgumentGroup) -> None:
-    """What `connection` reads."""
-    known = [priority.word for priority in Priority]
-    group.add_argument(
-        "--priority", choices=known, default=Priority.NORMAL.word, help="priority of the requests (%(default)s)"
-    )
-    group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the bearer token")
-    group.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS, trusting these certificates (PEM)")
-    group.add_argument("--tls-key", type=Path, metavar="FILE", help="mTLS: the key of this client (PEM)")
-    group.add_argument("--tls-certificate", type=Path, metavar="FILE", help="mTLS: the certificate of this client")
-
-
 def add_processes(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--processes", type=whole, default=1, metavar="N", help="generator processes on this machine (%(default)s)"
@@ -156,12 +144,11 @@ def add_processes(group: argparse._ArgumentGroup) -> None:
 
 def connection(address: str, args: Namespace) -> Connection:
     """Raises OptionsError or OSError."""
-    token = args.token_file.read_text(encoding="utf-8").strip() if args.token_file else None
-    if bool(args.tls_key) != bool(args.tls_certificate):
-        raise OptionsError("--tls-key and --tls-certificate go together")
-    files = (args.tls_ca, args.tls_key, args.tls_certificate)
-    tls = Tls.from_files(*files) if any(files) else None
-    found = Connection(address, token, tls, Priority.of(args.priority))
+    try:
+        given = credentials(args)
+    except argparse.ArgumentTypeError as error:
+        raise OptionsError(str(error)) from None
+    found = Connection(address, *given)
     try:
         found.endpoint()
     except ValueError as error:

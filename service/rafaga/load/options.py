@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from rafaga.files import output_file, output_or_stdout
 from rafaga.load import arguments, mlperf, schedule, trace
 from rafaga.load.arguments import OptionsError, each_once, index, not_negative, positive, whole
 from rafaga.load.codecs.base import Wire
@@ -21,6 +20,7 @@ from rafaga.load.payloads import Payloads, describe
 from rafaga.load.schedule import Pattern, SchedulePart, Times
 from rafaga.load.steps import Step
 from rafaga.load.trace import Trace
+from rafaga.options import add_credentials, output_file, output_or_stdout
 
 EPILOG = """\
 exit codes:
@@ -230,7 +230,7 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
         help="one or more, separated by commas, share the calls (environment RAFAGA_SERVER; now %(default)s)",
     )
     server.add_argument("--protocol", type=Wire, choices=list(Wire), default=Wire.RAFAGA, help="(%(default)s)")
-    arguments.add_credentials(server)
+    add_credentials(server)
     server.add_argument(
         "--metrics",
         action="append",

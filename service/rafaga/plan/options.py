@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rafaga.files import output_or_stdout
 from rafaga.load import arguments as shared
 from rafaga.load.arguments import OptionsError, not_negative, positive
 from rafaga.load.connection import Connection
 from rafaga.load.payloads import Payloads
+from rafaga.options import add_credentials, output_or_stdout
 
 EPILOG = """\
 exit codes:
@@ -118,6 +118,6 @@ def _parser() -> ArgumentParser:
         "--step", type=positive, default=3.0, metavar="S", help="seconds for each number of callers (%(default)g)"
     )
     shared.add_inputs(profile)
-    shared.add_credentials(profile)
+    add_credentials(profile)
     shared.add_processes(profile)
     return parser

@@ -60,7 +60,7 @@ def captured() -> Iterator[TextIO]:
     read, write = os.pipe()
     with suppress(OSError):  # the system may allow less
         fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    # A full pipe drops lines. Otherwise code that prints while it holds the interpreter would wait for ever: the thread
+    # A full pipe drops lines. Otherwise code that prints while it holds the interpreter would wait forever: the thread
     # that reads needs the interpreter too.
     os.set_blocking(write, False)
     os.dup2(write, _STDERR)
