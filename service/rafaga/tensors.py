@@ -5,11 +5,32 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rafaga.errors import InvalidTensor
+
+DATATYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(dtype)
+    for name, dtype in {
+        "BOOL": "bool",
+        "UINT8": "uint8",
+        "UINT16": "uint16",
+        "UINT32": "uint32",
+        "UINT64": "uint64",
+        "INT8": "int8",
+        "INT16": "int16",
+        "INT32": "int32",
+        "INT64": "int64",
+        "FP16": "float16",
+        "FP32": "float32",
+        "FP64": "float64",
+        "BYTES": "object",
+    }.items()
+}
+"""The Open Inference Protocol's name of each dtype."""
 
 # Byte orders that are already those of the wire: asking numpy for another dtype costs more than the copy it avoids.
 _WIRE_ORDERS = "<|=" if sys.byteorder == "little" else "<|"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -17,12 +17,13 @@ from rafaga.client import _calls, _channel, _images
 from rafaga.client._calls import UnaryCall
 from rafaga.client._channel import Keepalive, Tls
 from rafaga.client._images import Content, ImageInput, Images, Prepared
-from rafaga.client._many import MESSAGES_IN_FLIGHT, Bulk, Results
+from rafaga.client._many import MESSAGES_IN_FLIGHT, SPLIT, Bulk, Results
 from rafaga.client._objects import Detections, Segmentation
-from rafaga.client._results import Classification, Continuation, Features, Forecast, ModelDescription
+from rafaga.client._results import Classification, Continuation, Features, Forecast, ModelDescription, ModelState
 from rafaga.client._retry import PATIENT, Attempts, RetryPolicy
 from rafaga.client._sync import DEFAULT_TIMEOUT_S
-from rafaga.errors import RafagaError
+from rafaga.client._tensors import Inference, joined
+from rafaga.errors import InvalidTensor, RafagaError
 from rafaga.priority import Priority
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class _AsyncConnection:
         self._opened: grpc.aio.Channel | None = None
         self._closed = False
         self._methods: dict[str, grpc.aio.UnaryUnaryMultiCallable[Any, Any]] = {}
-        self._batch_sizes: dict[tuple[str, int], int] = {}
+        self._descriptions: dict[tuple[str, int | None], ModelDescription] = {}
 
     async def close(self) -> None:
         """Ends open calls and the connections. A closed client raises ValueError."""
@@ -89,8 +90,10 @@ class _AsyncConnection:
         prepare: Callable[[Any], Prepared],
         call: partial[UnaryCall[list[T]]],
         timeout_s: float | None,
+        strict: bool = False,
     ) -> Results[T]:
-        bulk = Bulk(inputs, prepare, call, await self._batch_size(call.keywords["model"], call.keywords["version"]))
+        model = await self._described(call.keywords["model"], call.keywords["version"])
+        bulk = Bulk(inputs, prepare, call, max(1, model.max_batch_size), strict)
 
         async def work() -> None:
             while (message := await asyncio.to_thread(bulk.take)) is not None:
@@ -107,12 +110,13 @@ class _AsyncConnection:
                 worker.cancel()
         return bulk.results()
 
-    async def _batch_size(self, model: str, version: int) -> int:
-        size = self._batch_sizes.get((model, version))
-        if size is None:
-            description = await self._run(_calls.model(model, version=version), None)
-            size = self._batch_sizes[model, version] = max(1, description.max_batch_size)
-        return size
+    async def _described(self, model: str, version: int | None) -> ModelDescription:
+        known = self._descriptions.get((model, version))
+        if known is None:
+            known = await self._run(_calls.model(model, version=version), None)
+            if known.state is ModelState.READY:
+                self._descriptions[model, version] = known
+        return known
 
     async def _run(self, call: UnaryCall[T], timeout_s: float | None, retry: RetryPolicy | None = None) -> T:
         timeout_s = self._timeout_s if timeout_s is None else _calls.checked_timeout_s(timeout_s)
@@ -147,28 +151,34 @@ class AsyncClient(_AsyncConnection):
     """
 
     async def classify(
-        self, image: ImageInput, *, model: str, version: int = 0, top_k: int = 5, timeout_s: float | None = None
+        self,
+        image: ImageInput,
+        *,
+        model: str,
+        version: int | None = None,
+        top_k: int = 5,
+        timeout_s: float | None = None,
     ) -> Classification:
         """See `Client.classify`."""
         call = _calls.classify([await _content(image)], model=model, version=version, top_k=top_k)
         return await self._run(_calls.first(call), timeout_s)
 
     async def classify_many(
-        self, images: Images, *, model: str, version: int = 0, top_k: int = 5, timeout_s: float | None = None
+        self, images: Images, *, model: str, version: int | None = None, top_k: int = 5, timeout_s: float | None = None
     ) -> Results[Classification]:
         """See `Client.classify_many`."""
         call = partial(_calls.classify, model=model, version=version, top_k=top_k)
         return await self._many(_images.several(images), _images.prepared, call, timeout_s)
 
     async def features(
-        self, image: ImageInput, *, model: str, version: int = 0, timeout_s: float | None = None
+        self, image: ImageInput, *, model: str, version: int | None = None, timeout_s: float | None = None
     ) -> Features:
         """See `Client.features`."""
         call = _calls.features([await _content(image)], model=model, version=version)
         return await self._run(_calls.first(call), timeout_s)
 
     async def features_many(
-        self, images: Images, *, model: str, version: int = 0, timeout_s: float | None = None
+        self, images: Images, *, model: str, version: int | None = None, timeout_s: float | None = None
     ) -> Results[Features]:
         """See `Client.features_many`."""
         call = partial(_calls.features, model=model, version=version)
@@ -179,7 +189,7 @@ class AsyncClient(_AsyncConnection):
         image: ImageInput,
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         min_score: float = 0.0,
         max_objects: int | None = None,
         timeout_s: float | None = None,
@@ -195,7 +205,7 @@ class AsyncClient(_AsyncConnection):
         images: Images,
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         min_score: float = 0.0,
         max_objects: int | None = None,
         timeout_s: float | None = None,
@@ -209,7 +219,7 @@ class AsyncClient(_AsyncConnection):
         image: ImageInput,
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         with_probabilities: bool = False,
         timeout_s: float | None = None,
     ) -> Segmentation:
@@ -224,7 +234,7 @@ class AsyncClient(_AsyncConnection):
         images: Images,
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         with_probabilities: bool = False,
         timeout_s: float | None = None,
     ) -> Results[Segmentation]:
@@ -233,7 +243,13 @@ class AsyncClient(_AsyncConnection):
         return await self._many(_images.several(images), _images.prepared, call, timeout_s)
 
     async def predict(
-        self, symbols: Sequence[str], *, model: str, version: int = 0, top_k: int = 5, timeout_s: float | None = None
+        self,
+        symbols: Sequence[str],
+        *,
+        model: str,
+        version: int | None = None,
+        top_k: int = 5,
+        timeout_s: float | None = None,
     ) -> Continuation:
         """See `Client.predict`."""
         call = _calls.predict([_calls.symbols(symbols).content], model=model, version=version, top_k=top_k)
@@ -244,7 +260,7 @@ class AsyncClient(_AsyncConnection):
         sequences: Iterable[Sequence[str]],
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         top_k: int = 5,
         timeout_s: float | None = None,
     ) -> Results[Continuation]:
@@ -257,7 +273,7 @@ class AsyncClient(_AsyncConnection):
         values: Sequence[float] | npt.NDArray[Any],
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         horizon: int | None = None,
         timeout_s: float | None = None,
     ) -> Forecast:
@@ -270,7 +286,7 @@ class AsyncClient(_AsyncConnection):
         series: Iterable[Sequence[float] | npt.NDArray[Any]],
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         horizon: int | None = None,
         timeout_s: float | None = None,
     ) -> Results[Forecast]:
@@ -278,11 +294,35 @@ class AsyncClient(_AsyncConnection):
         call = partial(_calls.forecast, model=model, version=version, horizon=horizon)
         return await self._many(series, _calls.history, call, timeout_s)
 
+    async def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.ArrayLike],
+        *,
+        outputs: Sequence[str] = (),
+        version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """See `Client.infer`."""
+        asked = Inference(inputs, outputs, version, await self._described(model, version))
+        try:
+            if asked.fits:
+                try:
+                    return await self._run(asked.whole(), timeout_s)
+                except SPLIT:
+                    if asked.rows == 1:
+                        raise
+            call = partial(asked.part, model=model, version=version)
+            return joined(await self._many(range(asked.rows), asked.prepared, call, timeout_s, strict=True))
+        except InvalidTensor:
+            self._descriptions.pop((model, version), None)
+            raise
+
     async def models(self, *, timeout_s: float | None = None) -> list[ModelDescription]:
         """See `Client.models`."""
         return await self._run(_calls.models(), timeout_s)
 
-    async def model(self, name: str, *, version: int = 0, timeout_s: float | None = None) -> ModelDescription:
+    async def model(self, name: str, *, version: int | None = None, timeout_s: float | None = None) -> ModelDescription:
         """See `Client.model`."""
         return await self._run(_calls.model(name, version=version), timeout_s)
 

@@ -59,9 +59,9 @@ def first(call: UnaryCall[list[T]]) -> UnaryCall[T]:
 
 
 def classify(
-    images: Sequence[_images.Content], *, model: str, version: int, top_k: int
+    images: Sequence[_images.Content], *, model: str, version: int | None, top_k: int
 ) -> UnaryCall[list[Classification]]:
-    request = vision_pb2.ClassifyRequest(model=_named(model), version=version, top_k=_positive("top_k", top_k))
+    request = vision_pb2.ClassifyRequest(model=_named(model), version=version or 0, top_k=_positive("top_k", top_k))
     _images.put(request, images)
 
     def read(reply: bytes) -> list[Classification]:
@@ -70,8 +70,8 @@ def classify(
     return UnaryCall("/rafaga.v1.Vision/Classify", request.SerializeToString(), read)
 
 
-def features(images: Sequence[_images.Content], *, model: str, version: int) -> UnaryCall[list[Features]]:
-    request = vision_pb2.ExtractFeaturesRequest(model=_named(model), version=version)
+def features(images: Sequence[_images.Content], *, model: str, version: int | None) -> UnaryCall[list[Features]]:
+    request = vision_pb2.ExtractFeaturesRequest(model=_named(model), version=version or 0)
     _images.put(request, images)
 
     def read(reply: bytes) -> list[Features]:
@@ -81,12 +81,12 @@ def features(images: Sequence[_images.Content], *, model: str, version: int) -> 
 
 
 def detect(
-    images: Sequence[_images.Content], *, model: str, version: int, min_score: float, max_objects: int | None
+    images: Sequence[_images.Content], *, model: str, version: int | None, min_score: float, max_objects: int | None
 ) -> UnaryCall[list[Detections]]:
     if not 0 <= min_score <= 1:
         raise InvalidRequest(f"min_score must be from 0 to 1, got {min_score}")
     most = 0 if max_objects is None else _positive("max_objects", max_objects)
-    request = vision_pb2.DetectRequest(model=_named(model), version=version, min_score=min_score, max_objects=most)
+    request = vision_pb2.DetectRequest(model=_named(model), version=version or 0, min_score=min_score, max_objects=most)
     _images.put(request, images)
 
     def read(reply: bytes) -> list[Detections]:
@@ -96,9 +96,11 @@ def detect(
 
 
 def segment(
-    images: Sequence[_images.Content], *, model: str, version: int, with_probabilities: bool
+    images: Sequence[_images.Content], *, model: str, version: int | None, with_probabilities: bool
 ) -> UnaryCall[list[Segmentation]]:
-    request = vision_pb2.SegmentRequest(model=_named(model), version=version, with_probabilities=with_probabilities)
+    request = vision_pb2.SegmentRequest(
+        model=_named(model), version=version or 0, with_probabilities=with_probabilities
+    )
     _images.put(request, images)
 
     def read(reply: bytes) -> list[Segmentation]:
@@ -108,9 +110,9 @@ def segment(
 
 
 def predict(
-    sequences: Sequence[Sequence[str]], *, model: str, version: int, top_k: int
+    sequences: Sequence[Sequence[str]], *, model: str, version: int | None, top_k: int
 ) -> UnaryCall[list[Continuation]]:
-    request = sequences_pb2.PredictRequest(model=_named(model), version=version, top_k=_positive("top_k", top_k))
+    request = sequences_pb2.PredictRequest(model=_named(model), version=version or 0, top_k=_positive("top_k", top_k))
     if len(sequences) == 1:
         request.symbols.extend(sequences[0])
     else:
@@ -123,11 +125,11 @@ def predict(
 
 
 def forecast(
-    histories: Sequence[npt.NDArray[np.float32]], *, model: str, version: int, horizon: int | None
+    histories: Sequence[npt.NDArray[np.float32]], *, model: str, version: int | None, horizon: int | None
 ) -> UnaryCall[list[Forecast]]:
     if horizon is not None and horizon < 1:
         raise InvalidRequest(f"horizon must be at least 1, got {horizon}; None asks for all steps that the model gives")
-    request = forecasting_pb2.ForecastRequest(model=_named(model), version=version, horizon=horizon or 0)
+    request = forecasting_pb2.ForecastRequest(model=_named(model), version=version or 0, horizon=horizon or 0)
     if len(histories) == 1:
         request.history.extend(histories[0])
     else:
@@ -146,8 +148,8 @@ def models() -> UnaryCall[list[ModelDescription]]:
     return UnaryCall("/rafaga.v1.Catalog/ListModels", catalog_pb2.ListModelsRequest().SerializeToString(), read)
 
 
-def model(name: str, *, version: int) -> UnaryCall[ModelDescription]:
-    request = catalog_pb2.GetModelRequest(name=_named(name), version=version)
+def model(name: str, *, version: int | None) -> UnaryCall[ModelDescription]:
+    request = catalog_pb2.GetModelRequest(name=_named(name), version=version or 0)
 
     def read(reply: bytes) -> ModelDescription:
         response = catalog_pb2.GetModelResponse.FromString(reply)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
@@ -16,11 +16,12 @@ from rafaga.client import _calls, _channel, _images
 from rafaga.client._calls import UnaryCall
 from rafaga.client._channel import Keepalive, Tls
 from rafaga.client._images import ImageInput, Images, Prepared
-from rafaga.client._many import MESSAGES_IN_FLIGHT, Bulk, Results
+from rafaga.client._many import MESSAGES_IN_FLIGHT, SPLIT, Bulk, Results
 from rafaga.client._objects import Detections, Segmentation
-from rafaga.client._results import Classification, Continuation, Features, Forecast, ModelDescription
+from rafaga.client._results import Classification, Continuation, Features, Forecast, ModelDescription, ModelState
 from rafaga.client._retry import PATIENT, Attempts, RetryPolicy
-from rafaga.errors import RafagaError
+from rafaga.client._tensors import Inference, joined
+from rafaga.errors import InvalidTensor, RafagaError
 from rafaga.priority import Priority
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class _SyncConnection:
             else grpc.secure_channel(target, credentials, options)
         )
         self._methods: dict[str, grpc.UnaryUnaryMultiCallable[Any, Any]] = {}
-        self._batch_sizes: dict[tuple[str, int], int] = {}
+        self._descriptions: dict[tuple[str, int | None], ModelDescription] = {}
 
     def close(self) -> None:
         """Ends open calls and the connections. A closed client raises ValueError."""
@@ -78,8 +79,10 @@ class _SyncConnection:
         prepare: Callable[[Any], Prepared],
         call: partial[UnaryCall[list[T]]],
         timeout_s: float | None,
+        strict: bool = False,
     ) -> Results[T]:
-        bulk = Bulk(inputs, prepare, call, self._batch_size(call.keywords["model"], call.keywords["version"]))
+        model = self._described(call.keywords["model"], call.keywords["version"])
+        bulk = Bulk(inputs, prepare, call, max(1, model.max_batch_size), strict)
 
         def work() -> None:
             try:
@@ -99,14 +102,14 @@ class _SyncConnection:
                 worker.result()
         return bulk.results()
 
-    def _batch_size(self, model: str, version: int) -> int:
-        """How many inputs a message should have, from the catalogue; asked once."""
-        size = self._batch_sizes.get((model, version))
-        if size is None:
-            size = self._batch_sizes[model, version] = max(
-                1, self._run(_calls.model(model, version=version), None).max_batch_size
-            )
-        return size
+    def _described(self, model: str, version: int | None) -> ModelDescription:
+        """From the catalogue; asked once."""
+        known = self._descriptions.get((model, version))
+        if known is None:
+            known = self._run(_calls.model(model, version=version), None)
+            if known.state is ModelState.READY:
+                self._descriptions[model, version] = known
+        return known
 
     def _run(self, call: UnaryCall[T], timeout_s: float | None, retry: RetryPolicy | None = None) -> T:
         timeout_s = self._timeout_s if timeout_s is None else _calls.checked_timeout_s(timeout_s)
@@ -149,12 +152,18 @@ class Client(_SyncConnection):
     """
 
     def classify(
-        self, image: ImageInput, *, model: str, version: int = 0, top_k: int = 5, timeout_s: float | None = None
+        self,
+        image: ImageInput,
+        *,
+        model: str,
+        version: int | None = None,
+        top_k: int = 5,
+        timeout_s: float | None = None,
     ) -> Classification:
         """The `top_k` most probable labels of one image.
 
         image: path, encoded bytes (JPEG, PNG) or PIL image, which the server prepares the way the model was trained; or
-        pixels as uint8 [height, width] or [height, width, channels], used as they are. version: 0 is the newest.
+        pixels as uint8 [height, width] or [height, width, channels], used as they are. version: None is the newest.
 
         Raises InvalidTensor for an array of another kind (before anything is sent), InvalidImage for what cannot be
         decoded, ModelNotFound, Unsupported for a model of another task, OSError for an unreadable file.
@@ -163,7 +172,7 @@ class Client(_SyncConnection):
         return self._run(_calls.first(call), timeout_s)
 
     def classify_many(
-        self, images: Images, *, model: str, version: int = 0, top_k: int = 5, timeout_s: float | None = None
+        self, images: Images, *, model: str, version: int | None = None, top_k: int = 5, timeout_s: float | None = None
     ) -> Results[Classification]:
         """One Classification per image, in order; see `Results` for images that fail.
 
@@ -178,7 +187,9 @@ class Client(_SyncConnection):
         call = partial(_calls.classify, model=model, version=version, top_k=top_k)
         return self._many(_images.several(images), _images.prepared, call, timeout_s)
 
-    def features(self, image: ImageInput, *, model: str, version: int = 0, timeout_s: float | None = None) -> Features:
+    def features(
+        self, image: ImageInput, *, model: str, version: int | None = None, timeout_s: float | None = None
+    ) -> Features:
         """All feature maps (or the embedding) of an image, float32 [channels, height, width] each.
 
         A batch, uint8 [batch, height, width, channels] or a list of images, gives maps with a batch axis in front.
@@ -188,7 +199,7 @@ class Client(_SyncConnection):
         return self._run(_calls.first(call), timeout_s)
 
     def features_many(
-        self, images: Images, *, model: str, version: int = 0, timeout_s: float | None = None
+        self, images: Images, *, model: str, version: int | None = None, timeout_s: float | None = None
     ) -> Results[Features]:
         """One Features per image, in order. Images and errors as for `classify_many`."""
         call = partial(_calls.features, model=model, version=version)
@@ -199,7 +210,7 @@ class Client(_SyncConnection):
         image: ImageInput,
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         min_score: float = 0.0,
         max_objects: int | None = None,
         timeout_s: float | None = None,
@@ -222,7 +233,7 @@ class Client(_SyncConnection):
         images: Images,
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         min_score: float = 0.0,
         max_objects: int | None = None,
         timeout_s: float | None = None,
@@ -236,7 +247,7 @@ class Client(_SyncConnection):
         image: ImageInput,
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         with_probabilities: bool = False,
         timeout_s: float | None = None,
     ) -> Segmentation:
@@ -254,7 +265,7 @@ class Client(_SyncConnection):
         images: Images,
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         with_probabilities: bool = False,
         timeout_s: float | None = None,
     ) -> Results[Segmentation]:
@@ -263,7 +274,13 @@ class Client(_SyncConnection):
         return self._many(_images.several(images), _images.prepared, call, timeout_s)
 
     def predict(
-        self, symbols: Sequence[str], *, model: str, version: int = 0, top_k: int = 5, timeout_s: float | None = None
+        self,
+        symbols: Sequence[str],
+        *,
+        model: str,
+        version: int | None = None,
+        top_k: int = 5,
+        timeout_s: float | None = None,
     ) -> Continuation:
         """The `top_k` most probable symbols after `symbols`, a whole sequence from its beginning on.
 
@@ -280,7 +297,7 @@ class Client(_SyncConnection):
         sequences: Iterable[Sequence[str]],
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         top_k: int = 5,
         timeout_s: float | None = None,
     ) -> Results[Continuation]:
@@ -293,7 +310,7 @@ class Client(_SyncConnection):
         values: Sequence[float] | npt.NDArray[Any],
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         horizon: int | None = None,
         timeout_s: float | None = None,
     ) -> Forecast:
@@ -313,7 +330,7 @@ class Client(_SyncConnection):
         series: Iterable[Sequence[float] | npt.NDArray[Any]],
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         horizon: int | None = None,
         timeout_s: float | None = None,
     ) -> Results[Forecast]:
@@ -321,12 +338,49 @@ class Client(_SyncConnection):
         call = partial(_calls.forecast, model=model, version=version, horizon=horizon)
         return self._many(series, _calls.history, call, timeout_s)
 
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.ArrayLike],
+        *,
+        outputs: Sequence[str] = (),
+        version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """The outputs of any model, a plain ONNX file too, by name, for inputs of the names, dtypes and shapes that
+        `model(name)` describes.
+
+        inputs: arrays, lists, frames or tensors. Values are converted to the model's dtype if no more than the
+        precision of floats is lost; bytes and text stay as they are. outputs: those to return; all by default. More
+        rows than the model takes in a batch, or the server in a request, are sent in several messages; `timeout_s` is the
+        deadline of each.
+
+        Raises InvalidTensor for a dtype or shape that does not fit, RejectedByModel for values that the model fails on,
+        and what `classify` raises.
+
+        >>> client.infer("iris", {"features": [[5.1, 3.5, 1.4, 0.2]]})["label"]    # doctest: +SKIP
+        array([0])
+        """
+        asked = Inference(inputs, outputs, version, self._described(model, version))
+        try:
+            if asked.fits:
+                try:
+                    return self._run(asked.whole(), timeout_s)
+                except SPLIT:
+                    if asked.rows == 1:
+                        raise
+            call = partial(asked.part, model=model, version=version)
+            return joined(self._many(range(asked.rows), asked.prepared, call, timeout_s, strict=True))
+        except InvalidTensor:
+            self._descriptions.pop((model, version), None)  # a newer version may take other tensors
+            raise
+
     def models(self, *, timeout_s: float | None = None) -> list[ModelDescription]:
         """Every model of the server, served or not, by name and version."""
         return self._run(_calls.models(), timeout_s)
 
-    def model(self, name: str, *, version: int = 0, timeout_s: float | None = None) -> ModelDescription:
-        """One model, with its labels. version: 0 is the newest. Raises ModelNotFound."""
+    def model(self, name: str, *, version: int | None = None, timeout_s: float | None = None) -> ModelDescription:
+        """One model, with its labels. version: None is the newest. Raises ModelNotFound."""
         return self._run(_calls.model(name, version=version), timeout_s)
 
     def wait_until_ready(self, timeout_s: float = 60.0, *, model: str | None = None) -> None:
