@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     plain.publish(root, "scalar", plain.scaled(2, ()))
     plain.publish(root, "versioned", plain.scaled(2), version=1)
     plain.publish(root, "versioned", plain.scaled(3), version=2)
-    sizes = {name: ("float32", ("batch", 3)) for name in ("a", "b", "sum", "difference")}
+    sizes = dict.fromkeys(("a", "b", "sum", "difference"), ("float32", ("batch", 3)))
     both = plain.graph(
         [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Sub", ["a", "b"], ["difference"])],
         {name: sizes[name] for name in ("a", "b")},

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+from rafaga.client import _html
 from rafaga.client._calls import UnaryCall
 from rafaga.client._images import Prepared
 from rafaga.errors import (
@@ -71,7 +72,11 @@ class Results(Generic[T_co]):
         return len(self.outcomes)
 
     def __repr__(self) -> str:
-        return f"Results({len(self)} inputs, {len(self.errors)} of them failed)"
+        first = f": {self.outcomes[0]!r}, …" if self.outcomes else ""
+        return f"Results({len(self)} inputs, {len(self.errors)} of them failed{first})"
+
+    def _repr_html_(self) -> str:
+        return _html.table(self, ("input", "answer"), list(enumerate(self.outcomes)))
 
 
 class Item(NamedTuple):

@@ -2,141 +2,28 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any
 
-import grpc
 import numpy.typing as npt
 
-from rafaga.client import _calls, _channel, _images
-from rafaga.client._calls import UnaryCall
-from rafaga.client._channel import Keepalive, Tls
-from rafaga.client._images import ImageInput, Images, Prepared
-from rafaga.client._many import MESSAGES_IN_FLIGHT, SPLIT, Bulk, Results
+from rafaga.client import _calls, _images
+from rafaga.client._connection import SyncConnection
+from rafaga.client._forecast import Forecast, SeriesInput
+from rafaga.client._images import ImageInput, Images
+from rafaga.client._many import SPLIT, Results
 from rafaga.client._objects import Detections, Segmentation
-from rafaga.client._results import Classification, Continuation, Features, Forecast, ModelDescription, ModelState
-from rafaga.client._retry import PATIENT, Attempts, RetryPolicy
+from rafaga.client._results import Classification, Continuation, Features
 from rafaga.client._tensors import Inference, joined
-from rafaga.errors import InvalidTensor, RafagaError
-from rafaga.priority import Priority
-
-T = TypeVar("T")
-
-DEFAULT_TIMEOUT_S = 10.0
+from rafaga.errors import InvalidTensor
 
 
-class _SyncConnection:
-    """A channel, and calls sent over it."""
-
-    def __init__(
-        self,
-        address: str,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        retry: RetryPolicy | None = None,
-        tls: Tls | None = None,
-        token: str | None = None,
-        keepalive: Keepalive | None = None,
-        max_message_bytes: int = _channel.DEFAULT_MAX_MESSAGE_BYTES,
-        priority: Priority = Priority.NORMAL,
-    ) -> None:
-        self._endpoint = _channel.endpoint(
-            address, tls=tls, token=token, keepalive=keepalive, max_message_bytes=max_message_bytes, priority=priority
-        )
-        self._timeout_s = _calls.checked_timeout_s(timeout_s)
-        self._retry = retry or RetryPolicy()
-        target, options, credentials = self._endpoint.target, self._endpoint.options, self._endpoint.credentials
-        self._channel = (
-            grpc.insecure_channel(target, options)
-            if credentials is None
-            else grpc.secure_channel(target, credentials, options)
-        )
-        self._methods: dict[str, grpc.UnaryUnaryMultiCallable[Any, Any]] = {}
-        self._descriptions: dict[tuple[str, int | None], ModelDescription] = {}
-
-    def close(self) -> None:
-        """Ends open calls and the connections. A closed client raises ValueError."""
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._endpoint.address!r})"
-
-    def _many(
-        self,
-        inputs: Iterable[Any],
-        prepare: Callable[[Any], Prepared],
-        call: partial[UnaryCall[list[T]]],
-        timeout_s: float | None,
-        strict: bool = False,
-    ) -> Results[T]:
-        model = self._described(call.keywords["model"], call.keywords["version"])
-        bulk = Bulk(inputs, prepare, call, max(1, model.max_batch_size), strict)
-
-        def work() -> None:
-            try:
-                while (message := bulk.take()) is not None:
-                    try:
-                        bulk.answer(message, self._run(message.call, timeout_s))
-                    except RafagaError as error:
-                        bulk.fail(message, error)
-            except BaseException:
-                bulk.stop()
-                raise
-
-        with ThreadPoolExecutor(MESSAGES_IN_FLIGHT) as pool:
-            others = [pool.submit(work) for _ in range(MESSAGES_IN_FLIGHT - 1)]
-            work()
-            for worker in others:
-                worker.result()
-        return bulk.results()
-
-    def _described(self, model: str, version: int | None) -> ModelDescription:
-        """From the catalogue; asked once."""
-        known = self._descriptions.get((model, version))
-        if known is None:
-            known = self._run(_calls.model(model, version=version), None)
-            if known.state is ModelState.READY:
-                self._descriptions[model, version] = known
-        return known
-
-    def _run(self, call: UnaryCall[T], timeout_s: float | None, retry: RetryPolicy | None = None) -> T:
-        timeout_s = self._timeout_s if timeout_s is None else _calls.checked_timeout_s(timeout_s)
-        attempts = Attempts(retry or self._retry, timeout_s)
-        send = self._methods.get(call.method)
-        if send is None:
-            send = self._methods[call.method] = self._channel.unary_unary(
-                call.method, request_serializer=None, response_deserializer=None
-            )
-        while True:
-            try:
-                try:
-                    reply = send(call.request, timeout=attempts.remaining_s, metadata=self._endpoint.metadata)
-                except grpc.RpcError as error:
-                    raise _calls.error_from(error, self._endpoint.address, timeout_s) from error
-                return _calls.read(call, reply)
-            except RafagaError as error:
-                pause_s = attempts.pause_s(error)
-                if pause_s is None:
-                    raise
-            time.sleep(pause_s)
-
-
-class Client(_SyncConnection):
+class Client(SyncConnection):
     """A connection to one Rafaga server, or to several replicas of it.
 
-    address: "host:port"; "host1:port,host2:port" or "dns:///name:port" spreads calls over all (round robin).
+    address: "host:port"; "host1:port,host2:port" or "dns:///name:port" spreads calls over all (round robin). None: that
+    of the environment variable RAFAGA_SERVER, or else localhost:50051.
     timeout_s: deadline of a call, retries included; each call can set its own.
     token: sent as `authorization: Bearer …`. Without `tls` it is sent in plain text.
     max_message_bytes: limit on a request and on a reply.
@@ -307,7 +194,7 @@ class Client(_SyncConnection):
 
     def forecast(
         self,
-        values: Sequence[float] | npt.NDArray[Any],
+        values: SeriesInput,
         *,
         model: str,
         version: int | None = None,
@@ -327,7 +214,7 @@ class Client(_SyncConnection):
 
     def forecast_many(
         self,
-        series: Iterable[Sequence[float] | npt.NDArray[Any]],
+        series: Iterable[SeriesInput],
         *,
         model: str,
         version: int | None = None,
@@ -336,7 +223,7 @@ class Client(_SyncConnection):
     ) -> Results[Forecast]:
         """One Forecast per series of any length, in order. Messages and errors as for `classify_many`."""
         call = partial(_calls.forecast, model=model, version=version, horizon=horizon)
-        return self._many(series, _calls.history, call, timeout_s)
+        return self._many(_calls.histories(series), _calls.history, call, timeout_s)
 
     def infer(
         self,
@@ -350,9 +237,9 @@ class Client(_SyncConnection):
         """The outputs of any model, a plain ONNX file too, by name, for inputs of the names, dtypes and shapes that
         `model(name)` describes.
 
-        inputs: arrays, lists, frames or tensors. Values are converted to the model's dtype if no more than the
-        precision of floats is lost; bytes and text stay as they are. outputs: those to return; all by default. More
-        rows than the model takes in a batch, or the server in a request, are sent in several messages; `timeout_s` is the
+        inputs: arrays, lists or frames. Values are converted to the model's dtype if that loses no more than the
+        precision of floats; text and bytes stay as they are. outputs: those to return; none means all. More rows than
+        the model takes in a batch, or the server in a request, are sent in several messages; `timeout_s` is the
         deadline of each.
 
         Raises InvalidTensor for a dtype or shape that does not fit, RejectedByModel for values that the model fails on,
@@ -374,19 +261,3 @@ class Client(_SyncConnection):
         except InvalidTensor:
             self._descriptions.pop((model, version), None)  # a newer version may take other tensors
             raise
-
-    def models(self, *, timeout_s: float | None = None) -> list[ModelDescription]:
-        """Every model of the server, served or not, by name and version."""
-        return self._run(_calls.models(), timeout_s)
-
-    def model(self, name: str, *, version: int | None = None, timeout_s: float | None = None) -> ModelDescription:
-        """One model, with its labels. version: None is the newest. Raises ModelNotFound."""
-        return self._run(_calls.model(name, version=version), timeout_s)
-
-    def wait_until_ready(self, timeout_s: float = 60.0, *, model: str | None = None) -> None:
-        """Returns once the server answers and `model`, or every model it has, is loaded.
-
-        Raises ModelNotReady when one has failed to load, or is still loading after `timeout_s`; ServerUnreachable when
-        no server answered by then.
-        """
-        _calls.require_ready(self._run(_calls.readiness(model), timeout_s, PATIENT))

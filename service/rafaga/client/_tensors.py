@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from rafaga.client._calls import UnaryCall
 from rafaga.client._images import Prepared
 from rafaga.client._many import MAX_MESSAGE_BYTES
-from rafaga.client._results import ModelDescription
+from rafaga.client._models import ModelDescription
 from rafaga.errors import InternalError, InvalidRequest, InvalidTensor
 from rafaga.tensors import DATATYPES, on_wire, to_wire
 from rafaga.v1 import catalog_pb2
