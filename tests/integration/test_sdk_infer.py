@@ -129,7 +129,7 @@ def test_the_row_that_the_model_rejects_is_named(infer: Infer) -> None:
     index[17] = 200
     with pytest.raises(RejectedByModel, match="idx=200") as raised:
         infer("table", {"index": index})
-    assert raised.value.__notes__
+    assert raised.value.__notes__ == ["input 17"]
 
 
 def test_bundles_take_tensors_too(infer: Infer) -> None:

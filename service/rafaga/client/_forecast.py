@@ -131,8 +131,8 @@ class Forecast:
         if isinstance(index, pandas.PeriodIndex):
             return pandas.period_range(index[-1], periods=self.horizon + 1, name=index.name)[1:]
         if isinstance(index, pandas.DatetimeIndex):
-            frequency = index.freq or (pandas.infer_freq(index) if len(index) > 2 else None)
-            if frequency:
+            frequency = pandas.DatetimeIndex(index, freq="infer").freq
+            if frequency is not None:
                 return pandas.date_range(index[-1], periods=self.horizon + 1, freq=frequency, name=index.name)[1:]
         return pandas.RangeIndex(1, self.horizon + 1, name="step")
 

@@ -20,6 +20,7 @@ from rafaga.errors import (
     InvalidTensor,
     ModelNotFound,
     RafagaError,
+    RejectedByModel,
     RequestTooLarge,
     Unauthenticated,
     Unsupported,
@@ -36,7 +37,7 @@ MAX_MESSAGE_BYTES = 8 * 2**20  # half of what a server accepts by default; one l
 Failure: TypeAlias = RafagaError | OSError
 
 # One of several inputs may be the cause, or the message is too large: try its halves.
-SPLIT = (InvalidTensor, InvalidImage, RequestTooLarge, EngineFailure)
+SPLIT = (InvalidTensor, InvalidImage, RejectedByModel, RequestTooLarge, EngineFailure)
 # Every other message would fail in the same way.
 _FATAL = (InvalidRequest, ModelNotFound, Unsupported, Unauthenticated)
 
@@ -73,10 +74,15 @@ class Results(Generic[T_co]):
 
     def __repr__(self) -> str:
         first = f": {self.outcomes[0]!r}, …" if self.outcomes else ""
-        return f"Results({len(self)} inputs, {len(self.errors)} of them failed{first})"
+        return f"Results({self._counts()}{first})"
 
     def _repr_html_(self) -> str:
-        return _html.table(self, ("input", "answer"), list(enumerate(self.outcomes)))
+        return _html.table(
+            self._counts(), ("input", "answer"), [(i, repr(each)) for i, each in enumerate(self.outcomes)]
+        )
+
+    def _counts(self) -> str:
+        return f"{len(self)} inputs, {len(self.errors)} of them failed"
 
 
 class Item(NamedTuple):

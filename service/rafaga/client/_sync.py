@@ -68,8 +68,8 @@ class Client(SyncConnection):
         `timeout_s` is the deadline of each. An image that the server refuses fails alone: the rest of its message is
         sent again without it.
 
-        Raises what concerns all images: ModelNotFound, Unsupported, Unauthenticated, InvalidRequest (but InvalidTensor
-        and InvalidImage), and what the iterable raises.
+        Raises what concerns all images: ModelNotFound, Unsupported, Unauthenticated, InvalidRequest (but InvalidTensor,
+        InvalidImage and RejectedByModel), and what the iterable raises.
         """
         call = partial(_calls.classify, model=model, version=version, top_k=top_k)
         return self._many(_images.several(images), _images.prepared, call, timeout_s)
@@ -242,8 +242,8 @@ class Client(SyncConnection):
         the model takes in a batch, or the server in a request, are sent in several messages; `timeout_s` is the
         deadline of each.
 
-        Raises InvalidTensor for a dtype or shape that does not fit, RejectedByModel for values that the model fails on,
-        and what `classify` raises.
+        Raises InvalidTensor for a dtype or shape that does not fit, RejectedByModel for a row that the model fails on
+        (a note of the error names it), and what `classify` raises.
 
         >>> client.infer("iris", {"features": [[5.1, 3.5, 1.4, 0.2]]})["label"]    # doctest: +SKIP
         array([0])

@@ -7,8 +7,7 @@ catalog_pb2.Tensor.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,7 +19,7 @@ from rafaga.client._images import Prepared
 from rafaga.client._many import MAX_MESSAGE_BYTES
 from rafaga.client._models import ModelDescription
 from rafaga.errors import InternalError, InvalidRequest, InvalidTensor
-from rafaga.tensors import DATATYPES, on_wire, to_wire
+from rafaga.tensors import DATATYPES, length_prefixed, on_wire, to_wire, with_lengths
 from rafaga.v1 import catalog_pb2
 from rafaga.wire import field, fields, head_of
 
@@ -88,7 +87,7 @@ def _call(arrays: Arrays, outputs: Sequence[str], model: str, version: int | Non
         parts.append(field(_INPUTS, head.SerializeToString()))
     parts += [field(_OUTPUTS, field(1, name.encode())) for name in outputs]
     for array in arrays.values():
-        contents = _with_lengths(array) if array.dtype.kind == "O" else to_wire(array)
+        contents = with_lengths(map(_encoded, array.flat)) if array.dtype.kind == "O" else to_wire(array)
         parts += [head_of(_RAW_INPUTS, len(contents)), contents]
     return UnaryCall("/inference.GRPCInferenceService/ModelInfer", b"".join(parts), _read)
 
@@ -115,10 +114,14 @@ def _output(head: catalog_pb2.Tensor, raw: memoryview) -> npt.NDArray[Any]:
         raise InternalError(f"output {head.name}: datatype {head.dtype!r} is unknown to this client")
     try:
         if dtype.kind == "O":
-            return np.array([bytes(text).decode() for text in _elements(raw)], dtype=object).reshape(shape)
+            return np.array([text.decode() for text in length_prefixed(raw)], dtype=object).reshape(shape)
         return np.array(np.frombuffer(raw, on_wire(dtype)).reshape(shape), dtype)
-    except (ValueError, struct.error):
+    except (ValueError, InvalidTensor):
         raise InternalError(f"output {head.name}: {len(raw)} bytes are not {head.dtype} {list(shape)}") from None
+
+
+def _encoded(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
 
 
 def _array(name: str, values: npt.ArrayLike, dtype: str | None) -> npt.NDArray[Any]:
@@ -137,35 +140,21 @@ def _array(name: str, values: npt.ArrayLike, dtype: str | None) -> npt.NDArray[A
             raise InvalidTensor(f"input {name}: expected numbers of one type, or only text and bytes")
         return array.astype(object)
     if dtype not in (None, "string") and array.dtype != dtype:
-        return _converted(name, array, np.dtype(dtype))
+        return _converted(name, values, array, np.dtype(dtype))
     if array.dtype not in _NAMES:
         raise InvalidTensor(f"input {name}: {array.dtype} cannot be sent; expected {', '.join(map(str, _NAMES))}")
     return array
 
 
-def _converted(name: str, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def _converted(name: str, values: npt.ArrayLike, array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """`values` as `dtype`. `array`: them in the dtype that numpy chose, float64 for integers over 2**63."""
     if array.dtype.kind not in "biuf" and not np.can_cast(array.dtype, dtype):
         raise InvalidTensor(f"input {name}: expected {dtype}, got {array.dtype}")
     try:
         with np.errstate(over="raise", invalid="raise"):
-            converted = array.astype(dtype)
-        lossless = dtype.kind == "f" or np.array_equal(converted, array)
-    except FloatingPointError:
-        lossless = False
-    if not lossless:
+            converted = np.asarray(values, dtype)
+    except (ArithmeticError, ValueError):
+        converted = None
+    if converted is None or not (dtype.kind == "f" or np.array_equal(converted, array)):
         raise InvalidTensor(f"input {name}: expected {dtype}, got {array.dtype} with values that it cannot hold")
     return converted
-
-
-def _with_lengths(array: npt.NDArray[Any]) -> bytes:
-    """BYTES on the wire: each element after its length in four bytes, little-endian."""
-    elements = [each.encode() if isinstance(each, str) else each for each in array.flat]
-    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
-
-
-def _elements(raw: memoryview) -> Iterator[memoryview]:
-    at = 0
-    while at < len(raw):
-        (length,) = struct.unpack_from("<I", raw, at)
-        at += 4 + length
-        yield raw[at - length : at]
