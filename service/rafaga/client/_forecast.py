@@ -163,7 +163,7 @@ def history(values: SeriesInput) -> History:
             f"the history must be finite; {bad.size} of {series.size} values are not, the first at position {bad[0]}: "
             "fill the gaps first"
         )
-    index = getattr(given, "index", None)
+    index: Any = getattr(given, "index", None)
     if not hasattr(index, "dtype"):  # the method of lists and tuples
         return History(series)
     if index.dtype.kind == "M" and not index.is_monotonic_increasing:

@@ -7,7 +7,7 @@ catalog_pb2.Tensor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -74,8 +74,9 @@ class Inference:
         return UnaryCall(call.method, call.request, read)
 
 
-def joined(rows: Sequence[Arrays]) -> Arrays:
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+def joined(rows: Iterable[Arrays]) -> Arrays:
+    first, *others = rows
+    return {name: np.concatenate([first[name], *(row[name] for row in others)]) for name in first}
 
 
 def _call(arrays: Arrays, outputs: Sequence[str], model: str, version: int | None) -> UnaryCall[Arrays]:
