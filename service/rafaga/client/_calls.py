@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from rafaga.client import _forecast, _images, _models, _objects, _results
 from rafaga.client._forecast import Forecast, History, SeriesInput
-from rafaga.client._frames import column
+from rafaga.client._frames import Convertible, column
 from rafaga.client._images import Prepared
 from rafaga.client._models import ModelDescription, ModelState
 from rafaga.client._objects import Detections, Segmentation
@@ -34,6 +34,9 @@ from rafaga.v1 import catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
+
+SymbolsInput: TypeAlias = Sequence[str] | Convertible
+"""A sequence of symbols from its beginning on; a string is one of its characters."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,7 @@ def error_from(rpc: grpc.RpcError, target: str, timeout_s: float) -> RafagaError
     return error
 
 
-def symbols(sequence: Sequence[str]) -> Prepared:
+def symbols(sequence: SymbolsInput) -> Prepared:
     """One sequence, checked. Raises InvalidRequest."""
     checked = list(column(sequence))
     if not checked or not all(isinstance(symbol, str) for symbol in checked):
