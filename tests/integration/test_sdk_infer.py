@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,20 +51,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-@pytest.fixture(params=["Client", "AsyncClient"])
-def infer(request: pytest.FixtureRequest, served: Served) -> Infer:
-    def blocking(*args: Any, **options: Any) -> dict[str, np.ndarray]:
-        with Client(served.address, timeout_s=PATIENCE_S) as client:
-            return client.infer(*args, **options)
+@pytest.fixture(params=[Client, AsyncClient])
+def infer(request: pytest.FixtureRequest, served: Served) -> Iterator[Infer]:
+    """Of either client."""
+    client = request.param(served.address, timeout_s=PATIENCE_S)
+    with asyncio.Runner() as runner:
 
-    def awaited(*args: Any, **options: Any) -> dict[str, np.ndarray]:
-        async def run() -> dict[str, np.ndarray]:
-            async with AsyncClient(served.address, timeout_s=PATIENCE_S) as client:
-                return await client.infer(*args, **options)
+        def done(answer: Any) -> Any:
+            return runner.run(answer) if inspect.iscoroutine(answer) else answer
 
-        return asyncio.run(run())
-
-    return blocking if request.param == "Client" else awaited
+        yield lambda *args, **options: done(client.infer(*args, **options))
+        done(client.close())
 
 
 @pytest.fixture

@@ -41,15 +41,16 @@ class Inference:
     def __init__(
         self, inputs: Mapping[str, npt.ArrayLike], outputs: Sequence[str], version: int | None, model: ModelDescription
     ) -> None:
-        if not inputs:
-            raise InvalidRequest("no inputs; expected {name: array}, as the model describes them")
+        if not isinstance(inputs, Mapping) or not inputs:
+            names = ", ".join(repr(tensor.name) for tensor in model.inputs)
+            raise InvalidRequest(f"expected a dictionary of arrays; the model's inputs are {names}")
         dtypes = {tensor.name: tensor.dtype for tensor in model.inputs}
         self._arrays = {name: _array(name, values, dtypes.get(name)) for name, values in inputs.items()}
         self._outputs = outputs
         self._model, self._version = model.name, version
         lengths = {len(array) if array.ndim else 0 for array in self._arrays.values()}
         self.rows = max(1, *lengths) if model.max_batch_size and len(lengths) == 1 else 1
-        size = sum(array.nbytes for array in self._arrays.values())
+        size = sum(map(_size, self._arrays.values()))
         self._row_bytes = size // self.rows
         self.fits = self.rows <= max(1, model.max_batch_size) and (self.rows == 1 or size <= MAX_MESSAGE_BYTES)
 
@@ -119,6 +120,10 @@ def _output(head: catalog_pb2.Tensor, raw: memoryview) -> npt.NDArray[Any]:
         return np.array(np.frombuffer(raw, on_wire(dtype)).reshape(shape), dtype)
     except (ValueError, InvalidTensor):
         raise InternalError(f"output {head.name}: {len(raw)} bytes are not {head.dtype} {list(shape)}") from None
+
+
+def _size(array: npt.NDArray[Any]) -> int:
+    return sum(map(len, array.flat)) if array.dtype.kind == "O" else array.nbytes
 
 
 def _encoded(text: str | bytes) -> bytes:
