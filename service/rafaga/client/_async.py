@@ -193,8 +193,7 @@ class AsyncClient(AsyncConnection):
                 except SPLIT:
                     if asked.rows == 1:
                         raise
-            call = partial(asked.part, model=model, version=version)
-            return joined(await self._many(range(asked.rows), asked.prepared, call, timeout_s, strict=True))
+            return joined(await self._all(asked.parts(), timeout_s))
         except InvalidTensor:
             self._descriptions.pop((model, version), None)
             raise

@@ -256,8 +256,7 @@ class Client(SyncConnection):
                 except SPLIT:
                     if asked.rows == 1:
                         raise
-            call = partial(asked.part, model=model, version=version)
-            return joined(self._many(range(asked.rows), asked.prepared, call, timeout_s, strict=True))
+            return joined(self._all(asked.parts(), timeout_s))
         except InvalidTensor:
             self._descriptions.pop((model, version), None)  # a newer version may take other tensors
             raise
