@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rafaga.client import _calls, _images
-from rafaga.client._calls import SymbolsInput
 from rafaga.client._connection import AsyncConnection
-from rafaga.client._forecast import Forecast, SeriesInput
+from rafaga.client._forecast import Forecast
+from rafaga.client._frames import SeriesInput, SymbolsInput
 from rafaga.client._images import Content, ImageInput, Images
 from rafaga.client._many import SPLIT, Results
 from rafaga.client._objects import Detections, Segmentation

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy.typing as npt
 
@@ -13,6 +14,13 @@ class Convertible(Protocol):
     """Series and frames with one column (pandas, polars), tensors, numpy arrays."""
 
     def __array__(self) -> npt.NDArray[Any]: ...
+
+
+SeriesInput: TypeAlias = Sequence[float] | Convertible
+"""Evenly spaced observations [T], oldest first."""
+
+SymbolsInput: TypeAlias = Sequence[str] | Convertible
+"""A sequence of symbols from its beginning on; a string is one of its characters."""
 
 
 def column(values: Any) -> Any:
