@@ -1,4 +1,4 @@
-"""Series and frames with one column (pandas, polars); neither is imported here."""
+"""Series and frames with one column of pandas, which is not imported here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rafaga.errors import InvalidTensor
 
 
 class Convertible(Protocol):
-    """Series and frames with one column (pandas, polars), tensors, numpy arrays."""
+    """Series, frames with one column, tensors, numpy arrays."""
 
     def __array__(self) -> npt.NDArray[Any]: ...
 
