@@ -91,7 +91,8 @@ class Forecast:
         if self.history is not None and len(before):
             axes.plot(before, self.history.values[-len(before) :], color="0.4", label="history")
         middle = len(self.levels) // 2
-        axes.plot(after, self.values[middle], color="tab:blue", label=f"forecast ({self.levels[middle]:g} quantile)")
+        name = "median" if self.levels[middle] == 0.5 else f"quantile {self.levels[middle]:g}"
+        axes.plot(after, self.values[middle], color="tab:blue", label=f"forecast, {name}")
         for row in range(middle):
             low, high = self.levels[row], self.levels[-1 - row]
             style = {"color": "tab:blue", "alpha": 0.2, "linewidth": 0}
