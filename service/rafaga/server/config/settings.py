@@ -102,7 +102,7 @@ class NetworkSettings:
         None, path, "FILE", "Unix socket for gRPC instead of the port, for sidecars; clients connect to unix:FILE"
     )
     http_port: int = _setting(
-        8080, integer(0, 65535), "PORT", "HTTP port of /metrics, /healthz and /readyz; 0 picks a free one"
+        8080, integer(0, 65535), "PORT", "HTTP port of REST, /metrics, /healthz and /readyz; 0 picks a free one"
     )
     drain_delay_s: float = _setting(
         0.0, not_negative, "SECONDS", "after SIGTERM, keep serving this long as NOT_SERVING, so that balancers notice"

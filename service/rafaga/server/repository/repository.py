@@ -25,6 +25,8 @@ _LOG = logging.getLogger(__name__)
 # How long a load takes is unknown; asking once a second costs little.
 _RETRY_AFTER_S = 1.0
 
+STARTING = "the server is starting"
+
 EVERY_MODEL = "*"
 """As a name in `load`: all models in the repository."""
 
@@ -54,7 +56,7 @@ class Repository:
         self._retirement = Retirement(metrics)
         self._reconciler = Reconciler(loader, metrics, self._table, self._retirement, self._wanted)
         self._changing = threading.Lock()
-        self._progress = "the server is starting"
+        self._progress = STARTING
         self._scanned = self._loaded = False
 
     # What services and health ask. Every signal of readiness (grpc.health, /readyz, the Open Inference Protocol, the
