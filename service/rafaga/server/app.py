@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -58,11 +59,12 @@ _ADMIN_CALLS = 64
 _MAX_MS = 2**31 - 1
 
 
-def serve(config: Config) -> int:
-    """Serves until SIGTERM or SIGINT; returns the exit code. Raises ConfigError."""
+def serve(config: Config, serving: Callable[[Server], None] | None = None) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit code. `serving` is called once models are served. Raises
+    ConfigError."""
     if config.network.transport:
         _LOG.warning("the setting transport has no effect any more and will be removed: there is only one transport")
-    return run(build(config))
+    return run(build(config), serving)
 
 
 def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Server:
