@@ -61,8 +61,8 @@ def test_every_printed_command_works_and_ctrl_c_ends_it(taken: None, environ: di
             printed = list(iter(demo.stdout.readline, "\nCtrl-C stops the server.\n"[1:]))
             assert printed[0] == f"In use, so another port was chosen: {GRPC_PORT}, {HTTP_PORT}\n"
             (page,) = (line.split()[1] for line in printed if line.startswith("  Page "))
-            with urlopen(page, timeout=PATIENCE_S) as reply:
-                assert "text/html" in reply.headers["content-type"]
+            with urlopen(f"{page}v1/models", timeout=PATIENCE_S) as reply:
+                assert b"lstm-co2" in reply.read()
             commands = [line.strip() for line in printed[printed.index("Try, in another terminal:\n") + 1 :]]
             curl, classify, forecast = (_answer(line, environ) for line in filter(None, commands))
             assert '"label":"5"' in curl.replace(" ", "")

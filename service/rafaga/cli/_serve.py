@@ -37,7 +37,7 @@ def run(
     own_process: bool = False,
     announce: Callable[[Config, Server], None] | None = None,
 ) -> int:
-    """Serves until SIGTERM or SIGINT. Returns the server's exit code.
+    """Serves until SIGTERM, SIGINT or SIGHUP. Returns the server's exit code.
 
     `own_process`: nothing else runs in this process, so its standard error may become a log, and it may start anew.
     `announce`: called once the server serves; without it, a terminal gets the banner.
