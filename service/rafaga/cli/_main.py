@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 
 from rafaga import Client, RafagaError
-from rafaga.cli import _commands, _load, _serve
+from rafaga.cli import _commands, _demo, _load, _serve
 from rafaga.cli._errors import ExitCode, UsageError, complain, exit_code, sentence
 from rafaga.options import add_credentials, credentials, output_file
 
@@ -30,8 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     _print_on_any_terminal()
     try:
-        if arguments[:1] == ["serve"]:
-            code = _serve.run(_serve_parser(), arguments[1:], os.environ, own_process=argv is None)
+        if arguments[:1] in (["serve"], ["demo"]):
+            run = _demo.run if arguments[0] == "demo" else _serve.run
+            code = run(_serve_parser(arguments[0]), arguments[1:], os.environ, own_process=argv is None)
             if argv is None:  # the process is this command's alone
                 _serve.leave(code)
             return code
@@ -71,7 +72,8 @@ def _parser(environ: Mapping[str, str]) -> ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rafaga {metadata.version('rafaga')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # Listed for --help only: their options need extras, and `main` handles them before parsing.
-    commands.add_parser("serve", help="serve a model repository", add_help=False)
+    commands.add_parser("demo", help="serve two small models that come with the package", add_help=False)
+    commands.add_parser("serve", help="serve a model repository, one model or an ONNX file", add_help=False)
     commands.add_parser("load", help="load-test a server", add_help=False)
     commands.add_parser("plan", help="calculate how many replicas a request rate needs", add_help=False)
     connection = _connection(environ)
@@ -125,8 +127,9 @@ def _parser(environ: Mapping[str, str]) -> ArgumentParser:
     return parser
 
 
-def _serve_parser() -> ArgumentParser:
-    return ArgumentParser(prog="rafaga serve", description="Serves every model of a repository until SIGTERM.")
+def _serve_parser(command: str) -> ArgumentParser:
+    what = {"demo": "two small models that come with the package", "serve": "a repository, one model or an ONNX file"}
+    return ArgumentParser(prog=f"rafaga {command}", description=f"Serves {what[command]} until Ctrl-C or SIGTERM.")
 
 
 def _connection(environ: Mapping[str, str]) -> ArgumentParser:

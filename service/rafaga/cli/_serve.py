@@ -6,11 +6,17 @@ import logging
 import os
 import sys
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
 
+from rafaga.cli._banner import banner
 from rafaga.cli._errors import ExitCode, UsageError, complain, sentence
+
+if TYPE_CHECKING:
+    from rafaga.server.config.settings import Config
+    from rafaga.server.lifecycle import Server
 
 _LOG = logging.getLogger(__name__)
 
@@ -24,11 +30,17 @@ _SWITCH, _VALUE = "GRPC_EXPERIMENTS", "-event_engine_listener"
 
 
 def run(
-    parser: ArgumentParser, arguments: Sequence[str], environ: Mapping[str, str], *, own_process: bool = False
+    parser: ArgumentParser,
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    own_process: bool = False,
+    announce: Callable[[Config, Server], None] | None = None,
 ) -> int:
     """Serves until SIGTERM, SIGINT or SIGHUP. Returns the server's exit code.
 
     `own_process`: nothing else runs in this process, so its standard error may become a log, and it may start anew.
+    `announce`: called once the server serves; without it, a terminal gets the banner.
     """
     if own_process and _SWITCH not in environ:
         # grpcio's core has read its environment already, when it was imported.
@@ -36,37 +48,56 @@ def run(
     try:
         from rafaga.server.app import serve
         from rafaga.server.config.settings import ConfigError, LogFormat
-        from rafaga.server.config.sources import add_arguments, from_arguments, service_links
-        from rafaga.server.observability.logging import configured
+        from rafaga.server.config.sources import service_links
+        from rafaga.server.observability.logging import configured, log_format
         from rafaga.server.observability.native import captured
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "rafaga":
             raise  # a broken installation, not a missing extra
         complain(f"serving needs {error.name}, which is not installed: pip install 'rafaga[server]'")
         return ExitCode.OTHER
-    parser.usage, parser.epilog = "%(prog)s [--config FILE] [SETTING ...]", _EPILOG
-    add_arguments(parser)
-    namespace = parser.parse_args(arguments)
-    try:
-        config = from_arguments(namespace, environ)
-    except ConfigError as error:
-        raise UsageError(str(error)) from None
-    capture = own_process and config.observability.log_format is LogFormat.JSON
+    config = _config(parser, arguments, environ)
+    text = log_format(config.observability, sys.stderr) is LogFormat.TEXT
+    if announce is None and text and sys.stderr.isatty():
+        announce = _show_banner
     with ExitStack() as stack:
-        stderr = stack.enter_context(captured()) if capture else sys.stderr
+        stderr = stack.enter_context(captured()) if own_process and not text else sys.stderr
         stack.enter_context(configured(config.observability, stderr))
         for name, value in service_links(environ).items():
             _LOG.warning(
                 "%s=%s is ignored: Kubernetes set it for a Service; enableServiceLinks: false prevents it", name, value
             )
         try:
-            return serve(config)
+            return serve(config, partial(announce, config) if announce else None)
         except (ConfigError, OSError) as error:
             _LOG.critical("the server cannot start: %s", sentence(error))
             return ExitCode.USAGE
         except Exception:
             _LOG.critical("unhandled exception: the server ends", exc_info=True)
             return ExitCode.OTHER
+
+
+def _config(parser: ArgumentParser, arguments: Sequence[str], environ: Mapping[str, str]) -> Config:
+    """Raises UsageError."""
+    from rafaga.server.config.settings import ConfigError
+    from rafaga.server.config.sources import add_arguments, from_arguments
+
+    parser.usage, parser.epilog = "%(prog)s [PATH] [--config FILE] [SETTING ...]", _EPILOG
+    parser.add_argument("path", nargs="?", metavar="PATH", help="the same as --repository PATH")
+    add_arguments(parser)
+    namespace = parser.parse_args(arguments)
+    if namespace.path is not None:
+        if namespace.repository is not None:
+            raise UsageError(f"{namespace.path}: PATH and --repository mean the same: give one of them")
+        namespace.repository = namespace.path
+    try:
+        return from_arguments(namespace, environ)
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+
+
+def _show_banner(config: Config, server: Server) -> None:
+    print(banner(config, server), file=sys.stderr)
 
 
 def leave(code: int) -> NoReturn:
