@@ -143,7 +143,7 @@ class Catalog(catalog_pb2_grpc.CatalogServicer):
             version=1,
             state=state,
             reason="model.onnx changed after it was published" if state == catalog_pb2.Model.FAILED else "",
-            task="forecasting" if name == "lstm-co2" else "classification",
+            task={"lstm-co2": "forecasting", "backbone": "features"}.get(name, "classification"),
             trained=name != "backbone",
             precision="fp32",
             inputs=[catalog_pb2.Tensor(name="image", dtype="uint8", shape=[-1, 28, 28, 1])],
