@@ -41,7 +41,8 @@ def forecast(args: Namespace, client: Client) -> int:
     model = chosen(args, client, "forecasting")
     found = client.forecast(history, model=model, version=args.model_version, horizon=args.horizon)
     if args.json:
-        show_json(found)
+        quantiles = {"levels": found.levels, "values": found.values}
+        show_json(quantiles | {"model": found.model, "timing": found.timing})
     else:
         headings = ("STEP", *(f"Q{level:g}" for level in found.levels))
         rows = [(step, *map(float, values)) for step, values in enumerate(found.values.T, start=1)]

@@ -182,6 +182,16 @@ def test_an_unreachable_server() -> None:
     assert isinstance(raised.value.__cause__, grpc.RpcError)
 
 
+def test_the_default_server(address: str, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAFAGA_SERVER", address)
+    for client in (Client(retry=QUICK), Client(None, retry=QUICK), Client(address, retry=QUICK)):
+        with client:
+            assert len(client.models()) == 3
+    monkeypatch.setenv("RAFAGA_SERVER", "")
+    with Client() as client:
+        assert repr(client) == "Client('localhost:50051')"
+
+
 def test_messages_over_the_limit_are_not_sent(address: str, script: Script) -> None:
     with Client(address, max_message_bytes=1000) as client, pytest.raises(RequestTooLarge):
         client.classify(np.zeros((100, 100), np.uint8), model="lenet5-mnist")
@@ -270,7 +280,7 @@ def test_wait_until_ready_says_why_it_failed(client: Client, script: Script, mon
     script.states["lenet5-mnist"] = catalog_pb2.Model.LOADING
     with pytest.raises(ModelNotFound):
         client.wait_until_ready(30, model="absent")
-    monkeypatch.setattr("rafaga.client._sync.PATIENT", RetryPolicy(max_attempts=1))
+    monkeypatch.setattr("rafaga.client._connection.PATIENT", RetryPolicy(max_attempts=1))
     with pytest.raises(ModelNotReady, match="still loading: lenet5-mnist"):
         client.wait_until_ready(30, model="lenet5-mnist")
 

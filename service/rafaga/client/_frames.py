@@ -1,0 +1,17 @@
+"""Frames with one column (pandas, polars), which are never imported here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rafaga.errors import InvalidTensor
+
+
+def column(values: Any) -> Any:
+    """The one column of a frame; anything else as it is. Raises InvalidTensor for a frame with several."""
+    if not hasattr(values, "columns"):
+        return values
+    if len(values.columns) != 1:
+        names = ", ".join(map(str, values.columns))
+        raise InvalidTensor(f"expected one column, got a frame with {names or 'none'}: choose one, frame['NAME']")
+    return values[values.columns[0]]
