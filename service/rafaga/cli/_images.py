@@ -111,14 +111,17 @@ def features(args: Namespace, client: Client) -> int:
     arrays = _targets("--output", args.output, images, ".npz")
     model = chosen(args, client, "features")
     found = client.features_many([image.content for image in images], model=model, version=args.model_version)
-    # A file object, because savez would add .npz to a bare name.
-    _write(arrays, found, lambda file, answer: np.savez(file, **{m.name: m.array for m in answer}))
+    _write(arrays, found, _save_maps)
     view: _View[Features] = _View(
         ("MAP", "STRIDE", "SHAPE"),
         lambda answer: [(m.name, m.stride or "", " x ".join(map(str, m.array.shape))) for m in answer],
         lambda answer: {"maps": [{"name": m.name, "stride": m.stride, "shape": m.array.shape} for m in answer]},
     )
     return _show(args.json, images, found, view, {"output": arrays})
+
+
+def _save_maps(file: Any, answer: Features) -> None:
+    np.savez(file, **{m.name: m.array for m in answer})  # type: ignore[arg-type]  # savez's own flag is a bool
 
 
 def expand(words: Sequence[str]) -> list[Image]:

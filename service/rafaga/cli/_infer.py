@@ -27,7 +27,7 @@ def infer(args: Namespace, client: Client) -> int:
     found = client.infer(args.model, _arrays(args.input, inputs), version=args.model_version)
     if args.output is not None:
         with args.output.open("wb") as file:  # a file object, because savez would add .npz to a bare name
-            np.savez(file, **found)
+            np.savez(file, **found)  # type: ignore[arg-type]  # savez's own flag is a bool
     if args.json:
         outputs = {name: {"dtype": str(a.dtype), "shape": a.shape, "data": a} for name, a in found.items()}
         show_json({"model": model.name, "version": model.version, "outputs": outputs})
@@ -76,26 +76,28 @@ def _read(spec: TensorDescription, path: str) -> Array:
 
 
 def _parsed(spec: TensorDescription, text: str) -> Array:
-    """ "1,2,3", or nested as in JSON. A flat list fills the shape: a free first size counts its rows."""
-    if spec.dtype == "string" and not text.startswith("["):
-        values: Any = text.split(",")
-    else:
-        try:
-            values = json.loads(text if text.startswith("[") else f"[{text}]")
-            array = np.array(values, dtype=object if spec.dtype == "string" else None)
-        except ValueError:
-            raise UsageError(
-                f"--input {spec.name}: {text[:40]!r} is not a list of values; expected 1,2,3 or [[1,2],[3,4]] or "
-                "@FILE.npy"
-            ) from None
-        if array.ndim != 1:
-            return array
-    array = np.array(values, dtype=object if spec.dtype == "string" else None)
-    *free, last = [axis for axis, size in enumerate(spec.shape) if size is None] or [None]
-    target = [1 if axis in free else -1 if axis == last else size for axis, size in enumerate(spec.shape)]
+    """ "1,2,3", or nested as in JSON."""
+    dtype = object if spec.dtype == "string" else None
+    if dtype is object and not text.startswith("["):
+        return _shaped(np.array(text.split(","), dtype), spec)
     try:
-        return array.reshape([size or 0 for size in target])
+        array: Array = np.array(json.loads(text if text.startswith("[") else f"[{text}]"), dtype)
+    except ValueError:
+        raise UsageError(
+            f"--input {spec.name}: {text[:40]!r} is not a list of values; expected 1,2,3 or [[1,2],[3,4]] or @FILE.npy"
+        ) from None
+    return _shaped(array, spec) if array.ndim == 1 else array
+
+
+def _shaped(values: Array, spec: TensorDescription) -> Array:
+    """A flat list fills the shape; the last free size holds what there is, other free ones are 1."""
+    sizes = [1 if size is None else size for size in spec.shape]
+    free = [axis for axis, size in enumerate(spec.shape) if size is None]
+    if free:
+        sizes[free[-1]] = -1
+    try:
+        return values.reshape(sizes)
     except ValueError:
         raise InvalidTensor(
-            f"expected input {spec.name} of shape {describe(spec.shape)}, got {array.size} values"
+            f"expected input {spec.name} of shape {describe(spec.shape)}, got {values.size} values"
         ) from None

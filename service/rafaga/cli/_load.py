@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from rafaga.cli._errors import ExitCode, UsageError, complain, needed_by
 
 
-def run(command: Literal["load", "plan"], arguments: Sequence[str], environ: Mapping[str, str]) -> int:
+def run(command: str, arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Returns one of the exit codes that the command's --help lists."""
     with needed_by(f"rafaga {command}", "'rafaga[load]'"):
         from rafaga.load.command import LoadError

@@ -41,7 +41,7 @@ def _run(arguments: Sequence[str], *, own_process: bool) -> int:
         if own_process:
             _serve.leave(code)
         return code
-    if name == "load" or name == "plan":
+    if name in {"load", "plan"}:
         return _load.run(name, rest, os.environ)
     if name == "completion":
         return _completion.run(rest, os.environ)

@@ -8,7 +8,7 @@ import sys
 import time
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -75,28 +75,36 @@ def top(args: Namespace) -> int:
         else:
             print("\n".join(lines(load, url, 80)))
         return ExitCode.OK
-    with _screen():
-        before, began_s, text = None, 0.0, [f"{url}: measuring"]
+    with _screen() as show:
+        last: tuple[Samples, float] | None = None
+        show([f"{url}: measuring"])
         while True:
             try:
-                after, now_s = scrape(url), time.monotonic()
-                if before is not None:
-                    text = lines(load_between(before, after, now_s - began_s), url, shutil.get_terminal_size().columns)
-                before, began_s = after, now_s
+                now = scrape(url), time.monotonic()
+                if last is not None:
+                    load = load_between(last[0], now[0], now[1] - last[1])
+                    show(lines(load, url, shutil.get_terminal_size().columns))
+                last = now
             except MetricsError as error:  # a server that restarts comes back
-                before, text = None, [sentence(error)]
-            shown = text[: shutil.get_terminal_size().lines - 1]
-            print(_HOME + "".join(f"{line}{_REST_OF_LINE}\n" for line in shown) + _REST, end="", flush=True)
+                last = None
+                show([sentence(error)])
             time.sleep(args.interval)
+    return ExitCode.OK
 
 
 @contextmanager
-def _screen() -> Iterator[None]:
+def _screen() -> Iterator[Callable[[Sequence[str]], None]]:
+    """Gives what shows lines in the place of those before; Ctrl-C ends the block."""
+
+    def show(text: Sequence[str]) -> None:
+        fitting = text[: shutil.get_terminal_size().lines - 1]
+        print(_HOME + "".join(f"{line}{_REST_OF_LINE}\n" for line in fitting) + _REST, end="", flush=True)
+
     print(_OPEN, end="")
     try:
-        yield
+        yield show
     except KeyboardInterrupt:
-        pass  # the way to leave
+        pass
     finally:
         print(_CLOSE, end="", flush=True)
 
