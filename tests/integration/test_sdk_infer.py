@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ MAX_ROWS = 5
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Models for `infer`; a request has at most five rows."""
+    """Models for `infer`; a request has at most five rows and 2000 bytes."""
     root = tmp_path_factory.mktemp("infer")
     for dtype in plain.DTYPES:
         plain.publish(root, dtype, plain.identity(dtype, ("batch", 3)))
@@ -46,24 +47,21 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     plain.publish(root, "table", table)
     bundles.publish_classifier(root)
     bundles.publish_forecaster(root)
-    with serving(root, max_request_rows=MAX_ROWS, model_versions="all") as served:
+    with serving(root, max_request_rows=MAX_ROWS, max_request_bytes=2000, model_versions="all") as served:
         yield served
 
 
-@pytest.fixture(params=["Client", "AsyncClient"])
-def infer(request: pytest.FixtureRequest, served: Served) -> Infer:
-    def blocking(*args: Any, **options: Any) -> dict[str, np.ndarray]:
-        with Client(served.address, timeout_s=PATIENCE_S) as client:
-            return client.infer(*args, **options)
+@pytest.fixture(params=[Client, AsyncClient])
+def infer(request: pytest.FixtureRequest, served: Served) -> Iterator[Infer]:
+    """Of either client."""
+    client = request.param(served.address, timeout_s=PATIENCE_S)
+    with asyncio.Runner() as runner:
 
-    def awaited(*args: Any, **options: Any) -> dict[str, np.ndarray]:
-        async def run() -> dict[str, np.ndarray]:
-            async with AsyncClient(served.address, timeout_s=PATIENCE_S) as client:
-                return await client.infer(*args, **options)
+        def done(answer: Any) -> Any:
+            return runner.run(answer) if inspect.iscoroutine(answer) else answer
 
-        return asyncio.run(run())
-
-    return blocking if request.param == "Client" else awaited
+        yield lambda *args, **options: done(client.infer(*args, **options))
+        done(client.close())
 
 
 @pytest.fixture
@@ -133,7 +131,8 @@ def test_the_row_that_the_model_rejects_is_named(infer: Infer) -> None:
 
 
 def test_bundles_take_tensors_too(infer: Infer) -> None:
-    """1. An image model takes pixels, or files as bytes. 2. A forecaster's lengths are optional."""
+    """1. An image model takes pixels (here more bytes than a request may have), or files as bytes. 2. A forecaster's
+    lengths are optional."""
     pixels = messages.random_digits(1, rows=3)
     expected = bundles.classify(pixels)
     for image in (pixels, [messages.png(row[:, :, 0]) for row in pixels]):

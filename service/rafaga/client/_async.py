@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rafaga.client import _calls, _images
+from rafaga.client._calls import SymbolsInput
 from rafaga.client._connection import AsyncConnection
 from rafaga.client._forecast import Forecast, SeriesInput
 from rafaga.client._images import Content, ImageInput, Images
@@ -124,7 +125,7 @@ class AsyncClient(AsyncConnection):
 
     async def predict(
         self,
-        symbols: Sequence[str],
+        symbols: SymbolsInput,
         *,
         model: str,
         version: int | None = None,
@@ -137,7 +138,7 @@ class AsyncClient(AsyncConnection):
 
     async def predict_many(
         self,
-        sequences: Iterable[Sequence[str]],
+        sequences: Iterable[SymbolsInput],
         *,
         model: str,
         version: int | None = None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from rafaga.addresses import GRPC_PORT
 from rafaga.client import _forecast, _images, _models, _objects, _results
 from rafaga.client._forecast import Forecast, History, SeriesInput
-from rafaga.client._frames import column
+from rafaga.client._frames import Convertible, column
 from rafaga.client._images import Prepared
 from rafaga.client._models import ModelDescription, ModelState
 from rafaga.client._objects import Detections, Segmentation
@@ -46,6 +46,9 @@ _NOT_THERE = {
     "Failed parsing HTTP/2": f"that port does not speak gRPC; its default is {GRPC_PORT}",
     "WRONG_VERSION_NUMBER": "that port does not use TLS",
 }
+
+SymbolsInput: TypeAlias = Sequence[str] | Convertible
+"""A sequence of symbols from its beginning on; a string is one of its characters."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ def error_from(rpc: grpc.RpcError, target: str, timeout_s: float) -> RafagaError
     return error
 
 
-def symbols(sequence: Sequence[str]) -> Prepared:
+def symbols(sequence: SymbolsInput) -> Prepared:
     """One sequence, checked. Raises InvalidRequest."""
     checked = list(column(sequence))
     if not checked or not all(isinstance(symbol, str) for symbol in checked):

@@ -5,25 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from rafaga.client import _html
-from rafaga.client._frames import column
+from rafaga.client._frames import Convertible, column
 from rafaga.client._results import Float32Array, ModelInfo, Timing, model_info, rounded, timing
 from rafaga.errors import InternalError, InvalidTensor
 from rafaga.v1 import forecasting_pb2
 
 # How much of the history a chart shows, in horizons.
 _HORIZONS_DRAWN = 4
-
-
-class Convertible(Protocol):
-    """Series and frames with one column (pandas, polars), tensors, numpy arrays."""
-
-    def __array__(self) -> npt.NDArray[Any]: ...
 
 
 SeriesInput: TypeAlias = Sequence[float] | Convertible
@@ -163,7 +156,7 @@ def history(values: SeriesInput) -> History:
             f"the history must be finite; {bad.size} of {series.size} values are not, the first at position {bad[0]}: "
             "fill the gaps first"
         )
-    index = getattr(given, "index", None)
+    index: Any = getattr(given, "index", None)
     if not hasattr(index, "dtype"):  # the method of lists and tuples
         return History(series)
     if index.dtype.kind == "M" and not index.is_monotonic_increasing:

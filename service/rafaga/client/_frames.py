@@ -1,10 +1,18 @@
-"""Frames with one column (pandas, polars), which are never imported here."""
+"""Series and frames with one column (pandas, polars); neither is imported here."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
+
+import numpy.typing as npt
 
 from rafaga.errors import InvalidTensor
+
+
+class Convertible(Protocol):
+    """Series and frames with one column (pandas, polars), tensors, numpy arrays."""
+
+    def __array__(self) -> npt.NDArray[Any]: ...
 
 
 def column(values: Any) -> Any:

@@ -98,7 +98,8 @@ class ModelDescription:
     labels: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        parts = (self.state.value, self.task, self.precision, "" if self.trained else "UNTRAINED", self.reason)
+        weights = "" if self.trained else "UNTRAINED"
+        parts = (self.state.value, self.task, self.precision, weights, *map(str, self.metrics[:2]), self.reason)
         return f"ModelDescription({self.name!r} v{self.version}: {', '.join(filter(None, parts))})"
 
 

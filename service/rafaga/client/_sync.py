@@ -9,6 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from rafaga.client import _calls, _images
+from rafaga.client._calls import SymbolsInput
 from rafaga.client._connection import SyncConnection
 from rafaga.client._forecast import Forecast, SeriesInput
 from rafaga.client._images import ImageInput, Images
@@ -77,9 +78,8 @@ class Client(SyncConnection):
     def features(
         self, image: ImageInput, *, model: str, version: int | None = None, timeout_s: float | None = None
     ) -> Features:
-        """All feature maps (or the embedding) of an image, float32 [channels, height, width] each.
+        """All feature maps, float32 [channels, height, width] each, or the embedding of one image.
 
-        A batch, uint8 [batch, height, width, channels] or a list of images, gives maps with a batch axis in front.
         Errors as for `classify`.
         """
         call = _calls.features([_images.content(image)], model=model, version=version)
@@ -162,7 +162,7 @@ class Client(SyncConnection):
 
     def predict(
         self,
-        symbols: Sequence[str],
+        symbols: SymbolsInput,
         *,
         model: str,
         version: int | None = None,
@@ -181,7 +181,7 @@ class Client(SyncConnection):
 
     def predict_many(
         self,
-        sequences: Iterable[Sequence[str]],
+        sequences: Iterable[SymbolsInput],
         *,
         model: str,
         version: int | None = None,

@@ -7,7 +7,7 @@ catalog_pb2.Tensor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,15 +41,16 @@ class Inference:
     def __init__(
         self, inputs: Mapping[str, npt.ArrayLike], outputs: Sequence[str], version: int | None, model: ModelDescription
     ) -> None:
-        if not inputs:
-            raise InvalidRequest("no inputs; expected {name: array}, as the model describes them")
+        if not isinstance(inputs, Mapping) or not inputs:
+            names = ", ".join(repr(tensor.name) for tensor in model.inputs)
+            raise InvalidRequest(f"expected a dictionary of arrays; the model's inputs are {names}")
         dtypes = {tensor.name: tensor.dtype for tensor in model.inputs}
         self._arrays = {name: _array(name, values, dtypes.get(name)) for name, values in inputs.items()}
         self._outputs = outputs
         self._model, self._version = model.name, version
         lengths = {len(array) if array.ndim else 0 for array in self._arrays.values()}
         self.rows = max(1, *lengths) if model.max_batch_size and len(lengths) == 1 else 1
-        size = sum(array.nbytes for array in self._arrays.values())
+        size = sum(map(_size, self._arrays.values()))
         self._row_bytes = size // self.rows
         self.fits = self.rows <= max(1, model.max_batch_size) and (self.rows == 1 or size <= MAX_MESSAGE_BYTES)
 
@@ -74,8 +75,9 @@ class Inference:
         return UnaryCall(call.method, call.request, read)
 
 
-def joined(rows: Sequence[Arrays]) -> Arrays:
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+def joined(rows: Iterable[Arrays]) -> Arrays:
+    first, *others = rows
+    return {name: np.concatenate([first[name], *(row[name] for row in others)]) for name in first}
 
 
 def _call(arrays: Arrays, outputs: Sequence[str], model: str, version: int | None) -> UnaryCall[Arrays]:
@@ -118,6 +120,10 @@ def _output(head: catalog_pb2.Tensor, raw: memoryview) -> npt.NDArray[Any]:
         return np.array(np.frombuffer(raw, on_wire(dtype)).reshape(shape), dtype)
     except (ValueError, InvalidTensor):
         raise InternalError(f"output {head.name}: {len(raw)} bytes are not {head.dtype} {list(shape)}") from None
+
+
+def _size(array: npt.NDArray[Any]) -> int:
+    return sum(map(len, array.flat)) if array.dtype.kind == "O" else array.nbytes
 
 
 def _encoded(text: str | bytes) -> bytes:

@@ -97,7 +97,7 @@ def test_models_and_model(client: Client) -> None:
     forecast = listed["lstm-co2"].forecast
     assert forecast is not None
     assert (forecast.max_history, forecast.quantile_levels) == (240, (0.1, 0.5, 0.9))
-    assert repr(lenet) == "ModelDescription('lenet5-mnist' v1: ready, classification, fp32)"
+    assert repr(lenet) == "ModelDescription('lenet5-mnist' v1: ready, classification, fp32, top1 0.991)"
     with pytest.raises(ModelNotFound):
         client.model("absent")
 

@@ -78,8 +78,19 @@ def test_a_name_that_the_model_lacks_is_the_servers_to_refuse() -> None:
     assert sent(asked(described(x="float32"), y=[1])).inputs[0].datatype == "INT64"
     with pytest.raises(InvalidTensor, match="complex128 cannot be sent"):
         asked(described(x="float32"), y=[1j])
-    with pytest.raises(InvalidRequest, match="no inputs"):
-        asked(described(x="float32"))
+
+
+@pytest.mark.parametrize("inputs", [{}, [1.0], np.ones(3), pd.DataFrame({"x": [1]})])
+def test_inputs_are_named(inputs: Any) -> None:
+    with pytest.raises(InvalidRequest, match="a dictionary of arrays; the model's inputs are 'x', 'y'"):
+        Inference(inputs, (), None, described(x="float32", y="int64"))
+
+
+def test_messages_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rafaga.client._tensors.MAX_MESSAGE_BYTES", 10)
+    for one in (np.arange(2), [b"12345678", b"123"]):
+        assert not asked(described(x="int64"), x=one).fits
+        assert asked(described(x="int64"), x=one[:1]).fits, "a row goes alone"
 
 
 @pytest.mark.parametrize(
