@@ -228,8 +228,10 @@ def _tables(answers: Sequence[tuple[str, A]], several: bool, view: _View[A]) -> 
     rows: list[Sequence[Cell]] = []
     empty: list[str] = []
     for name, answer in answers:
-        own = list(view.rows(answer))
-        rows += [(name if number == 0 else "", *row) if several else row for number, row in enumerate(own)]
+        own: list[Sequence[Cell]] = list(view.rows(answer))
+        if several:
+            own = [(name if number == 0 else "", *row) for number, row in enumerate(own)]
+        rows += own
         if not own:
             empty.append(name)
     if rows:

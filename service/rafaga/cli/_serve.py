@@ -14,7 +14,11 @@ from rafaga.cli._errors import ExitCode, UsageError, complain, sentence
 
 _LOG = logging.getLogger(__name__)
 
-_EPILOG = """Each flag, for example --max-batch-size, is also the environment variable RAFAGA_MAX_BATCH_SIZE and the key
+_EPILOG = """examples:
+  rafaga serve --repository models
+  rafaga serve --repository models --host :: --max-queue-wait-ms 200
+
+Each flag, for example --max-batch-size, is also the environment variable RAFAGA_MAX_BATCH_SIZE and the key
 max_batch_size of the TOML file. A flag overrides the variable, and the variable overrides the file."""
 
 
