@@ -32,7 +32,7 @@ def _boxes(canvas: Image.Image, answer: Detections) -> Image.Image:
     for found in reversed(answer.objects):
         box, colour = found.box, _colour(found.index)
         corner = min(box.x_max, canvas.width - 1), min(box.y_max, canvas.height - 1)
-        pen.rectangle((box.x_min, box.y_min, *corner), outline=colour, width=max(1, size // 6))
+        pen.rectangle((box.x_min, box.y_min, *corner), outline=colour, width=max(2, size // 5))
         _label(pen, (box.x_min, box.y_min - size * 1.3), f"{found.label} {found.score:.2f}", colour, size)
     return canvas
 

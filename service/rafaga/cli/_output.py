@@ -23,17 +23,17 @@ class Figure(str):
     __slots__ = ()
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[Cell]], width: int | None = None) -> str:
+def table(headings: Sequence[str], rows: Sequence[Sequence[Cell]], fitting: int | None = None) -> str:
     """Columns two spaces apart, numbers to the right; floats with six digits at most.
 
-    `width`: the longest texts lose their beginnings to fit it, as far as they are longer than their heading.
+    fitting: the width to fit; the column with the longest text loses the beginnings of its texts for it.
     """
     numeric = [
         all(isinstance(row[i], int | float | Figure) or row[i] == "" for row in rows) for i in range(len(headings))
     ]
     cells = [list(headings), *([_text(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(headings))]
-    excess = sum(widths) + 2 * (len(widths) - 1) - width if width else 0
+    excess = sum(widths) + 2 * (len(widths) - 1) - fitting if fitting else 0
     if excess > 0:
         longest = widths.index(max(widths))
         widths[longest] = max(widths[longest] - excess, len(headings[longest]), 8)
@@ -46,9 +46,13 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Cell]], width: int | 
     )
 
 
+def width() -> int | None:
+    """Columns of the terminal; None where another program reads."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """On a terminal as wide as it is; in full where another program reads it."""
-    print(table(headings, rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+    print(table(headings, rows, width()))
 
 
 def show_json(value: Any) -> None:
@@ -59,7 +63,7 @@ def show_footer(model: ModelInfo, timing: Timing) -> None:
     """Which model answered, where the time went, and whether the answer means anything."""
     print(
         f"\n{model}: queued {timing.queue_us} µs, prepared {timing.preprocess_us} µs, "
-        f"computed {timing.inference_us} µs in a batch of {timing.batch_size}"
+        f"ran {timing.inference_us} µs in a batch of {timing.batch_size}"
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from rafaga.addresses import metrics_url
 from rafaga.cli._errors import ExitCode, UsageError, complain, needed_by, sentence
-from rafaga.cli._output import Figure, show_json, table
+from rafaga.cli._output import Figure, show_json, table, width
 
 # The alternate screen, without a cursor: the terminal shows its old content afterwards.
 _OPEN, _CLOSE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
@@ -73,7 +73,7 @@ def top(args: Namespace) -> int:
         if args.json:
             show_json(load)
         else:
-            print("\n".join(lines(load, url, 80)))
+            print("\n".join(lines(load, url)))
         return ExitCode.OK
     with _screen() as show:
         last: tuple[Samples, float] | None = None
@@ -83,7 +83,7 @@ def top(args: Namespace) -> int:
                 now = scrape(url), time.monotonic()
                 if last is not None:
                     load = load_between(last[0], now[0], now[1] - last[1])
-                    show(lines(load, url, shutil.get_terminal_size().columns))
+                    show(lines(load, url))
                 last = now
             except MetricsError as error:  # a server that restarts comes back
                 last = None
@@ -157,7 +157,7 @@ def load_between(before: Samples, after: Samples, seconds: float) -> ServerLoad:
     )
 
 
-def lines(load: ServerLoad, url: str, width: int) -> list[str]:
+def lines(load: ServerLoad, url: str) -> list[str]:
     rows = [
         (
             m.model,
@@ -178,7 +178,7 @@ def lines(load: ServerLoad, url: str, width: int) -> list[str]:
         f"refused {load.refused:.1f}/s, failed {load.failed:.1f}/s",
         f"{load.in_flight} in flight, {load.cpu_cores:.2f} cores busy",
         "",
-        *(table(headings, rows, width).splitlines() if rows else ["no models"]),
+        *(table(headings, rows, width()).splitlines() if rows else ["no models"]),
     ]
 
 

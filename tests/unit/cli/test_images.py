@@ -38,7 +38,7 @@ def test_one_image_needs_no_name_and_shows_its_timing(
     assert main(["classify", images[0], "--top-k", "1"]) == ExitCode.OK
     heading, row, _, footer = capsys.readouterr().out.splitlines()
     assert (heading.split()[0], row.split()) == ("RANK", ["1", "7", "7", "0.5500"])
-    assert footer == "lenet5-mnist v1 fp32: queued 10 µs, prepared 20 µs, computed 30 µs in a batch of 4"
+    assert footer == "lenet5-mnist v1 fp32: queued 10 µs, prepared 20 µs, ran 30 µs in a batch of 4"
 
 
 def test_a_bad_file_fails_alone(script: Script, images: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ def test_a_server_that_restarted_counts_from_zero() -> None:
 
 
 def test_lines() -> None:
-    text = lines(load_between(BEFORE, AFTER, 2.0), "http://h:8080/metrics", 80)
+    text = lines(load_between(BEFORE, AFTER, 2.0), "http://h:8080/metrics")
     assert text[1:3] == [
         "14.0 requests/s, p50 1.0 ms, p99 9.8 ms; refused 3.0/s, failed 1.0/s",
         "3 in flight, 0.50 cores busy",
@@ -62,4 +62,4 @@ def test_lines() -> None:
         ["a", "9,10", "10.0", "12.00", "10.00", "4.0", "7", "1.0"],
         ["b", "down", "0.0", "-", "-", "-", "0", "0.0"],
     ]
-    assert lines(ServerLoad(0, 0, 0, None, None, 0, 0, ()), "u", 80)[-1] == "no models"
+    assert lines(ServerLoad(0, 0, 0, None, None, 0, 0, ()), "u")[-1] == "no models"
