@@ -7,7 +7,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
-from rafaga.cli import _parser
+from rafaga.cli import _parser, _serve
 from rafaga.cli._errors import ExitCode, NotInstalled, needed_by
 from rafaga.options import Parser
 
@@ -47,11 +47,8 @@ def _own_parser() -> Parser:
 def _separate(environ: Mapping[str, str]) -> dict[str, Parser]:
     """The parsers of the commands whose extras are installed."""
     found = {"completion": _own_parser()}
-    with suppress(NotInstalled), needed_by("serve", ""):
-        from rafaga.server.config.sources import add_arguments
-
-        found["serve"] = Parser()
-        add_arguments(found["serve"])
+    with suppress(NotInstalled):
+        found |= {command: _serve.parser(command) for command in ("demo", "serve")}
     with suppress(NotInstalled), needed_by("load", ""):
         from rafaga.load.options import load_parser
         from rafaga.plan.options import plan_parser

@@ -10,9 +10,9 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 
 from rafaga import Client, ModelNotFound, RafagaError
-from rafaga.cli import _completion, _load, _parser, _serve
+from rafaga.cli import _completion, _demo, _load, _parser, _serve
 from rafaga.cli._errors import ExitCode, NotInstalled, UsageError, complain, exit_code, sentence
-from rafaga.options import Parser, credentials, did_you_mean
+from rafaga.options import credentials, did_you_mean
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str], *, own_process: bool) -> int:
     name, rest = (arguments[0], arguments[1:]) if arguments else (None, ())
-    if name == "serve":
-        code = _serve.run(_serve_parser(), rest, os.environ, own_process=own_process)
+    if name in {"serve", "demo"}:
+        code = (_demo if name == "demo" else _serve).run(rest, os.environ, own_process=own_process)
         if own_process:
             _serve.leave(code)
         return code
@@ -75,10 +75,6 @@ def _client(args: Namespace) -> Client:
         return Client(args.server, timeout_s=args.timeout, token=given.token, tls=given.tls, priority=given.priority)
     except ValueError as error:
         raise UsageError(f"--server: {error}") from None
-
-
-def _serve_parser() -> Parser:
-    return Parser(prog="rafaga serve", description="Serves every model of a repository until SIGTERM.")
 
 
 def _print_on_any_terminal() -> None:

@@ -25,7 +25,8 @@ exit codes:
 
 # Commands that parse their own arguments, most because these need extras. They are listed for --help.
 SEPARATE = {
-    "serve": "serve a model repository",
+    "demo": "serve two small models that come with the package",
+    "serve": "serve a model repository, one model or an ONNX file",
     "load": "load-test a server",
     "plan": "calculate how many replicas a request rate needs",
     "completion": "print a completion script for a shell",
@@ -40,14 +41,15 @@ def parser(environ: Mapping[str, str], separate: Mapping[str, Parser] | None = N
         prog="rafaga",
         description="Serve verified ONNX models over gRPC and HTTP, and send requests to a server.",
         usage="rafaga COMMAND [OPTIONS]",
-        examples=("rafaga serve --repository repository", "rafaga models", "rafaga classify digit.png"),
+        examples=("rafaga demo", "rafaga models", "rafaga classify digit.png"),
         epilog=_EPILOG,
     )
     rafaga.add_argument("--version", action="version", version=f"rafaga {metadata.version('rafaga')}")
     commands = _Commands(
         rafaga.add_subparsers(title="commands", metavar="COMMAND", prog="rafaga", required=True), environ
     )
-    commands.listed("serve", separate)
+    for name in ("demo", "serve"):
+        commands.listed(name, separate)
     for add in (_add_models, _add_classify, _add_detect, _add_segment, _add_features, _add_forecast, _add_predict):
         add(commands)
     _add_infer(commands)

@@ -259,13 +259,16 @@ def test_serve_hands_its_arguments_to_the_server(
 ) -> None:
     served: list[Config] = []
 
-    def serve(config: Config) -> int:
+    def serve(config: Config, serving: object) -> int:
         served.append(config)
         return 7
 
     monkeypatch.setattr(app, "serve", serve)
     assert main(["serve", "--repository", "models", "--grpc-port", "1"]) == 7
-    assert served == [Config.of(repository="models", grpc_port=1)]
+    assert main(["serve", "models", "--grpc-port", "1"]) == 7
+    assert served == [Config.of(repository="models", grpc_port=1)] * 2
+    assert main(["serve", "models", "--repository", "models"]) == ExitCode.USAGE
+    assert capsys.readouterr().err == "rafaga: models: PATH and --repository mean the same: give one of them\n"
     assert main(["serve", "--grpc-port", "-1"]) == ExitCode.USAGE
     assert capsys.readouterr().err == "rafaga: --grpc-port: -1: expected 0 to 65535\n"
     with pytest.raises(SystemExit):
@@ -293,7 +296,7 @@ def test_what_ends_the_server_is_a_line_of_its_log(
     code: int,
     message: str,
 ) -> None:
-    def serve(_: Config) -> int:
+    def serve(config: Config, serving: object) -> int:
         raise error
 
     monkeypatch.setattr(app, "serve", serve)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from rafaga.cli import main
 from rafaga.cli._completion import SHELLS
 
 COMMANDS = {
-    *("classify", "completion", "detect", "features", "forecast", "infer", "load"),
+    *("classify", "completion", "demo", "detect", "features", "forecast", "infer", "load"),
     *("models", "plan", "predict", "segment", "serve", "top"),
 }
 
@@ -68,3 +69,25 @@ def test_bash_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert completed("rafaga", "completion", "f") == ["fish"]
     (tmp_path / "photo.png").touch()
     assert completed("rafaga", "classify", "pho") == ["photo.png"]
+
+
+def test_the_base_install_sends_requests_and_names_what_else_is_needed() -> None:
+    """Without a single package of the extras."""
+    extras = ("onnxruntime", "msgspec", "PIL", "prometheus_client", "rich", "grpc_health", "matplotlib", "hdrh")
+    code = f"import sys; sys.modules.update(dict.fromkeys({extras!r})); from rafaga.cli import main; sys.exit(main())"
+
+    def run(*words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False, timeout=60
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    assert run("classify", "--help")[0] == 0
+    status, said = run("top", "--once")
+    assert (status, said) == (
+        1, "rafaga: rafaga top needs prometheus_client, which is not installed: pip install 'rafaga[load]'\n"
+    )  # fmt: skip
+    for command in ("serve", "demo"):
+        assert "which is not installed: pip install 'rafaga[server]'" in run(command)[1]
+    status, said = run("completion", "bash")
+    assert (status, "classify" in said) == (0, True)
