@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from rafaga.addresses import GRPC_PORT
 from rafaga.client import _forecast, _images, _models, _objects, _results
-from rafaga.client._forecast import Forecast, History, SeriesInput
-from rafaga.client._frames import Convertible, column
+from rafaga.client._forecast import Forecast, History
+from rafaga.client._frames import SeriesInput, SymbolsInput, column
 from rafaga.client._images import Prepared
 from rafaga.client._models import ModelDescription, ModelState
 from rafaga.client._objects import Detections, Segmentation
@@ -46,9 +46,6 @@ _NOT_THERE = {
     "Failed parsing HTTP/2": f"that port does not speak gRPC; its default is {GRPC_PORT}",
     "WRONG_VERSION_NUMBER": "that port does not use TLS",
 }
-
-SymbolsInput: TypeAlias = Sequence[str] | Convertible
-"""A sequence of symbols from its beginning on; a string is one of its characters."""
 
 
 @dataclass(frozen=True)

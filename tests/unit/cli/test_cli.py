@@ -232,13 +232,15 @@ def test_a_reader_that_goes_away_is_no_error_on_the_terminal(script: Script) -> 
     assert done.stderr == ""
 
 
-def test_ctrl_c_leaves_without_a_traceback(script: Script, tmp_path: Path) -> None:
-    """The answer never comes; the signal is sent once the request has arrived."""
-    script.delay_s = 60.0
-    with subprocess.Popen(
-        [sys.executable, "-m", "rafaga", "models", "--timeout", "60"], stderr=subprocess.PIPE, text=True
-    ) as process:
-        wait_until(lambda: bool(script.requests))
+def test_ctrl_c_leaves_at_once_and_without_a_traceback(script: Script, tmp_path: Path) -> None:
+    """Several messages are open when the signal comes, and none is ever answered."""
+    for number in range(100):
+        (tmp_path / f"{number}.png").write_bytes(b"\x07")
+    command = ["classify", str(tmp_path), "--timeout", "600"]
+    with subprocess.Popen([sys.executable, "-m", "rafaga", *command], stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: len(script.requests) == 2)  # the models, and one of them
+        script.delay_s = 600.0
+        wait_until(lambda: len(script.requests) >= 5)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "")
