@@ -21,7 +21,6 @@ from rafaga.server.config.settings import (
 )
 from rafaga.server.engines import devices
 from rafaga.server.engines.cpu_count import available_cores
-from rafaga.server.engines.gpu import GpuSettings
 from rafaga.server.engines.selection import EngineFactory, Placement
 from rafaga.server.execution.supervisor import SupervisorPolicy
 from rafaga.server.lifecycle import Server, run
@@ -141,12 +140,11 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
 
 
 def _placement(engines: EngineSettings) -> Placement:
-    settings = GpuSettings(engines.batch_buckets, engines.gpu_memory, engines.gpu_model_memory, engines.tensorrt_cache)
     try:
         choice = devices.choose(engines.device, engines.device_fallback, devices.Nvidia())
         level = logging.WARNING if choice.degraded else logging.INFO
         _LOG.log(level, "device chosen: %s", choice.why, extra={"devices": [str(d) for d in choice.devices]})
-        return Placement.on(choice, engines.device_fallback, settings, engines.options)
+        return Placement.on(choice, engines)
     except DeviceError as error:
         raise ConfigError(f"device: {error} (to use the CPU instead, set --device-fallback cpu)") from None
 

@@ -11,9 +11,6 @@ import numpy as np
 from rafaga.bundle import TensorSpec
 from rafaga.server.scheduling.job import Arrays, Job, Part
 
-DEPTH = 2
-"""Of engines that run batches in a thread of their own: while one runs, the next is assembled."""
-
 
 class ModelSpec(Protocol):
     """The part of a Bundle, or of a PlainModel, that engines need. max_batch_size 0: the model takes no batches."""
@@ -50,7 +47,8 @@ class Engine(Protocol):
     """Runs batches of one model. Not thread-safe: one thread at a time calls `submit`."""
 
     depth: int
-    """Batches that may be in flight at once. With 1, `submit` computes in the caller's thread."""
+    """Batches that may be in flight at once. With 1, `submit` computes in the caller's thread. With 2, the next batch
+    is assembled while one runs."""
 
     def submit(self, rows: Sequence[Part]) -> PendingOutputs:
         """Starts one run over the rows, at least one. Never raises an Exception: `PendingOutputs.result` does."""

@@ -14,11 +14,10 @@ from typing import NamedTuple, Protocol
 from rafaga.errors import EngineFailure, InternalError, RafagaError
 from rafaga.server.engines.contract import Engine, PendingOutputs
 from rafaga.server.engines.rejection import rejection
-from rafaga.server.engines.rows import padding_rows
 from rafaga.server.execution.queue import JobQueue
 from rafaga.server.observability.metrics import ModelMetrics
 from rafaga.server.scheduling.batcher import Batch
-from rafaga.server.scheduling.job import Arrays, Job, Part
+from rafaga.server.scheduling.job import Arrays, Job, Part, padding_rows
 
 _LOG = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -160,3 +160,11 @@ class Part(NamedTuple):
     job: Job
     start: int
     stop: int
+
+
+def padding_rows(parts: Sequence[Part]) -> float:
+    """The padding of ragged rows in the first input, in rows: two series of half the longest's length count as one."""
+    rows = [part.stop - part.start for part in parts]
+    tails = [part.job.inputs[0].shape[1:] for part in parts]
+    full = math.prod(map(max, zip(*tails, strict=True)))
+    return sum(n * (1 - math.prod(tail) / full) for n, tail in zip(rows, tails, strict=True)) if full else 0.0
