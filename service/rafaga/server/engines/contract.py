@@ -3,29 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import Any, Protocol
 
 import numpy as np
 
-from rafaga.bundle import TensorSpec
 from rafaga.server.scheduling.job import Arrays, Job, Part
-
-
-class ModelSpec(Protocol):
-    """The part of a Bundle, or of a PlainModel, that engines need. max_batch_size 0: the model takes no batches."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]: ...
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]: ...
-
-    @property
-    def max_batch_size(self) -> int: ...
 
 
 class PendingOutputs(Protocol):
@@ -61,30 +43,6 @@ class Engine(Protocol):
     def close(self, timeout_s: float = 10.0) -> bool:
         """Releases the session and the memory on its device. False: a run did not end, so nothing was released."""
         ...
-
-
-class Completed:
-    """PendingOutputs that were computed before `submit` returned. Costs a fraction of a Future."""
-
-    __slots__ = ("_arrays",)
-
-    def __init__(self, arrays: Arrays) -> None:
-        self._arrays = arrays
-
-    def result(self) -> Arrays:
-        return self._arrays
-
-    def done(self) -> bool:
-        return True
-
-    def add_done_callback(self, call: Callable[[Any], object], /) -> None:
-        call(self)
-
-
-def failed(error: Exception) -> PendingOutputs:
-    future: Future[Arrays] = Future()
-    future.set_exception(error)
-    return future
 
 
 def whole(inputs: Arrays) -> Part:

@@ -16,7 +16,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from rafaga import int8
-from rafaga.server.engines.contract import Completed, ModelSpec, PendingOutputs, failed
+from rafaga.bundle import Bundle
+from rafaga.plain_model import PlainModel
+from rafaga.server.engines.contract import PendingOutputs
 from rafaga.server.scheduling.job import Arrays, Part
 
 Session = Any
@@ -50,7 +52,7 @@ class SessionEngine:
     """
 
     def __init__(
-        self, model: ModelSpec, session: Session, buckets: Sequence[int] = (), pipelined: bool = False
+        self, model: Bundle | PlainModel, session: Session, buckets: Sequence[int] = (), pipelined: bool = False
     ) -> None:
         self.depth = 2 if pipelined else 1
         self._executor = _SerialExecutor(f"session-{model.name}") if pipelined else None
@@ -95,6 +97,30 @@ class SessionEngine:
             return False
         self._session = None
         return True
+
+
+class Completed:
+    """PendingOutputs that were computed before `submit` returned. Costs a fraction of a Future."""
+
+    __slots__ = ("_arrays",)
+
+    def __init__(self, arrays: Arrays) -> None:
+        self._arrays = arrays
+
+    def result(self) -> Arrays:
+        return self._arrays
+
+    def done(self) -> bool:
+        return True
+
+    def add_done_callback(self, call: Callable[[Any], object], /) -> None:
+        call(self)
+
+
+def failed(error: Exception) -> PendingOutputs:
+    future: Future[Arrays] = Future()
+    future.set_exception(error)
+    return future
 
 
 class _SerialExecutor:
