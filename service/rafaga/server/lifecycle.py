@@ -13,8 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rafaga.server.config.settings import Config
-from rafaga.server.repository.poller import Poller
-from rafaga.server.repository.repository import Repository
+from rafaga.server.repository.repository import Poller, Repository
 from rafaga.server.services.decoding import DecodePool
 from rafaga.server.services.open_inference.stream import Streams
 from rafaga.server.transport.expiry import Expiry

@@ -17,7 +17,7 @@ from typing import Any
 from rafaga.bundle import Precision
 from rafaga.server.config import device as devices
 from rafaga.server.config.device import Device, DeviceFallback
-from rafaga.server.config.model_versions import Versions
+from rafaga.server.config.model_versions import Versions, parse_versions
 from rafaga.server.config.per_model import PerModel
 from rafaga.server.config.readers import (
     boolean,
@@ -116,7 +116,6 @@ class NetworkSettings:
     max_connection_idle_s: float | None = _setting(
         None, positive, "SECONDS", "close connections without a call after this time (default: never)"
     )
-    transport: str = _setting("", text, "NAME", "deprecated, no effect: there is only one transport")
 
     @property
     def loopback(self) -> bool:
@@ -139,7 +138,7 @@ class ModelSettings:
     )
     model_versions: Versions = _setting(
         "latest",
-        lambda value: Versions.parse(words(value)),
+        lambda value: parse_versions(words(value)),
         "RULE[,...]",
         "versions to serve: latest, latest:N or all; for one model NAME=latest:N, NAME=all or NAME=1,3",
     )
@@ -268,9 +267,6 @@ class LimitSettings:
         2048 * 2048, integer(1), "PIXELS", "size of an image for models that take images of any size"
     )
     decode_threads: int | None = _setting(None, integer(1), "N", "threads that decode images (default: one per core)")
-    max_pending_decodes: int = _setting(
-        256, integer(1), "N", "requests that wait for a decoding thread; more are refused"
-    )
 
     def __post_init__(self) -> None:
         if self.max_bytes_in_flight < self.max_request_bytes:

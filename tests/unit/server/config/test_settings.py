@@ -68,7 +68,6 @@ def test_help_lists_each_setting_in_its_group() -> None:
 OTHER = {
     "repository": "/models",
     "host": "0.0.0.0",
-    "transport": "native",
     "model_versions": "all",
     "model_control": "poll",
     "precision": "int8",

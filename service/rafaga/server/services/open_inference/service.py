@@ -16,7 +16,7 @@ from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
 from rafaga.server.repository.versions import State
 from rafaga.server.scheduling.job import Arrays, JobTiming
-from rafaga.server.services.decoding import DecodePool, RequestLimits, decode
+from rafaga.server.services.decoding import DecodePool, decode
 from rafaga.server.services.open_inference import metadata, parameters
 from rafaga.server.services.open_inference.metadata import NamedModel
 from rafaga.server.services.open_inference.request_cache import InferOptions, RequestCache
@@ -29,7 +29,7 @@ from rafaga.server.services.open_inference.tensors import (
     response,
     wanted_outputs,
 )
-from rafaga.server.services.submission import parse, submit
+from rafaga.server.services.submission import RequestLimits, parse, submit
 from rafaga.server.transport.call import Call, Handler
 from rafaga.server.transport.expiry import Expiry
 
@@ -137,7 +137,7 @@ class OpenInference:
         model = self._repository.model(template.options.name, template.version)
         if model is not template.model():
             return None  # the name now refers to another model
-        if model.bundle.ragged:
+        if model.ragged:
             rows = ragged_rows(rows, model.bundle)
         return model, template.options, identity, rows
 
