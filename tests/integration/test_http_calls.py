@@ -253,7 +253,7 @@ def test_every_signal_of_readiness_agrees_from_start_to_end(
     with connected(f"127.0.0.1:{server.grpc_port}") as channel:
         served = Served(server, channel, {})
 
-        assert signals(served) == {False, f"not ready: {repositories.STARTING}"}
+        assert signals(served) == {False, "not ready: the server is starting"}
         loaded = pool.submit(server.load)
         assert loading.wait(PATIENCE_S)
         assert signals(served) == {False, "not ready: loading model digits (1 of 1)"}
