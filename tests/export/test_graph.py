@@ -96,9 +96,3 @@ def test_the_file_is_self_contained_and_its_axes_are_free(
     assert (output.out, output.err, loud) == ("", "", [])
     inputs, outputs = tensor_specs(open_session(path))
     assert {spec.name: (spec.dtype, spec.shape) for spec in (*inputs, *outputs)} == SHAPES[entry.name]
-
-
-def test_one_row_would_become_a_constant(tmp_path: Path) -> None:
-    graph = serving_graph(small.classifier(), small.SmallClassifier())
-    with pytest.raises(ValueError, match="at least two rows"):
-        to_onnx(graph, {"image": np.zeros((1, 16, 16, 3), np.uint8)}, tmp_path / "model.onnx")

@@ -19,7 +19,7 @@ from export.publish import require_scores
 from export.verify import ProofFailed
 from models.entry import ImageInput
 from rafaga import bundle as bundles
-from rafaga.bundle import Bundle, Calibration, ImagePreparation, SequenceSpec, Task
+from rafaga.bundle import Bundle, Calibration, ImagePreparation, Task
 from tests.export import small
 
 GREY = ImageInput(32, 32, 1, (0.5,), (0.25,), 36)
@@ -28,10 +28,6 @@ GREY = ImageInput(32, 32, 1, (0.5,), (0.25,), 36)
 class WithSoftmax(small.SmallClassifier):
     def forward(self, image: Tensor) -> Tensor:
         return super().forward(image).softmax(dim=1)
-
-
-def not_a_module() -> str:
-    return "weights"
 
 
 def own(**changes: Any) -> OwnModel:
@@ -53,14 +49,6 @@ def export(folder: Path, factory: str, *options: str, labels: tuple[str, ...] = 
 
 def exported(folder: Path) -> Bundle:
     return bundles.load(folder / "repository" / "my-net" / "1")
-
-
-def test_defaults_are_imagenets() -> None:
-    entry = own_entry(own(resize_shorter=18))
-    assert entry.input == ImageInput(16, 16, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 18)
-    assert entry.labels() == small.CLASSES
-    assert isinstance(entry.build(), small.SmallClassifier)
-    assert own_entry(own(size=(32, 32), channels=1, mean=(0.5,), std=(0.25,), resize_shorter=36)).input == GREY
 
 
 @pytest.mark.parametrize(
@@ -88,12 +76,6 @@ def test_defaults_are_imagenets() -> None:
 def test_an_invalid_description_is_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(OwnModelInvalid, match=message):
         own_entry(own(**changes))
-
-
-def test_a_factory_must_return_a_module() -> None:
-    entry = own_entry(own(factory="tests.export.test_own:not_a_module"))
-    with pytest.raises(OwnModelInvalid, match=r"expected a torch\.nn\.Module, got str"):
-        entry.build()
 
 
 def test_words_of_the_command_line() -> None:
@@ -132,13 +114,6 @@ def test_a_classifier_with_weights_of_a_file(tmp_path: Path, capsys: pytest.Capt
     half, eighth = bundle.variants[1:]
     assert not half.default_eligible, "ten photos are too few"
     assert (half.calibration, eighth.calibration) == (None, Calibration(dataset="birds, 2 of 16", samples=2))
-
-
-def test_a_segmenter_of_any_size_and_a_next_symbol_model() -> None:
-    entry = own_entry(own(task=Task.SEGMENTATION, size=None))
-    assert isinstance(entry.input, ImageInput)
-    assert (entry.input.height, entry.labels()) == (None, small.CLASSES)
-    assert own_entry(own(task=Task.SEQUENCE, max_length=50)).input == SequenceSpec(max_length=50)
 
 
 @pytest.mark.parametrize(

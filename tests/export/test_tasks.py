@@ -5,14 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
-import torch
-from torch import nn
 
 from export.arrays import alone
 from export.evidence import PARITY_BATCHES, Sources
-from export.graph import serving_graph
-from export.onnx import to_onnx
 from export.precisions import unsupported
 from export.publish import ExportRequest, publish
 from export.verify import PARITY_GATE, open_session, read_golden, run, verify_bundle
@@ -48,24 +43,6 @@ def test_a_detector(tmp_path: Path) -> None:
     assert (golden["labels"] > 0).tolist() == (golden["scores"] > 0).tolist()
 
 
-@pytest.mark.nightly
-def test_a_detector_that_finds_nothing(tmp_path: Path) -> None:
-    """Without any box left, tensors inside the graph are empty."""
-    graph = serving_graph(small.detector(), small.SmallDetector())
-    scores = graph.module.get_submodule("model.scores")
-    with torch.no_grad():
-        nn.init.zeros_(scores.get_parameter("weight"))
-        nn.init.constant_(scores.get_parameter("bias"), -9.0)
-    to_onnx(graph, {"image": np.zeros((2, 40, 48, 3), np.uint8)}, tmp_path / "model.onnx")
-    session = open_session(tmp_path / "model.onnx")
-    for size in (40, 64):
-        image = {"image": np.full((3, size, size, 3), 255, np.uint8)}
-        assert not any(array.any() for array in graph.reference(image).values())
-        found = run(session, image)
-        assert found["boxes"].shape == (3, 8, 4)
-        assert not any(array.any() for array in found.values())
-
-
 def test_a_segmenter(tmp_path: Path) -> None:
     folder, bundle = published(small.segmenter(), tmp_path)
     assert bundle.task is Task.SEGMENTATION
@@ -92,16 +69,3 @@ def test_the_shipped_next_symbol_model(tmp_path: Path) -> None:
         (answer,) = run(session, alone(golden.inputs, row))["probabilities"]
         np.testing.assert_allclose(answer, expected, atol=1e-5)
     np.testing.assert_allclose(golden.outputs["probabilities"].sum(1), 1, atol=1e-5)
-
-
-@pytest.mark.nightly
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["ssd300-vgg16", "fasterrcnn-resnet50-fpn"])
-def test_a_random_detector_finds_few_objects(name: str, tmp_path: Path) -> None:
-    """As in a trained one, most boxes are background: otherwise load tests would mostly time the suppression."""
-    folder, bundle = published(catalogue()[name], tmp_path)
-    golden = read_golden(folder / GOLDEN).outputs
-    assert bundle.detection is not None
-    counts = (golden["scores"] > 0).sum(axis=1)
-    assert (counts > 0).all()
-    assert len(np.unique(golden["scores"][golden["scores"] > 0])) > counts.sum() // 2, "scores differ"

@@ -7,19 +7,14 @@ import re
 import shlex
 from itertools import takewhile
 
-import pytest
-from torchvision.models import get_weight
-
-from models.entry import ImageInput, Shipped, Torchvision
+from models.entry import Shipped
 from models.training import __main__ as training
-from models.training import coverage, degradation, significance
 from models.training.recipes import recipes
 from models.zoo import catalogue
 from rafaga.bundle import ForecastSpec
 from tests.documents import ROOT
 
 PAGE = (ROOT / "docs" / "accuracy.md").read_text()
-WORDS = " ".join(PAGE.split())
 SHIPPED = {
     n: e.weights.path for n, e in catalogue().items() if isinstance(e.weights, Shipped) and e.weights.path.exists()
 }
@@ -56,16 +51,6 @@ def test_every_shipped_network_is_listed_with_its_command_and_figures() -> None:
         assert re.findall(r"\d+\.\d+", figure) == figures, name
 
 
-def test_the_page_gives_commands_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    modules = {m.__name__: m for m in (coverage, degradation, significance)}
-    for command in re.findall(r"`(python -m models\.training\.[^`]*)`", WORDS):
-        _, _, module, *arguments = shlex.split(command)
-        with pytest.raises(SystemExit) as stopped:
-            modules[module].main([*arguments, "--help"])
-        assert stopped.value.code == 0
-        assert module in capsys.readouterr().out
-
-
 def test_coverage_is_what_is_recorded() -> None:
     intervals = table("", "Forecasters: coverage of intervals")
     quantiles = table("", "Coverage of each quantile")
@@ -75,29 +60,3 @@ def test_coverage_is_what_is_recorded() -> None:
         assert intervals[name] == [f"{100 * noted[f'coverage_{percent}']:.1f}" for percent in (90, 80, 50)]
         points = [100 * noted[f"coverage_q{percent:02d}"] - percent for percent in (5, 10, 25, 50, 75, 90, 95)]
         assert quantiles[name] == [*(f"{p:+.1f}" for p in points), f"{sum(abs(p) <= 5 for p in points)} of 7"], name
-
-
-def test_losses_start_from_what_is_recorded() -> None:
-    rows = table("NAME", "Accuracy lost by trained networks")
-    assert rows.keys() >= {n for n in SHIPPED if isinstance(catalogue()[n].input, ImageInput)}
-    for name, (_, full, _, int8, lost, _) in rows.items():
-        assert float(lost) == pytest.approx(float(full) - float(int8), abs=1e-9)
-        if name in SHIPPED:
-            assert full == f"{100 * recorded(name)[1]['top1']:.2f}"
-
-
-def test_published_errors_are_those_of_the_weights() -> None:
-    classifiers = {
-        name: entry.weights.member
-        for name, entry in catalogue().items()
-        if isinstance(entry.weights, Torchvision) and "top1" in entry.expected
-    }
-    rows = table("NAME", "Published weights")
-    assert {name: member for name, (member, *_) in rows.items()} == classifiers
-    for member, *errors in rows.values():
-        figures = get_weight(member).meta["_metrics"]["ImageNet-1K"]
-        assert errors == [f"{100 - figures[key]:.2f} %" for key in ("acc@1", "acc@5")]
-    for name in ("fcn-resnet50", "ssd300-vgg16", "fasterrcnn-resnet50-fpn"):
-        listed = [float(figure) for figure in re.findall(r"(\d+\.\d) %", WORDS.partition(f"`{name}`")[2])]
-        expected = [round(100 * value, 1) for value in catalogue()[name].expected.values()]
-        assert listed[: len(expected)] == expected

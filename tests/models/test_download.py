@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from models.download import download
-from tests.models.steps import RecordedSteps
+from tests.models.support import RecordedSteps
 
 CONTENT = bytes(range(256)) * 12_000  # three chunks
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 
-import pytest
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
@@ -43,19 +42,3 @@ def test_without_a_terminal_every_step_is_a_line() -> None:
         steps.advance(1, 2)
         steps.step("measuring")
     assert written.getvalue() == "resnet20: calibrating [int8]\nresnet20: measuring\n"
-
-
-def test_a_failure_erases_the_line_and_restores_the_cursor() -> None:
-    written = io.StringIO()
-
-    def work() -> None:
-        with shown(Console(file=written, force_terminal=True, width=60), "x") as steps:
-            steps.step("dividing")
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        work()
-    hide, show, erase = "\x1b[?25l", "\x1b[?25h", "\x1b[2K"
-    assert written.getvalue().count(hide) == written.getvalue().count(show) == 1
-    assert "x: dividing" in written.getvalue()
-    assert written.getvalue().rpartition(erase)[2].strip() == show
