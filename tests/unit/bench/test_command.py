@@ -13,7 +13,6 @@ from bench import __main__ as command
 from bench import clients, gpu, large, lone, models, overload
 from bench.blocks import Blocks, Cells, Figures, Plan
 from bench.packed import pack_repository
-from bench.servers import Target
 from bench.tables import Table
 from tests.bundles import publish_classifier
 
@@ -69,12 +68,6 @@ def test_results_are_kept_by_section_and_shown_again(
     assert results["small"]["machine"]["cores"] >= 1
 
 
-def test_an_unknown_section_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        run(tmp_path / "bench.json", "nothing")
-    assert "unknown section: nothing" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "name", ["lone", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("gpu", "large", "overload"))]
 )
@@ -110,9 +103,3 @@ def test_the_last_load_of_perf_analyzer_counts() -> None:
     assert clients.reported(PRINTED.replace("3987.5", "1.0") + PRINTED) == expected
     with pytest.raises(RuntimeError, match="no figures"):
         clients.reported("Failed to obtain stable measurement.")
-
-
-def test_perf_analyzer_needs_its_script(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAFAGA_PEERS", raising=False)
-    with pytest.raises(RuntimeError, match="RAFAGA_PEERS"):
-        clients.perf_analyzer(Target("nowhere", "", 0), "model", 1, 1.0)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from rafaga.load import trace
-from rafaga.load.schedule import MixEntry, Pattern
-from rafaga.load.steps import Step
+from rafaga.load.schedule import MixEntry
 from rafaga.load.trace import LineKind, Trace, TraceError
 
 # Two requests of one image, one of eight, one that only traces ask for; and a series.
@@ -55,13 +54,6 @@ def test_what_a_line_leaves_open_is_drawn_by_weight(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.schedule(CHOICES, seed=0).request, request)
 
 
-def test_a_step_replays_it_from_the_warm_up_on(tmp_path: Path) -> None:
-    found = read(tmp_path, "10 series\n11 images 8\n12 series\n13 images 8\n").schedule(CHOICES, seed=0)
-    replayed = Step(Pattern.TRACE, warm_up_s=1, duration_s=1.5).schedule([1.0] * 5, found)
-    np.testing.assert_allclose(replayed.due_s, [-1, 0, 1])
-    assert replayed.request.tolist() == [4, 2, 4]
-
-
 def test_rows_that_no_model_takes_are_refused(tmp_path: Path) -> None:
     found = read(tmp_path, "0 images\n1 series 2\n")
     with pytest.raises(TraceError, match="asks for 2 rows for series; only models of images"):
@@ -72,8 +64,3 @@ def test_rows_that_no_model_takes_are_refused(tmp_path: Path) -> None:
 def test_an_invalid_line_is_named(tmp_path: Path, line: str) -> None:
     with pytest.raises(TraceError, match=r"trace, line 2: .*expected SECONDS \[MODEL \[ROWS\]\]"):
         read(tmp_path, f"0.5\n{line}\n1\n")
-
-
-def test_a_single_line_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TraceError, match="at least two"):
-        read(tmp_path, "1\n")

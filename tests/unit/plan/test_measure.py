@@ -53,8 +53,3 @@ def test_requests_of_several_rows_count_a_run_once() -> None:
     profile = profile_of(found, request_rows=4)
     assert (profile.batch_rows, profile.request_rows) == ((4, 8), 4)
     assert profile.run_ms == pytest.approx([1.05 * 9, 1.05 * 13], rel=0.01)
-
-
-def test_a_busy_generator_is_a_warning() -> None:
-    profile = profile_of([answers(CLOSED, [1], 1.0, cores=0.9), answers(open_loop(10), [1], 1.0)], request_rows=1)
-    assert "used 90% of a core" in profile.warnings[0]

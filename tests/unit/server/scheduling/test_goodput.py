@@ -126,17 +126,6 @@ def test_a_bad_spell_is_forgotten(name: str) -> None:
     assert after.goodput >= 0.9 * service.under(2, warm_up=0.75).goodput
 
 
-def test_deadlines_of_many_lengths() -> None:
-    gpu = SERVICES["a GPU: 32 rows in twice the time of one"]
-
-    def request(rng: Random) -> SimulatedRequest:
-        return SimulatedRequest(rng.choice((0.02, 0.1, 1.0)))
-
-    peak = gpu.under(1.0, request=request).goodput
-    assert gpu.under(2, request=request).goodput >= 0.93 * peak
-    assert gpu.under(5, request=request).goodput >= 0.9 * peak
-
-
 def test_requests_of_many_rows() -> None:
     gpu = SERVICES["a GPU: 32 rows in twice the time of one"]
 
