@@ -16,6 +16,7 @@ from rafaga import (
     AsyncClient,
     Client,
     ModelNotFound,
+    RejectedByModel,
 )
 from tests import bundles
 from tests.integration import messages
@@ -52,6 +53,14 @@ def test_many_images_keep_their_order(client: Client) -> None:
     with ThreadPoolExecutor(16) as callers:
         single = callers.map(lambda row: client.classify(row, model="digits").top.index, pixels)
         assert list(single) == expected
+
+
+def test_an_input_that_the_model_rejects_fails_alone(client: Client) -> None:
+    pixels = np.array([*range(10), 200, 3], np.uint8).reshape(-1, 1, 1, 1)
+    found = client.classify_many(pixels, model="fragile")
+    assert list(found.errors) == [10]
+    assert isinstance(found.errors[10], RejectedByModel)
+    assert [found[i].top.index for i in (0, 9, 11)] == [0, 9, 3]
 
 
 def test_more_than_a_message_may_hold(serve: Serve) -> None:

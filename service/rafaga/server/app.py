@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
+import resource
+import sys
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rafaga.addresses import UNIX, joined
@@ -37,13 +37,17 @@ from rafaga.server.services.forecasting import Forecasting
 from rafaga.server.services.open_inference.admin import RepositoryAdmin
 from rafaga.server.services.open_inference.service import OpenInference
 from rafaga.server.services.open_inference.stream import Streams
+from rafaga.server.services.rest import ask, openapi, probes
+from rafaga.server.services.rest import open_inference as rest_open_inference
 from rafaga.server.services.sequences import Sequences
 from rafaga.server.services.vision import Vision
 from rafaga.server.transport.expiry import Expiry
-from rafaga.server.transport.grpc import GrpcTransport, Limits, Tls
+from rafaga.server.transport.grpc import GrpcTransport, Limits
 from rafaga.server.transport.health import Health, add_reflection
 from rafaga.server.transport.http import HttpServer
+from rafaga.server.transport.http_calls import HttpCalls
 from rafaga.server.transport.router import Authenticator, InFlight, Router
+from rafaga.server.transport.tls import Tls
 
 if TYPE_CHECKING:  # needs the extra `tracing`
     from rafaga.server.transport.tracing import Tracer
@@ -54,12 +58,15 @@ _LOG = logging.getLogger(__name__)
 _ADMIN_REQUEST_BYTES = 64 * 1024
 _ADMIN_CALLS = 64
 
+# Files and sockets that are kept for the HTTP port, models and logs when gRPC connections take all others.
+_OTHER_FILES = 512
+
 # gRPC's settings have 31 bits.
 _MAX_MS = 2**31 - 1
 
 
 def serve(config: Config) -> int:
-    """Serves until SIGTERM or SIGINT; returns the exit code. Raises ConfigError."""
+    """Serves until SIGTERM, SIGINT or SIGHUP; returns the exit code. Raises ConfigError."""
     if config.network.transport:
         _LOG.warning("the setting transport has no effect any more and will be removed: there is only one transport")
     return run(build(config))
@@ -68,7 +75,9 @@ def serve(config: Config) -> int:
 def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Server:
     """A server that is not started. Raises ConfigError."""
     metrics = Metrics(triton=config.observability.triton_metrics, gpus=GpuFigures.find())
-    health = Health(lambda model: repository.serves(model) if model else repository.ready, lambda: repository.alive)
+    health = Health(
+        lambda: repository.unready_because, lambda model: repository.serves(model), lambda: repository.alive
+    )
     policy = BatchPolicy(
         max_queue_delay_s=config.batching.max_queue_delay_us / 1e6,
         max_queue_wait_s=config.batching.max_queue_wait_ms / 1e3,
@@ -103,7 +112,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
         Forecasting(repository, limits),
         Sequences(repository, limits),
         Catalog(repository),
-        OpenInference(repository, workers, limits, expiry, version("rafaga")),
+        OpenInference(repository, workers, limits, expiry, health, version("rafaga")),
     )
     handlers = {path: handler for service in services for path, handler in service.handlers().items()}
     authenticator = Authenticator(config.security.bearer_token_sha256)
@@ -129,13 +138,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
         transport=_transport(config, router, authenticator, health, streams),
         admin=_admin(config, repository, authenticator, metrics),
         poller=Poller(repository, config.models.poll_interval_s) if control is ModelControl.POLL else None,
-        http=HttpServer(
-            config.network.host,
-            config.network.http_port,
-            metrics.registry,
-            lambda: repository.unready_because,
-            lambda: health.alive,
-        ),
+        http=_http(config, router, health, metrics),
         tracer=tracer,
     )
 
@@ -158,6 +161,7 @@ def _transport(
     address = joined(network.host, network.grpc_port) if network.grpc_socket is None else f"{UNIX}{network.grpc_socket}"
     limits = Limits(
         config.limits.max_request_bytes,
+        max_connections=min(config.limits.max_connections, max(1, _open_files() - _OTHER_FILES)),
         max_connection_age_ms=_milliseconds(network.max_connection_age_s),
         max_connection_age_grace_ms=_milliseconds(network.drain_timeout_s),
         max_connection_idle_ms=_milliseconds(network.max_connection_idle_s),
@@ -173,6 +177,15 @@ def _transport(
     return GrpcTransport(address, router, authenticator, limits, _tls(config.security), services, on_death=health.die)
 
 
+def _http(config: Config, router: Router, health: Health, metrics: Metrics) -> HttpServer:
+    limits, security = config.limits, config.security
+    mutual = security.tls_client_ca is not None
+    calls = HttpCalls(router, limits.max_request_bytes, limits.max_bytes_in_flight, certificates=mutual)
+    routes = [*probes.routes(health, metrics.registry), *ask.routes(calls), *rest_open_inference.routes(calls)]
+    routes.append(openapi.route(routes, version("rafaga"), secured=bool(security.bearer_token_sha256)))
+    return HttpServer(config.network.host, config.network.http_port, routes, _tls(security))
+
+
 def _admin(
     config: Config, repository: Repository, authenticator: Authenticator, metrics: Metrics
 ) -> GrpcTransport | None:
@@ -185,6 +198,13 @@ def _admin(
     limits = Limits(_ADMIN_REQUEST_BYTES)
     address = joined(host, config.models.admin_port)
     return GrpcTransport(address, router, authenticator, limits, _tls(config.security), blocking=True)
+
+
+def _open_files() -> int:
+    """How many files and sockets the process may open, after raising the limit as far as the system allows."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most if most != resource.RLIM_INFINITY else sys.maxsize
 
 
 def _milliseconds(seconds: float | None) -> int | None:
@@ -204,12 +224,8 @@ def _tracer(settings: ObservabilitySettings) -> Tracer | None:
 def _tls(security: SecuritySettings) -> Tls | None:
     if security.tls_key is None or security.tls_certificate is None:
         return None
-    ca = security.tls_client_ca
-    return Tls(_read(security.tls_key), _read(security.tls_certificate), None if ca is None else _read(ca))
-
-
-def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return Tls(security.tls_key, security.tls_certificate, security.tls_client_ca)
     except OSError as error:
-        raise ConfigError(f"{path}: {os.strerror(error.errno or 0)}") from None
+        where = f"{error.filename}: " if error.filename else ""
+        raise ConfigError(f"{where}{error.strerror}") from None
