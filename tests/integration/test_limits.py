@@ -33,7 +33,7 @@ def oversize(size: int) -> vision_pb2.ClassifyRequest:
     return vision_pb2.ClassifyRequest(model="digits", pixels=pixels)
 
 
-def test_connections_over_the_limit_are_closed_and_the_others_served(serve: Callable[..., Served]) -> None:
+def test_connections_over_the_limit_are_closed_and_the_others_served(serve: Serve) -> None:
     served = serve(max_connections=2)
     assert_serves(served)  # one connection stays open, and one comes and goes
     with served.another_connection() as second:
