@@ -2,15 +2,17 @@
 
     load → warm up → verify → swap → drain the old
 
-A served model is only replaced by a verified one. A failed load changes the reported state, not the service.
+A served model is only replaced by a verified one. A failed load changes the reported state, not the service. A model
+that was replaced or unloaded answers what it has accepted, then frees its memory.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +23,14 @@ from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository.discovery import stamp
 from rafaga.server.repository.loader import Loader, is_plain
-from rafaga.server.repository.retirement import Retirement
 from rafaga.server.repository.versions import ModelVersion, State, VersionTable
 
 _LOG = logging.getLogger(__name__)
+
+LINGER_S = 2.0
+"""How long a replaced version accepts requests that found it earlier and are still decoding their images."""
+
+_DRAIN_S = 60.0
 
 
 class Reconciler:
@@ -41,7 +47,7 @@ class Reconciler:
 
     def announce(self, name: str, folders: Mapping[int, Path]) -> None:
         """At the start: shows the versions that `update` will load as being loaded."""
-        for version in self._wanted.wanted(name, folders):
+        for version in self._wanted.of(name).wanted(folders):
             if version in folders:
                 self._table.put(ModelVersion(name, version, late=False))
 
@@ -50,7 +56,7 @@ class Reconciler:
 
         late: see `ModelVersion`. retry: also loads the versions again that were refused before.
         """
-        wanted = self._wanted.wanted(name, folders)
+        wanted = self._wanted.of(name).wanted(folders)
         for version in wanted:
             entry = ModelVersion(name, version, late)
             if version in folders:
@@ -164,3 +170,40 @@ def _log_ready(entry: ModelVersion, model: ServedModel, seconds: float) -> None:
         _LOG.info("model ready", extra=about)
     else:
         _LOG.warning("model ready with RANDOM weights: its answers mean nothing", extra=about)
+
+
+def finish(model: ServedModel, *, replaced: bool) -> None:
+    """Answers the queued requests, for at most a minute, then closes the model."""
+    model.retire(replaced=replaced)
+    end = time.monotonic() + _DRAIN_S
+    while not model.idle and time.monotonic() < end:
+        time.sleep(0.005)
+    model.close()
+
+
+class Retirement:
+    """Finishes models in threads of their own."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._models: set[ServedModel] = set()
+
+    def start(self, model: ServedModel, *, replaced: bool, then: Callable[[], None] = lambda: None) -> None:
+        """Calls `then` once the model is closed."""
+        self._models.add(model)
+        run = partial(self._run, model, replaced, then)
+        threading.Thread(target=run, name=f"retire-{model.bundle.name}", daemon=True).start()
+
+    def close(self) -> None:
+        """Closes the models that are not finished."""
+        for model in list(self._models):
+            model.close()
+
+    def _run(self, model: ServedModel, replaced: bool, then: Callable[[], None]) -> None:
+        start = time.perf_counter()
+        time.sleep(LINGER_S)
+        finish(model, replaced=replaced)
+        self._models.discard(model)
+        if replaced:
+            self._metrics.model_swapped(model.bundle.name, time.perf_counter() - start)
+        then()
