@@ -53,14 +53,6 @@ def test_top_k_zero_means_five_and_too_many_means_all(server: Served, asked: int
     assert len(response.results[0].labels) == given
 
 
-def test_a_png_answers_like_its_pixels(server: Served) -> None:
-    images = messages.random_digits(3, 2)
-    files = [messages.png(image[:, :, 0]) for image in images]
-    response = server.vision.Classify(messages.classify_files(*files))
-    assert messages.probabilities(response) == pytest.approx(bundles.classify(images), abs=1e-5)
-    assert response.timing.preprocess_us > 0
-
-
 @pytest.mark.parametrize(("height", "width", "rows"), [(1, 1, 1), (32, 48, 2), (33, 17, 1)])
 def test_features_of_any_size_are_what_numpy_answers(server: Served, height: int, width: int, rows: int) -> None:
     images = messages.random_photo(0, height, width, rows)
@@ -68,12 +60,6 @@ def test_features_of_any_size_are_what_numpy_answers(server: Served, height: int
     (found,) = messages.maps(response)
     assert (response.maps[0].name, response.maps[0].stride) == ("map", 2)
     np.testing.assert_allclose(found, bundles.features(images), atol=1e-6)
-
-
-def test_features_of_encoded_images(server: Served) -> None:
-    images = messages.random_photo(1, 20, 30, 2)
-    response = server.vision.ExtractFeatures(messages.features_files(*map(messages.png, images)))
-    np.testing.assert_allclose(messages.maps(response)[0], bundles.features(images), atol=1e-6)
 
 
 @pytest.mark.parametrize(("length", "horizon"), [(2, 0), (6, 1), (64, 4), (100, 3)])

@@ -156,12 +156,6 @@ def test_series_of_two_lengths_in_one_request(server: Served, shape: tuple[int, 
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_lengths_are_optional(server: Served) -> None:
-    """Without them every series is as long as the array."""
-    found = answer(server, oip.request("series", history=HISTORY), "quantiles")
-    np.testing.assert_allclose(found[0], bundles.forecast(HISTORY[0]), atol=1e-4)
-
-
 @pytest.mark.parametrize("padding", [0.0, 5.0, np.nan, -np.inf])
 def test_padding_beyond_the_length_of_a_series_is_ignored(server: Served, padding: float) -> None:
     """The inputs may come in any order."""
@@ -222,12 +216,6 @@ def test_encoded_images_answer_like_their_pixels(server: Served, rows: int, colu
     encoded = [messages.png(image[:, :, 0]) for image in images]
     found = answer(server, oip.files(*encoded, raw=raw, column=column))
     np.testing.assert_allclose(found, bundles.classify(images), atol=1e-5)
-
-
-def test_encoded_images_of_a_model_that_takes_any_size(server: Served) -> None:
-    photos = messages.random_photo(1, 20, 30, 2)
-    found = answer(server, oip.files(*map(messages.png, photos), model="backbone"), "map")
-    np.testing.assert_allclose(found, bundles.features(photos), atol=1e-6)
 
 
 @pytest.mark.parametrize("model", ["digits", "backbone"])

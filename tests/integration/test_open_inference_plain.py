@@ -333,14 +333,6 @@ def test_text_has_no_classes(served: Served) -> None:
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
-def test_an_input_that_the_graph_fails_on_fails_alone(served: Served) -> None:
-    refused = refusal(lambda: infer(served, "table", index=np.array([1, 99], np.int64)))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REJECTED_BY_MODEL")
-    assert "idx=99 must be within the inclusive range [-4,3]" in refused.message
-    found = infer(served, "table", index=np.array([[3], [0]], np.int64))["row"]
-    assert found.tolist() == [[9, 10, 11], [0, 1, 2]]
-
-
 def test_the_catalogue_marks_plain_models_as_unverified(served: Served) -> None:
     model = served.catalog.GetModel(catalog_pb2.GetModelRequest(name="scaled")).model
     assert (model.state, model.task, model.trained, model.precision) == (catalog_pb2.Model.READY, "", False, "")
