@@ -16,8 +16,8 @@ from tests.unit.plan.profiles import profile
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "_SEARCH_REQUESTS", 1500)
-    monkeypatch.setattr(planning, "_TOLD_REQUESTS", 3000)
+    monkeypatch.setattr(planning, "_SEARCH_REQUESTS", 800)
+    monkeypatch.setattr(planning, "_TOLD_REQUESTS", 2000)
 
 
 def linear(row_ms: float) -> Profile:
