@@ -176,6 +176,15 @@ class TestRefused:
         assert prepare(encoded(Image.new("RGB", (1, 40_000))), IMAGENET, LIMIT).shape == (224, 224, 3)
         assert prepare(encoded(Image.new("RGB", (40_000, 1))), IMAGENET, LIMIT).shape == (224, 224, 3)
 
+    def test_more_pixels_than_allowed(self) -> None:
+        with pytest.raises(InvalidImage, match="at most 5000 pixels, got 6000"):
+            prepare(encoded(picture(60, 100)), IMAGENET, 5000)
+
+    def test_a_sliver_of_any_size(self) -> None:
+        preparation = ImagePreparation(height=None, width=None, channels=3, resize_shorter=256)
+        with pytest.raises(InvalidImage, match="smaller image"):
+            prepare(encoded(Image.new("RGB", (1, 40_000))), preparation, LIMIT)
+
 
 def _png_header(width: int, height: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:

@@ -11,9 +11,10 @@ import pytest
 from rafaga.errors import ModelNotReady, RafagaError, Unsupported
 from rafaga.load import payloads
 from rafaga.load.codecs import rafaga_v1, reader
-from rafaga.load.codecs.base import Replies, Target
+from rafaga.load.codecs.base import Replies, Request, Target
 from rafaga.load.log import Reply
 from rafaga.load.payloads import RANDOM_PAYLOADS, PayloadError, Payloads, Rows, Size
+from rafaga.load.targets import models, weights
 from rafaga.v1 import catalog_pb2, common_pb2, forecasting_pb2, vision_pb2
 
 TIMING = common_pb2.Timing(queue_us=1, preprocess_us=2, inference_us=3, batch_size=4)
@@ -135,3 +136,10 @@ def test_an_input_that_cannot_be_sent_is_named(tmp_path: Path, name: str, conten
     (tmp_path / "empty").mkdir()
     with pytest.raises(PayloadError, match="in this folder"):
         payloads.read([tmp_path / "empty"])
+
+
+def test_the_mix_shares_a_models_weight_among_its_requests() -> None:
+    requests = (Request(b"1"), Request(b"2", rows=8, weight=2.0), Request(b"3", rows=9, drawn=False))
+    mix = [Target("a", 3.0, "", requests, Replies.CLASSIFY), Target("b", 1.0, "", (Request(b"4"),), Replies.FORECAST)]
+    assert weights(mix) == [1.0, 2.0, 0.0, 1.0]
+    assert models(mix) == ["a", "a", "a", "b"]

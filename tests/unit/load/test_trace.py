@@ -64,3 +64,8 @@ def test_rows_that_no_model_takes_are_refused(tmp_path: Path) -> None:
 def test_an_invalid_line_is_named(tmp_path: Path, line: str) -> None:
     with pytest.raises(TraceError, match=r"trace, line 2: .*expected SECONDS \[MODEL \[ROWS\]\]"):
         read(tmp_path, f"0.5\n{line}\n1\n")
+
+
+def test_a_single_line_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="at least two"):
+        read(tmp_path, "1\n")

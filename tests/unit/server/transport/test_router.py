@@ -82,6 +82,12 @@ class TestRouter:
         assert call.finished is (refused is not None)
         assert bench.router.in_flight.count == (1 if refused == "full" else 0)
 
+    def test_too_large(self) -> None:
+        bench = Bench(echo, limit=4)
+        assert bench.ask(b"1234").code is grpc.StatusCode.OK
+        assert bench.ask(b"12345").code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert bench.count("rafaga_refusals_total", reason="REQUEST_TOO_LARGE") == 1
+
 
 class TestAuthenticator:
     @pytest.mark.parametrize(
