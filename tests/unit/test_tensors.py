@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from rafaga.errors import InvalidTensor
-from rafaga.tensors import check_shape, from_wire, to_wire
+from rafaga.tensors import check_shape, describe, from_wire, to_wire
 
 UINT8, FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
@@ -25,6 +25,19 @@ def test_there_and_back(array: np.ndarray) -> None:
     back = from_wire(to_wire(array), array.dtype, array.shape)
     assert back.shape == array.shape
     np.testing.assert_array_equal(back, array)
+
+
+def test_a_view_is_given_and_nothing_copied() -> None:
+    data = bytes(range(24))
+    view = from_wire(data, UINT8, (2, 3, 4))
+    assert not view.flags.owndata
+    assert not view.flags.writeable
+    assert view[1, 0, 0] == 12
+
+
+def test_the_wire_is_little_endian() -> None:
+    assert to_wire(np.array([1.0], ">f4")) == to_wire(np.array([1.0], "<f4")) == b"\x00\x00\x80?"
+    assert from_wire(b"\x00\x00\x80?", FLOAT32, (1,))[0] == 1.0
 
 
 def test_rows_come_one_after_another_however_they_lie_in_memory() -> None:
@@ -60,3 +73,9 @@ def test_shapes_that_do_not_fit(got: tuple[int, ...]) -> None:
     check_shape("pixels", (7, 28, 28, 1), (None, 28, 28, 1))
     with pytest.raises(InvalidTensor, match=r"expected pixels of shape \[N, 28, 28, 1\], got \["):
         check_shape("pixels", got, (None, 28, 28, 1))
+
+
+def test_shapes_for_people() -> None:
+    assert describe((None, None, 3)) == "[N, any, 3]"
+    assert describe((2, 3)) == "[2, 3]"
+    assert describe(()) == "[]"
