@@ -130,6 +130,12 @@ class TestBatching:
         assert wake_at < 1.0 - 0.080
         assert taken(queue, wake_at + 1e-6).rows == 1
 
+    def test_keys_are_never_mixed(self, job: Callable[..., Job]) -> None:
+        queue = batcher()
+        for n, key in enumerate("abab"):
+            queue.submit(job(str(n), key=key), 0.0)
+        assert [[j.key for j in jobs_of(taken(queue))] for _ in range(2)] == [["a", "a"], ["b", "b"]]
+
 
 class TestOrder:
     def test_an_urgent_job_overtakes_the_rest_of_a_large_one(self, job: Callable[..., Job]) -> None:
@@ -259,6 +265,10 @@ class TestRefusals:
         queue.submit(job("soon after"), 0.1)
         with pytest.raises(QueueFull):
             queue.submit(job("long after"), 2.0)
+
+    def test_a_passed_deadline(self, job: Callable[..., Job]) -> None:
+        with pytest.raises(DeadlineExceeded):
+            batcher().submit(job(deadline=1.0), 1.0)
 
 
 class TestDropping:
