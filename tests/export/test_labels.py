@@ -1,0 +1,59 @@
+"""Labels files in their usual forms, and the class of a photo from its folder or its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from export.labels import Labels, LabelsInvalid, class_of, read_labels
+
+# ImageNet has two classes called crane, a bird and a machine.
+BIRDS = Labels(("crane", "great white heron", "great", "crane"), ("n02012849", "n02009912", "n00000001", "n03126707"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("labels.txt", "tench\n\ngreat white shark \n", Labels(("tench", "great white shark"))),
+        (
+            "synset.txt",
+            "n01440764 tench, Tinca tinca\nn01443537 goldfish\n",
+            Labels(("tench, Tinca tinca", "goldfish"), ("n01440764", "n01443537")),
+        ),
+        ("index.json", '{"1": ["n2", "b"], "0": ["n1", "a"]}', Labels(("a", "b"), ("n1", "n2"))),
+        ("list.json", '["a", "b"]', Labels(("a", "b"))),
+        ("index.json", '{"1": ["n2", "b"]}', r"index\.json: expected"),
+        ("index.json", '{"0": "a"}', r"index\.json: expected"),
+        ("index.json", "{", r"index\.json: expected"),
+        ("list.json", "[1]", r"list\.json: expected"),
+        ("labels.txt", "\n", "is empty"),
+    ],
+)
+def test_forms_of_labels_files(name: str, text: str, expected: Labels | str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    if isinstance(expected, Labels):
+        assert read_labels(tmp_path / name) == expected
+    else:
+        with pytest.raises(LabelsInvalid, match=expected):
+            read_labels(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("photo", "expected"),
+    [
+        ("n02012849_crane.JPEG", 0),
+        ("n03126707_crane.JPEG", 3),
+        ("great_white_heron_17.jpg", 1),
+        ("great_17.jpg", 2),
+        ("crane_1.jpg", None),  # ambiguous
+        ("1.jpg", 1),
+        ("great white heron/17.jpg", 1),
+        ("n03126707/heron.jpg", 3),
+        ("unknown/great_1.jpg", 2),
+        ("unknown/17.jpg", None),
+    ],
+)
+def test_class_of_a_photo(photo: str, expected: int | None) -> None:
+    folder = Path("photos")
+    assert class_of(folder / photo, folder, BIRDS.index()) == expected
