@@ -98,7 +98,7 @@ class NetworkSettings:
         None, path, "FILE", "Unix socket for gRPC instead of the port, for sidecars; clients connect to unix:FILE"
     )
     http_port: int = _setting(
-        8080, integer(0, 65535), "PORT", "HTTP port of /metrics, /healthz and /readyz; 0 picks a free one"
+        8080, integer(0, 65535), "PORT", "HTTP port of REST, /metrics, /healthz and /readyz; 0 picks a free one"
     )
     drain_delay_s: float = _setting(
         0.0, not_negative, "SECONDS", "after SIGTERM, keep serving this long as NOT_SERVING, so that balancers notice"
@@ -116,6 +116,7 @@ class NetworkSettings:
     max_connection_idle_s: float | None = _setting(
         None, positive, "SECONDS", "close connections without a call after this time (default: never)"
     )
+    transport: str = _setting("", text, "NAME", "deprecated, no effect: there is only one transport")
 
     @property
     def loopback(self) -> bool:
@@ -129,7 +130,9 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    repository: Path = _setting("repository", path, "DIR", "model repository: a folder of published bundles")
+    repository: Path = _setting(
+        "repository", path, "PATH", "model repository, the folder of one model or of one version, or an ONNX file"
+    )
     precision: PrecisionChoice = _setting(
         "auto",
         choice(PrecisionChoice),
@@ -297,7 +300,12 @@ class SecuritySettings:
 
 @dataclass(frozen=True)
 class ObservabilitySettings:
-    log_format: LogFormat = _setting("json", choice(LogFormat), "json|text", "json for log collectors, text for people")
+    log_format: LogFormat | None = _setting(
+        None,
+        choice(LogFormat),
+        "json|text",
+        "json for log collectors, text for people (default: text on a terminal, else json)",
+    )
     log_level: LogLevel = _setting("info", choice(LogLevel), "debug|info|warning|error", "lowest level to log")
     tracing_endpoint: str = _setting(
         "", text, "HOST:PORT", "OpenTelemetry collector that receives traces over OTLP/gRPC (default: no tracing)"

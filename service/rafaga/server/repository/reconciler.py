@@ -36,13 +36,11 @@ _DRAIN_S = 60.0
 class Reconciler:
     """Not thread-safe: the repository runs one change at a time. Models change their state from their own threads."""
 
-    def __init__(
-        self, loader: Loader, metrics: Metrics, table: VersionTable, retirement: Retirement, wanted: Versions
-    ) -> None:
+    def __init__(self, loader: Loader, metrics: Metrics, table: VersionTable, wanted: Versions) -> None:
         self._loader = loader
         self._metrics = metrics
         self._table = table
-        self._retirement = retirement
+        self._retiring: set[ServedModel] = set()
         self._wanted = wanted
 
     def announce(self, name: str, folders: Mapping[int, Path]) -> None:
@@ -71,7 +69,7 @@ class Reconciler:
                     self._table.discard(name, entry.version)
                     self._metrics.model_gone(name, entry.version)
                     if entry.model is not None:
-                        self._retirement.start(entry.model, replaced=True)
+                        self.retire(entry.model, replaced=True)
         return [entry.version for entry in self._table.of(name) if entry.version in wanted and entry.reason]
 
     def _update_version(self, entry: ModelVersion, folder: Path, retry: bool) -> None:
@@ -98,7 +96,7 @@ class Reconciler:
         reason = "a version rule names it, but it is not in the repository"
         self._refuse(entry, reason, reason)
         if before is not None and before.model is not None:
-            self._retirement.start(before.model, replaced=False)
+            self.retire(before.model, replaced=False)
 
     def _load(self, entry: ModelVersion, folder: Path, before: ModelVersion | None) -> None:
         """Puts a new or changed version into service. If that fails, `before` stays."""
@@ -108,10 +106,10 @@ class Reconciler:
             return  # the server stops
         try:
             if is_plain(folder):
-                model = self._loader.load_plain(folder)
+                model = self._loader.load_plain(folder, entry.name, entry.version)
                 entry = dataclasses.replace(entry, bundle=model.bundle)
             else:
-                bundle = bundles.load(folder)
+                bundle = bundles.load(folder, (entry.name, entry.version))
                 entry = dataclasses.replace(entry, bundle=bundle)
                 model = self._loader.load(folder, bundle)
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds
@@ -130,7 +128,27 @@ class Reconciler:
         self._metrics.model_loaded(entry.name, entry.version, seconds, model.metrics)
         _log_ready(entry, model, seconds)
         if old is not None:
-            self._retirement.start(old, replaced=True)
+            self.retire(old, replaced=True)
+
+    def retire(self, model: ServedModel, *, replaced: bool, then: Callable[[], None] = lambda: None) -> None:
+        """Finishes a model in a thread of its own, and then calls `then`."""
+
+        def run() -> None:
+            start = time.perf_counter()
+            time.sleep(LINGER_S)
+            finish(model, replaced=replaced)
+            self._retiring.discard(model)
+            if replaced:
+                self._metrics.model_swapped(model.bundle.name, time.perf_counter() - start)
+            then()
+
+        self._retiring.add(model)
+        threading.Thread(target=run, name=f"retire-{model.bundle.name}", daemon=True).start()
+
+    def close(self) -> None:
+        """Closes the models that are not finished."""
+        for model in list(self._retiring):
+            model.close()
 
     def _refuse(self, entry: ModelVersion, reason: str, cause: str | Exception) -> None:
         """Reports a version that cannot be loaded. Clients see `reason`; `cause` is for the log."""
@@ -179,31 +197,3 @@ def finish(model: ServedModel, *, replaced: bool) -> None:
     while not model.idle and time.monotonic() < end:
         time.sleep(0.005)
     model.close()
-
-
-class Retirement:
-    """Finishes models in threads of their own."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._models: set[ServedModel] = set()
-
-    def start(self, model: ServedModel, *, replaced: bool, then: Callable[[], None] = lambda: None) -> None:
-        """Calls `then` once the model is closed."""
-        self._models.add(model)
-        run = partial(self._run, model, replaced, then)
-        threading.Thread(target=run, name=f"retire-{model.bundle.name}", daemon=True).start()
-
-    def close(self) -> None:
-        """Closes the models that are not finished."""
-        for model in list(self._models):
-            model.close()
-
-    def _run(self, model: ServedModel, replaced: bool, then: Callable[[], None]) -> None:
-        start = time.perf_counter()
-        time.sleep(LINGER_S)
-        finish(model, replaced=replaced)
-        self._models.discard(model)
-        if replaced:
-            self._metrics.model_swapped(model.bundle.name, time.perf_counter() - start)
-        then()

@@ -13,7 +13,7 @@ from rafaga.server.config.model_versions import VersionPolicy, Versions
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository.discovery import Discovery
 from rafaga.server.repository.loader import Loader
-from rafaga.server.repository.reconciler import Reconciler, Retirement, finish
+from rafaga.server.repository.reconciler import Reconciler, finish
 from rafaga.server.repository.versions import VersionTable
 
 _LOG = logging.getLogger(__name__)
@@ -40,8 +40,7 @@ class Repository(VersionTable):
         self._discovery = Discovery(root)
         self._metrics = metrics
         self._wanted = versions or Versions(VersionPolicy())
-        self._retirement = Retirement(metrics)
-        self._reconciler = Reconciler(loader, metrics, self, self._retirement, self._wanted)
+        self._reconciler = Reconciler(loader, metrics, self, self._wanted)
         self._changing = threading.Lock()
 
     def load(self, names: tuple[str, ...] = ()) -> None:
@@ -81,7 +80,7 @@ class Repository(VersionTable):
                 if name not in found:
                     models = self._reconciler.remove(name)
                     for model in models:
-                        self._retirement.start(model, replaced=False, then=partial(self._forget, name))
+                        self._reconciler.retire(model, replaced=False, then=partial(self._forget, name))
                     if not models:
                         self._forget(name)
 
@@ -138,7 +137,7 @@ class Repository(VersionTable):
         for entry in self.freeze():
             if entry.model is not None:
                 entry.model.close()
-        self._retirement.close()
+        self._reconciler.close()
 
 
 class Poller:
