@@ -110,7 +110,7 @@ class Decoder:
     def go_on(self) -> None:
         self._open.set()
 
-    def _prepare(self, data: bytes, preparation: ImagePreparation, max_pixels: int) -> Prepared:
+    def _prepare(self, data: bytes, preparation: ImagePreparation, *_: object) -> Prepared:
         self._waiting.release()
         self._open.wait(PATIENCE_S)
         height, width = preparation.height or 8, preparation.width or 8
