@@ -20,8 +20,7 @@ import yaml
 
 from tests.deploy import commands
 from tests.documents import ROOT, blocks
-from tests.integration.serving import get, metric_of
-from tests.process.fleet import free_port
+from tests.integration.serving import free_port, get, metric_of
 from tests.process.running import process
 
 TUTORIAL = "docs/tutorial.md"

@@ -161,11 +161,6 @@ def test_settings_of_single_models() -> None:
     assert config().engines.gpu_model_memory_mib == PerModel(None)
 
 
-def test_text_is_split_at_commas() -> None:
-    got = config("--bearer-token-sha256", f" {HASH},{'b' * 64}, ")
-    assert got.security.bearer_token_sha256 == (HASH, "b" * 64)
-
-
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

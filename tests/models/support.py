@@ -1,6 +1,19 @@
-"""Progress as the code under test reports it."""
+"""Data that the project does not contain, and progress as the code under test reports it."""
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def data_root(inside: str) -> Path:
+    """The folder that holds `inside`; skips the test, saying what is missing, where there is none."""
+    root = Path(os.environ.get("RAFAGA_DATA") or Path(__file__).parents[3] / "shared" / "data")
+    if not (root / inside).exists():
+        pytest.skip(f"needs {inside}: name a folder that has it with RAFAGA_DATA")
+    return root
 
 
 class RecordedSteps:
