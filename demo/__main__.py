@@ -12,7 +12,8 @@ from demo.bundles import ROOT, ExportFailed
 from demo.page import Page, bars, drawings
 from demo.server import ServerFailed, ServerProcess
 from rafaga import Client, ModelNotFound, RafagaError
-from rafaga.cli._banner import GRPC_PORT, HTTP_PORT, demo_commands
+from rafaga.addresses import GRPC_PORT, HTTP_PORT
+from rafaga.cli._banner import demo_commands
 from rafaga.cli._demo import FOLDER
 
 MODELS = (digits.MODEL, co2.MODEL)

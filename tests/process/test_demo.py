@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from rafaga.cli._banner import GRPC_PORT, HTTP_PORT
+from rafaga.addresses import GRPC_PORT, HTTP_PORT
 from tests.documents import ROOT
 from tests.integration.serving import PATIENCE_S
 

@@ -27,7 +27,7 @@ def test_a_terminal_gets_text_and_a_banner(tmp_path: Path) -> None:
     file = plain.publish(tmp_path, "net", plain.scaled(2)).rename(tmp_path / "my net.onnx")
     terminal, inside = os.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
-    command = [sys.executable, "-m", "rafaga.cli", "serve", file.name, "--grpc-port", "0", "--http-port", "0"]
+    command = [sys.executable, "-m", "rafaga", "serve", file.name, "--grpc-port", "0", "--http-port", "0"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAFAGA_")}
     with subprocess.Popen(command, stderr=inside, env=kept, cwd=tmp_path) as server:
         os.close(inside)

@@ -6,24 +6,21 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rafaga.addresses import UNIX, joined
-from rafaga.bundle import Task
+from rafaga.addresses import GRPC_PORT, UNIX, joined
 
 if TYPE_CHECKING:  # needs the extra `server`
     from rafaga.server.config.settings import Config
     from rafaga.server.lifecycle import Server
 
-GRPC_PORT, HTTP_PORT = 50051, 8080
-
 _ALL_OR_LOOPBACK = ("127.0.0.1", "::1", "0.0.0.0", "::")
-# The body of a request, and the action in its path.
+# By task: the body of a request, and the action in its path.
 _ACTIONS = {
-    Task.CLASSIFICATION: ("--data-binary @IMAGE.jpg", ":classify"),
-    Task.DETECTION: ("--data-binary @IMAGE.jpg", ":detect"),
-    Task.SEGMENTATION: ("--data-binary @IMAGE.jpg", ":segment"),
-    Task.FEATURES: ("--data-binary @IMAGE.jpg", ":features"),
-    Task.FORECASTING: ("--data-binary @SERIES.csv", ":forecast"),
-    Task.SEQUENCE: ("--data SYMBOLS", ":predict"),
+    "classification": ("--data-binary @IMAGE.jpg", ":classify"),
+    "detection": ("--data-binary @IMAGE.jpg", ":detect"),
+    "segmentation": ("--data-binary @IMAGE.jpg", ":segment"),
+    "features": ("--data-binary @IMAGE.jpg", ":features"),
+    "forecasting": ("--data-binary @SERIES.csv", ":forecast"),
+    "sequence": ("--data SYMBOLS", ":predict"),
 }
 
 

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import socket
-from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rafaga.addresses import GRPC_PORT, HTTP_PORT
 from rafaga.cli import _serve
-from rafaga.cli._banner import GRPC_PORT, HTTP_PORT, addresses, demo_commands
+from rafaga.cli._banner import addresses, demo_commands
 
 if TYPE_CHECKING:
     from rafaga.server.config.settings import Config
@@ -19,13 +19,11 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parents[1] / "demo"
 
 
-def run(
-    parser: ArgumentParser, arguments: Sequence[str], environ: Mapping[str, str], *, own_process: bool = False
-) -> int:
+def run(arguments: Sequence[str], environ: Mapping[str, str], *, own_process: bool = False) -> int:
     """Serves until Ctrl-C or SIGTERM. `arguments`: settings of `rafaga serve`. Returns the exit code."""
-    ours = [str(FOLDER / "models"), "--log-level", "warning"]
+    ours = ["--repository", str(FOLDER / "models"), "--log-level", "warning"]
     ours += ["--grpc-port", str(_free(GRPC_PORT)), "--http-port", str(_free(HTTP_PORT))]
-    code = _serve.run(parser, [*ours, *arguments], environ, own_process=own_process, announce=_announce)
+    code = _serve.run([*ours, *arguments], environ, own_process=own_process, command="demo", announce=_announce)
     if code == 0:
         print("Stopped.")
     return code

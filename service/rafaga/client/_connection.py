@@ -99,11 +99,11 @@ class SyncConnection:
         prepare: Callable[[Any], Prepared],
         call: partial[UnaryCall[list[T]]],
         timeout_s: float | None,
-        strict: bool = False,
     ) -> Results[T]:
         model = self._described(call.keywords["model"], call.keywords["version"])
-        bulk = Bulk(inputs, prepare, call, max(1, model.max_batch_size), strict)
+        return self._all(Bulk(inputs, prepare, call, max(1, model.max_batch_size)), timeout_s)
 
+    def _all(self, bulk: Bulk[T], timeout_s: float | None) -> Results[T]:
         def work() -> None:
             try:
                 while (message := bulk.take()) is not None:
@@ -115,11 +115,17 @@ class SyncConnection:
                 bulk.stop()
                 raise
 
-        with ThreadPoolExecutor(MESSAGES_IN_FLIGHT) as pool:
+        pool, patient = ThreadPoolExecutor(MESSAGES_IN_FLIGHT), True
+        try:
             others = [pool.submit(work) for _ in range(MESSAGES_IN_FLIGHT - 1)]
             work()
             for worker in others:
                 worker.result()
+        except KeyboardInterrupt:
+            patient = False  # the other messages end at their deadlines, or when the client is closed
+            raise
+        finally:
+            pool.shutdown(wait=patient)
         return bulk.results()
 
     def _described(self, model: str, version: int | None) -> ModelDescription:
@@ -231,11 +237,11 @@ class AsyncConnection:
         prepare: Callable[[Any], Prepared],
         call: partial[UnaryCall[list[T]]],
         timeout_s: float | None,
-        strict: bool = False,
     ) -> Results[T]:
         model = await self._described(call.keywords["model"], call.keywords["version"])
-        bulk = Bulk(inputs, prepare, call, max(1, model.max_batch_size), strict)
+        return await self._all(Bulk(inputs, prepare, call, max(1, model.max_batch_size)), timeout_s)
 
+    async def _all(self, bulk: Bulk[T], timeout_s: float | None) -> Results[T]:
         async def work() -> None:
             while (message := await asyncio.to_thread(bulk.take)) is not None:
                 try:
