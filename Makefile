@@ -100,8 +100,8 @@ format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: setup  ## The documentation as a site: build/site/index.html
-	$(BIN)/mkdocs build --quiet
+docs: setup  ## The documentation as a site in build/site; to read it: python -m http.server -d build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: setup  ## Measure on this machine: about 45 minutes, tables and build/bench.json
 	@$(BIN)/python -m bench
