@@ -1,0 +1,25 @@
+"""Series and frames with one column (pandas, polars); neither is imported here."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from rafaga.errors import InvalidTensor
+
+
+class Convertible(Protocol):
+    """Series and frames with one column (pandas, polars), tensors, numpy arrays."""
+
+    def __array__(self) -> npt.NDArray[Any]: ...
+
+
+def column(values: Any) -> Any:
+    """The one column of a frame; anything else as it is. Raises InvalidTensor for a frame with several."""
+    if not hasattr(values, "columns"):
+        return values
+    if len(values.columns) != 1:
+        names = ", ".join(map(str, values.columns))
+        raise InvalidTensor(f"expected one column, got a frame with {names or 'none'}: choose one, frame['NAME']")
+    return values[values.columns[0]]
