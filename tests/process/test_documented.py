@@ -13,15 +13,15 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests import bundles
-from tests.documents import ROOT, commands, indented
+from tests.documents import ROOT, commands
 from tests.integration.serving import PATIENCE_S
 from tests.process.nginx import CONFIGURATION, nginx
 from tests.process.running import process
 
 SERVERS = [
     command
-    for command in (*indented("README.md"), *commands("docs/operating.md"))
-    if command.startswith("rafaga serve ") and "--help" not in command
+    for command in (*commands("README.md"), *commands("docs/operating.md"))
+    if command.startswith("rafaga serve ")
 ]
 # The last of two equal options counts: free ports, and no waiting for balancers that are not there.
 QUICK = ["--grpc-port", "0", "--http-port", "0", "--drain-delay-s", "0"]
