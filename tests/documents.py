@@ -10,7 +10,6 @@ from pytest import approx
 
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(r'^```(\w*)(?: title="([^"\n]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
-_INDENTED = re.compile(r"(?<=\n\n)(?: {4}.+\n|\n(?= {4}))+")
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,6 @@ def blocks(document: str, language: str | None = None) -> list[Block]:
 
 def commands(document: str, language: str = "sh") -> list[str]:
     return [line for block in blocks(document, language) for line in block.lines]
-
-
-def indented(document: str) -> list[str]:
-    """Lines of indented blocks, joined where one ends with a backslash, without what is said about them."""
-    text = "".join(_INDENTED.findall(_BLOCK.sub("", (ROOT / document).read_text())))
-    lines = re.sub(r"\\\n\s*", "", text).splitlines()
-    return [line.split(" # ")[0].strip() for line in lines if line.strip()]
 
 
 def transcript(document: str) -> list[tuple[str, str]]:
