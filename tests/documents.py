@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest import approx
+import pytest
 
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(r'^```(\w*)(?: title="([^"\n]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
@@ -47,8 +47,8 @@ _TIMES = re.compile(r'"timing":\{[^}]*\}')
 
 
 def same_output(found: str, shown: str) -> bool:
-    """Whether they differ only in times, which vary, and in the last digits of numbers, which depend on the processor."""
+    """Whether they differ only in times, and in the last digits of numbers, which depend on the processor."""
     texts = [_TIMES.sub("", text).rstrip() for text in (found, shown)]
     numbers = [[float(number) for number in _NUMBER.findall(text)] for text in texts]
     words = [_NUMBER.sub("#", text).split() for text in texts]
-    return words[0] == words[1] and numbers[0] == approx(numbers[1], rel=0.01, abs=0.001)
+    return words[0] == words[1] and numbers[0] == pytest.approx(numbers[1], rel=0.01, abs=0.001)
