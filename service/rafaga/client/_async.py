@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rafaga.client import _calls, _images
-from rafaga.client._calls import SymbolsInput
 from rafaga.client._connection import AsyncConnection
-from rafaga.client._forecast import Forecast, SeriesInput
+from rafaga.client._forecast import Forecast
+from rafaga.client._frames import SeriesInput, SymbolsInput
 from rafaga.client._images import Content, ImageInput, Images
 from rafaga.client._many import SPLIT, Results
 from rafaga.client._objects import Detections, Segmentation
@@ -193,8 +193,7 @@ class AsyncClient(AsyncConnection):
                 except SPLIT:
                     if asked.rows == 1:
                         raise
-            call = partial(asked.part, model=model, version=version)
-            return joined(await self._many(range(asked.rows), asked.prepared, call, timeout_s, strict=True))
+            return joined(await self._all(asked.parts(), timeout_s))
         except InvalidTensor:
             self._descriptions.pop((model, version), None)
             raise

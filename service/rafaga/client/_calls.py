@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from rafaga.client import _forecast, _images, _models, _objects, _results
-from rafaga.client._forecast import Forecast, History, SeriesInput
-from rafaga.client._frames import Convertible, column
+from rafaga.client._forecast import Forecast, History
+from rafaga.client._frames import SeriesInput, SymbolsInput, column
 from rafaga.client._images import Prepared
 from rafaga.client._models import ModelDescription, ModelState
 from rafaga.client._objects import Detections, Segmentation
@@ -34,9 +34,6 @@ from rafaga.v1 import catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
-
-SymbolsInput: TypeAlias = Sequence[str] | Convertible
-"""A sequence of symbols from its beginning on; a string is one of its characters."""
 
 
 @dataclass(frozen=True)

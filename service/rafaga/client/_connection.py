@@ -99,11 +99,11 @@ class SyncConnection:
         prepare: Callable[[Any], Prepared],
         call: partial[UnaryCall[list[T]]],
         timeout_s: float | None,
-        strict: bool = False,
     ) -> Results[T]:
         model = self._described(call.keywords["model"], call.keywords["version"])
-        bulk = Bulk(inputs, prepare, call, max(1, model.max_batch_size), strict)
+        return self._all(Bulk(inputs, prepare, call, max(1, model.max_batch_size)), timeout_s)
 
+    def _all(self, bulk: Bulk[T], timeout_s: float | None) -> Results[T]:
         def work() -> None:
             try:
                 while (message := bulk.take()) is not None:
@@ -231,11 +231,11 @@ class AsyncConnection:
         prepare: Callable[[Any], Prepared],
         call: partial[UnaryCall[list[T]]],
         timeout_s: float | None,
-        strict: bool = False,
     ) -> Results[T]:
         model = await self._described(call.keywords["model"], call.keywords["version"])
-        bulk = Bulk(inputs, prepare, call, max(1, model.max_batch_size), strict)
+        return await self._all(Bulk(inputs, prepare, call, max(1, model.max_batch_size)), timeout_s)
 
+    async def _all(self, bulk: Bulk[T], timeout_s: float | None) -> Results[T]:
         async def work() -> None:
             while (message := await asyncio.to_thread(bulk.take)) is not None:
                 try:

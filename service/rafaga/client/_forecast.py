@@ -5,22 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rafaga.client import _html
-from rafaga.client._frames import Convertible, column
+from rafaga.client._frames import SeriesInput, column
 from rafaga.client._results import Float32Array, ModelInfo, Timing, model_info, rounded, timing
 from rafaga.errors import InternalError, InvalidTensor
 from rafaga.v1 import forecasting_pb2
 
 # How much of the history a chart shows, in horizons.
 _HORIZONS_DRAWN = 4
-
-
-SeriesInput: TypeAlias = Sequence[float] | Convertible
-"""Evenly spaced observations [T], oldest first."""
 
 
 class History(NamedTuple):
@@ -95,7 +91,8 @@ class Forecast:
         if self.history is not None and len(before):
             axes.plot(before, self.history.values[-len(before) :], color="0.4", label="history")
         middle = len(self.levels) // 2
-        axes.plot(after, self.values[middle], color="tab:blue", label=f"forecast ({self.levels[middle]:g} quantile)")
+        name = "median" if self.levels[middle] == 0.5 else f"quantile {self.levels[middle]:g}"
+        axes.plot(after, self.values[middle], color="tab:blue", label=f"forecast, {name}")
         for row in range(middle):
             low, high = self.levels[row], self.levels[-1 - row]
             style = {"color": "tab:blue", "alpha": 0.2, "linewidth": 0}

@@ -1,8 +1,9 @@
-"""Series and frames with one column (pandas, polars); neither is imported here."""
+"""Series and frames with one column of pandas, which is not imported here."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy.typing as npt
 
@@ -10,9 +11,16 @@ from rafaga.errors import InvalidTensor
 
 
 class Convertible(Protocol):
-    """Series and frames with one column (pandas, polars), tensors, numpy arrays."""
+    """Series, frames with one column, tensors, numpy arrays."""
 
     def __array__(self) -> npt.NDArray[Any]: ...
+
+
+SeriesInput: TypeAlias = Sequence[float] | Convertible
+"""Evenly spaced observations [T], oldest first."""
+
+SymbolsInput: TypeAlias = Sequence[str] | Convertible
+"""A sequence of symbols from its beginning on; a string is one of its characters."""
 
 
 def column(values: Any) -> Any:

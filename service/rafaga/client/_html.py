@@ -19,7 +19,7 @@ _GOLDEN_RATIO = 0.618034  # hues of classes next to each other differ most
 def table(
     caption: object, headings: Sequence[str], rows: Sequence[Sequence[object]], classes: Sequence[int] = ()
 ) -> str:
-    """The first rows, floats with four digits after the point; `classes`: one per row, for its colour."""
+    """The first rows, floats with five digits; `classes`: one per row, for its colour."""
     shown = [[_cell(cell) for cell in row] for row in rows[:_MOST_ROWS]]
     for row, index in zip(shown, classes, strict=False):
         row[0] = f'<td><span style="background:{_hex(index)}">&emsp;</span> {row[0].removeprefix("<td>")}'
@@ -58,7 +58,7 @@ def label_map(labels: npt.NDArray[np.uint8]) -> str:
 
 def _cell(value: object) -> str:
     if isinstance(value, float | np.floating):
-        return f'<td style="text-align:right">{value:.4f}</td>'
+        return f'<td style="text-align:right">{value:.5g}</td>'
     return f"<td>{escape(str(value))}</td>"
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy.typing as npt
 
 from rafaga.client import _calls, _images
-from rafaga.client._calls import SymbolsInput
 from rafaga.client._connection import SyncConnection
-from rafaga.client._forecast import Forecast, SeriesInput
+from rafaga.client._forecast import Forecast
+from rafaga.client._frames import SeriesInput, SymbolsInput
 from rafaga.client._images import ImageInput, Images
 from rafaga.client._many import SPLIT, Results
 from rafaga.client._objects import Detections, Segmentation
@@ -256,8 +256,7 @@ class Client(SyncConnection):
                 except SPLIT:
                     if asked.rows == 1:
                         raise
-            call = partial(asked.part, model=model, version=version)
-            return joined(self._many(range(asked.rows), asked.prepared, call, timeout_s, strict=True))
+            return joined(self._all(asked.parts(), timeout_s))
         except InvalidTensor:
             self._descriptions.pop((model, version), None)  # a newer version may take other tensors
             raise

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from rafaga.client._calls import UnaryCall
 from rafaga.client._images import Prepared
-from rafaga.client._many import MAX_MESSAGE_BYTES
+from rafaga.client._many import MAX_MESSAGE_BYTES, Bulk
 from rafaga.client._models import ModelDescription
 from rafaga.errors import InternalError, InvalidRequest, InvalidTensor
 from rafaga.tensors import DATATYPES, length_prefixed, on_wire, to_wire, with_lengths
@@ -52,16 +52,22 @@ class Inference:
         self.rows = max(1, *lengths) if model.max_batch_size and len(lengths) == 1 else 1
         size = sum(map(_size, self._arrays.values()))
         self._row_bytes = size // self.rows
-        self.fits = self.rows <= max(1, model.max_batch_size) and (self.rows == 1 or size <= MAX_MESSAGE_BYTES)
+        self._batch = max(1, model.max_batch_size)
+        self.fits = self.rows <= self._batch and (self.rows == 1 or size <= MAX_MESSAGE_BYTES)
 
     def whole(self) -> UnaryCall[Arrays]:
         return _call(self._arrays, self._outputs, self._model, self._version)
 
-    def prepared(self, row: int) -> Prepared:
+    def parts(self) -> Bulk[Arrays]:
+        """Messages of a batch each, or of half the rows if the whole would fit; `joined` puts the answers together."""
+        most = (self.rows + 1) // 2 if self.fits else self._batch
+        return Bulk(range(self.rows), self._prepared, self._part, most, strict=True)
+
+    def _prepared(self, row: int) -> Prepared:
         return Prepared(row, None, self._row_bytes)
 
-    def part(self, rows: Sequence[int], **_: Any) -> UnaryCall[list[Arrays]]:
-        """A message with consecutive rows; one answer per row, with one row each."""
+    def _part(self, rows: Sequence[int]) -> UnaryCall[list[Arrays]]:
+        """Of consecutive rows; an answer for each."""
         chosen = slice(rows[0], rows[-1] + 1)
         part = {name: array[chosen] for name, array in self._arrays.items()}
         call = _call(part, self._outputs, self._model, self._version)

@@ -119,7 +119,7 @@ def test_rows_are_told_apart_where_the_model_has_batches() -> None:
     assert asked(described(x="int64"), x=rows[:4]).fits
     for alone in (asked(described(0, x="int64"), x=rows), asked(described(x="int64", y="int64"), x=rows, y=rows[:3])):
         assert (alone.rows, alone.fits) == (1, True)
-    request = pb.ModelInferRequest.FromString(several.part([2, 3]).request)
+    request = pb.ModelInferRequest.FromString(several._part([2, 3]).request)
     assert [list(each.shape) for each in request.inputs] == [[2, 2], [2]]
     assert request.raw_input_contents[1] == np.array([4, 6]).tobytes()
 
@@ -143,11 +143,11 @@ def test_outputs_by_name() -> None:
 
 def test_parts_are_joined_in_order() -> None:
     inference = asked(described(x="int64"), x=[1, 2, 3])
-    first = inference.part([0, 1]).read(reply(("y", "UINT8", [2, 1], b"\1\2")))
-    last = inference.part([2]).read(reply(("y", "UINT8", [1, 1], b"\3")))
+    first = inference._part([0, 1]).read(reply(("y", "UINT8", [2, 1], b"\1\2")))
+    last = inference._part([2]).read(reply(("y", "UINT8", [1, 1], b"\3")))
     assert joined([*first, *last])["y"].tolist() == [[1], [2], [3]]
     with pytest.raises(InternalError, match="expected 2 rows in every output"):
-        inference.part([0, 1]).read(reply(("y", "UINT8", [1, 1], b"\1")))
+        inference._part([0, 1]).read(reply(("y", "UINT8", [1, 1], b"\1")))
 
 
 @pytest.mark.parametrize(
