@@ -383,10 +383,10 @@ def test_a_server_that_stops_while_a_model_loads_stops(serve: Callable[..., Serv
     loader = served.server.repository._reconciler._loader
     load_plain = loader.load_plain
 
-    def slowly(folder: Path) -> Any:
+    def slowly(folder: Path, name: str, version: int) -> Any:
         loading.set()
         assert go_on.wait(PATIENCE_S)
-        return load_plain(folder)
+        return load_plain(folder, name, version)
 
     object.__setattr__(loader, "load_plain", slowly)
     publish(tmp_path, 2, 2)

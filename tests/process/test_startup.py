@@ -224,7 +224,7 @@ def test_a_log_for_people(repository: Path) -> None:
     arguments = ("--threads", "1", "--log-format", "text", "--transport", "grpcio")
     with process("--repository", str(repository / "digits"), *free, *arguments) as started:
         eventually(lambda: any("serving" in line.text for line in started.log), "it serves")
-        assert any("INFO" in line.text and "ready=False" in line.text for line in started.log)
+        assert any("INFO" in line.text and "ready=True" in line.text for line in started.log)
         assert sum("transport has no effect" in line.text for line in started.log) == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -65,11 +66,12 @@ _OTHER_FILES = 512
 _MAX_MS = 2**31 - 1
 
 
-def serve(config: Config) -> int:
-    """Serves until SIGTERM, SIGINT or SIGHUP; returns the exit code. Raises ConfigError."""
+def serve(config: Config, serving: Callable[[Server], None] | None = None) -> int:
+    """Serves until SIGTERM, SIGINT or SIGHUP; returns the exit code. `serving` is called once all models are loaded.
+    Raises ConfigError."""
     if config.network.transport:
         _LOG.warning("the setting transport has no effect any more and will be removed: there is only one transport")
-    return run(build(config))
+    return run(build(config), serving)
 
 
 def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Server:

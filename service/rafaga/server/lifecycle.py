@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -176,8 +177,10 @@ class Server:
         return not left
 
 
-def run(server: Server) -> int:
+def run(server: Server, serving: Callable[[Server], None] | None = None) -> int:
     """Serves until SIGTERM, SIGINT or SIGHUP. Returns the exit code: 0 if all accepted calls were answered.
+
+    `serving` is called once all models are loaded.
 
     The first signal drains the server; a second one ends the drain. After a signal while models load, the caller must
     end the process: the thread that loads is still running.
@@ -190,6 +193,8 @@ def run(server: Server) -> int:
         wait((loading, signals.first), return_when=FIRST_COMPLETED)
         if loading.done():
             loading.result()  # raises what load raised
+            if serving is not None:
+                serving(server)
             # Objects that exist now live as long as the server: later collections, which pause every thread, skip them.
             gc.collect()
             gc.freeze()

@@ -134,7 +134,9 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    repository: Path = _setting("repository", path, "DIR", "model repository: a folder of published bundles")
+    repository: Path = _setting(
+        "repository", path, "PATH", "model repository, the folder of one model or of one version, or an ONNX file"
+    )
     precision: PrecisionChoice = _setting(
         "auto",
         choice(PrecisionChoice),
@@ -321,7 +323,12 @@ class SecuritySettings:
 
 @dataclass(frozen=True)
 class ObservabilitySettings:
-    log_format: LogFormat = _setting("json", choice(LogFormat), "json|text", "json for log collectors, text for people")
+    log_format: LogFormat | None = _setting(
+        None,
+        choice(LogFormat),
+        "json|text",
+        "json for log collectors, text for people (default: text on a terminal, else json)",
+    )
     log_level: LogLevel = _setting("info", choice(LogLevel), "debug|info|warning|error", "lowest level to log")
     tracing_endpoint: str = _setting(
         "", text, "HOST:PORT", "OpenTelemetry collector that receives traces over OTLP/gRPC (default: no tracing)"

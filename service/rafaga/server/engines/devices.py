@@ -76,7 +76,7 @@ def choose(wanted: tuple[Device, ...] | None, fallback: DeviceFallback, system: 
         try:
             found = system.gpus()[0].name
         except DeviceError as error:
-            return DeviceChoice((CPU,), f"auto: no GPU ({error})")
+            return DeviceChoice((CPU,), f"auto: {error}")
         device = Device(DeviceKind.CUDA)
         try:
             check(device, system)
@@ -152,9 +152,7 @@ def _driver() -> ctypes.CDLL:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        raise DeviceError(
-            "cannot load libcuda.so.1: NVIDIA's driver is not installed, or not given to this container"
-        ) from None
+        raise DeviceError("no NVIDIA driver (libcuda.so.1)") from None
     _ask(driver, "cuInit", ctypes.c_uint(0))
     return driver
 

@@ -72,6 +72,11 @@ Shapes = Mapping[str, Sequence[int]]
 """By the name of the input."""
 
 
+def read(path: Path) -> bytes:
+    """An ONNX file, or the model.onnx of a version's folder. Raises BundleError, OSError."""
+    return (path if path.is_file() else file_in(path, MODEL)).read_bytes()
+
+
 def sample_shapes(folder: Path) -> Shapes:
     """What samples.json says; nothing without the file. Raises BundleError."""
     if not (folder / SHAPES).exists():

@@ -102,10 +102,10 @@ class Reconciler:
             return  # the server stops
         try:
             if is_plain(folder):
-                model = self._loader.load_plain(folder)
+                model = self._loader.load_plain(folder, entry.name, entry.version)
                 entry = dataclasses.replace(entry, bundle=model.bundle)
             else:
-                bundle = bundles.load(folder)
+                bundle = bundles.load(folder, (entry.name, entry.version))
                 entry = dataclasses.replace(entry, bundle=bundle)
                 model = self._loader.load(folder, bundle)
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds

@@ -51,7 +51,7 @@ class TestAuto:
         ("machine", "device", "degraded", "why"),
         [
             (Machine(), Device(DeviceKind.CUDA), False, "auto: found NVIDIA Pretend"),
-            (Machine(driver=False), CPU, False, "auto: no GPU (cannot load libcuda.so.1)"),
+            (Machine(driver=False), CPU, False, "auto: cannot load libcuda.so.1"),
             (
                 Machine(missing={DeviceKind.CUDA: ("libcudnn.so.9",)}),
                 CPU,
@@ -219,5 +219,5 @@ class TestDriver:
             raise OSError(f"{name}: cannot open shared object file")
 
         monkeypatch.setattr(ctypes, "CDLL", missing)
-        with pytest.raises(DeviceError, match=r"cannot load libcuda\.so\.1: NVIDIA's driver"):
+        with pytest.raises(DeviceError, match=r"no NVIDIA driver \(libcuda\.so\.1\)"):
             Nvidia().gpus()

@@ -163,7 +163,7 @@ class TestTensorRt:
         folder = tmp_path / "whole" / "1"
         folder.mkdir(parents=True)
         (folder / "model.onnx").write_bytes(model.SerializeToString())
-        served = machine.served(machine.placement(device=TENSORRT, tensorrt_cache=cache)).load_plain(folder)
+        served = machine.served(machine.placement(device=TENSORRT, tensorrt_cache=cache)).load_plain(folder, "whole", 1)
         assert machine.made[0].shapes[0] == ((3, 2),)
         served.close()
         assert machine.untouched
@@ -238,7 +238,7 @@ class TestGoldenOutputs:
         path = folder.parent.parent / "plain" / "1"
         path.mkdir(parents=True)
         (path / "model.onnx").write_bytes((folder / "model.onnx").read_bytes())
-        model = machine.served(machine.placement()).load_plain(path)
+        model = machine.served(machine.placement()).load_plain(path, "plain", 1)
         assert [s.tf32 for s in machine.sessions] == [False]
         model.close()
         assert machine.untouched

@@ -62,8 +62,7 @@ class FakeLoader:
         self.loaded: list[tuple[str, int]] = []
         self.models: list[FakeModel] = []
 
-    def load_plain(self, folder: Path) -> Any:
-        name, version = folder.parent.name, int(folder.name)
+    def load_plain(self, folder: Path, name: str, version: int) -> Any:
         self.loaded.append((name, version))
         if (folder / "model.onnx").read_bytes() != GOOD:
             raise BundleError("it is bad")
@@ -196,15 +195,15 @@ def test_what_is_being_loaded_is_known_before(latest: Harness) -> None:
     (latest.root / "empty" / "1").mkdir(parents=True)
     load_plain, seen = latest.loader.load_plain, []
 
-    def while_loading(folder: Path) -> Any:
+    def while_loading(folder: Path, name: str, version: int) -> Any:
         seen.append((latest.states, latest.repository.unready_because))
-        if folder.parent.name == "a":
+        if name == "a":
             with pytest.raises(ModelNotReady, match="version 1 is loading") as error:
                 latest.repository.model("b", 0)
             assert error.value.retry_after_s == 1.0
             with pytest.raises(ModelNotFound):
                 latest.repository.model("nobody", 0)
-        return load_plain(folder)
+        return load_plain(folder, name, version)
 
     latest.loader.load_plain = while_loading  # type: ignore[method-assign]
     for ask in (partial(latest.repository.model, "a", 0), latest.repository.require_names):
@@ -241,9 +240,9 @@ def test_a_load_at_the_start_ends_between_models(latest: Harness) -> None:
         latest.put(name, 1)
     load_plain = latest.loader.load_plain
 
-    def stopping(folder: Path) -> Any:
+    def stopping(folder: Path, name: str, version: int) -> Any:
         latest.repository.withdraw()
-        return load_plain(folder)
+        return load_plain(folder, name, version)
 
     latest.loader.load_plain = stopping  # type: ignore[method-assign]
     latest.repository.load()
@@ -256,10 +255,10 @@ def test_a_load_that_ends_after_the_stop_is_discarded(latest: Harness) -> None:
     latest.repository.load()
     load_plain = latest.loader.load_plain
 
-    def while_stopping(folder: Path) -> Any:
+    def while_stopping(folder: Path, name: str, version: int) -> Any:
         latest.repository.drain()
         latest.repository.close()
-        return load_plain(folder)
+        return load_plain(folder, name, version)
 
     latest.loader.load_plain = while_stopping  # type: ignore[method-assign]
     latest.put("a", 2)
