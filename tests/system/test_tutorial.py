@@ -67,9 +67,9 @@ class Walk:
         return done.stdout
 
     def _serve(self, words: list[str]) -> None:
-        (repository,) = (self.folder / words[i + 1] for i, word in enumerate(words) if word == "--repository")
+        (repository,) = words
         ports = ["--grpc-port", self.grpc.split(":")[1], "--http-port", self.http.split(":")[1]]
-        served = self._stack.enter_context(process("--repository", str(repository), *ports))
+        served = self._stack.enter_context(process(str(self.folder / repository), *ports))
         served.wait_for("serving")
 
     def _here(self, text: str) -> str:
