@@ -148,7 +148,7 @@ build/gpu-packages: requirements/constraints.txt
 	$(PYTHON) -m pip install --quiet --target $@ --python-version 3.12 --only-binary=:all: --no-deps \
 	  -c $< msgspec pillow prometheus-client python-json-logger grpcio-health-checking grpcio-reflection \
 	  googleapis-common-protos nvidia-ml-py hdrhistogram rich pygments markdown-it-py mdurl pbr \
-	  psutil pytest pytest-timeout pluggy iniconfig packaging
+	  starlette uvicorn anyio click h11 idna psutil pytest pytest-timeout pluggy iniconfig packaging
 	$(PYTHON) -m pip install --quiet --target $@ --no-deps .
 
 # ONNX Runtime for CUDA in pieces, if it cannot be copied as one file; docs/gpu.md says how to join them.

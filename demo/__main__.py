@@ -145,10 +145,10 @@ def stop(page: Page, server: ServerProcess) -> None:
 
 def go_on(page: Page, repository: Path) -> None:
     page.section("Go on: serve the models again, until Ctrl-C")
-    page.line("$ make serve" if repository == ROOT / "repository" else f"$ rafaga serve {_relative(repository)}")
-    http = f"http://localhost:{HTTP_PORT}"
+    program, http = str(_relative(Path(sys.executable).parent / "rafaga")), f"http://localhost:{HTTP_PORT}"
+    usual = repository.resolve() == ROOT / "repository"
+    page.line("$ make serve" if usual else f"$ {program} serve {_relative(repository)}")
     page.line(f"\nThen open {http}/ in a browser, or paste into another terminal:")
-    program = str(_relative(Path(sys.executable).parent / "rafaga"))
     for command in demo_commands(FOLDER, f"localhost:{GRPC_PORT}", http, program):
         page.line(f"$ {command}")
 

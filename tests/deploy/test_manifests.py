@@ -159,7 +159,7 @@ def test_every_selector_finds_the_servers_pods_and_not_the_jobs(objects: tuple[O
 def test_clients_need_the_label_and_nothing_more(objects: tuple[Object, ...]) -> None:
     """A selector that also required the server's own labels would match no client."""
     rules = one(objects, "NetworkPolicy")["spec"]["ingress"]
-    peers = next(r["from"] for r in rules if r["ports"] == [{"port": "grpc"}])
+    peers = next(r["from"] for r in rules if r["ports"] == [{"port": "grpc"}, {"port": "http"}])
     labels = [next(iter(peer.values()))["matchLabels"] for peer in peers]
     assert labels == [{"rafaga/client": "true"}] * 2
     assert one(objects, "NetworkPolicy")["spec"]["egress"] == []
@@ -195,7 +195,11 @@ def test_the_load_reaches_every_pod_and_its_log_is_its_result() -> None:
     (exported,) = job("export")["spec"]["containers"]
     assert options.conditions.models.keys() <= set(exported["args"])
     labels = template["metadata"]["labels"]
-    rule = next(r for r in one(overlay("cpu"), "NetworkPolicy")["spec"]["ingress"] if r["ports"] == [{"port": "grpc"}])
+    rule = next(
+        r
+        for r in one(overlay("cpu"), "NetworkPolicy")["spec"]["ingress"]
+        if r["ports"] == [{"port": "grpc"}, {"port": "http"}]
+    )
     assert rule["from"][0]["podSelector"]["matchLabels"].items() <= labels.items()
     servers = one(overlay("cpu"), "Deployment")["spec"]["selector"]["matchLabels"]
     assert not servers.items() <= labels.items()
@@ -254,7 +258,7 @@ def test_dev_needs_nothing_but_kubernetes() -> None:
 
 
 def test_tls_turns_the_probes_to_http(tmp_path: Path) -> None:
-    """Kubernetes' gRPC probes know no TLS."""
+    """Kubernetes' gRPC probes do not support TLS."""
     only = container(component("tls"))
     config = settings(only, one(component("tls"), "ConfigMap"), tmp_path)
     mounts = {m["name"]: m["mountPath"] for m in only["volumeMounts"]}
@@ -263,6 +267,9 @@ def test_tls_turns_the_probes_to_http(tmp_path: Path) -> None:
         f"{mounts['tls']}/tls.crt",
     ]
     for probe, path in (("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
-        assert only[probe]["httpGet"] == {"path": path, "port": "http"}
+        assert only[probe]["httpGet"] == {"path": path, "port": "http", "scheme": "HTTPS"}
         assert "grpc" not in only[probe]
+    assert [port["appProtocol"] for port in one(component("tls"), "Service", "rafaga")["spec"]["ports"][1:]] == [
+        "https"
+    ]
     kubernetes_validate.validate(one(component("tls"), "Deployment"), RELEASES[-1], strict=True)

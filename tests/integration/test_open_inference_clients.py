@@ -1,4 +1,4 @@
-"""Unmodified third-party clients: Triton's Python client, and its load generator if it is installed."""
+"""Unmodified third-party clients: Triton's and KServe's in Python, and Triton's load generator if it is installed."""
 
 from __future__ import annotations
 
@@ -25,15 +25,19 @@ FILES = messages.random_digits(1, 3)
 HISTORY = messages.random_history(0, 12)[np.newaxis]
 
 
-def ask(way: str, served: Served, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def ask(
+    way: str, served: Served, folder: Path, over_http: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not TRITON.exists():
         pytest.skip("no .venv-triton: `make .venv-triton` installs Triton's client")
     files: dict[str, Any] = {
         f"file{i}": np.frombuffer(messages.png(image[:, :, 0]), np.uint8) for i, image in enumerate(FILES)
     }
     np.savez(folder / "inputs.npz", images=IMAGES, history=HISTORY, **files)
-    script = Path(__file__).with_name("triton_client.py")
-    command = [str(TRITON), "-W", "error", str(script), way, served.address, str(folder)]
+    script = Path(__file__).with_name("rest_clients.py" if over_http else "triton_client.py")
+    # gevent and KServe warn of their own use of what is deprecated.
+    warnings = () if over_http else ("-W", "error")
+    command = [str(TRITON), *warnings, str(script), way, served.http if over_http else served.address, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     with np.load(folder / "outputs.npz") as arrays:
@@ -88,6 +92,52 @@ def test_tritonclient_over_a_stream(server: Served, tmp_path: Path) -> None:
     assert facts["after the error"] == "0"
     assert facts["as status"] == "StatusCode.NOT_FOUND"
     eventually(lambda: server.in_flight == 0, "the stream's calls ended")
+
+
+def test_tritonclient_over_http(serve: Callable[..., Served], tmp_path: Path) -> None:
+    outputs, facts = ask("triton", serve(), tmp_path, over_http=True)
+    np.testing.assert_allclose(outputs["plain"], bundles.classify(IMAGES), atol=1e-5)
+    np.testing.assert_allclose(outputs["later"], bundles.classify(IMAGES), atol=1e-5)
+    np.testing.assert_allclose(outputs["files"], bundles.classify(FILES), atol=1e-5)
+    np.testing.assert_allclose(outputs["series"][0], bundles.forecast(HISTORY[0]), atol=1e-4)
+    assert [facts["live"], facts["ready"], facts["model ready"], facts["unknown ready"]] == [True, True, True, False]
+    assert facts["server"]["name"] == "rafaga"
+    assert facts["metadata"]["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 28, 28, 1]}]
+    assert facts["config"]["max_batch_size"] == 32
+    assert {m["name"] for m in facts["index"]} == {"backbone", "digits", "fragile", "series"}
+    assert facts["id"] == "seven"
+    best = bundles.classify(IMAGES).argsort(1)[:, ::-1][:, :3]
+    assert [[int(c.split(":")[1]) for c in row] for row in facts["classes"]] == best.tolist()
+    (statistics,) = facts["statistics"]["model_stats"]
+    assert statistics["inference_stats"]["success"]["count"] == 4
+    for what, status, says in (
+        ("unknown model", "404", "no model 'nobody'"),
+        ("unknown version", "404", "available: 1"),
+        ("shape", "400", "got [40, 27, 28, 1]"),
+        ("sequence", "501", "without sequence_id"),
+        ("too late", "504", "deadline"),
+        ("compressed", "400", "content-encoding"),
+        ("load", "404", ""),
+        ("shared memory", "404", ""),
+    ):
+        assert facts[what][0] == status
+        assert says in facts[what][1]
+
+
+def test_tritonclient_over_http_with_asyncio(server: Served, tmp_path: Path) -> None:
+    outputs, facts = ask("triton_aio", server, tmp_path, over_http=True)
+    np.testing.assert_allclose(outputs["plain"], bundles.classify(IMAGES), atol=1e-5)
+    assert [facts["live"], facts["ready"]] == [True] * 2
+
+
+def test_kserve_over_http(server: Served, tmp_path: Path) -> None:
+    outputs, facts = ask("kserve", server, tmp_path, over_http=True)
+    for each in ("binary", "json"):
+        np.testing.assert_allclose(outputs[each].reshape(len(IMAGES), -1), bundles.classify(IMAGES), atol=1e-5)
+    assert [facts["live"], facts["ready"], facts["model ready"], facts["unknown ready"]] == [True, True, True, False]
+    assert facts["id"] == "seven"
+    assert facts["unknown model"][0] == 404
+    assert "no model 'nobody'" in facts["unknown model"][1]
 
 
 @pytest.fixture

@@ -95,11 +95,13 @@ def test_detect(served: Served) -> None:
 
 def test_segment(served: Served) -> None:
     labels, sure = bundles.segment(PHOTO)
-    (found,) = send(served, "/v1/models/segmenter:segment?with_probabilities=true", PHOTO_FILE).json["results"]
+    body = {"pixels": as_tensor(PHOTO), "with_probabilities": True}
+    (found,) = send(served, "/v1/models/segmenter:segment", body).json["results"]
     np.testing.assert_array_equal(array(found["labels"]), labels[0])
     np.testing.assert_allclose(array(found["probabilities"]), sure[0], atol=1e-5)
-    (found,) = send(served, "/v1/models/segmenter:segment", {"pixels": as_tensor(PHOTO)}).json["results"]
+    (found,) = send(served, "/v1/models/segmenter:segment", PHOTO_FILE).json["results"]
     assert found["probabilities"] is None
+    assert (found["image_height"], found["image_width"]) == (8, 16)
     assert sum(each["share"] for each in found["classes"]) == pytest.approx(1.0)
 
 

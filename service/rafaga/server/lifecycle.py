@@ -14,8 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rafaga.server.config.settings import Config
-from rafaga.server.repository.poller import Poller
-from rafaga.server.repository.repository import Repository
+from rafaga.server.repository.repository import Poller, Repository
 from rafaga.server.services.decoding import DecodePool
 from rafaga.server.services.open_inference.stream import Streams
 from rafaga.server.transport.expiry import Expiry
@@ -163,7 +162,7 @@ class Server:
 
     def _warn_of_unknown_models(self) -> None:
         known = {name for name, _ in self.repository.on_disk()}
-        for name in self._config.engines.options.by_model.keys() - known:
+        for name in self._config.engines.named_models - known:
             _LOG.warning("per-model settings name an unknown model", extra={"model": name})
 
     def _wait_for_calls(self, hurry: threading.Event) -> bool:

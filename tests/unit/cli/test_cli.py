@@ -10,10 +10,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,14 +22,8 @@ from rafaga.cli import main
 from rafaga.cli._errors import ExitCode, exit_code
 from rafaga.server import app
 from rafaga.server.config.settings import Config, ConfigError
+from rafaga.v1 import vision_pb2
 from tests.unit.client.fake_server import Script
-
-
-def wait_until(happened: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
 
 
 def test_forecast(
@@ -232,13 +226,25 @@ def test_a_reader_that_goes_away_is_no_error_on_the_terminal(script: Script) -> 
     assert done.stderr == ""
 
 
-def test_ctrl_c_leaves_without_a_traceback(script: Script, tmp_path: Path) -> None:
-    """The answer never comes; the signal is sent once the request has arrived."""
-    script.delay_s = 60.0
-    with subprocess.Popen(
-        [sys.executable, "-m", "rafaga", "models", "--timeout", "60"], stderr=subprocess.PIPE, text=True
-    ) as process:
-        wait_until(lambda: bool(script.requests))
+def test_ctrl_c_leaves_at_once_and_without_a_traceback(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several messages are open when the signal comes, and none is ever answered."""
+    received, arrived = script.received, threading.Semaphore(0)
+
+    def hang(request: Any, context: Any) -> None:
+        received(request, context)
+        if isinstance(request, vision_pb2.ClassifyRequest):
+            arrived.release()
+            script.released.wait()
+
+    monkeypatch.setattr(script, "received", hang)
+    for number in range(100):
+        (tmp_path / f"{number}.png").write_bytes(b"\x07")
+    command = [sys.executable, "-m", "rafaga", "classify", str(tmp_path), "--timeout", "600"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(3):
+            assert arrived.acquire(timeout=60)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "")

@@ -17,8 +17,8 @@ from typing import Any
 from rafaga.bundle import Precision
 from rafaga.server.config import device as devices
 from rafaga.server.config.device import Device, DeviceFallback
-from rafaga.server.config.model_versions import Versions
-from rafaga.server.config.per_model import EngineOptions, PerModel
+from rafaga.server.config.model_versions import Versions, parse_versions
+from rafaga.server.config.per_model import PerModel
 from rafaga.server.config.readers import (
     boolean,
     choice,
@@ -37,10 +37,6 @@ from rafaga.server.config.readers import (
 )
 
 _MIB = 2**20
-
-
-def _bytes(mib: int | None) -> int | None:
-    return None if mib is None else mib * _MIB
 
 
 class ConfigError(Exception):
@@ -102,7 +98,7 @@ class NetworkSettings:
         None, path, "FILE", "Unix socket for gRPC instead of the port, for sidecars; clients connect to unix:FILE"
     )
     http_port: int = _setting(
-        8080, integer(0, 65535), "PORT", "HTTP port of /metrics, /healthz and /readyz; 0 picks a free one"
+        8080, integer(0, 65535), "PORT", "HTTP port of REST, /metrics, /healthz and /readyz; 0 picks a free one"
     )
     drain_delay_s: float = _setting(
         0.0, not_negative, "SECONDS", "after SIGTERM, keep serving this long as NOT_SERVING, so that balancers notice"
@@ -145,7 +141,7 @@ class ModelSettings:
     )
     model_versions: Versions = _setting(
         "latest",
-        lambda value: Versions.parse(words(value)),
+        lambda value: parse_versions(words(value)),
         "RULE[,...]",
         "versions to serve: latest, latest:N or all; for one model NAME=latest:N, NAME=all or NAME=1,3",
     )
@@ -221,9 +217,6 @@ class EngineSettings:
         "N[,...]",
         "batch sizes to run on a GPU; other batches are padded to the next one (default: powers of two)",
     )
-    gpu_memory_mib: int | None = _setting(
-        None, integer(1), "MIB", "memory of each GPU that all models together may use (default: free memory minus 512)"
-    )
     gpu_model_memory_mib: PerModel[int | None] = _setting(
         "",
         per_model(integer(1), None),
@@ -238,23 +231,10 @@ class EngineSettings:
     )
 
     @property
-    def gpu_memory(self) -> int | None:
-        """Bytes."""
-        return _bytes(self.gpu_memory_mib)
-
-    @property
-    def gpu_model_memory(self) -> PerModel[int | None]:
-        """Bytes; None: no limit."""
-        mib = self.gpu_model_memory_mib
-        return PerModel(_bytes(mib.default), {name: _bytes(value) for name, value in mib.by_model.items()})
-
-    @property
-    def options(self) -> PerModel[EngineOptions]:
-        names = {*self.instances.by_model, *self.threads.by_model, *self.spinning.by_model}
-        return PerModel(
-            EngineOptions(self.instances.default, self.threads.default, self.spinning.default),
-            {n: EngineOptions(self.instances.of(n), self.threads.of(n), self.spinning.of(n)) for n in sorted(names)},
-        )
+    def named_models(self) -> set[str]:
+        """Models with settings of their own."""
+        per_model = (self.instances, self.threads, self.spinning, self.gpu_model_memory_mib)
+        return {name for setting in per_model for name in setting.by_model}
 
 
 @dataclass(frozen=True)
@@ -291,9 +271,6 @@ class LimitSettings:
         2048 * 2048, integer(1), "PIXELS", "size of an image for models that take images of any size"
     )
     decode_threads: int | None = _setting(None, integer(1), "N", "threads that decode images (default: one per core)")
-    max_pending_decodes: int = _setting(
-        256, integer(1), "N", "requests that wait for a decoding thread; more are refused"
-    )
 
     def __post_init__(self) -> None:
         if self.max_bytes_in_flight < self.max_request_bytes:

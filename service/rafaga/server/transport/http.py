@@ -37,6 +37,8 @@ _LOG = logging.getLogger(__name__)
 _HANDSHAKE_S = 10.0
 _HANDLER_GRACE_S = 1.0
 _BACKLOG = 128
+# Of the event loop, from taking a connection from the kernel to `connection_made`.
+_ROUNDS_TO_ACCEPT = 3
 
 
 class HttpServer:
@@ -107,6 +109,8 @@ class HttpServer:
         )
 
     async def _shut_down(self, grace_s: float) -> None:
+        for _ in range(_ROUNDS_TO_ACCEPT):  # asyncio leaves connections open whose listener closes before
+            await asyncio.sleep(0)
         if self._listener is not None:
             self._listener.close()
         for connection in list(self._state.connections):
@@ -119,6 +123,7 @@ class HttpServer:
         for connection in list(self._state.connections):
             connection.transport.abort()
         await self._wait_for_handlers(_HANDLER_GRACE_S)
+        await _end_tasks()  # of connections whose TLS handshake is not over
         await asyncio.get_running_loop().shutdown_default_executor()
 
     async def _wait_for_handlers(self, seconds: float) -> None:
@@ -178,6 +183,14 @@ class _Connection(H11Protocol):
         self.waiting_since = None
         if self._timer is not None:
             self._timer.cancel()
+
+
+async def _end_tasks() -> None:
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    await asyncio.sleep(0)  # sockets are closed in the next round of the loop
 
 
 def _bound(host: str, port: int) -> socket.socket:

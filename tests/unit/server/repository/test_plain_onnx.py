@@ -165,7 +165,6 @@ def test_fixed_sizes_cannot_be_named_otherwise(tmp_path: Path) -> None:
 
 
 def test_no_gpu_takes_a_model_without_a_valid_sample(tmp_path: Path) -> None:
-    """Its memory cannot be measured."""
 
     def load(_: Placement, device: Device, model: ModelToPlace) -> LoadedEngine:
         if device == CPU:

@@ -12,14 +12,14 @@ import pytest
 
 from rafaga.errors import BundleError, ModelNotFound, ModelNotReady
 from rafaga.plain_model import PlainModel
-from rafaga.server.config.model_versions import VersionPolicy, Versions
+from rafaga.server.config.model_versions import VersionPolicy, Versions, parse_versions
 from rafaga.server.observability.metrics import Metrics
-from rafaga.server.repository import discovery, reconciler, retirement
+from rafaga.server.repository import discovery, reconciler
 from rafaga.server.repository.repository import Repository
 from rafaga.server.repository.versions import State
 
 GOOD, BAD = b"good", b"bad"
-LATEST, ALL = Versions(), Versions(VersionPolicy(newest=None))
+LATEST, ALL = Versions(VersionPolicy()), Versions(VersionPolicy(newest=None))
 
 
 class FakeModel:
@@ -120,7 +120,7 @@ class Harness:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retirement, "LINGER_S", 0.0)
+    monkeypatch.setattr(reconciler, "LINGER_S", 0.0)
 
 
 @pytest.fixture
@@ -349,7 +349,7 @@ def test_a_replaced_model_does_not_change_health(latest: Harness) -> None:
 @pytest.fixture
 def chosen(tmp_path: Path) -> Harness:
     """Versions 1 and 3 of model a, the two newest of other models."""
-    return Harness(tmp_path, Versions.parse(["latest:2", "a=1,3"]))
+    return Harness(tmp_path, parse_versions(["latest:2", "a=1", "3"]))
 
 
 def test_specific_versions(chosen: Harness) -> None:
@@ -392,7 +392,7 @@ def test_a_model_with_its_own_rule_must_exist(chosen: Harness) -> None:
 
 
 def test_load_model_loads_specific_versions(tmp_path: Path) -> None:
-    harness = Harness(tmp_path, Versions.parse(["a=1,3"]), explicit=True)
+    harness = Harness(tmp_path, parse_versions(["a=1", "3"]), explicit=True)
     for version in (1, 2):
         harness.put("a", version)
     harness.repository.load()
