@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -37,12 +38,15 @@ from rafaga.server.services.forecasting import Forecasting
 from rafaga.server.services.open_inference.admin import RepositoryAdmin
 from rafaga.server.services.open_inference.service import OpenInference
 from rafaga.server.services.open_inference.stream import Streams
+from rafaga.server.services.rest import ask, openapi, probes
+from rafaga.server.services.rest import open_inference as rest_open_inference
 from rafaga.server.services.sequences import Sequences
 from rafaga.server.services.vision import Vision
 from rafaga.server.transport.expiry import Expiry
 from rafaga.server.transport.grpc import GrpcTransport, Limits, Tls
 from rafaga.server.transport.health import Health, add_reflection
 from rafaga.server.transport.http import HttpServer
+from rafaga.server.transport.http_calls import HttpCalls
 from rafaga.server.transport.router import Authenticator, InFlight, Router
 
 if TYPE_CHECKING:  # needs the extra `tracing`
@@ -68,7 +72,9 @@ def serve(config: Config) -> int:
 def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Server:
     """A server that is not started. Raises ConfigError."""
     metrics = Metrics(triton=config.observability.triton_metrics, gpus=GpuFigures.find())
-    health = Health(lambda model: repository.serves(model) if model else repository.ready, lambda: repository.alive)
+    health = Health(
+        lambda: repository.unready_because, lambda model: repository.serves(model), lambda: repository.alive
+    )
     policy = BatchPolicy(
         max_queue_delay_s=config.batching.max_queue_delay_us / 1e6,
         max_queue_wait_s=config.batching.max_queue_wait_ms / 1e3,
@@ -103,7 +109,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
         Forecasting(repository, limits),
         Sequences(repository, limits),
         Catalog(repository),
-        OpenInference(repository, workers, limits, expiry, version("rafaga")),
+        OpenInference(repository, workers, limits, expiry, health, version("rafaga")),
     )
     handlers = {path: handler for service in services for path, handler in service.handlers().items()}
     authenticator = Authenticator(config.security.bearer_token_sha256)
@@ -129,13 +135,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
         transport=_transport(config, router, authenticator, health, streams),
         admin=_admin(config, repository, authenticator, metrics),
         poller=Poller(repository, config.models.poll_interval_s) if control is ModelControl.POLL else None,
-        http=HttpServer(
-            config.network.host,
-            config.network.http_port,
-            metrics.registry,
-            lambda: repository.unready_because,
-            lambda: health.alive,
-        ),
+        http=_http(config, router, health, metrics),
         tracer=tracer,
     )
 
@@ -173,6 +173,15 @@ def _transport(
     return GrpcTransport(address, router, authenticator, limits, _tls(config.security), services, on_death=health.die)
 
 
+def _http(config: Config, router: Router, health: Health, metrics: Metrics) -> HttpServer:
+    limits, security = config.limits, config.security
+    mutual = security.tls_client_ca is not None
+    calls = HttpCalls(router, limits.max_request_bytes, limits.max_bytes_in_flight, certificates=mutual)
+    routes = [*probes.routes(health, metrics.registry), *ask.routes(calls), *rest_open_inference.routes(calls)]
+    routes.append(openapi.route(routes, version("rafaga"), secured=bool(security.bearer_token_sha256)))
+    return HttpServer(config.network.host, config.network.http_port, routes, _https(security))
+
+
 def _admin(
     config: Config, repository: Repository, authenticator: Authenticator, metrics: Metrics
 ) -> GrpcTransport | None:
@@ -206,6 +215,21 @@ def _tls(security: SecuritySettings) -> Tls | None:
         return None
     ca = security.tls_client_ca
     return Tls(_read(security.tls_key), _read(security.tls_certificate), None if ca is None else _read(ca))
+
+
+def _https(security: SecuritySettings) -> ssl.SSLContext | None:
+    """Client certificates are verified, but not required: probes have none. Calls without one are refused."""
+    if security.tls_key is None or security.tls_certificate is None:
+        return None
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=security.tls_client_ca)
+        # Without a password, OpenSSL would ask for the one of an encrypted key on the terminal.
+        context.load_cert_chain(security.tls_certificate, security.tls_key, password="")
+    except OSError as error:  # unreadable, or not the key and the certificate that belong together
+        raise ConfigError(f"tls_key, tls_certificate and tls_client_ca: {error}") from None
+    if security.tls_client_ca is not None:
+        context.verify_mode = ssl.CERT_OPTIONAL
+    return context
 
 
 def _read(path: Path) -> bytes:

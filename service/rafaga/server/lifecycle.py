@@ -154,7 +154,7 @@ class Server:
         self._expiry.close()
         self.repository.close()
         self._workers.close()
-        self._http.close()
+        self._http.close(grace_s)
         if self._tracer is not None:
             self._tracer.close()
 

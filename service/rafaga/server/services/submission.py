@@ -9,7 +9,8 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
-from rafaga.errors import InvalidRequest
+from rafaga.bundle import VERSION_PATTERN
+from rafaga.errors import InvalidRequest, ModelNotFound
 from rafaga.priority import Priority
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.scheduling.job import Arrays, Job, JobTiming
@@ -27,6 +28,15 @@ def parse(message: type[M], call: Call) -> M:
         return message.FromString(call.request)
     except DecodeError:
         raise InvalidRequest(f"expected a serialised {message.DESCRIPTOR.full_name}") from None
+
+
+def version_number(text: str) -> int:
+    """Of a version that travels as text; 0 if it is empty. Raises ModelNotFound."""
+    if not text:
+        return 0
+    if not VERSION_PATTERN.fullmatch(text.lstrip("0")):
+        raise ModelNotFound(f"no version {text[:20]!r}: a version is an integer ≥ 1 of at most 18 digits")
+    return int(text)
 
 
 def submit(

@@ -21,18 +21,24 @@ _SERVER = ""
 # or refused a bundle, only one that cannot recover.
 _CATALOG = catalog_pb2.DESCRIPTOR.services_by_name["Catalog"].full_name
 
+RESTART = "a restart is required"
+
 MAX_WATCHES = 64
 """Open Watches; each holds a thread. More are refused: use Check."""
 
 
 class Health:
-    """Holds no state of models: it asks at every Check, and again for every Watch after `changed`.
+    """Every signal of the server's health comes from here: grpc.health, /readyz, /healthz, the Open Inference Protocol.
 
-    `ready` gets the name of a model, or "" for the server. `alive`: False once a restart is required.
+    Holds no state of models: it asks at every Check, and again for every Watch after `changed`. unready: why the server
+    is not ready, empty if it is. serves: whether a model is served. alive: False once a restart is required.
     """
 
-    def __init__(self, ready: Callable[[str], bool], alive: Callable[[], bool]) -> None:
-        self._ready = ready
+    def __init__(
+        self, unready: Callable[[], str], serves: Callable[[str], bool], alive: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._unready = unready
+        self._serves = serves
         self._alive = alive
         self._known = {_SERVER}
         self._changed = threading.Condition()
@@ -42,6 +48,11 @@ class Health:
     @property
     def alive(self) -> bool:
         return not self._dead and self._alive()
+
+    @property
+    def unready_because(self) -> str:
+        """Empty if the server is ready."""
+        return self._unready() if self.alive else RESTART
 
     def changed(self, model: str = _SERVER) -> None:
         """The state of the server or of `model` may have changed. A model is known from its first change on."""
@@ -67,8 +78,10 @@ class Health:
         """A HealthCheckResponse.ServingStatus, or None for an unknown service."""
         if service == _CATALOG:
             serving = self.alive
+        elif service == _SERVER:
+            serving = not self.unready_because
         elif service in self._known:
-            serving = self._ready(service) and not self._dead
+            serving = self._serves(service) and not self._dead
         else:
             return None
         status = health_pb2.HealthCheckResponse

@@ -21,7 +21,9 @@ class Served:
     def __init__(self) -> None:
         self.ready = {"": False}
         self.alive = True
-        self.health = Health(lambda name: self.ready[name], lambda: self.alive)
+        self.health = Health(
+            lambda: "" if self.ready[""] else "loading", lambda name: self.ready[name], lambda: self.alive
+        )
         self.pool = ThreadPoolExecutor(MAX_WATCHES + 4)
         self.server = grpc.server(self.pool)
         self.health.add_to(self.server)

@@ -1,99 +1,212 @@
-"""The HTTP side over a real socket: what each path says, and when."""
+"""The HTTP port over a real socket: its paths, and what it bears from clients that misbehave."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
+from rafaga.server.transport import http
 from rafaga.server.transport.http import HttpServer
+
+WAIT_S = 30.0
+SOON_S = 0.2
 
 
 class Site:
+    """Echoes bodies at /echo; /slow answers when `answer` is set; /bug fails."""
+
     def __init__(self) -> None:
-        self.unready, self.alive = "loading", True
-        self.registry = CollectorRegistry()
-        Counter("seen", "Seen.", registry=self.registry).inc(3)
-        self.server = HttpServer("127.0.0.1", 0, self.registry, lambda: self.unready, lambda: self.alive)
+        self.answer = threading.Event()
+        self.asked = threading.Event()
+        routes = [
+            Route("/echo", self._echo, methods=["GET", "POST"]),
+            Route("/slow", self._slow),
+            Route("/bug", self._bug),
+        ]
+        self.server = HttpServer("127.0.0.1", 0, routes)
         self.server.start()
+
+    async def _echo(self, request: Request) -> Response:
+        return Response(await request.body())
+
+    async def _slow(self, _: Request) -> Response:
+        self.asked.set()
+        await asyncio.to_thread(self.answer.wait, WAIT_S)
+        return PlainTextResponse("at last")
+
+    async def _bug(self, _: Request) -> Response:
+        raise ValueError("secret")
 
     def get(self, path: str) -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.server.port}{path}", timeout=30) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.server.port}{path}", timeout=WAIT_S) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.server.port), timeout=WAIT_S)
 
 
 @pytest.fixture
 def site() -> Iterator[Site]:
     site = Site()
     yield site
+    site.answer.set()
     site.server.close()
 
 
-def test_alive_before_it_is_ready(site: Site) -> None:
-    assert site.get("/healthz") == (200, "alive\n")
-    assert site.get("/readyz") == (503, "not ready: loading\n")
+def ended(connection: socket.socket) -> bool:
+    """Waits until the server has closed it."""
+    try:
+        while connection.recv(1000):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
 
 
-def test_ready_as_long_as_it_is(site: Site) -> None:
-    site.unready = ""
-    assert site.get("/readyz") == (200, "ready\n")
-    site.unready = "stopping"
-    assert site.get("/readyz")[0] == 503
-
-
-def test_alive_no_longer_than_it_is(site: Site) -> None:
-    site.alive = False
-    assert site.get("/healthz") == (503, "a restart is required\n")
-
-
-def test_metrics(site: Site) -> None:
-    status, text = site.get("/metrics")
-    assert status == 200
-    assert "seen_total 3.0" in text
-
-
-@pytest.mark.parametrize("path", ["/", "/metrics/", "/../etc/passwd", "/healthz/../metrics", "/%2e%2e/secret"])
+@pytest.mark.parametrize(
+    "path", ["/", "/echo/", "/../etc/passwd", "/echo/../slow", "/%2e%2e/secret", "//echo", "/echo%2F"]
+)
 def test_other_paths(site: Site, path: str) -> None:
-    assert site.get(path)[0] == 404
+    assert site.get(path) == (404, '{"error":"Not Found: see /openapi.json"}')
 
 
-def test_a_query_is_no_other_path(site: Site) -> None:
-    assert site.get("/healthz?verbose=1")[0] == 200
+def test_a_query_does_not_change_the_path(site: Site) -> None:
+    assert site.get("/echo?verbose=1")[0] == 200
 
 
-def test_a_visitor_who_says_nothing_holds_up_nobody(site: Site) -> None:
-    with socket.create_connection(("127.0.0.1", site.server.port)):
-        assert site.get("/healthz")[0] == 200
+def test_a_bug_shows_no_detail(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    status, text = site.get("/bug")
+    assert (status, "secret" in text) == (500, False)
+    assert "secret" in caplog.text
 
 
-def test_rubbish_is_answered_and_survived(site: Site) -> None:
-    with socket.create_connection(("127.0.0.1", site.server.port), timeout=30) as connection:
+def test_malformed_requests_are_answered_and_survived(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    with site.connect() as connection:
         connection.sendall(b"\x00\xff rubbish\r\n\r\n")
         assert b"400" in connection.recv(1000)
-    assert site.get("/healthz")[0] == 200
+    with site.connect() as connection:
+        connection.sendall(b"GET /echo HTTP/1.1\r\n" + b"A: b\r\n" * 10_000)
+        assert b" 431 " in (answer := connection.recv(1000)) or b" 400 " in answer
+    assert site.get("/echo")[0] == 200
+    assert not caplog.records, "such requests must not fill the log"
+
+
+def test_pipelined_requests_are_answered_in_order(site: Site) -> None:
+    one, two = (b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n" + body for body in (b"one", b"two"))
+    with site.connect() as connection:
+        connection.sendall(one + two + b"GET /echo HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(1000), b""))
+    assert answer.count(b"HTTP/1.1 200") == 3
+    assert answer.index(b"one") < answer.index(b"two")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /echo HTTP/1.1\r\nHost: a\r\n",
+        b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf",
+        b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\nGET /ec",
+    ],
+    ids=["silent", "half a head", "half a body", "idle", "half a second head"],
+)
+def test_patience_with_a_client_ends(site: Site, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(http, "PATIENCE_S", SOON_S)
+    with site.connect() as connection:
+        connection.sendall(sent)
+        assert ended(connection)
+
+
+def test_a_client_that_waits_for_its_answer_is_not_cut_off(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "PATIENCE_S", SOON_S)
+    with site.connect() as connection:
+        connection.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert site.asked.wait(WAIT_S)
+        with site.connect() as silent:
+            assert ended(silent)  # it came later
+        site.answer.set()
+        assert b"at last" in connection.recv(1000)
+
+
+def test_connections_are_bounded_and_the_longest_waiting_one_makes_room(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 3)
+    with site.connect() as busy, site.connect() as first, site.connect() as second:
+        busy.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert site.asked.wait(WAIT_S)
+        for each in (first, second):  # they are connected in this order, and wait for requests
+            each.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert each.recv(1000)
+        assert site.get("/echo")[0] == 200
+        assert ended(first)
+        second.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert b"200" in second.recv(1000)
+        site.answer.set()
+        assert b"at last" in busy.recv(1000)
+
+
+def test_no_connection_is_taken_while_all_are_busy(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 1)
+    with site.connect() as busy:
+        busy.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert site.asked.wait(WAIT_S)
+        with site.connect() as late:
+            assert ended(late)
+        site.answer.set()
+        assert b"at last" in busy.recv(1000)
+        busy.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert b"200" in busy.recv(1000)
 
 
 def test_a_taken_port_is_named(site: Site) -> None:
     with pytest.raises(OSError, match=str(site.server.port)):
-        HttpServer("127.0.0.1", site.server.port, site.registry, lambda: "").start()
+        HttpServer("127.0.0.1", site.server.port, []).start()
 
 
 def test_without_a_start() -> None:
-    server = HttpServer("127.0.0.1", 0, CollectorRegistry(), lambda: "")
+    server = HttpServer("127.0.0.1", 0, [])
     assert server.port == 0
     server.close()
 
 
-def test_closed_means_closed() -> None:
-    site = Site()
-    site.server.close()
+def test_closing_waits_for_answers_and_for_no_client(site: Site) -> None:
+    """1. One client waits for its answer, one is idle, one has sent half a body. 2. The server closes: the first gets
+    its answer, the others are cut off at once. 3. The port is closed."""
+    half = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf"
+    with site.connect() as asking, site.connect() as idle, site.connect() as slow:
+        slow.sendall(half)
+        asking.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert site.asked.wait(WAIT_S)
+        closing = threading.Thread(target=site.server.close, args=(WAIT_S,))
+        closing.start()
+        assert ended(idle)
+        assert ended(slow)
+        site.answer.set()
+        answer = b"".join(iter(lambda: asking.recv(1000), b""))
+        assert b"at last" in answer
+        closing.join(WAIT_S)
+        assert not closing.is_alive()
     with pytest.raises(urllib.error.URLError):
-        site.get("/healthz")
+        site.get("/echo")
+
+
+def test_closing_ends_answers_that_take_too_long(site: Site) -> None:
+    with site.connect() as asking:
+        asking.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n")
+        site.server.close()
+        assert ended(asking)

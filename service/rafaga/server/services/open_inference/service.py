@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from google.protobuf.message import Message
 
-from rafaga.bundle import VERSION_PATTERN
 from rafaga.errors import InvalidTensor, ModelNotFound, ModelNotReady
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.server.execution.served_model import ServedModel
@@ -29,9 +28,10 @@ from rafaga.server.services.open_inference.tensors import (
     response,
     wanted_outputs,
 )
-from rafaga.server.services.submission import parse, submit
+from rafaga.server.services.submission import parse, submit, version_number
 from rafaga.server.transport.call import Call, Handler
 from rafaga.server.transport.expiry import Expiry
+from rafaga.server.transport.health import Health
 
 _EXTENSIONS = ("classification", "model_configuration", "model_repository(index)", "statistics", "binary_tensor_data")
 _ENCODED = ".encoded"
@@ -47,9 +47,11 @@ class OpenInference:
         decode_pool: DecodePool,
         limits: RequestLimits,
         expiry: Expiry,
+        health: Health,
         server_version: str,
     ) -> None:
         self._repository = repository
+        self._health = health
         self._decode_pool = decode_pool
         self._limits = limits
         self._expiry = expiry
@@ -59,7 +61,7 @@ class OpenInference:
     def handlers(self) -> dict[str, Handler]:
         return {
             f"/{SERVICE}/ServerLive": lambda call: _reply(call, pb.ServerLiveResponse(live=True)),
-            f"/{SERVICE}/ServerReady": lambda call: _reply(call, pb.ServerReadyResponse(ready=self._repository.ready)),
+            f"/{SERVICE}/ServerReady": self.server_ready,
             f"/{SERVICE}/ServerMetadata": self.server_metadata,
             f"/{SERVICE}/ModelReady": self.model_ready,
             f"/{SERVICE}/ModelMetadata": self.model_metadata,
@@ -69,6 +71,9 @@ class OpenInference:
             INFER: self.infer,
         }
 
+    def server_ready(self, call: Call) -> None:
+        _reply(call, pb.ServerReadyResponse(ready=not self._health.unready_because))
+
     def server_metadata(self, call: Call) -> None:
         _reply(call, pb.ServerMetadataResponse(name="rafaga", version=self._server_version, extensions=_EXTENSIONS))
 
@@ -76,7 +81,7 @@ class OpenInference:
         """An unknown model is not ready, as in Triton: clients that wait for a model get one kind of answer."""
         request = parse(pb.ModelReadyRequest, call)
         try:
-            found = self._repository.version(self._own_name(request.name), _version(request.version))
+            found = self._repository.version(self._own_name(request.name), version_number(request.version))
             ready = found.condition is State.READY
         except (ModelNotFound, ModelNotReady):
             ready = False
@@ -153,7 +158,7 @@ class OpenInference:
         if files:
             raise InvalidTensor(f"model {name!r} takes one input, of datatype BYTES and shape [N, 1]")
         rows = inputs(request, model, self._limits)
-        self._cache.add(call.request, request, options, _version(request.model_version), model, rows)
+        self._cache.add(call.request, request, options, version_number(request.model_version), model, rows)
         return model, options, request.id, rows
 
     def _own_name(self, name: str) -> str:
@@ -162,7 +167,7 @@ class OpenInference:
     def _find(self, name: str, version: str) -> NamedModel:
         """Raises ModelNotFound or ModelNotReady."""
         own_name = self._own_name(name)
-        model = self._repository.model(own_name, _version(version))
+        model = self._repository.model(own_name, version_number(version))
         files = name != own_name
         if files and model.bundle.image is None:
             raise ModelNotFound(f"model {own_name!r} takes no images, so there is no {name!r}")
@@ -171,12 +176,3 @@ class OpenInference:
 
 def _reply(call: Call, message: Message) -> None:
     call.reply(message.SerializeToString())
-
-
-def _version(text: str) -> int:
-    """The protocol's versions are text, ours are numbers. Raises ModelNotFound."""
-    if not text:
-        return 0
-    if not VERSION_PATTERN.fullmatch(text.lstrip("0")):
-        raise ModelNotFound(f"no version {text[:20]!r}: a version is an integer ≥ 1 of at most 18 digits")
-    return int(text)

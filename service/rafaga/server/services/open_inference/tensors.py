@@ -41,8 +41,8 @@ _TYPES: tuple[tuple[str, str, str | None], ...] = (
     ("FP64", "float64", "fp64_contents"),
     ("BYTES", "object", "bytes_contents"),
 )
-_DTYPES = {name: np.dtype(dtype) for name, dtype, _ in _TYPES}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+DTYPES = {name: np.dtype(dtype) for name, dtype, _ in _TYPES}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _CONTENTS = {name: contents for name, _, contents in _TYPES}
 
 # The product of an empty tensor's other sizes. They cost the client nothing, but a model may allocate by them.
@@ -175,7 +175,7 @@ def _array(tensor: InputTensor, raw: bytes | None, spec: TensorSpec, batched: bo
     if expected == "BYTES":
         return _strings(tensor, raw, sizes)
     if raw is not None:
-        return from_wire(raw, _DTYPES[expected], sizes)
+        return from_wire(raw, DTYPES[expected], sizes)
     return _from_contents(tensor, sizes)
 
 
@@ -187,7 +187,7 @@ def _empty(tensor: InputTensor, raw: bytes | None, sizes: Sequence[int], batched
         raise InvalidTensor(f"expected sizes of at most {_MAX_EMPTY_SIZE} beside a zero")
     if raw or tensor.contents.ByteSize():
         raise InvalidTensor(f"expected no contents for shape {list(sizes)}")
-    return np.empty(sizes, _DTYPES[tensor.datatype])
+    return np.empty(sizes, DTYPES[tensor.datatype])
 
 
 def _from_contents(tensor: InputTensor, sizes: Sequence[int]) -> NDArray[np.generic]:
@@ -198,7 +198,7 @@ def _from_contents(tensor: InputTensor, sizes: Sequence[int]) -> NDArray[np.gene
     if len(values) != count:
         raise InvalidTensor(f"expected {count} elements in {field_name} for shape {list(sizes)}, got {len(values)}")
     try:
-        return np.array(values, _DTYPES[tensor.datatype]).reshape(sizes)
+        return np.array(values, DTYPES[tensor.datatype]).reshape(sizes)
     except OverflowError:
         raise InvalidTensor(f"a value does not fit {tensor.datatype}") from None
 
@@ -244,7 +244,7 @@ def bytes_input(request: pb.ModelInferRequest, model: ServedModel) -> list[bytes
 
 
 def _elements(tensor: InputTensor, raw: bytes | None, count: int) -> list[bytes]:
-    elements = list(tensor.contents.bytes_contents if raw is None else _length_prefixed(raw))
+    elements = list(tensor.contents.bytes_contents if raw is None else length_prefixed(raw))
     if len(elements) != count:
         raise InvalidTensor(f"BYTES: expected {count} elements, got {len(elements)}")
     return elements
@@ -258,7 +258,7 @@ def _strings(tensor: InputTensor, raw: bytes | None, sizes: Sequence[int]) -> ND
         raise InvalidTensor("expected text in UTF-8") from None
 
 
-def _length_prefixed(raw: bytes) -> Iterator[bytes]:
+def length_prefixed(raw: bytes) -> Iterator[bytes]:
     """BYTES on the wire: each element after its length in four bytes, little-endian. Raises InvalidTensor."""
     at = 0
     while at < len(raw):
@@ -287,12 +287,12 @@ def response(
         if output.classes:
             text = _classes(array, output.classes, model.bundle.labels)
             tensors.append((output.spec.name, "BYTES", (len(array), min(output.classes, array.shape[1]))))
-            raw.append(_with_lengths(text))
+            raw.append(with_lengths(text))
         else:
             sizes = (*array.shape, 1) if model.batched and array.ndim == 1 and not flat else array.shape  # see `shape`
             tensors.append((output.spec.name, _NAMES[array.dtype], sizes))
             strings = array.dtype == object
-            raw.append(_with_lengths(str(s).encode() for s in array.ravel()) if strings else to_wire(array))
+            raw.append(with_lengths(str(s).encode() for s in array.ravel()) if strings else to_wire(array))
     fields = [_head(name, str(model.bundle.version), tuple(tensors))]
     if identity:
         fields.append(field(_ID, identity.encode()))
@@ -310,7 +310,7 @@ def _head(name: str, version: str, tensors: tuple[tuple[str, str, tuple[int, ...
     return pb.ModelInferResponse(model_name=name, model_version=version, outputs=described).SerializeToString()
 
 
-def _with_lengths(elements: Iterable[bytes]) -> bytes:
+def with_lengths(elements: Iterable[bytes]) -> bytes:
     return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 

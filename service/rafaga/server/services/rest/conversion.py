@@ -1,0 +1,79 @@
+"""JSON to checked structures, and protobuf messages to what JSON can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from rafaga.errors import InvalidRequest
+
+T = TypeVar("T")
+
+
+def decoded(data: bytes | memoryview, kind: type[T]) -> T:
+    """`data` as JSON of that shape. Raises InvalidRequest, which names the place that is wrong."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest(f"JSON: {error}") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise InvalidRequest("JSON: expected text in UTF-8, nested at most a few hundred levels") from None
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """All fields of `message` by name, except messages that are not set. Enums are names; bytes stay bytes, which
+    msgspec writes in base64."""
+    found = {}
+    for name, convert, is_set in _converters(message.DESCRIPTOR):
+        if is_set is None or is_set(message):
+            found[name] = convert(getattr(message, name))
+    return found
+
+
+_Converter = tuple[str, Callable[[Any], Any], Callable[[Message], bool] | None]
+
+
+@cache
+def _converters(descriptor: Descriptor) -> tuple[_Converter, ...]:
+    found: list[_Converter] = []
+    for field in descriptor.fields:
+        single = field.message_type is not None and not field.is_repeated
+        is_set = (lambda message, name=field.name: message.HasField(name)) if single else None
+        found.append((field.name, _converter(field), is_set))
+    return tuple(found)
+
+
+def _converter(field: FieldDescriptor) -> Callable[[Any], Any]:
+    if is_map(field):
+        return lambda entries: {key: plain(value) for key, value in entries.items()}
+    if field.message_type is not None:
+        return _each_plain if field.is_repeated else plain
+    if field.enum_type is not None:
+        names = {number: value.name for number, value in field.enum_type.values_by_number.items()}
+        return (lambda numbers: [names.get(n, n) for n in numbers]) if field.is_repeated else names.get
+    if field.type == FieldDescriptor.TYPE_FLOAT:
+        return _shortest if field.is_repeated else lambda value: _shortest((value,))[0]
+    return list if field.is_repeated else _same
+
+
+def is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
+
+
+def _each_plain(messages: Iterable[Message]) -> list[dict[str, Any]]:
+    return [plain(message) for message in messages]
+
+
+def _shortest(values: Iterable[float]) -> list[float]:
+    """float32 as the numbers with the fewest digits that round to them: 0.1, where the nearest float64 is longer."""
+    return [float(text) for text in np.fromiter(values, np.float32).astype(str).tolist()]
+
+
+def _same(value: Any) -> Any:
+    return value

@@ -1,0 +1,272 @@
+"""/v1/models over HTTP: the answers of gRPC, from a curl command's body; and clear errors."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from openapi_spec_validator import validate
+
+from rafaga.server.services.rest.conversion import plain
+from rafaga.v1 import catalog_pb2
+from tests import bundles
+from tests.integration import messages
+from tests.integration.rest import Answer, send
+from tests.integration.serving import Served, serving
+
+DIGITS = messages.random_digits(0, 3)
+DIGIT = messages.png(DIGITS[0, :, :, 0])
+PHOTO = messages.random_photo(1, 8, 16)
+PHOTO_FILE = messages.png(PHOTO[0])
+HISTORY = messages.random_history(2, 12)
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.fixture(scope="module")
+def served(everything: Path) -> Iterator[Served]:
+    with serving(everything) as served:
+        yield served
+        assert served.in_flight == 0
+
+
+def base64_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def as_tensor(array: np.ndarray) -> dict[str, Any]:
+    return {"dtype": "uint8", "shape": list(array.shape), "data": base64_of(array.tobytes())}
+
+
+def array(tensor: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(tensor["data"]), tensor["dtype"]).reshape(tensor["shape"])
+
+
+def without_timing(found: dict[str, Any]) -> dict[str, Any]:
+    assert found.pop("timing").keys() == {"queue_us", "preprocess_us", "inference_us", "batch_size"}
+    return found
+
+
+def probabilities(answer: Answer) -> np.ndarray:
+    """[N, classes]; needs every label."""
+    assert answer.status == 200, answer
+    rows = [sorted(result["labels"], key=lambda label: label["index"]) for result in answer.json["results"]]
+    return np.array([[label["probability"] for label in row] for row in rows])
+
+
+class TestClassify:
+    @pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", FORM, "text/plain", "application/json"])
+    def test_a_file(self, served: Served, kind: str) -> None:
+        answer = send(served, "/v1/models/digits:classify?top_k=1000", DIGIT, content_type=kind)
+        assert probabilities(answer) == pytest.approx(bundles.classify(DIGITS[:1]), abs=1e-5)
+        assert answer.headers["content-type"] == "application/json"
+
+    def test_the_answer_is_that_of_grpc(self, served: Served) -> None:
+        for path in ("/v1/models/digits:classify", "/v1/models/digits/versions/1:classify"):
+            found = without_timing(send(served, path, DIGIT).json)
+            expected = plain(served.vision.Classify(messages.classify(DIGITS[:1], top_k=0)))
+            assert found == without_timing(json.loads(json.dumps(expected)))
+        assert len(found["results"][0]["labels"]) == 5
+        assert found["model"] == {"name": "digits", "version": 1, "trained": True, "precision": "fp32"}
+
+    def test_json(self, served: Served) -> None:
+        files = [base64_of(messages.png(digit[:, :, 0])) for digit in DIGITS]
+        for body in ({"images": files}, {"pixels": as_tensor(DIGITS)}):
+            answer = send(served, "/v1/models/digits:classify", {**body, "top_k": 10})
+            assert probabilities(answer) == pytest.approx(bundles.classify(DIGITS), abs=1e-5)
+
+    def test_a_query_parameter_counts_before_the_body(self, served: Served) -> None:
+        body = {"images": [base64_of(DIGIT)], "top_k": 10}
+        assert len(send(served, "/v1/models/digits:classify?top_k=2", body).json["results"][0]["labels"]) == 2
+
+
+def test_detect(served: Served) -> None:
+    found = without_timing(send(served, "/v1/models/detector:detect?max_objects=1", PHOTO_FILE).json)
+    expected = plain(served.vision.Detect(messages.detect(PHOTO, max_objects=1)))
+    assert found == without_timing(expected)
+    assert found["results"][0]["objects"][0]["box"].keys() == {"x_min", "y_min", "x_max", "y_max"}
+    assert send(served, "/v1/models/detector:detect?min_score=1", PHOTO_FILE).json["results"][0]["objects"] == []
+
+
+def test_segment(served: Served) -> None:
+    labels, sure = bundles.segment(PHOTO)
+    (found,) = send(served, "/v1/models/segmenter:segment?with_probabilities=true", PHOTO_FILE).json["results"]
+    np.testing.assert_array_equal(array(found["labels"]), labels[0])
+    np.testing.assert_allclose(array(found["probabilities"]), sure[0], atol=1e-5)
+    (found,) = send(served, "/v1/models/segmenter:segment", {"pixels": as_tensor(PHOTO)}).json["results"]
+    assert found["probabilities"] is None
+    assert sum(each["share"] for each in found["classes"]) == pytest.approx(1.0)
+
+
+def test_features(served: Served) -> None:
+    found = send(served, "/v1/models/backbone:features", PHOTO_FILE).json
+    expected = served.vision.ExtractFeatures(messages.features(PHOTO))
+    for given, message in zip(found["maps"], expected.maps, strict=True):
+        assert (given["name"], given["stride"]) == (message.name, message.stride)
+    np.testing.assert_allclose(array(found["maps"][0]), bundles.features(PHOTO), atol=1e-6)
+
+
+def test_forecast(served: Served) -> None:
+    def quantiles(found: list[dict[str, Any]]) -> np.ndarray:
+        return np.array([each["values"] for each in found]).T
+
+    path, expected = "/v1/models/series:forecast", bundles.forecast(HISTORY)
+    lines = "month,value\n" + "".join(f"1990-{i:02},{value}\n" for i, value in enumerate(HISTORY, 1))
+    columns = "a,b\n" + "".join(f"0,{value}\r\n" for value in HISTORY)
+    for answer in (
+        send(served, path, {"history": HISTORY.tolist()}),
+        send(served, path, json.dumps({"history": HISTORY.tolist()}), content_type=FORM),
+        send(served, path, "\n".join(map(str, HISTORY)), content_type="text/csv"),
+        send(served, path, "\ufeff".encode() + lines.encode(), content_type=FORM),
+        send(served, path + "?column=b", columns),
+    ):
+        assert quantiles(answer.json["quantiles"]) == pytest.approx(expected, abs=1e-4)
+    found = send(served, path + "?horizon=2", {"series": [HISTORY.tolist(), HISTORY[:5].tolist()]}).json
+    assert found["quantiles"] == []
+    for each, history in zip(found["forecasts"], (HISTORY, HISTORY[:5]), strict=True):
+        assert quantiles(each["quantiles"]) == pytest.approx(bundles.forecast(history)[:2], abs=1e-4)
+
+
+def test_predict(served: Served) -> None:
+    path = "/v1/models/letters:predict?top_k=2"
+    expected = without_timing(plain(served.sequences.Predict(messages.predict("abca", top_k=2))))
+    for body in ("abca", "a b\nc,a\n", {"symbols": list("abca")}):
+        assert without_timing(send(served, path, body).json) == json.loads(json.dumps(expected))
+    found = send(served, path, {"sequences": [list("ab"), ["c"]]}).json
+    assert [len(each["labels"]) for each in found["continuations"]] == [2, 2]
+
+
+def test_the_catalogue(served: Served) -> None:
+    models = send(served, "/v1/models").json
+    assert models == json.loads(json.dumps(plain(served.catalog.ListModels(catalog_pb2.ListModelsRequest()))))
+    digits = next(model for model in models["models"] if model["name"] == "digits")
+    assert (digits["state"], digits["version"]) == ("READY", 1)
+    assert digits["inputs"] == [{"name": "image", "dtype": "uint8", "shape": [-1, 28, 28, 1]}]
+    assert "forecast" not in digits
+    for path in ("/v1/models/digits", "/v1/models/digits/versions/1"):
+        assert send(served, path).json == {"model": digits, "labels": [f"digit {i}" for i in range(10)]}
+    assert send(served, "/v1/models", method="HEAD").body == b""
+
+
+CLASSIFY, FORECAST, PREDICT = "/v1/models/digits:classify", "/v1/models/series:forecast", "/v1/models/letters:predict"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        ("/v1/models/nobody:classify", DIGIT, 404, "no model 'nobody'"),
+        ("/v1/models/digits/versions/7:classify", DIGIT, 404, "available: 1"),
+        ("/v1/models/digits/versions/x:classify", DIGIT, 404, "a version is an integer"),
+        (f"/v1/models/digits/versions/{'9' * 19}:classify", DIGIT, 404, "a version is an integer"),
+        ("/v1/models/nobody", None, 404, "no model 'nobody'"),
+        ("/v1/models/digits:dance", DIGIT, 405, "Method Not Allowed"),
+        (CLASSIFY, None, 405, "Method Not Allowed"),
+        ("/v1/elsewhere", None, 404, "see /openapi.json"),
+        ("/v1/models/series:classify", DIGIT, 400, ""),
+        (CLASSIFY, b"", 400, "do not decode"),
+        (CLASSIFY, DIGIT[:-60], 400, "do not decode"),
+        (CLASSIFY, b"{", 400, "JSON"),
+        (CLASSIFY, b'{"images": "\xff"}', 400, "JSON"),
+        (CLASSIFY, "{}", 400, "expected an image"),
+        (CLASSIFY, {"images": ["?"]}, 400, "base64"),
+        (CLASSIFY, {"images": [1]}, 400, "`$.images[0]`"),
+        (CLASSIFY, {"image": []}, 400, "`image`"),
+        (CLASSIFY, {"images": [base64_of(DIGIT)], "top_k": -1}, 400, "`$.top_k`"),
+        (CLASSIFY, {"images": [base64_of(DIGIT)], "pixels": as_tensor(DIGITS)}, 400, "got both"),
+        (CLASSIFY, {"pixels": as_tensor(DIGITS[:, :27])}, 400, "got [3, 27, 28, 1]"),
+        (CLASSIFY, {"pixels": as_tensor(DIGITS) | {"data": ""}}, 400, "got 0"),
+        (CLASSIFY, {"pixels": as_tensor(DIGITS) | {"dtype": "float32"}}, 400, "dtype"),
+        (CLASSIFY, {"pixels": as_tensor(DIGITS[0])}, 400, "`$.pixels.shape`"),
+        (CLASSIFY, {"pixels": {"shape": [2**40, 1, 1, 1], "data": ""}}, 400, "4294967295"),
+        (CLASSIFY, '{"images": ' + "[" * 100_000, 400, "JSON"),
+        (CLASSIFY + "?top_k=many", DIGIT, 400, "query parameters"),
+        (CLASSIFY + "?top_k=-1", DIGIT, 400, "query parameters"),
+        (CLASSIFY + "?images=a", DIGIT, 400, "expected top_k; got 'images'"),
+        (CLASSIFY + "?horizon=3", DIGIT, 400, "expected top_k; got 'horizon'"),
+        (FORECAST, "1\n2\nthree\n", 400, "line 3: 'three' is not a number"),
+        (FORECAST, "1\n2\ninf\n", 400, "finite"),
+        (FORECAST, "a,b\n1,2\n", 400, "choose a column with ?column=: a, b"),
+        (FORECAST + "?column=c", "a,b\n1,2\n", 400, "no column 'c'"),
+        (FORECAST, b"\xff\xfe", 400, "UTF-8"),
+        (FORECAST, b"1", 400, "at least 2 observations"),
+        (FORECAST, "1\n" * 600_000, 413, "1048576 bytes"),
+        (FORECAST, {"history": ["1"]}, 400, "`$.history[0]`"),
+        (FORECAST, {"history": [1, 1e300]}, 400, "finite"),
+        (FORECAST, {"history": [1, 2], "horizon": 99}, 400, "a horizon of at most"),
+        (FORECAST, {"history": [1, 2], "series": [[1, 2]]}, 400, "got both"),
+        (PREDICT, "abz", 400, "got 'z'"),
+        (PREDICT, "", 400, "got 0"),
+        (PREDICT, '{"symbols": ["\\ud800"]}', 400, ""),
+    ],
+    ids=lambda value: None if isinstance(value, int) else str(value)[:50],
+)
+def test_what_is_wrong_is_named(served: Served, path: str, body: Any, status: int, says: str) -> None:
+    answer = send(served, path, body)
+    assert answer.status == status, answer
+    assert says in answer.error
+    assert "/tmp" not in answer.error
+
+
+def test_forms_are_refused_with_the_command_that_works(served: Served) -> None:
+    answer = send(served, CLASSIFY, b"--x", content_type="multipart/form-data; boundary=x")
+    assert (answer.status, "--data-binary" in answer.error) == (400, True)
+
+
+def test_requests_are_counted_under_their_method(serve: Callable[..., Served]) -> None:
+    served = serve()
+    send(served, CLASSIFY, DIGIT)
+    send(served, "/v1/models/nobody:classify", DIGIT)
+    method = "/rafaga.v1.Vision/Classify"
+    assert served.metric("rafaga_requests_total", method=method, code="OK") == 1
+    assert served.metric("rafaga_requests_total", method=method, code="NOT_FOUND") == 1
+    assert served.metric("rafaga_request_seconds_count", method=method) == 2
+    assert served.in_flight == 0
+
+
+def test_the_description_is_valid_and_has_every_route(served: Served) -> None:
+    document = send(served, "/openapi.json").json
+    validate(document)
+    routes = {r.path: r.methods - {"HEAD"} for r in served.server._http._config.app.routes}
+    described = {path: {verb.upper() for verb in verbs} for path, verbs in document["paths"].items()}
+    assert described == {path: verbs for path, verbs in routes.items() if not re.match(r"/($|assets)", path)}
+
+
+def test_the_description_fits_the_answers(served: Served) -> None:
+    """A field of an answer that is not described would be missing in clients made from the description."""
+    document = send(served, "/openapi.json").json
+
+    def check(schema: dict[str, Any], value: Any, where: str) -> None:
+        if "$ref" in schema:
+            schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        if isinstance(value, dict) and "properties" in schema:
+            assert value.keys() <= schema["properties"].keys(), where
+            for name, each in value.items():
+                check(schema["properties"][name], each, f"{where}.{name}")
+        elif isinstance(value, list) and "items" in schema:
+            for each in value:
+                check(schema["items"], each, f"{where}[]")
+
+    for path, called, body in (
+        ("/v1/models", "/v1/models", None),
+        ("/v1/models/{name}", "/v1/models/digits", None),
+        ("/v1/models/{name}:classify", CLASSIFY, DIGIT),
+        ("/v1/models/{name}:detect", "/v1/models/detector:detect", PHOTO_FILE),
+        ("/v1/models/{name}:segment", "/v1/models/segmenter:segment", PHOTO_FILE),
+        ("/v1/models/{name}:features", "/v1/models/backbone:features", PHOTO_FILE),
+        ("/v1/models/{name}:forecast", FORECAST, "1\n2\n3\n"),
+        ("/v1/models/{name}:predict", PREDICT, "abc"),
+        ("/v2", "/v2", None),
+        ("/v2/models/{name}", "/v2/models/digits", None),
+        ("/v2/models/{name}/config", "/v2/models/digits/config", None),
+        ("/v2/models/{name}/stats", "/v2/models/digits/stats", None),
+        ("/v2/repository/index", "/v2/repository/index", "{}"),
+    ):
+        operation = document["paths"][path]["get" if body is None else "post"]
+        answer = send(served, called, body)
+        assert answer.status == 200, answer
+        check(operation["responses"]["200"]["content"]["application/json"]["schema"], answer.json, path)
