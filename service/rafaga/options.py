@@ -35,6 +35,8 @@ def credentials(args: argparse.Namespace) -> Credentials:
     """Raises ArgumentTypeError for options that do not go together, OSError for a file that cannot be read, and
     UnicodeDecodeError for a token that is not text."""
     token = args.token_file.read_text(encoding="utf-8").strip() if args.token_file else None
+    if token == "":
+        raise ArgumentTypeError(f"--token-file {args.token_file}: the file is empty; expected a bearer token")
     if bool(args.tls_key) != bool(args.tls_certificate):
         raise ArgumentTypeError("--tls-key and --tls-certificate go together")
     files = (args.tls_ca, args.tls_key, args.tls_certificate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -40,7 +41,8 @@ def classify(served: Served, *authorization: str) -> Any:
 
 
 def test_a_known_token_is_let_in(guarded: Served) -> None:
-    assert classify(guarded, f"Bearer {TOKEN}").results
+    for scheme in ("Bearer", "bearer", "BEARER"):
+        assert classify(guarded, f"{scheme} {TOKEN}").results
     assert classify(guarded, "Bearer another").results
 
 
@@ -174,6 +176,31 @@ def test_mtls_lets_in_signed_clients_alone(tls: Callable[..., int], certificates
         assert refusal(lambda: ask(channel)).code is grpc.StatusCode.UNAVAILABLE
     with secure_channel(port, roots, certificates.read("stranger.key"), certificates.read("stranger.pem")) as channel:
         assert refusal(lambda: ask(channel)).code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_renewed_certificates_are_served_without_a_restart(
+    repository: Path, certificates: Certificates, tmp_path: Path
+) -> None:
+    """1. The files are replaced: new connections get the new certificate. 2. By files that do not belong together: the
+    certificate before them stays in use."""
+    key, certificate = tmp_path / "tls.key", tmp_path / "tls.pem"
+
+    def put(key_of: str, certificate_of: str) -> None:
+        for source, target in ((f"{key_of}.key", key), (f"{certificate_of}.pem", certificate)):
+            (renewed := target.with_suffix(".new")).write_bytes(certificates.read(source))
+            renewed.replace(target)
+
+    def served_certificate() -> str:
+        return ssl.get_server_certificate(("localhost", port)).strip()
+
+    put("server", "server")
+    with serving(repository, tls_key=key, tls_certificate=certificate) as served:
+        port = served.port
+        assert served_certificate() == certificates.read("server.pem").decode().strip()
+        put("stranger", "stranger")
+        assert served_certificate() == certificates.read("stranger.pem").decode().strip()
+        put("client", "server")
+        assert served_certificate() == certificates.read("stranger.pem").decode().strip()
 
 
 def test_the_commands_show_their_certificate(

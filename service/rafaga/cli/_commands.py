@@ -141,7 +141,8 @@ def forecast(args: Namespace, client: Client) -> int:
         raise UsageError(str(error)) from None
     found = client.forecast(history, model=args.model, version=args.version_of_model, horizon=args.horizon)
     if args.json:
-        print(as_json(found))
+        quantiles = {"levels": found.levels, "values": found.values}
+        print(as_json(quantiles | {"model": found.model, "timing": found.timing}))
     else:
         headings = ("STEP", *(f"Q{level:g}" for level in found.levels))
         rows = [(step, *map(float, values)) for step, values in enumerate(found.values.T, start=1)]

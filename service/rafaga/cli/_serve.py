@@ -26,7 +26,7 @@ _SWITCH, _VALUE = "GRPC_EXPERIMENTS", "-event_engine_listener"
 def run(
     parser: ArgumentParser, arguments: Sequence[str], environ: Mapping[str, str], *, own_process: bool = False
 ) -> int:
-    """Serves until SIGTERM or SIGINT. Returns the server's exit code.
+    """Serves until SIGTERM, SIGINT or SIGHUP. Returns the server's exit code.
 
     `own_process`: nothing else runs in this process, so its standard error may become a log, and it may start anew.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import re
 import socket
 from dataclasses import dataclass, field
@@ -76,6 +77,11 @@ class Endpoint:
     options: tuple[tuple[str, str | int], ...]
     credentials: grpc.ChannelCredentials | None
     metadata: tuple[tuple[str, str], ...] = field(repr=False)
+
+
+def chosen(address: str | None) -> str:
+    """`address`, or RAFAGA_SERVER of the environment, or a server on this machine."""
+    return address or os.environ.get("RAFAGA_SERVER") or "localhost:50051"
 
 
 def endpoint(

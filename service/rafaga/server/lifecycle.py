@@ -30,6 +30,8 @@ _LOG = logging.getLogger(__name__)
 
 # How long the transport may take to send the last replies.
 _REPLY_GRACE_S = 5.0
+# SIGHUP: the terminal was closed. By default it would end the process without a drain.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Server:
@@ -175,7 +177,7 @@ class Server:
 
 
 def run(server: Server) -> int:
-    """Serves until SIGTERM or SIGINT. Returns the exit code: 0 if all accepted calls were answered.
+    """Serves until SIGTERM, SIGINT or SIGHUP. Returns the exit code: 0 if all accepted calls were answered.
 
     The first signal drains the server; a second one ends the drain. After a signal while models load, the caller must
     end the process: the thread that loads is still running.
@@ -200,7 +202,7 @@ def run(server: Server) -> int:
 
 
 class ShutdownSignals:
-    """SIGTERM and SIGINT, as long as it is entered: the first one completes `first`, the next one sets `second`.
+    """Signals that end the server, as long as it is entered: the first completes `first`, the next sets `second`.
 
     Python runs signal handlers in the main thread, between any two instructions, so a handler must take no lock. The
     handlers here do nothing. A thread reads the signals from a socket, which the interpreter writes them to.
@@ -214,7 +216,7 @@ class ShutdownSignals:
         self._received, self._sent = socket.socketpair()
         self._sent.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._sent.fileno(), warn_on_full_buffer=False)
-        self._handlers_before = {n: signal.signal(n, lambda *_: None) for n in (signal.SIGTERM, signal.SIGINT)}
+        self._handlers_before = {n: signal.signal(n, lambda *_: None) for n in _SIGNALS}
         threading.Thread(target=self._read, name="signals", daemon=True).start()
         return self
 

@@ -285,6 +285,7 @@ class LimitSettings:
     )
     # gRPC takes a limit of 31 bits.
     max_request_bytes: int = _setting(16 * _MIB, integer(1, 2**31 - 1), "BYTES", "size of one request")
+    max_connections: int = _setting(4096, integer(1), "N", "open gRPC connections; more are closed at once")
     max_request_rows: int = _setting(1024, integer(1), "ROWS", "images, or rows of tensors, in one request")
     max_image_pixels: int = _setting(50_000_000, integer(1), "PIXELS", "size of an encoded image")
     max_free_pixels: int = _setting(

@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 
 from rafaga.bundle import ImagePreparation
 from rafaga.errors import Cancelled, InternalError, InvalidImage, InvalidTensor, QueueFull, RafagaError
-from rafaga.images import prepare
+from rafaga.images import Stopped, prepare
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.transport.call import Call
 
 _LOG = logging.getLogger(__name__)
+
+# A request may hold so many images of the largest size.
+_LARGEST_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,12 @@ def decode(call: Call, files: Sequence[bytes], model: ServedModel, limits: Reque
     limits.check_rows(len(files))
     decoded: list[NDArray[np.uint8]] = []
     sizes: list[tuple[int, int]] = []
+    source_pixels = 0
     for index, data in enumerate(files):
-        if call.finished:
-            raise Cancelled("the caller went away")
         try:
-            image, size = prepare(data, preparation, limits.max_pixels)
+            image, size = prepare(data, preparation, limits.max_pixels, lambda: call.finished)
+        except Stopped:
+            raise Cancelled("the call ended while its image was decoded") from None
         except InvalidImage as error:
             raise InvalidImage(f"image {index}: {error.message}") if len(files) > 1 else error from None
         limits.check_free_size(preparation, *image.shape[:2])
@@ -78,6 +82,11 @@ def decode(call: Call, files: Sequence[bytes], model: ServedModel, limits: Reque
             raise InvalidImage(
                 f"expected images of one size in a request, got {decoded[0].shape[:2]} and {image.shape[:2]}: "
                 "send them in separate requests"
+            )
+        source_pixels += size[0] * size[1]
+        if source_pixels > _LARGEST_IMAGES * limits.max_pixels:
+            raise InvalidImage(
+                f"expected at most {_LARGEST_IMAGES * limits.max_pixels} pixels in the files of a request: split it"
             )
         # Small files can hold large images. The decoded size of all of them is known after the first.
         if preparation.height is None and len(files) * image.shape[0] * image.shape[1] > limits.max_pixels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -194,6 +195,11 @@ def test_text_is_split_at_commas() -> None:
         ("model_versions", "newest", "'newest': expected latest, latest:N, all, or NAME= before version numbers"),
         ("device", "gpu", "'gpu': expected auto, cpu, cuda[:N] or tensorrt[:N]"),
         ("device", "", "expected auto, cpu, cuda[:N] or tensorrt[:N], got nothing"),
+        (
+            "bearer_token_sha256",
+            hashlib.sha256(b"").hexdigest(),
+            "this is the sha256 of an empty token: check how the hash was made",
+        ),
         ("bearer_token_sha256", HASH.upper(), "expected 64 lower-case hex digits (the sha256 of a token) each"),
     ],
 )
