@@ -84,6 +84,7 @@ OTHER = {
     "tracing_sample_ratio": "0.5",
     "spinning": "true",
     "triton_metrics": "true",
+    "page": "false",
     "load_models": "a,b",
     "log_format": "text",
     "log_level": "debug",
