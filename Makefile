@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 PROTOS := .venv-protos
 TRITON := .venv-triton
 
@@ -24,23 +25,35 @@ endif
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(READY)  ## A virtual environment with everything in it (PyTorch alone is about 5 GB)
+# PyTorch for Linux contains CUDA. TORCH=cpu takes the smaller builds without it, and leaves out the extra `gpu`.
+# TORCH_INDEX: the address of PyTorch's CPU index; PyTorch's installation page names it (pip, Linux, CPU).
+ifeq ($(TORCH),cpu)
+ifndef TORCH_INDEX
+$(error TORCH=cpu needs TORCH_INDEX, the address of PyTorch's CPU index: see PyTorch's installation page)
+endif
+EXTRAS := dev
+else
+EXTRAS := dev,gpu
+endif
+
+setup: $(READY)  ## A virtual environment with everything in it, about 5 GB; with TORCH=cpu TORCH_INDEX=... far less
 
 $(READY): pyproject.toml requirements/constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, {v[0]}.{v[1]} found: make PYTHON=python3.11 ...")'
 	@echo "Setting up $(VENV): a few minutes, most of them PyTorch's download."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e '.[dev]'
+	$(if $(filter cpu,$(TORCH)),@$(INSTALL) --no-deps --index-url '$(TORCH_INDEX)' torch torchvision)
+	@$(INSTALL) -e '.[$(EXTRAS)]'
 	@touch $@
 
-demo: setup  ## Export the trained models, serve them, send requests, show the answers
+demo: setup  ## Export the trained models, serve them, send requests, show the answers, say how to go on
 	@$(BIN)/python -m demo
 
-serve: setup  ## Export MODELS into REPOSITORY where they are missing, and serve it
+serve: setup  ## Export MODELS into REPOSITORY where they are missing, and serve it until Ctrl-C
 	@for model in $(MODELS); do \
 	  test -d $(REPOSITORY)/$$model || $(BIN)/python -m export $$model --output $(REPOSITORY) || exit 1; \
 	done
-	$(BIN)/rafaga serve --repository $(REPOSITORY) --log-format text
+	$(BIN)/rafaga serve $(REPOSITORY)
 
 # One worker per core. All tests of a file run in one worker, so that their shared fixtures are made once.
 PYTEST = $(BIN)/python -m pytest --durations 25
@@ -132,7 +145,7 @@ build/gpu-packages: requirements/constraints.txt
 	$(PYTHON) -m pip install --quiet --target $@ --python-version 3.12 --only-binary=:all: --no-deps \
 	  -c $< msgspec pillow prometheus-client python-json-logger grpcio-health-checking grpcio-reflection \
 	  googleapis-common-protos nvidia-ml-py hdrhistogram rich pygments markdown-it-py mdurl pbr \
-	  psutil pytest pytest-timeout pluggy iniconfig packaging
+	  starlette uvicorn anyio click h11 idna psutil pytest pytest-timeout pluggy iniconfig packaging
 	$(PYTHON) -m pip install --quiet --target $@ --no-deps .
 
 # ONNX Runtime for CUDA in pieces, if it cannot be copied as one file; docs/gpu.md says how to join them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,14 @@ from rafaga.bundle import ImagePreparation
 from rafaga.errors import InvalidImage
 
 FORMATS = ("JPEG", "PNG")
+MAX_SIDE = 16_384
+"""Of an image as it was sent. Pillow keeps a pointer and a rounded-up line per row, whatever its width."""
+MAX_SCANS = 100
+"""Of a JPEG file. Encoders write about ten; every scan visits all pixels, and an empty one is 75 bytes."""
+
+_START_OF_SCAN = b"\xff\xda"  # within a scan, 0xff is followed by zero
+# The decoder is asked to go on after so many bytes.
+_CHUNK_BYTES = 16 * 1024
 # Deeper than 8 bits per channel: Pillow's conversion would clip them to white.
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 # EXIF orientations that swap rows and columns.
@@ -28,17 +37,42 @@ class Prepared(NamedTuple):
     size: tuple[int, int]
 
 
-def prepare(data: bytes, preparation: ImagePreparation, max_pixels: int) -> Prepared:
+class Stopped(Exception):
+    """The decoding of an image was stopped, because nobody waits for it any more."""
+
+
+class _File(io.BytesIO):
+    """Pillow reads a file piece by piece, between which a decode can be stopped."""
+
+    def __init__(self, data: bytes, stopped: Callable[[], bool]) -> None:
+        super().__init__(data)
+        self._stopped = stopped
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self._stopped():
+            raise Stopped
+        return super().read(size)
+
+
+def prepare(
+    data: bytes, preparation: ImagePreparation, max_pixels: int, stopped: Callable[[], bool] = lambda: False
+) -> Prepared:
     """Decodes a JPEG or PNG file and brings it to the model's size.
 
     The steps are those of torchvision's evaluation transforms on PIL images (Resize with antialiased bilinear
-    interpolation, CenterCrop), so a served answer is the one training measured. Raises InvalidImage.
+    interpolation, CenterCrop), so a served answer is the one training measured. Raises InvalidImage,
+    or Stopped once `stopped` says so.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(_File(data, stopped), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise _too_large(width * height, max_pixels)
+            if max(width, height) > MAX_SIDE:
+                raise InvalidImage(f"expected at most {MAX_SIDE} pixels a side, got {height}x{width}")
+            if image.format == "JPEG" and (scans := data.count(_START_OF_SCAN)) > MAX_SCANS:
+                raise InvalidImage(f"expected at most {MAX_SCANS} scans in a JPEG file, got {scans}")
+            image.decodermaxblock = _CHUNK_BYTES
             if image.mode in _DEEP_MODES:
                 raise InvalidImage(f"expected 8 bits per channel, got an image of mode {image.mode}: convert it first")
             size = (width, height) if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else (height, width)
@@ -46,7 +80,7 @@ def prepare(data: bytes, preparation: ImagePreparation, max_pixels: int) -> Prep
             image.load()
             colours = ImageOps.exif_transpose(image).convert("L" if preparation.channels == 1 else "RGB")
             pixels = _resized(colours, preparation, max_pixels)
-    except InvalidImage:
+    except (InvalidImage, Stopped):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InvalidImage(f"the image has more than {max_pixels} pixels: send a smaller one") from None

@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import math
+import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rafaga.errors import InvalidTensor
+
+DATATYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(dtype)
+    for name, dtype in {
+        "BOOL": "bool",
+        "UINT8": "uint8",
+        "UINT16": "uint16",
+        "UINT32": "uint32",
+        "UINT64": "uint64",
+        "INT8": "int8",
+        "INT16": "int16",
+        "INT32": "int32",
+        "INT64": "int64",
+        "FP16": "float16",
+        "FP32": "float32",
+        "FP64": "float64",
+        "BYTES": "object",
+    }.items()
+}
+"""The Open Inference Protocol's name of each dtype."""
 
 # Byte orders that are already those of the wire: asking numpy for another dtype costs more than the copy it avoids.
 _WIRE_ORDERS = "<|=" if sys.byteorder == "little" else "<|"
@@ -36,6 +58,25 @@ def from_wire(data: bytes, dtype: np.dtype[np.generic], shape: Sequence[int]) ->
 def to_wire(array: NDArray[np.generic]) -> bytes:
     """Little-endian row-major bytes of `array`."""
     return array.astype(on_wire(array.dtype), copy=False).tobytes()
+
+
+def with_lengths(elements: Iterable[bytes]) -> bytes:
+    """BYTES of the Open Inference Protocol: each element after its length in four bytes, little-endian."""
+    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
+
+
+def length_prefixed(raw: bytes | memoryview) -> Iterator[bytes]:
+    """The elements of `with_lengths`. Raises InvalidTensor."""
+    at = 0
+    while at < len(raw):
+        if len(raw) - at < 4:
+            raise InvalidTensor("BYTES: expected four bytes of length before each element")
+        (length,) = struct.unpack_from("<I", raw, at)
+        at += 4
+        if length > len(raw) - at:
+            raise InvalidTensor(f"BYTES: expected an element of {length} bytes, got {len(raw) - at}")
+        yield bytes(raw[at : at + length])
+        at += length
 
 
 def on_wire(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:

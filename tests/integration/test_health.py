@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -179,3 +180,20 @@ def test_metrics_tell_of_requests_and_batches(serve: Callable[..., Served]) -> N
     assert served.metric("rafaga_model_ready", model="digits", version="1") == 1
     assert served.metric("rafaga_requests_in_flight") == 0
     assert served.metric("process_resident_memory_bytes") > 0
+
+
+@pytest.mark.parametrize("message", [b"\xff", b"\x0a\x02\xc3\x28"], ids=["not protobuf", "not UTF-8"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+def test_malformed_messages_are_refused_without_a_traceback(
+    server: Served, method: str, message: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = refusal(lambda: list(server.channel.stream_stream(method)(iter([message]), timeout=PATIENCE_S)))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

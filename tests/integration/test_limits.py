@@ -44,6 +44,24 @@ def oversize(size: int) -> vision_pb2.ClassifyRequest:
     return vision_pb2.ClassifyRequest(model="digits", pixels=pixels)
 
 
+def test_connections_over_the_limit_are_closed_and_the_others_served(serve: Callable[..., Served]) -> None:
+    served = serve(max_connections=2)
+    assert_serves(served)  # one connection stays open, and one comes and goes
+    with served.another_connection() as second:
+        assert second.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S).results
+        with served.another_connection() as third:
+            refused = refusal(lambda: third.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S))
+            assert refused.code is grpc.StatusCode.UNAVAILABLE
+        assert served.get("/healthz")[0] == 200
+    eventually(lambda: serves_another(served), "the place of the closed connection is free")
+
+
+def serves_another(served: Served) -> bool:
+    with served.another_connection() as another:
+        call = another.vision.Classify.future(messages.classify(IMAGE), timeout=PATIENCE_S)
+        return call.code() is grpc.StatusCode.OK
+
+
 # --- Sizes ------------------------------------------------------------------------------------------------------------
 
 

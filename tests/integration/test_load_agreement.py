@@ -113,7 +113,7 @@ def loadgen(steady: Served, tmp_path: Path) -> Measure:
 
 
 def _rafaga(steady: Served, *options: str) -> None:
-    command = [sys.executable, "-m", "rafaga.cli", "load", "--server", steady.address, "--model", "digits"]
+    command = [sys.executable, "-m", "rafaga", "load", "--server", steady.address, "--model", "digits"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=170, check=False)
     # 1: by LoadGen's rules most runs of this length are too short.
     assert done.returncode in (0, 1), done.stderr

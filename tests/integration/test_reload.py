@@ -29,7 +29,7 @@ from rafaga.server.config.device import Device
 from rafaga.server.config.settings import ModelControl
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace
 from rafaga.server.engines.selection import Placement
-from rafaga.server.repository import retirement
+from rafaga.server.repository import reconciler
 from rafaga.v1 import catalog_pb2
 from tests import bundles, plain
 from tests.integration import messages
@@ -47,7 +47,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replaced model need not wait for late requests here."""
-    monkeypatch.setattr(retirement, "LINGER_S", 0.05)
+    monkeypatch.setattr(reconciler, "LINGER_S", 0.05)
 
 
 def publish(root: Path, factor: float, version: int = 1, name: str = "scaled") -> None:
@@ -383,10 +383,10 @@ def test_a_server_that_stops_while_a_model_loads_stops(serve: Callable[..., Serv
     loader = served.server.repository._reconciler._loader
     load_plain = loader.load_plain
 
-    def slowly(folder: Path) -> Any:
+    def slowly(folder: Path, name: str, version: int) -> Any:
         loading.set()
         assert go_on.wait(PATIENCE_S)
-        return load_plain(folder)
+        return load_plain(folder, name, version)
 
     object.__setattr__(loader, "load_plain", slowly)
     publish(tmp_path, 2, 2)

@@ -21,6 +21,7 @@ from rafaga import (
     ModelNotFound,
     ModelState,
     RafagaError,
+    RejectedByModel,
 )
 from tests import bundles
 from tests.integration import messages
@@ -68,6 +69,14 @@ def test_a_bad_image_among_many_fails_alone(client: Client) -> None:
     assert str(found.errors[17]) == "expected a whole JPEG or PNG file, got 100 bytes that do not decode"
     expected = bundles.classify(pixels).argmax(1).tolist()
     assert [found[i].top.index for i in range(40) if i != 17] == expected[:17] + expected[18:]
+
+
+def test_an_input_that_the_model_rejects_fails_alone(client: Client) -> None:
+    pixels = np.array([*range(10), 200, 3], np.uint8).reshape(-1, 1, 1, 1)
+    found = client.classify_many(pixels, model="fragile")
+    assert list(found.errors) == [10]
+    assert isinstance(found.errors[10], RejectedByModel)
+    assert [found[i].top.index for i in (0, 9, 11)] == [0, 9, 3]
 
 
 def test_more_than_a_message_may_hold(serve: Callable[..., Served]) -> None:

@@ -45,7 +45,8 @@ def classify(served: Served, *authorization: str) -> Any:
 
 
 def test_a_known_token_is_let_in(guarded: Served) -> None:
-    assert classify(guarded, f"Bearer {TOKEN}").results
+    for scheme in ("Bearer", "bearer", "BEARER"):
+        assert classify(guarded, f"{scheme} {TOKEN}").results
     assert classify(guarded, "Bearer another").results
 
 
@@ -180,6 +181,33 @@ def test_mtls_lets_in_signed_clients_alone(tls: Callable[..., int], certificates
         assert refusal(lambda: ask(channel)).code is grpc.StatusCode.UNAVAILABLE
 
 
+def test_renewed_certificates_are_served_without_a_restart(
+    repository: Path, certificates: Certificates, tmp_path: Path
+) -> None:
+    """1. The files are replaced: new connections get the new certificate. 2. By files that do not belong together: the
+    certificate before them stays in use."""
+    key, certificate = tmp_path / "tls.key", tmp_path / "tls.pem"
+
+    def put(key_of: str, certificate_of: str) -> None:
+        for source, target in ((f"{key_of}.key", key), (f"{certificate_of}.pem", certificate)):
+            (renewed := target.with_suffix(".new")).write_bytes(certificates.read(source))
+            renewed.replace(target)
+
+    def served_certificate() -> str:
+        on_grpc, on_http = (ssl.get_server_certificate(("localhost", port)).strip() for port in ports)
+        assert on_grpc == on_http
+        return on_grpc
+
+    put("server", "server")
+    with serving(repository, tls_key=key, tls_certificate=certificate) as served:
+        ports = (served.port, served.server.http_port)
+        assert served_certificate() == certificates.read("server.pem").decode().strip()
+        put("stranger", "stranger")
+        assert served_certificate() == certificates.read("stranger.pem").decode().strip()
+        put("client", "server")
+        assert served_certificate() == certificates.read("stranger.pem").decode().strip()
+
+
 def https(served: Served, path: str, certificates: Certificates, client: str | None = None) -> int:
     """The status of a GET; `client`: whose certificate is shown."""
     context = ssl.create_default_context(cafile=certificates.path("authority.pem"))
@@ -216,7 +244,7 @@ def test_http_calls_need_a_client_certificate_and_probes_do_not(repository: Path
 
 def test_a_key_of_another_certificate_is_named_at_the_start(repository: Path, certificates: Certificates) -> None:
     key, certificate = certificates.path("client.key"), certificates.path("server.pem")
-    with pytest.raises(ConfigError, match="tls_key, tls_certificate and tls_client_ca"):
+    with pytest.raises(ConfigError, match=r"server.pem"):
         build(Config.of(repository=repository, tls_key=key, tls_certificate=certificate))
 
 

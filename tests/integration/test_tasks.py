@@ -277,10 +277,11 @@ class TestCommandLine:
 
     def test_detect(self, photos: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["detect", *photos, "--model", "detector"]) == 0
-        heading, row, note = capsys.readouterr().out.splitlines()
+        heading, row, note, _, footer = capsys.readouterr().out.splitlines()
         assert heading.split() == ["FILE", "LABEL", "SCORE", "X", "MIN", "Y", "MIN", "X", "MAX", "Y", "MAX"]
         assert row.split() == [photos[0], "bright", "thing", "0.8000", "0", "0", "80", "40"]
         assert note == f"{photos[1]}: nothing with a score of 0.5 or more"
+        assert footer == "detector v1 fp32: 2 images"
         assert main(["detect", photos[0], "absent.png", "--model", "detector", "--min-score", "0", "--json"]) == 2
         found, missing = json.loads(capsys.readouterr().out)
         assert found["objects"][1]["label"] == "dark thing"
@@ -295,7 +296,8 @@ class TestCommandLine:
         assert rows[:2] == [["LABEL", "INDEX", "SHARE", "PROBABILITY"], ["red", "0", "100.00", "%", "0.8000"]]
         np.testing.assert_array_equal(np.load(output), np.zeros((40, 80), np.uint8))
         assert main(["segment", photos[0], "--model", "segmenter", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["classes"][0]["share"] == 1
+        (answer,) = json.loads(capsys.readouterr().out)
+        assert answer["classes"][0]["share"] == 1
 
     @pytest.mark.parametrize("symbols", [["abca"], ["a", "b", "c", "a"]])
     def test_predict(self, symbols: list[str], capsys: pytest.CaptureFixture[str]) -> None:

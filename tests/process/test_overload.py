@@ -36,7 +36,7 @@ def load(served: Running, folder: Path, *arguments: str, seconds: float, deadlin
     command = ["load", "--server", served.address, "--model", "slow", "--json", str(path), "--warm-up", "0.3"]
     timed = ["--duration", str(seconds), "--deadline-ms", str(deadline_s * 1e3)]
     done = subprocess.run(
-        [sys.executable, "-m", "rafaga.cli", *command, *timed, *arguments],
+        [sys.executable, "-m", "rafaga", *command, *timed, *arguments],
         capture_output=True,
         text=True,
         timeout=seconds + 120,

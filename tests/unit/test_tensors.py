@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from rafaga.errors import InvalidTensor
-from rafaga.tensors import check_shape, describe, from_wire, to_wire
+from rafaga.tensors import check_shape, describe, from_wire, length_prefixed, to_wire, with_lengths
 
 UINT8, FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
@@ -79,3 +79,15 @@ def test_shapes_for_people() -> None:
     assert describe((None, None, 3)) == "[N, any, 3]"
     assert describe((2, 3)) == "[2, 3]"
     assert describe(()) == "[]"
+
+
+@given(st.lists(st.binary(max_size=10)))
+def test_framed_elements_come_back(elements: list[bytes]) -> None:
+    raw = with_lengths(elements)
+    assert list(length_prefixed(raw)) == list(length_prefixed(memoryview(raw))) == elements
+    for cut in range(1, len(raw)):
+        try:
+            whole = list(length_prefixed(raw[:cut]))
+        except InvalidTensor:
+            continue
+        assert whole == elements[: len(whole)]

@@ -1,32 +1,27 @@
-"""The SDK: `Client` and `AsyncClient`, two thin shells around one core.
+"""The SDK: `Client` and `AsyncClient`, two thin shells (_sync, _async) around one core.
 
-_calls      requests, and what their replies mean       _images    images of every accepted kind → wire
-_many       many inputs in few messages                 _results, _objects   wire → what calls return
-_retry      when to try again                           _sync, _async   sending and sleeping
-_channel    addresses, TLS, limits → gRPC options
+_calls      requests, and what their replies mean       _results, _objects, _forecast   what calls return
+_tensors    raw tensors of any model                    _models     the catalogue
+_many       many inputs in few messages                 _html       results in notebooks
+_retry      when to try again                           _images, _frames    inputs of every accepted kind
+_channel    addresses, TLS, limits → gRPC options       _connection sending and sleeping, in both ways
 """
 
 from rafaga.client._async import AsyncClient
 from rafaga.client._channel import Keepalive, Tls
+from rafaga.client._forecast import Forecast, History
 from rafaga.client._many import Results
-from rafaga.client._objects import Box, DetectedObject, Detections, Segmentation, SegmentedClass
-from rafaga.client._results import (
-    Classification,
-    Continuation,
+from rafaga.client._models import (
     DetectionDescription,
-    FeatureMap,
-    Features,
-    Forecast,
     ForecastDescription,
     MetricDescription,
     ModelDescription,
-    ModelInfo,
     ModelState,
-    Prediction,
     SequenceDescription,
     TensorDescription,
-    Timing,
 )
+from rafaga.client._objects import Box, DetectedObject, Detections, Segmentation, SegmentedClass
+from rafaga.client._results import Classification, Continuation, FeatureMap, Features, ModelInfo, Prediction, Timing
 from rafaga.client._retry import RetryPolicy
 from rafaga.client._sync import Client
 
@@ -43,6 +38,7 @@ __all__ = [
     "Features",
     "Forecast",
     "ForecastDescription",
+    "History",
     "Keepalive",
     "MetricDescription",
     "ModelDescription",

@@ -6,32 +6,26 @@ Both clients run these; neither knows a protobuf message. Requests are serialise
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import grpc
-import numpy as np
-import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from rafaga.client import _images, _objects, _results
+from rafaga.addresses import GRPC_PORT
+from rafaga.client import _forecast, _images, _models, _objects, _results
+from rafaga.client._forecast import Forecast, History
+from rafaga.client._frames import SeriesInput, SymbolsInput, column
 from rafaga.client._images import Prepared
+from rafaga.client._models import ModelDescription, ModelState
 from rafaga.client._objects import Detections, Segmentation
-from rafaga.client._results import (
-    Classification,
-    Continuation,
-    Features,
-    Forecast,
-    ModelDescription,
-    ModelState,
-)
+from rafaga.client._results import Classification, Continuation, Features
 from rafaga.errors import (
     STATUS_DETAILS_KEY,
     DeadlineExceeded,
     InternalError,
     InvalidRequest,
-    InvalidTensor,
     ModelNotReady,
     RafagaError,
     ServerUnreachable,
@@ -41,6 +35,17 @@ from rafaga.v1 import catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
+
+# How gRPC's long message says why there is no connection → what users read.
+_NOT_THERE = {
+    "Connection refused": "connection refused",
+    "No such file or directory": "no such socket",
+    "Domain name not found": "unknown host name",
+    "DNS resolution failed": "unknown host name",
+    "No route to host": "no route to host",
+    "Failed parsing HTTP/2": f"that port does not speak gRPC; its default is {GRPC_PORT}",
+    "WRONG_VERSION_NUMBER": "that port does not use TLS",
+}
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,9 @@ def first(call: UnaryCall[list[T]]) -> UnaryCall[T]:
 
 
 def classify(
-    images: Sequence[_images.Content], *, model: str, version: int, top_k: int
+    images: Sequence[_images.Content], *, model: str, version: int | None, top_k: int
 ) -> UnaryCall[list[Classification]]:
-    request = vision_pb2.ClassifyRequest(model=_named(model), version=version, top_k=_positive("top_k", top_k))
+    request = vision_pb2.ClassifyRequest(model=_named(model), version=version or 0, top_k=_positive("top_k", top_k))
     _images.put(request, images)
 
     def read(reply: bytes) -> list[Classification]:
@@ -70,8 +75,8 @@ def classify(
     return UnaryCall("/rafaga.v1.Vision/Classify", request.SerializeToString(), read)
 
 
-def features(images: Sequence[_images.Content], *, model: str, version: int) -> UnaryCall[list[Features]]:
-    request = vision_pb2.ExtractFeaturesRequest(model=_named(model), version=version)
+def features(images: Sequence[_images.Content], *, model: str, version: int | None) -> UnaryCall[list[Features]]:
+    request = vision_pb2.ExtractFeaturesRequest(model=_named(model), version=version or 0)
     _images.put(request, images)
 
     def read(reply: bytes) -> list[Features]:
@@ -81,12 +86,12 @@ def features(images: Sequence[_images.Content], *, model: str, version: int) -> 
 
 
 def detect(
-    images: Sequence[_images.Content], *, model: str, version: int, min_score: float, max_objects: int | None
+    images: Sequence[_images.Content], *, model: str, version: int | None, min_score: float, max_objects: int | None
 ) -> UnaryCall[list[Detections]]:
     if not 0 <= min_score <= 1:
         raise InvalidRequest(f"min_score must be from 0 to 1, got {min_score}")
     most = 0 if max_objects is None else _positive("max_objects", max_objects)
-    request = vision_pb2.DetectRequest(model=_named(model), version=version, min_score=min_score, max_objects=most)
+    request = vision_pb2.DetectRequest(model=_named(model), version=version or 0, min_score=min_score, max_objects=most)
     _images.put(request, images)
 
     def read(reply: bytes) -> list[Detections]:
@@ -96,9 +101,11 @@ def detect(
 
 
 def segment(
-    images: Sequence[_images.Content], *, model: str, version: int, with_probabilities: bool
+    images: Sequence[_images.Content], *, model: str, version: int | None, with_probabilities: bool
 ) -> UnaryCall[list[Segmentation]]:
-    request = vision_pb2.SegmentRequest(model=_named(model), version=version, with_probabilities=with_probabilities)
+    request = vision_pb2.SegmentRequest(
+        model=_named(model), version=version or 0, with_probabilities=with_probabilities
+    )
     _images.put(request, images)
 
     def read(reply: bytes) -> list[Segmentation]:
@@ -108,9 +115,9 @@ def segment(
 
 
 def predict(
-    sequences: Sequence[Sequence[str]], *, model: str, version: int, top_k: int
+    sequences: Sequence[Sequence[str]], *, model: str, version: int | None, top_k: int
 ) -> UnaryCall[list[Continuation]]:
-    request = sequences_pb2.PredictRequest(model=_named(model), version=version, top_k=_positive("top_k", top_k))
+    request = sequences_pb2.PredictRequest(model=_named(model), version=version or 0, top_k=_positive("top_k", top_k))
     if len(sequences) == 1:
         request.symbols.extend(sequences[0])
     else:
@@ -123,35 +130,35 @@ def predict(
 
 
 def forecast(
-    histories: Sequence[npt.NDArray[np.float32]], *, model: str, version: int, horizon: int | None
+    histories: Sequence[History], *, model: str, version: int | None, horizon: int | None
 ) -> UnaryCall[list[Forecast]]:
     if horizon is not None and horizon < 1:
         raise InvalidRequest(f"horizon must be at least 1, got {horizon}; None asks for all steps that the model gives")
-    request = forecasting_pb2.ForecastRequest(model=_named(model), version=version, horizon=horizon or 0)
+    request = forecasting_pb2.ForecastRequest(model=_named(model), version=version or 0, horizon=horizon or 0)
     if len(histories) == 1:
-        request.history.extend(histories[0])
+        request.history.extend(histories[0].values)
     else:
-        request.series.extend(forecasting_pb2.Series(values=history) for history in histories)
+        request.series.extend(forecasting_pb2.Series(values=history.values) for history in histories)
 
     def read(reply: bytes) -> list[Forecast]:
-        return _results.forecasts(forecasting_pb2.ForecastResponse.FromString(reply), len(histories))
+        return _forecast.forecasts(forecasting_pb2.ForecastResponse.FromString(reply), histories)
 
     return UnaryCall("/rafaga.v1.Forecasting/Forecast", request.SerializeToString(), read)
 
 
 def models() -> UnaryCall[list[ModelDescription]]:
     def read(reply: bytes) -> list[ModelDescription]:
-        return [_results.model_description(m) for m in catalog_pb2.ListModelsResponse.FromString(reply).models]
+        return [_models.model_description(m) for m in catalog_pb2.ListModelsResponse.FromString(reply).models]
 
     return UnaryCall("/rafaga.v1.Catalog/ListModels", catalog_pb2.ListModelsRequest().SerializeToString(), read)
 
 
-def model(name: str, *, version: int) -> UnaryCall[ModelDescription]:
-    request = catalog_pb2.GetModelRequest(name=_named(name), version=version)
+def model(name: str, *, version: int | None) -> UnaryCall[ModelDescription]:
+    request = catalog_pb2.GetModelRequest(name=_named(name), version=version or 0)
 
     def read(reply: bytes) -> ModelDescription:
         response = catalog_pb2.GetModelResponse.FromString(reply)
-        return _results.model_description(response.model, response.labels)
+        return _models.model_description(response.model, response.labels)
 
     return UnaryCall("/rafaga.v1.Catalog/GetModel", request.SerializeToString(), read)
 
@@ -197,35 +204,32 @@ def error_from(rpc: grpc.RpcError, target: str, timeout_s: float) -> RafagaError
     if STATUS_DETAILS_KEY in dict(trailing):
         return error
     if isinstance(error, ServerUnreachable):
-        return ServerUnreachable(f"{target}: {error.message}")
+        cause = next((why for sign, why in _NOT_THERE.items() if sign in error.message), None)
+        return ServerUnreachable(f"No server at {target} ({cause})" if cause else f"{target}: {error.message}")
     if isinstance(error, DeadlineExceeded):
         return DeadlineExceeded(f"no answer from {target} within {timeout_s:g} s")
     return error
 
 
-def symbols(sequence: Sequence[str]) -> Prepared:
+def symbols(sequence: SymbolsInput) -> Prepared:
     """One sequence, checked. Raises InvalidRequest."""
-    checked = list(sequence)
+    checked = list(column(sequence))
     if not checked or not all(isinstance(symbol, str) for symbol in checked):
         raise InvalidRequest("expected symbols, at least one, each of them text: \"BTP\" or ['B', 'T', 'P']")
     return Prepared(checked, None, sum(map(len, checked)))
 
 
-def history(values: Sequence[float] | npt.NDArray[Any]) -> Prepared:
-    """One series as float32 [T], finite. Raises InvalidTensor."""
-    try:
-        series = np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError):
-        raise InvalidTensor("the history must be numbers, oldest first") from None
-    if series.ndim != 1 or not series.size:
-        raise InvalidTensor(f"the history must be one row of numbers [T], got shape {list(series.shape)}")
-    bad = np.flatnonzero(~np.isfinite(series))
-    if bad.size:
-        raise InvalidTensor(
-            f"the history must be finite; {bad.size} of {series.size} values are not, the first at position {bad[0]}: "
-            "fill the gaps first"
-        )
-    return Prepared(series, None, series.nbytes)
+def history(values: SeriesInput) -> Prepared:
+    """One series, checked. Raises InvalidTensor."""
+    series = _forecast.history(values)
+    return Prepared(series, None, series.values.nbytes)
+
+
+def histories(series: Iterable[SeriesInput]) -> Iterable[SeriesInput]:
+    """Raises InvalidRequest for a frame: iterated, it gives the names of its columns."""
+    if hasattr(series, "columns"):
+        raise InvalidRequest("expected a list of series, got a frame: [frame[name] for name in frame]")
+    return series
 
 
 def _positive(name: str, number: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from rafaga.client._frames import column
 from rafaga.errors import InvalidImage, InvalidRequest, InvalidTensor
 
 _LAYOUTS = "uint8 [height, width] or [height, width, channels]"
@@ -77,7 +78,11 @@ def content(image: ImageInput) -> Content:
 
 
 def several(images: Images) -> Iterable[ImageInput]:
-    """The images one by one. Raises InvalidTensor for an array of another shape, InvalidRequest for a single image."""
+    """The images one by one, also those of a frame's one column.
+
+    Raises InvalidTensor for an array of another shape or several columns, InvalidRequest for a single image.
+    """
+    images = column(images)
     if isinstance(images, np.ndarray) and images.ndim != 4:
         raise InvalidTensor(
             f"expected a batch, uint8 [batch, height, width, channels], got {_described(images)}; "

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+from rafaga.client import _html
 from rafaga.client._calls import UnaryCall
 from rafaga.client._images import Prepared
 from rafaga.errors import (
@@ -19,6 +20,7 @@ from rafaga.errors import (
     InvalidTensor,
     ModelNotFound,
     RafagaError,
+    RejectedByModel,
     RequestTooLarge,
     Unauthenticated,
     Unsupported,
@@ -30,12 +32,12 @@ T_co = TypeVar("T_co", covariant=True)
 MESSAGES_IN_FLIGHT = 4
 """Enough to keep a server busy while replies are read; more would only wait in its queue."""
 
-_MAX_MESSAGE_BYTES = 8 * 2**20  # half of what a server accepts by default; one larger input still goes alone
+MAX_MESSAGE_BYTES = 8 * 2**20  # half of what a server accepts by default; one larger input still goes alone
 
 Failure: TypeAlias = RafagaError | OSError
 
 # One of several inputs may be the cause, or the message is too large: try its halves.
-_SPLIT = (InvalidTensor, InvalidImage, RequestTooLarge, EngineFailure)
+SPLIT = (InvalidTensor, InvalidImage, RejectedByModel, RequestTooLarge, EngineFailure)
 # Every other message would fail in the same way.
 _FATAL = (InvalidRequest, ModelNotFound, Unsupported, Unauthenticated)
 
@@ -71,7 +73,16 @@ class Results(Generic[T_co]):
         return len(self.outcomes)
 
     def __repr__(self) -> str:
-        return f"Results({len(self)} inputs, {len(self.errors)} of them failed)"
+        first = f": {self.outcomes[0]!r}, …" if self.outcomes else ""
+        return f"Results({self._counts()}{first})"
+
+    def _repr_html_(self) -> str:
+        return _html.table(
+            self._counts(), ("input", "answer"), [(i, repr(each)) for i, each in enumerate(self.outcomes)]
+        )
+
+    def _counts(self) -> str:
+        return f"{len(self)} inputs, {len(self.errors)} of them failed"
 
 
 class Item(NamedTuple):
@@ -89,7 +100,7 @@ class Bulk(Generic[T]):
     """The inputs of one `…_many` call on their way. Several threads may use it.
 
     inputs: taken one by one, as messages are sent. prepare: checks and encodes one input, may read a file. call: the
-    message of several contents. rows: inputs per message, at most.
+    message of several contents. rows: inputs per message, at most. strict: the first error ends the call.
     """
 
     def __init__(
@@ -98,11 +109,13 @@ class Bulk(Generic[T]):
         prepare: Callable[[Any], Prepared],
         call: Callable[[Sequence[Any]], UnaryCall[list[T]]],
         rows: int,
+        strict: bool = False,
     ) -> None:
         self._inputs = enumerate(inputs)
         self._prepare = prepare
         self._call = call
         self._rows = rows
+        self._strict = strict
         self._lock = threading.Lock()
         self._open: dict[Hashable, list[Item]] = {}  # messages that still take inputs, by group
         self._again: list[Sequence[Item]] = []  # parts of messages that failed
@@ -119,9 +132,9 @@ class Bulk(Generic[T]):
             self._outcomes[item.position] = answer
 
     def fail(self, message: Message[T], error: RafagaError) -> None:
-        """Splits the message, or gives `error` to its inputs. Raises it when it concerns all inputs of the call."""
+        """Splits the message, or gives `error` to its inputs. Raises it when it ends the call."""
         items = message.items
-        if isinstance(error, _SPLIT):
+        if isinstance(error, SPLIT):
             if len(items) > 1:
                 half = len(items) // 2
                 with self._lock:
@@ -129,9 +142,11 @@ class Bulk(Generic[T]):
                 return
         elif isinstance(error, _FATAL):
             raise error
+        error.add_note(f"input {', '.join(str(item.position) for item in items)}")
+        if self._strict:
+            raise error
         for item in items:
             self._outcomes[item.position] = error
-        error.add_note(f"input {', '.join(str(item.position) for item in items)}")
 
     def stop(self) -> None:
         """No more messages."""
@@ -154,7 +169,7 @@ class Bulk(Generic[T]):
                 continue
             items = self._open.setdefault(group, [])
             item = Item(position, content, size)
-            if items and sum(each.size for each in items) + size > _MAX_MESSAGE_BYTES:
+            if items and sum(each.size for each in items) + size > MAX_MESSAGE_BYTES:
                 self._open[group] = [item]
                 return items
             items.append(item)

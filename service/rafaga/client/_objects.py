@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from rafaga.client import _html
 from rafaga.client._results import Float32Array, ModelInfo, Timing, model_info, timing
-from rafaga.errors import InternalError
+from rafaga.errors import InternalError, listed
 from rafaga.v1 import vision_pb2
 
 
@@ -65,7 +67,14 @@ class Detections:
         return len(self.objects)
 
     def __repr__(self) -> str:
-        return f"Detections([{', '.join(map(repr, self.objects))}], model={str(self.model)!r})"
+        return f"Detections([{listed(self.objects)}], model={str(self.model)!r})"
+
+    def _repr_html_(self) -> str:
+        rows = [(o.label, o.score, *map(float, dataclasses.astuple(o.box))) for o in self]
+        headings = ("label", "score", "left", "top", "right", "bottom")
+        drawn = [(o.label, o.index, (o.box.x_min, o.box.y_min, o.box.width, o.box.height)) for o in self]
+        outline = _html.boxes(self.image_height, self.image_width, drawn)
+        return outline + _html.table(self.model, headings, rows, [o.index for o in self])
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,12 @@ class Segmentation:
     model: ModelInfo
     timing: Timing
 
+    def __iter__(self) -> Iterator[SegmentedClass]:
+        return iter(self.classes)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
     def full_size(self) -> npt.NDArray[np.uint8]:
         """The labels on the image as it was sent: uint8 [image_height, image_width], by nearest neighbour."""
         rows, columns = (
@@ -114,7 +129,12 @@ class Segmentation:
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
-        return f"Segmentation({height}x{width}, [{', '.join(map(repr, self.classes))}], model={str(self.model)!r})"
+        return f"Segmentation({height}x{width}, [{listed(self.classes)}], model={str(self.model)!r})"
+
+    def _repr_html_(self) -> str:
+        rows = [(c.label, c.share, c.probability) for c in self]
+        classes = [c.index for c in self]
+        return _html.label_map(self.labels) + _html.table(self.model, ("label", "share", "probability"), rows, classes)
 
 
 def detections(reply: vision_pb2.DetectResponse, images: int) -> list[Detections]:

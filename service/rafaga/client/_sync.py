@@ -2,138 +2,29 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any
 
-import grpc
 import numpy.typing as npt
 
-from rafaga.client import _calls, _channel, _images
-from rafaga.client._calls import UnaryCall
-from rafaga.client._channel import Keepalive, Tls
-from rafaga.client._images import ImageInput, Images, Prepared
-from rafaga.client._many import MESSAGES_IN_FLIGHT, Bulk, Results
+from rafaga.client import _calls, _images
+from rafaga.client._connection import SyncConnection
+from rafaga.client._forecast import Forecast
+from rafaga.client._frames import SeriesInput, SymbolsInput
+from rafaga.client._images import ImageInput, Images
+from rafaga.client._many import SPLIT, Results
 from rafaga.client._objects import Detections, Segmentation
-from rafaga.client._results import Classification, Continuation, Features, Forecast, ModelDescription
-from rafaga.client._retry import PATIENT, Attempts, RetryPolicy
-from rafaga.errors import RafagaError
-from rafaga.priority import Priority
-
-T = TypeVar("T")
-
-DEFAULT_TIMEOUT_S = 10.0
+from rafaga.client._results import Classification, Continuation, Features
+from rafaga.client._tensors import Inference, joined
+from rafaga.errors import InvalidTensor
 
 
-class _SyncConnection:
-    """A channel, and calls sent over it."""
-
-    def __init__(
-        self,
-        address: str,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        retry: RetryPolicy | None = None,
-        tls: Tls | None = None,
-        token: str | None = None,
-        keepalive: Keepalive | None = None,
-        max_message_bytes: int = _channel.DEFAULT_MAX_MESSAGE_BYTES,
-        priority: Priority = Priority.NORMAL,
-    ) -> None:
-        self._endpoint = _channel.endpoint(
-            address, tls=tls, token=token, keepalive=keepalive, max_message_bytes=max_message_bytes, priority=priority
-        )
-        self._timeout_s = _calls.checked_timeout_s(timeout_s)
-        self._retry = retry or RetryPolicy()
-        target, options, credentials = self._endpoint.target, self._endpoint.options, self._endpoint.credentials
-        self._channel = (
-            grpc.insecure_channel(target, options)
-            if credentials is None
-            else grpc.secure_channel(target, credentials, options)
-        )
-        self._methods: dict[str, grpc.UnaryUnaryMultiCallable[Any, Any]] = {}
-        self._batch_sizes: dict[tuple[str, int], int] = {}
-
-    def close(self) -> None:
-        """Ends open calls and the connections. A closed client raises ValueError."""
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._endpoint.address!r})"
-
-    def _many(
-        self,
-        inputs: Iterable[Any],
-        prepare: Callable[[Any], Prepared],
-        call: partial[UnaryCall[list[T]]],
-        timeout_s: float | None,
-    ) -> Results[T]:
-        bulk = Bulk(inputs, prepare, call, self._batch_size(call.keywords["model"], call.keywords["version"]))
-
-        def work() -> None:
-            try:
-                while (message := bulk.take()) is not None:
-                    try:
-                        bulk.answer(message, self._run(message.call, timeout_s))
-                    except RafagaError as error:
-                        bulk.fail(message, error)
-            except BaseException:
-                bulk.stop()
-                raise
-
-        with ThreadPoolExecutor(MESSAGES_IN_FLIGHT) as pool:
-            others = [pool.submit(work) for _ in range(MESSAGES_IN_FLIGHT - 1)]
-            work()
-            for worker in others:
-                worker.result()
-        return bulk.results()
-
-    def _batch_size(self, model: str, version: int) -> int:
-        """How many inputs a message should have, from the catalogue; asked once."""
-        size = self._batch_sizes.get((model, version))
-        if size is None:
-            size = self._batch_sizes[model, version] = max(
-                1, self._run(_calls.model(model, version=version), None).max_batch_size
-            )
-        return size
-
-    def _run(self, call: UnaryCall[T], timeout_s: float | None, retry: RetryPolicy | None = None) -> T:
-        timeout_s = self._timeout_s if timeout_s is None else _calls.checked_timeout_s(timeout_s)
-        attempts = Attempts(retry or self._retry, timeout_s)
-        send = self._methods.get(call.method)
-        if send is None:
-            send = self._methods[call.method] = self._channel.unary_unary(
-                call.method, request_serializer=None, response_deserializer=None
-            )
-        while True:
-            try:
-                try:
-                    reply = send(call.request, timeout=attempts.remaining_s, metadata=self._endpoint.metadata)
-                except grpc.RpcError as error:
-                    raise _calls.error_from(error, self._endpoint.address, timeout_s) from error
-                return _calls.read(call, reply)
-            except RafagaError as error:
-                pause_s = attempts.pause_s(error)
-                if pause_s is None:
-                    raise
-            time.sleep(pause_s)
-
-
-class Client(_SyncConnection):
+class Client(SyncConnection):
     """A connection to one Rafaga server, or to several replicas of it.
 
-    address: "host:port"; "host1:port,host2:port" or "dns:///name:port" spreads calls over all (round robin).
+    address: "host:port"; "host1:port,host2:port" or "dns:///name:port" spreads calls over all (round robin). None: that
+    of the environment variable RAFAGA_SERVER, or else localhost:50051.
     timeout_s: deadline of a call, retries included; each call can set its own.
     token: sent as `authorization: Bearer …`. Without `tls` it is sent in plain text.
     max_message_bytes: limit on a request and on a reply.
@@ -149,12 +40,18 @@ class Client(_SyncConnection):
     """
 
     def classify(
-        self, image: ImageInput, *, model: str, version: int = 0, top_k: int = 5, timeout_s: float | None = None
+        self,
+        image: ImageInput,
+        *,
+        model: str,
+        version: int | None = None,
+        top_k: int = 5,
+        timeout_s: float | None = None,
     ) -> Classification:
         """The `top_k` most probable labels of one image.
 
         image: path, encoded bytes (JPEG, PNG) or PIL image, which the server prepares the way the model was trained; or
-        pixels as uint8 [height, width] or [height, width, channels], used as they are. version: 0 is the newest.
+        pixels as uint8 [height, width] or [height, width, channels], used as they are. version: None is the newest.
 
         Raises InvalidTensor for an array of another kind (before anything is sent), InvalidImage for what cannot be
         decoded, ModelNotFound, Unsupported for a model of another task, OSError for an unreadable file.
@@ -163,7 +60,7 @@ class Client(_SyncConnection):
         return self._run(_calls.first(call), timeout_s)
 
     def classify_many(
-        self, images: Images, *, model: str, version: int = 0, top_k: int = 5, timeout_s: float | None = None
+        self, images: Images, *, model: str, version: int | None = None, top_k: int = 5, timeout_s: float | None = None
     ) -> Results[Classification]:
         """One Classification per image, in order; see `Results` for images that fail.
 
@@ -172,23 +69,24 @@ class Client(_SyncConnection):
         `timeout_s` is the deadline of each. An image that the server refuses fails alone: the rest of its message is
         sent again without it.
 
-        Raises what concerns all images: ModelNotFound, Unsupported, Unauthenticated, InvalidRequest (but InvalidTensor
-        and InvalidImage), and what the iterable raises.
+        Raises what concerns all images: ModelNotFound, Unsupported, Unauthenticated, InvalidRequest (but InvalidTensor,
+        InvalidImage and RejectedByModel), and what the iterable raises.
         """
         call = partial(_calls.classify, model=model, version=version, top_k=top_k)
         return self._many(_images.several(images), _images.prepared, call, timeout_s)
 
-    def features(self, image: ImageInput, *, model: str, version: int = 0, timeout_s: float | None = None) -> Features:
-        """All feature maps (or the embedding) of an image, float32 [channels, height, width] each.
+    def features(
+        self, image: ImageInput, *, model: str, version: int | None = None, timeout_s: float | None = None
+    ) -> Features:
+        """All feature maps, float32 [channels, height, width] each, or the embedding of one image.
 
-        A batch, uint8 [batch, height, width, channels] or a list of images, gives maps with a batch axis in front.
         Errors as for `classify`.
         """
         call = _calls.features([_images.content(image)], model=model, version=version)
         return self._run(_calls.first(call), timeout_s)
 
     def features_many(
-        self, images: Images, *, model: str, version: int = 0, timeout_s: float | None = None
+        self, images: Images, *, model: str, version: int | None = None, timeout_s: float | None = None
     ) -> Results[Features]:
         """One Features per image, in order. Images and errors as for `classify_many`."""
         call = partial(_calls.features, model=model, version=version)
@@ -199,7 +97,7 @@ class Client(_SyncConnection):
         image: ImageInput,
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         min_score: float = 0.0,
         max_objects: int | None = None,
         timeout_s: float | None = None,
@@ -222,7 +120,7 @@ class Client(_SyncConnection):
         images: Images,
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         min_score: float = 0.0,
         max_objects: int | None = None,
         timeout_s: float | None = None,
@@ -236,7 +134,7 @@ class Client(_SyncConnection):
         image: ImageInput,
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         with_probabilities: bool = False,
         timeout_s: float | None = None,
     ) -> Segmentation:
@@ -254,7 +152,7 @@ class Client(_SyncConnection):
         images: Images,
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         with_probabilities: bool = False,
         timeout_s: float | None = None,
     ) -> Results[Segmentation]:
@@ -263,7 +161,13 @@ class Client(_SyncConnection):
         return self._many(_images.several(images), _images.prepared, call, timeout_s)
 
     def predict(
-        self, symbols: Sequence[str], *, model: str, version: int = 0, top_k: int = 5, timeout_s: float | None = None
+        self,
+        symbols: SymbolsInput,
+        *,
+        model: str,
+        version: int | None = None,
+        top_k: int = 5,
+        timeout_s: float | None = None,
     ) -> Continuation:
         """The `top_k` most probable symbols after `symbols`, a whole sequence from its beginning on.
 
@@ -277,10 +181,10 @@ class Client(_SyncConnection):
 
     def predict_many(
         self,
-        sequences: Iterable[Sequence[str]],
+        sequences: Iterable[SymbolsInput],
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         top_k: int = 5,
         timeout_s: float | None = None,
     ) -> Results[Continuation]:
@@ -290,10 +194,10 @@ class Client(_SyncConnection):
 
     def forecast(
         self,
-        values: Sequence[float] | npt.NDArray[Any],
+        values: SeriesInput,
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         horizon: int | None = None,
         timeout_s: float | None = None,
     ) -> Forecast:
@@ -310,29 +214,49 @@ class Client(_SyncConnection):
 
     def forecast_many(
         self,
-        series: Iterable[Sequence[float] | npt.NDArray[Any]],
+        series: Iterable[SeriesInput],
         *,
         model: str,
-        version: int = 0,
+        version: int | None = None,
         horizon: int | None = None,
         timeout_s: float | None = None,
     ) -> Results[Forecast]:
         """One Forecast per series of any length, in order. Messages and errors as for `classify_many`."""
         call = partial(_calls.forecast, model=model, version=version, horizon=horizon)
-        return self._many(series, _calls.history, call, timeout_s)
+        return self._many(_calls.histories(series), _calls.history, call, timeout_s)
 
-    def models(self, *, timeout_s: float | None = None) -> list[ModelDescription]:
-        """Every model of the server, served or not, by name and version."""
-        return self._run(_calls.models(), timeout_s)
+    def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, npt.ArrayLike],
+        *,
+        outputs: Sequence[str] = (),
+        version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> dict[str, npt.NDArray[Any]]:
+        """The outputs of any model, a plain ONNX file too, by name, for inputs of the names, dtypes and shapes that
+        `model(name)` describes.
 
-    def model(self, name: str, *, version: int = 0, timeout_s: float | None = None) -> ModelDescription:
-        """One model, with its labels. version: 0 is the newest. Raises ModelNotFound."""
-        return self._run(_calls.model(name, version=version), timeout_s)
+        inputs: arrays, lists or frames. Values are converted to the model's dtype if that loses no more than the
+        precision of floats; text and bytes stay as they are. outputs: those to return; none means all. More rows than
+        the model takes in a batch, or the server in a request, are sent in several messages; `timeout_s` is the
+        deadline of each.
 
-    def wait_until_ready(self, timeout_s: float = 60.0, *, model: str | None = None) -> None:
-        """Returns once the server answers and `model`, or every model it has, is loaded.
+        Raises InvalidTensor for a dtype or shape that does not fit, RejectedByModel for a row that the model fails on
+        (a note of the error names it), and what `classify` raises.
 
-        Raises ModelNotReady when one has failed to load, or is still loading after `timeout_s`; ServerUnreachable when
-        no server answered by then.
+        >>> client.infer("iris", {"features": [[5.1, 3.5, 1.4, 0.2]]})["label"]    # doctest: +SKIP
+        array([0])
         """
-        _calls.require_ready(self._run(_calls.readiness(model), timeout_s, PATIENT))
+        asked = Inference(inputs, outputs, version, self._described(model, version))
+        try:
+            if asked.fits:
+                try:
+                    return self._run(asked.whole(), timeout_s)
+                except SPLIT:
+                    if asked.rows == 1:
+                        raise
+            return joined(self._all(asked.parts(), timeout_s))
+        except InvalidTensor:
+            self._descriptions.pop((model, version), None)  # a newer version may take other tensors
+            raise

@@ -65,8 +65,10 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         if arguments[:1] == ["merge"]:
             return _merge(arguments[1:])
         return _load(parse_load(arguments, environ), sys.stderr)
-    except (OptionsError, PayloadError, DocumentError, MetricsError, TraceError) as error:
+    except (OptionsError, PayloadError, DocumentError, TraceError) as error:
         raise LoadError(str(error), usage=True) from None
+    except MetricsError as error:
+        raise LoadError(f"--metrics {error}", usage=True) from None
     except (FleetError, mlperf.MlperfError) as error:
         raise LoadError(str(error), usage=False) from None
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
-import ssl
+import resource
+import sys
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rafaga.addresses import UNIX, joined
@@ -22,18 +22,17 @@ from rafaga.server.config.settings import (
 )
 from rafaga.server.engines import devices
 from rafaga.server.engines.cpu_count import available_cores
-from rafaga.server.engines.gpu import GpuSettings
 from rafaga.server.engines.selection import EngineFactory, Placement
 from rafaga.server.execution.supervisor import SupervisorPolicy
 from rafaga.server.lifecycle import Server, run
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.observability.nvml import GpuFigures
+from rafaga.server.observability.triton import TritonMetrics
 from rafaga.server.repository.loader import Loader
-from rafaga.server.repository.poller import Poller
-from rafaga.server.repository.repository import Repository
+from rafaga.server.repository.repository import Poller, Repository
 from rafaga.server.scheduling.batcher import BatchPolicy
 from rafaga.server.services.catalog import Catalog
-from rafaga.server.services.decoding import DecodePool, RequestLimits
+from rafaga.server.services.decoding import DecodePool
 from rafaga.server.services.forecasting import Forecasting
 from rafaga.server.services.open_inference.admin import RepositoryAdmin
 from rafaga.server.services.open_inference.service import OpenInference
@@ -41,13 +40,15 @@ from rafaga.server.services.open_inference.stream import Streams
 from rafaga.server.services.rest import ask, openapi, probes
 from rafaga.server.services.rest import open_inference as rest_open_inference
 from rafaga.server.services.sequences import Sequences
+from rafaga.server.services.submission import RequestLimits
 from rafaga.server.services.vision import Vision
 from rafaga.server.transport.expiry import Expiry
-from rafaga.server.transport.grpc import GrpcTransport, Limits, Tls
+from rafaga.server.transport.grpc import GrpcTransport, Limits
 from rafaga.server.transport.health import Health, add_reflection
 from rafaga.server.transport.http import HttpServer
 from rafaga.server.transport.http_calls import HttpCalls
 from rafaga.server.transport.router import Authenticator, InFlight, Router
+from rafaga.server.transport.tls import Tls
 
 if TYPE_CHECKING:  # needs the extra `tracing`
     from rafaga.server.transport.tracing import Tracer
@@ -58,20 +59,26 @@ _LOG = logging.getLogger(__name__)
 _ADMIN_REQUEST_BYTES = 64 * 1024
 _ADMIN_CALLS = 64
 
+# Files and sockets that are kept for the HTTP port, models and logs when gRPC connections take all others.
+_OTHER_FILES = 512
+
 # gRPC's settings have 31 bits.
 _MAX_MS = 2**31 - 1
 
 
-def serve(config: Config) -> int:
-    """Serves until SIGTERM or SIGINT; returns the exit code. Raises ConfigError."""
+def serve(config: Config, serving: Callable[[Server], None] | None = None) -> int:
+    """Serves until SIGTERM, SIGINT or SIGHUP; returns the exit code. `serving` is called once all models are loaded.
+    Raises ConfigError."""
     if config.network.transport:
         _LOG.warning("the setting transport has no effect any more and will be removed: there is only one transport")
-    return run(build(config))
+    return run(build(config), serving)
 
 
 def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Server:
     """A server that is not started. Raises ConfigError."""
-    metrics = Metrics(triton=config.observability.triton_metrics, gpus=GpuFigures.find())
+    metrics = Metrics(GpuFigures.find())
+    if config.observability.triton_metrics:
+        metrics.registry.register(TritonMetrics(metrics))
     health = Health(
         lambda: repository.unready_because, lambda model: repository.serves(model), lambda: repository.alive
     )
@@ -99,7 +106,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
         config.models.model_versions,
         control is ModelControl.EXPLICIT,
     )
-    workers = DecodePool(config.limits.decode_threads or available_cores(), config.limits.max_pending_decodes)
+    workers = DecodePool(config.limits.decode_threads or available_cores())
     limits = RequestLimits(
         config.limits.max_request_rows, config.limits.max_image_pixels, config.limits.max_free_pixels
     )
@@ -141,12 +148,11 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
 
 
 def _placement(engines: EngineSettings) -> Placement:
-    settings = GpuSettings(engines.batch_buckets, engines.gpu_memory, engines.gpu_model_memory, engines.tensorrt_cache)
     try:
         choice = devices.choose(engines.device, engines.device_fallback, devices.Nvidia())
         level = logging.WARNING if choice.degraded else logging.INFO
         _LOG.log(level, "device chosen: %s", choice.why, extra={"devices": [str(d) for d in choice.devices]})
-        return Placement.on(choice, engines.device_fallback, settings, engines.options)
+        return Placement.on(choice, engines)
     except DeviceError as error:
         raise ConfigError(f"device: {error} (to use the CPU instead, set --device-fallback cpu)") from None
 
@@ -158,6 +164,7 @@ def _transport(
     address = joined(network.host, network.grpc_port) if network.grpc_socket is None else f"{UNIX}{network.grpc_socket}"
     limits = Limits(
         config.limits.max_request_bytes,
+        max_connections=min(config.limits.max_connections, max(1, _open_files() - _OTHER_FILES)),
         max_connection_age_ms=_milliseconds(network.max_connection_age_s),
         max_connection_age_grace_ms=_milliseconds(network.drain_timeout_s),
         max_connection_idle_ms=_milliseconds(network.max_connection_idle_s),
@@ -179,7 +186,7 @@ def _http(config: Config, router: Router, health: Health, metrics: Metrics) -> H
     calls = HttpCalls(router, limits.max_request_bytes, limits.max_bytes_in_flight, certificates=mutual)
     routes = [*probes.routes(health, metrics.registry), *ask.routes(calls), *rest_open_inference.routes(calls)]
     routes.append(openapi.route(routes, version("rafaga"), secured=bool(security.bearer_token_sha256)))
-    return HttpServer(config.network.host, config.network.http_port, routes, _https(security))
+    return HttpServer(config.network.host, config.network.http_port, routes, _tls(security))
 
 
 def _admin(
@@ -194,6 +201,13 @@ def _admin(
     limits = Limits(_ADMIN_REQUEST_BYTES)
     address = joined(host, config.models.admin_port)
     return GrpcTransport(address, router, authenticator, limits, _tls(config.security), blocking=True)
+
+
+def _open_files() -> int:
+    """How many files and sockets the process may open, after raising the limit as far as the system allows."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most if most != resource.RLIM_INFINITY else sys.maxsize
 
 
 def _milliseconds(seconds: float | None) -> int | None:
@@ -213,27 +227,8 @@ def _tracer(settings: ObservabilitySettings) -> Tracer | None:
 def _tls(security: SecuritySettings) -> Tls | None:
     if security.tls_key is None or security.tls_certificate is None:
         return None
-    ca = security.tls_client_ca
-    return Tls(_read(security.tls_key), _read(security.tls_certificate), None if ca is None else _read(ca))
-
-
-def _https(security: SecuritySettings) -> ssl.SSLContext | None:
-    """Client certificates are verified, but not required: probes have none. Calls without one are refused."""
-    if security.tls_key is None or security.tls_certificate is None:
-        return None
     try:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=security.tls_client_ca)
-        # Without a password, OpenSSL would ask for the one of an encrypted key on the terminal.
-        context.load_cert_chain(security.tls_certificate, security.tls_key, password="")
-    except OSError as error:  # unreadable, or not the key and the certificate that belong together
-        raise ConfigError(f"tls_key, tls_certificate and tls_client_ca: {error}") from None
-    if security.tls_client_ca is not None:
-        context.verify_mode = ssl.CERT_OPTIONAL
-    return context
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
+        return Tls(security.tls_key, security.tls_certificate, security.tls_client_ca)
     except OSError as error:
-        raise ConfigError(f"{path}: {os.strerror(error.errno or 0)}") from None
+        where = f"{error.filename}: " if error.filename else ""
+        raise ConfigError(f"{where}{error.strerror}") from None

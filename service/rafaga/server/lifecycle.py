@@ -8,13 +8,13 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rafaga.server.config.settings import Config
-from rafaga.server.repository.poller import Poller
-from rafaga.server.repository.repository import Repository
+from rafaga.server.repository.repository import Poller, Repository
 from rafaga.server.services.decoding import DecodePool
 from rafaga.server.services.open_inference.stream import Streams
 from rafaga.server.transport.expiry import Expiry
@@ -30,6 +30,8 @@ _LOG = logging.getLogger(__name__)
 
 # How long the transport may take to send the last replies.
 _REPLY_GRACE_S = 5.0
+# SIGHUP: the terminal was closed. By default it would end the process without a drain.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Server:
@@ -160,7 +162,7 @@ class Server:
 
     def _warn_of_unknown_models(self) -> None:
         known = {name for name, _ in self.repository.on_disk()}
-        for name in self._config.engines.options.by_model.keys() - known:
+        for name in self._config.engines.named_models - known:
             _LOG.warning("per-model settings name an unknown model", extra={"model": name})
 
     def _wait_for_calls(self, hurry: threading.Event) -> bool:
@@ -174,8 +176,10 @@ class Server:
         return not left
 
 
-def run(server: Server) -> int:
-    """Serves until SIGTERM or SIGINT. Returns the exit code: 0 if all accepted calls were answered.
+def run(server: Server, serving: Callable[[Server], None] | None = None) -> int:
+    """Serves until SIGTERM, SIGINT or SIGHUP. Returns the exit code: 0 if all accepted calls were answered.
+
+    `serving` is called once all models are loaded.
 
     The first signal drains the server; a second one ends the drain. After a signal while models load, the caller must
     end the process: the thread that loads is still running.
@@ -188,6 +192,8 @@ def run(server: Server) -> int:
         wait((loading, signals.first), return_when=FIRST_COMPLETED)
         if loading.done():
             loading.result()  # raises what load raised
+            if serving is not None:
+                serving(server)
             # Objects that exist now live as long as the server: later collections, which pause every thread, skip them.
             gc.collect()
             gc.freeze()
@@ -200,7 +206,7 @@ def run(server: Server) -> int:
 
 
 class ShutdownSignals:
-    """SIGTERM and SIGINT, as long as it is entered: the first one completes `first`, the next one sets `second`.
+    """Signals that end the server, as long as it is entered: the first completes `first`, the next sets `second`.
 
     Python runs signal handlers in the main thread, between any two instructions, so a handler must take no lock. The
     handlers here do nothing. A thread reads the signals from a socket, which the interpreter writes them to.
@@ -214,7 +220,7 @@ class ShutdownSignals:
         self._received, self._sent = socket.socketpair()
         self._sent.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._sent.fileno(), warn_on_full_buffer=False)
-        self._handlers_before = {n: signal.signal(n, lambda *_: None) for n in (signal.SIGTERM, signal.SIGINT)}
+        self._handlers_before = {n: signal.signal(n, lambda *_: None) for n in _SIGNALS}
         threading.Thread(target=self._read, name="signals", daemon=True).start()
         return self
 

@@ -13,7 +13,9 @@ from typing import Any
 import grpc
 import numpy as np
 
-from rafaga.errors import InvalidImage, ModelNotFound, RafagaError, Unsupported, to_status
+from rafaga.errors import InvalidImage, InvalidTensor, ModelNotFound, RafagaError, Unsupported, to_status
+from rafaga.inference import open_inference_pb2, open_inference_pb2_grpc
+from rafaga.tensors import DATATYPES
 from rafaga.v1 import (
     catalog_pb2,
     catalog_pb2_grpc,
@@ -36,6 +38,7 @@ class Script:
 
     failures: deque[RafagaError] = field(default_factory=deque)
     delay_s: float = 0.0
+    dtype: str = "uint8"  # of the classifiers' input
     states: dict[str, Any] = field(
         default_factory=lambda: {
             "lenet5-mnist": catalog_pb2.Model.READY,
@@ -143,10 +146,10 @@ class Catalog(catalog_pb2_grpc.CatalogServicer):
             version=1,
             state=state,
             reason="model.onnx changed after it was published" if state == catalog_pb2.Model.FAILED else "",
-            task="forecasting" if name == "lstm-co2" else "classification",
+            task={"lstm-co2": "forecasting", "backbone": "features"}.get(name, "classification"),
             trained=name != "backbone",
             precision="fp32",
-            inputs=[catalog_pb2.Tensor(name="image", dtype="uint8", shape=[-1, 28, 28, 1])],
+            inputs=[catalog_pb2.Tensor(name="image", dtype=self.script.dtype, shape=[-1, 28, 28, 1])],
             metrics=[catalog_pb2.Metric(name="top1", value=0.991, dataset="MNIST test", samples=10000)],
             max_batch_size=32,
         )
@@ -159,6 +162,22 @@ class Catalog(catalog_pb2_grpc.CatalogServicer):
                 )
             )
         return model
+
+
+class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
+    """Returns the inputs."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        self.script.received(request, context)
+        if any(DATATYPES[tensor.datatype] != self.script.dtype for tensor in request.inputs):
+            fail(context, InvalidTensor(f"expected {self.script.dtype}"))
+        response = open_inference_pb2.ModelInferResponse(raw_output_contents=request.raw_input_contents)
+        for tensor in request.inputs:
+            response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        return response
 
 
 def _images(request: Any) -> list[bytes]:
@@ -178,6 +197,7 @@ def serving(
     server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", 64 << 20)])
     vision_pb2_grpc.add_VisionServicer_to_server(Vision(script), server)  # type: ignore[abstract]
     forecasting_pb2_grpc.add_ForecastingServicer_to_server(Forecasting(script), server)
+    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInference(script), server)  # type: ignore[abstract]
     catalog_pb2_grpc.add_CatalogServicer_to_server(Catalog(script), server)
     port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     server.start()

@@ -97,7 +97,7 @@ def test_models_and_model(client: Client) -> None:
     forecast = listed["lstm-co2"].forecast
     assert forecast is not None
     assert (forecast.max_history, forecast.quantile_levels) == (240, (0.1, 0.5, 0.9))
-    assert repr(lenet) == "ModelDescription('lenet5-mnist' v1: ready, classification, fp32)"
+    assert repr(lenet) == "ModelDescription('lenet5-mnist' v1: ready, classification, fp32, top1 0.991)"
     with pytest.raises(ModelNotFound):
         client.model("absent")
 
@@ -176,10 +176,20 @@ def test_a_deadline_that_passes_is_a_typed_error_naming_it(client: Client, scrip
 def test_an_unreachable_server() -> None:
     with (
         Client("127.0.0.1:1", retry=QUICK) as client,
-        pytest.raises(ServerUnreachable, match=r"127\.0\.0\.1:1: ") as raised,
+        pytest.raises(ServerUnreachable, match=r"No server at 127\.0\.0\.1:1 \(connection refused\)") as raised,
     ):
         client.models()
     assert isinstance(raised.value.__cause__, grpc.RpcError)
+
+
+def test_the_default_server(address: str, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAFAGA_SERVER", address)
+    for client in (Client(retry=QUICK), Client(None, retry=QUICK), Client(address, retry=QUICK)):
+        with client:
+            assert len(client.models()) == 3
+    monkeypatch.setenv("RAFAGA_SERVER", "")
+    with Client() as client:
+        assert repr(client) == "Client('localhost:50051')"
 
 
 def test_messages_over_the_limit_are_not_sent(address: str, script: Script) -> None:
@@ -270,7 +280,7 @@ def test_wait_until_ready_says_why_it_failed(client: Client, script: Script, mon
     script.states["lenet5-mnist"] = catalog_pb2.Model.LOADING
     with pytest.raises(ModelNotFound):
         client.wait_until_ready(30, model="absent")
-    monkeypatch.setattr("rafaga.client._sync.PATIENT", RetryPolicy(max_attempts=1))
+    monkeypatch.setattr("rafaga.client._connection.PATIENT", RetryPolicy(max_attempts=1))
     with pytest.raises(ModelNotReady, match="still loading: lenet5-mnist"):
         client.wait_until_ready(30, model="lenet5-mnist")
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rafaga import InvalidImage, InvalidRequest, InvalidTensor
-from rafaga.client import _images
+from rafaga.client import _calls, _images
 from rafaga.v1 import vision_pb2
 
 GREY = np.arange(6, dtype=np.uint8).reshape(2, 3)
@@ -122,3 +122,22 @@ def test_cmyk_becomes_rgb_and_deep_images_are_refused() -> None:
     for mode in ("I", "F", "I;16"):
         with pytest.raises(InvalidImage, match="8 bits"):
             wire(Image.new(mode, (2, 2)))
+
+
+def test_a_series_and_a_frame_of_images() -> None:
+    pandas = pytest.importorskip("pandas")
+    paths = pandas.Series(["a.png", "b.png"], name="file")
+    assert list(_images.several(paths)) == ["a.png", "b.png"]
+    assert list(_images.several(paths.to_frame())) == ["a.png", "b.png"]
+    with pytest.raises(InvalidTensor, match="expected one column, got a frame with file, label: choose one"):
+        _images.several(pandas.DataFrame({"file": paths, "label": paths}))
+
+
+def test_symbols_of_every_kind() -> None:
+    pandas = pytest.importorskip("pandas")
+    series = pandas.Series(["B", "T"])
+    for given in ("BT", ["B", "T"], ("B", "T"), np.array(["B", "T"]), series, series.to_frame()):
+        assert _calls.symbols(given).content == ["B", "T"]
+    for wrong in ("", [1], series.to_frame().assign(other="x")):
+        with pytest.raises(InvalidRequest):
+            _calls.symbols(wrong)  # type: ignore[arg-type]

@@ -147,7 +147,7 @@ def test_groups_do_not_mix() -> None:
 
 
 def test_a_message_stays_below_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_many, "_MAX_MESSAGE_BYTES", 10)
+    monkeypatch.setattr(_many, "MAX_MESSAGE_BYTES", 10)
     assert drain(bulk([400, 500, 300, 5000, 100]), lambda _: None) == [[400, 500], [300], [5000], [100]]
 
 

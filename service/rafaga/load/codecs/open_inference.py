@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,24 +13,12 @@ from rafaga.load.codecs.base import Replies, Request, Target, close
 from rafaga.load.connection import Ask
 from rafaga.load.log import Reply
 from rafaga.load.payloads import RANDOM_PAYLOADS, Payload, Payloads, Size
+from rafaga.tensors import DATATYPES, with_lengths
 
 _SERVICE = "/inference.GRPCInferenceService"
 _INFER = f"{_SERVICE}/ModelInfer"
 
-_DTYPES = {
-    "BOOL": "bool",
-    "UINT8": "uint8",
-    "UINT16": "uint16",
-    "UINT32": "uint32",
-    "UINT64": "uint64",
-    "INT8": "int8",
-    "INT16": "int16",
-    "INT32": "int32",
-    "INT64": "int64",
-    "FP16": "float16",
-    "FP32": "float32",
-    "FP64": "float64",
-}
+_DTYPES = {name: dtype for name, dtype in DATATYPES.items() if name != "BYTES"}
 
 # The lengths of random series and of symbol sequences if the metadata gives no limits.
 _SERIES_LENGTH = 64
@@ -69,7 +56,7 @@ def _mixed(tensors: Sequence[Tensor], payloads: Payloads) -> list[Payload[list[I
 
 def _encoded(tensor: Tensor, images: Sequence[bytes]) -> Input:
     """Files, which the server decodes: strings in the protocol's framing."""
-    return tensor.name, "BYTES", [len(images), 1], b"".join(struct.pack("<I", len(image)) + image for image in images)
+    return tensor.name, "BYTES", [len(images), 1], with_lengths(images)
 
 
 def _histories(payloads: Payloads) -> Sequence[Sequence[float] | NDArray[np.float32]]:
@@ -90,7 +77,7 @@ def _series(tensors: Sequence[Tensor], history: NDArray[np.float32 | np.int64]) 
 def _random(tensor: Tensor, kind: Payload[Size], rng: np.random.Generator) -> Input:
     if tensor.datatype not in _DTYPES:
         raise Unsupported(f"input {tensor.name}: nothing random to send as {tensor.datatype}; give files with --input")
-    dtype = np.dtype(_DTYPES[tensor.datatype])
+    dtype = _DTYPES[tensor.datatype]
     shape = list(tensor.shape)
     if shape and shape[0] < 0:
         shape[0] = kind.rows
@@ -128,6 +115,6 @@ class InferReader:
     def _outputs(reply: bytes) -> list[NDArray[np.generic]]:
         response = pb.ModelInferResponse.FromString(reply)
         return [
-            np.frombuffer(raw, _DTYPES.get(output.datatype, "uint8"))
+            np.frombuffer(raw, _DTYPES.get(output.datatype, np.uint8))
             for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
         ]

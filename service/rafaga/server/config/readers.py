@@ -5,6 +5,7 @@ They raise ValueError with what came and what was expected; the caller adds whic
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from enum import StrEnum
@@ -98,6 +99,8 @@ def sha256(value: object) -> str:
     """In hex. The error does not repeat the value: it may be the secret itself, set by mistake."""
     if not isinstance(value, str) or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
         raise ValueError("expected 64 lower-case hex digits (the sha256 of a token) each")
+    if value in {hashlib.sha256(empty).hexdigest() for empty in (b"", b"\n")}:
+        raise ValueError("this is the sha256 of an empty token: check how the hash was made")
     return value
 
 

@@ -41,6 +41,9 @@ _EMPTY_POLLS = 3
 # A deadline beyond this is none: the core shows "no deadline" as a time in the far future.
 _NO_DEADLINE_S = 1e9
 
+# At the end of the server only: nothing is told when a call is forgotten.
+_FLUSH_POLL_S = 0.01
+
 _REQUEST = "rafaga_request_call"
 _TIMEOUT = cygrpc.CompletionType.queue_timeout
 _OK = cygrpc.StatusCode.ok
@@ -100,6 +103,12 @@ class CompletionQueueLoop:
             for _ in range(_REQUESTED_CALLS):
                 self._request()
         self._begin(_Turn())
+
+    def flush(self, timeout_s: float) -> None:
+        """Waits until the calls that are open now have ended: their replies have been written to the sockets."""
+        end, open_now = time.monotonic() + timeout_s, set(self._open)
+        while open_now & self._open and time.monotonic() < end:
+            time.sleep(_FLUSH_POLL_S)
 
     def _request(self) -> None:
         try:

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import socket
-import ssl
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from uvicorn.server import ServerState
 
 from rafaga.addresses import joined
 from rafaga.server.transport.http_calls import json_response
+from rafaga.server.transport.tls import Tls
 
 MAX_CONNECTIONS = 512
 PATIENCE_S = 75.0
@@ -42,9 +42,10 @@ _ROUNDS_TO_ACCEPT = 3
 
 
 class HttpServer:
-    def __init__(self, host: str, port: int, routes: Sequence[BaseRoute], tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, host: str, port: int, routes: Sequence[BaseRoute], tls: Tls | None = None) -> None:
         self._address = (host, port)
         self._tls = tls
+        self.routes = tuple(routes)
         # Unknown paths must not be redirected to known ones: a redirect repeats the Host header.
         handlers = {HTTPException: _refused, Exception: _failed}
         application = Starlette(routes=list(routes), exception_handlers=handlers)
@@ -103,7 +104,7 @@ class HttpServer:
         self._listener = await loop.create_server(
             lambda: _Connection(self._config, self._state, {}),
             sock=bound,
-            ssl=self._tls,
+            ssl=None if self._tls is None else self._tls.http_context(),
             ssl_handshake_timeout=None if self._tls is None else _HANDSHAKE_S,
             backlog=_BACKLOG,
         )

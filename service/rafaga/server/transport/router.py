@@ -226,8 +226,9 @@ class Authenticator:
         if not self._hashes:
             return None
         for key, value in metadata:
-            if key == "authorization" and isinstance(value, str) and value.startswith("Bearer "):
-                digest = hashlib.sha256(value.removeprefix("Bearer ").encode()).digest()
+            scheme, _, token = str(value).partition(" ")
+            if key == "authorization" and scheme.lower() == "bearer":  # the scheme has no case: RFC 9110, 11.1
+                digest = hashlib.sha256(token.encode()).digest()
                 # In constant time: the time of a comparison must not show how much of a hash matched.
                 if any(hmac.compare_digest(digest, known) for known in self._hashes):
                     return None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rafaga.server.config.model_versions import Versions
+from rafaga.server.config.model_versions import parse_versions
+from rafaga.server.config.readers import words
 
 THERE = [10, 2, 9, 1]
 
@@ -17,17 +18,17 @@ THERE = [10, 2, 9, 1]
         (["latest:2"], [9, 10], [9, 10]),
         (["latest:7"], [1, 2, 9, 10], [1, 2, 9, 10]),
         (["all"], [1, 2, 9, 10], [1, 2, 9, 10]),
-        (["a=9,2"], [2, 9], [10]),
+        ("a=9,2", [2, 9], [10]),
         (["a=9", "2", "b=all"], [2, 9], [1, 2, 9, 10]),
-        (["a=2,b=1,9", "latest:3"], [2], [1, 9]),
-        (["all, a=latest:2"], [9, 10], [1, 2, 9, 10]),
+        ("a=2,b=1,9,latest:3", [2], [1, 9]),
+        ("all, a=latest:2", [9, 10], [1, 2, 9, 10]),
         (["a=5"], [5], [10]),
-        (["a=1700000000,999999999999999999"], [1_700_000_000, 10**18 - 1], [10]),
+        ("a=1700000000,999999999999999999", [1_700_000_000, 10**18 - 1], [10]),
     ],
 )
-def test_versions_that_are_selected(rules: list[str], of_a: list[int], of_b: list[int]) -> None:
-    versions = Versions.parse(rules)
-    assert (versions.wanted("a", THERE), versions.wanted("b", THERE)) == (of_a, of_b)
+def test_versions_that_are_selected(rules: str | list[str], of_a: list[int], of_b: list[int]) -> None:
+    versions = parse_versions(words(rules))
+    assert (versions.of("a").wanted(THERE), versions.of("b").wanted(THERE)) == (of_a, of_b)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,6 @@ def test_versions_that_are_selected(rules: list[str], of_a: list[int], of_b: lis
     [
         ("newest", "expected latest, latest:N, all"),
         ("3", "expected latest, latest:N, all"),
-        ("", "expected latest"),
         ("latest:0", "an integer from 1"),
         ("latest:", "an integer from 1"),
         ("latest:two", "an integer"),
@@ -47,10 +47,10 @@ def test_versions_that_are_selected(rules: list[str], of_a: list[int], of_b: lis
         ("a=all,3", "expected latest"),
         ("../a=1", "name of a model"),
         ("=1", "name of a model"),
-        ("a=1,b=2,a=3", "only one rule for a"),
-        ("all,latest", "only one rule for all models"),
+        ("a=1,b=2,a=3", "only one value for a"),
+        ("all,latest", "only one value for all models"),
     ],
 )
 def test_invalid_rules(rule: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Versions.parse([rule])
+        parse_versions(words(rule))

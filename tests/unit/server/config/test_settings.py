@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rafaga.server.config.device import Device, DeviceKind
-from rafaga.server.config.per_model import EngineOptions, PerModel
+from rafaga.server.config.per_model import PerModel
 from rafaga.server.config.settings import (
     GROUPS,
     Config,
@@ -68,7 +69,6 @@ def test_help_lists_each_setting_in_its_group() -> None:
 OTHER = {
     "repository": "/models",
     "host": "0.0.0.0",
-    "transport": "native",
     "model_versions": "all",
     "model_control": "poll",
     "precision": "int8",
@@ -138,8 +138,9 @@ def test_types_of_a_file(tmp_path: Path) -> None:
     assert (got.models.repository, got.models.precision) == (Path("/models"), PrecisionChoice.FP16)
     assert (got.models.model_control, got.models.admin_port) == (ModelControl.EXPLICIT, 0)
     assert (got.models.load_models, got.models.model_versions.default.newest) == (("one", "two"), None)
-    assert got.engines.options == PerModel(EngineOptions(1, 2, True), {"a": EngineOptions(2, 2, True)})
-    assert (got.engines.gpu_model_memory, got.engines.batch_buckets) == (PerModel(64 * 2**20), (1, 8))
+    assert (got.engines.threads, got.engines.spinning) == (PerModel(2), PerModel(True))
+    assert got.engines.instances == PerModel(1, {"a": 2})
+    assert (got.engines.gpu_model_memory_mib, got.engines.batch_buckets) == (PerModel(64), (1, 8))
     assert got.security.bearer_token_sha256 == (HASH,)
     assert (got.network.drain_delay_s, got.network.drain_timeout_s) == (1.5, 2.0)
     assert (got.observability.log_format, got.observability.triton_metrics) == (LogFormat.TEXT, True)
@@ -152,14 +153,12 @@ def test_a_list_in_a_file_may_be_text(tmp_path: Path, text: str) -> None:
 
 def test_settings_of_single_models() -> None:
     got = config("--threads", "2,lenet5=1", RAFAGA_INSTANCES="lenet5=3", RAFAGA_SPINNING="true,big=off").engines
-    assert got.options.default == EngineOptions(1, 2, True)
-    assert got.options.of("lenet5") == EngineOptions(3, 1, True)
-    assert got.options.of("big") == EngineOptions(1, 2, False)
-    assert config().engines.options == PerModel(EngineOptions(1, None, None))
-    memory = config("--gpu-model-memory-mib", "4096,vgg16=2048", "--gpu-memory-mib", "8192").engines
-    assert (memory.gpu_model_memory.of("vgg16"), memory.gpu_model_memory.of("lenet5")) == (2048 * 2**20, 4096 * 2**20)
-    assert memory.gpu_memory == 8192 * 2**20
-    assert (config().engines.gpu_model_memory, config().engines.gpu_memory) == (PerModel(None), None)
+    assert (got.threads, got.instances) == (PerModel(2, {"lenet5": 1}), PerModel(1, {"lenet5": 3}))
+    assert got.spinning == PerModel(True, {"big": False})
+    assert got.named_models == {"lenet5", "big"}
+    got = config("--gpu-model-memory-mib", "4096,vgg16=2048").engines
+    assert got.gpu_model_memory_mib == PerModel(4096, {"vgg16": 2048})
+    assert config().engines.gpu_model_memory_mib == PerModel(None)
 
 
 def test_text_is_split_at_commas() -> None:
@@ -193,6 +192,11 @@ def test_text_is_split_at_commas() -> None:
         ("model_versions", "newest", "'newest': expected latest, latest:N, all, or NAME= before version numbers"),
         ("device", "gpu", "'gpu': expected auto, cpu, cuda[:N] or tensorrt[:N]"),
         ("device", "", "expected auto, cpu, cuda[:N] or tensorrt[:N], got nothing"),
+        (
+            "bearer_token_sha256",
+            hashlib.sha256(b"").hexdigest(),
+            "this is the sha256 of an empty token: check how the hash was made",
+        ),
         ("bearer_token_sha256", HASH.upper(), "expected 64 lower-case hex digits (the sha256 of a token) each"),
     ],
 )

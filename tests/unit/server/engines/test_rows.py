@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rafaga.server.engines.rows import assemble, padding_rows
-from rafaga.server.scheduling.job import Job, Part
+from rafaga.server.engines.onnxruntime import assemble
+from rafaga.server.scheduling.job import Job, Part, padding_rows
 
 
 def part(*arrays: np.ndarray, start: int = 0, stop: int | None = None) -> Part:

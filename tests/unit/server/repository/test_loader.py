@@ -51,7 +51,7 @@ def test_good_bundles_are_loaded_and_warm(tmp_path: Path, publish: Callable[[Pat
     assert model.max_batch_size == 4
     assert model.variant is not None
     assert model.variant.precision is Precision.FP32
-    assert model.capacity_rows_per_s() > 0
+    assert model.queue.capacity_rows_per_s() > 0
     assert model.idle
 
 

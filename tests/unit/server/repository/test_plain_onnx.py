@@ -32,7 +32,7 @@ def loaded(root: Path, model: onnx.ModelProto, shapes: object = None) -> ServedM
     if shapes is not None:
         text = shapes if isinstance(shapes, str) else json.dumps(shapes)
         file.with_name("samples.json").write_text(text)
-    return Loader(BatchPolicy(), 4, None, Placement(), Metrics()).load_plain(file.parent)
+    return Loader(BatchPolicy(), 4, None, Placement(), Metrics()).load_plain(file.parent, "m", 1)
 
 
 @pytest.fixture
@@ -165,7 +165,6 @@ def test_fixed_sizes_cannot_be_named_otherwise(tmp_path: Path) -> None:
 
 
 def test_no_gpu_takes_a_model_without_a_valid_sample(tmp_path: Path) -> None:
-    """Its memory cannot be measured."""
 
     def load(_: Placement, device: Device, model: ModelToPlace) -> LoadedEngine:
         if device == CPU:
@@ -175,7 +174,7 @@ def test_no_gpu_takes_a_model_without_a_valid_sample(tmp_path: Path) -> None:
     placement = Placement((Device(DeviceKind.CUDA, 0),))
     file = plain.publish(tmp_path, "m", blocks())
     with pytest.raises(BundleError, match="fails on every input that was tried"):
-        Loader(BatchPolicy(), 4, None, placement, Metrics(), engine_factory=load).load_plain(file.parent)
+        Loader(BatchPolicy(), 4, None, placement, Metrics(), engine_factory=load).load_plain(file.parent, "m", 1)
 
 
 def test_a_division_that_would_end_the_process(load: Callable[..., ServedModel]) -> None:

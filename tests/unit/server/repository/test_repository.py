@@ -12,14 +12,14 @@ import pytest
 
 from rafaga.errors import BundleError, ModelNotFound, ModelNotReady
 from rafaga.plain_model import PlainModel
-from rafaga.server.config.model_versions import VersionPolicy, Versions
+from rafaga.server.config.model_versions import VersionPolicy, Versions, parse_versions
 from rafaga.server.observability.metrics import Metrics
-from rafaga.server.repository import discovery, reconciler, retirement
+from rafaga.server.repository import discovery, reconciler
 from rafaga.server.repository.repository import Repository
 from rafaga.server.repository.versions import State
 
 GOOD, BAD = b"good", b"bad"
-LATEST, ALL = Versions(), Versions(VersionPolicy(newest=None))
+LATEST, ALL = Versions(VersionPolicy()), Versions(VersionPolicy(newest=None))
 
 
 class FakeModel:
@@ -62,8 +62,7 @@ class FakeLoader:
         self.loaded: list[tuple[str, int]] = []
         self.models: list[FakeModel] = []
 
-    def load_plain(self, folder: Path) -> Any:
-        name, version = folder.parent.name, int(folder.name)
+    def load_plain(self, folder: Path, name: str, version: int) -> Any:
         self.loaded.append((name, version))
         if (folder / "model.onnx").read_bytes() != GOOD:
             raise BundleError("it is bad")
@@ -121,7 +120,7 @@ class Harness:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retirement, "LINGER_S", 0.0)
+    monkeypatch.setattr(reconciler, "LINGER_S", 0.0)
 
 
 @pytest.fixture
@@ -196,15 +195,15 @@ def test_what_is_being_loaded_is_known_before(latest: Harness) -> None:
     (latest.root / "empty" / "1").mkdir(parents=True)
     load_plain, seen = latest.loader.load_plain, []
 
-    def while_loading(folder: Path) -> Any:
+    def while_loading(folder: Path, name: str, version: int) -> Any:
         seen.append((latest.states, latest.repository.unready_because))
-        if folder.parent.name == "a":
+        if name == "a":
             with pytest.raises(ModelNotReady, match="version 1 is loading") as error:
                 latest.repository.model("b", 0)
             assert error.value.retry_after_s == 1.0
             with pytest.raises(ModelNotFound):
                 latest.repository.model("nobody", 0)
-        return load_plain(folder)
+        return load_plain(folder, name, version)
 
     latest.loader.load_plain = while_loading  # type: ignore[method-assign]
     for ask in (partial(latest.repository.model, "a", 0), latest.repository.require_names):
@@ -241,9 +240,9 @@ def test_a_load_at_the_start_ends_between_models(latest: Harness) -> None:
         latest.put(name, 1)
     load_plain = latest.loader.load_plain
 
-    def stopping(folder: Path) -> Any:
+    def stopping(folder: Path, name: str, version: int) -> Any:
         latest.repository.withdraw()
-        return load_plain(folder)
+        return load_plain(folder, name, version)
 
     latest.loader.load_plain = stopping  # type: ignore[method-assign]
     latest.repository.load()
@@ -256,10 +255,10 @@ def test_a_load_that_ends_after_the_stop_is_discarded(latest: Harness) -> None:
     latest.repository.load()
     load_plain = latest.loader.load_plain
 
-    def while_stopping(folder: Path) -> Any:
+    def while_stopping(folder: Path, name: str, version: int) -> Any:
         latest.repository.drain()
         latest.repository.close()
-        return load_plain(folder)
+        return load_plain(folder, name, version)
 
     latest.loader.load_plain = while_stopping  # type: ignore[method-assign]
     latest.put("a", 2)
@@ -350,7 +349,7 @@ def test_a_replaced_model_does_not_change_health(latest: Harness) -> None:
 @pytest.fixture
 def chosen(tmp_path: Path) -> Harness:
     """Versions 1 and 3 of model a, the two newest of other models."""
-    return Harness(tmp_path, Versions.parse(["latest:2", "a=1,3"]))
+    return Harness(tmp_path, parse_versions(["latest:2", "a=1", "3"]))
 
 
 def test_specific_versions(chosen: Harness) -> None:
@@ -393,7 +392,7 @@ def test_a_model_with_its_own_rule_must_exist(chosen: Harness) -> None:
 
 
 def test_load_model_loads_specific_versions(tmp_path: Path) -> None:
-    harness = Harness(tmp_path, Versions.parse(["a=1,3"]), explicit=True)
+    harness = Harness(tmp_path, parse_versions(["a=1", "3"]), explicit=True)
     for version in (1, 2):
         harness.put("a", version)
     harness.repository.load()

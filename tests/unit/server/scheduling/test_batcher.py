@@ -11,8 +11,8 @@ import pytest
 
 from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, Draining, QueueFull, RafagaError, Refused
 from rafaga.priority import Priority
-from rafaga.server.scheduling.batcher import Batch, Batcher, BatchPolicy
-from rafaga.server.scheduling.job import Arrays, Job, JobTiming
+from rafaga.server.scheduling.batcher import Batcher, BatchPolicy
+from rafaga.server.scheduling.job import Arrays, Batch, Job, JobTiming
 from rafaga.server.scheduling.latency import LatencyTable
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,33 +16,29 @@ from rafaga.inference import open_inference_pb2 as pb
 from rafaga.plain_model import PlainModel
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.scheduling.job import Arrays
-from rafaga.server.services.decoding import RequestLimits
 from rafaga.server.services.open_inference.parameters import integer
-from rafaga.server.services.submission import best_of
-from rafaga.tensors import check_shape, from_wire, to_wire
+from rafaga.server.services.submission import RequestLimits, best_of
+from rafaga.tensors import DATATYPES, check_shape, from_wire, length_prefixed, to_wire, with_lengths
 from rafaga.wire import field
 
 InputTensor = pb.ModelInferRequest.InferInputTensor
 
-# The protocol's name of each dtype, numpy's name, and the field of typed contents (None: raw contents only).
-_TYPES: tuple[tuple[str, str, str | None], ...] = (
-    ("BOOL", "bool", "bool_contents"),
-    ("UINT8", "uint8", "uint_contents"),
-    ("UINT16", "uint16", "uint_contents"),
-    ("UINT32", "uint32", "uint_contents"),
-    ("UINT64", "uint64", "uint64_contents"),
-    ("INT8", "int8", "int_contents"),
-    ("INT16", "int16", "int_contents"),
-    ("INT32", "int32", "int_contents"),
-    ("INT64", "int64", "int64_contents"),
-    ("FP16", "float16", None),
-    ("FP32", "float32", "fp32_contents"),
-    ("FP64", "float64", "fp64_contents"),
-    ("BYTES", "object", "bytes_contents"),
-)
-DTYPES = {name: np.dtype(dtype) for name, dtype, _ in _TYPES}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_CONTENTS = {name: contents for name, _, contents in _TYPES}
+_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+
+# The field of typed contents; FP16 has none.
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+}
 
 # The product of an empty tensor's other sizes. They cost the client nothing, but a model may allocate by them.
 _MAX_EMPTY_SIZE = 2**18
@@ -112,7 +107,7 @@ def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLim
     Raises InvalidTensor.
     """
     raw = _raw_contents(request)
-    specs, ragged = model.bundle.inputs, model.bundle.ragged
+    specs, ragged = model.bundle.inputs, model.ragged
     expected, got = [spec.name for spec in specs], [tensor.name for tensor in request.inputs]
     without_lengths = ragged and got == expected[:1]
     if sorted(got) != sorted(expected) and not without_lengths:
@@ -175,7 +170,7 @@ def _array(tensor: InputTensor, raw: bytes | None, spec: TensorSpec, batched: bo
     if expected == "BYTES":
         return _strings(tensor, raw, sizes)
     if raw is not None:
-        return from_wire(raw, DTYPES[expected], sizes)
+        return from_wire(raw, DATATYPES[expected], sizes)
     return _from_contents(tensor, sizes)
 
 
@@ -187,18 +182,18 @@ def _empty(tensor: InputTensor, raw: bytes | None, sizes: Sequence[int], batched
         raise InvalidTensor(f"expected sizes of at most {_MAX_EMPTY_SIZE} beside a zero")
     if raw or tensor.contents.ByteSize():
         raise InvalidTensor(f"expected no contents for shape {list(sizes)}")
-    return np.empty(sizes, DTYPES[tensor.datatype])
+    return np.empty(sizes, DATATYPES[tensor.datatype])
 
 
 def _from_contents(tensor: InputTensor, sizes: Sequence[int]) -> NDArray[np.generic]:
-    field_name = _CONTENTS[tensor.datatype]
+    field_name = _CONTENTS.get(tensor.datatype)
     if field_name is None:
         raise InvalidTensor(f"{tensor.datatype} comes as raw_input_contents only")
     values, count = list(getattr(tensor.contents, field_name)), math.prod(sizes)
     if len(values) != count:
         raise InvalidTensor(f"expected {count} elements in {field_name} for shape {list(sizes)}, got {len(values)}")
     try:
-        return np.array(values, DTYPES[tensor.datatype]).reshape(sizes)
+        return np.array(values, DATATYPES[tensor.datatype]).reshape(sizes)
     except OverflowError:
         raise InvalidTensor(f"a value does not fit {tensor.datatype}") from None
 
@@ -258,20 +253,6 @@ def _strings(tensor: InputTensor, raw: bytes | None, sizes: Sequence[int]) -> ND
         raise InvalidTensor("expected text in UTF-8") from None
 
 
-def length_prefixed(raw: bytes) -> Iterator[bytes]:
-    """BYTES on the wire: each element after its length in four bytes, little-endian. Raises InvalidTensor."""
-    at = 0
-    while at < len(raw):
-        if len(raw) - at < 4:
-            raise InvalidTensor("BYTES: expected four bytes of length before each element")
-        (length,) = struct.unpack_from("<I", raw, at)
-        at += 4
-        if length > len(raw) - at:
-            raise InvalidTensor(f"BYTES: expected an element of {length} bytes, got {len(raw) - at}")
-        yield raw[at : at + length]
-        at += length
-
-
 def response(
     name: str, identity: str, model: ServedModel, wanted: Sequence[WantedOutput], outputs: Arrays, *, flat: bool
 ) -> bytes:
@@ -308,10 +289,6 @@ def _head(name: str, version: str, tensors: tuple[tuple[str, str, tuple[int, ...
         for tensor, kind, sizes in tensors
     ]
     return pb.ModelInferResponse(model_name=name, model_version=version, outputs=described).SerializeToString()
-
-
-def with_lengths(elements: Iterable[bytes]) -> bytes:
-    return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 
 def _classes(scores: NDArray[np.generic], count: int, labels: Sequence[str]) -> list[bytes]:

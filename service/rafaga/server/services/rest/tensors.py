@@ -12,8 +12,7 @@ import msgspec
 import numpy as np
 
 from rafaga.errors import InvalidTensor, listed, quoted
-from rafaga.server.services.open_inference.tensors import DTYPES, length_prefixed, with_lengths
-from rafaga.tensors import on_wire, to_wire
+from rafaga.tensors import DATATYPES, length_prefixed, on_wire, to_wire, with_lengths
 
 _OPENING = re.compile(rb"[\s\[]*")
 _KINDS: dict[str, type] = {"b": bool, "u": int, "i": int, "f": float, "O": str}  # by numpy's kind of dtype
@@ -23,9 +22,9 @@ _MAX_DEPTH = 64
 
 def raw_contents(datatype: str, shape: Sequence[int], data: memoryview) -> bytes:
     """The bytes of a tensor whose elements are in `data` as JSON. Raises InvalidTensor."""
-    dtype = DTYPES.get(datatype)
+    dtype = DATATYPES.get(datatype)
     if dtype is None:
-        raise InvalidTensor(f"expected a datatype of {listed(DTYPES)}; got {quoted(datatype, 30)}")
+        raise InvalidTensor(f"expected a datatype of {listed(DATATYPES)}; got {quoted(datatype, 30)}")
     opening = _OPENING.match(data)
     depth = opening[0].count(b"[") if opening else 0
     if depth > _MAX_DEPTH or depth not in (1, len(shape)):
@@ -52,7 +51,7 @@ def values(datatype: str, raw: bytes) -> list[Any]:
     """The elements of a tensor as JSON has them, flat."""
     if datatype == "BYTES":
         return [element.decode(errors="replace") for element in length_prefixed(raw)]
-    return np.frombuffer(raw, on_wire(DTYPES[datatype])).tolist()
+    return np.frombuffer(raw, on_wire(DATATYPES[datatype])).tolist()
 
 
 @lru_cache(maxsize=256)

@@ -1,4 +1,4 @@
-"""`python -m rafaga.cli`: the command line where its script is not on the path."""
+"""`python -m rafaga`: the command line where its script is not on the path."""
 
 import sys
 
