@@ -10,14 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import msgspec
 import pytest
 from grpc_health.v1 import health_pb2
 
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.server.app import build
 from rafaga.server.config.settings import Config
-from rafaga.server.repository import repository as repositories
-from rafaga.server.services.rest import conversion
 from tests import bundles
 from tests.integration import messages
 from tests.integration import open_inference as oip
@@ -184,14 +183,14 @@ class TestSize:
     ) -> None:
         """Health is answered while a large JSON body is."""
         held, go_on = threading.Event(), threading.Event()
-        decode = conversion.msgspec.json.decode
+        decode = msgspec.json.decode
 
         def slow(*args: object, **kwargs: object) -> object:
             held.set()
             assert go_on.wait(PATIENCE_S)
-            return decode(*args, **kwargs)  # type: ignore[arg-type]
+            return decode(*args, **kwargs)  # type: ignore[call-overload]
 
-        monkeypatch.setattr(conversion.msgspec.json, "decode", slow)
+        monkeypatch.setattr(msgspec.json, "decode", slow)
         body = json.dumps({"history": [1.0] * 50_000})
         asked = pool.submit(send, server, "/v1/models/series:forecast", body)
         assert held.wait(PATIENCE_S)

@@ -45,6 +45,7 @@ class HttpServer:
     def __init__(self, host: str, port: int, routes: Sequence[BaseRoute], tls: Tls | None = None) -> None:
         self._address = (host, port)
         self._tls = tls
+        self.routes = tuple(routes)
         # Unknown paths must not be redirected to known ones: a redirect repeats the Host header.
         handlers = {HTTPException: _refused, Exception: _failed}
         application = Starlette(routes=list(routes), exception_handlers=handlers)
