@@ -229,9 +229,8 @@ def _tables(answers: Sequence[tuple[str, A]], several: bool, view: _View[A]) -> 
     empty: list[str] = []
     for name, answer in answers:
         own: list[Sequence[Cell]] = list(view.rows(answer))
-        if several:
-            own = [(name if number == 0 else "", *row) for number, row in enumerate(own)]
-        rows += own
+        firsts = [(name if number == 0 else "",) if several else () for number in range(len(own))]
+        rows += [(*first, *cells) for first, cells in zip(firsts, own, strict=True)]
         if not own:
             empty.append(name)
     if rows:
