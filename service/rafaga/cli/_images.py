@@ -229,8 +229,9 @@ def _tables(answers: Sequence[tuple[str, A]], several: bool, view: _View[A]) -> 
     empty: list[str] = []
     for name, answer in answers:
         own: list[Sequence[Cell]] = list(view.rows(answer))
-        firsts = [(name if number == 0 else "",) if several else () for number in range(len(own))]
-        rows += [(*first, *cells) for first, cells in zip(firsts, own, strict=True)]
+        for number in range(len(own)):
+            first: list[Cell] = [name if number == 0 else ""] if several else []
+            rows.append([*first, *own[number]])
         if not own:
             empty.append(name)
     if rows:
