@@ -260,9 +260,9 @@ def test_the_commands_show_their_certificate(
 
 
 def test_metrics_over_tls(repository: Path, certificates: Certificates, capsys: pytest.CaptureFixture[str]) -> None:
-    files = {"tls_key": certificates.path("server.key"), "tls_certificate": certificates.path("server.pem")}
+    certificate = certificates.path("server.pem")
     trusting = ["--tls-ca", str(certificates.path("authority.pem"))]
-    with serving(repository, **files) as served:
+    with serving(repository, tls_key=certificates.path("server.key"), tls_certificate=certificate) as served:
         url = f"https://localhost:{served.server.http_port}"
         assert main(["top", url, "--once", "--interval", "0.05", *trusting]) == 0
         assert main(["top", url, "--once", "--interval", "0.05"]) == 3
