@@ -66,7 +66,7 @@ def test_ports_are_those_the_server_listens_on(objects: tuple[Object, ...], conf
     for name in ("rafaga", "rafaga-headless"):
         for port in one(objects, "Service", name)["spec"]["ports"]:
             assert ports[port["targetPort"]] == port["port"]
-    for rule in one(objects, "NetworkPolicy")["spec"]["ingress"]:
+    for rule in one(objects, "NetworkPolicy", "rafaga")["spec"]["ingress"]:
         assert {p["port"] for p in rule["ports"]} <= ports.keys()
 
 
@@ -116,7 +116,7 @@ def test_every_selector_finds_the_servers_pods_and_not_the_jobs(objects: tuple[O
     selectors = [
         deployment["selector"]["matchLabels"],
         one(objects, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
-        one(objects, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        one(objects, "NetworkPolicy", "rafaga")["spec"]["podSelector"]["matchLabels"],
         *(c["labelSelector"]["matchLabels"] for c in pod(objects)["topologySpreadConstraints"]),
         *(o["spec"]["selector"] for o in objects if o["kind"] == "Service"),
     ]
@@ -127,11 +127,11 @@ def test_every_selector_finds_the_servers_pods_and_not_the_jobs(objects: tuple[O
 
 def test_clients_need_the_label_and_nothing_more(objects: tuple[Object, ...]) -> None:
     """A selector that also required the server's own labels would match no client."""
-    rules = one(objects, "NetworkPolicy")["spec"]["ingress"]
+    rules = one(objects, "NetworkPolicy", "rafaga")["spec"]["ingress"]
     peers = next(r["from"] for r in rules if r["ports"] == [{"port": "grpc"}, {"port": "http"}])
     labels = [next(iter(peer.values()))["matchLabels"] for peer in peers]
     assert labels == [{"rafaga/client": "true"}] * 2
-    assert one(objects, "NetworkPolicy")["spec"]["egress"] == []
+    assert one(objects, "NetworkPolicy", "rafaga")["spec"]["egress"] == []
 
 
 def test_images_have_the_projects_version() -> None:
