@@ -203,8 +203,8 @@ def _bound(host: str, port: int) -> socket.socket:
     # "::" means every address, of IPv4 too, whatever the system's default is.
     both = family == socket.AF_INET6 and host == "::"
     bound = socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
-    # Connections inherit it. asyncio sets it only where the socket names its protocol; without it, the body of an answer
-    # would wait 40 ms for the client to acknowledge the head.
+    # Connections inherit it. asyncio sets it only where the socket names its protocol. Without it, the body of an
+    # answer would wait 40 ms for the client to acknowledge the head.
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return bound
 
