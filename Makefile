@@ -20,7 +20,7 @@ export RAFAGA_PEERS ?= $(abspath ../shared/bench)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test coverage test-grpcio test-gpu tools browser images nightly lint format bench bench-gpu protos protos-check clean
+.PHONY: help setup demo serve test coverage test-grpcio test-gpu tools browser images nightly lint format docs bench bench-gpu protos protos-check clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -112,6 +112,9 @@ lint: setup protos-check  ## Style, types, and that the stubs match the protos
 format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: setup  ## The documentation as a site in build/site; to read it: python -m http.server -d build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: setup  ## Measure on this machine: about 45 minutes, tables and build/bench.json
 	@$(BIN)/python -m bench

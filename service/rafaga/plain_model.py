@@ -10,6 +10,7 @@ from rafaga.bundle import (
     FeatureSpec,
     ForecastSpec,
     ImagePreparation,
+    Provenance,
     SequenceSpec,
     TensorSpec,
     Weights,
@@ -42,3 +43,5 @@ class PlainModel:
     ragged: ClassVar[bool] = False
     features: ClassVar[tuple[FeatureSpec, ...]] = ()
     weights: ClassVar[Weights] = Weights(trained=False, source="unverified: plain ONNX, no bundle", license="unknown")
+    parameters: ClassVar[int] = 0
+    provenance: ClassVar[Provenance | None] = None

@@ -26,11 +26,10 @@ import pytest
 from rafaga.load import document
 from rafaga.load.log import OK
 from tests import bundles
-from tests.deploy.prometheus import free_port
 from tests.deploy.rendering import KUBERNETES, ROOT, one, render
 from tests.deploy.test_images import CONSTRAINTS
-from tests.integration.serving import PATIENCE_S, serving
-from tests.models.places import data_root
+from tests.integration.serving import PATIENCE_S, free_port, serving
+from tests.models.support import data_root
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(3600)]
 

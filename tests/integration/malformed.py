@@ -19,30 +19,9 @@ from rafaga.v1 import catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2
 from tests.integration import messages
 from tests.integration import open_inference as oip
 
-OPEN = "/inference.GRPCInferenceService/"
-INFER = f"{OPEN}ModelInfer"
-STREAM = f"{OPEN}ModelStreamInfer"
-
-METHOD_OF: dict[type[Message], str] = {
-    vision_pb2.ClassifyRequest: "/rafaga.v1.Vision/Classify",
-    vision_pb2.ExtractFeaturesRequest: "/rafaga.v1.Vision/ExtractFeatures",
-    vision_pb2.DetectRequest: "/rafaga.v1.Vision/Detect",
-    vision_pb2.SegmentRequest: "/rafaga.v1.Vision/Segment",
-    forecasting_pb2.ForecastRequest: "/rafaga.v1.Forecasting/Forecast",
-    sequences_pb2.PredictRequest: "/rafaga.v1.Sequences/Predict",
-    catalog_pb2.GetModelRequest: "/rafaga.v1.Catalog/GetModel",
-    catalog_pb2.ListModelsRequest: "/rafaga.v1.Catalog/ListModels",
-    pb.ModelInferRequest: INFER,
-    pb.ModelReadyRequest: f"{OPEN}ModelReady",
-    pb.ModelMetadataRequest: f"{OPEN}ModelMetadata",
-    pb.ModelConfigRequest: f"{OPEN}ModelConfig",
-    pb.ModelStatisticsRequest: f"{OPEN}ModelStatistics",
-    pb.RepositoryIndexRequest: f"{OPEN}RepositoryIndex",
-    pb.ServerLiveRequest: f"{OPEN}ServerLive",
-    pb.ServerReadyRequest: f"{OPEN}ServerReady",
-    pb.ServerMetadataRequest: f"{OPEN}ServerMetadata",
-}
-METHODS = sorted(METHOD_OF.values())
+INFER = f"{messages.OPEN}ModelInfer"
+UNARY = sorted(messages.METHODS.keys() - {messages.STREAM})
+METHOD_OF = {messages.METHODS[path][0]: path for path in UNARY}
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -338,9 +317,9 @@ def _spoilt(draw: st.DrawFn, content: bytes) -> bytes:
 def requests(draw: st.DrawFn) -> Request:
     metadata = draw(METADATA)
     if draw(st.integers(0, 9)) == 0:
-        return Request(draw(st.sampled_from(METHODS)), draw(st.binary(max_size=300)), metadata)
+        return Request(draw(st.sampled_from(UNARY)), draw(st.binary(max_size=300)), metadata)
     message = draw(st.one_of(infer_requests(), WELL_FORMED))
-    method = draw(st.sampled_from(METHODS)) if draw(st.integers(0, 9)) == 0 else METHOD_OF[type(message)]
+    method = draw(st.sampled_from(UNARY)) if draw(st.integers(0, 9)) == 0 else METHOD_OF[type(message)]
     return Request(method, draw(_spoilt(message.SerializeToString())), metadata)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import helper
 from PIL import Image
 
 from rafaga import Client
@@ -26,9 +25,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("cli")
     plain.publish(root, "double", plain.scaled(2))
     plain.publish(root, "words", plain.identity("string", ("batch", 2)))
-    add = helper.make_node("Add", ["a", "b"], ["sum"])
-    pair = dict.fromkeys(("a", "b"), ("int64", (2, 2)))
-    plain.publish(root, "sum", plain.graph([add], pair, {"sum": ("int64", (2, 2))}))
+    plain.publish(root, "sum", plain.model("(int64[2,2] a, int64[2,2] b) => (int64[2,2] sum) { sum = Add(a, b) }"))
     bundles.publish_detector(root)
     bundles.publish_segmenter(root)
     with serving(root) as served:

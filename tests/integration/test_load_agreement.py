@@ -24,8 +24,8 @@ import pytest
 
 from rafaga.load import document
 from tests import bundles
-from tests.integration.pace import Pace
 from tests.integration.serving import Served, serving
+from tests.integration.valve import Pace
 
 # A run for every row, so that neither batches nor windows that cut through them move the rate.
 ROW_S = 0.010

@@ -16,7 +16,7 @@ import pytest
 from tests import bundles
 from tests.integration import messages
 from tests.integration import open_inference as oip
-from tests.integration.serving import Served, eventually
+from tests.integration.serving import Serve, Served, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 TRITON = ROOT / ".venv-triton/bin/python"
@@ -44,7 +44,7 @@ def ask(
         return dict(arrays), json.loads((folder / "facts.json").read_text())
 
 
-def test_tritonclient(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_tritonclient(serve: Serve, tmp_path: Path) -> None:
     outputs, facts = ask("sync", serve(), tmp_path)
     np.testing.assert_allclose(outputs["plain"], bundles.classify(IMAGES), atol=1e-5)
     np.testing.assert_allclose(outputs["later"], bundles.classify(IMAGES), atol=1e-5)
@@ -184,17 +184,10 @@ def assert_measures(done: subprocess.CompletedProcess[str], tmp_path: Path) -> N
     "options",
     [
         pytest.param("-m digits --concurrency-range 4", id="concurrency"),
-        pytest.param("-m digits --concurrency-range 1:3 -b 8 --async", id="range", marks=pytest.mark.nightly),
         pytest.param("-m digits --concurrency-range 4 --streaming", id="streaming"),
         pytest.param("-m digits --request-rate-range 50:100:50 --request-distribution poisson", id="poisson"),
         pytest.param("-m digits.encoded --input-data files.json --concurrency-range 2", id="files"),
-        pytest.param(
-            "-m series --input-data series.json --concurrency-range 2 -b 2", id="series", marks=pytest.mark.nightly
-        ),
-        pytest.param("-m backbone --shape image:8,8,3 --streaming", id="free size", marks=pytest.mark.nightly),
-        pytest.param(
-            "-m digits --concurrency-range 2 --input-tensor-format json", id="typed", marks=pytest.mark.nightly
-        ),
+        pytest.param("-m series --input-data series.json --concurrency-range 2 -b 2", id="series"),
         # No model keeps state and none says so: the tool then sends requests of their own.
         pytest.param("-m digits --sequence-length 5 --sequence-id-range 1:100", id="sequences"),
     ],
@@ -207,21 +200,3 @@ def test_perf_analyzer(
     eventually(lambda: server.in_flight == 0, "every call ended")
     assert requests(server)[0] > answered
     assert requests(server)[1] == failed, "the tool leaves out what fails, and measures the rest"
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ("-m nobody", "no model 'nobody'"),
-        ("-m digits -x 7", "available: 1"),
-        ("-m digits --shared-memory system", "has no method"),
-        ("-m series --shape history:500", "at most 64 observations"),
-    ],
-)
-def test_perf_analyzer_shows_the_reason(
-    load: Callable[..., subprocess.CompletedProcess[str]], options: str, says: str
-) -> None:
-    done = load(*options.split())
-    assert done.returncode
-    assert says in done.stdout + done.stderr

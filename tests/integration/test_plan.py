@@ -15,8 +15,8 @@ from rafaga.load import document
 from rafaga.plan import measure, planning
 from rafaga.plan import profile as profiles
 from tests import bundles
-from tests.integration.pace import Pace
 from tests.integration.serving import Served, serving
+from tests.integration.valve import Pace
 
 ROW_MS = 10.0
 

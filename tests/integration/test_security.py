@@ -86,11 +86,6 @@ def test_reflection_needs_a_token(guarded: Served) -> None:
     assert "rafaga.v1.Vision" in services(("authorization", f"Bearer {TOKEN}"))
 
 
-def test_a_method_that_is_not_there_does_not_tell_without_a_token(guarded: Served) -> None:
-    refused = refusal(lambda: guarded.channel.unary_unary("/rafaga.v1.Vision/Nothing")(b"", timeout=PATIENCE_S))
-    assert refused.code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED)
-
-
 # --- TLS --------------------------------------------------------------------------------------------------------------
 
 
@@ -262,3 +257,15 @@ def test_the_commands_show_their_certificate(
         assert main([*command, *known]) == 0
         assert main([*command, *trusting]) == 3, "no certificate, no connection"
         assert main([*command, *trusting, "--tls-key", key]) == 2
+
+
+def test_metrics_over_tls(repository: Path, certificates: Certificates, capsys: pytest.CaptureFixture[str]) -> None:
+    certificate = certificates.path("server.pem")
+    trusting = ["--tls-ca", str(certificates.path("authority.pem"))]
+    with serving(repository, tls_key=certificates.path("server.key"), tls_certificate=certificate) as served:
+        url = f"https://localhost:{served.server.http_port}"
+        assert main(["top", url, "--once", "--interval", "0.05", *trusting]) == 0
+        assert main(["top", url, "--once", "--interval", "0.05"]) == 3
+        assert "CERTIFICATE_VERIFY_FAILED" in capsys.readouterr().err
+        load = ["load", "--server", f"https://localhost:{served.port}", "--model", "digits", "--rate", "20", *trusting]
+        assert main([*load, "--duration", "0.3", "--warm-up", "0", "--metrics", url]) == 0

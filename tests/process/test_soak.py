@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -23,7 +22,7 @@ import pytest
 
 from rafaga.v1 import vision_pb2
 from tests import bundles, plain
-from tests.integration import graphs, messages
+from tests.integration import messages
 from tests.integration import open_inference as oip
 from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually
 from tests.process.memory import LIMIT_BYTES, MIB, grows, growth_bytes, watching
@@ -106,7 +105,7 @@ class Soak:
 )
 def test_soak(tmp_path: Path, seconds: float) -> None:
     bundles.publish_classifier(tmp_path)
-    graphs.publish_fragile(tmp_path)
+    bundles.publish_fragile(tmp_path)
     plain.publish(tmp_path, "scaled", plain.scaled(1))
     polling = ("--model-control", "poll", "--poll-interval-s", "0.2")
     with running(tmp_path, *polling) as served:
@@ -146,24 +145,3 @@ def test_a_process_that_leaks_is_caught(keep: str, leaks: bool) -> None:
         finally:
             process.kill()
     assert grows(resident) is leaks
-
-
-def climbing(start: float, per_reading: float, readings: int, noise: float = 0.5 * MIB) -> Sequence[float]:
-    rng = Random(readings)
-    return [start + per_reading * n + rng.uniform(-noise, noise) for n in range(readings)]
-
-
-@pytest.mark.parametrize(
-    ("resident", "verdict"),
-    [
-        (climbing(100 * MIB, 0.0, 60), False),
-        (climbing(100 * MIB, 0.3 * MIB, 60), True),
-        ([*climbing(60 * MIB, 2 * MIB, 30), *climbing(120 * MIB, 0.0, 30)], False),  # only at the beginning
-        ([*climbing(100 * MIB, 0.0, 45), 900 * MIB, *climbing(100 * MIB, 0.0, 14)], False),  # one reading is off
-        ([100 * MIB + (n % 7) * MIB for n in range(60)], False),  # a saw
-        ([100 * MIB + (n % 7) * MIB + n * 0.4 * MIB for n in range(60)], True),  # a saw that climbs
-        (climbing(100 * MIB, -0.5 * MIB, 60), False),
-    ],
-)
-def test_the_judge(resident: Sequence[float], verdict: bool) -> None:
-    assert grows(resident) is verdict

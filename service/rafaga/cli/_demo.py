@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,28 +22,28 @@ FOLDER = Path(__file__).parents[1] / "demo"
 
 def run(arguments: Sequence[str], environ: Mapping[str, str], *, own_process: bool = False) -> int:
     """Serves until Ctrl-C or SIGTERM. `arguments`: settings of `rafaga serve`. Returns the exit code."""
-    ours = ["--repository", str(FOLDER / "models"), "--log-level", "warning"]
-    ours += ["--grpc-port", str(_free(GRPC_PORT)), "--http-port", str(_free(HTTP_PORT))]
-    code = _serve.run([*ours, *arguments], environ, own_process=own_process, command="demo", announce=_announce)
+    taken = [port for port in (GRPC_PORT, HTTP_PORT) if not _free(port)]
+    grpc, http = ("0" if port in taken else str(port) for port in (GRPC_PORT, HTTP_PORT))
+    ours = ["--repository", str(FOLDER / "models"), "--log-level", "warning", "--grpc-port", grpc, "--http-port", http]
+    announce = partial(_announce, taken)
+    code = _serve.run([*ours, *arguments], environ, own_process=own_process, command="demo", announce=announce)
     if code == 0:
         print("Stopped.")
     return code
 
 
-def _free(port: int) -> int:
-    """`port`, or 0 if another program listens on it."""
+def _free(port: int) -> bool:
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError:
-        return 0
-    return port
+        return False
+    return True
 
 
-def _announce(config: Config, server: Server) -> None:
+def _announce(taken: Sequence[int], config: Config, server: Server) -> None:
     grpc, http = addresses(config, server)
-    taken = [str(usual) for usual in (GRPC_PORT, HTTP_PORT) if usual not in (server.grpc_port, server.http_port)]
     if taken:
-        print(f"In use, so another port was chosen: {', '.join(taken)}\n")
+        print(f"In use, so another port was chosen: {', '.join(map(str, taken))}\n")
     print("Serving lenet5-mnist, which reads digits, and lstm-co2, which forecasts CO2 in the atmosphere.\n")
     print(f"  Page   {http}/\n  gRPC   {grpc}\n\nTry, in another terminal:")
     print(*(f"  {command}" for command in demo_commands(FOLDER, grpc, http)), sep="\n")

@@ -223,15 +223,18 @@ def _show(
     return exit_code(failed[0][1]) if failed else ExitCode.OK
 
 
+def _named(name: str, rows: Sequence[Sequence[Cell]]) -> list[Sequence[Cell]]:
+    """`rows` with a first column, which has the name in the first row."""
+    return [(name if number == 0 else "", *row) for number, row in enumerate(rows)]
+
+
 def _tables(answers: Sequence[tuple[str, A]], several: bool, view: _View[A]) -> None:
     """One table of all answers, with the names of the files if there are several."""
     rows: list[Sequence[Cell]] = []
     empty: list[str] = []
     for name, answer in answers:
         own: list[Sequence[Cell]] = list(view.rows(answer))
-        if several:
-            own = [(name if number == 0 else "", *row) for number, row in enumerate(own)]
-        rows += own
+        rows += _named(name, own) if several else own
         if not own:
             empty.append(name)
     if rows:

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str], *, own_process: bool) -> int:
     name, rest = (arguments[0], arguments[1:]) if arguments else (None, ())
     if name in {"serve", "demo"}:
-        code = (_demo if name == "demo" else _serve).run(rest, os.environ, own_process=own_process)
+        code: int = (_demo if name == "demo" else _serve).run(rest, os.environ, own_process=own_process)
         if own_process:
             _serve.leave(code)
         return code

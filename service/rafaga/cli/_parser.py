@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from rafaga.addresses import HTTP_PORT
@@ -254,6 +255,7 @@ def _add_top(commands: _Commands) -> None:
         metavar="ADDRESS",
         help="of the HTTP port: HOST, HOST:PORT or a URL (%(default)s)",
     )
+    server.add_argument("--tls-ca", type=Path, metavar="FILE", help="for https://, trust these root certificates (PEM)")
     output = command.add_argument_group("output")
     output.add_argument(
         "--interval", type=positive, default=1.0, metavar="SECONDS", help="of a measurement (%(default)g)"

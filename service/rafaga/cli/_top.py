@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from rafaga.addresses import metrics_url
 from rafaga.cli._errors import ExitCode, UsageError, complain, needed_by, sentence
@@ -62,11 +63,12 @@ def top(args: Namespace) -> int:
         url = metrics_url(args.address)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    ask = partial(scrape, url, args.tls_ca.read_bytes() if args.tls_ca else None)
     if args.once or args.json or not sys.stdout.isatty():
         try:
-            before, began_s = scrape(url), time.monotonic()
+            before, began_s = ask(), time.monotonic()
             time.sleep(args.interval)
-            load = load_between(before, scrape(url), time.monotonic() - began_s)
+            load = load_between(before, ask(), time.monotonic() - began_s)
         except MetricsError as error:
             complain(sentence(error))
             return ExitCode.UNAVAILABLE
@@ -80,7 +82,7 @@ def top(args: Namespace) -> int:
         show([f"{url}: measuring"])
         while True:
             try:
-                now = scrape(url), time.monotonic()
+                now = ask(), time.monotonic()
                 if last is not None:
                     load = load_between(last[0], now[0], now[1] - last[1])
                     show(lines(load, url))

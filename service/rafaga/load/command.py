@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import IntEnum
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
@@ -94,8 +95,10 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
     trace = None
     if options.trace is not None:
         trace = options.trace.schedule(targets.choices(prepared), conditions.seed)
+    tls = options.connection.tls
+    scrape = partial(server_metrics.scrape, roots=tls.root_certificates if tls else None)
     for url in options.metrics_urls:
-        server_metrics.scrape(url)  # a wrong address raises before the load begins
+        scrape(url)  # a wrong address raises before the load begins
     if options.mlperf is not None:
         return _mlperf(options.mlperf, options, prepared)
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -108,7 +111,12 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
     )
     with Fleet(setup, options.processes) as fleet, view(stderr, options.outputs.quiet) as shown:
         session = LoadSession(
-            fleet, targets.models(prepared), conditions.objective, shown, options.part, options.metrics_urls
+            fleet,
+            targets.models(prepared),
+            conditions.objective,
+            shown,
+            options.part,
+            [partial(scrape, url) for url in options.metrics_urls],
         )
         max_rate = None
         if options.find_max:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -54,12 +55,16 @@ class ServerWindow:
     worst_queue_us: float = 0.0
 
 
-def scrape(address: str) -> Samples:
-    """address: see `metrics_url`. Raises MetricsError."""
+def scrape(address: str, roots: bytes | None = None) -> Samples:
+    """address: see `metrics_url`. roots: certificates to trust (PEM), for https; None: the system's.
+
+    Raises MetricsError.
+    """
     url = address
     try:
         url = metrics_url(address)
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+        trust = ssl.create_default_context(cadata=roots.decode()) if roots else None
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S, context=trust) as answer:
             text = answer.read().decode()
         families = list(text_string_to_metric_families(text))
     except (OSError, HTTPException, ValueError) as error:

@@ -31,6 +31,7 @@ from rafaga.server.observability.triton import TritonMetrics
 from rafaga.server.repository.loader import Loader
 from rafaga.server.repository.repository import Poller, Repository
 from rafaga.server.scheduling.batcher import BatchPolicy
+from rafaga.server.services import page
 from rafaga.server.services.catalog import Catalog
 from rafaga.server.services.decoding import DecodePool
 from rafaga.server.services.forecasting import Forecasting
@@ -186,6 +187,8 @@ def _http(config: Config, router: Router, health: Health, metrics: Metrics) -> H
     calls = HttpCalls(router, limits.max_request_bytes, limits.max_bytes_in_flight, certificates=mutual)
     routes = [*probes.routes(health, metrics.registry), *ask.routes(calls), *rest_open_inference.routes(calls)]
     routes.append(openapi.route(routes, version("rafaga"), secured=bool(security.bearer_token_sha256)))
+    if config.network.page:
+        routes += page.routes()
     return HttpServer(config.network.host, config.network.http_port, routes, _tls(security))
 
 

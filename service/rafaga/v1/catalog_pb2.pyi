@@ -137,6 +137,10 @@ class Model(google.protobuf.message.Message):
     IMAGE_PREPARATION_FIELD_NUMBER: builtins.int
     DETECTION_FIELD_NUMBER: builtins.int
     SEQUENCE_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    WEIGHTS_SHA256_FIELD_NUMBER: builtins.int
+    PROVENANCE_FIELD_NUMBER: builtins.int
+    ACCURACY_DROP_FIELD_NUMBER: builtins.int
     name: builtins.str
     version: builtins.int
     state: Global___Model.State.ValueType
@@ -156,6 +160,10 @@ class Model(google.protobuf.message.Message):
     max_batch_size: builtins.int
     image_preparation: builtins.str
     """How encoded images are resized to the model's size, as text; empty for other tasks."""
+    parameters: builtins.int
+    """Number of trained parameters; zero: unknown."""
+    weights_sha256: builtins.str
+    """Of the file with the weights; empty for random weights."""
     @property
     def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
     @property
@@ -170,6 +178,12 @@ class Model(google.protobuf.message.Message):
     def detection(self) -> Global___DetectionInfo: ...
     @property
     def sequence(self) -> Global___SequenceInfo: ...
+    @property
+    def provenance(self) -> Global___Provenance: ...
+    @property
+    def accuracy_drop(self) -> Global___AccuracyDrop:
+        """Of the variant that is served, against fp32; not set for fp32 itself and where nothing was measured."""
+
     def __init__(
         self,
         *,
@@ -192,13 +206,73 @@ class Model(google.protobuf.message.Message):
         image_preparation: builtins.str = ...,
         detection: Global___DetectionInfo | None = ...,
         sequence: Global___SequenceInfo | None = ...,
+        parameters: builtins.int = ...,
+        weights_sha256: builtins.str = ...,
+        provenance: Global___Provenance | None = ...,
+        accuracy_drop: Global___AccuracyDrop | None = ...,
     ) -> None: ...
-    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["detection", b"detection", "forecast", b"forecast", "sequence", b"sequence"]
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["accuracy_drop", b"accuracy_drop", "detection", b"detection", "forecast", b"forecast", "provenance", b"provenance", "sequence", b"sequence"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["architecture", b"architecture", "dataset", b"dataset", "detection", b"detection", "forecast", b"forecast", "image_preparation", b"image_preparation", "inputs", b"inputs", "max_batch_size", b"max_batch_size", "metrics", b"metrics", "name", b"name", "outputs", b"outputs", "precision", b"precision", "reason", b"reason", "sequence", b"sequence", "state", b"state", "task", b"task", "trained", b"trained", "version", b"version", "weights_license", b"weights_license", "weights_source", b"weights_source"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["accuracy_drop", b"accuracy_drop", "architecture", b"architecture", "dataset", b"dataset", "detection", b"detection", "forecast", b"forecast", "image_preparation", b"image_preparation", "inputs", b"inputs", "max_batch_size", b"max_batch_size", "metrics", b"metrics", "name", b"name", "outputs", b"outputs", "parameters", b"parameters", "precision", b"precision", "provenance", b"provenance", "reason", b"reason", "sequence", b"sequence", "state", b"state", "task", b"task", "trained", b"trained", "version", b"version", "weights_license", b"weights_license", "weights_sha256", b"weights_sha256", "weights_source", b"weights_source"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
+
+@typing.final
+class Provenance(google.protobuf.message.Message):
+    """How the bundle was made."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CREATED_FIELD_NUMBER: builtins.int
+    RAFAGA_FIELD_NUMBER: builtins.int
+    TORCH_FIELD_NUMBER: builtins.int
+    ONNX_FIELD_NUMBER: builtins.int
+    OPSET_FIELD_NUMBER: builtins.int
+    created: builtins.str
+    """ISO 8601, UTC."""
+    rafaga: builtins.str
+    """Versions."""
+    torch: builtins.str
+    onnx: builtins.str
+    opset: builtins.int
+    def __init__(
+        self,
+        *,
+        created: builtins.str = ...,
+        rafaga: builtins.str = ...,
+        torch: builtins.str = ...,
+        onnx: builtins.str = ...,
+        opset: builtins.int = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["created", b"created", "onnx", b"onnx", "opset", b"opset", "rafaga", b"rafaga", "torch", b"torch"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Provenance: typing_extensions.TypeAlias = Provenance
+
+@typing.final
+class AccuracyDrop(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: builtins.int
+    DROP_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
+    metric: builtins.str
+    """The figure that fell: "top1", or "similarity" to the answers of fp32."""
+    drop: builtins.float
+    """A fraction of 1; negative where the variant is better."""
+    samples: builtins.int
+    def __init__(
+        self,
+        *,
+        metric: builtins.str = ...,
+        drop: builtins.float = ...,
+        samples: builtins.int = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["drop", b"drop", "metric", b"metric", "samples", b"samples"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___AccuracyDrop: typing_extensions.TypeAlias = AccuracyDrop
 
 @typing.final
 class Tensor(google.protobuf.message.Message):
@@ -261,12 +335,15 @@ class ForecastInfo(google.protobuf.message.Message):
     QUANTILE_LEVELS_FIELD_NUMBER: builtins.int
     STEP_FIELD_NUMBER: builtins.int
     UNIT_FIELD_NUMBER: builtins.int
+    SEASON_FIELD_NUMBER: builtins.int
     min_history: builtins.int
     max_history: builtins.int
     max_horizon: builtins.int
     step: builtins.str
     """Time between observations, and their unit: "month", "ppm"."""
     unit: builtins.str
+    season: builtins.int
+    """Steps in one period; 1 without a season."""
     @property
     def quantile_levels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
     def __init__(
@@ -278,8 +355,9 @@ class ForecastInfo(google.protobuf.message.Message):
         quantile_levels: collections.abc.Iterable[builtins.float] | None = ...,
         step: builtins.str = ...,
         unit: builtins.str = ...,
+        season: builtins.int = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["max_history", b"max_history", "max_horizon", b"max_horizon", "min_history", b"min_history", "quantile_levels", b"quantile_levels", "step", b"step", "unit", b"unit"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["max_history", b"max_history", "max_horizon", b"max_horizon", "min_history", b"min_history", "quantile_levels", b"quantile_levels", "season", b"season", "step", b"step", "unit", b"unit"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ForecastInfo: typing_extensions.TypeAlias = ForecastInfo

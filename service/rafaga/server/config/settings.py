@@ -100,6 +100,9 @@ class NetworkSettings:
     http_port: int = _setting(
         8080, integer(0, 65535), "PORT", "HTTP port of REST, /metrics, /healthz and /readyz; 0 picks a free one"
     )
+    page: bool = _setting(
+        "on", boolean, "on|off", "serve a web page at / of the HTTP port: models, trials, live figures"
+    )
     drain_delay_s: float = _setting(
         0.0, not_negative, "SECONDS", "after SIGTERM, keep serving this long as NOT_SERVING, so that balancers notice"
     )

@@ -69,6 +69,9 @@ def _described(bundle: Bundle | PlainModel) -> pb.Model:
         forecast=_copied(pb.ForecastInfo, bundle.forecast) if bundle.forecast else None,
         detection=_copied(pb.DetectionInfo, bundle.detection) if bundle.detection else None,
         sequence=_copied(pb.SequenceInfo, bundle.sequence) if bundle.sequence else None,
+        parameters=bundle.parameters,
+        weights_sha256=bundle.weights.sha256,
+        provenance=_copied(pb.Provenance, bundle.provenance) if bundle.provenance else None,
     )
 
 
@@ -79,6 +82,7 @@ def _served(model: ServedModel) -> pb.Model:
         max_batch_size=model.max_batch_size,
         precision=model.variant.precision,
         metrics=[_copied(pb.Metric, metric) for metric in model.variant.metrics],
+        accuracy_drop=_copied(pb.AccuracyDrop, model.variant.loss) if model.variant.loss else None,
     )
 
 

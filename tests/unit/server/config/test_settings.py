@@ -84,6 +84,7 @@ OTHER = {
     "tracing_sample_ratio": "0.5",
     "spinning": "true",
     "triton_metrics": "true",
+    "page": "false",
     "load_models": "a,b",
     "log_format": "text",
     "log_level": "debug",
@@ -159,11 +160,6 @@ def test_settings_of_single_models() -> None:
     got = config("--gpu-model-memory-mib", "4096,vgg16=2048").engines
     assert got.gpu_model_memory_mib == PerModel(4096, {"vgg16": 2048})
     assert config().engines.gpu_model_memory_mib == PerModel(None)
-
-
-def test_text_is_split_at_commas() -> None:
-    got = config("--bearer-token-sha256", f" {HASH},{'b' * 64}, ")
-    assert got.security.bearer_token_sha256 == (HASH, "b" * 64)
 
 
 @pytest.mark.parametrize(

@@ -34,31 +34,9 @@ CACHE = Path("x")
 
 
 class TestOptions:
-    def test_of_cuda(self) -> None:
-        assert SessionSettings(Precision.FP32).cuda(1) == {
-            "device_id": "1",
-            "cudnn_conv_algo_search": "HEURISTIC",
-            "cudnn_conv_use_max_workspace": "1",
-            "arena_extend_strategy": "kSameAsRequested",
-            "use_tf32": "1",
-        }
-
     def test_of_cuda_with_a_limit_and_in_full_precision(self) -> None:
         options = SessionSettings(Precision.FP32, memory_mib=1024, tf32=False).cuda(0)
         assert (options["gpu_mem_limit"], options["use_tf32"]) == (str(2**30), "0")
-
-    def test_of_tensorrt(self, tmp_path: Path) -> None:
-        options = SessionSettings(Precision.FP16, memory_mib=7, cache=tmp_path).tensorrt(1)
-        assert options == {
-            "device_id": "1",
-            "trt_fp16_enable": "1",
-            "trt_int8_enable": "0",
-            "trt_engine_cache_enable": "1",
-            "trt_engine_cache_path": str(tmp_path),
-            "trt_timing_cache_enable": "1",
-            "trt_timing_cache_path": str(tmp_path),
-            "trt_max_workspace_size": str(7 * 2**20),
-        }
 
     @pytest.mark.parametrize("library", ["cuda", "tensorrt"])
     def test_onnx_runtime_knows_their_names(self, library: str) -> None:

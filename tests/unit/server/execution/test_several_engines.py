@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -61,18 +60,3 @@ def test_a_lost_engine_does_not_count(start: Callable[..., Served]) -> None:
         engine.go_on.set()
     eventually(lambda: served.metric(RESTARTS) == 1)
     assert served.model.queue.capacity_rows_per_s() > 1.5 * both / 2
-
-
-def test_while_one_restarts_the_other_is_supervised(start: Callable[..., Served]) -> None:
-    """A restart may take minutes, or hang."""
-    served = start(count=2, supervision=dataclasses.replace(SOON, max_stuck=3))
-    served.restarts.clear()
-    assert isinstance(served.submit(HANG).end(), EngineFailure)
-    assert served.asked.acquire(timeout=WAIT_S)
-    assert isinstance(served.submit(HANG).end(), EngineFailure)
-    assert served.asked.acquire(timeout=WAIT_S), "both at a time"
-    for engine in served.engines:
-        engine.go_on.set()
-    served.restarts.set()
-    eventually(lambda: served.metric(RESTARTS) == len(served.engines))
-    assert served.submit(*range(100, 132)).end() == [2 * n for n in range(100, 132)]

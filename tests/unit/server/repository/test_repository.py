@@ -133,11 +133,6 @@ def every(tmp_path: Path) -> Harness:
     return Harness(tmp_path, ALL)
 
 
-def test_a_missing_repository_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no model repository"):
-        Harness(tmp_path / "nowhere", LATEST).repository.load()
-
-
 def test_an_unchanged_folder_is_not_loaded_again(latest: Harness) -> None:
     latest.put("a", 1)
     latest.put("b", 1, BAD)
@@ -145,20 +140,6 @@ def test_an_unchanged_folder_is_not_loaded_again(latest: Harness) -> None:
     for _ in range(3):
         latest.repository.update()
     assert latest.loader.loaded == [("a", 1), ("b", 1)]
-
-
-def test_the_old_version_is_removed_once_the_new_one_serves(latest: Harness) -> None:
-    latest.put("a", 1)
-    latest.repository.load()
-    latest.put("a", 2, BAD)
-    latest.repository.update()
-    assert latest.states == {("a", 1): State.READY, ("a", 2): State.FAILED}
-    assert latest.repository.version("a", 0).version == 1
-    assert (latest.repository.ready, latest.health) == (True, {"a": True})
-    latest.put("a", 3)
-    latest.repository.update()
-    assert latest.states == {("a", 3): State.READY}
-    assert latest.failures("a", 2) is None  # no series is left of a version that is gone
 
 
 def test_the_last_served_version_is_only_removed_for_another(latest: Harness) -> None:
@@ -174,17 +155,6 @@ def test_the_last_served_version_is_only_removed_for_another(latest: Harness) ->
     latest.repository.update()
     assert latest.states == {}
     assert latest.health == {"a": False}
-
-
-def test_an_empty_server_is_ready_only_with_explicit_control(tmp_path: Path) -> None:
-    asked, polled = Harness(tmp_path, LATEST, explicit=True), Harness(tmp_path, LATEST)
-    for harness in (asked, polled):
-        assert not harness.repository.ready  # not started
-        assert harness.repository.unready_because == "the server is starting"
-        harness.repository.load()
-    assert asked.repository.ready
-    assert not polled.repository.ready
-    assert "no model found" in polled.repository.unready_because
 
 
 def test_what_is_being_loaded_is_known_before(latest: Harness) -> None:
@@ -216,23 +186,6 @@ def test_what_is_being_loaded_is_known_before(latest: Harness) -> None:
     assert states == {("a", 1): loading, ("b", 1): loading, ("c", 1): loading, ("empty", 1): loading}
     assert why == "loading model a (1 of 4)"
     assert latest.states == {("a", 1): ready, ("b", 1): ready, ("c", 1): State.FAILED, ("empty", 1): State.FAILED}
-
-
-def test_a_withdrawn_server_still_serves(latest: Harness) -> None:
-    """At the start of a drain nothing is ready any more, whatever happens then; requests are still served."""
-    latest.put("a", 1)
-    latest.repository.load()
-    latest.repository.withdraw()
-    assert latest.repository.unready_because == "the server is stopping"
-    assert (latest.repository.ready, latest.health) == (False, {"a": False})
-    assert latest.states == {("a", 1): State.DRAINING}
-    ready = latest.metrics.registry.get_sample_value("rafaga_model_ready", {"model": "a", "version": "1"})
-    assert ready == 0
-    assert latest.repository.model("a", 0) is latest.loader.models[0]
-    assert latest.loader.models[0].life == ["start"]
-    latest.put("b", 1)
-    latest.repository.update()
-    assert not latest.repository.ready
 
 
 def test_a_load_at_the_start_ends_between_models(latest: Harness) -> None:
@@ -267,19 +220,6 @@ def test_a_load_that_ends_after_the_stop_is_discarded(latest: Harness) -> None:
     assert (old.life, new.life) == (["start", "drain", "close"], ["start", "close"])
     assert latest.states == {("a", 1): State.DRAINING, ("a", 2): State.LOADING}
     assert not latest.repository.ready
-
-
-def test_unloading_ends_the_model_before_it_returns(tmp_path: Path) -> None:
-    harness = Harness(tmp_path, ALL, explicit=True)
-    harness.put("a", 1)
-    harness.put("a", 2)
-    harness.repository.load()
-    assert harness.repository.on_disk() == [("a", 1), ("a", 2)]
-    harness.repository.load_model("a")
-    harness.repository.unload_model("a")
-    assert [model.life for model in harness.loader.models] == [["start", "gone", "close"]] * 2
-    with pytest.raises(ModelNotFound):
-        harness.repository.unload_model("a")
 
 
 @pytest.mark.parametrize("explicit", [True, False])
@@ -389,19 +329,6 @@ def test_a_model_with_its_own_rule_must_exist(chosen: Harness) -> None:
     chosen.put("b", 1)
     with pytest.raises(FileNotFoundError, match="no model a in"):
         chosen.repository.load()
-
-
-def test_load_model_loads_specific_versions(tmp_path: Path) -> None:
-    harness = Harness(tmp_path, parse_versions(["a=1", "3"]), explicit=True)
-    for version in (1, 2):
-        harness.put("a", version)
-    harness.repository.load()
-    with pytest.raises(ModelNotReady, match="version 3 was refused"):
-        harness.repository.load_model("a")
-    assert harness.serving == [("a", 1)]
-    harness.put("a", 3)
-    harness.repository.load_model("a")
-    assert harness.serving == [("a", 1), ("a", 3)]
 
 
 def test_an_unreadable_folder_affects_no_other_model(
