@@ -32,7 +32,10 @@ _COMMANDS = {
         "a repository, one model or an ONNX file",
         ("rafaga serve models/", "rafaga serve model.onnx --http-port 9000", "rafaga serve --config rafaga.toml"),
     ),
-    "demo": ("two small models that come with the package", ("rafaga demo", "rafaga demo --host ::")),
+    "demo": (
+        "two small models that come with the package",
+        ("rafaga demo", "rafaga demo --host :: --bearer-token-sha256 none"),
+    ),
 }
 
 # The thread that drives grpcio's completion queue then reads and writes the sockets itself, instead of being woken by

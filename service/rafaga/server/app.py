@@ -120,7 +120,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
         OpenInference(repository, workers, limits, expiry, health, version("rafaga")),
     )
     handlers = {path: handler for service in services for path, handler in service.handlers().items()}
-    authenticator = Authenticator(config.security.bearer_token_sha256)
+    authenticator = Authenticator(config.security.bearer_token_sha256 or ())
     tracer = _tracer(config.observability)
     router = Router(
         handlers,
@@ -172,12 +172,6 @@ def _transport(
     )
     names = tuple(sorted({path.split("/")[1] for path in router.methods}))
     services = (health.add_to, streams.add_to, partial(add_reflection, services=names))
-    secured = authenticator.required or config.security.tls_client_ca is not None
-    if not network.loopback and network.grpc_socket is None and not secured:
-        _LOG.warning(
-            "listening on %s without bearer tokens or client certificates: anyone who can reach it may call",
-            network.host,
-        )
     return GrpcTransport(address, router, authenticator, limits, _tls(config.security), services, on_death=health.die)
 
 
