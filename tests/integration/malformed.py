@@ -92,6 +92,12 @@ def _damaged(file: bytes, cut: int, flip: int) -> bytes:
 IMAGE_FILES = st.one_of(
     st.binary(max_size=200),
     st.builds(messages.black_png, st.integers(1, 70), st.integers(1, 70)),
+    st.sampled_from(
+        [
+            *(messages.black_png(*size) for size in ((16_385, 1), (1, 16_385), (49_000_000, 1), (8000, 8000))),
+            *(messages.many_scans(scans) for scans in (1, 90, 1000)),
+        ]
+    ),
     st.builds(
         lambda seed, cut, flip: _damaged(messages.jpeg(messages.random_photo(seed, 24, 24)[0]), cut, flip),
         st.integers(0, 9),
