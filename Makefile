@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 PROTOS := .venv-protos
 TRITON := .venv-triton
+SUPPLY := .venv-supply
 
 REPOSITORY ?= repository
 MODELS     ?= lenet5-mnist lstm-co2
@@ -19,28 +21,40 @@ export RAFAGA_PEERS ?= $(abspath ../shared/bench)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test coverage test-grpcio test-gpu tools browser images nightly lint format bench bench-gpu protos protos-check clean
+.PHONY: help setup demo serve test coverage test-grpcio test-gpu tools browser images hashes sbom audit nightly lint format docs bench bench-gpu protos protos-check clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(READY)  ## A virtual environment with everything in it (PyTorch alone is about 5 GB)
+# PyTorch for Linux contains CUDA. TORCH=cpu takes the smaller builds without it, and leaves out the extra `gpu`.
+# TORCH_INDEX: the address of PyTorch's CPU index; PyTorch's installation page names it (pip, Linux, CPU).
+ifeq ($(TORCH),cpu)
+ifndef TORCH_INDEX
+$(error TORCH=cpu needs TORCH_INDEX, the address of PyTorch's CPU index: see PyTorch's installation page)
+endif
+EXTRAS := dev
+else
+EXTRAS := dev,gpu
+endif
+
+setup: $(READY)  ## A virtual environment with everything in it, about 5 GB; with TORCH=cpu TORCH_INDEX=... far less
 
 $(READY): pyproject.toml requirements/constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, {v[0]}.{v[1]} found: make PYTHON=python3.11 ...")'
 	@echo "Setting up $(VENV): a few minutes, most of them PyTorch's download."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e '.[dev]'
+	$(if $(filter cpu,$(TORCH)),@$(INSTALL) --no-deps --index-url '$(TORCH_INDEX)' torch torchvision)
+	@$(INSTALL) -e '.[$(EXTRAS)]'
 	@touch $@
 
-demo: setup  ## Export the trained models, serve them, send requests, show the answers
+demo: setup  ## Export the trained models, serve them, send requests, show the answers, say how to go on
 	@$(BIN)/python -m demo
 
-serve: setup  ## Export MODELS into REPOSITORY where they are missing, and serve it
+serve: setup  ## Export MODELS into REPOSITORY where they are missing, and serve it until Ctrl-C
 	@for model in $(MODELS); do \
 	  test -d $(REPOSITORY)/$$model || $(BIN)/python -m export $$model --output $(REPOSITORY) || exit 1; \
 	done
-	$(BIN)/rafaga serve --repository $(REPOSITORY) --log-format text
+	$(BIN)/rafaga serve $(REPOSITORY)
 
 # One worker per core. All tests of a file run in one worker, so that their shared fixtures are made once.
 PYTEST = $(BIN)/python -m pytest --durations 25
@@ -85,6 +99,37 @@ images: setup  ## As root on Debian: build the images, without a registry or a d
 	  apt-get install -qq -y --no-install-recommends buildah debootstrap binutils kubernetes-client > /dev/null
 	$(BIN)/python -m pytest -s tests/deploy/test_image_build.py
 
+# What goes into the images: by image, the extras and the build of ONNX Runtime; `build` builds the package itself.
+IMAGES := server server-gpu export load
+ORT    := $(shell sed -n 's/^onnxruntime-gpu==//p' requirements/constraints.txt)
+WHAT_server     := server tracing gpu --replace onnxruntime=onnxruntime==$(ORT)
+WHAT_server-gpu := server tracing gpu --replace 'onnxruntime=onnxruntime-gpu[cuda,cudnn]==$(ORT)'
+WHAT_export     := export --replace onnxruntime=onnxruntime==$(ORT)
+WHAT_load       := load
+# One line for each package, with the hashes of all its files; no address of an index.
+LOCK = $(SUPPLY)/bin/uv pip compile --quiet --system-certs --generate-hashes --no-header --no-annotate --no-emit-index-url \
+  --python-version 3.11 --python-platform x86_64-manylinux_2_28 -c requirements/constraints.txt \
+  --output-file $(SUPPLY)/locked.txt $(SUPPLY)/wanted.txt \
+  && sed -E ':a; /\\$$/ { N; s/ *\\\n */ /; ba }' $(SUPPLY)/locked.txt > requirements/images/$(1).txt && rm $(SUPPLY)/locked.txt
+
+$(SUPPLY): requirements/supply.txt
+	@$(PYTHON) -m venv $@
+	@$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+hashes: $(SUPPLY)  ## Lock what goes into the images: requirements/images, from pyproject.toml and the constraints
+	@$(foreach image,$(IMAGES),$(PYTHON) deploy/docker/requirements.py $(WHAT_$(image)) > $(SUPPLY)/wanted.txt \
+	  && $(call LOCK,$(image)) || exit 1;)
+	@echo hatchling > $(SUPPLY)/wanted.txt && $(call LOCK,build)
+
+sbom: $(SUPPLY)  ## List what goes into the images: build/sbom, CycloneDX
+	@mkdir -p build/sbom
+	@$(foreach image,$(IMAGES),PYTHONWARNINGS=ignore $(SUPPLY)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	  --output-file build/sbom/$(image).json requirements/images/$(image).txt || exit 1;)
+
+audit: $(SUPPLY)  ## Look for known vulnerabilities of what goes into the images; needs the network
+	@$(foreach image,$(IMAGES),$(SUPPLY)/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/images/$(image).txt || exit 1;)
+
 # Triton's client, for tests of the server. If it cannot be installed, only those tests are skipped.
 $(TRITON): requirements/tritonclient.txt
 	@$(PYTHON) -m venv $(TRITON)
@@ -99,6 +144,9 @@ lint: setup protos-check  ## Style, types, and that the stubs match the protos
 format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: setup  ## The documentation as a site in build/site; to read it: python -m http.server -d build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: setup  ## Measure on this machine: about 45 minutes, tables and build/bench.json
 	@$(BIN)/python -m bench
@@ -132,7 +180,7 @@ build/gpu-packages: requirements/constraints.txt
 	$(PYTHON) -m pip install --quiet --target $@ --python-version 3.12 --only-binary=:all: --no-deps \
 	  -c $< msgspec pillow prometheus-client python-json-logger grpcio-health-checking grpcio-reflection \
 	  googleapis-common-protos nvidia-ml-py hdrhistogram rich pygments markdown-it-py mdurl pbr \
-	  psutil pytest pytest-timeout pluggy iniconfig packaging
+	  starlette uvicorn anyio click h11 idna psutil pytest pytest-timeout pluggy iniconfig packaging
 	$(PYTHON) -m pip install --quiet --target $@ --no-deps .
 
 # ONNX Runtime for CUDA in pieces, if it cannot be copied as one file; docs/gpu.md says how to join them.
@@ -162,4 +210,4 @@ protos-check: $(PROTOS)
 	done; test $$same = yes || { echo "the stubs do not match the protos: run 'make protos'"; exit 1; }
 
 clean:
-	rm -rf $(VENV) $(PROTOS) $(TRITON) build demo-output
+	rm -rf $(VENV) $(PROTOS) $(TRITON) $(SUPPLY) build demo-output

@@ -76,7 +76,7 @@ def rafaga_load(
     answered, used_s = target.answered(model), target.cpu_s()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.json"
-        command = [sys.executable, "-m", "rafaga.cli", "load", "--server", target.address, "--model", model, "--quiet"]
+        command = [sys.executable, "-m", "rafaga", "load", "--server", target.address, "--model", model, "--quiet"]
         command += ["--warm-up", str(_WARM_UP_S), "--duration", str(seconds), "--deadline-ms", str(deadline_ms)]
         command += ["--json", str(file), *map(str, options)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)

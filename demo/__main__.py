@@ -12,6 +12,9 @@ from demo.bundles import ROOT, ExportFailed
 from demo.page import Page, bars, drawings
 from demo.server import ServerFailed, ServerProcess
 from rafaga import Client, ModelNotFound, RafagaError
+from rafaga.addresses import GRPC_PORT, HTTP_PORT
+from rafaga.cli._banner import demo_commands
+from rafaga.cli._demo import FOLDER
 
 MODELS = (digits.MODEL, co2.MODEL)
 DRAWN = 3  # digits that fit into 80 columns
@@ -38,6 +41,7 @@ def main() -> int:
                 forecast(page, client, args.output / "co2-forecast.png")
             show_batches(page, server)
             stop(page, server)
+            go_on(page, args.repository)
         except (ExportFailed, ServerFailed, UnexpectedAnswer, RafagaError, OSError) as error:
             page.failure(f"{type(error).__name__}: {error}")
             if log := server.last_log_lines():
@@ -137,6 +141,16 @@ def stop(page: Page, server: ServerProcess) -> None:
     page.line(f"the server ended with exit code {code}")
     if code != 0:
         raise ServerFailed(f"expected exit code 0, got {code}")
+
+
+def go_on(page: Page, repository: Path) -> None:
+    page.section("Go on: serve the models again, until Ctrl-C")
+    program, http = str(_relative(Path(sys.executable).parent / "rafaga")), f"http://localhost:{HTTP_PORT}"
+    usual = repository.resolve() == ROOT / "repository"
+    page.line("$ make serve" if usual else f"$ {program} serve {_relative(repository)}")
+    page.line(f"\nThen open {http}/ in a browser, or paste into another terminal:")
+    for command in demo_commands(FOLDER, f"localhost:{GRPC_PORT}", http, program):
+        page.line(f"$ {command}")
 
 
 def _worth_showing(data: digits.Digits, answers: digits.DigitAnswers) -> list[int]:

@@ -55,7 +55,7 @@ class ServerProcess:
 
     def start(self) -> None:
         """Returns when the server is serving. Raises ServerFailed."""
-        command = [sys.executable, "-m", "rafaga.cli", "serve", "--repository", str(self._repository)]
+        command = [sys.executable, "-m", "rafaga", "serve", "--repository", str(self._repository)]
         command += ["--grpc-port", "0", "--http-port", "0", "--log-format", "json"]
         command += self._options
         with self.log.open("wb") as log:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from export.evidence import Sources
 from export.labels import Labels, LabelsInvalid, read_labels
-from export.own import TASKS, OwnModel, OwnModelInvalid, numbers_of, own_entry, size_of, strides_of
+from export.own import TASKS, OwnModel, OwnModelInvalid, assumptions, numbers_of, own_entry, size_of, strides_of
 from export.precisions import AGREEMENT, RECALL, SIMILARITY, TOP1
 from export.publish import ExportRequest, Published, publish
 from export.show import ExportOutcome, catalogue_table, new_console, outcome_table
@@ -61,6 +61,9 @@ def run(arguments: Sequence[str]) -> int:
     )
     outcomes = [export_one(entry, request, sources, console) for entry in chosen]
     console.print(outcome_table(outcomes))
+    if options.factory and outcomes[0].published:
+        for line in assumptions(chosen[0], outcomes[0].published.bundle.labels, labels is not None):
+            console.print(line, highlight=False, markup=False)
     if shipped:
         console.print(f"skipped, weights are shipped: {', '.join(shipped)}", highlight=False)
     failed = [outcome.name for outcome in outcomes if outcome.failure]
@@ -120,6 +123,7 @@ def _own(options: argparse.Namespace, labels: Labels | None) -> OwnModel:
         channels=options.channels,
         mean=options.mean,
         std=options.std,
+        normalize=options.normalize,
         resize_shorter=options.resize_shorter,
         labels=labels,
         strides=options.maps,
@@ -210,15 +214,26 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
         default=None,
     )
     group.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 grey, 3 RGB; default: 3")
-    group.add_argument("--mean", type=numbers_of, metavar="R,G,B", help="mean of pixels in 0..1; default: ImageNet's")
-    group.add_argument("--std", type=numbers_of, metavar="R,G,B", help="deviation in 0..1; default: ImageNet's")
+    group.add_argument(
+        "--normalize",
+        choices=("imagenet", "none"),
+        help="mean and deviation of pixels in 0..1: ImageNet's, the default for RGB, or 0 and 1",
+    )
+    group.add_argument("--mean", type=numbers_of, metavar="R,G,B", help="another mean of pixels in 0..1")
+    group.add_argument("--std", type=numbers_of, metavar="R,G,B", help="another deviation in 0..1")
     group.add_argument(
         "--resize-shorter",
         type=_positive,
         metavar="N",
         help="resize the shorter side to N, then crop the centre; default: resize to --input-size without cropping",
     )
-    group.add_argument("--labels", type=Path, metavar="FILE", help="one class per line, in the order of the outputs")
+    group.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="one class per line, in the order of the outputs; default: their numbers, or ImageNet's classes for "
+        "torchvision's networks of 1000",
+    )
     group.add_argument("--maps", type=strides_of, metavar="NAME:STRIDE,...", help="outputs of a backbone, in order")
     group.add_argument("--max-length", type=_positive, metavar="N", help="longest sequence, in symbols")
     group.add_argument("--dataset", default="unknown", help="training data, stored in the bundle")

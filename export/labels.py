@@ -13,9 +13,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
+if TYPE_CHECKING:  # `verify` and `report` run without torch
+    from torch import nn
+
+_IMAGENET_CLASSES = 1000
 _IDENTIFIER = re.compile(r"(n\d{8})\s+(.+)")
 
 
@@ -51,6 +56,15 @@ def read_labels(path: Path) -> Labels:
     if all(pairs):
         return Labels(tuple(p[2] for p in pairs if p), tuple(p[1] for p in pairs if p))
     return Labels(tuple(lines))
+
+
+def default_labels(model: nn.Module, classes: int) -> tuple[str, ...]:
+    """For a model without a labels file: ImageNet's names for torchvision's networks of 1000 classes, else numbers."""
+    if classes == _IMAGENET_CLASSES and type(model).__module__.startswith("torchvision.models"):
+        from torchvision.models import ResNet50_Weights
+
+        return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
+    return tuple(map(str, range(classes)))
 
 
 def class_of(photo: Path, folder: Path, index: dict[str, int]) -> int | None:

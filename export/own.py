@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -27,7 +27,6 @@ from rafaga.bundle import NAME_PATTERN, SequenceSpec, Task
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 TASKS = (Task.CLASSIFICATION, Task.FEATURES, Task.SEGMENTATION, Task.SEQUENCE)
-_MOST_CLASSES = 256  # of a segmenter: the class of a pixel is one byte
 
 
 class OwnModelInvalid(Exception):
@@ -45,6 +44,7 @@ class OwnModel:
     channels: int = 3
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    normalize: str | None = None  # "imagenet" or "none"
     resize_shorter: int | None = None
     labels: Labels | None = None
     strides: Mapping[str, int] | None = None
@@ -76,20 +76,40 @@ def _require_what_the_task_needs(own: OwnModel) -> None:
             f"--task {own.task} is not supported with --factory; supported: {', '.join(TASKS)}. Detectors and "
             f"forecasters need more than options can describe: write an entry in models/zoo.py and export it by name"
         )
-    if own.task is Task.CLASSIFICATION and (own.labels is None or own.size is None):
-        raise OwnModelInvalid("--task classification needs --labels FILE and a fixed --input-size")
+    if own.task is Task.CLASSIFICATION and own.size is None:
+        raise OwnModelInvalid("--task classification needs a fixed --input-size")
     if own.task is Task.FEATURES and not own.strides:
         raise OwnModelInvalid("--task features needs --maps NAME:STRIDE,... in the order of the model's outputs")
-    if own.task is Task.SEGMENTATION and (own.labels is None or len(own.labels.names) > _MOST_CLASSES):
-        raise OwnModelInvalid(f"--task segmentation needs --labels FILE, with at most {_MOST_CLASSES} classes")
     if own.task is Task.SEQUENCE and (own.labels is None or own.max_length is None):
         raise OwnModelInvalid("--task sequence needs --labels FILE, its symbols, and --max-length")
     if own.task is not Task.SEQUENCE and own.max_length is not None:
         raise OwnModelInvalid("--max-length is for --task sequence")
 
 
+def assumptions(entry: Entry, labels: Sequence[str], named: bool) -> list[str]:
+    """What the export took for granted, so that you can check it. `named`: `labels` are those of the user."""
+    lines = []
+    if isinstance(image := entry.input, ImageInput):
+        size = f"{image.height} x {image.width}" if image.height else "any size,"
+        how = "" if image.height is None else ", resized to it without cropping"
+        if image.resize_shorter is not None:
+            how = f", the centre of an image whose shorter side is resized to {image.resize_shorter}"
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (image.mean, image.std))
+        colours = "RGB" if image.channels == 3 else "grey"
+        lines += [f"input: {size} {colours}{how}", f"pixels in 0..1, minus the mean {mean}, divided by {std}"]
+    if not named and labels:
+        numbers = labels[0] == "0"
+        what = f"the class numbers 0 to {len(labels) - 1}" if numbers else "ImageNet's, as torchvision lists them"
+        lines += [f"labels: {what}; to name the classes: --labels FILE"]
+    return lines
+
+
 def _image_input(own: OwnModel) -> ImageInput:
-    imagenet = own.channels == 3
+    if own.normalize is not None and (own.mean or own.std):
+        raise OwnModelInvalid("--normalize sets the mean and the deviation: give it, or --mean and --std")
+    if own.normalize == "imagenet" and own.channels != 3:
+        raise OwnModelInvalid(f"--normalize imagenet is for 3 channels, the model takes {own.channels}")
+    imagenet = own.normalize != "none" and own.channels == 3
     mean = own.mean or (IMAGENET_MEAN if imagenet else (0.0,) * own.channels)
     std = own.std or (IMAGENET_STD if imagenet else (1.0,) * own.channels)
     if not len(mean) == len(std) == own.channels or not all(value > 0 for value in std):

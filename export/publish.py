@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -22,6 +22,7 @@ from export import samples, verify
 from export.arrays import Arrays, row_count
 from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
 from export.graph import ClassifierGraph, SegmentationGraph, ServingGraph, serving_graph, settle
+from export.labels import Labels, default_labels
 from export.onnx import OPSET, to_onnx
 from export.precisions import Judge, LeftOut, unsupported
 from export.settling import settle_detector
@@ -47,6 +48,7 @@ from rafaga.bundle import (
 )
 
 _SMALL_INPUT_BYTES = 4096
+_MOST_PIXEL_CLASSES = 256
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,14 @@ def publish(entry: Entry, request: ExportRequest, sources: Sources, steps: Steps
     weights = load_weights(entry, model, request.weights, steps)
     if request.license is not None:
         weights = msgspec.structs.replace(weights, license=request.license)
+    graph = serving_graph(entry, model)
+    if isinstance(graph.module, ClassifierGraph | SegmentationGraph) and not entry.labels():
+        names = default_labels(model, _count_classes(graph.module, entry))
+        entry = replace(entry, labels=lambda: names)
+        if names[0] == "0":  # photos with the names of classes are of other classes
+            sources = replace(sources, labels=Labels(names))
     steps.step("reading data")
     evidence = find_evidence(entry, sources, weights.trained, steps)
-    graph = serving_graph(entry, model)
     if not weights.trained:
         steps.step("scaling random weights")
         inputs = list(evidence.batches())[-1]
@@ -191,6 +198,18 @@ class _Export:
         )
 
 
+def _count_classes(module: ClassifierGraph | SegmentationGraph, entry: Entry) -> int:
+    """By running the model on a black image. Raises ProofFailed."""
+    assert isinstance(entry.input, ImageInput)
+    height, width = entry.input.height or 224, entry.input.width or 224
+    image = torch.zeros(1, height, width, entry.input.channels, dtype=torch.uint8)
+    with torch.inference_mode():
+        shape = (module.logits if isinstance(module, ClassifierGraph) else module.scores)(image).shape
+    if len(shape) < 2:
+        raise ProofFailed(f"the model's output has shape {tuple(shape)}; expected [N, classes]")
+    return shape[1]
+
+
 def require_answers(entry: Entry, cases: list[ParityCase]) -> None:
     """Checks PyTorch's own answers before anything is compared with them. Raises ProofFailed."""
     for case in cases:
@@ -217,6 +236,10 @@ def require_logits(module: ClassifierGraph, inputs: Arrays) -> None:
 
 def require_scores(module: SegmentationGraph, inputs: Arrays, classes: int) -> None:
     """Requires a score for each class at every pixel of the image. Raises ProofFailed."""
+    if classes > _MOST_PIXEL_CLASSES:
+        raise ProofFailed(
+            f"{classes} classes; expected at most {_MOST_PIXEL_CLASSES}: the class of a pixel is one byte"
+        )
     image = inputs["image"][:1]
     with torch.inference_mode():
         found = tuple(module.scores(torch.from_numpy(image)).shape)

@@ -1,4 +1,4 @@
-"""Small bundles for server tests, made with onnx.helper: no torch, no training, answers that numpy can check."""
+"""Small bundles for server tests: no torch, no training, answers that numpy can check."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from rafaga import bundle as bundles
 from rafaga.bundle import (
@@ -26,45 +26,102 @@ from rafaga.bundle import (
     Variant,
     Weights,
 )
+from tests import plain
 
 CLASSES = 10
 LEVELS = (0.1, 0.5, 0.9)
 HORIZON = 4
+DIGITS = tuple(f"digit {i}" for i in range(CLASSES))
 
 
-def classifier_weights(size: int = 28) -> np.ndarray:
-    return np.random.default_rng(0).normal(0, 0.02, (size * size, CLASSES)).astype(np.float32)
+def random_images(seed: int, rows: int, height: int, width: int, channels: int = 3) -> np.ndarray:
+    """Random pixels, uint8 [rows, height, width, channels]."""
+    return np.random.default_rng(seed).integers(0, 256, (rows, height, width, channels), dtype=np.uint8)
+
+
+def classifier_weights() -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 0.02, (28 * 28, CLASSES)).astype(np.float32)
 
 
 def classify(images: np.ndarray) -> np.ndarray:
-    """What the classifier answers, in numpy: uint8 [N, H, W, 1] -> probabilities [N, 10]."""
-    logits = images.reshape(len(images), -1).astype(np.float32) / 255 @ classifier_weights(images.shape[1])
+    """What the classifier answers, in numpy: uint8 [N, 28, 28, 1] -> probabilities [N, 10]."""
+    logits = images.reshape(len(images), -1).astype(np.float32) / 255 @ classifier_weights()
     e = np.exp(logits - logits.max(1, keepdims=True))
     return e / e.sum(1, keepdims=True)
 
 
-def publish_classifier(repository: Path, name: str = "digits", *, size: int = 28, **changes: object) -> Path:
-    nodes = [
-        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Div", ["float", "scale"], ["scaled"]),
-        helper.make_node("Flatten", ["scaled"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    constants = {"scale": np.array(255, np.float32), "weight": classifier_weights(size)}
-    image = np.random.default_rng(1).integers(0, 256, (3, size, size, 1), dtype=np.uint8)
-    return _publish(
+def publish_classifier(repository: Path, name: str = "digits") -> Path:
+    graph = """(uint8[n,28,28,1] image) => (float[n,10] probabilities) <float scale = {255}> {
+        pixels = Cast<to = 1>(image)
+        scaled = Div(pixels, scale)
+        flat = Flatten(scaled)
+        logits = MatMul(flat, weight)
+        probabilities = Softmax<axis = 1>(logits)
+    }"""
+    return _publish_digits(repository, name, graph, weight=classifier_weights())
+
+
+def publish_slow(repository: Path, name: str = "slow", *, products: int = 2) -> Path:
+    """Answers like the classifier, one row at a time, after some tens of milliseconds of needless products."""
+    needless = "\n".join(f"product{i + 1} = MatMul(product{i}, needless)" for i in range(products))
+    graph = f"""(uint8[n,28,28,1] image) => (float[n,10] probabilities)
+    <float scale = {{255}}, float zero = {{0}}, int64[1] axis1 = {{1}}> {{
+        pixels = Cast<to = 1>(image)
+        scaled = Div(pixels, scale)
+        flat = Flatten(scaled)
+        logits = MatMul(flat, weight)
+        brightest = ReduceMax<keepdims = 1>(flat, axis1)
+        product0 = Mul(needless, brightest)
+        {needless}
+        largest = ReduceMax<keepdims = 0>(product{products})
+        nothing = Mul(largest, zero)
+        sum = Add(logits, nothing)
+        probabilities = Softmax<axis = 1>(sum)
+    }}"""
+    square = np.full((1024, 1024), 1 / 1024, np.float32)
+    weights = {"weight": classifier_weights(), "needless": square}
+    return _publish_digits(repository, name, graph, rows=1, max_batch_size=1, **weights)
+
+
+def _publish_digits(
+    repository: Path, name: str, graph: str, rows: int = 3, max_batch_size: int = 32, **weights: np.ndarray
+) -> Path:
+    image = random_images(1, rows, 28, 28, 1)
+    return publish(
         repository,
-        nodes,
-        constants,
+        name,
+        plain.model(graph, **weights),
         {"image": image},
         {"probabilities": classify(image)},
-        {"image": (None, size, size, 1), "probabilities": (None, CLASSES)},
-        name=name,
         task=Task.CLASSIFICATION,
-        labels=tuple(f"digit {i}" for i in range(CLASSES)),
-        image=ImagePreparation(height=size, width=size, channels=1),
-        **changes,
+        labels=DIGITS,
+        image=ImagePreparation(height=28, width=28, channels=1),
+        max_batch_size=max_batch_size,
+    )
+
+
+def fragile(images: np.ndarray) -> np.ndarray:
+    """uint8 [N, 1, 1, 1] -> one-hot [N, 10] of the pixel, for pixels below 10; others are out of the table's range."""
+    return np.eye(CLASSES, dtype=np.float32)[images[:, 0, 0, 0]]
+
+
+def publish_fragile(repository: Path, name: str = "fragile") -> Path:
+    """Fails on pixels of 10 and more."""
+    graph = """(uint8[n,1,1,1] image) => (float[n,10] probabilities) <int64[1] flat = {-1}> {
+        index = Cast<to = 7>(image)
+        row = Reshape(index, flat)
+        probabilities = Gather<axis = 0>(table, row)
+    }"""
+    image = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
+    return publish(
+        repository,
+        name,
+        plain.model(graph, table=np.eye(CLASSES, dtype=np.float32)),
+        {"image": image},
+        {"probabilities": fragile(image)},
+        task=Task.CLASSIFICATION,
+        labels=tuple(f"class {i}" for i in range(CLASSES)),
+        image=ImagePreparation(height=1, width=1, channels=1),
     )
 
 
@@ -74,21 +131,19 @@ def features(images: np.ndarray) -> np.ndarray:
 
 
 def publish_backbone(repository: Path, name: str = "backbone") -> Path:
-    nodes = [
-        helper.make_node("Transpose", ["image"], ["nchw"], perm=[0, 3, 1, 2]),
-        helper.make_node("Cast", ["nchw"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Div", ["float", "scale"], ["scaled"]),
-        helper.make_node("MaxPool", ["scaled"], ["map"], kernel_shape=[1, 1], strides=[2, 2]),
-    ]
-    image = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    return _publish(
+    graph = """(uint8[n,h,w,3] image) => (float[n,3,u,v] map) <float scale = {255}> {
+        nchw = Transpose<perm = [0, 3, 1, 2]>(image)
+        pixels = Cast<to = 1>(nchw)
+        scaled = Div(pixels, scale)
+        map = MaxPool<kernel_shape = [1, 1], strides = [2, 2]>(scaled)
+    }"""
+    image = random_images(2, 2, 32, 32)
+    return publish(
         repository,
-        nodes,
-        {"scale": np.array(255, np.float32)},
+        name,
+        plain.model(graph),
         {"image": image},
         {"map": features(image)},
-        {"image": (None, None, None, 3), "map": (None, 3, None, None)},
-        name=name,
         task=Task.FEATURES,
         image=ImagePreparation(height=None, width=None, channels=3),
         features=(FeatureSpec(output="map", stride=2),),
@@ -113,29 +168,25 @@ def convolve(images: np.ndarray) -> np.ndarray:
 
 def publish_convolutions(repository: Path, name: str = "convolutions") -> Path:
     """What cuDNN, memory layouts and rounding matter for."""
+    graph = """(uint8[n,32,32,3] image) => (float[n,10] probabilities) <float scale = {255}> {
+        pixels = Cast<to = 1>(image)
+        scaled = Div(pixels, scale)
+        nchw = Transpose<perm = [0, 3, 1, 2]>(scaled)
+        maps = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(nchw, first)
+        rectified = Relu(maps)
+        more = Conv<kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]>(rectified, second)
+        last = Relu(more)
+        pooled = GlobalAveragePool(last)
+        probabilities = Flatten(pooled)
+    }"""
     first, second = convolution_weights()
-    nodes = [
-        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("Div", ["float", "scale"], ["scaled"]),
-        helper.make_node("Transpose", ["scaled"], ["nchw"], perm=[0, 3, 1, 2]),
-        helper.make_node("Conv", ["nchw", "first"], ["maps"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["maps"], ["rectified"]),
-        helper.make_node(
-            "Conv", ["rectified", "second"], ["more"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]
-        ),
-        helper.make_node("Relu", ["more"], ["last"]),
-        helper.make_node("GlobalAveragePool", ["last"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["probabilities"]),
-    ]
-    image = np.random.default_rng(8).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    return _publish(
+    image = random_images(8, 4, 32, 32)
+    return publish(
         repository,
-        nodes,
-        {"scale": np.array(255, np.float32), "first": first, "second": second},
+        name,
+        plain.model(graph, first=first, second=second),
         {"image": image},
         {"probabilities": convolve(image)},
-        {"image": (None, 32, 32, 3), "probabilities": (None, CLASSES)},
-        name=name,
         task=Task.CLASSIFICATION,
         image=ImagePreparation(height=32, width=32, channels=3),
         labels=tuple(str(n) for n in range(CLASSES)),
@@ -160,48 +211,34 @@ def detect(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def publish_detector(repository: Path, name: str = "detector", size: tuple[int, int] | None = (8, 16)) -> Path:
     """`size`: height and width of its input, to which the server brings images; None: any size."""
-    nodes = [
-        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["float", "pixel_axes"], ["mean"], keepdims=0),
-        helper.make_node("Unsqueeze", ["mean", "axis1"], ["column"]),
-        helper.make_node("Mul", ["column", "sureness"], ["scores"]),
-        helper.make_node("Shape", ["image"], ["shape"]),
-        helper.make_node("Gather", ["shape", "first"], ["batch"]),
-        helper.make_node("Gather", ["shape", "box_axes"], ["sides"]),
-        helper.make_node("Cast", ["sides"], ["float_sides"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["parts", "float_sides"], ["box"]),
-        helper.make_node("Concat", ["batch", "ones"], ["box_repeats"], axis=0),
-        helper.make_node("Tile", ["box", "box_repeats"], ["boxes"]),
-        helper.make_node("Concat", ["batch", "one"], ["label_repeats"], axis=0),
-        helper.make_node("Tile", ["label", "label_repeats"], ["labels"]),
-    ]
-    constants = {
-        "pixel_axes": np.array([1, 2, 3]),
-        "axis1": np.array([1]),
-        "sureness": np.array([[1, 0.5, 0]], np.float32) / np.float32(255),
-        "first": np.array([0]),
-        "box_axes": np.array([2, 1, 2, 1]),
-        "parts": np.array([[[0, 0, 1, 1], [0, 0, 0.5, 0.5], [0, 0, 0, 0]]], np.float32),
-        "one": np.array([1]),
-        "ones": np.array([1, 1]),
-        "label": np.array([[2, 1, 0]]),
-    }
     height, width = size or (None, None)
-    image = np.random.default_rng(5).integers(0, 256, (2, *(size or (12, 20)), 3), dtype=np.uint8)
-    boxes, scores, labels = detect(image)
-    return _publish(
+    shape = plain.typed("uint8", ("n", height or "h", width or "w", 3))
+    graph = f"""({shape} image) => (float[n,3,4] boxes, float[n,3] scores, int64[n,3] labels)
+    <int64[3] pixel_axes = {{1, 2, 3}}, int64[1] axis1 = {{1}}, int64[1] first = {{0}}, int64[4] sides = {{2, 1, 2, 1}},
+     float[1,3,4] parts = {{0, 0, 1, 1, 0, 0, 0.5, 0.5, 0, 0, 0, 0}}, float[1,3] sureness = {{1, 0.5, 0}},
+     int64[1,3] label = {{2, 1, 0}}, int64[1] one = {{1}}, int64[2] ones = {{1, 1}}, float white = {{255}}> {{
+        pixels = Cast<to = 1>(image)
+        mean = ReduceMean<keepdims = 0>(pixels, pixel_axes)
+        column = Unsqueeze(mean, axis1)
+        bright = Div(column, white)
+        scores = Mul(bright, sureness)
+        shape = Shape(image)
+        batch = Gather(shape, first)
+        corner = Gather(shape, sides)
+        float_corner = Cast<to = 1>(corner)
+        box = Mul(parts, float_corner)
+        box_repeats = Concat<axis = 0>(batch, ones)
+        boxes = Tile(box, box_repeats)
+        label_repeats = Concat<axis = 0>(batch, one)
+        labels = Tile(label, label_repeats)
+    }}"""
+    image = random_images(5, 2, *(size or (12, 20)))
+    return publish(
         repository,
-        nodes,
-        constants,
+        name,
+        plain.model(graph),
         {"image": image},
-        {"boxes": boxes, "scores": scores, "labels": labels},
-        {
-            "image": (None, height, width, 3),
-            "boxes": (None, OBJECTS, 4),
-            "scores": (None, OBJECTS),
-            "labels": (None, OBJECTS),
-        },
-        name=name,
+        dict(zip(("boxes", "scores", "labels"), detect(image), strict=True)),
         task=Task.DETECTION,
         labels=THINGS,
         image=ImagePreparation(height=height, width=width, channels=3),
@@ -219,23 +256,22 @@ def segment(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def publish_segmenter(repository: Path, name: str = "segmenter") -> Path:
     """Takes images of any size; the server brings encoded ones to a shorter side of 16, the longer at most 40."""
-    nodes = [
-        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        helper.make_node("ArgMax", ["float"], ["index"], axis=3, keepdims=0),
-        helper.make_node("Cast", ["index"], ["labels"], to=TensorProto.UINT8),
-        helper.make_node("ReduceMax", ["float", "channel_axis"], ["strongest"], keepdims=0),
-        helper.make_node("Div", ["strongest", "scale"], ["probabilities"]),
-    ]
-    image = np.random.default_rng(6).integers(0, 256, (2, 12, 20, 3), dtype=np.uint8)
+    graph = """(uint8[n,h,w,3] image) => (uint8[n,h,w] labels, float[n,h,w] probabilities)
+    <int64[1] channel_axis = {3}, float scale = {255}> {
+        pixels = Cast<to = 1>(image)
+        index = ArgMax<axis = 3, keepdims = 0>(pixels)
+        labels = Cast<to = 2>(index)
+        strongest = ReduceMax<keepdims = 0>(pixels, channel_axis)
+        probabilities = Div(strongest, scale)
+    }"""
+    image = random_images(6, 2, 12, 20)
     labels, probabilities = segment(image)
-    return _publish(
+    return publish(
         repository,
-        nodes,
-        {"channel_axis": np.array([3]), "scale": np.array(255, np.float32)},
+        name,
+        plain.model(graph),
         {"image": image},
         {"labels": labels, "probabilities": probabilities},
-        {"image": (None, None, None, 3), "labels": (None, None, None), "probabilities": (None, None, None)},
-        name=name,
         task=Task.SEGMENTATION,
         labels=COLOURS,
         image=ImagePreparation(height=None, width=None, channels=3, resize_shorter=16, max_longer=40),
@@ -253,43 +289,33 @@ def predict(symbols: str) -> np.ndarray:
 
 
 def publish_sequence_model(repository: Path, name: str = "letters") -> Path:
-    nodes = [
-        helper.make_node("OneHot", ["symbols", "depth", "values"], ["hot"], axis=-1),
-        helper.make_node("Shape", ["symbols"], ["shape"]),
-        helper.make_node("Gather", ["shape", "one"], ["longest"], axis=0),
-        helper.make_node("Range", ["zero", "longest", "one"], ["times"]),
-        helper.make_node("Unsqueeze", ["length", "axis1"], ["column"]),
-        helper.make_node("Less", ["times", "column"], ["inside"]),
-        helper.make_node("Sub", ["column", "one"], ["last_index"]),
-        helper.make_node("Equal", ["times", "last_index"], ["last"]),
-        helper.make_node("Cast", ["inside"], ["weight"], to=TensorProto.FLOAT),
-        helper.make_node("Cast", ["last"], ["bonus"], to=TensorProto.FLOAT),
-        helper.make_node("Add", ["weight", "bonus"], ["weights"]),
-        helper.make_node("Unsqueeze", ["weights", "axis1"], ["row"]),
-        helper.make_node("MatMul", ["row", "hot"], ["sums"]),
-        helper.make_node("Squeeze", ["sums", "axis1"], ["counts"]),
-        helper.make_node("ReduceSum", ["counts", "axis1"], ["total"], keepdims=1),
-        helper.make_node("Div", ["counts", "total"], ["probabilities"]),
-    ]
-    constants = {
-        "depth": np.array(len(ALPHABET)),
-        "values": np.array([0, 1], np.float32),
-        "zero": np.array(0),
-        "one": np.array(1),
-        "axis1": np.array([1]),
-    }
+    graph = """(int64[n,t] symbols, int64[n] length) => (float[n,4] probabilities)
+    <int64 depth = {4}, float[2] values = {0, 1}, int64 zero = {0}, int64 one = {1}, int64[1] axis1 = {1}> {
+        hot = OneHot<axis = -1>(symbols, depth, values)
+        shape = Shape(symbols)
+        longest = Gather<axis = 0>(shape, one)
+        times = Range(zero, longest, one)
+        column = Unsqueeze(length, axis1)
+        inside = Less(times, column)
+        last_index = Sub(column, one)
+        last = Equal(times, last_index)
+        weight = Cast<to = 1>(inside)
+        bonus = Cast<to = 1>(last)
+        weights = Add(weight, bonus)
+        row = Unsqueeze(weights, axis1)
+        sums = MatMul(row, hot)
+        counts = Squeeze(sums, axis1)
+        total = ReduceSum<keepdims = 1>(counts, axis1)
+        probabilities = Div(counts, total)
+    }"""
     strings = ("abca", "dd")
-    symbols = np.zeros((2, 4), np.int64)
-    for row, string in zip(symbols, strings, strict=True):
-        row[: len(string)] = [ALPHABET.index(letter) for letter in string]
-    return _publish(
+    symbols = np.array([[0, 1, 2, 0], [3, 3, 0, 0]])
+    return publish(
         repository,
-        nodes,
-        constants,
+        name,
+        plain.model(graph),
         {"symbols": symbols, "length": np.array([len(s) for s in strings])},
         {"probabilities": np.stack([predict(s) for s in strings])},
-        {"symbols": (None, None), "length": (None,), "probabilities": (None, len(ALPHABET))},
-        name=name,
         task=Task.SEQUENCE,
         labels=tuple(ALPHABET),
         sequence=SequenceSpec(max_length=32),
@@ -304,34 +330,26 @@ def forecast(history: np.ndarray) -> np.ndarray:
 
 
 def publish_forecaster(repository: Path, name: str = "series") -> Path:
-    nodes = [
-        helper.make_node("Sub", ["length", "one"], ["last_index"]),
-        helper.make_node("Unsqueeze", ["last_index", "axis1"], ["index"]),
-        helper.make_node("GatherElements", ["history", "index"], ["last"], axis=1),
-        helper.make_node("ReduceSum", ["history", "axis1"], ["total"], keepdims=1),
-        helper.make_node("Mul", ["total", "bands"], ["band"]),
-        helper.make_node("Add", ["last", "band"], ["row"]),
-        helper.make_node("Unsqueeze", ["row", "axis1"], ["rows"]),
-        helper.make_node("Tile", ["rows", "repeats"], ["quantiles"]),
-    ]
-    constants = {
-        "one": np.array(1, np.int64),
-        "axis1": np.array([1], np.int64),
-        "bands": np.array([[-0.1, 0, 0.1]], np.float32),
-        "repeats": np.array([1, HORIZON, 1], np.int64),
-    }
+    graph = """(float[n,t] history, int64[n] length) => (float[n,4,3] quantiles)
+    <int64[1] one = {1}, float[1,3] bands = {-0.1, 0, 0.1}, int64[3] repeats = {1, 4, 1}> {
+        last_index = Sub(length, one)
+        index = Unsqueeze(last_index, one)
+        last = GatherElements<axis = 1>(history, index)
+        total = ReduceSum<keepdims = 1>(history, one)
+        band = Mul(total, bands)
+        row = Add(last, band)
+        rows = Unsqueeze(row, one)
+        quantiles = Tile(rows, repeats)
+    }"""
     history = np.random.default_rng(3).normal(size=(2, 6)).astype(np.float32)
     history[1, 4:] = 0
     length = np.array([6, 4], np.int64)
-    quantiles = np.stack([forecast(h[:n]) for h, n in zip(history, length, strict=True)])
-    return _publish(
+    return publish(
         repository,
-        nodes,
-        constants,
+        name,
+        plain.model(graph),
         {"history": history, "length": length},
-        {"quantiles": quantiles},
-        {"history": (None, None), "length": (None,), "quantiles": (None, HORIZON, len(LEVELS))},
-        name=name,
+        {"quantiles": np.stack([forecast(h[:n]) for h, n in zip(history, length, strict=True)])},
         task=Task.FORECASTING,
         forecast=ForecastSpec(
             min_history=2, max_history=64, max_horizon=HORIZON, quantile_levels=LEVELS, season=1, step="day", unit="°C"
@@ -339,58 +357,45 @@ def publish_forecaster(repository: Path, name: str = "series") -> Path:
     )
 
 
-def _publish(
+def publish(
     repository: Path,
-    nodes: list[onnx.NodeProto],
-    constants: Mapping[str, Any],
+    name: str,
+    model: onnx.ModelProto,
     inputs: Mapping[str, Any],
     outputs: Mapping[str, Any],
-    shapes: dict[str, tuple[int | None, ...]],
-    *,
-    name: str,
-    **fields: object,
+    **fields: Any,
 ) -> Path:
-    def values(arrays: Mapping[str, np.ndarray]) -> list[onnx.ValueInfoProto]:
-        return [
-            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), shapes[n])
-            for n, a in arrays.items()
-        ]
+    """`inputs` and `outputs`: the golden arrays. `fields`: of the bundle."""
 
-    def specs(arrays: Mapping[str, np.ndarray]) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(name=n, dtype=a.dtype.name, shape=shapes[n]) for n, a in arrays.items())
-
-    graph = helper.make_graph(
-        nodes,
-        name,
-        values(inputs),
-        values(outputs),
-        [numpy_helper.from_array(np.asarray(c), n) for n, c in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    def specs(values: Any) -> tuple[TensorSpec, ...]:
+        types = {value.name: value.type.tensor_type for value in values}
+        return tuple(
+            TensorSpec(
+                name=name,
+                dtype=helper.tensor_dtype_to_np_dtype(kind.elem_type).name,
+                shape=tuple(dim.dim_value or None for dim in kind.shape.dim),
+            )
+            for name, kind in types.items()
+        )
 
     def fill(folder: Path, version: int) -> Bundle:
         onnx.save(model, folder / "model.onnx")
-        golden: dict[str, Any] = {f"input.{n}": a for n, a in inputs.items()}
-        np.savez(folder / bundles.GOLDEN, **golden | {f"output.{n}": a for n, a in outputs.items()})
+        golden = {f"input.{n}": a for n, a in inputs.items()} | {f"output.{n}": a for n, a in outputs.items()}
+        np.savez(folder / bundles.GOLDEN, **golden)
+        parity = Parity(max_absolute_error=0.0, max_relative_error=0.0, batch_sizes=(1,))
         return Bundle(
             schema=bundles.SCHEMA,
             name=name,
             version=version,
             architecture="a few nodes",
             dataset="none",
-            inputs=specs(inputs),
-            outputs=specs(outputs),
+            inputs=specs(model.graph.input),
+            outputs=specs(model.graph.output),
             weights=Weights(trained=True, source="test", license="Apache-2.0"),
-            variants=(
-                Variant(
-                    precision=Precision.FP32,
-                    file="model.onnx",
-                    parity=Parity(max_absolute_error=0.0, max_relative_error=0.0, batch_sizes=(1,)),
-                ),
-            ),
+            variants=(Variant(precision=Precision.FP32, file="model.onnx", parity=parity),),
             provenance=Provenance(created="2026-01-01T00:00:00Z", rafaga="0", torch="none", onnx="1", opset=18),
             files={},
-            **fields,  # type: ignore[arg-type]
+            **fields,
         )
 
     return bundles.publish(repository, name, None, fill)

@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
-_BLOCK = re.compile(r"^```(\w*)(?: title=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_INDENTED = re.compile(r"(?<=\n\n)(?: {4}.+\n|\n(?= {4}))+")
+_BLOCK = re.compile(r'^```(\w*)(?: title="([^"\n]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,20 @@ def commands(document: str, language: str = "sh") -> list[str]:
     return [line for block in blocks(document, language) for line in block.lines]
 
 
-def indented(document: str) -> list[str]:
-    """Lines of indented blocks, joined where one ends with a backslash, without what is said about them."""
-    text = "".join(_INDENTED.findall(_BLOCK.sub("", (ROOT / document).read_text())))
-    lines = re.sub(r"\\\n\s*", "", text).splitlines()
-    return [line.split(" # ")[0].strip() for line in lines if line.strip()]
+def transcript(document: str) -> list[tuple[str, str]]:
+    """Commands of the blocks that show a terminal, each with what it prints."""
+    text = "".join(block.text for block in blocks(document, "console"))
+    parts = (part.split("\n", 1) for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:])
+    return [(command, output) for command, output in parts]
+
+
+_NUMBER = re.compile(r"\d+\.\d+(?:e-?\d+)?")
+_TIMES = re.compile(r'"timing":\{[^}]*\}')
+
+
+def same_output(found: str, shown: str) -> bool:
+    """Whether they differ only in times, and in the last digits of numbers, which depend on the processor."""
+    texts = [_TIMES.sub("", text).rstrip() for text in (found, shown)]
+    numbers = [[float(number) for number in _NUMBER.findall(text)] for text in texts]
+    words = [_NUMBER.sub("#", text).split() for text in texts]
+    return words[0] == words[1] and numbers[0] == pytest.approx(numbers[1], rel=0.01, abs=0.001)

@@ -1,80 +1,55 @@
-"""Plain ONNX files, without a bundle, as users bring them."""
+"""ONNX graphs from their text syntax, and files of them without a bundle, as users bring them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper, parser
 
-Shape = Sequence[int | str | None]
-
-DTYPES = {
-    "bool": TensorProto.BOOL,
-    "uint8": TensorProto.UINT8,
-    "uint16": TensorProto.UINT16,
-    "uint32": TensorProto.UINT32,
-    "uint64": TensorProto.UINT64,
-    "int8": TensorProto.INT8,
-    "int16": TensorProto.INT16,
-    "int32": TensorProto.INT32,
-    "int64": TensorProto.INT64,
-    "float16": TensorProto.FLOAT16,
-    "float32": TensorProto.FLOAT,
-    "float64": TensorProto.DOUBLE,
-    "string": TensorProto.STRING,
-}
+DTYPES = (
+    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "float32", "float64", "string"),
+)
 
 
-def graph(
-    nodes: Sequence[onnx.NodeProto],
-    inputs: Mapping[str, tuple[str, Shape]],
-    outputs: Mapping[str, tuple[str, Shape]],
-    **constants: np.ndarray,
-) -> onnx.ModelProto:
-    """`inputs` and `outputs`: dtype and shape by name."""
-
-    def values(tensors: Mapping[str, tuple[str, Shape]]) -> list[onnx.ValueInfoProto]:
-        return [helper.make_tensor_value_info(n, DTYPES[dtype], list(shape)) for n, (dtype, shape) in tensors.items()]
-
-    held = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
-    made = helper.make_graph(nodes, "plain", values(inputs), values(outputs), held)
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+def model(graph: str, **constants: np.ndarray) -> onnx.ModelProto:
+    """`(float[n,3] x) => (float[n,3] y) { y = Relu(x) }`, and constants that are too large for the text."""
+    made = parser.parse_model(f'<ir_version: 10, opset_import: ["": 18]> plain {graph}')
+    made.graph.initializer.extend(numpy_helper.from_array(np.asarray(a), name) for name, a in constants.items())
+    return made
 
 
-def identity(dtype: str, shape: Shape) -> onnx.ModelProto:
-    node = helper.make_node("Identity", ["x"], ["y"])
-    return graph([node], {"x": (dtype, shape)}, {"y": (dtype, shape)})
+def typed(dtype: str, shape: Sequence[int | str | None] = ("n",)) -> str:
+    """The type of a tensor, in the text syntax; None: a dimension without a name."""
+    sizes = ",".join("?" if size is None else str(size) for size in shape)
+    name = {"float32": "float", "float64": "double"}.get(dtype, dtype)
+    return f"{name}[{sizes}]" if shape else name
 
 
-def scaled(factor: float, shape: Shape = ("batch", 3)) -> onnx.ModelProto:
+def identity(dtype: str, shape: Sequence[int | str | None]) -> onnx.ModelProto:
+    return model(f"({typed(dtype, shape)} x) => ({typed(dtype, shape)} y) {{ y = Identity(x) }}")
+
+
+def scaled(factor: float, shape: Sequence[int | str | None] = ("batch", 3)) -> onnx.ModelProto:
     """y = factor * x, float32."""
-    node = helper.make_node("Mul", ["x", "factor"], ["y"])
-    return graph([node], {"x": ("float32", shape)}, {"y": ("float32", shape)}, factor=np.array(factor, np.float32))
+    x = typed("float32", shape)
+    return model(f"({x} x) => ({x} y) {{ y = Mul(x, factor) }}", factor=np.array(factor, np.float32))
 
 
 def spinning() -> onnx.ModelProto:
     """y = x, int64, after as many turns of a loop as the largest x: some 1.2 million turns a second."""
-
-    def value(name: str, kind: int) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, kind, [])
-
-    turn = helper.make_graph(
-        [helper.make_node("Identity", ["going"], ["goes_on"]), helper.make_node("Identity", ["held"], ["kept"])],
-        "turn",
-        [value("turn", TensorProto.INT64), value("going", TensorProto.BOOL), value("held", TensorProto.INT64)],
-        [value("goes_on", TensorProto.BOOL), value("kept", TensorProto.INT64)],
-    )
-    nodes = [
-        helper.make_node("ReduceMax", ["x"], ["turns"], keepdims=0),
-        helper.make_node("Loop", ["turns", "going_on", "nothing"], ["still_nothing"], body=turn),
-        helper.make_node("Add", ["x", "still_nothing"], ["y"]),
-    ]
-    shape = ("batch",)
-    return graph(
-        nodes, {"x": ("int64", shape)}, {"y": ("int64", shape)}, going_on=np.array(True), nothing=np.array(0, np.int64)
+    return model(
+        """(int64[batch] x) => (int64[batch] y) <bool go = {1}, int64 nothing = {0}> {
+            turns = ReduceMax<keepdims = 0>(x)
+            still_nothing = Loop<body = turn (int64 number, bool going, int64 held) => (bool goes_on, int64 kept) {
+                goes_on = Identity(going)
+                kept = Identity(held)
+            }>(turns, go, nothing)
+            y = Add(x, still_nothing)
+        }"""
     )
 
 

@@ -313,15 +313,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load(folder: Path) -> Bundle:
-    """Reads and checks bundle.json of `folder` (…/<name>/<version>). Raises BundleError."""
+def load(folder: Path, place: tuple[str, int] | None = None) -> Bundle:
+    """Reads and checks bundle.json of `folder`: …/<name>/<version>, or the given `place`. Raises BundleError."""
     if not os.path.lexists(folder / MANIFEST):
         raise BundleError(f"{folder}: no {MANIFEST}")
     try:
         bundle = msgspec.json.decode(file_in(folder, MANIFEST).read_bytes(), type=Bundle)
     except (OSError, msgspec.MsgspecError) as error:
         raise BundleError(f"{folder / MANIFEST}: {error}") from None
-    if (bundle.name, str(bundle.version)) != (folder.parent.name, folder.name):
+    name, version = place or (folder.parent.name, folder.name)
+    if (bundle.name, str(bundle.version)) != (name, str(version)):
         said = f"{bundle.name} version {bundle.version}"
         raise BundleError(f"{folder}: {MANIFEST} says {said}, which does not match its folder")
     if missing := {*(v.file for v in bundle.variants), GOLDEN} - bundle.files.keys():

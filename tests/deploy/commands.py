@@ -52,8 +52,9 @@ def rafaga(words: list[str], folder: Path) -> None:
     if words[1:3] == ["load", "merge"]:
         parse_merge(words[3:])
         return
-    assert words[:2] == ["rafaga", "serve"]
+    assert words[1] in ("serve", "demo")
     parser = argparse.ArgumentParser()
+    parser.add_argument("path", nargs="?")
     add_arguments(parser)
     arguments = [str(folder / w) if (folder / w).is_file() else w for w in words[2:]]
     from_arguments(parser.parse_args(arguments), {})

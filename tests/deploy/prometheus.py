@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -20,7 +19,7 @@ import yaml
 from deploy.monitoring.__main__ import as_yaml
 from deploy.monitoring.rules import rule_file
 from deploy.monitoring.signals import Pace
-from tests.integration.serving import PATIENCE_S
+from tests.integration.serving import PATIENCE_S, free_port
 
 HURRY = Pace(window="4s", recording_window="4s", restart_window="20s", pending="1s")
 
@@ -97,9 +96,3 @@ def scraping(folder: Path, *targets: str) -> Iterator[Prometheus]:
     finally:
         process.terminate()
         process.wait(PATIENCE_S)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -26,11 +26,9 @@ import pytest
 from rafaga.load import document
 from rafaga.load.log import OK
 from tests import bundles
-from tests.deploy.prometheus import free_port
 from tests.deploy.rendering import KUBERNETES, ROOT, one, render
-from tests.deploy.test_images import CONSTRAINTS
-from tests.integration.serving import PATIENCE_S, serving
-from tests.models.places import data_root
+from tests.integration.serving import PATIENCE_S, free_port, serving
+from tests.models.support import data_root
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(3600)]
 
@@ -111,7 +109,7 @@ def cpu(buildah: Buildah) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def gpu(buildah: Buildah) -> Iterator[Path]:
-    with buildah.built(SERVER, f"ONNXRUNTIME=onnxruntime-gpu[cuda,cudnn]=={CONSTRAINTS['onnxruntime-gpu']}") as image:
+    with buildah.built(SERVER, "REQUIREMENTS=server-gpu") as image:
         yield image
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from models.zoo import catalogue
 from rafaga.load.options import parse_load
 from rafaga.server import lifecycle
 from rafaga.server.config.settings import Config
@@ -25,7 +26,6 @@ from tests.deploy.rendering import (
     settings,
     stop_engines_s,
 )
-from tests.models.names import NAMES
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
 
@@ -56,13 +56,6 @@ def test_objects_are_valid(release: str) -> None:
         assert core
         for thing in core:
             kubernetes_validate.validate(thing, release, strict=True)
-
-
-def test_an_unknown_field_would_be_noticed() -> None:
-    service = one(overlay("cpu"), "Service", "rafaga")
-    broken = service | {"spec": service["spec"] | {"clusterIp": "None"}}
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(broken, RELEASES[-1], strict=True)
 
 
 def test_ports_are_those_the_server_listens_on(objects: tuple[Object, ...], config: Config) -> None:
@@ -134,12 +127,6 @@ def test_pods_meet_the_restricted_security_standard(name: str) -> None:
         assert each["resources"]["limits"].keys() >= {"cpu", "memory"}, "the server counts its cores by the limit"
 
 
-def test_the_account_has_no_token(objects: tuple[Object, ...]) -> None:
-    account = one(objects, "ServiceAccount")
-    assert account["automountServiceAccountToken"] is False
-    assert pod(objects)["serviceAccountName"] == account["metadata"]["name"]
-
-
 def test_every_selector_finds_the_servers_pods_and_not_the_jobs(objects: tuple[Object, ...]) -> None:
     deployment = one(objects, "Deployment")["spec"]
     labels = deployment["template"]["metadata"]["labels"].items()
@@ -159,21 +146,10 @@ def test_every_selector_finds_the_servers_pods_and_not_the_jobs(objects: tuple[O
 def test_clients_need_the_label_and_nothing_more(objects: tuple[Object, ...]) -> None:
     """A selector that also required the server's own labels would match no client."""
     rules = one(objects, "NetworkPolicy")["spec"]["ingress"]
-    peers = next(r["from"] for r in rules if r["ports"] == [{"port": "grpc"}])
+    peers = next(r["from"] for r in rules if r["ports"] == [{"port": "grpc"}, {"port": "http"}])
     labels = [next(iter(peer.values()))["matchLabels"] for peer in peers]
     assert labels == [{"rafaga/client": "true"}] * 2
     assert one(objects, "NetworkPolicy")["spec"]["egress"] == []
-
-
-def test_one_service_is_for_clients_that_balance_themselves(objects: tuple[Object, ...]) -> None:
-    assert one(objects, "Service", "rafaga-headless")["spec"]["clusterIP"] == "None"
-    assert "clusterIP" not in one(objects, "Service", "rafaga")["spec"]
-
-
-def test_a_changed_setting_rolls_the_pods(objects: tuple[Object, ...]) -> None:
-    (name,) = (v["configMap"]["name"] for v in pod(objects)["volumes"] if "configMap" in v)
-    assert name == one(objects, "ConfigMap")["metadata"]["name"]
-    assert name.startswith("rafaga-config-"), "named after its content"
 
 
 def test_images_have_the_projects_version() -> None:
@@ -195,7 +171,11 @@ def test_the_load_reaches_every_pod_and_its_log_is_its_result() -> None:
     (exported,) = job("export")["spec"]["containers"]
     assert options.conditions.models.keys() <= set(exported["args"])
     labels = template["metadata"]["labels"]
-    rule = next(r for r in one(overlay("cpu"), "NetworkPolicy")["spec"]["ingress"] if r["ports"] == [{"port": "grpc"}])
+    rule = next(
+        r
+        for r in one(overlay("cpu"), "NetworkPolicy")["spec"]["ingress"]
+        if r["ports"] == [{"port": "grpc"}, {"port": "http"}]
+    )
     assert rule["from"][0]["podSelector"]["matchLabels"].items() <= labels.items()
     servers = one(overlay("cpu"), "Deployment")["spec"]["selector"]["matchLabels"]
     assert not servers.items() <= labels.items()
@@ -204,18 +184,9 @@ def test_the_load_reaches_every_pod_and_its_log_is_its_result() -> None:
 def test_the_job_exports_models_of_the_catalogue() -> None:
     (only,) = job("export")["spec"]["containers"]
     *names, output = only["args"]
-    assert set(names) <= NAMES
+    assert set(names) <= catalogue().keys()
     mounts = {m["name"]: m["mountPath"] for m in only["volumeMounts"]}
     assert output == f"--output={mounts['models']}"
-
-
-def test_only_the_gpu_overlay_asks_for_a_gpu() -> None:
-    gpus = {name: container(overlay(name))["resources"]["limits"].get("nvidia.com/gpu") for name in OVERLAYS}
-    assert gpus == {"dev": None, "cpu": None, "gpu": "1"}
-    devices = {
-        name: [e["value"] for e in container(overlay(name))["env"] if e["name"] == "RAFAGA_DEVICE"] for name in OVERLAYS
-    }
-    assert devices == {"dev": [], "cpu": [], "gpu": ["cuda"]}
 
 
 def test_tensorrt_has_a_cache_that_outlives_its_pods_and_time_to_fill_it(tmp_path: Path) -> None:
@@ -237,24 +208,8 @@ def test_tensorrt_has_a_cache_that_outlives_its_pods_and_time_to_fill_it(tmp_pat
     assert deployment["spec"]["progressDeadlineSeconds"] > 3600, "building engines takes up to an hour"
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_the_autoscaler_scales_the_deployment(name: str) -> None:
-    autoscaler = one(overlay(name), "HorizontalPodAutoscaler")["spec"]
-    deployment = one(overlay(name), "Deployment")
-    assert autoscaler["scaleTargetRef"] == {
-        "apiVersion": deployment["apiVersion"],
-        "kind": "Deployment",
-        "name": deployment["metadata"]["name"],
-    }
-    assert autoscaler["minReplicas"] >= 2, "one may go away at any time"
-
-
-def test_dev_needs_nothing_but_kubernetes() -> None:
-    assert {o["apiVersion"] for o in overlay("dev")} <= set(CORE)
-
-
 def test_tls_turns_the_probes_to_http(tmp_path: Path) -> None:
-    """Kubernetes' gRPC probes know no TLS."""
+    """Kubernetes' gRPC probes do not support TLS."""
     only = container(component("tls"))
     config = settings(only, one(component("tls"), "ConfigMap"), tmp_path)
     mounts = {m["name"]: m["mountPath"] for m in only["volumeMounts"]}
@@ -263,6 +218,9 @@ def test_tls_turns_the_probes_to_http(tmp_path: Path) -> None:
         f"{mounts['tls']}/tls.crt",
     ]
     for probe, path in (("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
-        assert only[probe]["httpGet"] == {"path": path, "port": "http"}
+        assert only[probe]["httpGet"] == {"path": path, "port": "http", "scheme": "HTTPS"}
         assert "grpc" not in only[probe]
+    assert [port["appProtocol"] for port in one(component("tls"), "Service", "rafaga")["spec"]["ports"][1:]] == [
+        "https"
+    ]
     kubernetes_validate.validate(one(component("tls"), "Deployment"), RELEASES[-1], strict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -76,19 +75,6 @@ def test_hpa_adapter_and_keda_use_the_same_series_and_targets() -> None:
     scaled = yaml.safe_load((KUBERNETES / "components/keda/scaled-object.yaml").read_text())["spec"]
     hpa = [int(m["pods"]["target"]["averageValue"].removesuffix("m")) / 1000 for m in metrics]
     assert hpa == [float(trigger["metadata"]["threshold"]) for trigger in scaled["triggers"]]
-
-
-def test_panels_do_not_overlap() -> None:
-    board = json.loads((ROOT / "deploy/grafana/rafaga.json").read_text())
-    cells = [
-        (x, y)
-        for panel in board["panels"]
-        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
-        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
-    ]
-    assert len(cells) == len(set(cells))
-    assert max(x for x, _ in cells) < 24
-    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
 
 
 class Story(NamedTuple):

@@ -84,16 +84,6 @@ def test_every_alert_has_a_section_with_its_severity() -> None:
     assert found == {alert.name: alert.severity for alert in alerts(Pace())}
 
 
-def test_links_have_targets() -> None:
-    anchors = {
-        re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", GUIDE, re.M)
-    }
-    for target in re.findall(r"\]\(([^)]+)\)", GUIDE):
-        path, _, anchor = target.partition("#")
-        assert not path or (ROOT / "docs" / path).is_file()
-        assert not anchor or anchor in anchors
-
-
 def test_times_are_those_of_the_manifests() -> None:
     settings = tomllib.loads(next(iter(one(overlay("cpu"), "ConfigMap")["data"].values())))
     for name in ("drain_delay_s", "drain_timeout_s"):

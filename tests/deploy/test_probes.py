@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2
 from tests import bundles
 from tests.deploy.rendering import KUBERNETES, Object, container, one, overlay, render, settings
 from tests.integration import messages
-from tests.integration.serving import PATIENCE_S, Served, eventually, refusal
+from tests.integration.serving import PATIENCE_S, Serve, Served, eventually, refusal
 from tests.integration.valve import Valve
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -37,7 +37,7 @@ def test_a_healthy_server_passes(server: Served, of: Callable[[], Object], probe
 
 
 def test_a_refused_bundle_stops_the_update_and_restarts_nothing(
-    serve: Callable[..., Served],
+    serve: Serve,
     tmp_path: Path,
 ) -> None:
     bundles.publish_classifier(tmp_path)
@@ -48,9 +48,7 @@ def test_a_refused_bundle_stops_the_update_and_restarts_nothing(
     assert ask(served, only["readinessProbe"]) == NOT_SERVING
 
 
-def test_engines_that_hang_again_and_again_end_the_process(
-    serve: Callable[..., Served], tmp_path: Path, valve: Valve
-) -> None:
+def test_engines_that_hang_again_and_again_end_the_process(serve: Serve, tmp_path: Path, valve: Valve) -> None:
     """1. The engine hangs, and the next one too. 2. The probes tell Kubernetes to restart the pod."""
     bundles.publish_classifier(tmp_path)
     served, only = serve(tmp_path, engine_timeout_s=0.2), container(overlay("cpu"))
@@ -65,9 +63,7 @@ def test_engines_that_hang_again_and_again_end_the_process(
     assert ask(served, only["readinessProbe"]) == NOT_SERVING
 
 
-def test_a_pod_that_starts_before_the_models_becomes_ready_with_them(
-    serve: Callable[..., Served], tmp_path: Path
-) -> None:
+def test_a_pod_that_starts_before_the_models_becomes_ready_with_them(serve: Serve, tmp_path: Path) -> None:
     """The export Job may still be running, as in the overlay `dev`, which creates both at once."""
     config = settings(container(overlay("dev")), one(overlay("dev"), "ConfigMap"), tmp_path)
     models = tmp_path / "models"
@@ -80,10 +76,6 @@ def test_a_pod_that_starts_before_the_models_becomes_ready_with_them(
     eventually(lambda: ask(served, only["readinessProbe"]) == SERVING, "the published model is served")
 
 
-def test_probes_need_no_token(serve: Callable[..., Served]) -> None:
+def test_probes_need_no_token(serve: Serve) -> None:
     served = serve(bearer_token_sha256=("0" * 64,))
     assert ask(served, container(overlay("cpu"))["readinessProbe"]) == SERVING
-
-
-def test_the_paths_of_the_http_probes_answer(server: Served) -> None:
-    assert [server.get(path)[0] for path in ("/healthz", "/readyz")] == [200, 200]

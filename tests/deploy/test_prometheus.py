@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tests import bundles
 from tests.deploy.prometheus import HURRY, scraping
 from tests.deploy.rendering import ROOT
 from tests.integration import messages
-from tests.integration.serving import PATIENCE_S, Served, eventually, wait_for_queue
+from tests.integration.serving import PATIENCE_S, Serve, Served, eventually, wait_for_queue
 from tests.integration.valve import Valve
 from tests.unit.server.fake_nvml import FakeNvml
 
@@ -91,7 +91,7 @@ def dashboard_queries() -> dict[str, str]:
 
 
 def test_prometheus_watches_a_server_through_an_overload(
-    serve: Callable[..., Served], valve: Valve, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, valve: Valve, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1. Under load every query of the dashboard has an answer, and no alert fires except for a refused version. 2. The
     engine stalls: requests queue up and are refused, and alerts fire. 3. It continues: they clear. 4. The server stops:
@@ -121,7 +121,7 @@ def test_prometheus_watches_a_server_through_an_overload(
         eventually(lambda: "RafagaAbsent" in prometheus.firing(), "RafagaAbsent fires")
 
 
-def test_triton_names_give_the_same_figures(serve: Callable[..., Served], valve: Valve) -> None:
+def test_triton_names_give_the_same_figures(serve: Serve, valve: Valve) -> None:
     served = serve(triton_metrics=True)
     one_of_each(served, valve)
     labels = {"model": MODEL, "version": "1"}
@@ -138,7 +138,3 @@ def test_triton_names_give_the_same_figures(serve: Callable[..., Served], valve:
     assert engine > 0
     for part in ("compute_input", "compute_output"):  # not measured, but a missing series would empty every sum
         assert served.metric(f"nv_inference_{part}_duration_us", **labels) == 0
-
-
-def test_without_the_flag_there_are_no_aliases(server: Served) -> None:
-    assert "nv_inference" not in server.get("/metrics")[1]

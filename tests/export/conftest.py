@@ -9,7 +9,7 @@ from export.evidence import Sources
 from export.publish import ExportRequest, publish
 from models.progress import Silent
 from tests.export import small
-from tests.models.places import data_root
+from tests.models.support import data_root
 
 
 @pytest.fixture(scope="session")

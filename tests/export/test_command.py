@@ -7,6 +7,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 from rich.console import Console
 from safetensors.torch import save_file
@@ -14,13 +16,16 @@ from safetensors.torch import save_file
 from export import command
 from export.__main__ import main
 from export.show import catalogue_table
+from export.verify import open_session
 from models.entry import WEIGHTS, Corpus, Entry, Shipped, Torchvision
 from models.zoo import catalogue
 from rafaga import bundle as bundles
-from rafaga.bundle import Precision
+from rafaga.bundle import Bundle, Precision, Provenance
+from rafaga.cli._demo import FOLDER
 from tests.export import small
-from tests.models.names import NAMES
-from tests.models.places import data_root
+from tests.models.support import data_root
+
+NOWHERE = Provenance(created="", rafaga="", torch="", onnx="", opset=0)
 
 
 @pytest.fixture
@@ -49,7 +54,7 @@ def test_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     listed = capsys.readouterr().out
     rest = listed.split("─")[-1]  # below the heads
     rows = {line.split()[0]: line for line in rest.splitlines() if line.startswith("  ") and line[2:3].strip()}
-    assert set(rows) == NAMES
+    assert rows.keys() == catalogue().keys()
     for entry in catalogue().values():
         if isinstance(entry.weights, Torchvision):
             assert f" {entry.weights.member.split('_Weights.')[0]} " in rows[entry.name]
@@ -199,6 +204,7 @@ def test_lenet_of_the_catalogue(mnist_folder: Path, tmp_path: Path) -> None:
     assert figures[Precision.FP32].value >= 0.99
     assert all(v.default_eligible for v in bundle.variants)
     assert all(figure.value >= figures[Precision.FP32].value - 0.005 for figure in figures.values())
+    require_equal_to_the_demos(tmp_path / "lenet5-mnist" / "1")
 
 
 @pytest.mark.nightly
@@ -239,3 +245,38 @@ def test_lstm_of_the_catalogue(tmp_path: Path) -> None:
         assert figures[name] == pytest.approx(recorded[name], abs=2e-3)
     assert bundle.forecast is not None
     assert bundle.forecast.unit == "ppm"
+    require_equal_to_the_demos(tmp_path / "lstm-co2" / "1")
+
+
+def require_equal_to_the_demos(exported: Path) -> None:
+    """The bundles that come with the package are those that the export makes of the shipped weights."""
+    place = Path(exported.parent.name) / exported.name
+    packed = FOLDER / "models" / place
+    ours, fresh = bundles.load(packed), bundles.load(exported)
+    bundles.verify_files(packed, ours)
+    again = f"rm -r {packed.parent}; python -m export {ours.name} --precisions fp32 --output {FOLDER / 'models'}"
+    assert described(ours) == described(fresh), again
+    assert all(metric.samples for variant in ours.variants for metric in variant.metrics), again
+    with np.load(packed / bundles.GOLDEN) as ours_golden, np.load(exported / bundles.GOLDEN) as fresh_golden:
+        assert set(ours_golden) == set(fresh_golden)
+        inputs = {name.removeprefix("input."): ours_golden[name] for name in ours_golden if name.startswith("input.")}
+        for name in ours_golden:
+            np.testing.assert_allclose(ours_golden[name], fresh_golden[name], rtol=1e-4, atol=1e-4, err_msg=again)
+    # Another version of PyTorch may write the same graph in another way.
+    made_alike = msgspec.structs.replace(ours.provenance, created="") == msgspec.structs.replace(
+        fresh.provenance, created=""
+    )
+    if made_alike:
+        assert (packed / "model.onnx").read_bytes() == (exported / "model.onnx").read_bytes(), again
+    answers = (open_session(folder / "model.onnx").run(None, inputs) for folder in (packed, exported))
+    for one, other in zip(*answers, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4, err_msg=again)
+
+
+def described(bundle: Bundle) -> Bundle:
+    """Without what differs between two exports: the time, the measured figures, other precisions."""
+    fp32 = bundle.variant(Precision.FP32)
+    assert fp32 is not None
+    nothing = msgspec.structs.replace(fp32.parity, max_absolute_error=0, max_relative_error=0)
+    fp32 = msgspec.structs.replace(fp32, metrics=(), parity=nothing)
+    return msgspec.structs.replace(bundle, variants=(fp32,), files={}, provenance=NOWHERE)

@@ -83,14 +83,6 @@ def figures(variant: Variant) -> dict[str, float]:
     return {metric.name: metric.value for metric in variant.metrics}
 
 
-def test_a_file_compared_with_itself(judge_of: Callable[[Entry], Judge]) -> None:
-    session = open_session(judge_of(embedding()).fp32)
-    found = {m.name: m for m in accuracy.resemble(session, session, photos(60, 1, 16), limit=20)}
-    assert found["similarity"].value == pytest.approx(1)
-    assert found["recall_at_10"].value == 1
-    assert {m.samples for m in found.values()} == {20}
-
-
 def test_recall_counts_the_nearest_others() -> None:
     """Six points on an arc: each one's two nearest are its neighbours; then the last moves to the front."""
     angles = np.array([0.0, 0.1, 0.21, 0.33, 0.46, 0.6])

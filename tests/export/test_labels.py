@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from torch import nn
+from torchvision import models
 
-from export.labels import Labels, LabelsInvalid, class_of, read_labels
+from export.labels import Labels, LabelsInvalid, class_of, default_labels, read_labels
 
 # ImageNet has two classes called crane, a bird and a machine.
 BIRDS = Labels(("crane", "great white heron", "great", "crane"), ("n02012849", "n02009912", "n00000001", "n03126707"))
@@ -57,3 +59,10 @@ def test_forms_of_labels_files(name: str, text: str, expected: Labels | str, tmp
 def test_class_of_a_photo(photo: str, expected: int | None) -> None:
     folder = Path("photos")
     assert class_of(folder / photo, folder, BIRDS.index()) == expected
+
+
+def test_a_network_of_torchvision_with_1000_classes_has_imagenets_names() -> None:
+    of_torchvision = models.SqueezeNet()
+    assert default_labels(of_torchvision, 1000)[:2] == ("tench", "goldfish")
+    assert default_labels(of_torchvision, 3) == ("0", "1", "2")
+    assert default_labels(nn.Linear(1, 1000), 1000)[999] == "999"

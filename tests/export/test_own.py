@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from export.__main__ import main
 from export.graph import SegmentationGraph, serving_graph
 from export.labels import Labels
-from export.own import OwnModel, OwnModelInvalid, numbers_of, own_entry, size_of, strides_of
+from export.own import OwnModel, OwnModelInvalid, assumptions, numbers_of, own_entry, size_of, strides_of
 from export.publish import require_scores
 from export.verify import ProofFailed
 from models.entry import ImageInput
@@ -60,6 +60,8 @@ def test_defaults_are_imagenets() -> None:
     assert entry.input == ImageInput(16, 16, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 18)
     assert entry.labels() == small.CLASSES
     assert isinstance(entry.build(), small.SmallClassifier)
+    plain = own_entry(own(normalize="none")).input
+    assert plain == ImageInput(16, 16, 3, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     assert own_entry(own(size=(32, 32), channels=1, mean=(0.5,), std=(0.25,), resize_shorter=36)).input == GREY
 
 
@@ -67,16 +69,15 @@ def test_defaults_are_imagenets() -> None:
     ("changes", "message"),
     [
         ({"name": "My Net"}, "--name 'My Net'"),
-        ({"labels": None}, "needs --labels"),
         ({"size": None}, "a fixed --input-size"),
         ({"task": Task.FEATURES}, "needs --maps"),
         ({"task": Task.FORECASTING}, "supported: classification, features, segmentation, sequence.*models/zoo.py"),
-        ({"task": Task.SEGMENTATION, "labels": None}, "needs --labels FILE, with at most 256"),
-        ({"task": Task.SEGMENTATION, "labels": Labels(tuple(map(str, range(257))))}, "at most 256 classes"),
         ({"task": Task.SEQUENCE}, "its symbols, and --max-length"),
         ({"max_length": 9}, "--max-length is for --task sequence"),
         ({"mean": (0.5,)}, "expected 3 numbers each"),
         ({"std": (0.5, 0.5, 0.0)}, "deviations above 0"),
+        ({"mean": (0.5, 0.5, 0.5), "normalize": "none"}, "--normalize sets the mean and the deviation"),
+        ({"channels": 1, "normalize": "imagenet"}, "--normalize imagenet is for 3 channels, the model takes 1"),
         ({"resize_shorter": 8}, "at least --input-size"),
         ({"factory": "os.path"}, r"expected package\.module:function"),
         ({"factory": "no.such.module:build"}, "No module named 'no'"),
@@ -134,6 +135,29 @@ def test_a_classifier_with_weights_of_a_file(tmp_path: Path, capsys: pytest.Capt
     assert (half.calibration, eighth.calibration) == (None, Calibration(dataset="birds, 2 of 16", samples=2))
 
 
+def test_without_labels_the_classes_have_numbers_and_what_was_assumed_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--factory", "tests.export.small:SmallClassifier", "--name", "my-net", "--input-size", "16"]
+    command += ["--weights", "random", "--precisions", "fp32", "--output", str(tmp_path / "repository")]
+    assert main(command) == 0
+    assert exported(tmp_path).labels == ("0", "1", "2")
+    printed = capsys.readouterr().out
+    assert "input: 16 x 16 RGB, resized to it without cropping" in printed
+    assert "pixels in 0..1, minus the mean 0.485, 0.456, 0.406, divided by 0.229, 0.224, 0.225" in printed
+    assert "labels: the class numbers 0 to 2; to name the classes: --labels FILE" in printed
+
+
+def test_assumptions_of_other_models() -> None:
+    assert assumptions(own_entry(own(task=Task.SEQUENCE, max_length=50)), small.CLASSES, named=True) == []
+    grey = own_entry(own(size=(32, 32), channels=1, resize_shorter=36))
+    size, pixels = assumptions(grey, small.CLASSES, named=True)
+    assert size == "input: 32 x 32 grey, the centre of an image whose shorter side is resized to 36"
+    assert pixels == "pixels in 0..1, minus the mean 0, divided by 1"
+    backbone = own_entry(own(task=Task.FEATURES, size=None, strides={"c3": 8}))
+    assert assumptions(backbone, (), named=False)[0] == "input: any size, RGB"
+
+
 def test_a_segmenter_of_any_size_and_a_next_symbol_model() -> None:
     entry = own_entry(own(task=Task.SEGMENTATION, size=None))
     assert isinstance(entry.input, ImageInput)
@@ -162,6 +186,7 @@ def test_scores_of_other_classes_or_another_size_are_refused() -> None:
     for model, classes, message in (
         (small.SmallSegmenter(), 4, r"\(1, 4, 24, 20\) expected; the model gives \(1, 3, 24, 20\)"),
         (coarse, 3, r"the model gives \(1, 3, 12, 10\)"),
+        (coarse, 257, "257 classes; expected at most 256"),
     ):
         graph = serving_graph(small.segmenter(), model)
         assert isinstance(graph.module, SegmentationGraph)

@@ -24,7 +24,7 @@ from export.verify import open_session, run
 from rafaga import Client
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Calibration, Precision
-from tests.models.places import data_root
+from tests.models.support import data_root
 
 NETS = ("mobilenet_v2", "shufflenet_v2_x1_0")
 

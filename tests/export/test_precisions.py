@@ -145,15 +145,6 @@ def test_variants_that_lose_too_much_or_are_unmeasured_are_not_chosen(judge: Jud
     assert (int8.metrics, int8.default_eligible, int8.float_layers) == ((), False, ())
 
 
-def test_an_fp16_file_with_other_answers_is_not_kept(judge: Judge) -> None:
-    wrong = [ParityCase(case.inputs, {"probabilities": 1 - case.outputs["probabilities"]}) for case in judge.cases]
-    made, (left_out,) = replace(judge, cases=wrong).variants((Precision.FP16,))
-    assert made == []
-    assert left_out.precision is Precision.FP16
-    assert left_out.reason.startswith("parity with PyTorch: largest relative error")
-    assert not judge.fp32.with_name("model.fp16.onnx").exists()
-
-
 def test_an_fp16_file_that_is_not_finite_is_not_kept(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model keeps its other files."""
 
@@ -189,14 +180,6 @@ def test_a_failing_converter_affects_only_its_own_file(
     assert left_out == [LeftOut(Precision(lost), "NotImplementedError: no kernel for Whirl")]
     assert not partial.exists()
     assert judge.fp32.with_name(f"model.{kept}.onnx").is_file()
-
-
-def test_quantising_prints_nothing(
-    judge: Judge, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    judge.variants(SMALLER)
-    output = capfd.readouterr()
-    assert (output.out, output.err, [record.getMessage() for record in caplog.records]) == ("", "", [])
 
 
 def test_top1_and_its_progress(traced: Judge) -> None:

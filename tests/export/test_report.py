@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import msgspec
@@ -20,35 +18,12 @@ from export.speed import BatchTiming, of_batch
 from models.progress import Silent
 from rafaga import bundle as bundles
 from rafaga.bundle import Loss, Metric, Precision
+from tests.html import Page
 
 
 @pytest.fixture(scope="module")
 def measured(repository: Path) -> MeasuredBundle:
     return measure_bundle(repository / "small-classifier" / "1", 0.001, 1, Silent())
-
-
-class Page(HTMLParser):
-    """Every tag closed in order; `tags` counts them, `links` collects what would be fetched."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.links += [value or "" for name, value in attributes if name in ("src", "href")]
-        if tag not in ("meta", "link", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def test_one_page_with_plots_inside(repository: Path, tmp_path: Path) -> None:
@@ -91,19 +66,6 @@ def test_a_damaged_bundle_is_named_and_left_out(
     nothing = tmp_path / "nothing.html"
     assert main(["report", str(here / "small-classifier"), "--output", str(nothing)]) == 1
     assert not nothing.exists()
-
-
-def test_figures_come_from_the_timings(measured: MeasuredBundle) -> None:
-    timings = {
-        Precision.FP32: [BatchTiming(1, 2.0, 3.0), BatchTiming(2, 10.0, 11.0)],
-        Precision.FP16: [BatchTiming(1, 4.0, 5.0)],
-        Precision.INT8: [BatchTiming(1, 1.0, 1.5), BatchTiming(2, 1.25, 2.0)],
-    }
-    text = render([replace(measured, timings=timings)], threads=1)
-    for figure in ("500/s <small>at 1</small>", "1,600/s <small>at 2</small>", "3.20×", "0.50×"):
-        assert figure in text
-    assert "1 thread per model" in text
-    assert "no: accuracy unknown" in text
 
 
 def test_sizes_are_the_files_and_accuracy_the_bundles(repository: Path, tmp_path: Path) -> None:

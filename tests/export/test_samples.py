@@ -10,7 +10,7 @@ from PIL import Image
 
 from export.evidence import CALIBRATION_IMAGES, PARITY_BATCHES, PARITY_SIZES, ImageEvidence, Sources, find_evidence
 from export.labels import Labels, LabelsInvalid
-from export.samples import ImageSet, noise_images, photos, split_photos, take_histories
+from export.samples import ImageSet, photos, split_photos, take_histories
 from models.entry import Entry
 from models.training.data import DataUnavailable
 from models.zoo import catalogue
@@ -39,16 +39,6 @@ def evidence_of(sources: Sources, entry: Entry | None = None) -> ImageEvidence:
 
 def size(part: ImageSet | None) -> int:
     return 0 if part is None else len(part)
-
-
-def test_noise_is_seeded_and_has_structure() -> None:
-    first, again, other = (noise_images(4, (32, 48), 3, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert first.shape == (4, 32, 48, 3)
-    assert first.dtype == np.uint8
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
-    regions = first.astype(float).reshape(4, 2, 16, 2, 24, 3).mean(axis=(2, 4))
-    assert regions.std(axis=(1, 2)).min() > 1, "white noise has the same mean everywhere"
 
 
 def test_histories_have_all_lengths_and_padding_of_zeros() -> None:
@@ -139,14 +129,6 @@ def test_sample_photos_of_other_classes_are_ignored_unless_asked_for(folder: Pat
         evidence_of(Sources(eval_images=samples))
 
 
-@pytest.mark.parametrize(("path", "name"), [("birds/images", "birds"), ("birds/val", "val"), ("birds", "birds")])
-def test_data_sets_are_named_after_their_folder(tmp_path: Path, path: str, name: str) -> None:
-    place = tmp_path / path
-    place.mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(place / "a.png")
-    assert photos(place, None, PREPARED).name == name
-
-
 def test_digits_are_calibrated_on_the_training_split(mnist_folder: Path, tmp_path: Path) -> None:
     lenet = catalogue()["lenet5-mnist"]
     evidence = evidence_of(Sources(data=mnist_folder), lenet)
@@ -161,10 +143,3 @@ def test_digits_are_calibrated_on_the_training_split(mnist_folder: Path, tmp_pat
     image = missing.golden()["image"]
     assert image.shape == (3, 28, 28, 1)
     assert image.std() > 10
-
-
-def test_subsets_read_the_chosen_rows() -> None:
-    everything = ImageSet("all", np.arange(10), lambda rows: np.asarray(rows, dtype=np.uint8)[:, None])
-    part = everything.subset([7, 3], "part")
-    assert part.labels.tolist() == [7, 3]
-    assert part.read([1, 0]).tolist() == [[3], [7]]

@@ -89,15 +89,6 @@ def test_answers_must_differ_and_be_finite() -> None:
             require_answers(small.classifier(), [ParityCase({"image": np.zeros((2, 1))}, {"probabilities": outputs})])
 
 
-def test_golden_answers_survive_writing(tmp_path: Path) -> None:
-    inputs = {"history": np.ones((2, 3), np.float32), "length": np.array([3, 2])}
-    write_golden(tmp_path / "golden.npz", ParityCase(inputs, {"quantiles": np.eye(2)}))
-    found = read_golden(tmp_path / "golden.npz")
-    assert set(found.inputs) == {"history", "length"}
-    np.testing.assert_array_equal(found.inputs["length"], [3, 2])
-    np.testing.assert_array_equal(found.outputs["quantiles"], np.eye(2))
-
-
 def test_published_bundles_verify_and_unfinished_ones_are_ignored(
     repository: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

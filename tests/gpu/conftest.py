@@ -26,12 +26,11 @@ from bench.packed import unpack
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision, Variant
 from rafaga.errors import DeviceError
-from rafaga.server.config.device import Device, DeviceFallback, parse
-from rafaga.server.config.per_model import EngineOptions, PerModel
+from rafaga.server.config.device import Device, parse
+from rafaga.server.config.settings import Config
 from rafaga.server.engines import devices
 from rafaga.server.engines.contract import Engine
 from rafaga.server.engines.devices import DeviceChoice, Nvidia
-from rafaga.server.engines.gpu import GpuSettings
 from rafaga.server.engines.loading import ModelToPlace
 from rafaga.server.engines.selection import Placement
 from rafaga.server.repository.golden import Golden
@@ -74,18 +73,16 @@ Place = Callable[..., Placement]
 
 @pytest.fixture
 def place(device: Device) -> Place:
-    """A placement on the device; keywords are those of GpuSettings."""
+    """A placement on the device; keywords are settings."""
 
     def place(**settings: object) -> Placement:
-        return placed(device, GpuSettings(**settings))  # type: ignore[arg-type]
+        return placed(device, **settings)
 
     return place
 
 
-def placed(device: Device, settings: GpuSettings) -> Placement:
-    placement = Placement.on(
-        DeviceChoice((device,), "a test"), DeviceFallback.FAIL, settings, PerModel(EngineOptions())
-    )
+def placed(device: Device, **settings: object) -> Placement:
+    placement = Placement.on(DeviceChoice((device,), "a test"), Config.of(**settings).engines)
     return replace(placement, pipelined_s=0.0)  # in a rehearsal, small models too
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from rafaga.bundle import relative_error
 from rafaga.server.config.device import Device
-from rafaga.server.engines.contract import DEPTH, run_in_batches, whole
+from rafaga.server.engines.contract import run_in_batches, whole
 from rafaga.server.engines.selection import Placement
 from tests.bundles import (
     classify,
@@ -30,7 +30,7 @@ Place = Callable[..., Placement]
 SIZES = (1, 2, 3, 5, 8, 13)
 
 
-@pytest.mark.parametrize("settings", [{}, {"buckets": (3, 7)}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"batch_buckets": (3, 7)}], ids=str)
 @pytest.mark.parametrize(
     ("publish", "answer", "size"),
     [(publish_classifier, classify, (28, 28, 1)), (publish_convolutions, convolve, (32, 32, 3))],
@@ -95,7 +95,7 @@ def test_every_bundle_and_variant(place: Place, device: Device, found: Found, tm
 def test_batches_that_overlap(place: Place, device: Device, tmp_path: Path) -> None:
     given, _, _ = task(publish_classifier(tmp_path))
     engine = place().load(device, given).engine
-    assert engine.depth == DEPTH
+    assert engine.depth == 2
     images = [np.random.default_rng(n).integers(0, 256, (1 + n % 8, 28, 28, 1), dtype=np.uint8) for n in range(100)]
     in_flight = [engine.submit([whole((images[0],))])]
     for at, image in enumerate(images[1:]):

@@ -14,7 +14,6 @@ from rafaga.server.config.device import Device, DeviceKind
 from rafaga.server.engines import devices
 from rafaga.server.engines.contract import run_in_batches
 from rafaga.server.engines.devices import Nvidia
-from rafaga.server.engines.gpu import GpuSettings
 from tests.bundles import convolve, publish_convolutions, publish_forecaster
 from tests.gpu.conftest import placed, task
 
@@ -47,7 +46,7 @@ def test_built_once(
     tensorrt: Device, on_tensorrt: Callable[[], bool], tmp_path: Path, publish: Callable[[Path], Path]
 ) -> None:
     cache = tmp_path / "cache"
-    placement = placed(tensorrt, GpuSettings(tensorrt_cache=cache))
+    placement = placed(tensorrt, tensorrt_cache=cache)
     given, _, golden = task(publish(tmp_path))
     for _ in range(2):
         engine = placement.load(tensorrt, given).engine
@@ -64,7 +63,7 @@ def test_built_once(
 
 @pytest.mark.timeout(600)
 def test_every_size(tensorrt: Device, on_tensorrt: Callable[[], bool], tmp_path: Path) -> None:
-    placement = placed(tensorrt, GpuSettings(tensorrt_cache=tmp_path / "cache"))
+    placement = placed(tensorrt, tensorrt_cache=tmp_path / "cache")
     given, _, _ = task(publish_convolutions(tmp_path))
     engine = placement.load(tensorrt, given).engine
     assert on_tensorrt()

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from tests import bundles, plain
-from tests.integration import graphs
 from tests.integration.serving import Served, serving
 from tests.integration.valve import Valve
 
@@ -20,19 +19,19 @@ PERF_ANALYZER = Path(__file__).resolve().parents[3] / "shared/bench/perf_analyze
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """digits (28x28x1), backbone (any size), series (2 to 64 observations), fragile (see graphs)."""
+    """digits (28x28x1), backbone (any size), series (2 to 64 observations), fragile (see bundles.fragile)."""
     root = tmp_path_factory.mktemp("repository")
     bundles.publish_classifier(root)
     bundles.publish_backbone(root)
     bundles.publish_forecaster(root)
-    graphs.publish_fragile(root)
+    bundles.publish_fragile(root)
     return root
 
 
 @pytest.fixture(scope="session")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model for every method: digits, backbone, series, detector (8x16), segmenter, letters (1 to 32 of abcd);
-    fragile (see graphs); and a plain file, plain (y = 2 x)."""
+    fragile (see bundles.fragile); and a plain file, plain (y = 2 x)."""
     root = tmp_path_factory.mktemp("everything")
     bundles.publish_classifier(root)
     bundles.publish_backbone(root)
@@ -40,7 +39,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundles.publish_detector(root)
     bundles.publish_segmenter(root)
     bundles.publish_sequence_model(root)
-    graphs.publish_fragile(root)
+    bundles.publish_fragile(root)
     plain.publish(root, "plain", plain.scaled(2.0))
     return root
 

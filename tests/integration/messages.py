@@ -9,9 +9,33 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from google.protobuf import message_factory
+from google.protobuf.message import Message
 from PIL import Image
 
-from rafaga.v1 import forecasting_pb2, sequences_pb2, vision_pb2
+from rafaga.inference import open_inference_pb2
+from rafaga.v1 import catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2
+
+OPEN = "/inference.GRPCInferenceService/"
+STREAM = f"{OPEN}ModelStreamInfer"
+
+
+def _methods() -> dict[str, tuple[type[Message], type[Message]]]:
+    files = (catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2, open_inference_pb2)
+    services = [service for file in files for service in file.DESCRIPTOR.services_by_name.values()]
+    return {
+        f"/{service.full_name}/{method.name}": (
+            message_factory.GetMessageClass(method.input_type),
+            message_factory.GetMessageClass(method.output_type),
+        )
+        for service in services
+        for method in service.methods
+        if method.name not in ("RepositoryModelLoad", "RepositoryModelUnload")  # of the admin port
+    }
+
+
+METHODS = _methods()
+"""Request and reply of every method, by path."""
 
 
 def tensor(images: np.ndarray) -> vision_pb2.ImageTensor:
@@ -102,6 +126,14 @@ def black_png(width: int, height: int) -> bytes:
     data = b"".join(compressor.compress(row) for _ in range(height)) + compressor.flush()
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def many_scans(scans: int) -> bytes:
+    """A progressive JPEG file whose last scan is repeated so often."""
+    buffer = io.BytesIO()
+    Image.fromarray(random_photo(0, 24, 24)[0]).save(buffer, "JPEG", progressive=True)
+    *first, last = buffer.getvalue().split(b"\xff\xda")
+    return b"\xff\xda".join([*first, *[last.removesuffix(b"\xff\xd9")] * scans, last])
 
 
 def random_digits(seed: int, rows: int = 1) -> np.ndarray:

@@ -50,7 +50,7 @@ def send(
             path,
             body,
             named,
-            encode_chunked=chunked,  # type: ignore[arg-type]
+            encode_chunked=chunked,
         )
         answer = connection.getresponse()
         return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 import urllib.error
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
+import numpy as np
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
@@ -25,6 +27,8 @@ from rafaga.server.engines.selection import EngineFactory, Placement
 from rafaga.server.lifecycle import Server
 from rafaga.server.scheduling.latency import LatencyTable
 from rafaga.v1 import catalog_pb2_grpc, forecasting_pb2_grpc, sequences_pb2_grpc, vision_pb2_grpc
+from tests import bundles
+from tests.integration import messages
 
 PATIENCE_S = 60.0
 """How long a test waits for what must happen; long, because other work may hold the cores."""
@@ -83,6 +87,10 @@ class Served(Stubs):
         LatencyTable.__init__(table, (1, table.buckets[-1]), (seconds, seconds))
 
 
+Serve = Callable[..., Served]
+"""A server on a repository, by default the one of all tests, with the given settings."""
+
+
 @contextmanager
 def serving(repository: Path, engine_factory: EngineFactory = Placement.load, **settings: Any) -> Iterator[Served]:
     config = Config.of(
@@ -126,6 +134,13 @@ def connected(address: str) -> Iterator[Any]:
         yield channel
 
 
+def free_port() -> int:
+    """One that is free on every address."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
 def get(url: str) -> tuple[int, str]:
     """GET over HTTP: status and body."""
     try:
@@ -144,6 +159,9 @@ def metric_of(http: str, name: str, **labels: str) -> float:
         for sample in family.samples
         if sample.name == name and labels.items() <= sample.labels.items()
     )
+
+
+TENSOR, REQUEST, IMAGE, NO_MODEL = "INVALID_TENSOR", "INVALID_REQUEST", "INVALID_IMAGE", "MODEL_NOT_FOUND"
 
 
 class Refusal(NamedTuple):
@@ -186,6 +204,16 @@ def eventually(condition: Callable[[], object], what: str) -> None:
         if time.monotonic() > end:
             raise AssertionError(f"never happened: {what}")
         time.sleep(0.01)
+
+
+def assert_serves(served: Served) -> None:
+    """Every call has ended, and a good request is answered, over the connection there is and over a new one."""
+    eventually(lambda: served.in_flight == 0, "every call ended")
+    image = messages.random_digits(0)
+    with served.another_connection() as another:
+        for stubs in (served, another):
+            answer = stubs.vision.Classify(messages.classify(image), timeout=PATIENCE_S)
+            np.testing.assert_allclose(messages.probabilities(answer), bundles.classify(image), atol=1e-5)
 
 
 def wait_for_queue(served: Served, model: str, rows: int) -> None:

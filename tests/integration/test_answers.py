@@ -1,8 +1,7 @@
-"""Answers are numpy's, alone and in company: batches, their splitting and their padding never show in an answer."""
+"""Answers are numpy's, alone and in company: neither batches nor neighbours that fail show in an answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -11,8 +10,10 @@ import pytest
 
 from rafaga.v1 import vision_pb2
 from tests import bundles
+from tests.bundles import fragile
 from tests.integration import messages
-from tests.integration.serving import PATIENCE_S, Served, refusal_of, wait_for_queue
+from tests.integration import open_inference as oip
+from tests.integration.serving import PATIENCE_S, Serve, Served, refusal, refusal_of, wait_for_queue
 from tests.integration.valve import Valve
 
 CALLERS = 32
@@ -52,14 +53,6 @@ def test_top_k_zero_means_five_and_too_many_means_all(server: Served, asked: int
     assert len(response.results[0].labels) == given
 
 
-def test_a_png_answers_like_its_pixels(server: Served) -> None:
-    images = messages.random_digits(3, 2)
-    files = [messages.png(image[:, :, 0]) for image in images]
-    response = server.vision.Classify(messages.classify_files(*files))
-    assert messages.probabilities(response) == pytest.approx(bundles.classify(images), abs=1e-5)
-    assert response.timing.preprocess_us > 0
-
-
 @pytest.mark.parametrize(("height", "width", "rows"), [(1, 1, 1), (32, 48, 2), (33, 17, 1)])
 def test_features_of_any_size_are_what_numpy_answers(server: Served, height: int, width: int, rows: int) -> None:
     images = messages.random_photo(0, height, width, rows)
@@ -67,12 +60,6 @@ def test_features_of_any_size_are_what_numpy_answers(server: Served, height: int
     (found,) = messages.maps(response)
     assert (response.maps[0].name, response.maps[0].stride) == ("map", 2)
     np.testing.assert_allclose(found, bundles.features(images), atol=1e-6)
-
-
-def test_features_of_encoded_images(server: Served) -> None:
-    images = messages.random_photo(1, 20, 30, 2)
-    response = server.vision.ExtractFeatures(messages.features_files(*map(messages.png, images)))
-    np.testing.assert_allclose(messages.maps(response)[0], bundles.features(images), atol=1e-6)
 
 
 @pytest.mark.parametrize(("length", "horizon"), [(2, 0), (6, 1), (64, 4), (100, 3)])
@@ -83,11 +70,6 @@ def test_forecast_answers_what_numpy_answers(server: Served, length: int, horizo
     expected = bundles.forecast(history[-64:])[: horizon or bundles.HORIZON]
     assert messages.quantiles(response) == pytest.approx(expected, abs=1e-4)
     assert [q.level for q in response.quantiles] == pytest.approx(bundles.LEVELS)
-
-
-def test_a_version_can_be_named(server: Served) -> None:
-    response = server.vision.Classify(messages.classify(messages.random_digits(1), version=1))
-    assert response.model.version == 1
 
 
 def test_good_answers_stay_right_while_others_fail(server: Served) -> None:
@@ -119,7 +101,7 @@ def test_good_answers_stay_right_while_others_fail(server: Served) -> None:
         assert len(list(callers.map(ask, range(10 * CALLERS)))) == 10 * CALLERS
 
 
-def test_callers_that_come_while_the_engine_runs_share_a_batch(serve: Callable[..., Served], valve: Valve) -> None:
+def test_callers_that_come_while_the_engine_runs_share_a_batch(serve: Serve, valve: Valve) -> None:
     served = serve()
     images = messages.random_digits(5, 9)
     with valve.closed():
@@ -133,9 +115,7 @@ def test_callers_that_come_while_the_engine_runs_share_a_batch(serve: Callable[.
     assert answers == pytest.approx(bundles.classify(images), abs=1e-5)
 
 
-def test_a_request_larger_than_a_batch_is_split_and_comes_back_in_order(
-    serve: Callable[..., Served], valve: Valve
-) -> None:
+def test_a_request_larger_than_a_batch_is_split_and_comes_back_in_order(serve: Serve, valve: Valve) -> None:
     served = serve()
     images = messages.random_digits(6, 100)
     valve.runs.clear()
@@ -147,7 +127,7 @@ def test_a_request_larger_than_a_batch_is_split_and_comes_back_in_order(
     assert response.timing.batch_size == max(valve.runs)
 
 
-def test_ragged_series_share_a_batch_and_answer_as_if_alone(serve: Callable[..., Served], valve: Valve) -> None:
+def test_ragged_series_share_a_batch_and_answer_as_if_alone(serve: Serve, valve: Valve) -> None:
     served = serve()
     histories = [messages.random_history(n, n) for n in (2, 64, 5, 17, 33)]
     alone = [messages.quantiles(served.forecasting.Forecast(messages.forecast(h))) for h in histories]
@@ -164,23 +144,7 @@ def test_ragged_series_share_a_batch_and_answer_as_if_alone(serve: Callable[...,
         assert future.result().timing.batch_size == len(histories)
 
 
-def test_company_does_not_change_an_answer(serve: Callable[..., Served], valve: Valve) -> None:
-    served = serve()
-    mine = messages.classify(messages.random_digits(8))
-    alone = messages.probabilities(served.vision.Classify(mine))
-    for company in (1, 7, 31):
-        with valve.closed():
-            first = served.vision.Classify.future(mine)
-            valve.wait_for_engine()
-            others = served.vision.Classify.future(messages.classify(messages.random_digits(9, company)))
-            last = served.vision.Classify.future(mine)
-            wait_for_queue(served, "digits", company + 1)
-        assert messages.probabilities(first.result(PATIENCE_S)) == pytest.approx(alone, abs=1e-6)
-        assert messages.probabilities(last.result(PATIENCE_S)) == pytest.approx(alone, abs=1e-6)
-        assert len(others.result(PATIENCE_S).results) == company
-
-
-def test_images_of_different_sizes_do_not_share_a_batch(serve: Callable[..., Served], valve: Valve) -> None:
+def test_images_of_different_sizes_do_not_share_a_batch(serve: Serve, valve: Valve) -> None:
     served = serve()
     photos = [messages.random_photo(i, 8 + 8 * (i % 2), 8) for i in range(6)]
     with valve.closed():
@@ -192,3 +156,63 @@ def test_images_of_different_sizes_do_not_share_a_batch(serve: Callable[..., Ser
     for future, photo in zip(futures, photos, strict=True):
         np.testing.assert_allclose(messages.maps(future.result(PATIENCE_S))[0], bundles.features(photo), atol=1e-6)
     assert valve.runs == [1, 3, 3]
+
+
+def test_two_engines_run_at_once(serve: Serve, valve: Valve) -> None:
+    served = serve(instances=("2",), max_batch_size=2)
+    digits = [messages.random_digits(seed) for seed in range(6)]
+    stub = oip.stub(served)
+    with valve.closed():
+        answers = [stub.ModelInfer.future(oip.images(digit)) for digit in digits[:1]]
+        valve.wait_for_engine()
+        answers += [stub.ModelInfer.future(oip.images(digit)) for digit in digits[1:]]
+        valve.wait_for_engine()
+    together = stub.ModelInfer(oip.images(np.concatenate(digits)))
+    expected = np.frombuffer(together.raw_output_contents[0], np.float32).reshape(6, -1)
+    for answer, row in zip(answers, expected, strict=True):
+        got = np.frombuffer(answer.result().raw_output_contents[0], np.float32)
+        np.testing.assert_allclose(got, row, atol=1e-6)
+
+
+OUT_OF_RANGE = 200
+
+
+def pixel(value: int, rows: int = 1) -> np.ndarray:
+    return np.full((rows, 1, 1, 1), value, np.uint8)
+
+
+@pytest.mark.parametrize("failing", [{0}, {7}, {3, 4}, {0, 2, 4, 6}, set(range(8))])
+def test_only_the_failing_inputs_of_a_batch_fail(serve: Serve, valve: Valve, failing: set[int]) -> None:
+    """1. The engine is busy; eight callers queue. 2. Their batch fails. 3. Exactly the bad ones are refused."""
+    served = serve()
+    inputs = [pixel(OUT_OF_RANGE if i in failing else i) for i in range(8)]
+    with valve.closed():
+        first = served.vision.Classify.future(messages.classify(pixel(1), "fragile"))
+        valve.wait_for_engine()
+        futures = [served.vision.Classify.future(messages.classify(i, "fragile")) for i in inputs]
+        wait_for_queue(served, "fragile", len(inputs))
+    assert first.result(PATIENCE_S)
+    for index, future in enumerate(futures):
+        if index in failing:
+            assert refusal(lambda future=future: future.result(PATIENCE_S)).reason == "REJECTED_BY_MODEL"
+        else:
+            answer = messages.probabilities(future.result(PATIENCE_S))
+            assert answer == pytest.approx(fragile(inputs[index]))
+    assert served.metric("rafaga_rejected_inputs_total", model="fragile") == len(failing)
+    (found,) = oip.stub(served).ModelStatistics(oip.pb.ModelStatisticsRequest(name="fragile")).model_stats
+    statistics = found.inference_stats
+    assert (statistics.success.count, statistics.fail.count) == (9 - len(failing), len(failing))
+    assert served.metric("rafaga_engine_failures_total", model="fragile") == 0
+    assert served.in_flight == 0
+
+
+def test_a_split_request_with_one_failing_row_fails_once(serve: Serve) -> None:
+    """Its other parts ran or will run; nothing of it is answered, and its neighbours are."""
+    served = serve(max_batch_size=4)
+    images = pixel(2, 10)
+    images[5] = OUT_OF_RANGE
+    refused = refusal(lambda: served.vision.Classify(messages.classify(images, "fragile"), timeout=PATIENCE_S))
+    assert refused.reason == "REJECTED_BY_MODEL"
+    response = served.vision.Classify(messages.classify(pixel(9, 10), "fragile"))
+    assert messages.probabilities(response) == pytest.approx(fragile(pixel(9, 10)))
+    assert served.in_flight == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from rafaga.v1 import catalog_pb2
 from tests import bundles, plain
 from tests.integration import messages
 from tests.integration import open_inference as oip
-from tests.integration.serving import PATIENCE_S, Served, eventually, refusal, serving, wait_for_queue
+from tests.integration.serving import PATIENCE_S, Serve, Served, eventually, refusal, serving, wait_for_queue
 from tests.integration.valve import Valve
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -73,7 +72,7 @@ def index(served: Served, name: str) -> catalog_pb2.Model:
     return served.catalog.GetModel(catalog_pb2.GetModelRequest(name=name)).model
 
 
-def test_a_run_without_end(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_a_run_without_end(serve: Serve, tmp_path: Path) -> None:
     """1. One call spins, two wait. 2. All fail, health turns. 3. A new engine answers, and the old one's run ended."""
     plain.publish(tmp_path, "spin", plain.spinning())
     bundles.publish_classifier(tmp_path)
@@ -98,7 +97,7 @@ def test_a_run_without_end(serve: Callable[..., Served], tmp_path: Path) -> None
     eventually(lambda: threads("engine-spin") == 1, "ONNX Runtime ended the run of the old engine")
 
 
-def test_while_there_is_no_engine(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_while_there_is_no_engine(serve: Serve, tmp_path: Path) -> None:
     """The file is not what it was, so the new engine is refused; once it is again, the model comes back."""
     file = plain.publish(tmp_path, "spin", plain.spinning())
     bundles.publish_classifier(tmp_path)
@@ -124,19 +123,6 @@ def test_while_there_is_no_engine(serve: Callable[..., Served], tmp_path: Path) 
     assert index(served, "spin").reason == ""
 
 
-def test_an_engine_of_a_bundle_that_hangs(serve: Callable[..., Served], valve: Valve) -> None:
-    """Not between two nodes of a graph, so nothing ends its run; the new engine is right before it serves."""
-    served = serve(engine_timeout_s=0.5)
-    with valve.closed():
-        hung = served.vision.Classify.future(messages.classify(messages.random_digits(0)))
-        valve.wait_for_engine()
-        assert refusal(lambda: hung.result(PATIENCE_S)).reason == "ENGINE_FAILURE"
-    eventually(lambda: served.metric("rafaga_engine_restarts_total", model="digits") == 1, "a new engine")
-    image = messages.random_digits(1)
-    found = messages.probabilities(served.vision.Classify(messages.classify(image)))
-    assert found == pytest.approx(bundles.classify(image), abs=1e-5)
-
-
 class Kernel:
     """One of model "held" that does not return, in whichever thread the transport has quick models run."""
 
@@ -158,7 +144,7 @@ class Kernel:
         return oip.stub(served).ModelInfer.future(oip.request(model, x=self.X), timeout=PATIENCE_S)
 
 
-def test_a_kernel_that_never_returns(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_a_kernel_that_never_returns(serve: Serve, tmp_path: Path) -> None:
     """1. It hangs, in the transport's own thread; others call. 2. Its call fails, the others are answered.
     3. A new engine answers. 4. It returns after all: its thread ends, and serving goes on."""
     kernel = Kernel(tmp_path)
@@ -202,9 +188,7 @@ def test_when_nobody_can_receive_any_more(tmp_path: Path, monkeypatch: pytest.Mo
             assert refusal(hung.result).reason == "ENGINE_FAILURE"
 
 
-def test_a_server_stops_while_an_engine_hangs(
-    serve: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_stops_while_an_engine_hangs(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lifecycle, "_REPLY_GRACE_S", 0.1)
     plain.publish(tmp_path, "spin", plain.spinning())
     served = serve(tmp_path, drain_timeout_s=0.3)

@@ -11,13 +11,12 @@ import pytest
 from google.protobuf.message import Message
 
 from rafaga.inference import open_inference_pb2 as pb
-from rafaga.v1 import catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2
+from rafaga.v1 import catalog_pb2
 from tests.integration import http2, messages
 from tests.integration import open_inference as oip
 from tests.integration.serving import PATIENCE_S, Served, eventually, serving
 from tests.integration.valve import Decoder, Valve
 
-OPEN = "/inference.GRPCInferenceService/"
 SOON_S = 0.3
 PHOTO = messages.random_photo(0, 8, 16)
 FILE = messages.png(PHOTO[0])
@@ -26,74 +25,53 @@ DIGIT_FILE = messages.png(DIGIT[0, :, :, 0])
 
 
 class Method(NamedTuple):
-    """A valid request, and how to read the reply. model: the model that computes, if any. files: its images are decoded
-    first. stream: it is the only message of a stream."""
+    """A valid request. model: the model that computes, if any. files: its images are decoded first."""
 
     path: str
     request: Message
-    reply: type[Message]
     model: str = ""
     files: bool = False
-    stream: bool = False
+
+    @property
+    def stream(self) -> bool:
+        """Whether the request is the only message of a stream."""
+        return self.path == messages.STREAM
 
 
-def _about(name: str, request: Message, reply: type[Message]) -> Method:
-    return Method(OPEN + name, request, reply)
-
-
-_CLASSIFY, _FEATURES = "/rafaga.v1.Vision/Classify", "/rafaga.v1.Vision/ExtractFeatures"
-_DETECT, _SEGMENT = "/rafaga.v1.Vision/Detect", "/rafaga.v1.Vision/Segment"
-_INFER, _STREAM = f"{OPEN}ModelInfer", f"{OPEN}ModelStreamInfer"
-_LETTERS = sequences_pb2.PredictRequest(model="letters", symbols="abcd")
-_HISTORY = messages.random_history(0, 12)
+VISION, INFER = "/rafaga.v1.Vision/", f"{messages.OPEN}ModelInfer"
 
 METHODS = {
-    "classify": Method(_CLASSIFY, messages.classify(DIGIT), vision_pb2.ClassifyResponse, "digits"),
-    "features": Method(_FEATURES, messages.features(PHOTO), vision_pb2.ExtractFeaturesResponse, "backbone"),
-    "detect": Method(_DETECT, messages.detect(PHOTO), vision_pb2.DetectResponse, "detector"),
-    "segment": Method(_SEGMENT, messages.segment(PHOTO), vision_pb2.SegmentResponse, "segmenter"),
-    "forecast": Method(
-        "/rafaga.v1.Forecasting/Forecast", messages.forecast(_HISTORY), forecasting_pb2.ForecastResponse, "series"
-    ),
-    "predict": Method("/rafaga.v1.Sequences/Predict", _LETTERS, sequences_pb2.PredictResponse, "letters"),
-    "infer": Method(_INFER, oip.images(DIGIT), pb.ModelInferResponse, "digits"),
-    "stream": Method(_STREAM, oip.images(DIGIT), pb.ModelStreamInferResponse, "digits", stream=True),
-    "classify files": Method(
-        _CLASSIFY, messages.classify_files(DIGIT_FILE), vision_pb2.ClassifyResponse, "digits", files=True
-    ),
-    "features of files": Method(
-        _FEATURES, messages.features_files(FILE), vision_pb2.ExtractFeaturesResponse, "backbone", files=True
-    ),
-    "detect in files": Method(_DETECT, messages.detect_files(FILE), vision_pb2.DetectResponse, "detector", files=True),
-    "segment files": Method(
-        _SEGMENT, messages.segment_files(FILE), vision_pb2.SegmentResponse, "segmenter", files=True
-    ),
-    "infer files": Method(_INFER, oip.files(DIGIT_FILE), pb.ModelInferResponse, "digits", files=True),
-    "stream files": Method(
-        _STREAM, oip.files(DIGIT_FILE), pb.ModelStreamInferResponse, "digits", files=True, stream=True
-    ),
-    "model": Method(
-        "/rafaga.v1.Catalog/GetModel", catalog_pb2.GetModelRequest(name="digits"), catalog_pb2.GetModelResponse
-    ),
-    "models": Method("/rafaga.v1.Catalog/ListModels", catalog_pb2.ListModelsRequest(), catalog_pb2.ListModelsResponse),
-    "live": _about("ServerLive", pb.ServerLiveRequest(), pb.ServerLiveResponse),
-    "ready": _about("ServerReady", pb.ServerReadyRequest(), pb.ServerReadyResponse),
-    "server": _about("ServerMetadata", pb.ServerMetadataRequest(), pb.ServerMetadataResponse),
-    "model ready": _about("ModelReady", pb.ModelReadyRequest(name="digits"), pb.ModelReadyResponse),
-    "metadata": _about("ModelMetadata", pb.ModelMetadataRequest(name="digits"), pb.ModelMetadataResponse),
-    "config": _about("ModelConfig", pb.ModelConfigRequest(name="digits"), pb.ModelConfigResponse),
-    "statistics": _about("ModelStatistics", pb.ModelStatisticsRequest(name="plain"), pb.ModelStatisticsResponse),
-    "index": _about("RepositoryIndex", pb.RepositoryIndexRequest(), pb.RepositoryIndexResponse),
+    "classify": Method(f"{VISION}Classify", messages.classify(DIGIT), "digits"),
+    "features": Method(f"{VISION}ExtractFeatures", messages.features(PHOTO), "backbone"),
+    "detect": Method(f"{VISION}Detect", messages.detect(PHOTO), "detector"),
+    "segment": Method(f"{VISION}Segment", messages.segment(PHOTO), "segmenter"),
+    "forecast": Method("/rafaga.v1.Forecasting/Forecast", messages.forecast([1, 2, 3]), "series"),
+    "predict": Method("/rafaga.v1.Sequences/Predict", messages.predict("abcd"), "letters"),
+    "infer": Method(INFER, oip.images(DIGIT), "digits"),
+    "stream": Method(messages.STREAM, oip.images(DIGIT), "digits"),
+    "classify files": Method(f"{VISION}Classify", messages.classify_files(DIGIT_FILE), "digits", files=True),
+    "features of files": Method(f"{VISION}ExtractFeatures", messages.features_files(FILE), "backbone", files=True),
+    "detect in files": Method(f"{VISION}Detect", messages.detect_files(FILE), "detector", files=True),
+    "segment files": Method(f"{VISION}Segment", messages.segment_files(FILE), "segmenter", files=True),
+    "infer files": Method(INFER, oip.files(DIGIT_FILE), "digits", files=True),
+    "stream files": Method(messages.STREAM, oip.files(DIGIT_FILE), "digits", files=True),
+    "model": Method("/rafaga.v1.Catalog/GetModel", catalog_pb2.GetModelRequest(name="digits")),
+    "models": Method("/rafaga.v1.Catalog/ListModels", catalog_pb2.ListModelsRequest()),
+    "live": Method(f"{messages.OPEN}ServerLive", pb.ServerLiveRequest()),
+    "ready": Method(f"{messages.OPEN}ServerReady", pb.ServerReadyRequest()),
+    "server": Method(f"{messages.OPEN}ServerMetadata", pb.ServerMetadataRequest()),
+    "model ready": Method(f"{messages.OPEN}ModelReady", pb.ModelReadyRequest(name="digits")),
+    "metadata": Method(f"{messages.OPEN}ModelMetadata", pb.ModelMetadataRequest(name="digits")),
+    "config": Method(f"{messages.OPEN}ModelConfig", pb.ModelConfigRequest(name="digits")),
+    "statistics": Method(f"{messages.OPEN}ModelStatistics", pb.ModelStatisticsRequest(name="plain")),
+    "index": Method(f"{messages.OPEN}RepositoryIndex", pb.RepositoryIndexRequest()),
 }
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
-every_that_computes = pytest.mark.parametrize(
-    "method",  # once an image is decoded, it goes the way of pixels
-    [m for m in METHODS.values() if m.model and not m.files],
-    ids=[name for name, m in METHODS.items() if m.model and not m.files],
-)
-every_that_decodes = pytest.mark.parametrize(
-    "method", [m for m in METHODS.values() if m.files], ids=[name for name, m in METHODS.items() if m.files]
-)
+# Once an image is decoded, it goes the way of pixels.
+computing = {name: m for name, m in METHODS.items() if m.model and not m.files}
+decoding = {name: m for name, m in METHODS.items() if m.files}
+every_that_computes = pytest.mark.parametrize("method", computing.values(), ids=computing.keys())
+every_that_decodes = pytest.mark.parametrize("method", decoding.values(), ids=decoding.keys())
 either_end = pytest.mark.parametrize("end", ["deadline", "cancel"])
 
 
@@ -120,7 +98,8 @@ class Asked:
     def answer(self) -> Message:
         """Without the fields that differ between calls."""
         content = next(self._call) if self._method.stream else self._call.result(PATIENCE_S)
-        reply = self._method.reply.FromString(content)
+        _, kind = messages.METHODS[self._method.path]
+        reply = kind.FromString(content)
         for passing in {"timing", "model_stats"} & set(reply.DESCRIPTOR.fields_by_name):
             reply.ClearField(passing)
         return reply
@@ -147,7 +126,7 @@ def assert_serves(served: Served, method: Method) -> None:
 
 def test_the_list_of_methods_is_complete(standing: tuple[Served, Valve]) -> None:
     served, _ = standing
-    assert {method.path for method in METHODS.values()} == {*served.server._router.methods, _STREAM}
+    assert {method.path for method in METHODS.values()} == {*served.server._router.methods, messages.STREAM}
 
 
 @every_method

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,41 +12,19 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from rafaga.inference import open_inference_pb2 as pb
-from rafaga.v1 import catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2
 from tests import bundles
 from tests.integration import malformed, messages
 from tests.integration import open_inference as oip
-from tests.integration.malformed import INFER, METHODS, OPEN, STREAM, Request, Stream
+from tests.integration.malformed import INFER, UNARY, HttpRequest, Request, Stream
 from tests.integration.serving import PATIENCE_S, Refusal, Served, eventually, refusal_of, serving
 
 NIGHTLY = [pytest.mark.nightly, pytest.mark.timeout(0)]
-
-REPLIES: dict[str, type[Message]] = {
-    "/rafaga.v1.Vision/Classify": vision_pb2.ClassifyResponse,
-    "/rafaga.v1.Vision/ExtractFeatures": vision_pb2.ExtractFeaturesResponse,
-    "/rafaga.v1.Vision/Detect": vision_pb2.DetectResponse,
-    "/rafaga.v1.Vision/Segment": vision_pb2.SegmentResponse,
-    "/rafaga.v1.Forecasting/Forecast": forecasting_pb2.ForecastResponse,
-    "/rafaga.v1.Sequences/Predict": sequences_pb2.PredictResponse,
-    "/rafaga.v1.Catalog/GetModel": catalog_pb2.GetModelResponse,
-    "/rafaga.v1.Catalog/ListModels": catalog_pb2.ListModelsResponse,
-    INFER: pb.ModelInferResponse,
-    f"{OPEN}ModelReady": pb.ModelReadyResponse,
-    f"{OPEN}ModelMetadata": pb.ModelMetadataResponse,
-    f"{OPEN}ModelConfig": pb.ModelConfigResponse,
-    f"{OPEN}ModelStatistics": pb.ModelStatisticsResponse,
-    f"{OPEN}RepositoryIndex": pb.RepositoryIndexResponse,
-    f"{OPEN}ServerLive": pb.ServerLiveResponse,
-    f"{OPEN}ServerReady": pb.ServerReadyResponse,
-    f"{OPEN}ServerMetadata": pb.ServerMetadataResponse,
-}
 
 CLEAN = {
     grpc.StatusCode.INVALID_ARGUMENT,
@@ -126,18 +106,18 @@ def assert_serves(served: Served) -> None:
 
 
 def test_every_unary_method_is_among_them(served: Served) -> None:
-    assert sorted(REPLIES) == METHODS == sorted(served.server._router.methods)
+    assert sorted(served.server._router.methods) == UNARY
 
 
 @pytest.mark.parametrize("examples", [400, pytest.param(100_000, marks=NIGHTLY)])
 def test_every_request_gets_a_clean_status_that_is_counted(served: Served, examples: int) -> None:
-    stubs = {method: served.channel.unary_unary(method) for method in METHODS}
+    stubs = {method: served.channel.unary_unary(method) for method in UNARY}
     statuses, before = Counts(), counted(served)
 
     def ask(request: Request) -> None:
         method, content, metadata = request
         try:
-            REPLIES[method].FromString(stubs[method](content, metadata=metadata, timeout=PATIENCE_S))
+            messages.METHODS[method][1].FromString(stubs[method](content, metadata=metadata, timeout=PATIENCE_S))
             statuses[method, OK] += 1
         except grpc.RpcError as error:
             refused = refusal_of(error)
@@ -146,14 +126,14 @@ def test_every_request_gets_a_clean_status_that_is_counted(served: Served, examp
 
     fuzz(examples, malformed.requests(), ask)
     assert statuses.total() >= examples
-    assert {method for method, code in statuses if code == OK} == set(METHODS), "some were right"
+    assert {method for method, code in statuses if code == OK} == set(UNARY), "some were right"
     eventually(lambda: counted(served) - before == statuses, "the server counted the same")
     assert_serves(served)
 
 
 @pytest.mark.parametrize("examples", [100, pytest.param(20_000, marks=NIGHTLY)])
 def test_every_message_of_a_stream_gets_an_answer_that_is_counted(served: Served, examples: int) -> None:
-    infer = served.channel.stream_stream(STREAM)
+    infer = served.channel.stream_stream(messages.STREAM)
     statuses, before = Counts(), counted(served)
 
     def ask(stream: Stream) -> None:
@@ -184,15 +164,22 @@ def test_every_message_of_a_stream_gets_an_answer_that_is_counted(served: Served
     assert_serves(served)
 
 
-@pytest.mark.parametrize("examples", [30, pytest.param(10_000, marks=NIGHTLY)])
-def test_health_of_any_name_can_be_watched(served: Served, examples: int) -> None:
-    known = st.sampled_from(["", "digits", "rafaga.v1.Catalog", "inference.GRPCInferenceService"])
+@pytest.mark.parametrize("examples", [300, pytest.param(100_000, marks=NIGHTLY)])
+def test_every_http_request_gets_a_clean_answer_that_is_counted(served: Served, examples: int) -> None:
+    statuses, before = Counter[bool](), counted(served)
+    connection = http.client.HTTPConnection("127.0.0.1", served.server.http_port, timeout=PATIENCE_S)
 
-    def watch(name: str) -> None:
-        stream = served.health.Watch(health_pb2.HealthCheckRequest(service=name), timeout=PATIENCE_S)
-        serving = next(stream).status
-        stream.cancel()
-        assert serving in (health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+    def ask(request: HttpRequest) -> None:
+        connection.request("POST", request.path, request.body, request.headers)
+        with connection.getresponse() as answer:
+            body = answer.read()
+        statuses[answer.status == 200] += 1
+        assert answer.status in {200, 400, 413, 501, 504}, body
+        if answer.status != 200:
+            assert_tells_nothing(json.loads(body)["error"])
 
-    fuzz(examples, st.one_of(known, st.text(max_size=200)), watch)
+    fuzz(examples, malformed.http_requests(), ask)
+    connection.close()
+    assert min(statuses[True], statuses[False]) > examples / 10
+    eventually(lambda: (counted(served) - before).total() == statuses.total(), "the server counted as many")
     assert_serves(served)

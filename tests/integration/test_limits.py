@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
 import grpc
 import numpy as np
@@ -20,7 +18,7 @@ from rafaga.priority import PRIORITY_KEY
 from rafaga.v1 import vision_pb2
 from tests import bundles
 from tests.integration import http2, messages
-from tests.integration.serving import PATIENCE_S, Served, connected, eventually, refusal
+from tests.integration.serving import PATIENCE_S, Serve, Served, assert_serves, connected, eventually, refusal
 from tests.integration.valve import Valve
 
 RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -30,21 +28,12 @@ IMAGE = messages.random_digits(0)
 MIB = 2**20
 
 
-def assert_serves(served: Served) -> None:
-    """A good request is answered rightly over the connection there is and over a new one, and nobody is left over."""
-    eventually(lambda: served.in_flight == 0, "every call ended")
-    with served.another_connection() as another:
-        for stubs in (served, another):
-            answer = stubs.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S)
-            assert messages.probabilities(answer) == pytest.approx(bundles.classify(IMAGE), abs=1e-5)
-
-
 def oversize(size: int) -> vision_pb2.ClassifyRequest:
     pixels = vision_pb2.ImageTensor(data=bytes(size), batch=1, height=28, width=28, channels=1)
     return vision_pb2.ClassifyRequest(model="digits", pixels=pixels)
 
 
-def test_connections_over_the_limit_are_closed_and_the_others_served(serve: Callable[..., Served]) -> None:
+def test_connections_over_the_limit_are_closed_and_the_others_served(serve: Serve) -> None:
     served = serve(max_connections=2)
     assert_serves(served)  # one connection stays open, and one comes and goes
     with served.another_connection() as second:
@@ -65,7 +54,7 @@ def serves_another(served: Served) -> bool:
 # --- Sizes ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_message_over_the_limit_is_refused_and_the_connection_goes_on(serve: Callable[..., Served]) -> None:
+def test_a_message_over_the_limit_is_refused_and_the_connection_goes_on(serve: Serve) -> None:
     served = serve(max_request_bytes=MIB)
     for _ in range(3):
         assert refusal(lambda: served.vision.Classify(oversize(2 * MIB))).code is RESOURCE_EXHAUSTED
@@ -74,14 +63,14 @@ def test_a_message_over_the_limit_is_refused_and_the_connection_goes_on(serve: C
     assert_serves(served)
 
 
-def test_a_message_at_the_limit_is_taken(serve: Callable[..., Served]) -> None:
+def test_a_message_at_the_limit_is_taken(serve: Serve) -> None:
     images = messages.random_digits(1, 1000)
     request = messages.classify(images, top_k=1)
     served = serve(max_request_bytes=request.ByteSize())
     assert len(served.vision.Classify(request).results) == 1000
 
 
-def test_a_message_is_refused_by_its_declared_size_before_it_is_buffered(serve: Callable[..., Served]) -> None:
+def test_a_message_is_refused_by_its_declared_size_before_it_is_buffered(serve: Serve) -> None:
     """The prefix declares a gigabyte; ten bytes follow, and no more. The answer must not wait for the rest."""
     served = serve()
     with http2.raw_connection(served.port) as connection:
@@ -92,7 +81,7 @@ def test_a_message_is_refused_by_its_declared_size_before_it_is_buffered(serve: 
         assert found[-1].ends_stream
 
 
-def test_compressed_requests_are_refused_before_they_are_inflated(serve: Callable[..., Served]) -> None:
+def test_compressed_requests_are_refused_before_they_are_inflated(serve: Serve) -> None:
     """Thirty megabytes of zeros are thirty kilobytes on the wire."""
     served = serve(max_request_bytes=MIB)
     for request in (messages.classify(IMAGE), oversize(30 * MIB)):
@@ -101,7 +90,7 @@ def test_compressed_requests_are_refused_before_they_are_inflated(serve: Callabl
     assert_serves(served)
 
 
-def test_metadata_over_the_limit_is_refused(serve: Callable[..., Served]) -> None:
+def test_metadata_over_the_limit_is_refused(serve: Serve) -> None:
     served = serve()
     metadata = (("padding", "x" * 100_000),)
     refused = refusal(lambda: served.vision.Classify(messages.classify(IMAGE), metadata=metadata, timeout=PATIENCE_S))
@@ -112,9 +101,7 @@ def test_metadata_over_the_limit_is_refused(serve: Callable[..., Served]) -> Non
 # --- Numbers ----------------------------------------------------------------------------------------------------------
 
 
-def test_calls_beyond_the_limit_are_refused_with_a_reason_and_health_is_not(
-    serve: Callable[..., Served], valve: Valve
-) -> None:
+def test_calls_beyond_the_limit_are_refused_with_a_reason_and_health_is_not(serve: Serve, valve: Valve) -> None:
     served = serve(max_concurrent_calls=8)
     with valve.closed():
         accepted = [served.vision.Classify.future(messages.classify(IMAGE)) for _ in range(8)]
@@ -130,30 +117,7 @@ def test_calls_beyond_the_limit_are_refused_with_a_reason_and_health_is_not(
     assert_serves(served)
 
 
-@pytest.mark.parametrize("flood", ["low", "normal", "high"])
-def test_a_flood_of_one_priority_refuses_no_other(serve: Callable[..., Served], valve: Valve, flood: str) -> None:
-    """1. The engine stands. 2. Calls of one priority fill the server. 3. Each other priority gets its share in."""
-    served = serve(max_concurrent_calls=8)
-
-    def ask(priority: str) -> Any:
-        metadata = ((PRIORITY_KEY, priority),)
-        return served.vision.Classify.future(messages.classify(IMAGE), metadata=metadata, timeout=PATIENCE_S)
-
-    with valve.closed():
-        accepted = [ask(flood) for _ in range(8)]
-        eventually(lambda: served.in_flight == 8, "they are in flight")
-        assert refusal(ask(flood).result).reason == "QUEUE_FULL"
-        for other in {"low", "normal", "high"} - {flood}:
-            before = served.in_flight
-            accepted += [ask(other) for _ in range(2)]
-            eventually(lambda before=before: served.in_flight == before + 2, "there is room for them")
-            assert refusal(ask(other).result).reason == "QUEUE_FULL"
-    assert all(call.result(PATIENCE_S).results for call in accepted)
-    assert served.metric("rafaga_refusals_total", reason="QUEUE_FULL") == 3
-    assert_serves(served)
-
-
-def test_bytes_in_flight_are_bounded(serve: Callable[..., Served], valve: Valve) -> None:
+def test_bytes_in_flight_are_bounded(serve: Serve, valve: Valve) -> None:
     size = messages.classify(IMAGE).ByteSize()
     served = serve(max_request_bytes=size, max_bytes_in_flight=4 * size)
     with valve.closed():
@@ -167,7 +131,7 @@ def test_bytes_in_flight_are_bounded(serve: Callable[..., Served], valve: Valve)
     assert_serves(served)
 
 
-def test_thousands_of_concurrent_calls_are_answered_or_refused(serve: Callable[..., Served], valve: Valve) -> None:
+def test_thousands_of_concurrent_calls_are_answered_or_refused(serve: Serve, valve: Valve) -> None:
     """1. The engine stands. 2. 3000 calls come over three connections. 3. It goes on: each got exactly one answer."""
     served = serve(max_concurrent_calls=64)
     request = messages.classify(IMAGE).SerializeToString()
@@ -189,7 +153,7 @@ def test_thousands_of_concurrent_calls_are_answered_or_refused(serve: Callable[.
     assert_serves(served)
 
 
-def test_a_connection_has_a_bounded_number_of_streams(serve: Callable[..., Served], valve: Valve) -> None:
+def test_a_connection_has_a_bounded_number_of_streams(serve: Serve, valve: Valve) -> None:
     """The server says how many it takes, and refuses what a client opens beyond."""
     served = serve()
     with http2.raw_connection(served.port) as connection:
@@ -213,7 +177,7 @@ def test_a_connection_has_a_bounded_number_of_streams(serve: Callable[..., Serve
 # --- Rudeness ---------------------------------------------------------------------------------------------------------
 
 
-def test_rapid_reset_harms_nobody_else(serve: Callable[..., Served]) -> None:
+def test_rapid_reset_harms_nobody_else(serve: Serve) -> None:
     """Ten times a thousand calls, opened and reset at once; a neighbour is answered in between."""
     served = serve()
     for _ in range(10):
@@ -228,9 +192,7 @@ def test_rapid_reset_harms_nobody_else(serve: Callable[..., Served]) -> None:
     assert_serves(served)
 
 
-def test_a_burst_of_cancellations_costs_no_other_call_of_the_connection(
-    serve: Callable[..., Served], valve: Valve
-) -> None:
+def test_a_burst_of_cancellations_costs_no_other_call_of_the_connection(serve: Serve, valve: Valve) -> None:
     """One call waits for the engine; a hundred others of its connection are opened and cancelled in one breath."""
     served = serve()
     with http2.raw_connection(served.port) as connection:
@@ -246,7 +208,7 @@ def test_a_burst_of_cancellations_costs_no_other_call_of_the_connection(
     assert_serves(served)
 
 
-def test_replies_that_nobody_reads_hold_up_nobody_else(serve: Callable[..., Served]) -> None:
+def test_replies_that_nobody_reads_hold_up_nobody_else(serve: Serve) -> None:
     """Twelve replies of 768 KiB for a client that lets the server send only the start of each. They no longer count as
     in flight: what bounds them is the number of streams of a connection."""
     served = serve(max_concurrent_calls=4)
@@ -261,7 +223,7 @@ def test_replies_that_nobody_reads_hold_up_nobody_else(serve: Callable[..., Serv
     assert_serves(served)
 
 
-def test_a_call_without_a_message_fails(serve: Callable[..., Served]) -> None:
+def test_a_call_without_a_message_fails(serve: Serve) -> None:
     """Half-closed before anything was said, and in the middle of a message."""
     served = serve()
     half = http2.grpc_message(messages.classify(IMAGE))[:100]
@@ -275,7 +237,7 @@ def test_a_call_without_a_message_fails(serve: Callable[..., Served]) -> None:
     assert_serves(served)
 
 
-def test_calls_that_never_finish_asking_leave_room_for_others(serve: Callable[..., Served]) -> None:
+def test_calls_that_never_finish_asking_leave_room_for_others(serve: Serve) -> None:
     """A hundred uploads stop half-way. Other calls are served, and the room is free when their connection ends."""
     served = serve(max_concurrent_calls=4)
     half = http2.grpc_message(messages.classify(IMAGE))[:100]

@@ -6,8 +6,6 @@ import asyncio
 import hashlib
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 
 from rafaga.cli import main
 from rafaga.errors import ServerUnreachable
-from rafaga.load import command, document, search, targets
+from rafaga.load import command, document, targets
 from rafaga.load.codecs.base import Request, Target, Wire
 from rafaga.load.connection import Connection
 from rafaga.load.document import LoadRun
@@ -31,9 +29,8 @@ from rafaga.load.transport import GrpcSend
 from rafaga.load.worker import Setup
 from tests import bundles
 from tests.integration import messages
-from tests.integration.pace import Pace
 from tests.integration.serving import PATIENCE_S, Served, serving
-from tests.integration.valve import Valve
+from tests.integration.valve import Pace
 
 QUICK = ["--duration", "0.6", "--warm-up", "0.2"]
 # Callers that wait send nothing while the machine stands still: no stall may hide in a warm-up, or fill the window.
@@ -98,22 +95,6 @@ def test_metrics_of_one_of_two_servers(
     assert code == 0
     assert run.addresses == 2
     assert "warning: 2 addresses shared the calls" in capsys.readouterr().out
-
-
-def test_metrics_of_both_servers(
-    plain: Served, server: Served, load: Callable[..., tuple[int, LoadRun]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    urls = [f"http://127.0.0.1:{each.server.http_port}/metrics" for each in (plain, server)]
-    both = ["--server", f"{plain.address},{server.address}", "--metrics", urls[0], "--metrics", urls[1]]
-    code, run = load(plain, *both, "--model", "digits", "--rate", "50")
-    assert code == 0
-    (step,) = run.steps
-    assert step.server is not None
-    assert step.server.servers == 2
-    assert step.server.requests["OK"] > 0
-    said = capsys.readouterr().out
-    assert "(on the worst of 2 " in said
-    assert "addresses shared the calls" not in said
 
 
 def test_a_mix_over_open_inference_in_two_processes(
@@ -192,68 +173,6 @@ def test_an_objective_that_is_missed_is_exit_code_1(plain: Served, load: Callabl
     assert run.steps[0].figures.goodput == 0
 
 
-def test_a_stall_of_the_server_is_seen_by_those_that_fell_into_it(
-    repository: Path, valve: Valve, load: Callable[..., tuple[int, LoadRun]]
-) -> None:
-    """Nobody is answered for most of the window; a generator that waits would have sent one request in that time."""
-    with serving(repository, valve.load, max_queue_wait_ms=60_000) as served:
-        stalling = _stall(served, valve, after_runs=60)
-        arguments = ["--rate", "50", "--duration", "2", "--warm-up", "0", "--arrivals", "constant"]
-        code, run = load(served, "--model", "digits", *arguments)
-        stalling.join()
-    assert code == 0
-    (step,) = run.steps
-    assert step.tally.outcomes == {OK: 100}
-    assert step.tally.latency.count - step.tally.latency.at_most(200_000) > 25
-    assert step.figures.latency.p99_ms > 800
-
-
-def test_callers_that_wait_see_a_stall_once_each(
-    repository: Path, valve: Valve, load: Callable[..., tuple[int, LoadRun]]
-) -> None:
-    """Four callers: four requests were under way, and nobody else was there to be late. The maximum tells."""
-    with serving(repository, valve.load, max_queue_wait_ms=60_000) as served:
-        stalling = _stall(served, valve, after_runs=60)
-        arguments = ["--concurrency", "4", "--duration", "2.5", "--warm-up", "0"]  # no stall can hide in a warm-up
-        code, run = load(served, "--model", "digits", *arguments)
-        stalling.join()
-    assert code == 0
-    (step,) = run.steps
-    assert step.figures.latency.max_ms > 800
-    assert 1 <= step.tally.latency.count - step.tally.latency.at_most(800_000) <= 4
-
-
-def test_overload_is_refused_by_reason(
-    repository: Path, valve: Valve, load: Callable[..., tuple[int, LoadRun]]
-) -> None:
-    """While the engine stands still, four requests wait and the others are refused; none of them counts as quick."""
-    with serving(repository, valve.load, max_queue_requests=4) as served:
-        stalling = _stall(served, valve, after_runs=30)
-        arguments = ["--rate", "50", "--duration", "1.5", "--warm-up", "0", "--slo-p99-ms", "60000"]
-        code, run = load(served, "--model", "digits", *arguments)
-        stalling.join()
-    assert code == 1
-    (step,) = run.steps
-    assert step.tally.outcomes.keys() == {OK, "QUEUE_FULL"}
-    assert step.figures.refused == step.tally.outcomes["QUEUE_FULL"] == step.tally.unanswered.count
-    assert step.figures.failed == 0
-    assert run.met is False
-
-
-def _stall(served: Served, valve: Valve, after_runs: int) -> threading.Thread:
-    """Stops the engine for a second, once it has run so many batches; the references are some of them."""
-
-    def stall() -> None:
-        while served.metric("rafaga_batch_size_count", model="digits") < after_runs:
-            time.sleep(0.01)
-        with valve.closed():
-            time.sleep(1.0)
-
-    thread = threading.Thread(target=stall)
-    thread.start()
-    return thread
-
-
 def test_two_machines_share_a_run(plain: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """1. Each sends its part and writes its raw counts. 2. Merged, they are the whole schedule, each request once."""
     files = [tmp_path / "first.json", tmp_path / "second.json"]
@@ -290,19 +209,6 @@ def test_the_highest_rate_is_found(tmp_path: Path, load: Callable[..., tuple[int
     assert [r.figures.met for r in run.steps] == [True] * (len(run.steps) - 1) + [False]
 
 
-def test_a_search_that_saw_no_miss_says_so(
-    plain: Served,
-    load: Callable[..., tuple[int, LoadRun]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(search, "_HIGHEST_RATE", 16)
-    code, run = load(plain, "--model", "digits", *FIND, "--rate", "1")
-    assert code == 0
-    assert run.max_rate == 16
-    assert "at least 16.0 requests/s" in capsys.readouterr().out
-
-
 def test_a_search_without_a_guess_makes_one(
     plain: Served, load: Callable[..., tuple[int, LoadRun]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,15 +218,6 @@ def test_a_search_without_a_guess_makes_one(
     assert code == 1
     assert run.max_rate == 0
     assert min(r.step.rate for r in run.steps if r.step.open) == 50, "down to five requests in a step"
-
-
-def test_a_trace_is_replayed(plain: Served, load: Callable[..., tuple[int, LoadRun]], tmp_path: Path) -> None:
-    trace = tmp_path / "arrivals.txt"
-    trace.write_text("\n".join(f"{1000 + at}" for at in (0, 0.05, 0.3, 0.3, 0.3, 0.5, 0.7)))
-    code, run = load(plain, "--model", "digits", "--trace", str(trace))
-    assert code == 0
-    assert run.steps[0].step.pattern is Pattern.TRACE
-    assert run.steps[0].tally.outcomes == {OK: 5}, "what came in the first 0.2 s warmed up"
 
 
 def test_a_trace_says_which_model_gets_how_many_rows(
@@ -339,31 +236,6 @@ def test_a_trace_says_which_model_gets_how_many_rows(
     assert main(["load", "--server", plain.address, "--trace", str(trace)]) == 2
 
 
-def test_a_mix_of_rows(plain: Served, load: Callable[..., tuple[int, LoadRun]]) -> None:
-    code, run = load(plain, "--model", "digits", "--rows", "2=3", "--rows", "5", "--concurrency", "1", *CLOSED)
-    assert code == 0
-    sizes = run.steps[0].tally.batch_sizes
-    assert sizes.keys() == {2, 5}
-    assert sizes[2] > sizes[5]
-    assert run.conditions.payload == "random inputs, 2 (75%) or 5 (25%) to a request"
-
-
-def test_an_objective_of_one_model_alone(
-    plain: Served, load: Callable[..., tuple[int, LoadRun]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    both = ["--model", "digits", "--model", "series", "--rate", "60"]
-    assert load(plain, *both, "--slo-p99-ms", "60000,series=60000")[0] == 0
-    said = capsys.readouterr().out
-    assert said.count("within 60000 ms: met") == 2
-    code, run = load(plain, *both, "--slo-p99-ms", "60000,series=0.001")
-    assert code == 1
-    said = capsys.readouterr().out
-    assert "objective missed: p99 within 60000 ms, series within 0.001 ms" in said
-    judged = {each.model: each.met for each in run.steps[0].figures.judged}
-    assert judged == {"digits": True, "series": False}
-    assert "objective of series" in page.render(run)
-
-
 def test_a_common_start_that_is_over(plain: Served, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", "digits", "--rate", "10", *QUICK, "--start-at", "2020-01-01T00:00:00Z"]
     assert main(["load", "--server", plain.address, *arguments]) == 2
@@ -379,6 +251,7 @@ def test_a_common_start_that_is_over(plain: Served, capsys: pytest.CaptureFixtur
         (["--model", "digits"], 2, "no load given"),
         (["--model", "digits", "--rate", "10", "--metrics", "http://127.0.0.1:1/metrics"], 2, "--metrics"),
         (["--model", "digits", "--rate", "10", "--token-file", "absent"], 2, "absent"),
+        (["--model", "digits", "--rate", "10", "--server", "127.0.0.1:1"], 3, "127.0.0.1:1"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_an_exit_code(
@@ -388,11 +261,6 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("rafaga: ")
     assert message in line
-
-
-def test_a_server_that_is_not_there_is_exit_code_3(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["load", "--server", "127.0.0.1:1", "--model", "digits", "--rate", "10"]) == 3
-    assert "127.0.0.1:1" in capsys.readouterr().err
 
 
 def test_a_server_that_wants_a_token(
@@ -405,23 +273,6 @@ def test_a_server_that_wants_a_token(
         code, run = load(served, "--model", "digits", "--rate", "20", "--token-file", str(token))
     assert code == 0
     assert set(run.steps[0].tally.outcomes) == {OK}
-
-
-def test_a_wrong_answer_is_found(plain: Served) -> None:
-    """The second request expects the first one's answer."""
-    (target,) = prepared(plain, "digits")
-    first, second, *others = target.requests
-    swapped = replace(target, requests=(first, replace(second, reference=first.reference), *others))
-
-    async def ask() -> list[bool | None]:
-        send = GrpcSend(Connection(plain.address).endpoint(), [swapped], channels=2, check_every=1)
-        await send.connect(PATIENCE_S)
-        try:
-            return [(await send(request, PATIENCE_S)).right for request in (0, 1, 2)]
-        finally:
-            await send.close()
-
-    assert asyncio.run(ask()) == [True, False, True]
 
 
 def test_wrong_answers_are_exit_code_1(
@@ -473,15 +324,3 @@ def test_a_fleet_that_cannot_connect_says_so_and_one_that_dies_too(plain: Served
             on_rows=lambda rows: None,
             on_tick=lambda: None,
         )
-
-
-def test_the_command_is_listed_and_explains_its_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["load", "--help"])
-    assert ended.value.code == 0
-    text = capsys.readouterr().out
-    for line in ("0  the run is complete", "1  the objective was missed", "3  the server is unreachable"):
-        assert line in text
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    assert "load-test a server" in capsys.readouterr().out

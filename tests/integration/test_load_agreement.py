@@ -24,8 +24,8 @@ import pytest
 
 from rafaga.load import document
 from tests import bundles
-from tests.integration.pace import Pace
 from tests.integration.serving import Served, serving
+from tests.integration.valve import Pace
 
 # A run for every row, so that neither batches nor windows that cut through them move the rate.
 ROW_S = 0.010
@@ -113,7 +113,7 @@ def loadgen(steady: Served, tmp_path: Path) -> Measure:
 
 
 def _rafaga(steady: Served, *options: str) -> None:
-    command = [sys.executable, "-m", "rafaga.cli", "load", "--server", steady.address, "--model", "digits"]
+    command = [sys.executable, "-m", "rafaga", "load", "--server", steady.address, "--model", "digits"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=170, check=False)
     # 1: by LoadGen's rules most runs of this length are too short.
     assert done.returncode in (0, 1), done.stderr

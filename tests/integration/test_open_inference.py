@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,7 @@ from rafaga.inference import open_inference_pb2 as pb
 from tests import bundles
 from tests.integration import messages
 from tests.integration import open_inference as oip
-from tests.integration.graphs import fragile
-from tests.integration.serving import PATIENCE_S, Served, refusal, wait_for_queue
+from tests.integration.serving import PATIENCE_S, Serve, Served, refusal, wait_for_queue
 from tests.integration.valve import Valve
 
 DIGIT = messages.random_digits(0)
@@ -53,7 +50,7 @@ def test_an_unknown_model_or_version_is_not_ready(server: Served, name: str, ver
     assert not oip.stub(server).ModelReady(pb.ModelReadyRequest(name=name, version=version)).ready
 
 
-def test_a_server_with_a_broken_model_is_live_and_not_ready(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_a_server_with_a_broken_model_is_live_and_not_ready(serve: Serve, tmp_path: Path) -> None:
     bundles.publish_classifier(tmp_path)
     (bundles.publish_forecaster(tmp_path) / "golden.npz").write_bytes(b"other answers")
     served = serve(tmp_path)
@@ -129,11 +126,6 @@ def test_config_describes_layout_and_optional_inputs(server: Served) -> None:
     assert (length.optional, length.allow_ragged_batch) == (True, False)
 
 
-def test_config_has_the_largest_batch_size(serve: Callable[..., Served]) -> None:
-    stub = oip.stub(serve(max_batch_size=4))
-    assert stub.ModelConfig(pb.ModelConfigRequest(name="digits")).config.max_batch_size == 4
-
-
 @pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
 @pytest.mark.parametrize("rows", [1, 5, 40])
 def test_answers_equal_numpy(server: Served, rows: int, typed: bool) -> None:
@@ -162,12 +154,6 @@ def test_series_of_two_lengths_in_one_request(server: Served, shape: tuple[int, 
     found = answer(server, oip.request("series", typed=typed, history=history, length=length), "quantiles")
     expected = np.stack([bundles.forecast(history[0]), bundles.forecast(history[1, :5])])
     np.testing.assert_allclose(found, expected, atol=1e-4)
-
-
-def test_lengths_are_optional(server: Served) -> None:
-    """Without them every series is as long as the array."""
-    found = answer(server, oip.request("series", history=HISTORY), "quantiles")
-    np.testing.assert_allclose(found[0], bundles.forecast(HISTORY[0]), atol=1e-4)
 
 
 @pytest.mark.parametrize("padding", [0.0, 5.0, np.nan, -np.inf])
@@ -232,12 +218,6 @@ def test_encoded_images_answer_like_their_pixels(server: Served, rows: int, colu
     np.testing.assert_allclose(found, bundles.classify(images), atol=1e-5)
 
 
-def test_encoded_images_of_a_model_that_takes_any_size(server: Served) -> None:
-    photos = messages.random_photo(1, 20, 30, 2)
-    found = answer(server, oip.files(*map(messages.png, photos), model="backbone"), "map")
-    np.testing.assert_allclose(found, bundles.features(photos), atol=1e-6)
-
-
 @pytest.mark.parametrize("model", ["digits", "backbone"])
 def test_image_files_are_declared_under_a_second_name(server: Served, model: str) -> None:
     stub, name = oip.stub(server), f"{model}.encoded"
@@ -266,14 +246,14 @@ def test_image_files_go_to_the_model_that_declares_them(server: Served) -> None:
         assert refused.reason == "MODEL_NOT_FOUND"
 
 
-def test_a_model_with_that_name_takes_precedence(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_a_model_with_that_name_takes_precedence(serve: Serve, tmp_path: Path) -> None:
     bundles.publish_classifier(tmp_path, "digits")
     bundles.publish_classifier(tmp_path, "digits.encoded")
     response = infer(serve(tmp_path), oip.images(DIGIT, "digits.encoded"))
     np.testing.assert_allclose(oip.arrays(response)["probabilities"], bundles.classify(DIGIT), atol=1e-5)
 
 
-def test_statistics_are_exact(serve: Callable[..., Served], valve: Valve) -> None:
+def test_statistics_are_exact(serve: Serve, valve: Valve) -> None:
     """1. One request runs alone. 2. Three queue and share a batch. 3. One is too large for a batch. 4. Some are bad."""
     served = serve(max_batch_size=8)
     before = statistics(served, "digits")
@@ -309,27 +289,6 @@ def test_statistics_are_exact(serve: Callable[..., Served], valve: Valve) -> Non
     assert found.last_inference > 1_600_000_000_000
 
 
-def test_statistics_count_the_neighbours_of_a_failure_as_answered(serve: Callable[..., Served], valve: Valve) -> None:
-    served = serve()
-    pixels = [np.full((1, 1, 1, 1), value, np.uint8) for value in (0, 200, 2, 3)]
-    stub = oip.stub(served)
-    with valve.closed():
-        first = stub.ModelInfer.future(oip.images(pixels[0], "fragile"))
-        valve.wait_for_engine()
-        futures = [stub.ModelInfer.future(oip.images(pixel, "fragile")) for pixel in pixels]
-        wait_for_queue(served, "fragile", 4)
-    first.result(PATIENCE_S)
-    for pixel, future in zip(pixels, futures, strict=True):
-        if pixel.max() == 200:
-            assert refusal(lambda future=future: future.result(PATIENCE_S)).reason == "REJECTED_BY_MODEL"
-        else:
-            found = oip.arrays(future.result(PATIENCE_S))["probabilities"]
-            np.testing.assert_array_equal(found, fragile(pixel))
-    found = statistics(served, "fragile")
-    assert (found.inference_stats.success.count, found.inference_stats.fail.count) == (4, 1)
-    assert found.inference_count == 4
-
-
 def test_all_models_statistics_in_one_call(server: Served) -> None:
     found = oip.stub(server).ModelStatistics(pb.ModelStatisticsRequest()).model_stats
     assert [(m.name, m.version) for m in found] == [(n, "1") for n in ("backbone", "digits", "fragile", "series")]
@@ -342,7 +301,7 @@ def test_the_index_lists_every_model(server: Served) -> None:
     ]
 
 
-def test_requests_of_both_protocols_share_a_batch(serve: Callable[..., Served], valve: Valve) -> None:
+def test_requests_of_both_protocols_share_a_batch(serve: Serve, valve: Valve) -> None:
     served = serve()
     with valve.closed():
         first = served.vision.Classify.future(messages.classify(DIGIT))
@@ -358,24 +317,6 @@ def test_requests_of_both_protocols_share_a_batch(serve: Callable[..., Served], 
         oip.arrays(theirs.result(PATIENCE_S))["probabilities"], bundles.classify(messages.random_digits(2)), atol=1e-5
     )
     assert valve.runs == [1, 2]
-
-
-def test_many_callers_of_many_kinds_get_their_own_answers(server: Served) -> None:
-    def ask(number: int) -> None:
-        if number % 3 == 0:
-            images = messages.random_digits(number, 1 + number % 4)
-            np.testing.assert_allclose(answer(server, oip.images(images)), bundles.classify(images), atol=1e-5)
-        elif number % 3 == 1:
-            photos = messages.random_photo(number, 4 + number % 5, 8)
-            found = answer(server, oip.images(photos, "backbone"), "map")
-            np.testing.assert_allclose(found, bundles.features(photos), atol=1e-6)
-        else:
-            history = messages.random_history(number, 2 + number % 60)[np.newaxis]
-            found = answer(server, oip.request("series", history=history), "quantiles")
-            np.testing.assert_allclose(found[0], bundles.forecast(history[0]), atol=1e-4)
-
-    with ThreadPoolExecutor(16) as callers:
-        assert len(list(callers.map(ask, range(150)))) == 150
 
 
 def test_a_cached_request_gets_the_answer_to_its_own_numbers(server: Served) -> None:

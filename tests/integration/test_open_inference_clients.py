@@ -1,4 +1,4 @@
-"""Unmodified third-party clients: Triton's Python client, and its load generator if it is installed."""
+"""Unmodified third-party clients: Triton's and KServe's in Python, and Triton's load generator if it is installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from tests import bundles
 from tests.integration import messages
 from tests.integration import open_inference as oip
-from tests.integration.serving import Served, eventually
+from tests.integration.serving import Serve, Served, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 TRITON = ROOT / ".venv-triton/bin/python"
@@ -25,22 +25,26 @@ FILES = messages.random_digits(1, 3)
 HISTORY = messages.random_history(0, 12)[np.newaxis]
 
 
-def ask(way: str, served: Served, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def ask(
+    way: str, served: Served, folder: Path, over_http: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not TRITON.exists():
         pytest.skip("no .venv-triton: `make .venv-triton` installs Triton's client")
     files: dict[str, Any] = {
         f"file{i}": np.frombuffer(messages.png(image[:, :, 0]), np.uint8) for i, image in enumerate(FILES)
     }
     np.savez(folder / "inputs.npz", images=IMAGES, history=HISTORY, **files)
-    script = Path(__file__).with_name("triton_client.py")
-    command = [str(TRITON), "-W", "error", str(script), way, served.address, str(folder)]
+    script = Path(__file__).with_name("rest_clients.py" if over_http else "triton_client.py")
+    # gevent and KServe warn of their own use of what is deprecated.
+    warnings = () if over_http else ("-W", "error")
+    command = [str(TRITON), *warnings, str(script), way, served.http if over_http else served.address, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     with np.load(folder / "outputs.npz") as arrays:
         return dict(arrays), json.loads((folder / "facts.json").read_text())
 
 
-def test_tritonclient(serve: Callable[..., Served], tmp_path: Path) -> None:
+def test_tritonclient(serve: Serve, tmp_path: Path) -> None:
     outputs, facts = ask("sync", serve(), tmp_path)
     np.testing.assert_allclose(outputs["plain"], bundles.classify(IMAGES), atol=1e-5)
     np.testing.assert_allclose(outputs["later"], bundles.classify(IMAGES), atol=1e-5)
@@ -90,6 +94,52 @@ def test_tritonclient_over_a_stream(server: Served, tmp_path: Path) -> None:
     eventually(lambda: server.in_flight == 0, "the stream's calls ended")
 
 
+def test_tritonclient_over_http(serve: Callable[..., Served], tmp_path: Path) -> None:
+    outputs, facts = ask("triton", serve(), tmp_path, over_http=True)
+    np.testing.assert_allclose(outputs["plain"], bundles.classify(IMAGES), atol=1e-5)
+    np.testing.assert_allclose(outputs["later"], bundles.classify(IMAGES), atol=1e-5)
+    np.testing.assert_allclose(outputs["files"], bundles.classify(FILES), atol=1e-5)
+    np.testing.assert_allclose(outputs["series"][0], bundles.forecast(HISTORY[0]), atol=1e-4)
+    assert [facts["live"], facts["ready"], facts["model ready"], facts["unknown ready"]] == [True, True, True, False]
+    assert facts["server"]["name"] == "rafaga"
+    assert facts["metadata"]["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 28, 28, 1]}]
+    assert facts["config"]["max_batch_size"] == 32
+    assert {m["name"] for m in facts["index"]} == {"backbone", "digits", "fragile", "series"}
+    assert facts["id"] == "seven"
+    best = bundles.classify(IMAGES).argsort(1)[:, ::-1][:, :3]
+    assert [[int(c.split(":")[1]) for c in row] for row in facts["classes"]] == best.tolist()
+    (statistics,) = facts["statistics"]["model_stats"]
+    assert statistics["inference_stats"]["success"]["count"] == 4
+    for what, status, says in (
+        ("unknown model", "404", "no model 'nobody'"),
+        ("unknown version", "404", "available: 1"),
+        ("shape", "400", "got [40, 27, 28, 1]"),
+        ("sequence", "501", "without sequence_id"),
+        ("too late", "504", "deadline"),
+        ("compressed", "400", "content-encoding"),
+        ("load", "404", ""),
+        ("shared memory", "404", ""),
+    ):
+        assert facts[what][0] == status
+        assert says in facts[what][1]
+
+
+def test_tritonclient_over_http_with_asyncio(server: Served, tmp_path: Path) -> None:
+    outputs, facts = ask("triton_aio", server, tmp_path, over_http=True)
+    np.testing.assert_allclose(outputs["plain"], bundles.classify(IMAGES), atol=1e-5)
+    assert [facts["live"], facts["ready"]] == [True] * 2
+
+
+def test_kserve_over_http(server: Served, tmp_path: Path) -> None:
+    outputs, facts = ask("kserve", server, tmp_path, over_http=True)
+    for each in ("binary", "json"):
+        np.testing.assert_allclose(outputs[each].reshape(len(IMAGES), -1), bundles.classify(IMAGES), atol=1e-5)
+    assert [facts["live"], facts["ready"], facts["model ready"], facts["unknown ready"]] == [True, True, True, False]
+    assert facts["id"] == "seven"
+    assert facts["unknown model"][0] == 404
+    assert "no model 'nobody'" in facts["unknown model"][1]
+
+
 @pytest.fixture
 def load(perf_analyzer: Path, server: Served, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs perf_analyzer for about a second, with these options."""
@@ -134,17 +184,10 @@ def assert_measures(done: subprocess.CompletedProcess[str], tmp_path: Path) -> N
     "options",
     [
         pytest.param("-m digits --concurrency-range 4", id="concurrency"),
-        pytest.param("-m digits --concurrency-range 1:3 -b 8 --async", id="range", marks=pytest.mark.nightly),
         pytest.param("-m digits --concurrency-range 4 --streaming", id="streaming"),
         pytest.param("-m digits --request-rate-range 50:100:50 --request-distribution poisson", id="poisson"),
         pytest.param("-m digits.encoded --input-data files.json --concurrency-range 2", id="files"),
-        pytest.param(
-            "-m series --input-data series.json --concurrency-range 2 -b 2", id="series", marks=pytest.mark.nightly
-        ),
-        pytest.param("-m backbone --shape image:8,8,3 --streaming", id="free size", marks=pytest.mark.nightly),
-        pytest.param(
-            "-m digits --concurrency-range 2 --input-tensor-format json", id="typed", marks=pytest.mark.nightly
-        ),
+        pytest.param("-m series --input-data series.json --concurrency-range 2 -b 2", id="series"),
         # No model keeps state and none says so: the tool then sends requests of their own.
         pytest.param("-m digits --sequence-length 5 --sequence-id-range 1:100", id="sequences"),
     ],
@@ -157,21 +200,3 @@ def test_perf_analyzer(
     eventually(lambda: server.in_flight == 0, "every call ended")
     assert requests(server)[0] > answered
     assert requests(server)[1] == failed, "the tool leaves out what fails, and measures the rest"
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ("-m nobody", "no model 'nobody'"),
-        ("-m digits -x 7", "available: 1"),
-        ("-m digits --shared-memory system", "has no method"),
-        ("-m series --shape history:500", "at most 64 observations"),
-    ],
-)
-def test_perf_analyzer_shows_the_reason(
-    load: Callable[..., subprocess.CompletedProcess[str]], options: str, says: str
-) -> None:
-    done = load(*options.split())
-    assert done.returncode
-    assert says in done.stdout + done.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,105 +18,55 @@ from rafaga.v1 import catalog_pb2
 from tests import bundles, plain
 from tests.integration import messages
 from tests.integration import open_inference as oip
-from tests.integration.serving import PATIENCE_S, Served, refusal, serving, wait_for_queue
-from tests.integration.valve import Valve
+from tests.integration.serving import PATIENCE_S, Serve, Served, refusal, serving
 
 NUMBERS = [dtype for dtype in plain.DTYPES if dtype != "string"]
 ROWS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 
 
-def node(kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> onnx.NodeProto:
-    return helper.make_node(kind, inputs, outputs, **attributes)
-
-
-def publish_all(root: Path) -> None:
-    for dtype in plain.DTYPES:
-        plain.publish(root, f"identity-{dtype}", plain.identity(dtype, ("batch", 3)))
-    plain.publish(root, "scaled", plain.scaled(2))
-    plain.publish(root, "unnamed-batch", plain.scaled(2, (None, 3)))
-    plain.publish(root, "free", plain.scaled(2, ("batch", "time", 2)))
-    plain.publish(root, "flat", plain.scaled(2, ("batch",)))
-    plain.publish(root, "fixed", plain.scaled(2, (2, 3)))
-    plain.publish(root, "scalar", plain.scaled(2, ()))
-    across = plain.graph(
-        [node("Softmax", ["x"], ["y"], axis=0)], {"x": ("float32", ("n", 3))}, {"y": ("float32", ("n", 3))}
-    )
-    plain.publish(root, "across", across)
-    total = plain.graph(
-        [node("ReduceSum", ["x", "axes"], ["y"], keepdims=1)],
-        {"x": ("float32", ("n", 3))},
-        {"y": ("float32", ("m", 3))},
-        axes=np.array([0], np.int64),
-    )
-    plain.publish(root, "total", total)
-    for dtype in ("int64", "bool"):
-        so_far = plain.graph(
-            [node("Cast", ["x"], ["number"], to=TensorProto.INT64), node("CumSum", ["number", "axis"], ["y"])],
-            {"x": (dtype, ("n",))},
-            {"y": ("int64", ("n",))},
-            axis=np.array(0, np.int64),
-        )
-        plain.publish(root, f"so-far-{dtype}", so_far)
-    one_row = plain.graph(
-        [node("Reshape", ["x", "shape"], ["flat"]), node("Reshape", ["flat", "back"], ["y"])],
-        {"x": ("float32", ("n", 3))},
-        {"y": ("float32", ("n", 3))},
-        shape=np.array([3], np.int64),
-        back=np.array([-1, 3], np.int64),
-    )
-    plain.publish(root, "one-row", one_row)
-    columns = plain.graph(
-        [
-            node("ReduceMax", ["x", "axes"], ["most"], keepdims=0),
-            node("Greater", ["most", "half"], ["kept"]),
-            node("Compress", ["x", "kept"], ["y"], axis=1),
-        ],
-        {"x": ("float32", ("n", 8))},
-        {"y": ("float32", ("n", "m"))},
-        axes=np.array([0], np.int64),
-        half=np.array(0.5, np.float32),
-    )
-    plain.publish(root, "columns", columns)
-    product = plain.graph(
-        [node("MatMul", ["a", "b"], ["c"])],
-        {"a": ("float32", ("n", 3)), "b": ("float32", (3, "m"))},
-        {"c": ("float32", ("n", "m"))},
-    )
-    plain.publish(root, "product", product)
-    both = plain.graph(
-        [node("Add", ["a", "b"], ["sum"]), node("Sub", ["a", "b"], ["difference"])],
-        {"a": ("float32", ("batch", 3)), "b": ("float32", ("batch", 3))},
-        {"sum": ("float32", ("batch", 3)), "difference": ("float32", ("batch", 3))},
-    )
-    plain.publish(root, "both", both)
-    table = plain.graph(
-        [node("Gather", ["table", "index"], ["row"], axis=0)],
-        {"index": ("int64", ("batch",))},
-        {"row": ("float32", ("batch", 3))},
-        table=np.arange(12, dtype=np.float32).reshape(4, 3),
-    )
-    plain.publish(root, "table", table)
-    chosen = plain.graph(
-        [node("Compress", ["x", "mask"], ["y"])],
-        {"x": ("float32", ("n",)), "mask": ("bool", ("m",))},
-        {"y": ("float32", ("k",))},
-    )
-    plain.publish(root, "chosen", chosen)
-    edges = plain.graph(
-        [node("Gather", ["nodes", "edges"], ["ends"]), node("ReduceSum", ["ends", "axes"], ["total"], keepdims=0)],
-        {"nodes": ("float32", ("n", 3)), "edges": ("int64", ("m", 2))},
-        {"total": ("float32", (3,)), "ends": ("float32", ("m", 2, 3))},
-        axes=np.array([0, 1], np.int64),
-    )
-    plain.publish(root, "edges", edges)
-    plain.publish(root, "words", plain.identity("string", ("batch", "words")))
-    bundles.publish_classifier(root)
+GRAPHS = {
+    "across": "(float[n,3] x) => (float[n,3] y) { y = Softmax<axis = 0>(x) }",
+    "total": "(float[n,3] x) => (float[m,3] y) <int64[1] axes = {0}> { y = ReduceSum<keepdims = 1>(x, axes) }",
+    "so-far-int64": "(int64[n] x) => (int64[n] y) <int64 axis = {0}> { y = CumSum(x, axis) }",
+    "so-far-bool": """(bool[n] x) => (int64[n] y) <int64 axis = {0}> {
+        number = Cast<to = 7>(x)
+        y = CumSum(number, axis)
+    }""",
+    "one-row": """(float[n,3] x) => (float[n,3] y) <int64[1] shape = {3}, int64[2] back = {-1, 3}> {
+        flat = Reshape(x, shape)
+        y = Reshape(flat, back)
+    }""",
+    "columns": """(float[n,8] x) => (float[n,m] y) <int64[1] axes = {0}, float half = {0.5}> {
+        most = ReduceMax<keepdims = 0>(x, axes)
+        kept = Greater(most, half)
+        y = Compress<axis = 1>(x, kept)
+    }""",
+    "product": "(float[n,3] a, float[3,m] b) => (float[n,m] c) { c = MatMul(a, b) }",
+    "both": """(float[batch,3] a, float[batch,3] b) => (float[batch,3] sum, float[batch,3] difference) {
+        sum = Add(a, b)
+        difference = Sub(a, b)
+    }""",
+    "table": """(int64[batch] index) => (float[batch,3] row)
+    <float[4,3] table = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}> { row = Gather<axis = 0>(table, index) }""",
+    "chosen": "(float[n] x, bool[m] mask) => (float[k] y) { y = Compress(x, mask) }",
+    "edges": """(float[n,3] nodes, int64[m,2] edges) => (float[3] total, float[m,2,3] ends) <int64[2] axes = {0, 1}> {
+        ends = Gather(nodes, edges)
+        total = ReduceSum<keepdims = 0>(ends, axes)
+    }""",
+}
 
 
 @pytest.fixture(scope="module")
 def plain_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("plain")
-    publish_all(root)
+    for dtype in plain.DTYPES:
+        plain.publish(root, f"identity-{dtype}", plain.identity(dtype, ("batch", 3)))
+    shapes = {"unnamed-batch": (None, 3), "free": ("batch", "time", 2), "flat": ("batch",), "fixed": (2, 3)}
+    for name, shape in ({"scaled": ("batch", 3), "scalar": ()} | shapes).items():
+        plain.publish(root, name, plain.scaled(2, shape))
+    for name, graph in GRAPHS.items():
+        plain.publish(root, name, plain.model(graph))
+    plain.publish(root, "words", plain.identity("string", ("batch", "words")))
     return root
 
 
@@ -232,31 +182,15 @@ def test_a_free_first_dimension_is_the_batch(served: Served, model: str) -> None
     np.testing.assert_array_equal(infer(served, model, x=many)["y"], 2 * many)
 
 
-def test_batches_are_formed(tmp_path: Path, serve: Callable[..., Served], valve: Valve) -> None:
-    plain.publish(tmp_path, "scaled", plain.scaled(2))
-    served = serve(tmp_path)
-    stub = oip.stub(served)
-    with valve.closed():
-        first = stub.ModelInfer.future(oip.request("scaled", x=ROWS[:1]))
-        valve.wait_for_engine()
-        others = [stub.ModelInfer.future(oip.request("scaled", x=ROWS[:n])) for n in (1, 2, 3)]
-        wait_for_queue(served, "scaled", 6)
-    first.result(PATIENCE_S)
-    for rows, future in zip((1, 2, 3), others, strict=True):
-        np.testing.assert_array_equal(oip.arrays(future.result(PATIENCE_S))["y"], 2 * ROWS[:rows])
-    assert valve.runs == [1, 6]
-
-
-def test_an_error_about_many_names_is_cut(tmp_path: Path, serve: Callable[..., Served]) -> None:
+def test_an_error_about_many_names_is_cut(tmp_path: Path, serve: Serve) -> None:
     """Uncut it would exceed gRPC's limit for metadata, and the client would see "Stream removed"."""
-    names = [f"input-with-a-rather-long-name-{i:04}" for i in range(500)]
-    graph = plain.graph(
-        [node("Sum", names, ["y"])], dict.fromkeys(names, ("float32", ("batch", 1))), {"y": ("float32", ("batch", 1))}
-    )
-    plain.publish(tmp_path, "wide", graph)
+    names = [f"input_with_a_rather_long_name_{i:04}" for i in range(500)]
+    inputs = ", ".join(f"float[batch,1] {name}" for name in names)
+    wide = f"({inputs}) => (float[batch,1] y) {{ y = Sum({', '.join(names)}) }}"
+    plain.publish(tmp_path, "wide", plain.model(wide))
     refused = refusal(lambda: infer(serve(tmp_path), "wide", x=ROWS[:, :1]))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_TENSOR")
-    assert refused.message.startswith("expected the inputs input-with-a-rather-long-name-0000, ")
+    assert refused.message.startswith("expected the inputs input_with_a_rather_long_name_0000, ")
     assert "… and 4" in refused.message
     assert refused.message.endswith("got x")
 
@@ -314,7 +248,7 @@ def test_one_number_per_row_has_a_column_unless_the_client_sends_none(served: Se
         np.testing.assert_array_equal(infer(served, "flat", x=x)["y"], 2 * x, strict=True)
 
 
-def test_a_fixed_first_dimension_takes_no_batches(plain_repository: Path, serve: Callable[..., Served]) -> None:
+def test_a_fixed_first_dimension_takes_no_batches(plain_repository: Path, serve: Serve) -> None:
     served = serve(plain_repository)
     told, configured = metadata(served, "fixed"), config(served, "fixed")
     assert configured.parameters["trained"].string_value == "false"
@@ -339,43 +273,35 @@ def test_a_graph_without_dimensions(served: Served) -> None:
     np.testing.assert_array_equal(infer(served, "scalar", x=np.array(3, np.float32))["y"], 6)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5])
-def test_rows_that_influence_each_other_are_not_joined_with_others(served: Served, rows: int) -> None:
-    """Their graphs look batchable; the trial at load shows that they are not."""
-    x = ROWS[:rows]
-    e = np.exp(x - x.max(0))
-    np.testing.assert_allclose(infer(served, "across", x=x)["y"], e / e.sum(0), atol=1e-6)
-    np.testing.assert_allclose(infer(served, "total", x=x)["y"], x.sum(0, keepdims=True), atol=1e-6)
-    for model in ("across", "total"):
-        assert config(served, model).max_batch_size == 0
-        assert oip.shapes(metadata(served, model).inputs) == {"x": [-1, 3]}
+EYE = np.eye(3, 8, dtype=np.float32)
+EXP = np.exp(ROWS - ROWS.max(0))
 
 
-@pytest.mark.parametrize("dtype", ["int64", "bool"])
-def test_rows_that_influence_each_other_are_found_with_different_rows(served: Served, dtype: str) -> None:
-    """Each row is the sum of the rows up to it. Zeros would give the same result together and alone."""
-    name = f"so-far-{dtype}"
-    assert config(served, name).max_batch_size == 0
-    assert infer(served, name, x=np.array([1, 0, 1, 1], dtype))["y"].tolist() == [1, 1, 2, 3]
+@pytest.mark.parametrize(
+    ("model", "inputs", "answer"),
+    [
+        ("across", {"x": ROWS}, EXP / EXP.sum(0)),
+        ("total", {"x": ROWS}, ROWS.sum(0, keepdims=True)),
+        ("so-far-int64", {"x": np.array([1, 0, 1, 1])}, [1, 1, 2, 3]),  # zeros would give the same alone
+        ("so-far-bool", {"x": np.array([True, False, True, True])}, [1, 1, 2, 3]),
+        ("columns", {"x": EYE}, np.eye(3)),  # a batch has other columns than its rows alone
+        ("one-row", {"x": ROWS[:1]}, ROWS[:1]),  # a batch size written into the graph
+        ("product", {"a": ROWS, "b": ROWS.T}, ROWS @ ROWS.T),  # no common first dimension
+    ],
+)
+def test_rows_that_depend_on_each_other_are_not_batched(
+    served: Served, model: str, inputs: dict[str, np.ndarray], answer: Any
+) -> None:
+    """Their graphs look batchable; trial runs at load show that they are not."""
+    assert config(served, model).max_batch_size == 0
+    (found,) = infer(served, model, **inputs).values()
+    np.testing.assert_allclose(found, answer, atol=1e-5)
 
 
-def test_rows_that_decide_on_the_shape_of_the_answer_are_not_joined(served: Served) -> None:
-    """The columns in which some row exceeds 0.5: a batch has other columns than its rows alone."""
-    x = np.eye(3, 8, dtype=np.float32)
-    assert config(served, "columns").max_batch_size == 0
-    np.testing.assert_array_equal(infer(served, "columns", x=x)["y"], np.eye(3))
-
-
-def test_a_batch_size_written_into_the_graph_is_found_by_trying(served: Served) -> None:
-    assert config(served, "one-row").max_batch_size == 0
-    np.testing.assert_array_equal(infer(served, "one-row", x=ROWS[:1])["y"], ROWS[:1])
-    assert refusal(lambda: infer(served, "one-row", x=ROWS[:2])).reason == "REJECTED_BY_MODEL"
-
-
-def test_inputs_without_a_common_first_dimension_take_no_batches(served: Served) -> None:
-    assert config(served, "product").max_batch_size == 0
+def test_metadata_of_models_without_batches(served: Served) -> None:
+    assert oip.shapes(metadata(served, "across").inputs) == {"x": [-1, 3]}
     assert oip.shapes(metadata(served, "product").inputs) == {"a": [-1, 3], "b": [3, -1]}
-    np.testing.assert_allclose(infer(served, "product", a=ROWS, b=ROWS.T)["c"], ROWS @ ROWS.T, atol=1e-5)
+    assert refusal(lambda: infer(served, "one-row", x=ROWS[:2])).reason == "REJECTED_BY_MODEL"
 
 
 def test_outputs_come_as_asked(served: Served) -> None:
@@ -407,14 +333,6 @@ def test_text_has_no_classes(served: Served) -> None:
     assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
-def test_an_input_that_the_graph_fails_on_fails_alone(served: Served) -> None:
-    refused = refusal(lambda: infer(served, "table", index=np.array([1, 99], np.int64)))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REJECTED_BY_MODEL")
-    assert "idx=99 must be within the inclusive range [-4,3]" in refused.message
-    found = infer(served, "table", index=np.array([[3], [0]], np.int64))["row"]
-    assert found.tolist() == [[9, 10, 11], [0, 1, 2]]
-
-
 def test_the_catalogue_marks_plain_models_as_unverified(served: Served) -> None:
     model = served.catalog.GetModel(catalog_pb2.GetModelRequest(name="scaled")).model
     assert (model.state, model.task, model.trained, model.precision) == (catalog_pb2.Model.READY, "", False, "")
@@ -430,15 +348,6 @@ def test_task_methods_refuse_plain_models(served: Served) -> None:
     assert "Open Inference Protocol" in refused.message
 
 
-def test_unverified_models_are_logged(
-    tmp_path: Path, serve: Callable[..., Served], caplog: pytest.LogCaptureFixture
-) -> None:
-    plain.publish(tmp_path, "scaled", plain.scaled(2))
-    serve(tmp_path)
-    (record,) = [r for r in caplog.records if "UNVERIFIED" in r.message]
-    assert (record.levelname, record.__dict__["model"]) == ("WARNING", "scaled")
-
-
 def refused_models(root: Path, served: Served) -> dict[str, str]:
     """The models in `root` that are not served, with their state."""
     index = oip.stub(served).RepositoryIndex(pb.RepositoryIndexRequest()).models
@@ -447,7 +356,7 @@ def refused_models(root: Path, served: Served) -> dict[str, str]:
 
 
 def test_a_broken_bundle_is_not_served_as_plain_onnx(
-    tmp_path: Path, serve: Callable[..., Served], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each has a model.onnx that would run."""
     for name in ("empty-manifest", "foreign-manifest", "lost-manifest", "changed-model", "wrong-golden"):
@@ -464,14 +373,14 @@ def test_a_broken_bundle_is_not_served_as_plain_onnx(
 
 def sequence() -> onnx.ModelProto:
     made = plain.identity("float32", ("batch", 3))
-    made.graph.node.append(node("SequenceConstruct", ["x"], ["list"]))
+    made.graph.node.append(helper.make_node("SequenceConstruct", ["x"], ["list"]))
     value = helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, None)
     made.graph.output.append(value)
     return made
 
 
 def test_refused_models_are_logged_with_the_reason(
-    tmp_path: Path, serve: Callable[..., Served], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """External data is refused even where ONNX Runtime would find it: in the working directory."""
     root = tmp_path / "repository"
@@ -485,13 +394,8 @@ def test_refused_models_are_logged_with_the_reason(
     real = plain.publish(root, "link", plain.scaled(2))
     real.rename(tmp_path / "elsewhere.onnx")
     real.symlink_to(tmp_path / "elsewhere.onnx")
-    divided = plain.graph(
-        [node("Reshape", ["x", "seven"], ["y"])],
-        {"x": ("float32", (3,))},
-        {"y": ("float32", (7,))},
-        seven=np.array([7], np.int64),
-    )
-    plain.publish(root, "never", divided)
+    never = "(float[3] x) => (float[7] y) <int64[1] seven = {7}> { y = Reshape(x, seven) }"
+    plain.publish(root, "never", plain.model(never))
     plain.publish(root, "good", plain.scaled(2))
     served = serve(root)
     states = refused_models(root, served)
@@ -499,14 +403,14 @@ def test_refused_models_are_logged_with_the_reason(
     np.testing.assert_array_equal(infer(served, "good", x=ROWS)["y"], 2 * ROWS)
     for says in ("external data", "seq(tensor(float)) cannot be served", "not an ONNX model", "outside the repository"):
         assert says in caplog.text
+    (record,) = [r for r in caplog.records if "UNVERIFIED" in r.message]
+    assert (record.levelname, record.__dict__["model"]) == ("WARNING", "good")
 
 
-def test_a_model_with_an_operator_that_takes_no_empty_input(tmp_path: Path, serve: Callable[..., Served]) -> None:
+def test_a_model_with_an_operator_that_takes_no_empty_input(tmp_path: Path, serve: Serve) -> None:
     """ONNX Runtime's GRU ends the process on a sequence without steps."""
-    gru = plain.graph(
-        [node("GRU", ["x", "w", "r"], ["y"], hidden_size=4)],
-        {"x": ("float32", ("t", 1, 2))},
-        {"y": ("float32", ("t", 1, 1, 4))},
+    gru = plain.model(
+        "(float[t,1,2] x) => (float[t,1,1,4] y) { y = GRU<hidden_size = 4>(x, w, r) }",
         w=np.ones((1, 12, 2), np.float32),
         r=np.ones((1, 12, 4), np.float32),
     )

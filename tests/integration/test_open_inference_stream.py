@@ -19,7 +19,16 @@ from rafaga.server.transport.grpc import MAX_STREAMS
 from tests import bundles
 from tests.integration import messages
 from tests.integration import open_inference as oip
-from tests.integration.serving import PATIENCE_S, Served, Stubs, eventually, refusal_of, wait_for_queue
+from tests.integration.serving import (
+    PATIENCE_S,
+    Serve,
+    Served,
+    Stubs,
+    assert_serves,
+    eventually,
+    refusal_of,
+    wait_for_queue,
+)
 from tests.integration.valve import Valve
 
 DIGIT = messages.random_digits(0)
@@ -100,23 +109,6 @@ def test_a_message_is_answered_while_the_stream_stays_open(server: Served, talk:
     assert stream.rest() == []
 
 
-def test_encoded_images_and_chosen_outputs_work_as_in_a_call_of_their_own(
-    server: Served, talk: Callable[..., Conversation]
-) -> None:
-    stream = talk(server)
-    stream.send(oip.files(*[messages.png(image[:, :, 0]) for image in digits(2)]))
-    assert_answers(2, next(stream))
-    stream.send(oip.asking_for(oip.images(digits(2)), "probabilities", classification=1))
-    found = oip.arrays(next(stream).infer_response)["probabilities"]
-    assert [element.split(b":")[1] for element in found[:, 0]] == [
-        str(best).encode() for best in bundles.classify(digits(2)).argmax(1)
-    ]
-    request = oip.images(digits(1), given={"triton_enable_empty_final_response": True})
-    stream.send(request)
-    assert_answers(1, next(stream))
-    assert stream.rest() == []  # no empty final response: there is exactly one answer to each request
-
-
 def test_an_error_is_a_message_with_the_id_of_its_request(server: Served, talk: Callable[..., Conversation]) -> None:
     bad = {
         "unknown": (oip.images(DIGIT, "nobody"), "no model 'nobody'"),
@@ -163,7 +155,7 @@ def test_a_client_may_ask_for_errors_as_status(server: Served, talk: Callable[..
 
 
 def test_an_error_as_status_drops_the_pending_messages(
-    serve: Callable[..., Served], valve: Valve, talk: Callable[..., Conversation]
+    serve: Serve, valve: Valve, talk: Callable[..., Conversation]
 ) -> None:
     served = serve(**UNHURRIED)
     with valve.closed():
@@ -180,13 +172,8 @@ def test_an_error_as_status_drops_the_pending_messages(
     assert 7 not in valve.runs
 
 
-def assert_serves(served: Served) -> None:
-    response = oip.stub(served).ModelInfer(oip.images(DIGIT), timeout=PATIENCE_S)
-    np.testing.assert_allclose(oip.arrays(response)["probabilities"], bundles.classify(DIGIT), atol=1e-5)
-
-
 @pytest.mark.parametrize("way", ["cancel", "close"])
-def test_a_client_that_goes_away_leaves_nothing_behind(serve: Callable[..., Served], valve: Valve, way: str) -> None:
+def test_a_client_that_goes_away_leaves_nothing_behind(serve: Serve, valve: Valve, way: str) -> None:
     """1. One message runs, others queue. 2. The client cancels or hangs up. 3. The queued ones are not computed."""
     served = serve(**UNHURRIED)
     with valve.closed():
@@ -212,48 +199,7 @@ def stream_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "stream"]
 
 
-def test_clients_that_come_and_go_leave_nothing_behind(serve: Callable[..., Served]) -> None:
-    served = serve()
-
-    def come_and_go(number: int) -> None:
-        stream = Conversation(served)
-        for n in range(number % 7):
-            stream.send(oip.images(digits(n)))
-        if number % 2:
-            time.sleep(0.001 * (number % 5))
-        stream.call.cancel()
-        stream.half_close()
-
-    threads = [threading.Thread(target=come_and_go, args=(number,)) for number in range(60)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE_S)
-    eventually(lambda: served.in_flight == 0, "every call ended")
-    eventually(lambda: not stream_threads(), "every reader ended")
-    assert_serves(served)
-
-
-def test_the_deadline_of_a_stream_is_that_of_its_messages(
-    serve: Callable[..., Served], valve: Valve, talk: Callable[..., Conversation]
-) -> None:
-    served = serve(**UNHURRIED)
-    with valve.closed():
-        stream = talk(served, timeout=2.0)
-        stream.send(oip.images(DIGIT))
-        valve.wait_for_engine()
-        stream.send(oip.images(messages.random_digits(1, 7)))
-        with pytest.raises(grpc.RpcError) as failed:
-            next(stream)
-        assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        eventually(lambda: served.in_flight == 0, "the stream's calls ended")
-    assert_serves(served)
-    assert 7 not in valve.runs
-
-
-def test_a_client_that_only_sends_is_held_back(
-    serve: Callable[..., Served], valve: Valve, talk: Callable[..., Conversation]
-) -> None:
+def test_a_client_that_only_sends_is_held_back(serve: Serve, valve: Valve, talk: Callable[..., Conversation]) -> None:
     """1. The engine is busy. 2. Of 400 messages the server reads one window, and refuses none. 3. All are answered."""
     served = serve(**UNHURRIED)
     with valve.closed():
@@ -268,9 +214,7 @@ def test_a_client_that_only_sends_is_held_back(
         assert_answers(int(response.infer_response.id), response)
 
 
-def test_a_client_that_reads_no_answers_is_held_back(
-    serve: Callable[..., Served], talk: Callable[..., Conversation]
-) -> None:
+def test_a_client_that_reads_no_answers_is_held_back(serve: Serve, talk: Callable[..., Conversation]) -> None:
     """Answers of 768 KiB that the client does not read fill the window. Then the server computes no more."""
     served = serve()
     photos = messages.random_photo(0, 512, 512)
@@ -288,9 +232,7 @@ def test_a_client_that_reads_no_answers_is_held_back(
     assert {int(r.infer_response.id) for r in responses} == set(range(WINDOW + 100))
 
 
-def test_an_oversize_message_ends_its_stream_alone(
-    serve: Callable[..., Served], talk: Callable[..., Conversation]
-) -> None:
+def test_an_oversize_message_ends_its_stream_alone(serve: Serve, talk: Callable[..., Conversation]) -> None:
     served = serve(max_request_bytes=10_000)
     good, bad = talk(served), talk(served)
     bad.send(oip.images(messages.random_digits(0, 20)))
@@ -301,7 +243,7 @@ def test_an_oversize_message_ends_its_stream_alone(
     assert_answers(2, next(good))
 
 
-def test_streams_beyond_the_limit_are_refused(serve: Callable[..., Served], talk: Callable[..., Conversation]) -> None:
+def test_streams_beyond_the_limit_are_refused(serve: Serve, talk: Callable[..., Conversation]) -> None:
     served = serve()
     streams = [talk(served) for _ in range(MAX_STREAMS)]
     for stream in streams:
@@ -325,9 +267,7 @@ def _takes_a_stream(served: Served) -> bool:
     return True
 
 
-def test_an_idle_stream_does_not_hold_up_the_drain(
-    serve: Callable[..., Served], talk: Callable[..., Conversation]
-) -> None:
+def test_an_idle_stream_does_not_hold_up_the_drain(serve: Serve, talk: Callable[..., Conversation]) -> None:
     served = serve()
     stream = talk(served)
     stream.send(oip.images(digits(1)))
@@ -340,7 +280,7 @@ def test_an_idle_stream_does_not_hold_up_the_drain(
 
 
 def test_messages_sent_before_the_drain_are_answered(
-    serve: Callable[..., Served], valve: Valve, talk: Callable[..., Conversation]
+    serve: Serve, valve: Valve, talk: Callable[..., Conversation]
 ) -> None:
     """1. Messages run and queue. 2. The server drains; a new message is refused. 3. The earlier ones are answered."""
     served = serve(**UNHURRIED)
@@ -362,7 +302,7 @@ def test_messages_sent_before_the_drain_are_answered(
     assert not draining.is_alive()
 
 
-def test_a_stream_needs_a_token_where_calls_do(serve: Callable[..., Served], talk: Callable[..., Conversation]) -> None:
+def test_a_stream_needs_a_token_where_calls_do(serve: Serve, talk: Callable[..., Conversation]) -> None:
     served = serve(bearer_token_sha256=(hashlib.sha256(b"secret").hexdigest(),))
     with pytest.raises(grpc.RpcError) as failed:
         next(talk(served))

@@ -95,11 +95,13 @@ def test_detect(served: Served) -> None:
 
 def test_segment(served: Served) -> None:
     labels, sure = bundles.segment(PHOTO)
-    (found,) = send(served, "/v1/models/segmenter:segment?with_probabilities=true", PHOTO_FILE).json["results"]
+    body = {"pixels": as_tensor(PHOTO), "with_probabilities": True}
+    (found,) = send(served, "/v1/models/segmenter:segment", body).json["results"]
     np.testing.assert_array_equal(array(found["labels"]), labels[0])
     np.testing.assert_allclose(array(found["probabilities"]), sure[0], atol=1e-5)
-    (found,) = send(served, "/v1/models/segmenter:segment", {"pixels": as_tensor(PHOTO)}).json["results"]
+    (found,) = send(served, "/v1/models/segmenter:segment", PHOTO_FILE).json["results"]
     assert found["probabilities"] is None
+    assert (found["image_height"], found["image_width"]) == (8, 16)
     assert sum(each["share"] for each in found["classes"]) == pytest.approx(1.0)
 
 
@@ -231,7 +233,7 @@ def test_requests_are_counted_under_their_method(serve: Callable[..., Served]) -
 def test_the_description_is_valid_and_has_every_route(served: Served) -> None:
     document = send(served, "/openapi.json").json
     validate(document)
-    routes = {r.path: r.methods - {"HEAD"} for r in served.server._http._config.app.routes}
+    routes = {r.path: (r.methods or set()) - {"HEAD"} for r in served.server._http.routes}
     described = {path: {verb.upper() for verb in verbs} for path, verbs in document["paths"].items()}
     assert described == {path: verbs for path, verbs in routes.items() if not re.match(r"/($|page/)", path)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,12 @@ from PIL import Image
 from rafaga import (
     AsyncClient,
     Client,
-    InvalidImage,
-    InvalidRequest,
-    InvalidTensor,
     ModelNotFound,
-    ModelState,
-    RafagaError,
     RejectedByModel,
 )
 from tests import bundles
 from tests.integration import messages
-from tests.integration.serving import PATIENCE_S, Served
+from tests.integration.serving import PATIENCE_S, Serve, Served
 
 
 @pytest.fixture
@@ -60,17 +55,6 @@ def test_many_images_keep_their_order(client: Client) -> None:
         assert list(single) == expected
 
 
-def test_a_bad_image_among_many_fails_alone(client: Client) -> None:
-    pixels = messages.random_digits(6, rows=40)
-    files = [messages.png(row[:, :, 0]) for row in pixels]
-    files[17] = files[17][:100]
-    found = client.classify_many(files, model="digits")
-    assert list(found.errors) == [17]
-    assert str(found.errors[17]) == "expected a whole JPEG or PNG file, got 100 bytes that do not decode"
-    expected = bundles.classify(pixels).argmax(1).tolist()
-    assert [found[i].top.index for i in range(40) if i != 17] == expected[:17] + expected[18:]
-
-
 def test_an_input_that_the_model_rejects_fails_alone(client: Client) -> None:
     pixels = np.array([*range(10), 200, 3], np.uint8).reshape(-1, 1, 1, 1)
     found = client.classify_many(pixels, model="fragile")
@@ -79,7 +63,7 @@ def test_an_input_that_the_model_rejects_fails_alone(client: Client) -> None:
     assert [found[i].top.index for i in (0, 9, 11)] == [0, 9, 3]
 
 
-def test_more_than_a_message_may_hold(serve: Callable[..., Served]) -> None:
+def test_more_than_a_message_may_hold(serve: Serve) -> None:
     """1. Messages over the server's limits are refused. 2. The SDK sends smaller ones."""
     served = serve(max_request_rows=3, max_request_bytes=1500)
     pixels = messages.random_digits(7, rows=20)
@@ -103,40 +87,6 @@ def test_features_and_forecast(client: Client) -> None:
     assert str(forecasts.errors[4]) == "expected at least 2 observations, got 1"
     for history, one in zip(histories[:4], map(forecasts.__getitem__, range(4)), strict=True):
         np.testing.assert_allclose(one.values.T, bundles.forecast(history[-64:])[:3], rtol=1e-5)
-
-
-def test_the_catalogue(client: Client) -> None:
-    client.wait_until_ready(PATIENCE_S)
-    described = {m.name: m for m in client.models()}
-    assert {"digits", "backbone", "series"} <= set(described)
-    assert all(m.state is ModelState.READY for m in described.values())
-    digits = client.model("digits")
-    assert digits.labels == tuple(f"digit {i}" for i in range(10))
-    assert str(digits.inputs[0]) == "image uint8[?,28,28,1]"
-    limits = described["series"].forecast
-    assert limits is not None
-    assert (limits.min_history, limits.max_history, limits.max_horizon) == (2, 64, bundles.HORIZON)
-
-
-@pytest.mark.parametrize(
-    ("call", "error"),
-    [
-        (lambda c: c.classify(messages.random_digits(0)[0], model="nobody"), ModelNotFound),
-        (lambda c: c.classify(np.zeros((27, 28), np.uint8), model="digits"), InvalidTensor),
-        (lambda c: c.classify(b"GIF89a", model="digits"), InvalidImage),
-        (lambda c: c.classify(messages.jpeg(messages.random_photo(0, 99, 99)[0])[:2000], model="digits"), InvalidImage),
-        (lambda c: c.forecast([1.0], model="series"), InvalidRequest),
-        (lambda c: c.forecast([1.0, 2.0], model="digits"), InvalidRequest),
-        (lambda c: c.model("nobody"), ModelNotFound),
-    ],
-)
-def test_what_the_server_refuses_arrives_typed(
-    client: Client, call: Callable[[Client], Any], error: type[RafagaError]
-) -> None:
-    with pytest.raises(error) as raised:
-        call(client)
-    assert raised.value.message
-    assert client.classify(messages.random_digits(0)[0], model="digits").predictions
 
 
 def test_the_asyncio_client_gets_the_same_answers(server: Served) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
 
 from rafaga import AsyncClient, Client, InvalidRequest, InvalidTensor, ModelNotFound, RejectedByModel
 from tests import bundles, plain
 from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, Served, serving
+from tests.integration.test_open_inference_plain import GRAPHS
 
 Infer = Callable[..., dict[str, np.ndarray]]
 MAX_ROWS = 5
@@ -31,20 +31,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     plain.publish(root, "scalar", plain.scaled(2, ()))
     plain.publish(root, "versioned", plain.scaled(2), version=1)
     plain.publish(root, "versioned", plain.scaled(3), version=2)
-    sizes = dict.fromkeys(("a", "b", "sum", "difference"), ("float32", ("batch", 3)))
-    both = plain.graph(
-        [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Sub", ["a", "b"], ["difference"])],
-        {name: sizes[name] for name in ("a", "b")},
-        {name: sizes[name] for name in ("sum", "difference")},
-    )
-    plain.publish(root, "both", both)
-    table = plain.graph(
-        [helper.make_node("Gather", ["table", "index"], ["row"], axis=0)],
-        {"index": ("int64", ("batch",))},
-        {"row": ("float32", ("batch", 3))},
-        table=np.arange(12, dtype=np.float32).reshape(4, 3),
-    )
-    plain.publish(root, "table", table)
+    for name in ("both", "table"):
+        plain.publish(root, name, plain.model(GRAPHS[name]))
     bundles.publish_classifier(root)
     bundles.publish_forecaster(root)
     with serving(root, max_request_rows=MAX_ROWS, max_request_bytes=2000, model_versions="all") as served:

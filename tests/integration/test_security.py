@@ -6,8 +6,10 @@ import hashlib
 import shutil
 import ssl
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from rafaga.cli import main
 from rafaga.plan import measure
+from rafaga.server.app import build
+from rafaga.server.config.settings import Config, ConfigError
 from rafaga.v1 import vision_pb2_grpc
 from tests.integration import messages
-from tests.integration.serving import PATIENCE_S, Served, connected, refusal, serving
+from tests.integration.serving import PATIENCE_S, Served, connected, get, refusal, serving
 
 TOKEN = "correct horse battery staple"
 IMAGE = messages.random_digits(0)
@@ -82,11 +86,6 @@ def test_reflection_needs_a_token(guarded: Served) -> None:
     assert "rafaga.v1.Vision" in services(("authorization", f"Bearer {TOKEN}"))
 
 
-def test_a_method_that_is_not_there_does_not_tell_without_a_token(guarded: Served) -> None:
-    refused = refusal(lambda: guarded.channel.unary_unary("/rafaga.v1.Vision/Nothing")(b"", timeout=PATIENCE_S))
-    assert refused.code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED)
-
-
 # --- TLS --------------------------------------------------------------------------------------------------------------
 
 
@@ -142,13 +141,12 @@ def ask(channel: grpc.Channel) -> Any:
 def tls(repository: Path, certificates: Certificates) -> Iterator[Callable[..., int]]:
     """Starts a server with TLS; gives its port."""
     with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(serving_tls(repository, certificates, **settings)).port
 
-        def start(**settings: Any) -> int:
-            key, certificate = certificates.path("server.key"), certificates.path("server.pem")
-            served = serving(repository, tls_key=key, tls_certificate=certificate, **settings)
-            return stack.enter_context(served).port
 
-        yield start
+def serving_tls(repository: Path, certificates: Certificates, **settings: Any) -> AbstractContextManager[Served]:
+    key, certificate = certificates.path("server.key"), certificates.path("server.pem")
+    return serving(repository, tls_key=key, tls_certificate=certificate, **settings)
 
 
 def test_tls_serves_those_who_trust_its_authority(tls: Callable[..., int], certificates: Certificates) -> None:
@@ -191,16 +189,58 @@ def test_renewed_certificates_are_served_without_a_restart(
             renewed.replace(target)
 
     def served_certificate() -> str:
-        return ssl.get_server_certificate(("localhost", port)).strip()
+        on_grpc, on_http = (ssl.get_server_certificate(("localhost", port)).strip() for port in ports)
+        assert on_grpc == on_http
+        return on_grpc
 
     put("server", "server")
     with serving(repository, tls_key=key, tls_certificate=certificate) as served:
-        port = served.port
+        ports = (served.port, served.server.http_port)
         assert served_certificate() == certificates.read("server.pem").decode().strip()
         put("stranger", "stranger")
         assert served_certificate() == certificates.read("stranger.pem").decode().strip()
         put("client", "server")
         assert served_certificate() == certificates.read("stranger.pem").decode().strip()
+
+
+def https(served: Served, path: str, certificates: Certificates, client: str | None = None) -> int:
+    """The status of a GET; `client`: whose certificate is shown."""
+    context = ssl.create_default_context(cafile=certificates.path("authority.pem"))
+    if client is not None:
+        context.load_cert_chain(certificates.path(f"{client}.pem"), certificates.path(f"{client}.key"))
+    try:
+        url = f"https://localhost:{served.server.http_port}{path}"
+        with urllib.request.urlopen(url, timeout=PATIENCE_S, context=context) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_http_has_the_same_certificate(repository: Path, certificates: Certificates) -> None:
+    with serving_tls(repository, certificates) as served:
+        assert [https(served, path, certificates) for path in ("/readyz", "/metrics", "/v1/models")] == [200] * 3
+        with pytest.raises(OSError):
+            get(f"http://localhost:{served.server.http_port}/readyz")
+
+
+def test_http_calls_need_a_client_certificate_and_probes_do_not(repository: Path, certificates: Certificates) -> None:
+    authority = certificates.path("authority.pem")
+    with serving_tls(repository, certificates, tls_client_ca=authority) as served:
+        for path in ("/readyz", "/healthz", "/metrics", "/v2/health/ready"):
+            assert https(served, path, certificates) == 200
+        for path in ("/v1/models", "/v1/models/digits", "/v2/models/digits"):
+            assert https(served, path, certificates) == 401
+            assert https(served, path, certificates, "client") == 200
+        with pytest.raises(OSError):
+            https(served, "/v1/models", certificates, "stranger")
+        assert served.server._router.in_flight.count == 0
+
+
+def test_a_key_of_another_certificate_is_named_at_the_start(repository: Path, certificates: Certificates) -> None:
+    key, certificate = certificates.path("client.key"), certificates.path("server.pem")
+    with pytest.raises(ConfigError, match=r"server.pem"):
+        build(Config.of(repository=repository, tls_key=key, tls_certificate=certificate))
 
 
 def test_the_commands_show_their_certificate(
@@ -217,3 +257,15 @@ def test_the_commands_show_their_certificate(
         assert main([*command, *known]) == 0
         assert main([*command, *trusting]) == 3, "no certificate, no connection"
         assert main([*command, *trusting, "--tls-key", key]) == 2
+
+
+def test_metrics_over_tls(repository: Path, certificates: Certificates, capsys: pytest.CaptureFixture[str]) -> None:
+    certificate = certificates.path("server.pem")
+    trusting = ["--tls-ca", str(certificates.path("authority.pem"))]
+    with serving(repository, tls_key=certificates.path("server.key"), tls_certificate=certificate) as served:
+        url = f"https://localhost:{served.server.http_port}"
+        assert main(["top", url, "--once", "--interval", "0.05", *trusting]) == 0
+        assert main(["top", url, "--once", "--interval", "0.05"]) == 3
+        assert "CERTIFICATE_VERIFY_FAILED" in capsys.readouterr().err
+        load = ["load", "--server", f"https://localhost:{served.port}", "--model", "digits", "--rate", "20", *trusting]
+        assert main([*load, "--duration", "0.3", "--warm-up", "0", "--metrics", url]) == 0

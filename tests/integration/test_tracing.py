@@ -14,14 +14,14 @@ from opentelemetry.trace import StatusCode
 from rafaga.server import app
 from rafaga.server.transport.tracing import Tracer
 from rafaga.v1 import forecasting_pb2 as pb
-from tests.integration.serving import Served, refusal
+from tests.integration.serving import Serve, Served, refusal
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
 
 
 @pytest.fixture
 def traced(
-    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[float], tuple[Served, Tracer, InMemorySpanExporter]]:
     def start(ratio: float) -> tuple[Served, Tracer, InMemorySpanExporter]:
         exporter = InMemorySpanExporter()

@@ -8,14 +8,11 @@ import torchvision.models
 from torch import Tensor, nn
 from torchvision.models import GoogLeNet_Weights
 
-from export.graph import serving_graph
 from models.cifar_resnet import Block, CifarConfig, CifarResNet
-from models.cnn import DigitCNN
 from models.entry import ImageInput
 from models.googlenet import GoogLeNetClassifier, NaiveInception
 from models.lenet import LeNet5
 from models.plain import PlainBlock
-from models.training.images import prepare
 from models.zoo import catalogue
 from tests.models.costs import multiply_adds, on_meta, parameters
 
@@ -64,32 +61,6 @@ def test_lenet5_is_its_layers_in_order_on_padded_digits() -> None:
     assert torch.equal(m(digits), in_order(digits))
 
 
-def test_the_first_cnn_is_its_layers_in_order() -> None:
-    torch.manual_seed(0)
-    m = DigitCNN().eval()
-    in_order = nn.Sequential(
-        m.conv1, nn.ReLU(), nn.MaxPool2d(2, 2), m.conv2, nn.ReLU(), nn.MaxPool2d(2, 2),
-        nn.Flatten(), m.dense, nn.ReLU(), m.output,
-    )  # fmt: skip
-    digits = torch.rand(3, 1, 28, 28)
-    assert torch.equal(m(digits), in_order(digits))
-
-
-@pytest.mark.parametrize("name", ["lenet5-mnist", "resnet20-cifar10"])
-def test_the_serving_graph_ends_in_a_softmax(name: str) -> None:
-    torch.manual_seed(0)
-    entry = catalogue()[name]
-    assert isinstance(entry.input, ImageInput)
-    assert entry.input.height
-    assert entry.input.width
-    module = entry.build().eval()
-    image = torch.randint(0, 256, (3, entry.input.height, entry.input.width, entry.input.channels), dtype=torch.uint8)
-    with torch.inference_mode():
-        (probabilities,) = serving_graph(entry, module).module(image)
-        expected = module(prepare(image, entry.input)).softmax(1)
-    assert torch.allclose(probabilities, expected, atol=1e-5)
-
-
 def test_cifar_shortcuts_carry_every_second_pixel_and_add_channels_of_zeros() -> None:
     block = CifarResNet(CifarConfig(20, residual=True)).eval().stage2[0]
     assert isinstance(block, Block)
@@ -110,19 +81,6 @@ def test_plain_blocks_have_no_shortcut() -> None:
     block = PlainBlock(4, 4).eval()
     nn.init.zeros_(block.bn2.weight)
     assert not block(torch.rand(1, 4, 8, 8)).any()
-
-
-def test_the_googlenet_of_the_paper_has_7_million_parameters() -> None:
-    """With biases, 5x5 filters and no batch normalisation: 8.7 times fewer than AlexNet; ours has 9.2 times fewer."""
-    ours, alexnet = on_meta(GoogLeNetClassifier), parameters(on_meta(torchvision.models.alexnet))
-    convolutions = sum(m.out_channels for m in ours.modules() if isinstance(m, nn.Conv2d))
-    biases = convolutions - sum(parameters(m) for m in ours.modules() if isinstance(m, nn.BatchNorm2d))
-    threes = [m.branch3[1].conv for name, m in ours.named_children() if name.startswith("inception")]
-    assert {m.kernel_size for m in threes} == {(3, 3)}
-    fives = sum(m.weight.numel() // (3 * 3) * (5 * 5 - 3 * 3) for m in threes)
-    assert parameters(ours) + biases + fives == 6_998_552
-    assert alexnet / 6_998_552 == pytest.approx(8.7, abs=0.05)
-    assert alexnet / parameters(ours) == pytest.approx(9.2, abs=0.05)
 
 
 def test_googlenet_answers_as_torchvisions_does_to_the_same_pixels() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ from models.training.forecast_eval import (
 )
 from models.training.significance import compared
 from rafaga.bundle import ForecastSpec
-from tests.models.steps import RecordedSteps
+from tests.models.support import RecordedSteps
 
 SPEC = ForecastSpec(
     min_history=8, max_history=20, max_horizon=3, quantile_levels=(0.1, 0.5, 0.9), season=4, step="quarter", unit="x"
@@ -75,14 +74,6 @@ def test_a_quantile_holds_what_lies_at_it_or_below() -> None:
         "coverage_q50": pytest.approx(0.4),
         "coverage_q90": pytest.approx(0.8),
     }
-
-
-def test_levels_are_named_in_percent_with_two_digits() -> None:
-    spec = msgspec.structs.replace(SPEC, quantile_levels=(0.025, 0.05, 0.5, 0.95, 0.975))
-    origins = rolling_origins(SERIES, SPEC, start=8, stop=15)
-    names = [s.name for s in shares(origins, spec, np.zeros((5, 3, 5), dtype=np.float32))]
-    assert names[:2] == ["coverage_95", "coverage_90"]
-    assert names[2:] == ["coverage_q2.5", "coverage_q05", "coverage_q50", "coverage_q95", "coverage_q97.5"]
 
 
 def test_overlapping_origins_widen_the_standard_error_of_a_share() -> None:

@@ -1,15 +1,21 @@
-"""Progress: one changing line on a terminal, plain lines elsewhere."""
+"""Progress is shown; downloads are counted, and a file is either complete or absent."""
 
 from __future__ import annotations
 
 import io
 import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from models.download import download
 from models.progress import SpinnerSteps, shown
+from tests.models.support import RecordedSteps
 
 
 def test_a_step_is_shown_with_how_much_of_it_is_done() -> None:
@@ -45,17 +51,47 @@ def test_without_a_terminal_every_step_is_a_line() -> None:
     assert written.getvalue() == "resnet20: calibrating [int8]\nresnet20: measuring\n"
 
 
-def test_a_failure_erases_the_line_and_restores_the_cursor() -> None:
-    written = io.StringIO()
+CONTENT = bytes(range(256)) * 12_000  # three chunks
 
-    def work() -> None:
-        with shown(Console(file=written, force_terminal=True, width=60), "x") as steps:
-            steps.step("dividing")
-            raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
-        work()
-    hide, show, erase = "\x1b[?25l", "\x1b[?25h", "\x1b[2K"
-    assert written.getvalue().count(hide) == written.getvalue().count(show) == 1
-    assert "x: dividing" in written.getvalue()
-    assert written.getvalue().rpartition(erase)[2].strip() == show
+class Shelf(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if self.path == "/absent.pth":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        if self.path != "/uncounted.pth":
+            self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(CONTENT[:1_500_000] if self.path == "/cut.pth" else CONTENT)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Shelf) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("name", "counted"), [("net.pth", True), ("uncounted.pth", False)])
+def test_a_download_is_counted_where_its_length_is_known(
+    name: str, counted: bool, address: str, tmp_path: Path
+) -> None:
+    steps, target = RecordedSteps(), tmp_path / "checkpoints" / name
+    download(f"{address}/{name}", target, steps)
+    assert target.read_bytes() == CONTENT
+    assert list(target.parent.iterdir()) == [target]
+    assert steps.progress == {f"downloading {name}": (len(CONTENT), len(CONTENT)) if counted else (0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("cut.pth", "ended after 1,500,000 of 3,072,000"), ("absent.pth", "404")]
+)
+def test_an_incomplete_file_is_not_kept(name: str, message: str, address: str, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=message):
+        download(f"{address}/{name}", tmp_path / "net.pth", RecordedSteps())
+    assert list(tmp_path.iterdir()) == []

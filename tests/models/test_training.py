@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import tarfile
 from collections.abc import Callable, Iterator
@@ -23,14 +22,13 @@ from torch import Tensor, nn
 from models.progress import SILENT, Steps
 from models.training import data, degradation
 from models.training.__main__ import main
-from models.training.data import DataUnavailable, load_co2, load_etth1, load_mnist, load_sp500
-from models.training.images import crop_and_flip, jitter_digits
+from models.training.data import DataUnavailable, load_etth1, load_mnist, load_sp500
+from models.training.images import crop_and_flip
 from models.training.loop import Batch, Optimiser, Problem, TrainingDevice, TrainingSchedule, fit, training_device
 from models.training.recipes import CIFAR_NETWORKS, recipes
 from models.zoo import catalogue
 from rafaga.bundle import Metric
-from tests.models.places import data_root
-from tests.models.steps import RecordedSteps
+from tests.models.support import RecordedSteps
 
 QUIET = Console(quiet=True)
 
@@ -95,23 +93,6 @@ def test_offline_the_error_says_where_to_put_the_files(tmp_path: Path, monkeypat
             load()
 
 
-def test_the_public_data_are_complete() -> None:
-    """And the copies are the files that a download is checked against."""
-    co2 = load_co2()
-    assert co2.dtype == np.float32
-    assert co2.shape == (526,)
-    assert 310 < co2.min() < co2.max() < 375
-    for train, count in ((True, 60_000), (False, 10_000)):
-        images, labels = load_mnist(data_root("mnist"), train)
-        assert images.dtype == np.uint8
-        assert images.shape == (count, 28, 28)
-        assert set(labels.tolist()) == set(range(10))
-    root = data_root("timeseries")
-    assert (load_etth1(root).shape, load_sp500(root).shape) == ((17420,), (5105,))
-    for table in (data.ETTH1, data.SP500):
-        assert hashlib.sha256((root / "timeseries" / table.name).read_bytes()).hexdigest() == table.sha256
-
-
 def test_crops_and_flips_are_parts_of_the_padded_photo() -> None:
     torch.manual_seed(0)
     photos = torch.randn(4, 3, 32, 32)
@@ -119,17 +100,6 @@ def test_crops_and_flips_are_parts_of_the_padded_photo() -> None:
     for photo, cropped in zip(padded, crop_and_flip(photos), strict=True):
         windows = [photo[:, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
         assert any(torch.equal(cropped, w) or torch.equal(cropped, w.flip(2)) for w in windows)
-
-
-def test_jittered_digits_stay_digits() -> None:
-    torch.manual_seed(0)
-    digits = torch.zeros(32, 1, 28, 28)
-    digits[:, :, 10:18, 10:18] = 1
-    jittered = jitter_digits(digits)
-    ink = jittered.sum((1, 2, 3))
-    assert jittered.shape == digits.shape
-    assert ((ink > 64 * 0.6) & (ink < 64 * 1.6)).all()
-    assert not torch.allclose(jittered[0], jittered[1])
 
 
 class Line(Problem):

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from tests import bundles
-from tests.integration import graphs
 
 
 @pytest.fixture(scope="session")
@@ -13,5 +12,5 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """digits, and slow, which answers alike but takes its time."""
     root = tmp_path_factory.mktemp("repository")
     bundles.publish_classifier(root)
-    graphs.publish_slow(root)
+    bundles.publish_slow(root)
     return root

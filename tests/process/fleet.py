@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import threading
 import time
 from collections import Counter
@@ -13,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.integration.serving import PATIENCE_S, eventually
+from tests.integration.serving import PATIENCE_S, eventually, free_port
 from tests.process.running import Process
 
 HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
@@ -75,13 +74,6 @@ def fleet(repository: Path, *arguments: str, replicas: int = len(HOSTS)) -> Iter
         with ThreadPoolExecutor(replicas) as pool:
             list(pool.map(Replica.start, places))
         yield places
-
-
-def free_port() -> int:
-    """One that is free on every address."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

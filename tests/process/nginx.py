@@ -13,8 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.serving import PATIENCE_S, eventually
-from tests.process.fleet import free_port
+from tests.integration.serving import PATIENCE_S, eventually, free_port
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy/nginx/rafaga.conf"
 _REPLICA = re.compile(r"^ *server (127\.0\.0\.1:50051)\b.*;$", re.MULTILINE)

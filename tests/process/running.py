@@ -36,7 +36,7 @@ class Process:
     def __init__(self, *arguments: str, folder: Path | None = None, environ: Mapping[str, str] | None = None) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAFAGA_")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rafaga.cli", "serve", *arguments],
+            [sys.executable, "-m", "rafaga", "serve", *arguments],
             stderr=subprocess.PIPE,
             text=True,
             env=inherited | dict(environ or {}),

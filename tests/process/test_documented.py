@@ -13,15 +13,15 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests import bundles
-from tests.documents import ROOT, commands, indented
+from tests.documents import ROOT, commands
 from tests.integration.serving import PATIENCE_S
 from tests.process.nginx import CONFIGURATION, nginx
 from tests.process.running import process
 
 SERVERS = [
     command
-    for command in (*indented("README.md"), *commands("docs/operating.md"))
-    if command.startswith("rafaga serve ") and "--help" not in command
+    for command in (*commands("README.md"), *commands("docs/operating.md"))
+    if command.startswith("rafaga serve ")
 ]
 # The last of two equal options counts: free ports, and no waiting for balancers that are not there.
 QUICK = ["--grpc-port", "0", "--http-port", "0", "--drain-delay-s", "0"]
@@ -43,9 +43,9 @@ def certificate(folder: Path, name: str, *signed: str) -> None:
 @pytest.mark.parametrize("command", SERVERS)
 def test_it_serves_and_stops(command: str, tmp_path: Path) -> None:
     """In a folder that has what the command names; asked the way that its settings ask for."""
-    bundles.publish_classifier(tmp_path / "repository")
+    shutil.copy(bundles.publish_classifier(tmp_path / "repository") / "model.onnx", tmp_path)
     (tmp_path / "deploy").symlink_to(ROOT / "deploy")
-    words = shlex.split(command)[2:]
+    words = shlex.split(command, comments=True)[2:]
     credentials = None
     if "--tls-key" in words:
         certificate(tmp_path, "ca")

@@ -16,7 +16,7 @@ from rafaga.inference import open_inference_pb2 as pb
 from rafaga.inference import open_inference_pb2_grpc
 from rafaga.v1 import catalog_pb2, vision_pb2
 from tests import bundles
-from tests.integration import graphs, messages
+from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually, get, refusal, refusal_of
 from tests.process.running import Running, process, running
 
@@ -157,7 +157,7 @@ def test_a_drain_that_takes_too_long_is_cut(repository: Path) -> None:
 def test_a_model_that_an_admin_loads_is_not_waited_for(tmp_path: Path) -> None:
     """1. A model that runs for many seconds is to be loaded. 2. While it warms up, the server is told to stop. 3. It
     does, long before the load would have ended."""
-    graphs.publish_slow(tmp_path, products=1000)
+    bundles.publish_slow(tmp_path, products=1000)
     with running(tmp_path, "--model-control", "explicit", "--admin-port", "0") as served:
         with connected(f"127.0.0.1:{served.admin_port}") as channel:
             admin = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -177,15 +177,19 @@ def test_a_signal_while_models_load_ends_the_server(tmp_path: Path, number: sign
     is live, but not ready, and says what it loads; the first model is served, the second refused. 3. The signal. 4. The
     server ends with exit code 0, before the second is loaded and without the drain's delay."""
     bundles.publish_classifier(tmp_path)
-    graphs.publish_slow(tmp_path, products=1000)
+    bundles.publish_slow(tmp_path, products=1000)
     ports = ("--grpc-port", "0", "--http-port", "0")
     with process("--repository", str(tmp_path), *ports, "--threads", "1", "--drain-delay-s", "600") as started:
         fields = started.wait_for("loading models")
         http = f"http://127.0.0.1:{fields['http_port']}"
         eventually(lambda: get(http + "/readyz") == (503, "not ready: loading model slow (2 of 2)\n"), "slow loads")
         assert get(http + "/healthz")[0] == 200
-        loading = [line.fields for line in started.log if line.fields["message"] == "loading model"]
-        assert [(line["model"], line["number"], line["of"]) for line in loading] == [("digits", 1, 2), ("slow", 2, 2)]
+
+        def loading() -> list[tuple[object, ...]]:
+            lines = [line.fields for line in started.log if line.fields["message"] == "loading model"]
+            return [(line["model"], line["number"], line["of"]) for line in lines]
+
+        eventually(lambda: loading() == [("digits", 1, 2), ("slow", 2, 2)], "the log says so")
         with connected(f"127.0.0.1:{fields['grpc_port']}") as channel:
             stubs = Stubs(channel)
             names = ("", "slow", "digits", "rafaga.v1.Catalog")

@@ -1,36 +1,46 @@
-"""README.md: what can be run in seconds is run, the rest is checked against what would run it."""
+"""README.md and the guides: what takes seconds is run as it stands, the rest is checked against what would run it."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
+import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from export.__main__ import main as export
 from export.command import _parser as export_parser
 from models import zoo
+from models.training.data import load_co2
 from rafaga.cli import main as rafaga
 from tests import bundles
 from tests.deploy.commands import check
-from tests.documents import ROOT, blocks, indented
-from tests.integration import messages
+from tests.documents import ROOT, blocks, commands, same_output, transcript
 from tests.integration.serving import Served, serving
 
 README = "README.md"
-COMMANDS = [line for line in indented(README) if not line.startswith("transport ")]
-QUICK = ["--duration", "0.3", "--warm-up", "0.1"]
+GUIDES = ("docs/client.md", "docs/http.md", "docs/models.md", "docs/from-torchserve.md", "docs/from-triton.md")
+COMMANDS = sorted({command for document in (README, *GUIDES) for command in commands(document)})
+SHIPPED = ROOT / "service/rafaga/demo/models"
+QUICK = {"load": ["--duration", "0.3", "--warm-up", "0.1"], "top": ["--interval", "0.1"]}
+
+
+def of(*programs: str) -> list[str]:
+    return [command for command in COMMANDS if command.startswith(programs)]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Small models under the names that the page uses."""
+    """The models of `rafaga demo`, and small models under the other names that the pages use."""
     root = tmp_path_factory.mktemp("repository")
-    bundles.publish_classifier(root, "lenet5-mnist")
-    bundles.publish_forecaster(root, "lstm-co2")
+    shutil.copytree(SHIPPED, root, dirs_exist_ok=True)
     bundles.publish_detector(root, "ssd300-vgg16")
     bundles.publish_segmenter(root, "fcn-resnet50")
     bundles.publish_sequence_model(root, "lstm-reber")
@@ -39,68 +49,105 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture
-def at_hand(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the files that the page names, and the server's address in the environment."""
+def here(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the examples, and the server's address in the environment."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAFAGA_SERVER", served.address)
-    (tmp_path / "digit.png").write_bytes(messages.png(messages.random_digits(7)[0, :, :, 0]))
-    (tmp_path / "street.jpg").write_bytes(messages.jpeg(messages.random_photo(7, 30, 40)[0]))
-    months = [f"{1990 + i // 12}-{i % 12 + 1:02},{315 + i / 10}" for i in range(36)]
-    (tmp_path / "co2.csv").write_text("\n".join(["month,ppm", *months]))
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(("rafaga", "python"))])
+def run(command: str, served: Served, capsys: pytest.CaptureFixture[str]) -> str:
+    """What it prints. Other addresses, the small model's symbols, less time; otherwise as it stands."""
+    command = command.replace("localhost:8080", served.http).replace("BTBTXS", bundles.ALPHABET)
+    program, *words = shlex.split(command, comments=True)
+    if program == "curl":
+        if shutil.which("curl") is None:
+            pytest.skip("curl is not installed")
+        return subprocess.run(["curl", "-sS", "--fail", *words], check=True, capture_output=True, text=True).stdout
+    assert program == "rafaga"
+    address = [served.http] if words[0] == "top" else []
+    assert rafaga([*words, *address, *QUICK.get(words[0], [])]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", of("rafaga", "curl"))
+def test_requests(command: str, served: Served, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if command.startswith(("rafaga serve", "rafaga demo")):  # started in tests/process
+        check(command.split(" #")[0])
+    else:
+        assert run(command, served, capsys)
+
+
+@pytest.mark.parametrize(("command", "shown"), transcript(README))
+def test_commands_print_what_the_page_shows(
+    command: str, shown: str, served: Served, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(command, served, capsys)
+    assert same_output(found, shown), found
+
+
+@pytest.mark.parametrize("document", [README, "docs/client.md"])
+def test_the_sdk(document: str, served: Served, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = blocks(document, "python")
+    text = block.text.replace("localhost:50051", served.address).replace("BTBTXS", bundles.ALPHABET)
+    exec(compile(text, document, "exec"), {})
+    found = capsys.readouterr().out
+    for shown in blocks(document, "text"):
+        assert same_output(found, shown.text), found
+
+
+@pytest.mark.parametrize("command", of("python"))
+def test_python_modules(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """They take the arguments, and know the models. What they do with them has tests of its own."""
+    module, *words = shlex.split(command, comments=True)[2:]
+    if module == "export" and words == ["--list"]:
+        assert export(words) == 0
+        assert "lenet5-mnist" in capsys.readouterr().out
+    elif module == "export" and words[0] in ("verify", "report"):
+        with pytest.raises(SystemExit) as ended:
+            export([words[0], "--help"])
+        assert ended.value.code == 0
+    elif module == "export":
+        assert set(export_parser().parse_args(words).names) <= set(zoo.catalogue())
+    else:
+        assert find_spec(module) is not None
+
+
+@pytest.mark.parametrize("command", of("make", "pip", "perf_analyzer", "kubectl"))
 def test_other_programs(command: str) -> None:
-    words = shlex.split(command)
+    words = shlex.split(command, comments=True)
     match words[0]:
         case "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        case "pip":
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            assert words[2].removeprefix(".[").removesuffix("]") in extras
         case "perf_analyzer":  # the same flags are tested where it is installed
-            assert words[words.index("-i") + 1] == "grpc"
+            assert words[words.index("-i") + 1] in ("grpc", "http")
         case _:
-            check(command)
+            check(command.split(" #")[0])
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python")])
-def test_python_modules(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The export step takes the arguments, and knows the models. What it does with them has tests of its own."""
-    words = shlex.split(command)
-    assert words[:3] == ["python", "-m", "export"]
-    if words[3:] == ["--list"]:
-        assert export(words[3:]) == 0
-        assert "lenet5-mnist" in capsys.readouterr().out
-    elif words[3] in ("verify", "report"):
-        with pytest.raises(SystemExit) as ended:
-            export([words[3], "--help"])
-        assert ended.value.code == 0
-    else:
-        assert set(export_parser().parse_args(words[3:]).names) <= set(zoo.catalogue())
+def test_no_command_is_left_out() -> None:
+    assert set(COMMANDS) == set(of("rafaga", "curl", "python", "make", "pip", "perf_analyzer", "kubectl"))
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("rafaga")])
-def test_rafaga(command: str, at_hand: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = shlex.split(command)[1:]
-    if words[0] == "serve":
-        check(command)
-        return
-    words = [word.replace("BTBTXS", bundles.ALPHABET) for word in words]  # the small model's symbols
-    if "--horizon" in words:
-        words[words.index("--horizon") + 1] = str(bundles.HORIZON)
-    assert rafaga(words + (QUICK if words[0] == "load" else [])) == 0
-    assert capsys.readouterr().out
+@pytest.mark.parametrize("document", [README, *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))])
+def test_files_that_a_page_names_exist(document: str) -> None:
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text):
+        assert ((ROOT / document).parent / target).exists(), target
+    for name in re.findall(r"\bexamples/[\w/.-]*\w", text):
+        assert (ROOT / name).exists(), name
 
 
-def test_the_sdk(served: Served, at_hand: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = blocks(README, "python")
-    text = block.text.replace("localhost:50051", served.address).replace("horizon=12", f"horizon={bundles.HORIZON}")
-    names = {"co2_by_month": np.linspace(315, 320, 36), "paths": ["digit.png", "digit.png"]}
-    exec(compile(text, README, "exec"), names)
-    printed = capsys.readouterr().out
-    assert "Classification" in printed
-    assert printed.splitlines()[-1].startswith("digit ")
-
-
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / README).read_text()):
-        assert (ROOT / target).exists(), target
+def test_the_examples_are_what_their_page_says() -> None:
+    months, *rows = (ROOT / "examples/co2.csv").read_text().splitlines()
+    assert months == "month,ppm"
+    assert [row.split(",")[0] for row in (rows[0], rows[-1])] == ["1958-03", "2001-12"]
+    np.testing.assert_allclose([float(row.split(",")[1]) for row in rows], load_co2(), atol=0.0051)
+    for digit in range(10):
+        with Image.open(ROOT / f"examples/digits/{digit}.png") as image:
+            assert (image.size, image.mode) == ((28, 28), "L")
+    assert sum(path.stat().st_size for path in (ROOT / "examples").rglob("*")) < 150_000

@@ -86,14 +86,6 @@ def test_a_failed_publication_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "digits").iterdir()) == []
 
 
-def test_a_reader_never_sees_half_a_bundle(tmp_path: Path) -> None:
-    def look(folder: Path, version: int) -> Bundle:
-        assert [p.name for p in (tmp_path / "digits").iterdir() if not p.name.startswith(".")] == []
-        return fill(folder, version)
-
-    publish(tmp_path, "digits", None, look)
-
-
 def test_changed_and_missing_files_are_named(tmp_path: Path) -> None:
     folder = publish(tmp_path, "digits", None, fill)
     bundle = load(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import inspect
-import math
 import re
 
 import grpc
@@ -94,11 +93,6 @@ def test_a_status_of_grpc_itself_is_read_by_its_code(code: grpc.StatusCode, cls:
     assert type(from_status(code, "from below")) is cls
 
 
-def test_a_message_over_the_limit_is_not_taken_for_overload() -> None:
-    back = from_status(grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER: Received message larger than max (9 vs. 8)")
-    assert type(back) is errors.RequestTooLarge
-
-
 def test_broken_details_and_those_of_others_are_ignored() -> None:
     foreign = status_pb2.Status()
     foreign.details.add().Pack(error_details_pb2.ErrorInfo(reason="QUEUE_FULL", domain="example.com"))
@@ -107,10 +101,3 @@ def test_broken_details_and_those_of_others_are_ignored() -> None:
     for raw in (foreign.SerializeToString(), unknown.SerializeToString(), b"\xff\xff\xff"):
         back = from_status(grpc.StatusCode.NOT_FOUND, "gone", [(STATUS_DETAILS_KEY, raw)])
         assert type(back) is errors.ModelNotFound
-
-
-@pytest.mark.parametrize(("value", "retry_after_s"), [("1500", 1.5), ("0", 0), ("-1", math.inf), ("soon", math.inf)])
-def test_pushback_counts_where_the_details_are_lost(value: str, retry_after_s: float) -> None:
-    error = from_status(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", [(PUSHBACK_KEY, value)])
-    assert isinstance(error, errors.QueueFull)
-    assert error.retry_after_s == retry_after_s

@@ -97,7 +97,7 @@ def test_the_package_needs_no_checkout() -> None:
 
 
 def test_scheduling_knows_neither_grpc_nor_onnx() -> None:
-    for name in ("batcher", "latency", "planning", "work"):
+    for name in ("batcher", "latency"):
         used = {imported.split(".")[0] for imported in IMPORTS[f"rafaga.server.scheduling.{name}"]}
         assert not used & {"grpc", "onnxruntime", "threading"}
 

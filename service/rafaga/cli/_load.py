@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
-from rafaga.cli._errors import ExitCode, UsageError, complain
+from rafaga.cli._errors import ExitCode, UsageError, complain, needed_by
 
 
-def run(command: Literal["load", "plan"], arguments: Sequence[str], environ: Mapping[str, str]) -> int:
+def run(command: str, arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Returns one of the exit codes that the command's --help lists."""
-    try:
+    with needed_by(f"rafaga {command}", "'rafaga[load]'"):
         from rafaga.load.command import LoadError
 
         module = importlib.import_module(f"rafaga.{command}.command")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "rafaga":
-            raise  # not a missing extra but a broken installation
-        complain(f"rafaga {command} needs {error.name}, which is not installed: pip install 'rafaga[load]'")
-        return ExitCode.OTHER
     try:
         return int(module.run(arguments, environ))
     except LoadError as error:

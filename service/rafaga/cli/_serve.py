@@ -5,68 +5,125 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
 
-from rafaga.cli._errors import ExitCode, UsageError, complain, sentence
+from rafaga.cli._banner import banner
+from rafaga.cli._errors import ExitCode, UsageError, needed_by, sentence
+from rafaga.options import Parser
+
+if TYPE_CHECKING:
+    from rafaga.server.config.settings import Config
+    from rafaga.server.lifecycle import Server
 
 _LOG = logging.getLogger(__name__)
 
-_EPILOG = """Each flag, for example --max-batch-size, is also the environment variable RAFAGA_MAX_BATCH_SIZE and the key
-max_batch_size of the TOML file. A flag overrides the variable, and the variable overrides the file."""
+_EPILOG = (
+    "Each flag, for example --max-batch-size, is also the environment variable RAFAGA_MAX_BATCH_SIZE and the key "
+    "max_batch_size of the TOML file. A flag overrides the variable, and the variable overrides the file."
+)
 
+# Of each command: what it serves, and examples.
+_COMMANDS = {
+    "serve": (
+        "a repository, one model or an ONNX file",
+        ("rafaga serve models/", "rafaga serve model.onnx --http-port 9000", "rafaga serve --config rafaga.toml"),
+    ),
+    "demo": (
+        "two small models that come with the package",
+        ("rafaga demo", "rafaga demo --host :: --bearer-token-sha256 none"),
+    ),
+}
 
 # The thread that drives grpcio's completion queue then reads and writes the sockets itself, instead of being woken by
 # other threads that do: a quarter less CPU time per small request (docs/design/hot-path.md).
 _SWITCH, _VALUE = "GRPC_EXPERIMENTS", "-event_engine_listener"
 
 
+def parser(command: str) -> Parser:
+    """Of `serve` or `demo`. Raises NotInstalled."""
+    with needed_by("serving", "'rafaga[server]'"):
+        from rafaga.server.config.sources import add_arguments
+
+    what, examples = _COMMANDS[command]
+    made = Parser(
+        prog=f"rafaga {command}",
+        usage=f"rafaga {command} {'[PATH] ' if command == 'serve' else ''}[SETTING...]",
+        description=f"Serves {what} until Ctrl-C or SIGTERM.",
+        examples=examples,
+        epilog=_EPILOG,
+    )
+    if command == "serve":
+        made.add_argument_group("input").add_argument(
+            "path", nargs="?", metavar="PATH", help="the same as --repository PATH"
+        )
+    add_arguments(made)
+    return made
+
+
 def run(
-    parser: ArgumentParser, arguments: Sequence[str], environ: Mapping[str, str], *, own_process: bool = False
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    own_process: bool = False,
+    command: str = "serve",
+    announce: Callable[[Config, Server], None] | None = None,
 ) -> int:
-    """Serves until SIGTERM, SIGINT or SIGHUP. Returns the server's exit code.
+    """Serves until SIGTERM, SIGINT or SIGHUP. Returns the server's exit code. Raises UsageError and NotInstalled.
 
     `own_process`: nothing else runs in this process, so its standard error may become a log, and it may start anew.
+    `announce`: called once the server serves; without it, a terminal gets the banner.
     """
     if own_process and _SWITCH not in environ:
         # grpcio's core has read its environment already, when it was imported.
         os.execve(sys.executable, sys.orig_argv, {**environ, _SWITCH: _VALUE})
-    try:
+    with needed_by("serving", "'rafaga[server]'"):
         from rafaga.server.app import serve
         from rafaga.server.config.settings import ConfigError, LogFormat
-        from rafaga.server.config.sources import add_arguments, from_arguments, service_links
-        from rafaga.server.observability.logging import configured
+        from rafaga.server.config.sources import service_links
+        from rafaga.server.observability.logging import configured, log_format
         from rafaga.server.observability.native import captured
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "rafaga":
-            raise  # a broken installation, not a missing extra
-        complain(f"serving needs {error.name}, which is not installed: pip install 'rafaga[server]'")
-        return ExitCode.OTHER
-    parser.usage, parser.epilog = "%(prog)s [--config FILE] [SETTING ...]", _EPILOG
-    add_arguments(parser)
-    namespace = parser.parse_args(arguments)
-    try:
-        config = from_arguments(namespace, environ)
-    except ConfigError as error:
-        raise UsageError(str(error)) from None
-    capture = own_process and config.observability.log_format is LogFormat.JSON
+    config = _config(parser(command).parse_args(arguments), environ)
+    text = log_format(config.observability, sys.stderr) is LogFormat.TEXT
+    if announce is None and text and sys.stderr.isatty():
+        announce = _show_banner
     with ExitStack() as stack:
-        stderr = stack.enter_context(captured()) if capture else sys.stderr
+        stderr = stack.enter_context(captured()) if own_process and not text else sys.stderr
         stack.enter_context(configured(config.observability, stderr))
         for name, value in service_links(environ).items():
             _LOG.warning(
                 "%s=%s is ignored: Kubernetes set it for a Service; enableServiceLinks: false prevents it", name, value
             )
         try:
-            return serve(config)
+            return serve(config, partial(announce, config) if announce else None)
         except (ConfigError, OSError) as error:
             _LOG.critical("the server cannot start: %s", sentence(error))
             return ExitCode.USAGE
         except Exception:
             _LOG.critical("unhandled exception: the server ends", exc_info=True)
             return ExitCode.OTHER
+
+
+def _config(namespace: Namespace, environ: Mapping[str, str]) -> Config:
+    """Raises UsageError."""
+    from rafaga.server.config.settings import ConfigError
+    from rafaga.server.config.sources import from_arguments
+
+    if (path := getattr(namespace, "path", None)) is not None:
+        if namespace.repository is not None:
+            raise UsageError(f"{path}: PATH and --repository mean the same: give one of them")
+        namespace.repository = path
+    try:
+        return from_arguments(namespace, environ)
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+
+
+def _show_banner(config: Config, server: Server) -> None:
+    print(banner(config, server), file=sys.stderr)
 
 
 def leave(code: int) -> NoReturn:

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
+from rafaga.addresses import GRPC_PORT
 from rafaga.client import _forecast, _images, _models, _objects, _results
 from rafaga.client._forecast import Forecast, History
 from rafaga.client._frames import SeriesInput, SymbolsInput, column
@@ -34,6 +35,17 @@ from rafaga.v1 import catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
+
+# How gRPC's long message says why there is no connection → what users read.
+_NOT_THERE = {
+    "Connection refused": "connection refused",
+    "No such file or directory": "no such socket",
+    "Domain name not found": "unknown host name",
+    "DNS resolution failed": "unknown host name",
+    "No route to host": "no route to host",
+    "Failed parsing HTTP/2": f"that port does not speak gRPC; its default is {GRPC_PORT}",
+    "WRONG_VERSION_NUMBER": "that port does not use TLS",
+}
 
 
 @dataclass(frozen=True)
@@ -192,7 +204,8 @@ def error_from(rpc: grpc.RpcError, target: str, timeout_s: float) -> RafagaError
     if STATUS_DETAILS_KEY in dict(trailing):
         return error
     if isinstance(error, ServerUnreachable):
-        return ServerUnreachable(f"{target}: {error.message}")
+        cause = next((why for sign, why in _NOT_THERE.items() if sign in error.message), None)
+        return ServerUnreachable(f"No server at {target} ({cause})" if cause else f"{target}: {error.message}")
     if isinstance(error, DeadlineExceeded):
         return DeadlineExceeded(f"no answer from {target} within {timeout_s:g} s")
     return error

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 
-from rafaga.addresses import UNIX, joined
+from rafaga.addresses import GRPC_PORT, UNIX, joined, split, without_scheme
 from rafaga.priority import PRIORITY_KEY, Priority
 
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -72,7 +72,7 @@ class Keepalive:
 class Endpoint:
     """Everything that is needed to open a channel."""
 
-    address: str  # as the user wrote it, for messages
+    address: str  # for messages: one with its port, several as the user wrote them
     target: str
     options: tuple[tuple[str, str | int], ...]
     credentials: grpc.ChannelCredentials | None
@@ -94,6 +94,11 @@ def endpoint(
     priority: Priority = Priority.NORMAL,
 ) -> Endpoint:
     """Raises ValueError for a malformed address, OSError when one of several names does not resolve."""
+    address, over_tls = without_scheme(address)
+    if over_tls is False and tls is not None:
+        raise ValueError(f"http://{address} is plain text, and TLS options are given: write https:// or no scheme")
+    if over_tls and tls is None:
+        tls = Tls()
     target, balanced = _target(address)
     keepalive = keepalive or Keepalive()
     options: list[tuple[str, str | int]] = [
@@ -121,7 +126,7 @@ def endpoint(
     credentials = None
     if tls is not None:
         credentials = grpc.ssl_channel_credentials(tls.root_certificates, tls.private_key, tls.certificate_chain)
-        name = tls.server_name or (_split(first)[0] if first else None)
+        name = tls.server_name or (split(first, GRPC_PORT)[0] if first else None)
         if name:
             options.append(("grpc.ssl_target_name_override", name))
             first = first and name
@@ -130,7 +135,7 @@ def endpoint(
     metadata: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {token}"),) if token else ()
     if priority is not Priority.NORMAL:
         metadata += ((PRIORITY_KEY, priority.word),)
-    return Endpoint(address, target, tuple(options), credentials, metadata)
+    return Endpoint(address if balanced else target, target, tuple(options), credentials, metadata)
 
 
 def _target(address: str) -> tuple[str, bool]:
@@ -139,9 +144,9 @@ def _target(address: str) -> tuple[str, bool]:
         raise ValueError("the address is empty; expected HOST:PORT")
     if "://" in address or address.startswith((UNIX, "ipv4:", "ipv6:", "dns:")):
         return address, not address.startswith(UNIX)
-    hosts = [_split(part) for part in address.split(",")]
+    hosts = [split(part, GRPC_PORT) for part in address.split(",")]
     if len(hosts) == 1:
-        return address.strip(), False
+        return joined(*hosts[0]), False
     # gRPC takes lists of literal addresses only; names are looked up once, here. `dns:///name:port` follows changes.
     resolved = [_literal(host, port) for host, port in hosts]
     versions = {ip.version for ip, _ in resolved}
@@ -151,20 +156,14 @@ def _target(address: str) -> tuple[str, bool]:
     return scheme + ",".join(joined(str(ip), port) for ip, port in resolved), True
 
 
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = address.strip().rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        problem = "has no port" if ":" not in address else "is not a valid address"
-        raise ValueError(f"{address.strip()!r} {problem}; use HOST:PORT, or several separated by commas")
-    if ":" in host and not (host[0] == "[" and host[-1] == "]"):
-        raise ValueError(f"{address.strip()!r}: write an IPv6 address in brackets, as in [::1]:50051")
-    return host.strip("[]"), int(port)
-
-
 def _literal(host: str, port: int) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]:
     try:
         return ipaddress.ip_address(host), port
     except ValueError:
+        try:
+            names = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, host) from None  # which of the names
         # IPv4 first: names of one machine often have both, and the parts of a list must agree.
-        found = sorted(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), key=lambda entry: entry[0])
+        found = sorted(names, key=lambda entry: entry[0])
         return ipaddress.ip_address(found[0][4][0]), port

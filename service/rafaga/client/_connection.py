@@ -115,11 +115,17 @@ class SyncConnection:
                 bulk.stop()
                 raise
 
-        with ThreadPoolExecutor(MESSAGES_IN_FLIGHT) as pool:
+        pool, patient = ThreadPoolExecutor(MESSAGES_IN_FLIGHT), True
+        try:
             others = [pool.submit(work) for _ in range(MESSAGES_IN_FLIGHT - 1)]
             work()
             for worker in others:
                 worker.result()
+        except KeyboardInterrupt:
+            patient = False  # the other messages end at their deadlines, or when the client is closed
+            raise
+        finally:
+            pool.shutdown(wait=patient)
         return bulk.results()
 
     def _described(self, model: str, version: int | None) -> ModelDescription:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TypeVar
 from rafaga.load.connection import Connection
 from rafaga.load.figures import Objective
 from rafaga.load.payloads import Payloads, Rows, Size, read
-from rafaga.options import credentials
+from rafaga.options import credentials, number, positive, whole
 
 T = TypeVar("T")
 
@@ -21,32 +20,12 @@ class OptionsError(Exception):
     """Options that do not go together, or a value that cannot be used."""
 
 
-def _number(allowed: Callable[[float], bool], expected: str) -> Callable[[str], float]:
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and allowed(value)):
-            raise ArgumentTypeError(f"{text!r}: must be {expected}")
-        return value
-
-    return convert
-
-
-positive = _number(lambda value: value > 0, "a positive number")
-not_negative = _number(lambda value: value >= 0, "a number ≥ 0")
+not_negative = number(lambda value: value >= 0, "a number ≥ 0")
 
 
 def index(text: str) -> int:
     if not text.isdecimal():
         raise ArgumentTypeError(f"{text!r}: must be an integer ≥ 0")
-    return int(text)
-
-
-def whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r}: must be an integer ≥ 1")
     return int(text)
 
 

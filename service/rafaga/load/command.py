@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import IntEnum
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
@@ -65,8 +66,10 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         if arguments[:1] == ["merge"]:
             return _merge(arguments[1:])
         return _load(parse_load(arguments, environ), sys.stderr)
-    except (OptionsError, PayloadError, DocumentError, MetricsError, TraceError) as error:
+    except (OptionsError, PayloadError, DocumentError, TraceError) as error:
         raise LoadError(str(error), usage=True) from None
+    except MetricsError as error:
+        raise LoadError(f"--metrics {error}", usage=True) from None
     except (FleetError, mlperf.MlperfError) as error:
         raise LoadError(str(error), usage=False) from None
 
@@ -92,8 +95,10 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
     trace = None
     if options.trace is not None:
         trace = options.trace.schedule(targets.choices(prepared), conditions.seed)
+    tls = options.connection.tls
+    scrape = partial(server_metrics.scrape, roots=tls.root_certificates if tls else None)
     for url in options.metrics_urls:
-        server_metrics.scrape(url)  # a wrong address raises before the load begins
+        scrape(url)  # a wrong address raises before the load begins
     if options.mlperf is not None:
         return _mlperf(options.mlperf, options, prepared)
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -106,7 +111,12 @@ def _load(options: LoadOptions, stderr: TextIO) -> int:
     )
     with Fleet(setup, options.processes) as fleet, view(stderr, options.outputs.quiet) as shown:
         session = LoadSession(
-            fleet, targets.models(prepared), conditions.objective, shown, options.part, options.metrics_urls
+            fleet,
+            targets.models(prepared),
+            conditions.objective,
+            shown,
+            options.part,
+            [partial(scrape, url) for url in options.metrics_urls],
         )
         max_rate = None
         if options.find_max:

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from rafaga.load import arguments, mlperf, schedule, trace
-from rafaga.load.arguments import OptionsError, each_once, index, not_negative, positive, whole
+from rafaga.load.arguments import OptionsError, each_once, index, not_negative
 from rafaga.load.codecs.base import Wire
 from rafaga.load.connection import Connection
 from rafaga.load.document import Conditions
@@ -20,24 +20,33 @@ from rafaga.load.payloads import Payloads, describe
 from rafaga.load.schedule import Pattern, SchedulePart, Times
 from rafaga.load.steps import Step
 from rafaga.load.trace import Trace
-from rafaga.options import add_credentials, output_file, output_or_stdout
+from rafaga.options import (
+    Parser,
+    add_credentials,
+    add_server,
+    one_of,
+    output_file,
+    output_or_stdout,
+    positive,
+    whole,
+)
 
 EPILOG = """\
 exit codes:
   0  the run is complete, and met the objective where one was given
-  1  the objective was missed, an answer was wrong, or the generator itself failed
+  1  the objective was missed, an answer was wrong, or the generator failed
   2  the command line, or a file it names, is wrong
   3  the server is unreachable, or answered nothing
   4  the request is invalid: an unknown model, not an image, …
-
-examples:
-  rafaga load --model lenet5-mnist --rate 500 --slo-p99-ms 20
-  rafaga load --model lenet5-mnist --ramp 100:2000:10 --report ramp.html
-  rafaga load --model lenet5-mnist --find-max --slo-p99-ms 20
-  rafaga load --model resnet50 --rows 1=8 --rows 32=1 --rate 20 --slo-p99-ms 200
-  rafaga load --model resnet50=3 --model lstm-co2=1 --input photos/ --rate 40 --metrics http://localhost:8080/metrics
-  rafaga load merge first.json second.json --report both.html
 """
+EXAMPLES = (
+    "rafaga load --model lenet5-mnist --rate 500 --slo-p99-ms 20",
+    "rafaga load --model lenet5-mnist --ramp 100:2000:10 --report ramp.html",
+    "rafaga load --model lenet5-mnist --find-max --slo-p99-ms 20",
+    "rafaga load --model resnet50 --rows 1=8 --rows 32=1 --rate 20",
+    "rafaga load --model resnet50=3 --model lstm-co2=1 --input photos/ --rate 40",
+    "rafaga load merge first.json second.json --report both.html",
+)
 
 DEFAULT_DURATION_S = 10.0
 _OBJECTIVE = "MS[,MODEL=MS...]"
@@ -84,7 +93,7 @@ class MergeOptions:
 
 def parse_load(words: Sequence[str], environ: Mapping[str, str]) -> LoadOptions:
     """Raises OptionsError, PayloadError, TraceError or OSError; SystemExit as argparse does it."""
-    args = _load_parser(environ).parse_args(words)
+    args = load_parser(environ).parse_args(words)
     payloads = arguments.inputs(args)
     replayed = None if args.trace is None else trace.read(args.trace)
     models = _models(args, replayed)
@@ -123,15 +132,17 @@ def parse_load(words: Sequence[str], environ: Mapping[str, str]) -> LoadOptions:
 
 
 def parse_merge(words: Sequence[str]) -> MergeOptions:
-    parser = ArgumentParser(
+    parser = Parser(
         prog="rafaga load merge",
+        usage="rafaga load merge FILE... [OPTIONS]",
         description="Merges the parts of one run, exactly; with a single file, judges or reports it again.",
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what --json wrote")
-    parser.add_argument(
+    parser.add_argument_group("input").add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="what --json wrote"
+    )
+    _add_outputs(parser).add_argument(
         "--slo-p99-ms", type=arguments.objective, metavar=_OBJECTIVE, help="judge by this objective instead"
     )
-    _add_outputs(parser)
     args = parser.parse_args(words)
     return MergeOptions(tuple(args.files), args.slo_p99_ms, Outputs(args.json, args.report))
 
@@ -149,13 +160,13 @@ def _models(args: Namespace, replayed: Trace | None) -> dict[str, float]:
     return dict(models)
 
 
-def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
-    parser = ArgumentParser(
+def load_parser(environ: Mapping[str, str]) -> Parser:
+    parser = Parser(
         prog="rafaga load",
         description="Load-tests a server. Latency counts from when a request was due, so that it includes every stall.",
+        usage="rafaga load --model NAME LOAD [OPTIONS], rafaga load merge FILE...",
+        examples=EXAMPLES,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     load = parser.add_argument_group("load, one of")
     which = load.add_mutually_exclusive_group()
@@ -168,13 +179,13 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
     load.add_argument("--find-max", action="store_true", help="the highest rate that meets --slo-p99-ms")
     load.add_argument(
         "--mlperf",
-        type=mlperf.Scenario,
+        type=one_of(mlperf.Scenario),
         choices=list(mlperf.Scenario),
         help="let MLCommons' LoadGen send and judge; --rate: of the server scenario, and a guess for the offline one",
     )
     load.add_argument(
         "--arrivals",
-        type=Pattern,
+        type=one_of(Pattern),
         choices=[Pattern.POISSON, Pattern.CONSTANT],
         default=Pattern.POISSON,
         help="Poisson arrivals, or evenly spaced (%(default)s)",
@@ -223,20 +234,15 @@ def _load_parser(environ: Mapping[str, str]) -> ArgumentParser:
     )
 
     server = parser.add_argument_group("connection")
-    server.add_argument(
-        "--server",
-        default=environ.get("RAFAGA_SERVER") or "localhost:50051",
-        metavar="HOST:PORT",
-        help="one or more, separated by commas, share the calls (environment RAFAGA_SERVER; now %(default)s)",
-    )
-    server.add_argument("--protocol", type=Wire, choices=list(Wire), default=Wire.RAFAGA, help="(%(default)s)")
+    add_server(server, environ)
+    server.add_argument("--protocol", type=one_of(Wire), choices=list(Wire), default=Wire.RAFAGA, help="(%(default)s)")
     add_credentials(server)
     server.add_argument(
         "--metrics",
         action="append",
         default=[],
-        metavar="URL",
-        help="the server's /metrics, to report what it counted in each step; once per server",
+        metavar="ADDRESS",
+        help="the server's HTTP port, to report what it counted in each step; once per server",
     )
 
     generator = parser.add_argument_group("generator")

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from rafaga.options import IMAGES, files_in
 from rafaga.series import SeriesError, read_series
 
 # Different requests, so that no cache on the way makes the load lighter than it looks.
@@ -18,7 +19,6 @@ RANDOM_PAYLOADS = 16
 _AT_LEAST = 4  # of each kind in a mix
 MAX_FILES = 256
 DEFAULT_SIZE = (224, 224)
-_IMAGES = frozenset({".jpg", ".jpeg", ".png"})
 _SERIES = frozenset({".csv", ".txt"})
 
 
@@ -150,7 +150,7 @@ def read(paths: Sequence[Path], column: str | None = None, **options: Any) -> Pa
     images: list[bytes] = []
     series: list[tuple[float, ...]] = []
     for path in _files(paths):
-        if path.suffix.lower() in _IMAGES:
+        if path.suffix.lower() in IMAGES:
             images.append(path.read_bytes())
         else:
             series.append(_history(path, column))
@@ -158,11 +158,11 @@ def read(paths: Sequence[Path], column: str | None = None, **options: Any) -> Pa
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
-    known = _IMAGES | _SERIES
+    known = IMAGES | _SERIES
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in known and file.is_file()]
+            found = files_in(path, known)
             if not found:
                 raise PayloadError(f"{path}: no {', '.join(sorted(known))} file in this folder")
             files += found

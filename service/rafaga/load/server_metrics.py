@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ssl
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from typing import TypeAlias
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from rafaga.addresses import metrics_url
 
 _TIMEOUT_S = 5.0
 
@@ -51,17 +55,26 @@ class ServerWindow:
     worst_queue_us: float = 0.0
 
 
-def scrape(url: str) -> Samples:
-    """Raises MetricsError."""
+def scrape(address: str, roots: bytes | None = None) -> Samples:
+    """address: see `metrics_url`. roots: certificates to trust (PEM), for https; None: the system's.
+
+    Raises MetricsError.
+    """
+    url = address
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:
+        url = metrics_url(address)
+        trust = ssl.create_default_context(cadata=roots.decode()) if roots else None
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S, context=trust) as answer:
             text = answer.read().decode()
         families = list(text_string_to_metric_families(text))
-    except (OSError, ValueError) as error:
-        raise MetricsError(f"--metrics {url}: {error}") from None
+    except (OSError, HTTPException, ValueError) as error:
+        cause = getattr(error, "reason", error)  # URLError wraps the OSError that says why
+        if isinstance(cause, ConnectionRefusedError):
+            raise MetricsError(f"No server at {url} (connection refused)") from None
+        raise MetricsError(f"{url}: {cause}") from None
     samples = {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
     if not any(name.startswith("rafaga_") for name, _ in samples):
-        raise MetricsError(f"--metrics {url}: no metrics of Rafaga there")
+        raise MetricsError(f"{url}: no metrics of Rafaga there")
     return samples
 
 

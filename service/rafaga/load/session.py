@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rafaga.load import server_metrics, tally
 from rafaga.load.document import StepResult
@@ -18,7 +18,8 @@ from rafaga.load.view import ProgressTracker, View
 
 
 class LoadSession:
-    """models: of each request of the mix, by its place. part: this machine's share of every step."""
+    """models: of each request of the mix, by its place. part: this machine's share of every step. scrapes: of each
+    server's metrics."""
 
     def __init__(
         self,
@@ -27,19 +28,19 @@ class LoadSession:
         objective: Objective | None,
         view: View,
         part: SchedulePart | None = None,
-        metrics_urls: Sequence[str] = (),
+        scrapes: Sequence[Callable[[], Samples]] = (),
     ) -> None:
         self._fleet = fleet
         self._models = models
         self._objective = objective
         self._view = view
         self._part = part or SchedulePart()
-        self._metrics_urls = metrics_urls
+        self._scrapes = scrapes
 
     def measure(self, step: Step, trace: Schedule | None = None, begin_at_s: float | None = None) -> StepResult:
         """Raises RafagaError, FleetError or MetricsError. begin_at_s: of the monotonic clock; None is at once."""
         counts = Tally(tally.interval_s(step.duration_s))
-        window = _Window(step, counts, self._models, self._view, self._metrics_urls)
+        window = _Window(step, counts, self._models, self._view, self._scrapes)
         generators = self._fleet.run(
             step,
             self._part,
@@ -57,12 +58,19 @@ class LoadSession:
 class _Window:
     """One step on its way."""
 
-    def __init__(self, step: Step, counts: Tally, models: Sequence[str], view: View, urls: Sequence[str]) -> None:
+    def __init__(
+        self,
+        step: Step,
+        counts: Tally,
+        models: Sequence[str],
+        view: View,
+        servers: Sequence[Callable[[], Samples]],
+    ) -> None:
         self._step = step
         self._counts = counts
         self._models = models
         self._view = view
-        self._urls = urls
+        self._servers = servers
         self._scrapes: list[tuple[float, list[Samples]]] = []
 
     def begin(self, at_s: float) -> None:
@@ -75,13 +83,13 @@ class _Window:
 
     def tick(self) -> None:
         self._view.update(self._step, self._watch.progress())
-        if self._urls and len(self._scrapes) < 2:
+        if self._servers and len(self._scrapes) < 2:
             boundary_s = self._begin_s + (self._step.duration_s if self._scrapes else 0.0)
             if time.monotonic() >= boundary_s:
                 self._scrape()
 
     def _scrape(self) -> None:
-        self._scrapes.append((time.monotonic(), [server_metrics.scrape(url) for url in self._urls]))
+        self._scrapes.append((time.monotonic(), [scrape() for scrape in self._servers]))
 
     def server(self) -> ServerWindow | None:
         if not self._scrapes:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rafaga.load import arguments as shared
-from rafaga.load.arguments import OptionsError, not_negative, positive
+from rafaga.load.arguments import OptionsError, not_negative
 from rafaga.load.connection import Connection
 from rafaga.load.payloads import Payloads
-from rafaga.options import add_credentials, output_or_stdout
+from rafaga.options import Parser, add_credentials, output_or_stdout, positive
 
 EPILOG = """\
 exit codes:
@@ -21,11 +19,11 @@ exit codes:
   2  the command line, or a file it names, is wrong
   3  the server is unreachable
   4  the request is invalid: an unknown model, not an image, …
-
-examples:
-  rafaga plan --measure localhost:50051 --model lenet5-mnist --profile lenet5.json
-  rafaga plan --profile lenet5.json --rate 2000 --slo-p99-ms 20
 """
+EXAMPLES = (
+    "rafaga plan --measure localhost --model lenet5-mnist --profile lenet5.json",
+    "rafaga plan --profile lenet5.json --rate 2000 --slo-p99-ms 20",
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class PlanOptions:
 
 def parse(arguments: Sequence[str]) -> PlanOptions:
     """Raises OptionsError, PayloadError or OSError; SystemExit as argparse does it."""
-    args = _parser().parse_args(arguments)
+    args = plan_parser().parse_args(arguments)
     if args.measure is None and args.profile is None:
         raise OptionsError("no profile: measure a replica with --measure HOST:PORT, or read one with --profile FILE")
     if (args.measure is None) != (args.model is None):
@@ -89,14 +87,14 @@ def parse(arguments: Sequence[str]) -> PlanOptions:
     )
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
+def plan_parser() -> Parser:
+    parser = Parser(
         prog="rafaga plan",
         description="Calculates how many replicas a rate needs, and their batching settings: from a measured "
         "profile, by simulation with the server's own batcher.",
+        usage="rafaga plan [OPTIONS]",
+        examples=EXAMPLES,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     plan = parser.add_argument_group("plan")
     plan.add_argument("--rate", type=positive, metavar="R", help="requests per second, all replicas together")
@@ -112,7 +110,7 @@ def _parser() -> ArgumentParser:
 
     profile = parser.add_argument_group("profile")
     profile.add_argument("--profile", type=Path, metavar="FILE", help="read it, or write it after measuring")
-    profile.add_argument("--measure", metavar="HOST:PORT", help="load this replica with 1 to 64 callers and measure it")
+    profile.add_argument("--measure", metavar="HOST[:PORT]", help="measure this replica, with 1 to 64 callers")
     profile.add_argument("--model", metavar="NAME", help="the model to measure")
     profile.add_argument(
         "--step", type=positive, default=3.0, metavar="S", help="seconds for each number of callers (%(default)g)"

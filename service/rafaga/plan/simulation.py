@@ -19,8 +19,8 @@ import numpy as np
 
 from rafaga.errors import RafagaError, Refused
 from rafaga.priority import Priority
-from rafaga.server.scheduling.batcher import Batch, Batcher
-from rafaga.server.scheduling.job import Arrays, Job, JobTiming
+from rafaga.server.scheduling.batcher import Batcher
+from rafaga.server.scheduling.job import Arrays, Batch, Job, JobTiming
 from rafaga.server.scheduling.latency import LatencyTable, buckets_up_to
 
 _ROW = np.zeros((1, 1), np.uint8)

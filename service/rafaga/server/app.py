@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -21,19 +22,18 @@ from rafaga.server.config.settings import (
 )
 from rafaga.server.engines import devices
 from rafaga.server.engines.cpu_count import available_cores
-from rafaga.server.engines.gpu import GpuSettings
 from rafaga.server.engines.selection import EngineFactory, Placement
 from rafaga.server.execution.supervisor import SupervisorPolicy
 from rafaga.server.lifecycle import Server, run
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.observability.nvml import GpuFigures
+from rafaga.server.observability.triton import TritonMetrics
 from rafaga.server.repository.loader import Loader
-from rafaga.server.repository.poller import Poller
-from rafaga.server.repository.repository import Repository
+from rafaga.server.repository.repository import Poller, Repository
 from rafaga.server.scheduling.batcher import BatchPolicy
 from rafaga.server.services import page
 from rafaga.server.services.catalog import Catalog
-from rafaga.server.services.decoding import DecodePool, RequestLimits
+from rafaga.server.services.decoding import DecodePool
 from rafaga.server.services.forecasting import Forecasting
 from rafaga.server.services.open_inference.admin import RepositoryAdmin
 from rafaga.server.services.open_inference.service import OpenInference
@@ -41,6 +41,7 @@ from rafaga.server.services.open_inference.stream import Streams
 from rafaga.server.services.rest import ask, openapi, probes
 from rafaga.server.services.rest import open_inference as rest_open_inference
 from rafaga.server.services.sequences import Sequences
+from rafaga.server.services.submission import RequestLimits
 from rafaga.server.services.vision import Vision
 from rafaga.server.transport.expiry import Expiry
 from rafaga.server.transport.grpc import GrpcTransport, Limits
@@ -66,16 +67,19 @@ _OTHER_FILES = 512
 _MAX_MS = 2**31 - 1
 
 
-def serve(config: Config) -> int:
-    """Serves until SIGTERM, SIGINT or SIGHUP; returns the exit code. Raises ConfigError."""
+def serve(config: Config, serving: Callable[[Server], None] | None = None) -> int:
+    """Serves until SIGTERM, SIGINT or SIGHUP; returns the exit code. `serving` is called once all models are loaded.
+    Raises ConfigError."""
     if config.network.transport:
         _LOG.warning("the setting transport has no effect any more and will be removed: there is only one transport")
-    return run(build(config))
+    return run(build(config), serving)
 
 
 def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Server:
     """A server that is not started. Raises ConfigError."""
-    metrics = Metrics(triton=config.observability.triton_metrics, gpus=GpuFigures.find())
+    metrics = Metrics(GpuFigures.find())
+    if config.observability.triton_metrics:
+        metrics.registry.register(TritonMetrics(metrics))
     health = Health(
         lambda: repository.unready_because, lambda model: repository.serves(model), lambda: repository.alive
     )
@@ -103,7 +107,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
         config.models.model_versions,
         control is ModelControl.EXPLICIT,
     )
-    workers = DecodePool(config.limits.decode_threads or available_cores(), config.limits.max_pending_decodes)
+    workers = DecodePool(config.limits.decode_threads or available_cores())
     limits = RequestLimits(
         config.limits.max_request_rows, config.limits.max_image_pixels, config.limits.max_free_pixels
     )
@@ -116,7 +120,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
         OpenInference(repository, workers, limits, expiry, health, version("rafaga")),
     )
     handlers = {path: handler for service in services for path, handler in service.handlers().items()}
-    authenticator = Authenticator(config.security.bearer_token_sha256)
+    authenticator = Authenticator(config.security.bearer_token_sha256 or ())
     tracer = _tracer(config.observability)
     router = Router(
         handlers,
@@ -145,12 +149,11 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
 
 
 def _placement(engines: EngineSettings) -> Placement:
-    settings = GpuSettings(engines.batch_buckets, engines.gpu_memory, engines.gpu_model_memory, engines.tensorrt_cache)
     try:
         choice = devices.choose(engines.device, engines.device_fallback, devices.Nvidia())
         level = logging.WARNING if choice.degraded else logging.INFO
         _LOG.log(level, "device chosen: %s", choice.why, extra={"devices": [str(d) for d in choice.devices]})
-        return Placement.on(choice, engines.device_fallback, settings, engines.options)
+        return Placement.on(choice, engines)
     except DeviceError as error:
         raise ConfigError(f"device: {error} (to use the CPU instead, set --device-fallback cpu)") from None
 
@@ -169,12 +172,6 @@ def _transport(
     )
     names = tuple(sorted({path.split("/")[1] for path in router.methods}))
     services = (health.add_to, streams.add_to, partial(add_reflection, services=names))
-    secured = authenticator.required or config.security.tls_client_ca is not None
-    if not network.loopback and network.grpc_socket is None and not secured:
-        _LOG.warning(
-            "listening on %s without bearer tokens or client certificates: anyone who can reach it may call",
-            network.host,
-        )
     return GrpcTransport(address, router, authenticator, limits, _tls(config.security), services, on_death=health.die)
 
 

@@ -8,13 +8,13 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rafaga.server.config.settings import Config
-from rafaga.server.repository.poller import Poller
-from rafaga.server.repository.repository import Repository
+from rafaga.server.repository.repository import Poller, Repository
 from rafaga.server.services.decoding import DecodePool
 from rafaga.server.services.open_inference.stream import Streams
 from rafaga.server.transport.expiry import Expiry
@@ -162,7 +162,7 @@ class Server:
 
     def _warn_of_unknown_models(self) -> None:
         known = {name for name, _ in self.repository.on_disk()}
-        for name in self._config.engines.options.by_model.keys() - known:
+        for name in self._config.engines.named_models - known:
             _LOG.warning("per-model settings name an unknown model", extra={"model": name})
 
     def _wait_for_calls(self, hurry: threading.Event) -> bool:
@@ -176,8 +176,10 @@ class Server:
         return not left
 
 
-def run(server: Server) -> int:
+def run(server: Server, serving: Callable[[Server], None] | None = None) -> int:
     """Serves until SIGTERM, SIGINT or SIGHUP. Returns the exit code: 0 if all accepted calls were answered.
+
+    `serving` is called once all models are loaded.
 
     The first signal drains the server; a second one ends the drain. After a signal while models load, the caller must
     end the process: the thread that loads is still running.
@@ -190,6 +192,8 @@ def run(server: Server) -> int:
         wait((loading, signals.first), return_when=FIRST_COMPLETED)
         if loading.done():
             loading.result()  # raises what load raised
+            if serving is not None:
+                serving(server)
             # Objects that exist now live as long as the server: later collections, which pause every thread, skip them.
             gc.collect()
             gc.freeze()

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from bench import __main__ as command
 from bench import clients, gpu, large, lone, models, overload
-from bench.blocks import Blocks, Cells, Figures, Plan
+from bench.blocks import Blocks, Cells, Figures, Plan, column, interleaved, parts, ratios
 from bench.packed import pack_repository
-from bench.servers import Target
-from bench.tables import Table
+from bench.tables import Table, spread
 from tests.bundles import publish_classifier
 
 
@@ -69,12 +69,6 @@ def test_results_are_kept_by_section_and_shown_again(
     assert results["small"]["machine"]["cores"] >= 1
 
 
-def test_an_unknown_section_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        run(tmp_path / "bench.json", "nothing")
-    assert "unknown section: nothing" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "name", ["lone", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("gpu", "large", "overload"))]
 )
@@ -112,7 +106,40 @@ def test_the_last_load_of_perf_analyzer_counts() -> None:
         clients.reported("Failed to obtain stable measurement.")
 
 
-def test_perf_analyzer_needs_its_script(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAFAGA_PEERS", raising=False)
-    with pytest.raises(RuntimeError, match="RAFAGA_PEERS"):
-        clients.perf_analyzer(Target("nowhere", "", 0), "model", 1, 1.0)
+BLOCKS = [
+    {"lenet/1/ours": {"rate": 1.0}, "lenet/1/Triton": {"rate": 2.0}, "lstm/8/ours": {"rate": 3.0}},
+    {"lenet/1/ours": {"rate": 8.0}, "lenet/1/Triton": {"rate": 4.0}, "lstm/8/ours": {"rate": 5.0}},
+]
+
+
+def test_blocks_go_forwards_and_backwards_in_turn() -> None:
+    order: list[str] = []
+
+    def measure(name: str) -> dict[str, float]:
+        order.append(name)
+        return {"rate": float(len(order))}
+
+    blocks = list(interleaved({name: partial(measure, name) for name in "ab"}, 3))
+    assert "".join(order) == "abbaab"
+    assert blocks[1] == {"b": {"rate": 3.0}, "a": {"rate": 4.0}}
+
+
+def test_ratios_are_taken_block_by_block() -> None:
+    assert ratios(BLOCKS, "lenet/1/ours", "lenet/1/Triton") == [0.5, 2.0]
+    assert ratios(BLOCKS, "lenet/1/ours", "not measured") == []
+    assert ratios([{"a": {"rate": 1.0}, "b": {"rate": 0.0}}], "a", "b") == []
+
+
+def test_columns_and_parts_of_names() -> None:
+    assert column(BLOCKS, "lstm/8/ours", "rate") == [3.0, 5.0]
+    assert column(BLOCKS, "not measured", "rate") == []
+    assert parts(BLOCKS, 0) == ["lenet", "lstm"]
+    assert parts(BLOCKS, 2) == ["ours", "Triton"]
+
+
+def test_median_and_range() -> None:
+    assert spread([1310.0, 1204.0, 1236.0]) == "1,236 (1,204–1,310)"
+    assert spread([1.4], 2) == "1.40"
+    assert spread([-0.1234]) == "-0.123"
+    assert spread([0.0, 0.0]) == "0 (0–0)"
+    assert spread([]) == "–"

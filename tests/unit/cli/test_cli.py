@@ -6,12 +6,15 @@ import io
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
 from rafaga import errors
@@ -19,84 +22,8 @@ from rafaga.cli import main
 from rafaga.cli._errors import ExitCode, exit_code
 from rafaga.server import app
 from rafaga.server.config.settings import Config, ConfigError
-from rafaga.v1 import catalog_pb2
-from tests.unit.client.fake_server import BROKEN, Script, serving
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
-    script = Script()
-    with serving(script) as port:
-        monkeypatch.setenv("RAFAGA_SERVER", f"127.0.0.1:{port}")
-        yield script
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> list[str]:
-    for content in (b"\x07", b"\x03"):
-        (tmp_path / f"{content[0]}.png").write_bytes(content)
-    return [str(tmp_path / "7.png"), str(tmp_path / "3.png")]
-
-
-def test_models(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
-    script.states["lstm-co2"] = catalog_pb2.Model.FAILED
-    assert main(["models"]) == ExitCode.OK
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:4] == ["MODEL", "VERSION", "STATE", "TASK"]
-    assert [line.split()[:6] for line in lines[1:]] == [
-        ["backbone", "1", "ready", "classification", "fp32", "random"],
-        ["lenet5-mnist", "1", "ready", "classification", "fp32", "trained"],
-        ["lstm-co2", "1", "failed", "forecasting", "fp32", "trained"],
-    ]
-    assert "top1 0.991" in lines[2]
-    assert lines[3].endswith("model.onnx changed after it was published")
-    script.states["lstm-co2"] = catalog_pb2.Model.READY
-    assert main(["models"]) == ExitCode.OK
-    shown = capsys.readouterr().out
-    assert "mase 0.5, coverage_90 0.91" in shown
-    assert "coverage_q05" not in shown, "a single quantile is left to JSON"
-    assert main(["models", "--json"]) == ExitCode.OK
-    assert "coverage_q05" in capsys.readouterr().out
-
-
-def test_classify(script: Script, images: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["classify", *images, "--model", "lenet5-mnist", "--top-k", "2"]) == ExitCode.OK
-    captured = capsys.readouterr()
-    rows = [line.split() for line in captured.out.splitlines()]
-    assert rows[0] == ["FILE", "RANK", "LABEL", "INDEX", "PROBABILITY"]
-    assert rows[1:] == [
-        [images[0], "1", "7", "7", "0.5500"],
-        ["2", "8", "8", "0.0500"],
-        [images[1], "1", "3", "3", "0.5500"],
-        ["2", "4", "4", "0.0500"],
-    ]
-    assert captured.err == ""
-
-
-def test_a_bad_file_fails_alone(script: Script, images: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    broken = Path(images[0]).with_name("broken.png")
-    broken.write_bytes(BROKEN)
-    assert main(["classify", images[0], str(broken), "--model", "lenet5-mnist"]) == ExitCode.INVALID
-    assert capsys.readouterr().err == f"rafaga: {broken}: broken\n"
-    assert main(["classify", "absent.png", images[1], "--model", "lenet5-mnist", "--json"]) == ExitCode.USAGE
-    captured = capsys.readouterr()
-    assert captured.err == "rafaga: absent.png: No such file or directory\n"
-    missing, found = json.loads(captured.out)
-    assert missing["error"]["reason"] == "FILE"
-    assert found["predictions"][0] == {"label": "3", "index": 3, "probability": pytest.approx(0.55)}
-    assert found["timing"]["batch_size"] == 4
-
-
-def test_features(script: Script, images: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "maps.npz"
-    assert main(["features", images[0], "--model", "backbone", "--output", str(output)]) == ExitCode.OK
-    captured = capsys.readouterr()
-    assert captured.out.splitlines()[1].split() == ["c4", "16", "2", "x", "3", "x", "3"]
-    assert captured.err == "rafaga: backbone has random weights: its answers are meaningless\n"
-    with np.load(output) as maps:
-        assert {name: maps[name].shape for name in maps} == {"c4": (2, 3, 3), "embedding": (4,)}
-    assert main(["features", images[0], "--model", "backbone", "--json"]) == ExitCode.OK
-    assert json.loads(capsys.readouterr().out)["maps"][0] == {"name": "c4", "stride": 16, "shape": [2, 3, 3]}
+from rafaga.v1 import vision_pb2
+from tests.unit.client.fake_server import Script
 
 
 def test_forecast(
@@ -108,7 +35,7 @@ def test_forecast(
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[:3] == [["STEP", "Q0.1", "Q0.5", "Q0.9"], ["1", "328", "329", "330"], ["2", "328", "329", "330"]]
     monkeypatch.setattr(sys, "stdin", io.StringIO("1\n2\n3\n"))
-    assert main(["forecast", "--model", "lstm-co2", "--json"]) == ExitCode.OK
+    assert main(["forecast", "--json"]) == ExitCode.OK, "the only forecaster"
     answer = json.loads(capsys.readouterr().out)
     assert answer["levels"] == [0.1, 0.5, 0.9]
     assert answer["values"][1] == [3.0] * 24
@@ -141,16 +68,35 @@ def test_every_error_has_an_exit_code() -> None:
 
 def test_an_unreachable_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--server", "127.0.0.1:1", "--timeout", "1"]) == ExitCode.UNAVAILABLE
-    assert capsys.readouterr().err.startswith("rafaga: 127.0.0.1:1: ")
+    told = "rafaga: No server at 127.0.0.1:1 (connection refused). Start one: rafaga serve\n"
+    assert capsys.readouterr().err == told
+    assert main(["models", "--server", "unix:/nosuch", "--timeout", "1"]) == ExitCode.UNAVAILABLE
+    assert capsys.readouterr().err.startswith("rafaga: No server at unix:/nosuch (no such socket). ")
+
+
+def test_the_http_port_is_not_the_grpc_port(capsys: pytest.CaptureFixture[str]) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{http.server_port}"
+        assert main(["models", "--server", f"http://{address}", "--timeout", "5"]) == ExitCode.UNAVAILABLE
+        http.shutdown()
+    expected = f"rafaga: No server at {address} (that port does not speak gRPC; its default is 50051)"
+    assert expected in capsys.readouterr().err.splitlines()
+
+
+def test_an_unknown_model_and_the_nearest_name(
+    script: Script, images: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for argv in (["models", "lenet"], ["classify", images[0], "--model", "lenet"]):
+        assert main(argv) == ExitCode.INVALID
+        assert "no model 'lenet'; did you mean 'lenet5-mnist'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "argv",
     [
-        [],
         ["dance"],
         ["classify", "--model", "m"],
-        ["classify", "a.png"],
         ["classify", "a.png", "--model", "m", "--top-k", "0"],
         ["models", "--timeout", "-1"],
         ["models", "--priority", "HIGH"],
@@ -158,20 +104,50 @@ def test_an_unreachable_server(capsys: pytest.CaptureFixture[str]) -> None:
         ["forecast", "--model", "m", "--horizon", "x"],
         ["segment", "a.png", "--model", "m", "--output", "classes.png"],
         ["segment", "a.png", "--model", "m", "--output", "/nosuch/classes.npy"],
-        ["features", "a.png", "--model", "m", "--output", "/tmp"],
+        ["infer", "m", "--input", "1", "--output", "/tmp"],
     ],
 )
 def test_wrong_usage_ends_as_argparse_ends_it(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(argv)
     assert ended.value.code == ExitCode.USAGE
-    assert "usage: rafaga" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("rafaga")
+    assert line.endswith("--help")
+
+
+def test_without_a_command_it_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == ExitCode.USAGE
+    assert "exit codes:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["clasify", "a.png"], "rafaga: unknown command 'clasify'; did you mean 'classify'?"),
+        (["classify", "a.png", "--modle", "m"], "rafaga classify: unknown option --modle; did you mean '--model'?"),
+        (["classify", "a.png", "--top=1"], "rafaga classify: unknown option --top; did you mean '--top-k'?"),
+        (["classify"], "rafaga classify: missing IMAGE"),
+        (["models", "a", "b"], "rafaga models: unknown argument b"),
+        (["models", "--priority", "hi"], "rafaga models: --priority: 'hi' is not one of high, normal, low"),
+        (["completion", "fsh"], "rafaga completion: SHELL: 'fsh' is not one of bash, zsh, fish; did you mean 'fish'?"),
+        (["serve", "--gprc-port", "1"], "rafaga serve: unknown option --gprc-port; did you mean '--grpc-port'?"),
+        (["load", "--protocol", "open"], "'open' is not one of rafaga, open-inference; did you mean 'open-inference'?"),
+    ],
+)
+def test_wrong_usage_names_the_nearest_known_word(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "argv",
     [
-        ["models", "--server", "nonsense,nonsense"],
+        ["models", "--server", "nonsense:nonsense"],
+        ["models", "--server", "nosuch.invalid,nosuch.invalid"],
         ["models", "--token-file", "absent"],
         ["models", "--tls-ca", "absent"],
         ["forecast", "absent.csv", "--model", "lstm-co2"],
@@ -207,9 +183,9 @@ def test_a_report_is_refused_before_the_run(capsys: pytest.CaptureFixture[str]) 
         assert "the folder '/nosuch' does not exist" in capsys.readouterr().err
 
 
-def test_a_terminal_without_utf8(script: Script, images: list[str]) -> None:
+def test_a_terminal_without_utf8(script: Script) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "rafaga.cli", "forecast", "--model", "lstm-co2"],
+        [sys.executable, "-m", "rafaga", "forecast", "--model", "lstm-co2"],
         input="1\n2\n3\n",
         capture_output=True,
         text=True,
@@ -232,7 +208,7 @@ def test_the_token_file_and_the_priority(script: Script, tmp_path: Path) -> None
 def test_version_and_help_as_a_process() -> None:
     for flag, expected in (("--version", "rafaga 0."), ("--help", "exit codes:")):
         done = subprocess.run(
-            [sys.executable, "-m", "rafaga.cli", flag], capture_output=True, text=True, check=False, timeout=60
+            [sys.executable, "-m", "rafaga", flag], capture_output=True, text=True, check=False, timeout=60
         )
         assert done.returncode == 0
         assert expected in done.stdout
@@ -241,13 +217,37 @@ def test_version_and_help_as_a_process() -> None:
 
 def test_a_reader_that_goes_away_is_no_error_on_the_terminal(script: Script) -> None:
     done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {sys.executable} -u -m rafaga.cli models | true"],
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -u -m rafaga models | true"],
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
     assert done.stderr == ""
+
+
+def test_ctrl_c_leaves_at_once_and_without_a_traceback(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several messages are open when the signal comes, and none is ever answered."""
+    received, arrived = script.received, threading.Semaphore(0)
+
+    def hang(request: Any, context: Any) -> None:
+        received(request, context)
+        if isinstance(request, vision_pb2.ClassifyRequest):
+            arrived.release()
+            script.released.wait()
+
+    monkeypatch.setattr(script, "received", hang)
+    for number in range(100):
+        (tmp_path / f"{number}.png").write_bytes(b"\x07")
+    command = [sys.executable, "-m", "rafaga", "classify", str(tmp_path), "--timeout", "600"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(3):
+            assert arrived.acquire(timeout=60)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "")
 
 
 @pytest.fixture
@@ -265,18 +265,21 @@ def test_serve_hands_its_arguments_to_the_server(
 ) -> None:
     served: list[Config] = []
 
-    def serve(config: Config) -> int:
+    def serve(config: Config, serving: object) -> int:
         served.append(config)
         return 7
 
     monkeypatch.setattr(app, "serve", serve)
     assert main(["serve", "--repository", "models", "--grpc-port", "1"]) == 7
-    assert served == [Config.of(repository="models", grpc_port=1)]
+    assert main(["serve", "models", "--grpc-port", "1"]) == 7
+    assert served == [Config.of(repository="models", grpc_port=1)] * 2
+    assert main(["serve", "models", "--repository", "models"]) == ExitCode.USAGE
+    assert capsys.readouterr().err == "rafaga: models: PATH and --repository mean the same: give one of them\n"
     assert main(["serve", "--grpc-port", "-1"]) == ExitCode.USAGE
     assert capsys.readouterr().err == "rafaga: --grpc-port: -1: expected 0 to 65535\n"
     with pytest.raises(SystemExit):
         main(["serve", "--nosuch"])
-    assert "usage: rafaga serve" in capsys.readouterr().err
+    assert "rafaga serve: unknown option --nosuch" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("log_restored")
@@ -299,7 +302,7 @@ def test_what_ends_the_server_is_a_line_of_its_log(
     code: int,
     message: str,
 ) -> None:
-    def serve(_: Config) -> int:
+    def serve(config: Config, serving: object) -> int:
         raise error
 
     monkeypatch.setattr(app, "serve", serve)

@@ -19,6 +19,16 @@ def test_numbers_stand_to_the_right_and_text_to_the_left() -> None:
     )  # fmt: skip
 
 
+def test_the_longest_texts_lose_their_beginnings_to_fit() -> None:
+    path = "photos/summer/street.jpg"
+    assert table(("FILE", "LABEL"), [(path, "car"), ("a.jpg", "bicycle")], 24) == (
+        "FILE             LABEL\n"
+        "…mer/street.jpg  car\n"
+        "a.jpg            bicycle"
+    )  # fmt: skip
+    assert path in table(("FILE", "LABEL"), [(path, "car")])
+
+
 def test_json_of_results() -> None:
     value = {"model": ModelInfo("año", 1, True, "fp32"), "array": np.ones((1, 2), np.float32), "shape": (1, 2)}
     assert json.loads(as_json(value)) == {

@@ -146,7 +146,7 @@ class Catalog(catalog_pb2_grpc.CatalogServicer):
             version=1,
             state=state,
             reason="model.onnx changed after it was published" if state == catalog_pb2.Model.FAILED else "",
-            task="forecasting" if name == "lstm-co2" else "classification",
+            task={"lstm-co2": "forecasting", "backbone": "features"}.get(name, "classification"),
             trained=name != "backbone",
             precision="fp32",
             inputs=[catalog_pb2.Tensor(name="image", dtype=self.script.dtype, shape=[-1, 28, 28, 1])],

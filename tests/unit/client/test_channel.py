@@ -15,6 +15,11 @@ from rafaga.client._channel import endpoint
     ("address", "target", "balanced"),
     [
         ("localhost:50051", "localhost:50051", False),
+        ("localhost", "localhost:50051", False),
+        ("http://localhost", "localhost:50051", False),
+        ("GRPC://localhost:1/", "localhost:1", False),
+        ("http://10.0.0.1,http://10.0.0.2:2", "ipv4:10.0.0.1:50051,10.0.0.2:2", True),
+        ("[::1]", "[::1]:50051", False),
         ("[::1]:50051", "[::1]:50051", False),
         ("10.0.0.1:1,10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2", True),
         ("10.0.0.1:1, 10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2", True),
@@ -34,11 +39,29 @@ def test_addresses(address: str, target: str, balanced: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["", "  ", "localhost", ":50051", "host:port", "host:0", "host:70000", "a:1,", "10.0.0.1:1,[::1]:2"]
+    "address",
+    ["", "  ", ":50051", "host:port", "host:0", "host:70000", "a:1,", "10.0.0.1:1,[::1]:2", "http://host/path", "[]"],
 )
 def test_invalid_addresses(address: str) -> None:
     with pytest.raises(ValueError):
         endpoint(address)
+
+
+def test_a_scheme_decides_about_tls() -> None:
+    assert endpoint("http://h:1").credentials is None
+    for address in ("https://h:1", "grpcs://h:1"):
+        assert endpoint(address).credentials is not None
+    assert endpoint("grpc://h:1", tls=Tls()).credentials is not None
+    with pytest.raises(ValueError, match="plain text"):
+        endpoint("http://h:1", tls=Tls())
+    with pytest.raises(ValueError, match="with and without TLS"):
+        endpoint("http://h:1,https://h:2")
+
+
+def test_which_name_does_not_resolve() -> None:
+    with pytest.raises(OSError) as ended:
+        endpoint("127.0.0.1:1,nosuch.invalid:1")
+    assert ended.value.filename == "nosuch.invalid"
 
 
 @pytest.mark.parametrize("address", ["::1:50051", "::1", "fe80::1:50051,[::1]:1", "[::1:50051"])

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from demo import bundles
+from demo.__main__ import go_on
+from demo.bundles import ROOT
+from demo.page import Page
 from demo.server import ServerFailed, ServerProcess
 from tests.bundles import publish_classifier
 
@@ -47,3 +50,17 @@ def test_a_server_starts_and_stops_or_leaves_its_log(tmp_path: Path) -> None:
     with pytest.raises(ServerFailed, match="exit code"):
         absent.start()
     assert absent.last_log_lines()
+
+
+def test_the_end_names_commands_and_files_that_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    go_on(Page(), Path("repository"))
+    commands = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
+    assert commands[0] == ["make", "serve"]
+    files = [word.lstrip("@") for command in commands for word in command if word.endswith((".png", ".csv"))]
+    assert len(files) == len(commands[1:]) == 3
+    assert all((ROOT / file).is_file() for file in files)
+    go_on(Page(), tmp_path)
+    assert f"rafaga serve {tmp_path}" in capsys.readouterr().out

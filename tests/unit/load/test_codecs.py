@@ -90,13 +90,6 @@ def test_an_unusable_model_is_refused_before_the_load(fields: dict[str, object],
         target(answer, Payloads())
 
 
-def test_the_mix_shares_a_models_weight_among_its_requests() -> None:
-    requests = (Request(b"1"), Request(b"2", rows=8, weight=2.0), Request(b"3", rows=9, drawn=False))
-    mix = [Target("a", 3.0, "", requests, Replies.CLASSIFY), Target("b", 1.0, "", (Request(b"4"),), Replies.FORECAST)]
-    assert weights(mix) == [1.0, 2.0, 0.0, 1.0]
-    assert models(mix) == ["a", "a", "a", "b"]
-
-
 def test_rows_and_sizes_are_mixed_by_weight() -> None:
     image = catalog_pb2.Tensor(name="image", dtype="uint8", shape=[-1, -1, -1, 3])
     mixed = Payloads(rows=(Rows(1, 3.0), Rows(4, 1.0)), sizes=(Size(30, 40, 2.0), Size(50, 60, 1.0)))
@@ -111,17 +104,6 @@ def test_rows_and_sizes_are_mixed_by_weight() -> None:
     assert payloads.describe(mixed) == (
         "random inputs, 1 (75%) or 4 (25%) to a request, 30x40 (67%) or 50x60 (33%) where the model takes any size"
     )
-
-
-def test_files_share_requests_of_several_rows() -> None:
-    image = catalog_pb2.Tensor(name="image", dtype="uint8", shape=[-1, 28, 28, 1])
-    given = Payloads(images=(b"a", b"b", b"c"), rows=(Rows(1, 3.0), Rows(2)))
-    found = target(described(task="classification", inputs=[image]), given)
-    sent = [
-        (list(vision_pb2.ClassifyRequest.FromString(each.body).encoded.images), each.weight) for each in found.requests
-    ]
-    assert sent == [([b"a"], 1), ([b"b"], 1), ([b"c"], 1), ([b"a", b"b"], 0.5), ([b"c", b"a"], 0.5)]
-    assert payloads.describe(given) == "3 images, 1 (75%) or 2 (25%) to a request"
 
 
 def test_inputs_are_read_by_suffix(tmp_path: Path) -> None:
@@ -156,9 +138,8 @@ def test_an_input_that_cannot_be_sent_is_named(tmp_path: Path, name: str, conten
         payloads.read([tmp_path / "empty"])
 
 
-def test_many_files_are_thinned_evenly(tmp_path: Path) -> None:
-    for i in range(1000):
-        (tmp_path / f"{i:04}.png").write_bytes(str(i).encode())
-    kept = [int(image) for image in payloads.read([tmp_path]).images]
-    assert len(kept) == payloads.MAX_FILES
-    assert max(np.diff(kept)) <= 4
+def test_the_mix_shares_a_models_weight_among_its_requests() -> None:
+    requests = (Request(b"1"), Request(b"2", rows=8, weight=2.0), Request(b"3", rows=9, drawn=False))
+    mix = [Target("a", 3.0, "", requests, Replies.CLASSIFY), Target("b", 1.0, "", (Request(b"4"),), Replies.FORECAST)]
+    assert weights(mix) == [1.0, 2.0, 0.0, 1.0]
+    assert models(mix) == ["a", "a", "a", "b"]

@@ -10,7 +10,7 @@ import pytest
 from rafaga.load.figures import Figures, Objective
 from rafaga.load.generator import Caller, closed_loop, open_loop
 from rafaga.load.log import NOT_SENT, OK, Log, LogRows
-from rafaga.load.schedule import Pattern, Schedule
+from rafaga.load.schedule import Pattern
 from rafaga.load.steps import Step
 from rafaga.load.tally import Tally
 from tests.unit.load.fake_server import FakeServer
@@ -128,25 +128,3 @@ def test_an_objective_counts_all_requests() -> None:
     assert figures(step, stalled, Objective(1000)).met is True
     assert figures(step, stalled).met is None
     assert figures(step, tally(step, FakeServer()), Objective(100)).met is True
-
-
-def test_callers_of_a_closed_loop_take_turns_in_the_mix() -> None:
-    server = FakeServer(service_s=0.1)
-
-    async def go() -> None:
-        await closed_loop(Caller(server, Log(), 0.0, 10.0), 3, [7, 8, 9, 10], 1.0)
-
-    run(go())
-    assert server.calls[:12] == [7, 8, 9, 10, 7, 8, 9, 10, 7, 8, 9, 10]
-    assert len(server.calls) == pytest.approx(30, abs=3)
-
-
-def test_requests_that_are_due_together_go_out_together() -> None:
-    server = FakeServer()
-
-    async def go() -> None:
-        schedule = Schedule(np.full(100, 1.0), np.zeros(100, np.int64))
-        await open_loop(Caller(server, Log(), 0.0, 10.0), schedule, 1000)
-
-    run(go())
-    assert server.sent_s == [pytest.approx(1.0)] * 100

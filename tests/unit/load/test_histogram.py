@@ -42,10 +42,3 @@ def test_text_and_back() -> None:
 def test_invalid_text_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not an HDR histogram"):
         Distribution.decode(text)
-
-
-def test_nothing_is_lost_at_the_ends() -> None:
-    distribution = filled(np.array([-3.0, 0.0, 0.4, 1e12]))
-    assert distribution.count == 4
-    assert distribution.percentiles_us([50]) == [0]
-    assert distribution.max_us == pytest.approx(HIGHEST_US, rel=1e-3)

@@ -48,15 +48,3 @@ def test_the_log_is_read_by_key(tmp_path: Path) -> None:
     assert mlperf.read_log(path) == {"result_validity": "INVALID", "result_mean_latency_ns": 5092261}
     with pytest.raises(MlperfError, match="no log"):
         mlperf.read_log(tmp_path / "absent")
-
-
-def test_the_reason_of_an_invalid_run() -> None:
-    results = {
-        "result_perf_constraints_met": False,
-        "result_invalid_reason": "Increase the rate. ",
-        "early_stopping_met": False,
-        "early_stopping_result": " * Only processed 325 queries.\n * Need to process 662.",
-    }
-    assert mlperf._reason(PLAN, results) == (
-        "more than 1 of 100 took longer than 20 ms Increase the rate. Only processed 325 queries. Need to process 662."
-    )

@@ -6,21 +6,20 @@ import functools
 import io
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from rafaga.load.document import LoadRun
 from rafaga.load.figures import Figures, GeneratorUse
-from rafaga.load.log import Log, Reply
+from rafaga.load.log import Log
 from rafaga.load.report import page
 from rafaga.load.schedule import Pattern
 from rafaga.load.server_metrics import BatchBucket, ServerWindow
 from rafaga.load.steps import Step
 from rafaga.load.tally import Tally
 from rafaga.load.text import show
+from tests.html import Page
 from tests.unit.load.test_tally import CONDITIONS, StepResult, counted, result, rows, run
 
 SERVER = ServerWindow(
@@ -40,37 +39,6 @@ def ramp() -> LoadRun:
     return run(*map(at, (20.0, 40.0, 80.0)))
 
 
-class _Wellformed(HTMLParser):
-    """Every element that opens closes, in order."""
-
-    VOID = frozenset({"meta", "br"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[str] = []
-        self.ids: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def parsed(html: str) -> _Wellformed:
-    parser = _Wellformed()
-    parser.feed(html)
-    assert not parser.open
-    return parser
-
-
 @pytest.fixture(scope="module")
 def ramp_page() -> str:
     return page.render(replace(ramp(), max_rate=40.0))
@@ -80,8 +48,8 @@ def test_a_ramp_has_every_plot(ramp_page: str) -> None:
     html = ramp_page
     for heading in HEADINGS:
         assert heading in html
-    page_of = parsed(html)
-    assert page_of.seen.count("svg") == len(HEADINGS)
+    page_of = Page(html)
+    assert page_of.tags.count("svg") == len(HEADINGS)
     for text in (
         "QUEUE_FULL",
         "NOT_SENT",
@@ -100,22 +68,15 @@ def test_the_page_stands_alone(ramp_page: str) -> None:
     links = set(re.findall(r'(?:href|src)="([^#"][^"]*)"', html)) | set(re.findall(r"url\(([^#][^)]*)\)", html))
     assert not links
     references = set(re.findall(r'(?:href="|url\()#([^")]+)', html))
-    ids = set(parsed(html).ids)
+    ids = set(Page(html).ids)
     assert references <= ids
-
-
-def test_one_step_has_what_one_step_can_show() -> None:
-    html = page.render(run(result(counted(rows()), 0.1)))
-    assert "Latency against throughput" not in html
-    assert "from when sent" in html
-    parsed(html)
 
 
 def test_names_cannot_break_the_page() -> None:
     conditions = replace(CONDITIONS, models={"<b>&": 1.0})
     html = page.render(replace(run(result(counted(rows()))), conditions=conditions, server="<script>"))
     assert "<script>" not in html
-    parsed(html)
+    Page(html)
 
 
 @pytest.mark.parametrize("pattern", [Pattern.CLOSED, Pattern.TRACE])
@@ -128,23 +89,7 @@ def test_a_run_without_answers_has_a_page_too(pattern: Pattern) -> None:
     figures = Figures.of(step, total, (GeneratorUse(0.0),), CONDITIONS.objective)
     html = page.render(run(StepResult(step, figures, total, (GeneratorUse(0.0),))))
     assert "SERVER_UNREACHABLE" in html
-    parsed(html)
-
-
-def test_times_come_from_metrics_where_replies_have_none() -> None:
-    log = Log()
-    for due_s in np.arange(0, 10, 0.1):
-        log.answered(0, due_s, due_s, due_s + 0.02, Reply())
-    server = replace(SERVER, mean_queue_us=4560.0, mean_preprocess_us=1230.0)
-    total = counted(log.take())
-    with_metrics, without = (run(result(total, server=window)) for window in (server, None))
-    html = page.render(with_metrics)
-    assert "Where the time went" in html
-    assert "<td>4.56</td><td>1.23</td>" in html
-    assert "Where the time went" not in page.render(without)
-    out = io.StringIO()
-    show(with_metrics, Console(file=out, width=200))
-    assert "mean of a request: queue 4.56 ms, preprocessing 1.23 ms" in out.getvalue()
+    Page(html)
 
 
 def test_the_table_has_every_step_and_its_verdict() -> None:

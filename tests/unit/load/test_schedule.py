@@ -25,11 +25,6 @@ def test_poisson_arrivals_have_the_rate_and_the_spread_of_a_poisson_process() ->
     assert per_second.var() == pytest.approx(per_second.mean(), rel=0.5)
 
 
-def test_a_ramp_goes_from_the_first_rate_to_the_last() -> None:
-    assert schedule.ramp(100, 500, 5) == (100, 200, 300, 400, 500)
-    assert schedule.ramp(500, 100, 2) == (500, 100)
-
-
 def test_a_mix_draws_by_weight() -> None:
     drawn = schedule.mix([3, 0, 1], 100_000, np.random.default_rng(2))
     counts = np.bincount(drawn, minlength=3)
@@ -56,13 +51,3 @@ def test_shares_of_machines_and_processes_are_the_schedule_each_request_once(
     assert sorted(np.concatenate([s.request for s in shares]).tolist()) == list(range(count))
     assert sum(part.take(count) for part in parts) == count
     assert max(len(s.due_s) for s in shares) - min(len(s.due_s) for s in shares) <= 1
-
-
-def test_a_part_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="from 1 to 2, got 3"):
-        SchedulePart(2, 2)
-
-
-def test_callers_have_no_schedule() -> None:
-    with pytest.raises(ValueError, match="no schedule"):
-        Step(Pattern.CLOSED, callers=3).schedule([1])

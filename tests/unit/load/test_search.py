@@ -41,20 +41,6 @@ def test_a_first_guess_may_be_far_too_high(first: float, limit: float) -> None:
     assert len(tried) < 16
 
 
-def test_no_rate_below_the_lowest_is_tried() -> None:
-    """1. The lowest one is the answer. 2. A first guess that lies below it is tried all the same."""
-    assert min(run(100, limit=1.0, lowest=1.0)[1]) == 1.0
-    assert run(100, limit=1.0, lowest=1.0)[0] == 1.0
-    assert run(0.5, limit=0, lowest=1.0) == (0, [0.5])
-
-
-@pytest.mark.parametrize("first", [0.01, 1])
-def test_a_first_guess_may_be_far_too_low(first: float) -> None:
-    found, tried = run(first, limit=3000)
-    assert 3000 / 1.05 <= found <= 3000
-    assert tried[:12] == [first * 2**n for n in range(12)], "doubled until a miss, however often"
-
-
 @pytest.mark.parametrize("first", [1, 3e6])
 def test_a_server_without_a_limit_ends_the_search_before_a_miss(first: float) -> None:
     found, tried = run(first, limit=1e12)

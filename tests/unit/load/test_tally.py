@@ -70,11 +70,6 @@ def test_the_window_is_counted_and_nothing_else() -> None:
     assert 0 < total.wrong < total.checked < total.ok
 
 
-def test_a_busy_generator_is_told() -> None:
-    assert any("85% of a core" in w for w in result(counted(rows()), 0.2, 0.85).figures.warnings)
-    assert not result(counted(rows()), 0.2, 0.65).figures.warnings
-
-
 def test_a_document_comes_back_as_it_was() -> None:
     server = ServerWindow(10.0, 4.5, (BatchBucket(1, 5), BatchBucket(None, 2)), 1.5, 1.0, 2.0, 3.0, {"OK": 7}, {}, {})
     written = run(result(counted(rows()), 0.5, server=server))
@@ -124,17 +119,6 @@ def test_parts_of_different_or_incomplete_runs_are_not_merged() -> None:
         document.merge([parts[0], other, parts[2]])
 
 
-def test_a_run_can_be_judged_again() -> None:
-    measured = run(result(counted(rows())))
-    strict = document.judged(measured, Objective(0.001))
-    assert strict.steps[0].figures.goodput == 0
-    assert strict.met is False
-    answered = replace(measured, steps=(result(counted(_all_answered())),))
-    assert document.judged(answered, Objective(1e6)).met is True
-    with pytest.raises(DocumentError, match="no model other"):
-        document.judged(measured, Objective(5.0, {"other": 1.0}))
-
-
 def test_every_model_is_judged_by_itself() -> None:
     """One request in fifty is of the slow model: in the mix it would hardly show."""
     log = Log()
@@ -157,10 +141,3 @@ def test_every_model_is_judged_by_itself() -> None:
     ]
     assert [j.model for j in figures["only"].judged] == ["series"]
     assert [figures[text].goodput for text in figures] == pytest.approx([98.0, 100.0, 98.0])
-
-
-def _all_answered() -> LogRows:
-    log = Log()
-    for i in range(100):
-        log.answered(0, i / 10, i / 10, i / 10 + 0.001, Reply())
-    return log.take()

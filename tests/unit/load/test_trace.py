@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from rafaga.load import trace
-from rafaga.load.schedule import MixEntry, Pattern
-from rafaga.load.steps import Step
+from rafaga.load.schedule import MixEntry
 from rafaga.load.trace import LineKind, Trace, TraceError
 
 # Two requests of one image, one of eight, one that only traces ask for; and a series.
@@ -53,13 +52,6 @@ def test_what_a_line_leaves_open_is_drawn_by_weight(tmp_path: Path) -> None:
     assert [share(LineKind("images", 1), i) for i in range(5)] == pytest.approx([0.5, 0.5, 0, 0, 0], abs=0.02)
     assert [share(LineKind(), i) for i in range(5)] == pytest.approx([0.25, 0.25, 1 / 6, 0, 1 / 3], abs=0.02)
     np.testing.assert_array_equal(found.schedule(CHOICES, seed=0).request, request)
-
-
-def test_a_step_replays_it_from_the_warm_up_on(tmp_path: Path) -> None:
-    found = read(tmp_path, "10 series\n11 images 8\n12 series\n13 images 8\n").schedule(CHOICES, seed=0)
-    replayed = Step(Pattern.TRACE, warm_up_s=1, duration_s=1.5).schedule([1.0] * 5, found)
-    np.testing.assert_allclose(replayed.due_s, [-1, 0, 1])
-    assert replayed.request.tolist() == [4, 2, 4]
 
 
 def test_rows_that_no_model_takes_are_refused(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from tests.unit.plan.profiles import profile
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "_SEARCH_REQUESTS", 1500)
-    monkeypatch.setattr(planning, "_TOLD_REQUESTS", 3000)
+    monkeypatch.setattr(planning, "_SEARCH_REQUESTS", 800)
+    monkeypatch.setattr(planning, "_TOLD_REQUESTS", 2000)
 
 
 def linear(row_ms: float) -> Profile:
@@ -52,12 +52,6 @@ def test_with_one_lost_the_others_take_its_share() -> None:
     assert spared.with_one_lost.met
 
 
-def test_headroom_is_asked_for_in_replicas() -> None:
-    ample = plan(linear(10), 350, 500, headroom=0.5)
-    assert ample.replicas > four_replicas().replicas
-    assert ample.headroom >= 0.5
-
-
 def test_a_model_that_gains_by_batching_batches() -> None:
     made = plan(profile([4 + 0.13 * (1 << k) for k in range(6)]), rate=3000, slo_p99_ms=40)
     assert made.settings.max_batch_size == 32
@@ -83,14 +77,6 @@ def test_batches_that_a_server_never_formed_are_not_planned_with() -> None:
 def test_an_objective_below_one_run_is_out_of_reach() -> None:
     with pytest.raises(Unreachable, match=r"within 5 ms.*takes 10\.\d\d ms at p99"):
         plan(linear(10), rate=10, slo_p99_ms=5)
-
-
-def test_the_plan_says_how_well_it_was_checked() -> None:
-    seen = (MeasuredLoad(1, 0.0, 99.0, 10, 11, 1, 0.1), MeasuredLoad(0, 50.0, 50.0, 10.5, 42.0, 1.2, 0.1))
-    made = plan(profile([10, 20], steps=seen), rate=50, slo_p99_ms=500)
-    assert made.check is not None
-    assert (made.check.rate, made.check.measured_p99_ms) == (50.0, 42.0)
-    assert made.check.simulated_p50_ms == pytest.approx(10.8, abs=2)
 
 
 def test_a_check_that_fails_is_warned_of() -> None:

@@ -38,18 +38,6 @@ def test_a_signal_between_two_instructions_blocks_nobody() -> None:
         assert signals.second.wait(WAIT_S)
 
 
-def test_other_signals_are_not_counted() -> None:
-    before = signal.signal(signal.SIGUSR1, lambda *_: None)
-    try:
-        with ShutdownSignals() as signals:
-            os.kill(os.getpid(), signal.SIGUSR1)
-            os.kill(os.getpid(), signal.SIGTERM)
-            signals.first.result(WAIT_S)
-            assert not signals.second.is_set()
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-
-
 class FakeServer:
     """`load` lasts until it is let go."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-from rafaga.bundle import NAME_PATTERN, VERSION_PATTERN
+from rafaga.bundle import VERSION_PATTERN
+from rafaga.server.config.per_model import PerModel
 
 
 @dataclass(frozen=True)
@@ -22,51 +23,35 @@ class VersionPolicy:
         return sorted(there)[-self.newest :] if self.newest is not None else sorted(there)
 
 
-@dataclass(frozen=True)
-class Versions:
-    """One policy for all models, and others for single models."""
-
-    default: VersionPolicy = VersionPolicy()
-    by_model: Mapping[str, VersionPolicy] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, rules: Iterable[str]) -> Versions:
-        """`latest`, `latest:2` or `all` for all models; `NAME=…` for one model, also with numbers: `NAME=1,3`.
-
-        Raises ValueError.
-        """
-        default: VersionPolicy | None = None
-        by_model: dict[str, VersionPolicy] = {}
-        name = ""
-        for rule in (part.strip() for text in rules for part in text.split(",")):
-            if rule.isdecimal() and by_model.get(name, VersionPolicy()).specific:
-                by_model[name] = VersionPolicy(specific=(*by_model[name].specific, _number(rule)))
-                continue
-            name, named, policy = rule.rpartition("=")
-            if not named:
-                if default is not None:
-                    raise ValueError(f"{rule!r}: expected only one rule for all models")
-                default = _policy(policy, numbers=False)
-            elif not NAME_PATTERN.fullmatch(name):
-                raise ValueError(f"{rule!r}: expected the name of a model before '='")
-            elif name in by_model:
-                raise ValueError(f"{rule!r}: expected only one rule for {name}")
-            else:
-                by_model[name] = _policy(policy, numbers=True)
-        return cls(default or VersionPolicy(), by_model)
-
-    def wanted(self, name: str, there: Collection[int]) -> Sequence[int]:
-        return self.by_model.get(name, self.default).wanted(there)
+Versions = PerModel[VersionPolicy]
 
 
-def _policy(text: str, *, numbers: bool) -> VersionPolicy:
+def parse_versions(words: Sequence[str]) -> Versions:
+    """`latest`, `latest:2` or `all` for all models; `NAME=…` for one model, also with numbers: `NAME=1`, `3`.
+
+    Raises ValueError.
+    """
+    rules: list[str] = []
+    for word in words:
+        if word.isdecimal() and rules and rules[-1].rpartition("=")[2].replace(",", "").isdecimal():
+            rules[-1] += f",{word}"
+        else:
+            rules.append(word)
+    found = PerModel.parse(rules, _policy, VersionPolicy())
+    if found.default.specific:
+        rule = next(rule for rule in rules if "=" not in rule)
+        raise ValueError(f"{rule!r}: expected latest, latest:N, all, or NAME= before version numbers")
+    return found
+
+
+def _policy(text: str) -> VersionPolicy:
     kind, _, count = text.partition(":")
     if text == "all":
         return VersionPolicy(newest=None)
     if kind == "latest":
         return VersionPolicy(newest=_number(count) if ":" in text else 1)
-    if numbers and text.isdecimal():
-        return VersionPolicy(specific=(_number(text),))
+    if text[:1].isdecimal():
+        return VersionPolicy(specific=tuple(map(_number, text.split(","))))
     raise ValueError(f"{text!r}: expected latest, latest:N, all, or NAME= before version numbers")
 
 

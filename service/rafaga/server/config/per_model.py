@@ -40,14 +40,3 @@ class PerModel(Generic[T]):
 
     def of(self, name: str) -> T:
         return self.by_model.get(name, self.default)
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """Of one model's engines. instances: engines on each device. threads: ONNX Runtime threads of each engine on the
-    CPU; None: its share of the cores, or one if a timed run is not slower. spinning: whether these threads spin while
-    they wait; None: if cores are left over."""
-
-    instances: int = 1
-    threads: int | None = None
-    spinning: bool | None = None

@@ -17,8 +17,8 @@ from typing import Any
 from rafaga.bundle import Precision
 from rafaga.server.config import device as devices
 from rafaga.server.config.device import Device, DeviceFallback
-from rafaga.server.config.model_versions import Versions
-from rafaga.server.config.per_model import EngineOptions, PerModel
+from rafaga.server.config.model_versions import Versions, parse_versions
+from rafaga.server.config.per_model import PerModel
 from rafaga.server.config.readers import (
     boolean,
     choice,
@@ -31,16 +31,12 @@ from rafaga.server.config.readers import (
     per_model,
     positive,
     ratio,
-    sha256,
     text,
+    token_hashes,
     words,
 )
 
 _MIB = 2**20
-
-
-def _bytes(mib: int | None) -> int | None:
-    return None if mib is None else mib * _MIB
 
 
 class ConfigError(Exception):
@@ -102,7 +98,7 @@ class NetworkSettings:
         None, path, "FILE", "Unix socket for gRPC instead of the port, for sidecars; clients connect to unix:FILE"
     )
     http_port: int = _setting(
-        8080, integer(0, 65535), "PORT", "HTTP port of /metrics, /healthz and /readyz; 0 picks a free one"
+        8080, integer(0, 65535), "PORT", "HTTP port of REST, /metrics, /healthz and /readyz; 0 picks a free one"
     )
     page: bool = _setting(
         "on", boolean, "on|off", "serve a web page at / of the HTTP port: models, trials, live figures"
@@ -137,7 +133,9 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    repository: Path = _setting("repository", path, "DIR", "model repository: a folder of published bundles")
+    repository: Path = _setting(
+        "repository", path, "PATH", "model repository, the folder of one model or of one version, or an ONNX file"
+    )
     precision: PrecisionChoice = _setting(
         "auto",
         choice(PrecisionChoice),
@@ -146,7 +144,7 @@ class ModelSettings:
     )
     model_versions: Versions = _setting(
         "latest",
-        lambda value: Versions.parse(words(value)),
+        lambda value: parse_versions(words(value)),
         "RULE[,...]",
         "versions to serve: latest, latest:N or all; for one model NAME=latest:N, NAME=all or NAME=1,3",
     )
@@ -222,9 +220,6 @@ class EngineSettings:
         "N[,...]",
         "batch sizes to run on a GPU; other batches are padded to the next one (default: powers of two)",
     )
-    gpu_memory_mib: int | None = _setting(
-        None, integer(1), "MIB", "memory of each GPU that all models together may use (default: free memory minus 512)"
-    )
     gpu_model_memory_mib: PerModel[int | None] = _setting(
         "",
         per_model(integer(1), None),
@@ -239,23 +234,10 @@ class EngineSettings:
     )
 
     @property
-    def gpu_memory(self) -> int | None:
-        """Bytes."""
-        return _bytes(self.gpu_memory_mib)
-
-    @property
-    def gpu_model_memory(self) -> PerModel[int | None]:
-        """Bytes; None: no limit."""
-        mib = self.gpu_model_memory_mib
-        return PerModel(_bytes(mib.default), {name: _bytes(value) for name, value in mib.by_model.items()})
-
-    @property
-    def options(self) -> PerModel[EngineOptions]:
-        names = {*self.instances.by_model, *self.threads.by_model, *self.spinning.by_model}
-        return PerModel(
-            EngineOptions(self.instances.default, self.threads.default, self.spinning.default),
-            {n: EngineOptions(self.instances.of(n), self.threads.of(n), self.spinning.of(n)) for n in sorted(names)},
-        )
+    def named_models(self) -> set[str]:
+        """Models with settings of their own."""
+        per_model = (self.instances, self.threads, self.spinning, self.gpu_model_memory_mib)
+        return {name for setting in per_model for name in setting.by_model}
 
 
 @dataclass(frozen=True)
@@ -292,9 +274,6 @@ class LimitSettings:
         2048 * 2048, integer(1), "PIXELS", "size of an image for models that take images of any size"
     )
     decode_threads: int | None = _setting(None, integer(1), "N", "threads that decode images (default: one per core)")
-    max_pending_decodes: int = _setting(
-        256, integer(1), "N", "requests that wait for a decoding thread; more are refused"
-    )
 
     def __post_init__(self) -> None:
         if self.max_bytes_in_flight < self.max_request_bytes:
@@ -306,8 +285,12 @@ class LimitSettings:
 
 @dataclass(frozen=True)
 class SecuritySettings:
-    bearer_token_sha256: tuple[str, ...] = _setting(
-        "", each(sha256), "SHA256[,...]", "callers must send a bearer token with one of these sha256 hashes (hex)"
+    bearer_token_sha256: tuple[str, ...] | None = _setting(
+        None,
+        token_hashes,
+        "SHA256[,...]|none",
+        "callers must send a bearer token with one of these sha256 hashes (hex); none: every caller is accepted, as "
+        "without this setting, and also beyond loopback",
     )
     tls_key: Path | None = _setting(None, path, "FILE", "private key of the server (PEM); turns TLS on")
     tls_certificate: Path | None = _setting(None, path, "FILE", "certificate chain of the server (PEM)")
@@ -324,7 +307,12 @@ class SecuritySettings:
 
 @dataclass(frozen=True)
 class ObservabilitySettings:
-    log_format: LogFormat = _setting("json", choice(LogFormat), "json|text", "json for log collectors, text for people")
+    log_format: LogFormat | None = _setting(
+        None,
+        choice(LogFormat),
+        "json|text",
+        "json for log collectors, text for people (default: text on a terminal, else json)",
+    )
     log_level: LogLevel = _setting("info", choice(LogLevel), "debug|info|warning|error", "lowest level to log")
     tracing_endpoint: str = _setting(
         "", text, "HOST:PORT", "OpenTelemetry collector that receives traces over OTLP/gRPC (default: no tracing)"
@@ -346,6 +334,15 @@ class Config:
     limits: LimitSettings = LimitSettings()
     security: SecuritySettings = SecuritySettings()
     observability: ObservabilitySettings = ObservabilitySettings()
+
+    def __post_init__(self) -> None:
+        unset = self.security.bearer_token_sha256 is None and self.security.tls_client_ca is None
+        if unset and not self.network.loopback:
+            raise ConfigError(
+                f"host {self.network.host}: anyone who can reach the server could call it. Set bearer_token_sha256 to "
+                "the hashes of tokens, or tls_client_ca for client certificates, or bearer_token_sha256 to none if "
+                "every caller may call"
+            )
 
     @classmethod
     def of(cls, **settings: object) -> Config:

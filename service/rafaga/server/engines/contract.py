@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import Any, Protocol
 
 import numpy as np
 
-from rafaga.bundle import TensorSpec
 from rafaga.server.scheduling.job import Arrays, Job, Part
-
-DEPTH = 2
-"""Of engines that run batches in a thread of their own: while one runs, the next is assembled."""
-
-
-class ModelSpec(Protocol):
-    """The part of a Bundle, or of a PlainModel, that engines need. max_batch_size 0: the model takes no batches."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]: ...
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]: ...
-
-    @property
-    def max_batch_size(self) -> int: ...
 
 
 class PendingOutputs(Protocol):
@@ -50,7 +29,8 @@ class Engine(Protocol):
     """Runs batches of one model. Not thread-safe: one thread at a time calls `submit`."""
 
     depth: int
-    """Batches that may be in flight at once. With 1, `submit` computes in the caller's thread."""
+    """Batches that may be in flight at once. With 1, `submit` computes in the caller's thread. With 2, the next batch
+    is assembled while one runs."""
 
     def submit(self, rows: Sequence[Part]) -> PendingOutputs:
         """Starts one run over the rows, at least one. Never raises an Exception: `PendingOutputs.result` does."""
@@ -63,30 +43,6 @@ class Engine(Protocol):
     def close(self, timeout_s: float = 10.0) -> bool:
         """Releases the session and the memory on its device. False: a run did not end, so nothing was released."""
         ...
-
-
-class Completed:
-    """PendingOutputs that were computed before `submit` returned. Costs a fraction of a Future."""
-
-    __slots__ = ("_arrays",)
-
-    def __init__(self, arrays: Arrays) -> None:
-        self._arrays = arrays
-
-    def result(self) -> Arrays:
-        return self._arrays
-
-    def done(self) -> bool:
-        return True
-
-    def add_done_callback(self, call: Callable[[Any], object], /) -> None:
-        call(self)
-
-
-def failed(error: Exception) -> PendingOutputs:
-    future: Future[Arrays] = Future()
-    future.set_exception(error)
-    return future
 
 
 def whole(inputs: Arrays) -> Part:

@@ -18,11 +18,11 @@ import onnxruntime as ort
 
 from rafaga.errors import DeviceError
 from rafaga.server.config.device import CPU, Device, DeviceFallback, DeviceKind
-from rafaga.server.engines.cuda import Cuda, cuda_major_version
 
 # ONNX Runtime uses it if it is installed.
 _PLUGINS = "libnvinfer_plugin.so.10"
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
+_BLOCKING_SYNC = 4  # cudaDeviceScheduleBlockingSync: threads that wait for the GPU sleep, and do not spin
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,15 @@ class Nvidia:
         return tuple(ort.get_available_providers())
 
     def start(self, index: int) -> None:
-        """Initialises CUDA on that GPU. Raises DeviceError."""
-        Cuda.load(index).memory()
+        """Initialises CUDA on that GPU. Raises DeviceError when it is too old, busy, full or broken, or its driver is
+        too old."""
+        cudart = ctypes.CDLL(f"libcudart.so.{_cuda_major_version()}")
+        cudart.cudaGetErrorString.restype = ctypes.c_char_p
+        steps = (("cudaSetDevice", index), ("cudaSetDeviceFlags", _BLOCKING_SYNC), ("cudaFree", None))
+        for function, argument in steps:
+            if status := getattr(cudart, function)(argument):
+                reason = cudart.cudaGetErrorString(status).decode()
+                raise DeviceError(f"cuda:{index}: {function}: {reason} ({status})")
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ def choose(wanted: tuple[Device, ...] | None, fallback: DeviceFallback, system: 
         try:
             found = system.gpus()[0].name
         except DeviceError as error:
-            return DeviceChoice((CPU,), f"auto: no GPU ({error})")
+            return DeviceChoice((CPU,), f"auto: {error}")
         device = Device(DeviceKind.CUDA)
         try:
             check(device, system)
@@ -107,7 +114,7 @@ def check(device: Device, system: Nvidia) -> None:
     if missing := system.missing_libraries(device.kind):
         of_tensorrt = [name for name in missing if name.startswith("libnv")]
         packages = ["'rafaga[gpu]'"] if len(of_tensorrt) < len(missing) else []
-        packages += [f"'tensorrt-cu{cuda_major_version()}-libs<11'"] if of_tensorrt else []
+        packages += [f"'tensorrt-cu{_cuda_major_version()}-libs<11'"] if of_tensorrt else []
         what, how = ", ".join(missing), " ".join(packages)
         raise DeviceError(f"{device}: cannot load {what}: pip install {how}, or put them on LD_LIBRARY_PATH")
     system.start(device.index)
@@ -126,7 +133,7 @@ def preload() -> None:
         folder for path in map(Path, sys.path) for folder in (*path.glob("nvidia/*/lib"), path / "tensorrt_libs")
     ]
     # cuDNN loads the compiler by name for some kernels.
-    compiler = f"libnvrtc.so.{cuda_major_version()}"
+    compiler = f"libnvrtc.so.{_cuda_major_version()}"
     for name in (*needed_libraries(DeviceKind.TENSORRT), compiler, _PLUGINS):
         if not _loads(name):
             # Once one is loaded, other libraries find it by its name.
@@ -135,9 +142,14 @@ def preload() -> None:
 
 def needed_libraries(kind: DeviceKind) -> tuple[str, ...]:
     """Libraries of a GPU besides the driver's, dependencies first."""
-    own = tuple(f"lib{name}.so.{cuda_major_version()}" for name in ("cudart", "cublasLt", "cublas"))
+    own = tuple(f"lib{name}.so.{_cuda_major_version()}" for name in ("cudart", "cublasLt", "cublas"))
     cuda = (*own, "libcurand.so.10", "libcudnn.so.9")
     return cuda if kind is DeviceKind.CUDA else (*cuda, "libnvinfer.so.10", "libnvonnxparser.so.10")
+
+
+def _cuda_major_version() -> str:
+    """Of the CUDA that ONNX Runtime was built with."""
+    return str(ort.cuda_version or "13").partition(".")[0]
 
 
 def _loads(name: str) -> bool:
@@ -152,9 +164,7 @@ def _driver() -> ctypes.CDLL:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        raise DeviceError(
-            "cannot load libcuda.so.1: NVIDIA's driver is not installed, or not given to this container"
-        ) from None
+        raise DeviceError("no NVIDIA driver (libcuda.so.1)") from None
     _ask(driver, "cuInit", ctypes.c_uint(0))
     return driver
 

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rafaga.bundle import Precision
-from rafaga.server.engines.contract import Engine, ModelSpec, run
+from rafaga.bundle import Bundle, Precision
+from rafaga.plain_model import PlainModel
+from rafaga.server.engines.contract import Engine, run
 from rafaga.server.scheduling.job import Arrays
 from rafaga.server.scheduling.latency import DISPATCH_S, LatencyTable
 
@@ -38,7 +39,7 @@ class ModelToPlace:
     """content: the ONNX file. verify: raises BundleError when an engine's answers are wrong; None: nothing is known of
     them."""
 
-    spec: ModelSpec
+    spec: Bundle | PlainModel
     content: bytes
     precision: Precision
     samples: Samples

@@ -27,6 +27,7 @@ from rafaga.server.engines.onnxruntime import session_options
 _LOG = logging.getLogger(__name__)
 
 _LOCK = "lock"
+_MIB = 2**20
 # Messages of ONNX Runtime, CUDA, cuDNN and TensorRT when memory runs out.
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|Failed to allocate memory|Available memory of \d+ is smaller|ALLOC_FAILED|OutOfMemory|bad_alloc",
@@ -42,19 +43,19 @@ Options = dict[str, str]
 class SessionSettings:
     """How a GPU runs a model.
 
-    stream: address of the CUDA stream that everything runs on. memory_bytes: limit of the arena, which holds weights
-    and activations but not the workspaces of cuDNN and cuBLAS. tf32: CUDA rounds float32 products to 10 bits of
-    mantissa, on tensor cores. cache: of TensorRT, the model's own folder (see `cache_folder`); None: CUDA alone.
+    memory_mib: limit of the arena, which holds weights and activations but not the workspaces of cuDNN and cuBLAS.
+    tf32: CUDA rounds float32 products to 10 bits of mantissa, on tensor cores. cache: of TensorRT, the model's own
+    folder (see `cache_folder`); None: CUDA alone.
     """
 
-    stream: int
     precision: Precision
-    memory_bytes: int | None = None
+    memory_mib: int | None = None
     tf32: bool = True
     cache: Path | None = None
 
     def cuda(self, index: int) -> Options:
-        options = self._common(index) | {
+        options = {
+            "device_id": str(index),
             # The default, EXHAUSTIVE, measures every algorithm again for each shape: seconds for each bucket.
             "cudnn_conv_algo_search": "HEURISTIC",
             "cudnn_conv_use_max_workspace": "1",
@@ -62,12 +63,14 @@ class SessionSettings:
             "arena_extend_strategy": "kSameAsRequested",
             "use_tf32": str(int(self.tf32)),
         }
-        return options if self.memory_bytes is None else options | {"gpu_mem_limit": str(self.memory_bytes)}
+        limit = {} if self.memory_mib is None else {"gpu_mem_limit": str(self.memory_mib * _MIB)}
+        return options | limit
 
     def tensorrt(self, index: int) -> Options:
         """No range of shapes is declared: TensorRT builds an engine for the shapes it has seen, and builds again when a
         shape lies outside their range."""
-        options = self._common(index) | {
+        options = {
+            "device_id": str(index),
             "trt_fp16_enable": str(int(self.precision is Precision.FP16)),
             "trt_int8_enable": str(int(self.precision is Precision.INT8)),
             "trt_engine_cache_enable": "1",
@@ -75,10 +78,8 @@ class SessionSettings:
             "trt_timing_cache_enable": "1",
             "trt_timing_cache_path": str(self.cache),
         }
-        return options if self.memory_bytes is None else options | {"trt_max_workspace_size": str(self.memory_bytes)}
-
-    def _common(self, index: int) -> Options:
-        return {"device_id": str(index), "has_user_compute_stream": "1", "user_compute_stream": str(self.stream)}
+        limit = {} if self.memory_mib is None else {"trt_max_workspace_size": str(self.memory_mib * _MIB)}
+        return options | limit
 
 
 def create_gpu_session(model: bytes, device: Device, settings: SessionSettings) -> ort.InferenceSession:

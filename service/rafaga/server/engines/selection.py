@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 from rafaga.errors import BundleError
 from rafaga.server.config.device import CPU, Device, DeviceFallback
-from rafaga.server.config.per_model import EngineOptions, PerModel
+from rafaga.server.config.settings import EngineSettings
 from rafaga.server.engines.contract import Engine
 from rafaga.server.engines.cpu_count import available_cores
-from rafaga.server.engines.cuda import Cuda
 from rafaga.server.engines.devices import DeviceChoice, Nvidia
-from rafaga.server.engines.gpu import GpuDevice, GpuSettings
+from rafaga.server.engines.gpu import GpuDevice
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace, measured, run_seconds
 from rafaga.server.engines.onnxruntime import SessionEngine, create_session
 from rafaga.server.scheduling.latency import LatencyTable, buckets_up_to
@@ -39,30 +38,26 @@ class CpuThreads(NamedTuple):
 
 @dataclass(frozen=True)
 class Placement:
-    """devices: where every model has its engines. engines: how many on each device, and how they run. gpus: by index,
-    for all `devices` that are GPUs. pipelined_s: seconds per row from which an engine on the CPU is pipelined.
+    """devices: where every model has its engines. gpus: by index, for all `devices` that are GPUs. pipelined_s: seconds
+    per row from which an engine on the CPU is pipelined.
     """
 
     devices: tuple[Device, ...] = (CPU,)
-    fallback: DeviceFallback = DeviceFallback.FAIL
-    engines: PerModel[EngineOptions] = field(default_factory=lambda: PerModel(EngineOptions()))
+    settings: EngineSettings = field(default_factory=EngineSettings)
     gpus: Mapping[int, GpuDevice] = field(default_factory=dict, repr=False)
     cores: int = field(default_factory=available_cores)
     pipelined_s: float = _PIPELINED_S
 
     @classmethod
-    def on(
-        cls, choice: DeviceChoice, fallback: DeviceFallback, settings: GpuSettings, engines: PerModel[EngineOptions]
-    ) -> Placement:
+    def on(cls, choice: DeviceChoice, settings: EngineSettings) -> Placement:
         """Raises DeviceError."""
         indices = [device.index for device in choice.devices if device.gpu]
         found = Nvidia().gpus() if indices else ()
-        gpus = {index: GpuDevice(found[index], Cuda.load(index), settings) for index in indices}
-        return cls(choice.devices, fallback, engines, gpus)
+        return cls(choice.devices, settings, {index: GpuDevice(found[index], settings) for index in indices})
 
     def devices_of(self, model: str) -> tuple[Device, ...]:
         """One for each of its engines."""
-        return self.devices * self.engines.of(model).instances
+        return self.devices * self.settings.instances.of(model)
 
     @property
     def gpu(self) -> bool:
@@ -70,18 +65,18 @@ class Placement:
 
     @property
     def may_fall_back(self) -> bool:
-        return self.gpu and self.fallback is DeviceFallback.CPU
+        return self.gpu and self.settings.device_fallback is DeviceFallback.CPU
 
     def on_cpu(self) -> Placement:
         return dataclasses.replace(self, devices=(CPU,))
 
     def cpu_threads(self, model: str) -> CpuThreads:
-        own = self.engines.of(model)
-        spinning = own.spinning
+        instances, fixed = self.settings.instances.of(model), self.settings.threads.of(model)
+        spinning = self.settings.spinning.of(model)
         if spinning is None:
-            threads = own.instances * (own.threads or self.cores)
-            spinning = threads > own.instances and self.cores - threads >= _SPARE_CORES
-        return CpuThreads(own.threads, max(1, self.cores // own.instances), spinning)
+            threads = instances * (fixed or self.cores)
+            spinning = threads > instances and self.cores - threads >= _SPARE_CORES
+        return CpuThreads(fixed, max(1, self.cores // instances), spinning)
 
     def load(self, device: Device, model: ModelToPlace) -> LoadedEngine:
         """A verified and warm engine.
@@ -102,7 +97,7 @@ class Placement:
         """Without a run: nothing is known of its time and memory."""
         name, threads = model.spec.name, self.cpu_threads(model.spec.name)
         if device.gpu:
-            raise BundleError(f"{name}: fails on every input that was tried, so its memory on {device} is not known")
+            raise BundleError(f"{name}: fails on every input that was tried, so it is not known to run on {device}")
         session = create_session(model.content, threads.fixed or threads.share, threads.spinning)
         return LoadedEngine(SessionEngine(model.spec, session), LatencyTable((1,), (_UNKNOWN_S,)))
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from rafaga.errors import DeadlineExceeded, RafagaError
 from rafaga.server.observability.metrics import ModelMetrics
-from rafaga.server.scheduling.batcher import Batch, Batcher, Decision
-from rafaga.server.scheduling.job import Job
+from rafaga.server.scheduling.batcher import Batcher, Decision
+from rafaga.server.scheduling.job import Batch, Job
 
 _LOG = logging.getLogger(__name__)
 

@@ -45,6 +45,7 @@ class ServedModel:
         self.bundle = bundle
         self.variant = variant
         self.batched = bundle.max_batch_size > 0
+        self.ragged = bundle.ragged
         self.max_batch_size = latency.buckets[-1] if self.batched else 0
         self.metrics = metrics
         free = [i for i, spec in enumerate(bundle.inputs) if None in spec.shape[1 if self.batched else 0 :]]
@@ -52,21 +53,21 @@ class ServedModel:
         self.reference_size = max(1, int(samples.inputs[self.sized_by][0].size))
         # Batches of an engine that takes the next one while it runs, or of one among several, never run inline.
         inline = len(engines) == 1 and engines[0].depth == 1
-        self._queue = JobQueue(Batcher(policy, latency, len(engines)), metrics, bundle.name, inline=inline)
+        self.queue = JobQueue(Batcher(policy, latency, len(engines)), metrics, bundle.name, inline=inline)
         self._retired: Callable[[], RafagaError] | None = None
         self._valid_samples = samples.valid
         probe = (whole(samples.tiled(1)),) if samples.valid else ()
-        context = WorkerContext(bundle.name, bundle.ragged, self._queue, metrics, probe, self._refusal)
+        context = WorkerContext(bundle.name, bundle.ragged, self.queue, metrics, probe, self._refusal)
         self._supervisor = Supervisor(context, engines, load_engine, supervision or SupervisorPolicy(), clock)
 
     def start(self, on_change: Callable[[], None] = lambda: None) -> None:
         """`on_change` is called whenever `down` or `unrecoverable` has changed."""
-        batcher = self._queue.batcher
+        queue = self.queue
         self.metrics.watch_queue(
-            lambda: batcher.queued_rows,
-            lambda: batcher.queued_jobs,
-            self.predicted_wait_s,
-            self.capacity_rows_per_s,
+            lambda: queue.batcher.queued_rows,
+            lambda: queue.batcher.queued_jobs,
+            queue.predicted_wait_s,
+            queue.capacity_rows_per_s,
         )
         self._supervisor.start(on_change)
 
@@ -82,7 +83,7 @@ class ServedModel:
 
     @property
     def idle(self) -> bool:
-        return self._queue.idle
+        return self.queue.idle
 
     def submit(self, job: Job, *, inline: bool = False) -> bool:
         """Queues `job`, or raises a Refused error and leaves its callbacks uncalled.
@@ -90,12 +91,12 @@ class ServedModel:
         `inline`: the caller can run a quick batch itself. True: no other thread was woken, the caller must call
         `run_inline` soon.
         """
-        with self._queue.lock:
+        with self.queue.lock:
             if self._retired is not None:
                 raise self._retired()
-            if self._supervisor.down and not self._queue.stopping:
+            if self._supervisor.down and not self.queue.stopping:
                 raise ModelNotReady(DOWN)
-            return self._queue.submit(job, inline)
+            return self.queue.submit(job, inline)
 
     def run_inline(self, on_hung: Callable[[], None] = lambda: None) -> bool:
         """Runs one batch in the caller's thread, if the model is quick and its engine free. True: there is more to run,
@@ -104,7 +105,7 @@ class ServedModel:
         `on_hung` is called, by any thread and perhaps twice, when the run is given up: the caller's thread may then
         never return. If it does, it must not touch anything that it shared.
         """
-        return self._supervisor.run_inline(on_hung)
+        return self._supervisor.workers[0].run_inline(on_hung)  # only models with one engine run inline
 
     def cost(self, inputs: Arrays) -> float:
         """The work per row, relative to the samples; 1 where those say nothing."""
@@ -115,44 +116,36 @@ class ServedModel:
 
     def cancel(self, job: Job) -> None:
         """The caller of `job` has cancelled: no callback is called any more, and no batch is formed with it."""
-        with self._queue.lock:
+        with self.queue.lock:
             if job.finished:
                 return
             job.abandon()
-            self._queue.batcher.remove(job)
+            self.queue.batcher.remove(job)
             if not job.taken:  # otherwise it is being computed: too late to save the work
                 late = time.monotonic() >= job.deadline
                 self.metrics.dropped("deadline" if late else "cancelled", 1)
 
     def drain(self) -> None:
         """New jobs are refused; the queued ones run."""
-        self._queue.drain()
+        self.queue.drain()
 
     def retire(self, *, replaced: bool) -> None:
         """Drains while the server goes on: later requests that found this model get an error that says what happened.
         `replaced`: another version serves, so the client may send the request again."""
         about = f"model {self.bundle.name!r} version {self.bundle.version}"
-        with self._queue.lock:
+        with self.queue.lock:
             if replaced:
                 self._retired = lambda: ModelNotReady(f"{about} was just replaced: send the request again")
             else:
                 self._retired = lambda: ModelNotFound(f"{about} was just unloaded")
         self.drain()
 
-    def predicted_wait_s(self) -> float:
-        """Predicted wait of a request of one row without a deadline that arrives now."""
-        return self._queue.predicted_wait_s()
-
-    def capacity_rows_per_s(self) -> float:
-        """Throughput in batches of the efficient size, of the engines that serve (or of one, while none does)."""
-        return self._queue.capacity_rows_per_s()
-
     def close(self, timeout_s: float = 10.0) -> None:
         """Stops after the current batches and refuses the jobs that are still queued. Engines release their device
         memory; one that hangs keeps it until its run ends."""
-        self._queue.stop()
+        self.queue.stop()
         self._supervisor.close(timeout_s)
-        self._queue.refuse_all(self._refusal)
+        self.queue.refuse_all(self._refusal)
         self.metrics.watch_no_more()
 
     def _refusal(self) -> RafagaError:

@@ -46,9 +46,6 @@ class SupervisorPolicy:
     max_stuck: int = 2
     max_failures: int = 8
 
-    def bound_s(self, predicted_s: float) -> float:
-        return max(self.timeout_s, self.slowness * predicted_s)
-
 
 class Backoff:
     """How long to wait before the next restart. An engine that is lost soon after its start does not reset it."""
@@ -81,14 +78,15 @@ class Supervisor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
-        self.bound_s = policy.bound_s
+        self.timeout_s, self.slowness = policy.timeout_s, policy.slowness
+        self.wake_at = math.inf  # when the thread looks at the runs again
+        self.down = False  # all engines were lost, and none is restarted yet
         self._context = context
         self._queue = context.queue
         self._load = load
         self._policy = policy
         self._on_change: Callable[[], None] = lambda: None
-        self._workers = [Worker(engine, context, self) for engine in engines]
-        self._down = False
+        self.workers = [Worker(engine, context, self) for engine in engines]
         self._stuck: list[threading.Thread] = []  # of lost engines
         # By the number of the engine.
         self._failures = [0] * len(engines)  # restarts that failed in a row
@@ -96,38 +94,24 @@ class Supervisor:
         self._unrecoverable: set[int] = set()
         self._restarting: set[int] = set()
         self._changed = threading.Condition(threading.Lock())
-        self._wake_at = math.inf
         self._closed = False
         self._thread = threading.Thread(target=self._supervise, name=f"supervisor-{context.name}", daemon=True)
 
     def start(self, on_change: Callable[[], None]) -> None:
         """`on_change` is called whenever `down` or `unrecoverable` has changed."""
         self._on_change = on_change
-        for worker in self._workers:
-            worker.start()
+        for worker in self.workers:
+            worker.thread.start()
         self._thread.start()
-
-    @property
-    def down(self) -> bool:
-        """All engines were lost, and none is restarted yet."""
-        return self._down
 
     @property
     def unrecoverable(self) -> bool:
         """All engines were lost, and a restart of the process is required."""
-        return len(self._unrecoverable) == len(self._workers)
-
-    def run_inline(self, on_hung: Callable[[], None]) -> bool:
-        """See Worker.run_inline. Only models with one engine run inline."""
-        return self._workers[0].run_inline(on_hung)
+        return len(self._unrecoverable) == len(self.workers)
 
     def idle_workers(self) -> int:
         """Queue's lock held. Workers that serve and own no batch."""
-        return sum(not (worker.owed or worker.lost) for worker in self._workers)
-
-    def begin(self, run: EngineRun) -> None:
-        if run.deadline < self._wake_at:
-            self.wake()
+        return sum(not (worker.owed or worker.lost) for worker in self.workers)
 
     def wake(self) -> None:
         with self._changed:
@@ -145,13 +129,13 @@ class Supervisor:
                 return
             owed = worker.give_up()
             self._count_engines()
-            waiting = self._queue.batcher.remove_all() if self._down else []
+            waiting = self._queue.batcher.remove_all() if self.down else []
             for batch in owed:
                 self._queue.batcher.finished(batch, None)
             if run is not None:
                 self._stuck.append(run.thread)
             self._queue.wake_all()
-        worker.terminate()
+        worker.engine.terminate()
         if run is not None:
             run.on_hung()
         _LOG.critical("engine lost: %s", why, extra={"model": self._context.name})
@@ -165,18 +149,18 @@ class Supervisor:
             self._closed = True
             self._changed.notify_all()
         with self._queue.lock:
-            workers = list(self._workers)
+            workers = list(self.workers)
         end = time.monotonic() + timeout_s
         for worker in workers:
-            if not worker.started:
-                worker.close_engine()
+            if worker.thread.ident is None:  # it was never started
+                worker.engine.close()
                 continue
             if worker.lost:
                 continue  # its thread closes the engine, should it return
-            ended = worker.join(max(0.0, end - time.monotonic()))
+            worker.thread.join(max(0.0, end - time.monotonic()))
             self._queue.refuse_all(self._context.refusal)
             run = worker.run
-            if not ended and run is not None and run.claim():
+            if worker.thread.is_alive() and run is not None and run.claim():
                 self.lose(worker, "its run did not end when the model closed", run)
 
     def _fail(self, running: Sequence[Part], others: Sequence[Job]) -> None:
@@ -190,8 +174,8 @@ class Supervisor:
 
     def _count_engines(self) -> None:
         """Queue's lock held."""
-        serving = sum(not worker.lost for worker in self._workers)
-        self._down = not serving
+        serving = sum(not worker.lost for worker in self.workers)
+        self.down = not serving
         self._queue.batcher.engines = max(1, serving)
 
     def _supervise(self) -> None:
@@ -210,8 +194,8 @@ class Supervisor:
         """Waits until a run has passed its deadline, and returns for how long; None when something else changed."""
         with self._changed:
             # In this order: a run that begins now either wakes this thread, or is found below.
-            self._wake_at = math.inf
-            at = self._wake_at = self._first_deadline()
+            self.wake_at = math.inf
+            at = self.wake_at = self._first_deadline()
             if self._closed or self._to_restart():
                 return None
             now = self.clock()
@@ -225,7 +209,7 @@ class Supervisor:
 
     def _extend_deadlines(self) -> None:
         for _, run in self._runs():
-            run.extend(self.clock())
+            run.deadline = self.clock() + run.bound_s
 
     def _give_up(self) -> None:
         for worker, run in self._runs():
@@ -234,11 +218,11 @@ class Supervisor:
 
     def _runs(self) -> list[tuple[Worker, EngineRun]]:
         """The current runs of the engines that were not lost."""
-        runs = ((worker, worker.run) for worker in self._workers if not worker.lost)
+        runs = ((worker, worker.run) for worker in self.workers if not worker.lost)
         return [(worker, run) for worker, run in runs if run is not None]
 
     def _to_restart(self) -> set[int]:
-        return {number for number, worker in enumerate(self._workers) if worker.lost} - self._restarting
+        return {number for number, worker in enumerate(self.workers) if worker.lost} - self._restarting
 
     def _start_restarting(self, number: int) -> None:
         with self._changed:
@@ -281,8 +265,8 @@ class Supervisor:
             with self._queue.lock:
                 stopping = self._queue.stopping
                 if not stopping:
-                    worker.start()
-                    self._workers[number] = worker
+                    worker.thread.start()
+                    self.workers[number] = worker
                     self._failures[number] = 0
                     self._unrecoverable.discard(number)
                     self._count_engines()

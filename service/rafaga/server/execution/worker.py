@@ -14,11 +14,9 @@ from typing import NamedTuple, Protocol
 from rafaga.errors import EngineFailure, InternalError, RafagaError
 from rafaga.server.engines.contract import Engine, PendingOutputs
 from rafaga.server.engines.rejection import rejection
-from rafaga.server.engines.rows import padding_rows
 from rafaga.server.execution.queue import JobQueue
 from rafaga.server.observability.metrics import ModelMetrics
-from rafaga.server.scheduling.batcher import Batch
-from rafaga.server.scheduling.job import Arrays, Job, Part
+from rafaga.server.scheduling.job import Arrays, Batch, Job, Part, padding_rows
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,27 +28,19 @@ class GivenUp(Exception):
 class EngineRun:
     """A run of an engine, and its time limit. The first to claim it, worker or supervisor, owes the answers.
 
-    parts: (): the engine's own sample. bound_s: how long it may take. on_hung: called when the run is given up.
+    parts: (): the engine's own sample. bound_s: how long it may take. deadline: in the supervisor's seconds. on_hung:
+    called when the run is given up.
     """
 
-    __slots__ = ("_deadline", "_unclaimed", "bound_s", "on_hung", "parts", "thread")
+    __slots__ = ("_unclaimed", "bound_s", "deadline", "on_hung", "parts", "thread")
 
     def __init__(self, parts: Sequence[Part], bound_s: float, now: float, on_hung: Callable[[], None]) -> None:
         self.parts = parts
         self.bound_s = bound_s
         self.on_hung = on_hung
         self.thread = threading.current_thread()
-        self._deadline = now + bound_s
+        self.deadline = now + bound_s
         self._unclaimed = threading.Lock()
-
-    @property
-    def deadline(self) -> float:
-        """In the supervisor's seconds."""
-        return self._deadline
-
-    def extend(self, now: float) -> None:
-        """The run gets its whole bound again."""
-        self._deadline = now + self.bound_s
 
     def claim(self) -> bool:
         """True for the first caller."""
@@ -58,18 +48,17 @@ class EngineRun:
 
 
 class Overseer(Protocol):
-    """The interface that a worker reports to: the Supervisor."""
+    """The interface that a worker reports to: the Supervisor.
 
-    @property
-    def clock(self) -> Callable[[], float]: ...
+    A run may take `timeout_s`, or `slowness` times its prediction. One whose deadline is before `wake_at` must wake it.
+    """
 
-    def bound_s(self, predicted_s: float) -> float:
-        """How long a run may take."""
-        ...
+    clock: Callable[[], float]
+    timeout_s: float
+    slowness: float
+    wake_at: float
 
-    def begin(self, run: EngineRun) -> None:
-        """The worker's `run` is set."""
-        ...
+    def wake(self) -> None: ...
 
     def lose(self, worker: Worker, why: str) -> None:
         """The worker cannot go on."""
@@ -100,11 +89,11 @@ class Worker:
     """Owns one engine until it is lost. `lost`, `owed` and `run` may be read by any thread with the queue's lock."""
 
     def __init__(self, engine: Engine, model: WorkerContext, overseer: Overseer) -> None:
-        self._engine = engine
+        self.engine = engine
         self._model = model
         self._queue = model.queue
         self._overseer = overseer
-        self._thread = threading.Thread(target=self._serve, name=f"engine-{model.name}", daemon=True)
+        self.thread = threading.Thread(target=self._serve, name=f"engine-{model.name}", daemon=True)
         self._batch: Batch | None = None
         # A batch that was taken while another runs, and its outputs once it was submitted.
         self._ahead: Batch | None = None
@@ -113,19 +102,6 @@ class Worker:
         self._sound = True  # the engine has run something since it last failed
         self.run: EngineRun | None = None
         self.lost = False
-
-    def start(self) -> None:
-        """Raises RuntimeError when the system has no thread."""
-        self._thread.start()
-
-    @property
-    def started(self) -> bool:
-        return self._thread.ident is not None
-
-    def join(self, timeout_s: float) -> bool:
-        """Whether the thread ended in time."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
 
     @property
     def owed(self) -> tuple[Batch, ...]:
@@ -137,13 +113,6 @@ class Worker:
         """Lock held. The worker takes no more batches; the caller takes over what it owes."""
         self.lost = True
         return self.owed
-
-    def terminate(self) -> None:
-        self._engine.terminate()
-
-    def close_engine(self) -> None:
-        """Of a worker that was never started."""
-        self._engine.close()
 
     def run_inline(self, on_hung: Callable[[], None]) -> bool:
         """Runs a batch in the caller's thread, if the engine is free. True: there is more to run, call again.
@@ -203,7 +172,7 @@ class Worker:
                 self._queue.refuse_all(self._model.refusal)
             else:
                 self._overseer.lose(self, "its thread ended")
-            if not self._engine.close():
+            if not self.engine.close():
                 _LOG.error("a run does not end: the memory of its engine stays taken", extra=about)
 
     def _taken_ahead(self) -> tuple[Batch | None, PendingOutputs | None]:
@@ -253,7 +222,8 @@ class Worker:
         if batch.ahead:
             with self._queue.lock:
                 self._queue.batcher.begun(batch, time.monotonic())
-        bound_s = self._overseer.bound_s(batch.predicted_end - time.monotonic())
+        predicted_s = batch.predicted_end - time.monotonic()
+        bound_s = max(self._overseer.timeout_s, self._overseer.slowness * predicted_s)
         seconds: float | None = None
         try:
             error = self._answer(batch.parts, bound_s, outputs)
@@ -288,11 +258,12 @@ class Worker:
         """One supervised run; without `parts` of the engine's own sample. Raises what the engine raises, or GivenUp."""
         overseer = self._overseer
         run = self.run = EngineRun(parts, bound_s, overseer.clock(), self._on_hung)
-        overseer.begin(run)
+        if run.deadline < overseer.wake_at:
+            overseer.wake()
         try:
             if outputs is None:
-                outputs = self._engine.submit(parts or self._model.probe)
-            if self._engine.depth > 1 and parts:
+                outputs = self.engine.submit(parts or self._model.probe)
+            if self.engine.depth > 1 and parts:
                 self._look_ahead(outputs)
             arrays = outputs.result()
             self._sound = True
@@ -316,7 +287,7 @@ class Worker:
             self._ahead = batch = decision.batch
         queue.drop(decision.dropped)
         if batch is not None:
-            self._ahead_outputs = self._engine.submit(batch.parts)
+            self._ahead_outputs = self.engine.submit(batch.parts)
 
     def _isolate(self, parts: Sequence[Part], error: Exception, bound_s: float) -> list[tuple[Job, Exception]]:
         """Parts made the engine fail together, with `error`. Runs them by halves: answers those that run, and gives the

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import textwrap
 import threading
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -19,14 +21,20 @@ _VARYING = re.compile(r"0x[0-9a-fA-F]+|\d+")
 _ABOUT = ("model", "version", "method")
 
 
+def log_format(settings: ObservabilitySettings, stream: TextIO) -> LogFormat:
+    return settings.log_format or (LogFormat.TEXT if stream.isatty() else LogFormat.JSON)
+
+
 @contextmanager
 def configured(settings: ObservabilitySettings, stream: TextIO) -> Iterator[None]:
     """Replaces all handlers of the root logger by one that writes to `stream`. Leaving sums up what was repeated."""
     handler = logging.StreamHandler(stream)
-    if settings.log_format is LogFormat.JSON:
+    if log_format(settings, stream) is LogFormat.JSON:
         fields = "{asctime}{levelname}{name}{message}"
         names = {"asctime": "time", "levelname": "level", "name": "logger"}
         handler.setFormatter(JsonFormatter(fields, style="{", rename_fields=names))
+    elif stream.isatty():
+        handler.setFormatter(_TerminalFormatter(stream))
     else:
         handler.setFormatter(_TextFormatter("{asctime} {levelname:7} {message}", style="{"))
     repeats = Repeats()
@@ -86,6 +94,30 @@ class _TextFormatter(logging.Formatter):
 
     _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {k: v for k, v in vars(record).items() if k not in self._STANDARD}
-        return super().format(record) + "".join(f"  {k}={v}" for k, v in fields.items())
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        fields = {k: v for k, v in vars(record).items() if k not in self._STANDARD and v is not None}
+        return super().formatMessage(record) + "".join(f"  {k}={_shown(v)}" for k, v in fields.items())
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+class _TerminalFormatter(_TextFormatter):
+    """As short as possible, and lines that are too long for the terminal continue indented."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        super().__init__("{asctime} {message}", "%H:%M:%S", style="{")
+        self._terminal = terminal
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        if record.levelno > logging.INFO:
+            record.message = f"{record.levelname}: {record.message}"
+        columns = os.get_terminal_size(self._terminal.fileno()).columns or 80
+        return textwrap.fill(
+            super().formatMessage(record),
+            columns,
+            subsequent_indent=" " * 9,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )

@@ -4,31 +4,125 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from rafaga.server.observability import families
 from rafaga.server.observability.families import Family
-from rafaga.server.observability.histogram import BufferedHistogram
-from rafaga.server.observability.statistics import Statistics
-from rafaga.server.observability.triton import Totals, TritonMetrics
 
 OK = grpc.StatusCode.OK.name
+
+# Buffered values before an observing thread sorts them, if no scrape does it earlier.
+_MAX_BUFFERED = 4096
+
+
+class Observations:
+    """Values of one label set. `observe` from any thread."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = np.array(bounds)
+        self._counts = np.zeros(len(bounds) + 1, dtype=np.int64)
+        self._sum = 0.0
+        self._buffer: deque[float] = deque()  # its methods are atomic
+        self._sorting = threading.Lock()
+
+    def observe(self, *values: float) -> None:
+        self._buffer.extend(values)
+        if len(self._buffer) >= _MAX_BUFFERED:
+            self.read()
+
+    def read(self) -> tuple[list[int], float]:
+        """The number of values in each bucket (the last one has no upper bound), and the sum of all values."""
+        with self._sorting:
+            buffer = self._buffer
+            values = np.array([buffer.popleft() for _ in range(len(buffer))])
+            # A value that equals a bucket's upper bound belongs to it.
+            self._counts += np.bincount(self._bounds.searchsorted(values), minlength=len(self._counts))
+            self._sum += float(values.sum())
+            return self._counts.tolist(), self._sum
+
+
+class BufferedHistogram(Collector):
+    """For values observed once per request: observing appends to a buffer, and reading sorts it into buckets. Takes the
+    arguments that prometheus_client's Histogram takes.
+
+    That one takes two locks and searches the buckets for each value, about 3 µs: a tenth of a small model's request.
+    Appending takes 0.05 µs, and sorting thousands of values at once takes another 0.05 µs for each.
+    """
+
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], *, registry: CollectorRegistry, buckets: Sequence[float]
+    ) -> None:
+        self._describe = partial(HistogramMetricFamily, name, text, labels=labels)
+        self._bounds = buckets
+        self._children: dict[tuple[str, ...], Observations] = {}
+        self._adding = threading.Lock()
+        registry.register(self)
+
+    def labels(self, *values: str) -> Observations:
+        with self._adding:
+            return self._children.setdefault(values, Observations(self._bounds))
+
+    def remove(self, *values: str) -> None:
+        with self._adding:
+            del self._children[values]
+
+    def describe(self) -> Iterable[HistogramMetricFamily]:
+        yield self._describe()
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        with self._adding:
+            children = list(self._children.items())
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        metric = self._describe()
+        for labels, observations in children:
+            counts, total = observations.read()
+            metric.add_metric(labels, list(zip(names, np.cumsum(counts).tolist(), strict=True)), total)
+        yield metric
+
 
 M = TypeVar("M", Counter, Gauge, Histogram, BufferedHistogram)
 
 
-class _Instruments:
-    """What counts the metrics of `families`."""
+@dataclass
+class Statistics:
+    """Running totals of one model, as Triton's statistics extension defines them: for the Open Inference Protocol and
+    Triton's metric names.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
+    requests, queue_s and inference_s count each answered request once. failed counts requests that failed in the engine
+    or were too late. executions counts runs by the rows of the batch.
+    """
+
+    requests: int = 0
+    failed: int = 0
+    rows: int = 0
+    queue_s: float = 0.0
+    inference_s: float = 0.0
+    last_unix_s: float = 0.0
+    executions: dict[int, tuple[int, float]] = field(default_factory=dict)  # rows: (runs, seconds)
+
+
+class Metrics:
+    """Has its own registry, so that one process can hold several servers.
+
+    gpus: the metrics of the GPUs, if there are any. served: what serves now, by name and version.
+    """
+
+    def __init__(self, gpus: Collector | None = None) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.served: dict[tuple[str, int], ModelMetrics] = {}
         self._by_model: dict[Family, Counter | Gauge | Histogram | BufferedHistogram] = {}
         self.requests = self._add(Counter, families.REQUESTS)
         self.refusals = self._add(Counter, families.REFUSALS)
@@ -48,91 +142,67 @@ class _Instruments:
         self.swap_seconds = self._add(Gauge, families.SWAP_SECONDS)
         self.load_failures = self._add(Counter, families.LOAD_FAILURES)
         self.queues = _Queues()
-        registry.register(self.queues)
+        self.registry.register(self.queues)
+        if gpus is not None:
+            self.registry.register(gpus)
 
-    def remove_model(self, name: str) -> None:
+    def _add(self, kind: type[M], family: Family) -> M:
+        buckets: dict[str, Any] = {"buckets": family.buckets} if family.buckets else {}
+        metric = kind(family.name, family.text, family.labels, registry=self.registry, **buckets)
+        if "model" in family.labels:
+            self._by_model[family] = metric
+        return metric
+
+    def method(self, name: str) -> MethodMetrics:
+        return MethodMetrics(name, self)
+
+    def model(self, name: str) -> ModelMetrics:
+        return ModelMetrics(name, self)
+
+    def watch_in_flight(self, count: Callable[[], int]) -> None:
+        """Calls `count` at every scrape."""
+        self.in_flight.set_function(count)
+
+    def model_ready(self, name: str, version: int, ready: bool) -> None:
+        self.ready.labels(name, str(version)).set(ready)
+
+    def model_loaded(self, name: str, version: int, seconds: float, model: ModelMetrics) -> None:
+        """It now serves under this name and version, and replaces what served there before."""
+        self.load_seconds.labels(name, str(version)).set(seconds)
+        self.served[name, version] = model
+        self.model_ready(name, version, True)
+
+    def model_refused(self, name: str, version: int, *, still_served: bool) -> None:
+        self.load_failures.labels(name, str(version)).inc()
+        self.model_ready(name, version, still_served)
+
+    def model_swapped(self, name: str, seconds: float) -> None:
+        """The replaced version ended this long after it was taken out of service."""
+        self.swap_seconds.labels(name).set(seconds)
+
+    def model_gone(self, name: str, version: int) -> None:
+        """Its folder was removed or it was unloaded; without its series no alert fires."""
+        self.served.pop((name, version), None)
+        for metric in (self.ready, self.load_seconds, self.load_failures):
+            metric.remove(name, str(version))
+
+    def model_removed(self, name: str) -> None:
+        """No version of it is served or known any more: removes all its series."""
         for family, metric in self._by_model.items():
             samples = (sample.labels for collected in metric.collect() for sample in collected.samples)
             for labels in {tuple(map(own.__getitem__, family.labels)) for own in samples if own["model"] == name}:
                 metric.remove(*labels)
 
-    def _add(self, kind: type[M], family: Family) -> M:
-        buckets: dict[str, Any] = {"buckets": family.buckets} if family.buckets else {}
-        metric = kind(family.name, family.text, family.labels, registry=self._registry, **buckets)
-        if "model" in family.labels:
-            self._by_model[family] = metric
-        return metric
-
-
-class Metrics:
-    """Has its own registry, so that one process can hold several servers.
-
-    triton: export the values under Triton's names too. gpus: the metrics of the GPUs, if there are any.
-    """
-
-    def __init__(self, *, triton: bool = False, gpus: Collector | None = None) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        self._instruments = _Instruments(self.registry)
-        self._served: dict[tuple[str, int], ModelMetrics] = {}
-        if gpus is not None:
-            self.registry.register(gpus)
-        if triton:
-            self.registry.register(TritonMetrics(self._totals))
-
-    def method(self, name: str) -> MethodMetrics:
-        return MethodMetrics(name, self._instruments)
-
-    def model(self, name: str) -> ModelMetrics:
-        return ModelMetrics(name, self._instruments)
-
-    def watch_in_flight(self, count: Callable[[], int]) -> None:
-        """Calls `count` at every scrape."""
-        self._instruments.in_flight.set_function(count)
-
-    def model_ready(self, name: str, version: int, ready: bool) -> None:
-        self._instruments.ready.labels(name, str(version)).set(ready)
-
-    def model_loaded(self, name: str, version: int, seconds: float, model: ModelMetrics) -> None:
-        """It now serves under this name and version, and replaces what served there before."""
-        self._instruments.load_seconds.labels(name, str(version)).set(seconds)
-        self._served[name, version] = model
-        self.model_ready(name, version, True)
-
-    def model_refused(self, name: str, version: int, *, still_served: bool) -> None:
-        self._instruments.load_failures.labels(name, str(version)).inc()
-        self.model_ready(name, version, still_served)
-
-    def model_swapped(self, name: str, seconds: float) -> None:
-        """The replaced version ended this long after it was taken out of service."""
-        self._instruments.swap_seconds.labels(name).set(seconds)
-
-    def model_gone(self, name: str, version: int) -> None:
-        """Its folder was removed or it was unloaded; without its series no alert fires."""
-        self._served.pop((name, version), None)
-        own = self._instruments
-        for metric in (own.ready, own.load_seconds, own.load_failures):
-            metric.remove(name, str(version))
-
-    def model_removed(self, name: str) -> None:
-        """No version of it is served or known any more: removes all its series."""
-        self._instruments.remove_model(name)
-
-    def _totals(self) -> Iterable[Totals]:
-        for (name, version), model in list(self._served.items()):
-            yield Totals(name, version, model.statistics, model.pending())
-
 
 class MethodMetrics:
     """Counts the calls of one gRPC method. Looks the labels up once, not at each call."""
 
-    def __init__(self, name: str, instruments: _Instruments) -> None:
+    def __init__(self, name: str, metrics: Metrics) -> None:
         self._name = name
-        self._requests = instruments.requests
-        self._refusals = instruments.refusals
-        self._ok = instruments.requests.labels(name, OK)
-        self._seconds = instruments.request_seconds.labels(name)
+        self._requests = metrics.requests
+        self._refusals = metrics.refusals
+        self._ok = metrics.requests.labels(name, OK)
+        self._seconds = metrics.request_seconds.labels(name)
 
     def answered(self, seconds: float) -> None:
         self._ok.inc()
@@ -147,18 +217,18 @@ class MethodMetrics:
 class ModelMetrics:
     """Counts what happens in one version of a model."""
 
-    def __init__(self, name: str, instruments: _Instruments) -> None:
+    def __init__(self, name: str, metrics: Metrics) -> None:
         self.name = name
-        self._batch_size = instruments.batch_size.labels(name)
-        self._padding_rows = instruments.padding_rows.labels(name)
-        self._queue_seconds = instruments.queue_seconds.labels(name)
-        self._inference_seconds = instruments.inference_seconds.labels(name)
-        self._preprocess_seconds = instruments.preprocess_seconds.labels(name)
-        self._failures = instruments.failures.labels(name)
-        self._rejected_inputs = instruments.rejected_inputs.labels(name)
-        self._restarts = instruments.restarts.labels(name)
-        self._dropped = instruments.dropped
-        self._queues = instruments.queues
+        self._batch_size = metrics.batch_size.labels(name)
+        self._padding_rows = metrics.padding_rows.labels(name)
+        self._queue_seconds = metrics.queue_seconds.labels(name)
+        self._inference_seconds = metrics.inference_seconds.labels(name)
+        self._preprocess_seconds = metrics.preprocess_seconds.labels(name)
+        self._failures = metrics.failures.labels(name)
+        self._rejected_inputs = metrics.rejected_inputs.labels(name)
+        self._restarts = metrics.restarts.labels(name)
+        self._dropped = metrics.dropped
+        self._queues = metrics.queues
         self.statistics = Statistics()
         self.pending: Callable[[], int] = lambda: 0
         self.gauges: Mapping[Family, Callable[[], float]] = {}

@@ -40,11 +40,15 @@ _LEVELS = {
 # ONNX Runtime prints this for each run that fails, also if the caller's values are the cause. The run raises it as
 # well, so the server logs it where it is an error.
 _FAILED_RUN = "ExecuteKernel"
+# gRPC prints this when the server ends its listening socket before it stops.
+_LISTENER_ENDED = "Failed accept4: Invalid argument"
 
 
 def level_of(line: str) -> int:
     found = _PREFIX.match(line)
     level = _LEVELS[found[1] or found[2]] if found else logging.WARNING
+    if _LISTENER_ENDED in line:
+        return logging.DEBUG
     return min(level, logging.WARNING) if _FAILED_RUN in line else level
 
 

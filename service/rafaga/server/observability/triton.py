@@ -12,7 +12,7 @@ from typing import NamedTuple
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from rafaga.server.observability.statistics import Statistics
+from rafaga.server.observability.metrics import Metrics, Statistics
 
 
 class Alias(NamedTuple):
@@ -42,25 +42,16 @@ ALIASES = (
 )
 
 
-class Totals(NamedTuple):
-    model: str
-    version: int
-    statistics: Statistics
-    pending: int
-
-
 class TritonMetrics(Collector):
-    """Calls `totals` at every scrape."""
-
-    def __init__(self, totals: Callable[[], Iterable[Totals]]) -> None:
-        self._totals = totals
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
 
     def collect(self) -> Iterable[Metric]:
-        totals = list(self._totals())
+        served = list(self._metrics.served.items())
         for alias in ALIASES:
             # Type unknown: names of counters must end in _total, and Triton's do not.
             metric = Metric(alias.name, alias.text, "unknown")
-            for model, version, statistics, pending in totals:
-                labels = {"model": model, "version": str(version)}
-                metric.add_sample(alias.name, labels, alias.value(statistics, pending))
+            for (name, version), model in served:
+                labels = {"model": name, "version": str(version)}
+                metric.add_sample(alias.name, labels, alias.value(model.statistics, model.pending()))
             yield metric

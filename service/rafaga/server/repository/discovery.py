@@ -1,9 +1,16 @@
-"""The models on disk: `<root>/<model>/<version>/`, and a stamp of each folder that changes when its files do."""
+"""The models on disk: `<root>/<model>/<version>/`, and a stamp of each folder that changes when its files do.
+
+The root may also be the folder of one model or of one version, or an ONNX file.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import re
 from pathlib import Path
+
+import msgspec
 
 from rafaga import bundle as bundles
 from rafaga.server.repository.plain_onnx import MODEL
@@ -15,6 +22,7 @@ Stamp = tuple[tuple[str, int, int], ...]
 
 _NAME_RULE = "a model's name has 1 to 128 letters, digits, '_', '.' and '-', and begins with a letter or digit"
 _VERSION_RULE = "a version is an integer ≥ 1 of at most 18 digits, without leading zeros"
+_SHOWN = 5
 
 
 class Discovery:
@@ -25,10 +33,14 @@ class Discovery:
         self._logged: set[str] = set()
 
     def scan(self) -> dict[str, dict[int, Path]]:
-        """The folders of each model by version. Raises FileNotFoundError without a repository."""
+        """The folder of each version by model; for an ONNX file, the file. Raises FileNotFoundError without a model
+        repository, and for any other file."""
         root = self._root
+        if root.is_file():
+            return _one_model(root)
         if not root.is_dir():
-            raise FileNotFoundError(f"no model repository at {root}: `python -m export --output {root} NAME` makes one")
+            makers = f"`python -m export --output {root} NAME` makes one, `rafaga demo` needs none"
+            raise FileNotFoundError(f"no model repository at {root}: {makers}")
         found: dict[str, dict[int, Path]] = {}
         problems: list[str] = []
         for parent in _folders(root):
@@ -37,7 +49,8 @@ class Discovery:
             if versions:
                 found[parent.name] = versions
         if not found:
-            problems = _explain_empty(root, problems)
+            found = _one_model(root)
+            problems = [] if found else _explain_empty(root, problems)
         for problem in problems:
             if problem not in self._logged:
                 _LOG.warning(problem)
@@ -64,9 +77,49 @@ def _examine(parent: Path, root: Path) -> tuple[dict[int, Path], list[str]]:
     return versions, problems
 
 
+class _Place(msgspec.Struct):
+    """What a manifest says of where it belongs."""
+
+    name: str
+    version: int
+
+
+def _one_model(root: Path) -> dict[str, dict[int, Path]]:
+    """The model whose folder, version or ONNX file `root` is; nothing if it is none of them. Raises
+    FileNotFoundError for a file of another kind."""
+    root = Path(os.path.abspath(root))  # "." has no name; a link keeps its own
+    if root.is_file():
+        if root.name == MODEL and (_is_version(root.parent) or (root.parent / bundles.MANIFEST).exists()):
+            return _one_model(root.parent)
+        if root.suffix != ".onnx":
+            raise FileNotFoundError(
+                f"{root} is not an ONNX file: expected a model repository, the folder of a model or of a version, or "
+                "a file NAME.onnx; `python -m export` makes them from PyTorch models"
+            )
+        return {_model_name(root.stem): {1: root}}
+    if versions := {int(f.name): f for f in _folders(root) if _is_version(f) and not _leaves(f, root)}:
+        return {_model_name(root.name): versions}
+    if not _holds_model(root):
+        return {}
+    if (root / bundles.MANIFEST).exists():
+        try:
+            place = msgspec.json.decode((root / bundles.MANIFEST).read_bytes(), type=_Place)
+            return {place.name: {place.version: root}}
+        except (OSError, msgspec.MsgspecError):
+            pass  # loading it says what is wrong with it
+    if _is_version(root):
+        return {_model_name(root.parent.name): {int(root.name): root}}
+    return {_model_name(root.name): {1: root}}
+
+
+def _model_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", text).lstrip("_.-")[:128] or "model"
+
+
 def stamp(folder: Path) -> Stamp:
+    """`folder` may also be one file."""
     files: list[tuple[str, int, int]] = []
-    for path in sorted(folder.iterdir()):
+    for path in [folder] if folder.is_file() else sorted(folder.iterdir()):
         try:
             status = path.stat()  # of the file that a link leads to
         except FileNotFoundError:
@@ -92,26 +145,27 @@ def _holds_model(folder: Path) -> bool:
     return (folder / MODEL).exists() or (folder / bundles.MANIFEST).exists()
 
 
-def _versions_of(folder: Path) -> list[Path]:
-    return [f for f in _folders(folder) if bundles.VERSION_PATTERN.fullmatch(f.name) and _holds_model(f)]
+def _is_version(folder: Path) -> bool:
+    return bool(bundles.VERSION_PATTERN.fullmatch(folder.name)) and _holds_model(folder)
 
 
 def _explain_empty(root: Path, problems: list[str]) -> list[str]:
     """The warnings for a repository without models: where it may be instead, or else `problems`."""
     root = root.resolve()
+    expected = f"no model found: expected {root}/<model>/<version>/ with {MODEL} or {bundles.MANIFEST}"
     try:
         likely = _likely_root(root)
+        names = sorted(path.name for path in root.iterdir() if path.name[0] != ".")
     except OSError:  # a folder without permission
-        likely = None
-    expected = f"no model found: expected {root}/<model>/<version>/ with {MODEL} or {bundles.MANIFEST}"
+        return problems or [expected]
     if likely is not None:
         return [f"{expected}: did you mean {likely}?"]
-    return problems or [expected]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return problems or [f"{expected}; found {', '.join(names[:_SHOWN]) or 'an empty folder'}{more}"]
 
 
 def _likely_root(root: Path) -> Path | None:
-    if _holds_model(root) and bundles.VERSION_PATTERN.fullmatch(root.name):
-        return root.parent.parent
-    if _versions_of(root):
-        return root.parent
-    return next((child for child in _folders(root) if any(map(_versions_of, _folders(child)))), None)
+    for child in _folders(root):
+        if any(map(_is_version, (version for model in _folders(child) for version in _folders(model)))):
+            return child
+    return next(iter(sorted(root.glob("*.onnx"))), None)

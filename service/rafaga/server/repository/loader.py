@@ -49,9 +49,10 @@ class Loader:
         when the device does not take the model and no fallback is allowed."""
         return self._placed(bundle.name, partial(self._load, folder, bundle))
 
-    def load_plain(self, folder: Path) -> ServedModel:
-        """A model.onnx without a bundle: only verified to run. Raises BundleError when it does not."""
-        return self._placed(folder.parent.name, partial(self._load_plain, folder))
+    def load_plain(self, path: Path, name: str, version: int) -> ServedModel:
+        """An ONNX file, or a folder with model.onnx, without a bundle: only verified to run. Raises BundleError when it
+        does not."""
+        return self._placed(name, partial(self._load_plain, path, name, version))
 
     def _placed(self, name: str, load: Callable[[Placement], ServedModel]) -> ServedModel:
         try:
@@ -76,16 +77,15 @@ class Loader:
 
         return self._served(bundle, variant, golden, placement, read)
 
-    def _load_plain(self, folder: Path, placement: Placement) -> ServedModel:
-        name, version = folder.parent.name, int(folder.name)
-        model = bundles.file_in(folder, plain.MODEL).read_bytes()
+    def _load_plain(self, path: Path, name: str, version: int, placement: Placement) -> ServedModel:
+        model = plain.read(path)
         digest = hashlib.sha256(model).digest()
         refuse_external_data(model)
         try:
             session = create_session(guard_division(model), 1)
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds
             raise BundleError(f"{name}: ONNX Runtime does not run the model: {error}") from None
-        shapes = plain.sample_shapes(folder)
+        shapes = plain.sample_shapes(path.parent if path.is_file() else path)
         described, samples = plain.describe(name, version, session, model, self.max_batch_size, shapes)
         if not samples.valid:
             _LOG.warning(
@@ -96,9 +96,9 @@ class Loader:
             )
 
         def read() -> ModelToPlace:
-            model = bundles.file_in(folder, plain.MODEL).read_bytes()
+            model = plain.read(path)
             if hashlib.sha256(model).digest() != digest:
-                raise BundleError(f"{name}: model.onnx has changed since it was loaded")
+                raise BundleError(f"{name}: its ONNX file has changed since it was loaded")
             rows = max(1, described.max_batch_size)
             return ModelToPlace(described, guard_division(model), Precision.FP32, samples, rows, verify=None)
 
@@ -195,8 +195,8 @@ def fastest_on_gpu(bundle: Bundle) -> tuple[Variant, str]:
     return (half if half.default_eligible else full), f"on a GPU, where fp16 {accuracy_drop(half)}"
 
 
-def is_plain(folder: Path) -> bool:
-    """Whether a folder holds a model without a bundle. A bundle that lost its manifest is a broken bundle."""
-    model = folder / plain.MODEL
-    remains = (folder / bundles.MANIFEST).exists() or (folder / bundles.GOLDEN).exists()
-    return model.is_file() and not remains
+def is_plain(path: Path) -> bool:
+    """Whether it is an ONNX file, or a folder that holds a model without a bundle. A bundle that lost its manifest is a
+    broken bundle."""
+    remains = (path / bundles.MANIFEST).exists() or (path / bundles.GOLDEN).exists()
+    return path.is_file() or ((path / plain.MODEL).is_file() and not remains)

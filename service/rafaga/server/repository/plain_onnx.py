@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,7 +19,7 @@ from rafaga.errors import BundleError
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines.contract import Engine, run
 from rafaga.server.engines.loading import Samples
-from rafaga.server.engines.onnxruntime import SessionEngine
+from rafaga.server.engines.onnxruntime import Session, SessionEngine
 from rafaga.server.repository.onnx_file import constants
 from rafaga.server.repository.traps import fails_on_empty
 from rafaga.server.scheduling.job import Arrays
@@ -54,22 +54,13 @@ _ROWS = 3
 _TOLERANCE = 1e-3
 
 
-class GraphTensor(Protocol):
-    """onnxruntime.NodeArg. A free dimension is a symbol, or None if it has no name."""
-
-    name: str
-    type: str
-    shape: Sequence[int | str | None]
-
-
-class DescribedSession(Protocol):
-    def get_inputs(self) -> Sequence[GraphTensor]: ...
-
-    def get_outputs(self) -> Sequence[GraphTensor]: ...
-
-
 Shapes = Mapping[str, Sequence[int]]
 """By the name of the input."""
+
+
+def read(path: Path) -> bytes:
+    """An ONNX file, or the model.onnx of a version's folder. Raises BundleError, OSError."""
+    return (path if path.is_file() else file_in(path, MODEL)).read_bytes()
 
 
 def sample_shapes(folder: Path) -> Shapes:
@@ -83,7 +74,7 @@ def sample_shapes(folder: Path) -> Shapes:
 
 
 def describe(
-    name: str, version: int, session: DescribedSession, content: bytes, max_batch_size: int, shapes: Shapes
+    name: str, version: int, session: Session, content: bytes, max_batch_size: int, shapes: Shapes
 ) -> tuple[PlainModel, Samples]:
     """The model that `session` runs, read from `content`, and sample inputs for it: of the given `shapes`, or of sizes
     that are tried. They are not valid if the graph fails on all. Raises BundleError.
@@ -114,7 +105,8 @@ def describe(
     return alone, Samples(zeros, valid=False)
 
 
-def _spec(tensor: GraphTensor) -> TensorSpec:
+def _spec(tensor: Any) -> TensorSpec:
+    """Of an onnxruntime.NodeArg. A free dimension is a symbol, or None if it has no name."""
     dtype = _DTYPES.get(tensor.type)
     if dtype is None:
         raise BundleError(f"{tensor.name}: {tensor.type} cannot be served; expected a tensor of numbers or strings")
@@ -123,7 +115,7 @@ def _spec(tensor: GraphTensor) -> TensorSpec:
     )
 
 
-def _may_batch(inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor]) -> bool:
+def _may_batch(inputs: Sequence[Any], outputs: Sequence[Any]) -> bool:
     if not all(tensor.shape and not isinstance(tensor.shape[0], int) for tensor in (*inputs, *outputs)):
         return False
     return len({tensor.shape[0] for tensor in inputs}) == 1

@@ -2,15 +2,17 @@
 
     load → warm up → verify → swap → drain the old
 
-A served model is only replaced by a verified one. A failed load changes the reported state, not the service.
+A served model is only replaced by a verified one. A failed load changes the reported state, not the service. A model
+that was replaced or unloaded answers what it has accepted, then frees its memory.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -21,27 +23,29 @@ from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository.discovery import stamp
 from rafaga.server.repository.loader import Loader, is_plain
-from rafaga.server.repository.retirement import Retirement
 from rafaga.server.repository.versions import ModelVersion, State, VersionTable
 
 _LOG = logging.getLogger(__name__)
+
+LINGER_S = 2.0
+"""How long a replaced version accepts requests that found it earlier and are still decoding their images."""
+
+_DRAIN_S = 60.0
 
 
 class Reconciler:
     """Not thread-safe: the repository runs one change at a time. Models change their state from their own threads."""
 
-    def __init__(
-        self, loader: Loader, metrics: Metrics, table: VersionTable, retirement: Retirement, wanted: Versions
-    ) -> None:
+    def __init__(self, loader: Loader, metrics: Metrics, table: VersionTable, wanted: Versions) -> None:
         self._loader = loader
         self._metrics = metrics
         self._table = table
-        self._retirement = retirement
+        self._retiring: set[ServedModel] = set()
         self._wanted = wanted
 
     def announce(self, name: str, folders: Mapping[int, Path]) -> None:
         """At the start: shows the versions that `update` will load as being loaded."""
-        for version in self._wanted.wanted(name, folders):
+        for version in self._wanted.of(name).wanted(folders):
             if version in folders:
                 self._table.put(ModelVersion(name, version, late=False))
 
@@ -50,7 +54,7 @@ class Reconciler:
 
         late: see `ModelVersion`. retry: also loads the versions again that were refused before.
         """
-        wanted = self._wanted.wanted(name, folders)
+        wanted = self._wanted.of(name).wanted(folders)
         for version in wanted:
             entry = ModelVersion(name, version, late)
             if version in folders:
@@ -65,7 +69,7 @@ class Reconciler:
                     self._table.discard(name, entry.version)
                     self._metrics.model_gone(name, entry.version)
                     if entry.model is not None:
-                        self._retirement.start(entry.model, replaced=True)
+                        self.retire(entry.model, replaced=True)
         return [entry.version for entry in self._table.of(name) if entry.version in wanted and entry.reason]
 
     def _update_version(self, entry: ModelVersion, folder: Path, retry: bool) -> None:
@@ -92,7 +96,7 @@ class Reconciler:
         reason = "a version rule names it, but it is not in the repository"
         self._refuse(entry, reason, reason)
         if before is not None and before.model is not None:
-            self._retirement.start(before.model, replaced=False)
+            self.retire(before.model, replaced=False)
 
     def _load(self, entry: ModelVersion, folder: Path, before: ModelVersion | None) -> None:
         """Puts a new or changed version into service. If that fails, `before` stays."""
@@ -102,10 +106,10 @@ class Reconciler:
             return  # the server stops
         try:
             if is_plain(folder):
-                model = self._loader.load_plain(folder)
+                model = self._loader.load_plain(folder, entry.name, entry.version)
                 entry = dataclasses.replace(entry, bundle=model.bundle)
             else:
-                bundle = bundles.load(folder)
+                bundle = bundles.load(folder, (entry.name, entry.version))
                 entry = dataclasses.replace(entry, bundle=bundle)
                 model = self._loader.load(folder, bundle)
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds
@@ -124,7 +128,27 @@ class Reconciler:
         self._metrics.model_loaded(entry.name, entry.version, seconds, model.metrics)
         _log_ready(entry, model, seconds)
         if old is not None:
-            self._retirement.start(old, replaced=True)
+            self.retire(old, replaced=True)
+
+    def retire(self, model: ServedModel, *, replaced: bool, then: Callable[[], None] = lambda: None) -> None:
+        """Finishes a model in a thread of its own, and then calls `then`."""
+
+        def run() -> None:
+            start = time.perf_counter()
+            time.sleep(LINGER_S)
+            finish(model, replaced=replaced)
+            self._retiring.discard(model)
+            if replaced:
+                self._metrics.model_swapped(model.bundle.name, time.perf_counter() - start)
+            then()
+
+        self._retiring.add(model)
+        threading.Thread(target=run, name=f"retire-{model.bundle.name}", daemon=True).start()
+
+    def close(self) -> None:
+        """Closes the models that are not finished."""
+        for model in list(self._retiring):
+            model.close()
 
     def _refuse(self, entry: ModelVersion, reason: str, cause: str | Exception) -> None:
         """Reports a version that cannot be loaded. Clients see `reason`; `cause` is for the log."""
@@ -164,3 +188,12 @@ def _log_ready(entry: ModelVersion, model: ServedModel, seconds: float) -> None:
         _LOG.info("model ready", extra=about)
     else:
         _LOG.warning("model ready with RANDOM weights: its answers mean nothing", extra=about)
+
+
+def finish(model: ServedModel, *, replaced: bool) -> None:
+    """Answers the queued requests, for at most a minute, then closes the model."""
+    model.retire(replaced=replaced)
+    end = time.monotonic() + _DRAIN_S
+    while not model.idle and time.monotonic() < end:
+        time.sleep(0.005)
+    model.close()

@@ -1,4 +1,4 @@
-"""The repository: which models are served, and the model for each request."""
+"""The repository: loads, replaces and unloads the models on disk; at the start, on request, or by polling."""
 
 from __future__ import annotations
 
@@ -8,135 +8,40 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from rafaga.bundle import Task
-from rafaga.errors import InvalidRequest, ModelNotFound, ModelNotReady, listed, quoted
-from rafaga.server.config.model_versions import Versions
-from rafaga.server.execution.served_model import ServedModel
+from rafaga.errors import ModelNotFound, ModelNotReady, listed, quoted
+from rafaga.server.config.model_versions import VersionPolicy, Versions
 from rafaga.server.observability.metrics import Metrics
-from rafaga.server.repository import retirement
 from rafaga.server.repository.discovery import Discovery
 from rafaga.server.repository.loader import Loader
-from rafaga.server.repository.reconciler import Reconciler
-from rafaga.server.repository.retirement import Retirement
-from rafaga.server.repository.versions import ModelVersion, State, VersionTable
+from rafaga.server.repository.reconciler import Reconciler, finish
+from rafaga.server.repository.versions import VersionTable
 
 _LOG = logging.getLogger(__name__)
-
-# How long a load takes is unknown; asking once a second costs little.
-_RETRY_AFTER_S = 1.0
 
 EVERY_MODEL = "*"
 """As a name in `load`: all models in the repository."""
 
 
-class Repository:
-    """`versions` of every model under `root`. `explicit`: only models that were asked for by name.
-
-    Requests look models up without a lock. Changes run one at a time.
-    """
+class Repository(VersionTable):
+    """`versions` of every model under `root`. Changes run one at a time."""
 
     def __init__(
         self,
         root: Path,
         loader: Loader,
         metrics: Metrics,
-        on_state: Callable[[str], None] = lambda _: None,
+        on_change: Callable[[str], None] = lambda _: None,
         versions: Versions | None = None,
         explicit: bool = False,
     ) -> None:
-        """`on_state`: see VersionTable."""
+        """`on_change`, `explicit`: see VersionTable."""
+        super().__init__(on_change, explicit)
         self._root = root
         self._discovery = Discovery(root)
         self._metrics = metrics
-        self._wanted = versions or Versions()
-        self._explicit = explicit
-        self._table = VersionTable(on_state)
-        self._retirement = Retirement(metrics)
-        self._reconciler = Reconciler(loader, metrics, self._table, self._retirement, self._wanted)
+        self._wanted = versions or Versions(VersionPolicy())
+        self._reconciler = Reconciler(loader, metrics, self, self._wanted)
         self._changing = threading.Lock()
-        self._progress = "the server is starting"
-        self._scanned = self._loaded = False
-
-    # What services and health ask. Every signal of readiness (grpc.health, /readyz, the Open Inference Protocol, the
-    # catalogue) comes from here, so that they never disagree.
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._table
-
-    @property
-    def versions(self) -> list[ModelVersion]:
-        """All that are known, served or not, by name and version."""
-        return self._table.all()
-
-    @property
-    def ready(self) -> bool:
-        """False until everything that was there at the start is served, and while any model has lost its engine."""
-        return not self.unready_because
-
-    @property
-    def unready_because(self) -> str:
-        """Why the server is not ready, without paths; empty if it is."""
-        if self._table.frozen:
-            return "the server is stopping"
-        if not self._loaded:
-            return self._progress
-        versions = self.versions
-        if not versions and not self._explicit:
-            return "no model found in the repository; see the server's log for what is expected"
-        missing = [
-            f"{v.name} version {v.version} is {v.condition.value}{f' ({v.why})' if v.why else ''}"
-            for v in versions
-            if v.condition is not State.READY and (not v.late or v.condition is State.DOWN)
-        ]
-        if missing:
-            return listed(missing, most_characters=2000)
-        if self._explicit or any(v.condition is State.READY for v in versions):
-            return ""
-        return "no model is served"
-
-    @property
-    def alive(self) -> bool:
-        """False if the process must be restarted: a model lost its engines, and its device accepts no new one."""
-        return not any(v.model is not None and v.model.unrecoverable for v in self.versions)
-
-    def serves(self, name: str) -> bool:
-        """Whether any version of this model is ready."""
-        return any(v.condition is State.READY for v in self._table.of(name))
-
-    def served_versions(self, name: str) -> list[int]:
-        """In rising order."""
-        return [v.version for v in reversed(self._table.of(name)) if v.model is not None]
-
-    def version(self, name: str, version: int) -> ModelVersion:
-        """`version` 0: the newest that is served, or the newest if none is.
-
-        Raises ModelNotFound, and ModelNotReady as `require_names`.
-        """
-        self.require_names()
-        return self._table.find(name, version)
-
-    def require_names(self) -> None:
-        """Raises ModelNotReady before the repository was read at the start: until then no name is known."""
-        if not self._scanned:
-            raise ModelNotReady("the server is starting: its models are not known yet", _RETRY_AFTER_S)
-
-    def model(self, name: str, version: int, task: Task | None = None) -> ServedModel:
-        """The served model for a request. `version` 0: the newest that is served.
-
-        Raises ModelNotFound, ModelNotReady, or InvalidRequest if the model is for another task.
-        """
-        found = self.version(name, version)
-        if found.model is None:
-            what = f"model {name!r} version {found.version} is {found.state.value}"
-            if found.state is State.LOADING:
-                raise ModelNotReady(f"{what}: ask another replica or retry later", _RETRY_AFTER_S)
-            raise ModelNotReady(f"{what}: ask another replica")
-        if task is not None and found.model.bundle.task is not task:
-            its = found.model.bundle.task or "the Open Inference Protocol only"
-            raise InvalidRequest(f"model {name!r} is for {its}, this method for {task}")
-        return found.model
-
-    # What changes it.
 
     def load(self, names: tuple[str, ...] = ()) -> None:
         """At the start: loads all models, or with explicit control those of `names`.
@@ -148,22 +53,22 @@ class Repository:
             found = self._discovery.scan()
             if names == (EVERY_MODEL,):
                 names = tuple(found)
-            required = set(names) if self._explicit else self._wanted.by_model.keys()
+            required = set(names) if self.explicit else self._wanted.by_model.keys()
             if missing := sorted(required - found.keys()):
                 raise FileNotFoundError(f"no model {', '.join(missing)} in {self._root}")
-            if self._explicit:
+            if self.explicit:
                 found = {name: found[name] for name in names}
             for name, folders in found.items():
                 self._reconciler.announce(name, folders)
-            self._scanned = True
+            self.scanned = True
             for number, (name, folders) in enumerate(found.items(), 1):
-                if self._table.frozen:
+                if self.frozen:
                     return
-                self._progress = f"loading model {name} ({number} of {len(found)})"
+                self.progress = f"loading model {name} ({number} of {len(found)})"
                 _LOG.info("loading model", extra={"model": name, "number": number, "of": len(found)})
                 self._reconciler.update(name, folders, late=False)
-            self._loaded = True
-        self._table.on_change("")
+            self.loaded = True
+        self.on_change("")
 
     def update(self) -> None:
         """Loads what is new or changed on disk, and unloads what is gone. Raises FileNotFoundError as `load`."""
@@ -171,11 +76,11 @@ class Repository:
             found = self._discovery.scan()
             for name, folders in found.items():
                 self._reconciler.update(name, folders, late=True)
-            for name in self._table.names:
+            for name in self.names:
                 if name not in found:
                     models = self._reconciler.remove(name)
                     for model in models:
-                        self._retirement.start(model, replaced=False, then=partial(self._forget, name))
+                        self._reconciler.retire(model, replaced=False, then=partial(self._forget, name))
                     if not models:
                         self._forget(name)
 
@@ -198,17 +103,17 @@ class Repository:
     def unload_model(self, name: str) -> None:
         """Returns once its requests are answered and its memory is free. Raises ModelNotFound."""
         with self._changing:
-            self._table.find(name, 0)
+            self.version(name, 0)
             models = self._reconciler.remove(name)
         _LOG.info("model unloaded", extra={"model": name})
         for model in models:
-            retirement.finish(model, replaced=False)
+            finish(model, replaced=False)
         self._forget(name)
 
     def _forget(self, name: str) -> None:
         """Removes the metrics of a model, unless it was loaded again in the meantime."""
-        with self._table.lock:  # a load enters the table before it creates metrics
-            if name not in self._table:
+        with self.lock:  # a load enters the table before it creates metrics
+            if name not in self:
                 self._metrics.model_removed(name)
 
     def on_disk(self) -> list[tuple[str, int]]:
@@ -217,19 +122,41 @@ class Repository:
 
     def withdraw(self) -> None:
         """From now on nothing is reported as ready, and nothing is loaded any more. Requests are still served."""
-        for entry in self._table.freeze():
+        for entry in self.freeze():
             self._metrics.model_ready(entry.name, entry.version, False)
-            self._table.on_change(entry.name)
-        self._table.on_change("")
+            self.on_change(entry.name)
+        self.on_change("")
 
     def drain(self) -> None:
         """Every model refuses new requests and answers the queued ones."""
-        for entry in self._table.freeze():
+        for entry in self.freeze():
             if entry.model is not None:
                 entry.model.drain()
 
     def close(self) -> None:
-        for entry in self._table.freeze():
+        for entry in self.freeze():
             if entry.model is not None:
                 entry.model.close()
-        self._retirement.close()
+        self._reconciler.close()
+
+
+class Poller:
+    """Updates the repository every `interval_s`, in a thread of its own."""
+
+    def __init__(self, repository: Repository, interval_s: float) -> None:
+        self._repository = repository
+        self._interval_s = interval_s
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="poll", daemon=True).start()
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            try:
+                self._repository.update()
+            except Exception:  # for example a volume that is not mounted for a moment: keep serving
+                _LOG.exception("the repository could not be read; the loaded models are still served")

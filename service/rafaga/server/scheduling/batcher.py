@@ -28,18 +28,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, Draining, QueueFull
-from rafaga.server.scheduling.job import Job, Part
+from rafaga.server.scheduling.job import Batch, Job, Part, QueuedWork
 from rafaga.server.scheduling.latency import LatencyTable
-from rafaga.server.scheduling.planning import MAX_MARGIN, plan_batch
-from rafaga.server.scheduling.work import QueuedWork
 
-# Admission's margin as a share of the time left: this, plus the spread of the runs, up to MAX_MARGIN.
-_MARGIN = 0.1
+# Admission's margin as a share of the time left: this, plus the spread of the runs, up to the largest.
+_MARGIN, _MAX_MARGIN = 0.1, 0.4
 # The work that one job may bring at once, as a share of the longest wait; and the share of the engines for the rest.
 _AT_ONCE = 0.5
 _SHARE_OF_LONG = 0.5
@@ -60,26 +58,6 @@ class BatchPolicy:
     max_queue_delay_s: float = 0.0
     max_queue_wait_s: float = 1.0
     max_queue_jobs: int = 4096
-
-
-@dataclass(eq=False, slots=True)
-class Batch:
-    """seconds: predicted, from `begins` on. ahead: taken before its engine is free; `begins` is then predicted too."""
-
-    parts: tuple[Part, ...]
-    rows: int
-    cost: float
-    begins: float
-    seconds: float
-    ahead: bool
-
-    @property
-    def predicted_end(self) -> float:
-        return self.begins + self.seconds
-
-    def left_s(self, now: float) -> float:
-        """A run that exceeds its prediction is expected to take as long again: a hung engine looks worse and worse."""
-        return abs(self.predicted_end - now)
 
 
 class Decision(NamedTuple):
@@ -188,7 +166,7 @@ class Batcher:
         while (queue := self._most_urgent()) is not None:
             jobs = (job for _, _, job in reversed(queue))
             alone = self._jobs == 1 and not self._running
-            plan = plan_batch(jobs, self.latency, self.engines, now, until_then_s, alone)
+            plan = _plan_batch(jobs, self.latency, self.engines, now, until_then_s, alone)
             if plan.late:
                 for job in plan.late:
                     self.remove(job)
@@ -226,7 +204,7 @@ class Batcher:
 
     @property
     def _margin(self) -> float:
-        return min(_MARGIN + self.latency.spread, MAX_MARGIN)
+        return min(_MARGIN + self.latency.spread, _MAX_MARGIN)
 
     def _due(self, job: Job) -> float:
         step_s = self.policy.max_queue_wait_s
@@ -337,3 +315,64 @@ class Batcher:
 
 def _entry(job: Job) -> _Entry:
     return (-job.due, -job.sequence, job)
+
+
+class _BatchPlan(NamedTuple):
+    """The next batch: `rows` from the most urgent on, ending at `end`. late: jobs to drop before a batch is formed."""
+
+    rows: int
+    end: float
+    late: tuple[Job, ...] = ()
+
+
+def _plan_batch(
+    queued: Iterable[Job], latency: LatencyTable, engines: int, now: float, until_then_s: float, alone: bool
+) -> _BatchPlan:
+    """`queued`: the most urgent first, at least one. `now` lies `until_then_s` in the future, when the engine's current
+    run ends; that may take longer than predicted too. `alone`: a single job is queued and nothing runs."""
+    cap = latency.efficient_rows
+    jobs: list[Job] = []
+    rows, cost, first_deadline = 0, 0.0, math.inf
+    for job in queued:
+        jobs.append(job)
+        rows += job.rest
+        cost = max(cost, job.cost)
+        first_deadline = min(first_deadline, job.deadline)
+        if rows >= cap:
+            break
+    full, rows_all, rows = rows >= cap, rows, min(rows, cap)
+    run_s = latency.predict(rows, cost)
+    end, slack_s = now + run_s, (until_then_s + run_s) * min(latency.spread, _MAX_MARGIN)
+    if first_deadline >= end + slack_s and rows_all == rows:
+        return _BatchPlan(rows, end)
+    if alone and not jobs[0].taken and now < first_deadline:
+        return _BatchPlan(rows, end)  # only a run can correct the prediction
+    late: list[Job] = []
+    before = 0
+    for job in jobs:
+        before += job.rest
+        # A job that does not fit into the batch as a whole continues in the next ones.
+        last = end if before <= cap else max(end, now + latency.efficient_s(before, job.cost) / engines)
+        if last + slack_s > job.deadline:
+            late.append(job)
+    if late and not full:
+        in_time = _in_time(jobs, latency, now)
+        smaller = _BatchPlan(sum(job.rest for job in in_time), now + _batch_s(in_time, latency))
+        saved = sum(job.rest for job in late if job in in_time)
+        if saved > (smaller.end - now) * rows / (end - now) - smaller.rows:
+            return smaller
+    return _BatchPlan(rows, end, tuple(late))
+
+
+def _in_time(jobs: Sequence[Job], latency: LatencyTable, now: float) -> Sequence[Job]:
+    """As many of the most urgent `jobs` as can share a batch in which none is late."""
+    for count in range(len(jobs) - 1, 0, -1):
+        end = now + _batch_s(jobs[:count], latency)
+        if all(end <= job.deadline for job in jobs[:count]):
+            return jobs[:count]
+    return []
+
+
+def _batch_s(jobs: Sequence[Job], latency: LatencyTable) -> float:
+    rows, cost = sum(job.rest for job in jobs), max((job.cost for job in jobs), default=1.0)
+    return latency.predict(rows, cost)

@@ -1,4 +1,4 @@
-"""A job: one caller's rows on their way through a model.
+"""What waits and runs: jobs, which are one caller's rows on their way through a model, and their batches.
 
 The Batcher orders jobs without threads. Engines answer them, and the parts of a split job may end on several engines at
 once: only putting those together takes a lock.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -160,3 +161,61 @@ class Part(NamedTuple):
     job: Job
     start: int
     stop: int
+
+
+@dataclass(eq=False, slots=True)
+class Batch:
+    """seconds: predicted, from `begins` on. ahead: taken before its engine is free; `begins` is then predicted too."""
+
+    parts: tuple[Part, ...]
+    rows: int
+    cost: float
+    begins: float
+    seconds: float
+    ahead: bool
+
+    @property
+    def predicted_end(self) -> float:
+        return self.begins + self.seconds
+
+    def left_s(self, now: float) -> float:
+        """A run that exceeds its prediction is expected to take as long again: a hung engine looks worse and worse."""
+        return abs(self.predicted_end - now)
+
+
+def padding_rows(parts: Sequence[Part]) -> float:
+    """The padding of ragged rows in the first input, in rows: two series of half the longest's length count as one."""
+    rows = [part.stop - part.start for part in parts]
+    tails = [part.job.inputs[0].shape[1:] for part in parts]
+    full = math.prod(map(max, zip(*tails, strict=True)))
+    return sum(n * (1 - math.prod(tail) / full) for n, tail in zip(rows, tails, strict=True)) if full else 0.0
+
+
+class QueuedWork:
+    """Seconds of engine time in a queue, added up by when they are due, in slots of `slot_s`."""
+
+    def __init__(self, slot_s: float) -> None:
+        self._slot_s = slot_s
+        self._slots: dict[int, float] = {}
+        self._total = 0.0
+        self._last = 0
+
+    def add(self, due: float, seconds: float) -> None:
+        slot = int(due / self._slot_s)
+        self._total += seconds
+        if (left := self._slots.get(slot, 0.0) + seconds) > 1e-9:
+            self._slots[slot] = left
+            self._last = max(self._last, slot)
+        else:
+            self._slots.pop(slot, None)
+
+    def before(self, due: float) -> float:
+        """Seconds that are due by `due`, to within a slot."""
+        slot = int(due / self._slot_s)
+        if slot >= self._last:  # the case for most jobs when they arrive
+            return max(0.0, self._total)
+        return sum(seconds for at, seconds in self._slots.items() if at <= slot)
+
+    def clear(self) -> None:
+        self._slots.clear()
+        self._total, self._last = 0.0, 0

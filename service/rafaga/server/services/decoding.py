@@ -7,44 +7,21 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rafaga.bundle import ImagePreparation
-from rafaga.errors import Cancelled, InternalError, InvalidImage, InvalidTensor, QueueFull, RafagaError
+from rafaga.errors import Cancelled, InternalError, InvalidImage, QueueFull, RafagaError
 from rafaga.images import Stopped, prepare
 from rafaga.server.execution.served_model import ServedModel
+from rafaga.server.services.submission import RequestLimits
 from rafaga.server.transport.call import Call
 
 _LOG = logging.getLogger(__name__)
 
 # A request may hold so many images of the largest size.
 _LARGEST_IMAGES = 8
-
-
-@dataclass(frozen=True)
-class RequestLimits:
-    """max_rows: images or rows in one request. max_pixels: of an encoded image, before decoding. max_free_pixels: of an
-    image for models that accept any size, where the number of pixels determines the cost."""
-
-    max_rows: int
-    max_pixels: int
-    max_free_pixels: int
-
-    def check_rows(self, rows: int) -> None:
-        """Raises InvalidTensor."""
-        if not 1 <= rows <= self.max_rows:
-            raise InvalidTensor(f"expected 1 to {self.max_rows} rows in a request, got {rows}: split it")
-
-    def check_free_size(self, preparation: ImagePreparation, height: int, width: int) -> None:
-        """Raises InvalidImage if an image for a model of free size has more pixels than allowed."""
-        if preparation.height is None and height * width > self.max_free_pixels:
-            raise InvalidImage(
-                f"expected at most {self.max_free_pixels} pixels, got {height}x{width}: send a smaller image"
-            )
 
 
 class Decoded(NamedTuple):
@@ -98,9 +75,10 @@ def decode(call: Call, files: Sequence[bytes], model: ServedModel, limits: Reque
 
 
 class DecodePool:
-    """A bounded thread pool: decoding would block the thread on which calls arrive."""
+    """A bounded thread pool: decoding would block the thread on which calls arrive. max_pending: requests that may wait
+    for a thread."""
 
-    def __init__(self, threads: int, max_pending: int) -> None:
+    def __init__(self, threads: int, max_pending: int = 256) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._free = threading.Semaphore(max_pending)
 

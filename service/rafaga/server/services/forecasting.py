@@ -11,8 +11,7 @@ from rafaga.bundle import ForecastSpec, Task
 from rafaga.errors import InvalidRequest, InvalidTensor
 from rafaga.server.repository.repository import Repository
 from rafaga.server.scheduling.job import Arrays, JobTiming
-from rafaga.server.services.decoding import RequestLimits
-from rafaga.server.services.submission import model_info, padded, parse, submit, timing_message
+from rafaga.server.services.submission import RequestLimits, model_info, padded, parse, submit, timing_message
 from rafaga.server.transport.call import Call, Handler
 from rafaga.v1 import forecasting_pb2 as pb
 

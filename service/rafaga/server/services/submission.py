@@ -1,16 +1,17 @@
-"""The way of a request through a service: parsed, queued as a job at a model, answered from the model's outputs."""
+"""What services share: limits and parsing of a request, its job in a model's queue, and parts of its reply."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
-from rafaga.bundle import VERSION_PATTERN
-from rafaga.errors import InvalidRequest, ModelNotFound
+from rafaga.bundle import VERSION_PATTERN, ImagePreparation
+from rafaga.errors import InvalidImage, InvalidRequest, InvalidTensor, ModelNotFound
 from rafaga.priority import Priority
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.scheduling.job import Arrays, Job, JobTiming
@@ -20,6 +21,28 @@ from rafaga.v1 import common_pb2
 M = TypeVar("M", bound=Message)
 
 _DEFAULT_TOP_K = 5
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """max_rows: images or rows in one request. max_pixels: of an encoded image, before decoding. max_free_pixels: of an
+    image for models that accept any size, where the number of pixels determines the cost."""
+
+    max_rows: int
+    max_pixels: int
+    max_free_pixels: int
+
+    def check_rows(self, rows: int) -> None:
+        """Raises InvalidTensor."""
+        if not 1 <= rows <= self.max_rows:
+            raise InvalidTensor(f"expected 1 to {self.max_rows} rows in a request, got {rows}: split it")
+
+    def check_free_size(self, preparation: ImagePreparation, height: int, width: int) -> None:
+        """Raises InvalidImage if an image for a model of free size has more pixels than allowed."""
+        if preparation.height is None and height * width > self.max_free_pixels:
+            raise InvalidImage(
+                f"expected at most {self.max_free_pixels} pixels, got {height}x{width}: send a smaller image"
+            )
 
 
 def parse(message: type[M], call: Call) -> M:
@@ -51,7 +74,7 @@ def submit(
     `priority`: of the request itself; None takes the priority of the call's metadata.
     """
     # Series of any length share a batch. Other inputs share one only with inputs of the same shape.
-    key = None if model.bundle.ragged else tuple(a.shape[1:] for a in inputs)
+    key = None if model.ragged else tuple(a.shape[1:] for a in inputs)
 
     def succeed(outputs: Arrays, timing: JobTiming) -> None:
         call.served = (model.bundle.name, timing)

@@ -13,8 +13,8 @@ from rafaga.errors import InvalidRequest
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
 from rafaga.server.scheduling.job import Arrays, JobTiming
-from rafaga.server.services.decoding import Decoded, DecodePool, RequestLimits, decode
-from rafaga.server.services.submission import best_of, model_info, parse, submit, timing_message
+from rafaga.server.services.decoding import Decoded, DecodePool, decode
+from rafaga.server.services.submission import RequestLimits, best_of, model_info, parse, submit, timing_message
 from rafaga.server.transport.call import Call, Handler
 from rafaga.tensors import check_shape, from_wire, to_wire
 from rafaga.v1 import common_pb2

@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import Route
 from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -37,12 +37,15 @@ _LOG = logging.getLogger(__name__)
 _HANDSHAKE_S = 10.0
 _HANDLER_GRACE_S = 1.0
 _BACKLOG = 128
+# Of the event loop, from taking a connection from the kernel to `connection_made`.
+_ROUNDS_TO_ACCEPT = 3
 
 
 class HttpServer:
-    def __init__(self, host: str, port: int, routes: Sequence[BaseRoute], tls: Tls | None = None) -> None:
+    def __init__(self, host: str, port: int, routes: Sequence[Route], tls: Tls | None = None) -> None:
         self._address = (host, port)
         self._tls = tls
+        self.routes = tuple(routes)
         # Unknown paths must not be redirected to known ones: a redirect repeats the Host header.
         handlers = {HTTPException: _refused, Exception: _failed}
         application = Starlette(routes=list(routes), exception_handlers=handlers)
@@ -107,6 +110,8 @@ class HttpServer:
         )
 
     async def _shut_down(self, grace_s: float) -> None:
+        for _ in range(_ROUNDS_TO_ACCEPT):  # asyncio leaves connections open whose listener closes before
+            await asyncio.sleep(0)
         if self._listener is not None:
             self._listener.close()
         for connection in list(self._state.connections):
@@ -119,6 +124,7 @@ class HttpServer:
         for connection in list(self._state.connections):
             connection.transport.abort()
         await self._wait_for_handlers(_HANDLER_GRACE_S)
+        await _end_tasks()  # of connections whose TLS handshake is not over
         await asyncio.get_running_loop().shutdown_default_executor()
 
     async def _wait_for_handlers(self, seconds: float) -> None:
@@ -180,6 +186,14 @@ class _Connection(H11Protocol):
             self._timer.cancel()
 
 
+async def _end_tasks() -> None:
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+    await asyncio.sleep(0)  # sockets are closed in the next round of the loop
+
+
 def _bound(host: str, port: int) -> socket.socket:
     if host == "::" and not socket.has_dualstack_ipv6():
         host = "0.0.0.0"  # as gRPC's core does where the machine has no IPv6
@@ -188,7 +202,11 @@ def _bound(host: str, port: int) -> socket.socket:
     family, _, _, _, address = min(found, key=lambda entry: entry[0])
     # "::" means every address, of IPv4 too, whatever the system's default is.
     both = family == socket.AF_INET6 and host == "::"
-    return socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
+    bound = socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
+    # Connections inherit it. asyncio sets it only where the socket names its protocol. Without it, the body of an
+    # answer would wait 40 ms for the client to acknowledge the head.
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return bound
 
 
 async def _refused(_: Request, error: Exception) -> Response:

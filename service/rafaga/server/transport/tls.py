@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 
@@ -31,7 +32,8 @@ class Tls:
         def renewed() -> grpc.ServerCertificateConfiguration | None:
             return self._configuration() if self._renew() else None
 
-        return grpc.dynamic_ssl_server_credentials(self._configuration(), renewed, self._client_ca is not None)
+        fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", renewed)  # the stubs forget "no change": None
+        return grpc.dynamic_ssl_server_credentials(self._configuration(), fetch, self._client_ca is not None)
 
     def http_context(self) -> ssl.SSLContext:
         """The same for Python's ssl: the callback runs in every handshake, with or without a server name."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rafaga.server.config.device import Device, DeviceKind
-from rafaga.server.config.per_model import EngineOptions, PerModel
+from rafaga.server.config.per_model import PerModel
 from rafaga.server.config.settings import (
     GROUPS,
     Config,
@@ -69,7 +69,6 @@ def test_help_lists_each_setting_in_its_group() -> None:
 OTHER = {
     "repository": "/models",
     "host": "0.0.0.0",
-    "transport": "native",
     "model_versions": "all",
     "model_control": "poll",
     "precision": "int8",
@@ -92,6 +91,7 @@ OTHER = {
     "max_bytes_in_flight": "33554432",
 }
 TOGETHER = {
+    "host": {"bearer_token_sha256": "none"},
     "tls_key": {"tls_certificate": "cert.pem"},
     "tls_certificate": {"tls_key": "key.pem"},
     "tls_client_ca": {"tls_key": "key.pem", "tls_certificate": "cert.pem"},
@@ -140,8 +140,9 @@ def test_types_of_a_file(tmp_path: Path) -> None:
     assert (got.models.repository, got.models.precision) == (Path("/models"), PrecisionChoice.FP16)
     assert (got.models.model_control, got.models.admin_port) == (ModelControl.EXPLICIT, 0)
     assert (got.models.load_models, got.models.model_versions.default.newest) == (("one", "two"), None)
-    assert got.engines.options == PerModel(EngineOptions(1, 2, True), {"a": EngineOptions(2, 2, True)})
-    assert (got.engines.gpu_model_memory, got.engines.batch_buckets) == (PerModel(64 * 2**20), (1, 8))
+    assert (got.engines.threads, got.engines.spinning) == (PerModel(2), PerModel(True))
+    assert got.engines.instances == PerModel(1, {"a": 2})
+    assert (got.engines.gpu_model_memory_mib, got.engines.batch_buckets) == (PerModel(64), (1, 8))
     assert got.security.bearer_token_sha256 == (HASH,)
     assert (got.network.drain_delay_s, got.network.drain_timeout_s) == (1.5, 2.0)
     assert (got.observability.log_format, got.observability.triton_metrics) == (LogFormat.TEXT, True)
@@ -154,19 +155,12 @@ def test_a_list_in_a_file_may_be_text(tmp_path: Path, text: str) -> None:
 
 def test_settings_of_single_models() -> None:
     got = config("--threads", "2,lenet5=1", RAFAGA_INSTANCES="lenet5=3", RAFAGA_SPINNING="true,big=off").engines
-    assert got.options.default == EngineOptions(1, 2, True)
-    assert got.options.of("lenet5") == EngineOptions(3, 1, True)
-    assert got.options.of("big") == EngineOptions(1, 2, False)
-    assert config().engines.options == PerModel(EngineOptions(1, None, None))
-    memory = config("--gpu-model-memory-mib", "4096,vgg16=2048", "--gpu-memory-mib", "8192").engines
-    assert (memory.gpu_model_memory.of("vgg16"), memory.gpu_model_memory.of("lenet5")) == (2048 * 2**20, 4096 * 2**20)
-    assert memory.gpu_memory == 8192 * 2**20
-    assert (config().engines.gpu_model_memory, config().engines.gpu_memory) == (PerModel(None), None)
-
-
-def test_text_is_split_at_commas() -> None:
-    got = config("--bearer-token-sha256", f" {HASH},{'b' * 64}, ")
-    assert got.security.bearer_token_sha256 == (HASH, "b" * 64)
+    assert (got.threads, got.instances) == (PerModel(2, {"lenet5": 1}), PerModel(1, {"lenet5": 3}))
+    assert got.spinning == PerModel(True, {"big": False})
+    assert got.named_models == {"lenet5", "big"}
+    got = config("--gpu-model-memory-mib", "4096,vgg16=2048").engines
+    assert got.gpu_model_memory_mib == PerModel(4096, {"vgg16": 2048})
+    assert config().engines.gpu_model_memory_mib == PerModel(None)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +194,9 @@ def test_text_is_split_at_commas() -> None:
             hashlib.sha256(b"").hexdigest(),
             "this is the sha256 of an empty token: check how the hash was made",
         ),
+        ("bearer_token_sha256", "", "expected hashes, or none"),
+        ("bearer_token_sha256", " , ", "expected hashes, or none"),
+        ("bearer_token_sha256", f"none,{HASH}", "expected 64 lower-case hex digits (the sha256 of a token) each"),
         ("bearer_token_sha256", HASH.upper(), "expected 64 lower-case hex digits (the sha256 of a token) each"),
     ],
 )
@@ -274,7 +271,29 @@ def test_an_error_does_not_repeat_a_token() -> None:
     ],
 )
 def test_loopback(host: str, loopback: bool) -> None:
-    assert Config.of(host=host).network.loopback is loopback
+    assert Config.of(host=host, bearer_token_sha256="none").network.loopback is loopback
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bearer_token_sha256": "none"},
+        {"bearer_token_sha256": HASH},
+        TOGETHER["tls_client_ca"] | {"tls_client_ca": "ca.pem"},
+    ],
+)
+def test_beyond_loopback_callers_are_checked_or_none_is_said_out_loud(settings: dict[str, str]) -> None:
+    assert not Config.of(host="::", **settings).network.loopback
+
+
+def test_an_open_server_is_refused_with_the_three_ways_out() -> None:
+    with pytest.raises(ConfigError, match=r"^host ::: .* bearer_token_sha256 .* tls_client_ca .* to none"):
+        Config.of(host="::", tls_key="key.pem", tls_certificate="cert.pem")
+
+
+def test_an_empty_list_of_tokens_in_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"server\.toml: bearer_token_sha256: expected hashes, or none"):
+        of_file(tmp_path, "bearer_token_sha256 = []")
 
 
 @pytest.mark.parametrize("host", ["", "10.0.0.1/8", "a,b", "unix:/run/rafaga.sock", "http://localhost"])

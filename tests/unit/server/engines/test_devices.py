@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import Mock
 
 import onnxruntime as ort
 import pytest
@@ -14,9 +15,7 @@ import pytest
 from rafaga.errors import DeviceError
 from rafaga.server.config.device import CPU, Device, DeviceFallback, DeviceKind, parse
 from rafaga.server.engines import devices
-from rafaga.server.engines.cuda import Cuda
 from rafaga.server.engines.devices import Gpu, Nvidia, choose, needed_libraries
-from tests.unit.server.fake_gpu import FakeCudart
 
 FAIL, FALL_BACK = DeviceFallback.FAIL, DeviceFallback.CPU
 ALL = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
@@ -51,7 +50,7 @@ class TestAuto:
         ("machine", "device", "degraded", "why"),
         [
             (Machine(), Device(DeviceKind.CUDA), False, "auto: found NVIDIA Pretend"),
-            (Machine(driver=False), CPU, False, "auto: no GPU (cannot load libcuda.so.1)"),
+            (Machine(driver=False), CPU, False, "auto: cannot load libcuda.so.1"),
             (
                 Machine(missing={DeviceKind.CUDA: ("libcudnn.so.9",)}),
                 CPU,
@@ -69,10 +68,6 @@ class TestAuto:
 
 
 class TestAskedFor:
-    def test_several_gpus(self) -> None:
-        wanted = (Device(DeviceKind.CUDA, 0), Device(DeviceKind.CUDA, 1))
-        assert choose(wanted, FAIL, Machine(gpu_count=2)).devices == wanted
-
     def test_devices_that_can_be_used(self) -> None:
         assert choose((CPU,), FAIL, Machine(driver=False, built=())).devices == (CPU,)
         wanted = (Device(DeviceKind.CUDA, 0), Device(DeviceKind.CUDA, 1))
@@ -196,18 +191,35 @@ class FakeDriver:
         return 0
 
 
+class FakeCudart:
+    """libcudart, as far as starting CUDA calls it."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.calls: list[tuple[str, object]] = []
+        self.cudaGetErrorString = Mock(return_value=b"devices are busy")
+
+    def __getattr__(self, name: str) -> Callable[[object], int]:
+        def call(argument: object) -> int:
+            self.calls.append((name, argument))
+            return self.status
+
+        return call
+
+
 class TestDriver:
     def test_its_gpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ctypes, "CDLL", lambda _: FakeDriver())
         assert Nvidia().gpus() == (Gpu(0, "GPU 7", (9, 1)), Gpu(1, "GPU 8", (9, 1)))
 
     def test_cuda_does_not_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        cudart = FakeCudart(refuses={"cudaSetDevice": 46})
-        monkeypatch.setattr(Cuda, "load", cudart.cuda)
-        with pytest.raises(DeviceError, match=r"cuda:0: cudaSetDevice: an error \(46\)"):
+        cudart = FakeCudart()
+        monkeypatch.setattr(ctypes, "CDLL", lambda _: cudart)
+        Nvidia().start(1)
+        assert cudart.calls == [("cudaSetDevice", 1), ("cudaSetDeviceFlags", 4), ("cudaFree", None)]
+        cudart.status = 46
+        with pytest.raises(DeviceError, match=r"cuda:0: cudaSetDevice: devices are busy \(46\)"):
             Nvidia().start(0)
-        cudart.refuses.clear()
-        Nvidia().start(0)
 
     def test_its_errors(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ctypes, "CDLL", lambda _: FakeDriver(status=100))
@@ -219,5 +231,5 @@ class TestDriver:
             raise OSError(f"{name}: cannot open shared object file")
 
         monkeypatch.setattr(ctypes, "CDLL", missing)
-        with pytest.raises(DeviceError, match=r"cannot load libcuda\.so\.1: NVIDIA's driver"):
+        with pytest.raises(DeviceError, match=r"no NVIDIA driver \(libcuda\.so\.1\)"):
             Nvidia().gpus()

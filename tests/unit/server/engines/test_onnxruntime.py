@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from rafaga.bundle import TensorSpec
+from rafaga.plain_model import PlainModel
 from rafaga.server.engines.contract import run, run_in_batches
 from rafaga.server.engines.loading import Samples, measured
 from rafaga.server.engines.onnxruntime import SessionEngine, create_session
@@ -16,14 +16,9 @@ from rafaga.server.scheduling.latency import DISPATCH_S
 from tests import plain
 
 
-@dataclass(frozen=True)
-class Described:
-    """What the engine asks of a bundle."""
-
-    name: str = "model"
-    inputs: tuple[TensorSpec, ...] = (TensorSpec(name="x", dtype="float32", shape=(None, None)),)
-    outputs: tuple[TensorSpec, ...] = (TensorSpec(name="y", dtype="float32", shape=(None, None)),)
-    max_batch_size: int = 8
+def described(dtype: str = "float32", shape: tuple[int | None, ...] = (None, None), most: int = 8) -> PlainModel:
+    x, y = (TensorSpec(name=name, dtype=dtype, shape=shape) for name in "xy")
+    return PlainModel("model", 1, (x,), (y,), most)
 
 
 class FakeSession:
@@ -42,7 +37,7 @@ def test_outputs_with_rows_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     session = FakeSession()
     monkeypatch.setattr(session, "run", lambda _, feed, __: [feed["x"][1:]])
     with pytest.raises(ValueError, match="expected 3 rows in every output"):
-        run(SessionEngine(Described(), session), (np.zeros((3, 1)),))
+        run(SessionEngine(described(), session), (np.zeros((3, 1)),))
 
 
 def test_a_model_without_batches_gets_its_whole_input(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,14 +49,14 @@ def test_a_model_without_batches_gets_its_whole_input(monkeypatch: pytest.Monkey
         return [feed["x"].sum(0)]
 
     monkeypatch.setattr(session, "run", add_up)
-    (got,) = run(SessionEngine(Described(max_batch_size=0), session), (np.ones((1, 4, 2)),))
+    (got,) = run(SessionEngine(described(most=0), session), (np.ones((1, 4, 2)),))
     assert seen == [(4, 2)]
     assert got.tolist() == [[4.0, 4.0]]
 
 
 def test_every_bucket_is_warm_before_it_is_measured() -> None:
     session = FakeSession()
-    table = measured(SessionEngine(Described(), session), Samples((np.zeros((3, 2)),)), (1, 2, 4, 6))
+    table = measured(SessionEngine(described(), session), Samples((np.zeros((3, 2)),)), (1, 2, 4, 6))
     for rows in table.buckets:
         assert session.rows.count(rows) >= 3
         assert table.predict(rows) > DISPATCH_S
@@ -69,28 +64,26 @@ def test_every_bucket_is_warm_before_it_is_measured() -> None:
 
 def test_batches_are_padded_to_buckets() -> None:
     session = FakeSession()
-    (got,) = run(SessionEngine(Described(), session, buckets=(1, 4)), (np.zeros((3, 2)),))
+    (got,) = run(SessionEngine(described(), session, buckets=(1, 4)), (np.zeros((3, 2)),))
     assert (session.rows, got.shape) == ([4], (3, 2))
 
 
 def test_more_rows_than_a_batch_holds() -> None:
     session = FakeSession()
-    (got,) = run_in_batches(SessionEngine(Described(), session), (np.arange(10.0).reshape(5, 2),), 2)
+    (got,) = run_in_batches(SessionEngine(described(), session), (np.arange(10.0).reshape(5, 2),), 2)
     assert session.rows == [2, 2, 1]
     np.testing.assert_array_equal(got, np.arange(1.0, 11.0).reshape(5, 2))
 
 
 def test_a_closed_engine_runs_nothing() -> None:
-    engine = SessionEngine(Described(), FakeSession())
+    engine = SessionEngine(described(), FakeSession())
     assert engine.close()
     with pytest.raises(RuntimeError, match="the engine is closed"):
         run(engine, (np.zeros((1, 2)),))
 
 
 def test_a_run_without_end_is_terminated() -> None:
-    spec = (TensorSpec(name="x", dtype="int64", shape=(None,)),)
-    described = Described(inputs=spec, outputs=(TensorSpec(name="y", dtype="int64", shape=(None,)),))
-    engine = SessionEngine(described, create_session(plain.spinning().SerializeToString(), 1))
+    engine = SessionEngine(described("int64", (None,)), create_session(plain.spinning().SerializeToString(), 1))
     assert run(engine, (np.array([3]),))[0].tolist() == [3]
     ends: list[Exception] = []
 

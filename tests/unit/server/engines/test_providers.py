@@ -34,35 +34,9 @@ CACHE = Path("x")
 
 
 class TestOptions:
-    def test_of_cuda(self) -> None:
-        assert SessionSettings(0xABC, Precision.FP32).cuda(1) == {
-            "device_id": "1",
-            "has_user_compute_stream": "1",
-            "user_compute_stream": str(0xABC),
-            "cudnn_conv_algo_search": "HEURISTIC",
-            "cudnn_conv_use_max_workspace": "1",
-            "arena_extend_strategy": "kSameAsRequested",
-            "use_tf32": "1",
-        }
-
     def test_of_cuda_with_a_limit_and_in_full_precision(self) -> None:
-        options = SessionSettings(5, Precision.FP32, memory_bytes=2**30, tf32=False).cuda(0)
+        options = SessionSettings(Precision.FP32, memory_mib=1024, tf32=False).cuda(0)
         assert (options["gpu_mem_limit"], options["use_tf32"]) == (str(2**30), "0")
-
-    def test_of_tensorrt(self, tmp_path: Path) -> None:
-        options = SessionSettings(5, Precision.FP16, memory_bytes=7, cache=tmp_path).tensorrt(1)
-        assert options == {
-            "device_id": "1",
-            "has_user_compute_stream": "1",
-            "user_compute_stream": "5",
-            "trt_fp16_enable": "1",
-            "trt_int8_enable": "0",
-            "trt_engine_cache_enable": "1",
-            "trt_engine_cache_path": str(tmp_path),
-            "trt_timing_cache_enable": "1",
-            "trt_timing_cache_path": str(tmp_path),
-            "trt_max_workspace_size": "7",
-        }
 
     @pytest.mark.parametrize("library", ["cuda", "tensorrt"])
     def test_onnx_runtime_knows_their_names(self, library: str) -> None:
@@ -71,7 +45,7 @@ class TestOptions:
         if not path.exists():
             pytest.skip("needs onnxruntime-gpu")
         content = path.read_bytes()
-        settings = SessionSettings(1, Precision.FP32, memory_bytes=1, cache=CACHE)
+        settings = SessionSettings(Precision.FP32, memory_mib=1, cache=CACHE)
         for name in settings.cuda(0) if library == "cuda" else settings.tensorrt(0):
             # Long strings are compared in parts that need not lie together in the file: the first is enough.
             assert name.encode()[:12] in content, f"{library} has no option {name}"
@@ -90,14 +64,14 @@ class TestSessions:
 
         monkeypatch.setattr(ort, "InferenceSession", without)
         with pytest.raises(DeviceError, match="did not load CUDAExecutionProvider and would have run on CPU"):
-            create_gpu_session(model, CUDA, SessionSettings(1, Precision.FP32))
+            create_gpu_session(model, CUDA, SessionSettings(Precision.FP32))
 
     def test_tensorrt_without_cuda_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nodes that TensorRT does not support would run on the CPU."""
         loaded = SimpleNamespace(get_providers=lambda: ["TensorrtExecutionProvider", "CPUExecutionProvider"])
         monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: loaded)
         with pytest.raises(DeviceError, match="tensorrt:1: ONNX Runtime did not load CUDAExecutionProvider and would"):
-            create_gpu_session(b"", TENSORRT, SessionSettings(1, Precision.FP32, cache=CACHE))
+            create_gpu_session(b"", TENSORRT, SessionSettings(Precision.FP32, cache=CACHE))
 
     @pytest.mark.parametrize(
         "text",

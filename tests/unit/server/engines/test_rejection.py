@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import helper
 
 from rafaga.errors import RejectedByModel, RequestTooLarge
 from rafaga.server.engines.onnxruntime import create_session
@@ -14,9 +13,9 @@ from tests import plain
 
 def failure(operator: str, **inputs: np.ndarray) -> Exception:
     """What ONNX Runtime raises."""
-    kinds = {name: (str(array.dtype), [None] * array.ndim) for name, array in inputs.items()}
-    node = helper.make_node(operator, list(inputs), ["y"], name="/secret/path/node")
-    model = plain.graph([node], kinds, {"y": ("int64", [])})
+    given = ", ".join(f"{plain.typed(a.dtype.name, [None] * a.ndim)} {name}" for name, a in inputs.items())
+    model = plain.model(f"({given}) => (int64 y) {{ y = {operator}({', '.join(inputs)}) }}")
+    model.graph.node[0].name = "/secret/path/node"
     model.graph.output[0].ClearField("type")  # ONNX Runtime infers it
     session = create_session(model.SerializeToString(), 1)
     with pytest.raises(Exception, match="running") as raised:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rafaga.server.engines.rows import assemble, padding_rows
+from rafaga.server.engines.onnxruntime import assemble
 from rafaga.server.scheduling.job import Job, Part
 
 
@@ -34,27 +33,6 @@ def test_a_part_of_a_job_is_a_view() -> None:
     (got,) = assemble([part(rows, start=1, stop=3)])
     assert got.base is not None
     assert got.tolist() == [[2, 3], [4, 5]]
-
-
-def test_rows_are_joined_in_order() -> None:
-    a, b, c = np.arange(4.0).reshape(2, 2), np.arange(6.0).reshape(3, 2) + 10, np.full((1, 2), 99.0)
-    (got,) = assemble([part(a), part(b, start=1, stop=3), part(c)])
-    assert got.tolist() == [[0, 1], [2, 3], [12, 13], [14, 15], [99, 99]]
-
-
-def test_every_input_is_joined() -> None:
-    got = assemble([part(np.ones((1, 2)), np.array([5])), part(np.zeros((2, 2)), np.array([6, 7]))])
-    assert [a.shape for a in got] == [(3, 2), (3,)]
-    assert got[1].tolist() == [5, 6, 7]
-
-
-def test_series_of_different_lengths_are_padded_on_the_right() -> None:
-    a, b = np.array([[1.0, 2.0, 3.0]], np.float32), np.array([[4.0], [5.0]], np.float32)
-    (got,) = assemble([part(a), part(b)])
-    assert got.tolist() == [[1, 2, 3], [4, 0, 0], [5, 0, 0]]
-    assert got.dtype == np.float32
-    assert padding_rows([part(a), part(b)]) == pytest.approx(4 / 3), "two rows of which two thirds are zeros"
-    assert padding_rows([part(a), part(a)]) == padding_rows([part(b)]) == 0
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)

@@ -11,17 +11,20 @@ import pytest
 from rafaga import bundle as bundles
 from rafaga.bundle import Precision
 from rafaga.errors import BundleError
-from rafaga.server.config.device import CPU, Device, DeviceFallback, DeviceKind
-from rafaga.server.config.per_model import EngineOptions, PerModel
+from rafaga.server.config.device import CPU, Device, DeviceKind
+from rafaga.server.config.settings import Config, EngineSettings
 from rafaga.server.engines import selection
-from rafaga.server.engines.contract import DEPTH, Engine, run
+from rafaga.server.engines.contract import Engine, run
 from rafaga.server.engines.devices import DeviceChoice
-from rafaga.server.engines.gpu import GpuSettings
 from rafaga.server.engines.loading import ModelToPlace
 from rafaga.server.engines.onnxruntime import create_session
 from rafaga.server.engines.selection import CpuThreads, Placement
 from rafaga.server.repository.golden import Golden
 from tests.bundles import classify, publish_classifier
+
+
+def settings(**values: object) -> EngineSettings:
+    return Config.of(**values).engines
 
 
 def model_of(folder: Path, rows: int = 8) -> ModelToPlace:
@@ -42,49 +45,46 @@ def test_small_models_compute_in_the_callers_thread(tmp_path: Path) -> None:
 
 def test_large_models_are_pipelined(tmp_path: Path) -> None:
     engine, _ = Placement(pipelined_s=0.0).load(CPU, model_of(publish_classifier(tmp_path)))
-    assert engine.depth == DEPTH
+    assert engine.depth == 2
     image = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
     np.testing.assert_allclose(np.float32(run(engine, (image,))[0]), classify(image), atol=1e-6)
     assert engine.close()
 
 
 def test_a_choice_of_the_cpu_needs_no_gpu() -> None:
-    placement = Placement.on(
-        DeviceChoice((CPU,), "as configured"), DeviceFallback.FAIL, GpuSettings(), PerModel(EngineOptions())
-    )
+    placement = Placement.on(DeviceChoice((CPU,), "as configured"), EngineSettings())
     assert (placement.devices, placement.gpu) == ((CPU,), False)
 
 
 def test_every_model_has_engines_of_its_own() -> None:
-    engines = PerModel(EngineOptions(instances=2))
-    placement = Placement((Device(DeviceKind.CUDA), Device(DeviceKind.CUDA, 1)), engines=engines)
+    placement = Placement((Device(DeviceKind.CUDA), Device(DeviceKind.CUDA, 1)), settings(instances=2))
     assert [str(device) for device in placement.devices_of("digits")] == ["cuda:0", "cuda:1"] * 2
     assert placement.on_cpu().devices_of("digits") == (CPU, CPU)
 
 
 @pytest.mark.parametrize(
-    ("cores", "settings", "expected"),
+    ("cores", "configured", "expected"),
     [
-        (8, EngineOptions(), CpuThreads(None, 8, False)),
-        (8, EngineOptions(instances=2), CpuThreads(None, 4, False)),
-        (2, EngineOptions(instances=4), CpuThreads(None, 1, False)),
-        (8, EngineOptions(instances=2, threads=3), CpuThreads(3, 4, False)),
-        (8, EngineOptions(instances=2, threads=2), CpuThreads(2, 4, True)),  # four cores are left
-        (8, EngineOptions(threads=1), CpuThreads(1, 8, False)),  # one thread has none to wait for
-        (8, EngineOptions(threads=3, spinning=False), CpuThreads(3, 8, False)),
-        (8, EngineOptions(threads=1, spinning=True), CpuThreads(1, 8, True)),
+        (8, settings(), CpuThreads(None, 8, False)),
+        (8, settings(instances=2), CpuThreads(None, 4, False)),
+        (2, settings(instances=4), CpuThreads(None, 1, False)),
+        (8, settings(instances=2, threads=3), CpuThreads(3, 4, False)),
+        (8, settings(instances=2, threads=2), CpuThreads(2, 4, True)),  # four cores are left
+        (8, settings(threads=1), CpuThreads(1, 8, False)),  # one thread has none to wait for
+        (8, settings(threads=3, spinning=False), CpuThreads(3, 8, False)),
+        (8, settings(threads=1, spinning=True), CpuThreads(1, 8, True)),
     ],
 )
-def test_engines_share_the_cores(cores: int, settings: EngineOptions, expected: CpuThreads) -> None:
-    assert Placement(engines=PerModel(settings), cores=cores).cpu_threads("digits") == expected
+def test_engines_share_the_cores(cores: int, configured: EngineSettings, expected: CpuThreads) -> None:
+    assert Placement(settings=configured, cores=cores).cpu_threads("digits") == expected
 
 
 @pytest.mark.parametrize(
-    ("settings", "cores", "expected"),
-    [(EngineOptions(), 4, [4, 1]), (EngineOptions(), 1, [1]), (EngineOptions(threads=3), 4, [3])],
+    ("configured", "cores", "expected"),
+    [(settings(), 4, [4, 1]), (settings(), 1, [1]), (settings(threads=3), 4, [3])],
 )
 def test_quick_models_get_one_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: EngineOptions, cores: int, expected: list[int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, configured: EngineSettings, cores: int, expected: list[int]
 ) -> None:
     """Unless the number is set."""
     asked: list[int] = []
@@ -95,7 +95,7 @@ def test_quick_models_get_one_thread(
 
     monkeypatch.setattr(selection, "create_session", create)
     monkeypatch.setattr(selection, "run_seconds", lambda *_: [1e-4])
-    Placement(engines=PerModel(settings), cores=cores).load(CPU, model_of(publish_classifier(tmp_path)))
+    Placement(settings=configured, cores=cores).load(CPU, model_of(publish_classifier(tmp_path)))
     assert asked == expected
 
 

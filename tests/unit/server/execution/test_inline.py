@@ -76,11 +76,6 @@ def test_costly_jobs_are_left_to_the_engines_thread(start: Callable[..., Served]
     assert served.model.submit(Caller(9).job, inline=True), "all of it was taken"
 
 
-def test_without_jobs_nothing_runs(served: Served) -> None:
-    assert served.model.run_inline() is False
-    assert served.engine.batches == []
-
-
 def test_while_the_engines_thread_runs_a_batch_it_gets_the_jobs(served: Served) -> None:
     held = served.hold()
     caller = submit(served, 1)

@@ -19,7 +19,6 @@ from rafaga.errors import (
     ModelNotReady,
     RafagaError,
     Refused,
-    RejectedByModel,
 )
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines.loading import Samples
@@ -28,29 +27,6 @@ from rafaga.server.observability.metrics import Metrics
 from rafaga.server.scheduling.batcher import BatchPolicy
 from rafaga.server.scheduling.latency import LatencyTable
 from tests.unit.server.execution.fakes import POISON, SPEC, WAIT_S, Caller, FakeEngine, Served, eventually
-
-
-def test_jobs_that_arrive_during_a_run_share_the_next_batch(served: Served) -> None:
-    held = served.hold()
-    callers = [served.submit(n) for n in (1, 2, 3)]
-    served.engine.gate.set()
-    assert [c.end() for c in (held, *callers)] == [[0], [2], [4], [6]]
-    assert served.engine.batches == [[0], [1, 2, 3]]
-
-
-def test_a_job_that_makes_the_engine_fail_fails_alone(served: Served, caplog: pytest.LogCaptureFixture) -> None:
-    held = served.hold()
-    callers = [served.submit(n) for n in (1, 2, POISON, 4, 5)]
-    served.engine.gate.set()
-    held.end()
-    ends = [c.end() for c in callers]
-    assert [ends[0], ends[1], ends[3], ends[4]] == [[2], [4], [8], [10]]
-    assert isinstance(ends[2], RejectedByModel)
-    assert "secret" not in str(ends[2])
-    assert served.metric("rafaga_rejected_inputs_total") == 1
-    assert served.metric("rafaga_engine_failures_total") == 0
-    assert served.submit(7).end() == [14], "the engine goes on"
-    assert not caplog.records, "an error of the caller is no warning"
 
 
 def test_a_reply_that_cannot_be_built(served: Served) -> None:
@@ -88,30 +64,6 @@ def test_callbacks_that_raise_do_not_end_the_engine(served: Served, how: str) ->
     held.end()
     assert broken.done.wait(WAIT_S)
     assert served.submit(7).end() == [14]
-
-
-def test_a_deadline_that_passes_in_the_queue(served: Served) -> None:
-    held = served.hold()
-    deadline = time.monotonic() + 0.6
-    late = served.submit(1, deadline=deadline)
-    time.sleep(max(0.0, deadline - time.monotonic()))
-    served.engine.gate.set()
-    held.end()
-    assert isinstance(late.end(), DeadlineExceeded)
-    assert served.engine.batches == [[0]], "nothing was computed for it"
-    assert served.metric("rafaga_dropped_total", cause="deadline") == 1
-
-
-def test_a_cancelled_job_is_not_computed(served: Served) -> None:
-    held = served.hold()
-    gone, stays = served.submit(1), served.submit(2)
-    served.model.cancel(gone.job)
-    served.model.cancel(gone.job)
-    served.engine.gate.set()
-    assert (held.end(), stays.end()) == ([0], [4])
-    assert served.engine.batches == [[0], [2]]
-    assert gone.ends == []
-    assert served.metric("rafaga_dropped_total", cause="cancelled") == 1
 
 
 def test_closing_finishes_the_run_and_refuses_what_is_queued(served: Served) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -42,17 +41,17 @@ def test_while_one_cannot_restart_the_other_is_supervised(start: Callable[..., S
 def test_a_lost_engine_does_not_count(start: Callable[..., Served]) -> None:
     """Neither in the capacity, nor in the predicted wait."""
     served = start(count=2, supervision=SOON)
-    both = served.model.capacity_rows_per_s()
+    both = served.model.queue.capacity_rows_per_s()
     assert both == pytest.approx(2 * 8 / 1e-3)
     served.refusing = {0: NO_DEVICE, 1: NO_DEVICE}
     assert isinstance(served.submit(HANG).end(), EngineFailure)
-    assert served.model.capacity_rows_per_s() == both / 2
+    assert served.model.queue.capacity_rows_per_s() == both / 2
     (left,) = (engine for engine in served.engines if not engine.hanging.is_set())
     left.gate.clear()
     busy = served.submit(1)
     assert left.started.acquire(timeout=WAIT_S)
     waiting = served.submit(*range(80))
-    assert served.model.predicted_wait_s() >= 10 * 1e-3, "ten batches, for one engine"
+    assert served.model.queue.predicted_wait_s() >= 10 * 1e-3, "ten batches, for one engine"
     left.gate.set()
     assert busy.end() == [2]
     waiting.end()
@@ -60,19 +59,4 @@ def test_a_lost_engine_does_not_count(start: Callable[..., Served]) -> None:
     for engine in served.engines:
         engine.go_on.set()
     eventually(lambda: served.metric(RESTARTS) == 1)
-    assert served.model.capacity_rows_per_s() > 1.5 * both / 2
-
-
-def test_while_one_restarts_the_other_is_supervised(start: Callable[..., Served]) -> None:
-    """A restart may take minutes, or hang."""
-    served = start(count=2, supervision=dataclasses.replace(SOON, max_stuck=3))
-    served.restarts.clear()
-    assert isinstance(served.submit(HANG).end(), EngineFailure)
-    assert served.asked.acquire(timeout=WAIT_S)
-    assert isinstance(served.submit(HANG).end(), EngineFailure)
-    assert served.asked.acquire(timeout=WAIT_S), "both at a time"
-    for engine in served.engines:
-        engine.go_on.set()
-    served.restarts.set()
-    eventually(lambda: served.metric(RESTARTS) == len(served.engines))
-    assert served.submit(*range(100, 132)).end() == [2 * n for n in range(100, 132)]
+    assert served.model.queue.capacity_rows_per_s() > 1.5 * both / 2

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
-from rafaga.server.observability.histogram import BufferedHistogram
+from rafaga.server.observability.metrics import BufferedHistogram
 
 ABOUT, BUCKETS = ("waited_seconds", "Waiting.", ("model",)), (0.001, 0.01, 1.0)
 SERIES = {f"waited_seconds_{part}" for part in ("bucket", "sum", "count")}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import logging
+import os
+import struct
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,6 +54,25 @@ def test_text() -> None:
     with logged(log_format="text") as stream:
         LOG.warning("model ready", extra={"model": "digits"})
     assert stream.getvalue().endswith("WARNING model ready  model=digits\n")
+
+
+def test_a_terminal_gets_short_text_that_fits() -> None:
+    """Unless JSON is asked for; fields without a value are left out."""
+    reader, writer = os.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    with open(writer, "w", buffering=1) as terminal:
+        with configured(Config().observability, terminal):
+            LOG.info("serving", extra={"host": "127.0.0.1", "devices": ["cpu", "cuda"], "socket": None})
+            LOG.error("model not served", extra={"model": "digits", "version": 1})
+        with configured(Config.of(log_format="json").observability, terminal):
+            LOG.info("serving")
+        text, *wrapped, last = os.read(reader, 4096).decode().splitlines()
+    os.close(reader)
+    assert text[2::3][:2] == "::"
+    assert text[9:] == "serving  host=127.0.0.1"
+    assert [line[9:] for line in wrapped] == ["devices=cpu,cuda", "ERROR: model not served", "model=digits  version=1"]
+    assert max(map(len, (text, *wrapped))) <= 40
+    assert json.loads(last)["message"] == "serving"
 
 
 def test_repeated_lines_are_summed_up() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 
-import grpc
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,27 +17,6 @@ METHOD = "/rafaga.v1.Vision/Classify"
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
-
-
-def test_calls() -> None:
-    metrics = Metrics()
-    method = metrics.method(METHOD)
-    method.answered(0.003)
-    method.answered(0.004)
-    method.failed(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", 0.001)
-    assert value(metrics, "rafaga_requests_total", method=METHOD, code="OK") == 2
-    assert value(metrics, "rafaga_requests_total", method=METHOD, code="NOT_FOUND") == 1
-    assert value(metrics, "rafaga_refusals_total", method=METHOD, reason="MODEL_NOT_FOUND") == 1
-    assert value(metrics, "rafaga_request_seconds_count", method=METHOD) == 3
-    assert value(metrics, "rafaga_request_seconds_sum", method=METHOD) == pytest.approx(0.008)
-
-
-def test_calls_in_flight_are_asked_for_at_the_scrape() -> None:
-    metrics, count = Metrics(), 3
-    metrics.watch_in_flight(lambda: count)
-    assert value(metrics, "rafaga_requests_in_flight") == 3
-    count = 5
-    assert value(metrics, "rafaga_requests_in_flight") == 5
 
 
 def test_batches() -> None:
@@ -136,17 +114,3 @@ def test_every_family_is_exposed_as_listed() -> None:
         assert exposed[family.name].documentation == family.text
     ours = {name for name in exposed if name.startswith("rafaga_") and not name.endswith("_created")}
     assert ours == {family.name for family in families.FAMILIES}, "every metric is listed"
-
-
-def test_every_label_is_explained() -> None:
-    assert {label for family in families.FAMILIES for label in family.labels} <= families.LABELS.keys()
-
-
-def test_padding_and_swaps() -> None:
-    metrics = Metrics()
-    model = metrics.model("series")
-    model.padded(1.5)
-    model.padded(0.25)
-    metrics.model_swapped("series", 0.8)
-    assert value(metrics, "rafaga_padding_rows_total", model="series") == 1.75
-    assert value(metrics, "rafaga_model_swap_seconds", model="series") == 0.8

@@ -117,21 +117,3 @@ def test_a_crash_shows_what_was_printed_last_and_where_it_happened() -> None:
     assert '"message": "out of luck"' in text
     assert "Fatal Python error" in text
     assert "Current thread" in text
-
-
-def test_a_crash_that_holds_the_interpreter_shows_where_it_happened() -> None:
-    """The thread that reads cannot run; the process ends all the same."""
-    code, lines = run("ctypes.PyDLL(None).abort()")
-    assert code == -signal.SIGABRT
-    assert "Fatal Python error: Aborted" in "\n".join(lines)
-
-
-def test_standard_error_is_restored() -> None:
-    code, lines = run(
-        "pass",
-        after=r"""
-        printf(b"after\n")
-        print("after, too", file=sys.stderr)
-    """,
-    )
-    assert (code, lines) == (0, ["after", "after, too"])

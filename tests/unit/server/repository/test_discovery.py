@@ -64,23 +64,72 @@ def test_hidden_folders_and_files_are_not_worth_a_warning(tmp_path: Path, caplog
 
 
 @pytest.mark.parametrize(
-    ("given", "likely"),
-    [("models/a/1", "models"), ("models/a", "models"), (".", "models"), ("models/a/empty", None), ("empty", None)],
+    ("given", "guess"),
+    [
+        (".", "did you mean {root}/models?"),
+        ("loose", "did you mean {root}/loose/net.onnx?"),
+        ("models/a/empty", "found an empty folder"),
+        ("many", "found 0.csv, 1.csv, 2.csv, 3.csv, 4.csv and 1 more"),
+    ],
 )
-def test_a_repository_without_models_guesses_where_they_are(
-    tmp_path: Path, given: str, likely: str | None, caplog: pytest.LogCaptureFixture
+def test_a_repository_without_models_says_what_was_found_and_where_they_may_be(
+    tmp_path: Path, given: str, guess: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One level too deep, two, one too high, or nothing near."""
     put(tmp_path, "models/a/1")
-    for empty in ("models/a/empty", "empty"):
-        (tmp_path / empty).mkdir()
+    for folder in ("loose", "models/a/empty", "many"):
+        (tmp_path / folder).mkdir()
+    for file in ("loose/net.onnx", "loose/old.onnx", *(f"many/{n}.csv" for n in range(6))):
+        (tmp_path / file).write_bytes(b"")
     discovery = Discovery(tmp_path / given)
     for _ in range(3):
         assert discovery.scan() == {}
     (record,) = caplog.records
     assert record.getMessage().startswith(f"no model found: expected {(tmp_path / given).resolve()}/<model>/<version>/")
-    guess = f"did you mean {tmp_path / likely}?" if likely else "bundle.json"
-    assert record.getMessage().endswith(guess)
+    assert record.getMessage().endswith(guess.format(root=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("given", "served"),
+    [
+        ("models/a", {"a": {1: "models/a/1", 2: "models/a/2"}}),
+        ("models/a/2", {"a": {2: "models/a/2"}}),
+        ("models/a/2/model.onnx", {"a": {2: "models/a/2"}}),
+        ("my net", {"my-net": {1: "my net"}}),
+        ("moved", {"digits": {7: "moved"}}),
+        ("moved/model.onnx", {"digits": {7: "moved"}}),
+        ("moved/model.int8.onnx", {"model.int8": {1: "moved/model.int8.onnx"}}),
+        ("broken", {"broken": {1: "broken"}}),
+        ("_net (2).onnx", {"net--2-": {1: "_net (2).onnx"}}),
+        ("link.onnx", {"link": {1: "link.onnx"}}),
+    ],
+)
+def test_one_model_is_recognised(
+    tmp_path: Path, given: str, served: dict[str, dict[int, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its folder, a version of it, a bundle that was moved, or an ONNX file. Models beside it are not served."""
+    put(tmp_path, "models/a/1", "models/a/2", "models/b/1", "my net", "moved", "broken")
+    (tmp_path / "moved/bundle.json").write_text('{"name": "digits", "version": 7}')
+    (tmp_path / "broken/bundle.json").write_text("{")
+    for file in ("moved/model.int8.onnx", "_net (2).onnx"):
+        (tmp_path / file).write_bytes(b"")
+    (tmp_path / "link.onnx").symlink_to("moved/model.onnx")
+    expected = {name: {n: tmp_path / path for n, path in folders.items()} for name, folders in served.items()}
+    assert Discovery(tmp_path / given).scan() == expected
+    assert not caplog.records
+
+
+def test_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "a/1")
+    monkeypatch.chdir(tmp_path / "a")
+    assert Discovery(Path()).scan() == {"a": {1: tmp_path / "a/1"}}
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "net.pth").write_bytes(b"")
+    with pytest.raises(
+        FileNotFoundError, match=r"net\.pth is not an ONNX file: expected a model repository, the folder"
+    ):
+        Discovery(tmp_path / "net.pth").scan()
 
 
 def test_links_of_folders_inside_the_repository_are_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

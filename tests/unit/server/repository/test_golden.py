@@ -11,8 +11,8 @@ import pytest
 
 from rafaga import bundle as bundles
 from rafaga.errors import BundleError
-from rafaga.server.engines.contract import Completed, PendingOutputs
-from rafaga.server.engines.onnxruntime import SessionEngine
+from rafaga.server.engines.contract import PendingOutputs
+from rafaga.server.engines.onnxruntime import Completed, SessionEngine
 from rafaga.server.repository.golden import Golden
 from rafaga.server.scheduling.job import Part
 from tests.bundles import publish_classifier

@@ -21,7 +21,7 @@ from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository.loader import Loader
 from rafaga.server.scheduling.batcher import BatchPolicy
-from tests.bundles import publish_backbone, publish_classifier, publish_forecaster
+from tests.bundles import publish_classifier
 
 
 def loader(precision: Precision | None = None, most: int = 4) -> Loader:
@@ -43,16 +43,6 @@ def rewrite(folder: Path, change: Callable[[dict[str, object]], None]) -> None:
     manifest["files"] = {name: bundles.sha256_of(folder / name) for name in manifest["files"]}
     change(manifest)
     (folder / bundles.MANIFEST).write_text(json.dumps(manifest))
-
-
-@pytest.mark.parametrize("publish", [publish_classifier, publish_backbone, publish_forecaster])
-def test_good_bundles_are_loaded_and_warm(tmp_path: Path, publish: Callable[[Path], Path]) -> None:
-    model = load(publish(tmp_path))
-    assert model.max_batch_size == 4
-    assert model.variant is not None
-    assert model.variant.precision is Precision.FP32
-    assert model.capacity_rows_per_s() > 0
-    assert model.idle
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "golden.npz"])

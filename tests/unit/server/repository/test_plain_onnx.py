@@ -32,7 +32,7 @@ def loaded(root: Path, model: onnx.ModelProto, shapes: object = None) -> ServedM
     if shapes is not None:
         text = shapes if isinstance(shapes, str) else json.dumps(shapes)
         file.with_name("samples.json").write_text(text)
-    return Loader(BatchPolicy(), 4, None, Placement(), Metrics()).load_plain(file.parent)
+    return Loader(BatchPolicy(), 4, None, Placement(), Metrics()).load_plain(file.parent, "m", 1)
 
 
 @pytest.fixture
@@ -67,24 +67,23 @@ def answer(model: ServedModel, *inputs: np.ndarray) -> Arrays | RafagaError:
 
 def windows(size: int, in_constant_node: bool = False) -> onnx.ModelProto:
     """Sums over windows of `size` samples; shorter inputs fail."""
-    kernel = numpy_helper.from_array(np.ones((1, 1, size), np.float32), "kernel")
-    nodes = [helper.make_node("Conv", ["x", "kernel"], ["y"])]
-    constants = {"kernel": numpy_helper.to_array(kernel)}
-    if in_constant_node:
-        nodes.insert(0, helper.make_node("Constant", [], ["kernel"], value=kernel))
-        constants = {}
-    shape = ("n", 1, "t")
-    return plain.graph(nodes, {"x": ("float32", shape)}, {"y": ("float32", ("n", 1, "u"))}, **constants)
+    kernel = np.ones((1, 1, size), np.float32)
+    if not in_constant_node:
+        return plain.model("(float[n,1,t] x) => (float[n,1,u] y) { y = Conv(x, kernel) }", kernel=kernel)
+    model = plain.model("(float[n,1,t] x) => (float[n,1,u] y) { y = Conv(x, kernel) }")
+    constant = helper.make_node("Constant", [], ["kernel"], value=numpy_helper.from_array(kernel))
+    model.graph.node.insert(0, constant)
+    return model
 
 
 def blocks() -> onnx.ModelProto:
     """y = the sum over blocks of 7 x 11 numbers: takes rows of 77, a size that occurs nowhere in the graph."""
-    nodes = [
-        helper.make_node("Reshape", ["x", "shape"], ["blocks"]),
-        helper.make_node("ReduceSum", ["blocks", "axes"], ["y"], keepdims=0),
-    ]
-    constants = {"shape": np.array([-1, 7, 11]), "axes": np.array([1, 2])}
-    return plain.graph(nodes, {"x": ("float32", ("n", "t"))}, {"y": ("float32", ("n",))}, **constants)
+    return plain.model(
+        """(float[n,t] x) => (float[n] y) <int64[3] shape = {-1, 7, 11}, int64[2] axes = {1, 2}> {
+            blocks = Reshape(x, shape)
+            y = ReduceSum<keepdims = 0>(blocks, axes)
+        }"""
+    )
 
 
 @pytest.mark.parametrize("in_constant_node", [False, True])
@@ -97,17 +96,12 @@ def test_sizes_from_the_graph_are_tried(load: Callable[..., ServedModel], in_con
 
 def test_lengths_beside_the_data_may_have_to_be_as_large(load: Callable[..., ServedModel]) -> None:
     """The first 200 of the length that each row gives are taken: a length of 1 would fail."""
-    nodes = [
-        helper.make_node("Slice", ["x", "none", "length", "one"], ["kept"]),
-        helper.make_node("Conv", ["kept", "kernel"], ["y"]),
-    ]
-    model = plain.graph(
-        nodes,
-        {"x": ("float32", (1, 1, "t")), "length": ("int64", (1,))},
-        {"y": ("float32", (1, 1, "u"))},
+    model = plain.model(
+        """(float[1,1,t] x, int64[1] length) => (float[1,1,u] y) <int64[1] none = {0}, int64[1] two = {2}> {
+            kept = Slice(x, none, length, two)
+            y = Conv(kept, kernel)
+        }""",
         kernel=np.ones((1, 1, 200), np.float32),
-        none=np.array([0]),
-        one=np.array([2]),
     )
     (y,) = answer(load(model), np.ones((1, 1, 300), np.float32), np.array([200]))
     assert y.tolist() == [[[200]]]
@@ -165,7 +159,6 @@ def test_fixed_sizes_cannot_be_named_otherwise(tmp_path: Path) -> None:
 
 
 def test_no_gpu_takes_a_model_without_a_valid_sample(tmp_path: Path) -> None:
-    """Its memory cannot be measured."""
 
     def load(_: Placement, device: Device, model: ModelToPlace) -> LoadedEngine:
         if device == CPU:
@@ -175,14 +168,12 @@ def test_no_gpu_takes_a_model_without_a_valid_sample(tmp_path: Path) -> None:
     placement = Placement((Device(DeviceKind.CUDA, 0),))
     file = plain.publish(tmp_path, "m", blocks())
     with pytest.raises(BundleError, match="fails on every input that was tried"):
-        Loader(BatchPolicy(), 4, None, placement, Metrics(), engine_factory=load).load_plain(file.parent)
+        Loader(BatchPolicy(), 4, None, placement, Metrics(), engine_factory=load).load_plain(file.parent, "m", 1)
 
 
 def test_a_division_that_would_end_the_process(load: Callable[..., ServedModel]) -> None:
     """This test's own process goes on."""
-    node = helper.make_node("Mod", ["a", "b"], ["c"])
-    shape = ("n", 1)
-    model = load(plain.graph([node], {"a": ("int64", shape), "b": ("int64", shape)}, {"c": ("int64", shape)}))
+    model = load(plain.model("(int64[n,1] a, int64[n,1] b) => (int64[n,1] c) { c = Mod(a, b) }"))
     (c,) = answer(model, np.array([[np.iinfo(np.int64).min]]), np.array([[-1]]))
     assert c.tolist() == [[0]]
     assert isinstance(answer(model, np.array([[1]]), np.array([[0]])), RejectedByModel)

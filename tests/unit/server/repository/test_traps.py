@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +16,6 @@ from rafaga.errors import BundleError
 from rafaga.server.repository.traps import fails_on_empty, guard_division
 from tests import plain
 
-N = ("n",)
 RUN = """
 import sys, numpy, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
@@ -25,9 +23,16 @@ session.run(None, {name: numpy.load(file) for name, file in (given.split("=") fo
 """
 
 
-def division(operator: str, dtype: str, **attributes: Any) -> onnx.ModelProto:
-    node = helper.make_node(operator, ["a", "b"], ["c"], **attributes)
-    return plain.graph([node], {"a": (dtype, N), "b": (dtype, N)}, {"c": (dtype, N)})
+def division(operator: str, dtype: str) -> onnx.ModelProto:
+    kind = plain.typed(dtype)
+    return plain.model(f"({kind} a, {kind} b) => ({kind} c) {{ c = {operator}(a, b) }}")
+
+
+def by_a_constant_node() -> onnx.ModelProto:
+    model = plain.model("(int64[2] a) => (int64[2] c) { c = Mod(a, b) }")
+    value = numpy_helper.from_array(np.array([3, -2]))
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["b"], value=value))
+    return model
 
 
 def ends_the_process(tmp_path: Path, model: bytes, **arrays: np.ndarray) -> bool:
@@ -75,18 +80,9 @@ def _exact(operator: str, a: np.ndarray, b: np.ndarray) -> list[int]:
         division("Div", "float32"),
         division("Div", "int8"),
         division("Mod", "uint64"),
-        division("Mod", "int64", fmod=1),
-        plain.graph(
-            [helper.make_node("Div", ["a", "b"], ["c"])], {"a": ("int64", N)}, {"c": ("int64", N)}, b=np.array(2)
-        ),
-        plain.graph(
-            [
-                helper.make_node("Constant", [], ["b"], value=numpy_helper.from_array(np.array([3, -2]))),
-                helper.make_node("Mod", ["a", "b"], ["c"]),
-            ],
-            {"a": ("int64", (2,))},
-            {"c": ("int64", (2,))},
-        ),
+        division("Mod<fmod = 1>", "int64"),
+        plain.model("(int64[n] a) => (int64[n] c) { c = Div(a, b) }", b=np.array(2)),
+        by_a_constant_node(),
     ],
 )
 def test_other_divisions_stay_as_they_are(model: onnx.ModelProto) -> None:
@@ -97,8 +93,7 @@ def test_other_divisions_stay_as_they_are(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize("divisor", [np.array(-1), np.array([2, -1]), np.array(-1, np.int32)])
 def test_a_constant_of_minus_one_is_guarded(tmp_path: Path, divisor: np.ndarray) -> None:
     dtype = divisor.dtype.name
-    node = helper.make_node("Div", ["a", "b"], ["c"])
-    model = plain.graph([node], {"a": (dtype, (2,))}, {"c": (dtype, (2,))}, b=divisor)
+    model = plain.model(f"({dtype}[2] a) => ({dtype}[2] c) {{ c = Div(a, b) }}", b=divisor)
     least = np.iinfo(dtype).min
     got = run(guard_division(model.SerializeToString()), a=np.full(2, least, dtype))
     assert got.tolist() == [least if d == -1 else least // d for d in np.broadcast_to(divisor, 2)]
@@ -107,16 +102,15 @@ def test_a_constant_of_minus_one_is_guarded(tmp_path: Path, divisor: np.ndarray)
 @pytest.mark.parametrize("dtype", ["int32", "int64", "float32"])
 @pytest.mark.parametrize("place", ["branch", "function"])
 def test_divisions_inside_branches_and_functions(place: str, dtype: str) -> None:
-    node = helper.make_node("Div", ["a", "b"], ["c"])
-    inputs, outputs = {"a": (dtype, N), "b": (dtype, N)}, {"c": (dtype, N)}
+    kind = plain.typed(dtype)
+    signature = f"({kind} a, {kind} b) => ({kind} c)"
     if place == "branch":
-        value = helper.make_tensor_value_info("c", plain.DTYPES[dtype], None)
-        branch = helper.make_graph([node], "branch", [], [value])
-        choice = helper.make_node("If", ["yes"], ["c"], then_branch=branch, else_branch=branch)
-        model = plain.graph([choice], inputs, outputs, yes=np.array(True))
+        branch = f"branch () => ({kind} c) {{ c = Div(a, b) }}"
+        choice = f"c = If<then_branch = {branch}, else_branch = {branch}>(yes)"
+        model = plain.model(f"{signature} <bool yes = {{1}}> {{ {choice} }}")
     else:
-        model = plain.graph([helper.make_node("Halve", ["a", "b"], ["c"], domain="own")], inputs, outputs)
-        opset = helper.make_opsetid("", 18)
+        model = plain.model(f"{signature} {{ c = own.Halve(a, b) }}")
+        node, opset = helper.make_node("Div", ["a", "b"], ["c"]), helper.make_opsetid("", 18)
         model.functions.append(helper.make_function("own", "Halve", ["a", "b"], ["c"], [node], [opset]))
         model.opset_import.append(helper.make_opsetid("own", 1))
     content = model.SerializeToString()
@@ -129,9 +123,9 @@ def test_divisions_inside_branches_and_functions(place: str, dtype: str) -> None
 
 
 def test_a_result_that_is_an_output_already_and_one_that_is_not() -> None:
-    nodes = [helper.make_node("Div", ["a", "b"], ["c"]), helper.make_node("Div", ["c", "b"], ["d"])]
     for outputs in (("c", "d"), ("d",)):
-        model = plain.graph(nodes, {"a": ("int64", N), "b": ("int64", N)}, dict.fromkeys(outputs, ("int64", N)))
+        given = ", ".join(f"int64[n] {name}" for name in outputs)
+        model = plain.model(f"(int64[n] a, int64[n] b) => ({given}) {{ c = Div(a, b) d = Div(c, b) }}")
         session = ort.InferenceSession(guard_division(model.SerializeToString()), providers=["CPUExecutionProvider"])
         least = np.iinfo(np.int64).min
         got = session.run(None, {"a": np.array([least]), "b": np.array([-1])})
@@ -145,7 +139,6 @@ def test_a_file_that_is_no_model() -> None:
 
 def test_operators_that_do_not_take_empty_inputs() -> None:
     weights = {"w": np.zeros((1, 12, 2), np.float32), "r": np.zeros((1, 12, 4), np.float32)}
-    node = helper.make_node("GRU", ["x", "w", "r"], ["y"], hidden_size=4)
-    gru = plain.graph([node], {"x": ("float32", ("t", 1, 2))}, {"y": ("float32", ("t", 1, 1, 4))}, **weights)
+    gru = plain.model("(float[t,1,2] x) => (float[t,1,1,4] y) { y = GRU<hidden_size = 4>(x, w, r) }", **weights)
     assert fails_on_empty(gru.SerializeToString())
     assert not fails_on_empty(plain.scaled(2).SerializeToString())

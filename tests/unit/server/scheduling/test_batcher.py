@@ -9,10 +9,10 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, Draining, QueueFull, RafagaError, Refused
+from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull, RafagaError, Refused
 from rafaga.priority import Priority
-from rafaga.server.scheduling.batcher import Batch, Batcher, BatchPolicy
-from rafaga.server.scheduling.job import Arrays, Job, JobTiming
+from rafaga.server.scheduling.batcher import Batcher, BatchPolicy
+from rafaga.server.scheduling.job import Arrays, Batch, Job, JobTiming
 from rafaga.server.scheduling.latency import LatencyTable
 
 
@@ -93,49 +93,12 @@ class TestBatching:
         assert jobs_of(batch) == [lone]
         assert lone.queue_s == 0.0
 
-    def test_jobs_gather_while_the_engine_runs(self, job: Callable[..., Job]) -> None:
-        queue = batcher()
-        queue.submit(job(), 0.0)
-        first = taken(queue)
-        waiting = [job(name) for name in "abc"]
-        for n, each in enumerate(waiting):
-            queue.submit(each, 0.1 * n)
-        assert (queue.queued_jobs, queue.queued_rows) == (3, 3)
-        queue.finished(first, 1.0)
-        second = taken(queue, 1.0)
-        assert jobs_of(second) == waiting
-        assert [each.queue_s for each in waiting] == pytest.approx([1.0, 0.9, 0.8])
-        assert_empty(queue)
-
     def test_batches_stop_at_the_efficient_size(self, job: Callable[..., Job]) -> None:
         """Where rows cost the same in any company, larger batches only make everybody wait."""
         queue = batcher(LatencyTable((1, 2, 4, 8), (0.1, 0.2, 0.4, 0.8)))
         for name in "abcd":
             queue.submit(job(name), 0.0)
         assert [taken(queue).rows for _ in range(4)] == [1, 1, 1, 1]
-
-    def test_a_large_job_is_split_and_put_together_again(self, job: Callable[..., Job], answers: Answers) -> None:
-        queue = batcher(max_queue_wait_s=100)
-        queue.submit(job("small"), 0.0)
-        queue.submit(job("large", rows=9), 0.0)
-        queue.submit(job("last"), 0.0)
-        sizes = []
-        while queue.queued_jobs:
-            batch = taken(queue)
-            sizes.append([(part.stop - part.start) for part in batch.parts])
-            run(batch)
-            queue.finished(batch, None)
-        assert sizes == [[1, 3], [4], [2, 1]]
-        assert answers.outputs["large"][0].tolist() == [0, 10, 20, 30, 40, 50, 60, 70, 80]
-        assert answers.timings["large"].inference_s == pytest.approx(0.3)
-        assert answers.timings["large"].batch_size == 4
-        assert list(answers.outputs) == ["small", "large", "last"]
-
-    def test_keys_are_never_mixed(self, job: Callable[..., Job]) -> None:
-        queue = batcher()
-        for n, key in enumerate("abab"):
-            queue.submit(job(str(n), key=key), 0.0)
-        assert [[j.key for j in jobs_of(taken(queue))] for _ in range(2)] == [["a", "a"], ["b", "b"]]
 
     def test_padding_counts_as_work(self, job: Callable[..., Job]) -> None:
         """A batch takes as long as its most costly row, times the rows."""
@@ -167,15 +130,14 @@ class TestBatching:
         assert wake_at < 1.0 - 0.080
         assert taken(queue, wake_at + 1e-6).rows == 1
 
+    def test_keys_are_never_mixed(self, job: Callable[..., Job]) -> None:
+        queue = batcher()
+        for n, key in enumerate("abab"):
+            queue.submit(job(str(n), key=key), 0.0)
+        assert [[j.key for j in jobs_of(taken(queue))] for _ in range(2)] == [["a", "a"], ["b", "b"]]
+
 
 class TestOrder:
-    def test_equal_deadlines_mean_order_of_arrival(self, job: Callable[..., Job]) -> None:
-        queue = batcher()
-        waiting = [job(name, deadline=50.0) for name in "abcd"]
-        for each in waiting:
-            queue.submit(each, 0.0)
-        assert jobs_of(taken(queue, 0.0)) == waiting
-
     def test_an_urgent_job_overtakes_the_rest_of_a_large_one(self, job: Callable[..., Job]) -> None:
         queue = batcher(gpu(), max_queue_wait_s=100)
         queue.submit(large := job("large", rows=20), 0.0)
@@ -308,24 +270,6 @@ class TestRefusals:
         with pytest.raises(DeadlineExceeded):
             batcher().submit(job(deadline=1.0), 1.0)
 
-    def test_draining(self, job: Callable[..., Job]) -> None:
-        queue = batcher()
-        queue.submit(job("before"), 0.0)
-        queue.drain()
-        with pytest.raises(Draining):
-            queue.submit(job("after"), 0.0)
-        assert taken(queue).rows == 1
-
-    def test_an_idle_engine_takes_any_job(self, job: Callable[..., Job]) -> None:
-        """Otherwise a prediction that is far too long would refuse everything, and never be corrected."""
-        queue = batcher(LatencyTable((1, 2), (2.0, 2.0)))
-        for n in range(200):
-            queue.submit(job(str(n), deadline=float(n) + 1.0), float(n))
-            queue.finished(taken(queue, float(n)), 0.1)
-        queue.submit(job("first", deadline=1001.0), 1000.0)
-        queue.submit(job("second", deadline=1001.0), 1000.0)
-        assert taken(queue, 1000.0).rows == 2
-
 
 class TestDropping:
     def test_hopeless_jobs_are_dropped_before_any_work(self, job: Callable[..., Job]) -> None:
@@ -349,16 +293,6 @@ class TestDropping:
         queue.finished(first, 0.5)
         assert queue.take(0.5).dropped == (large,)
         assert_empty(queue)
-
-    def test_no_job_is_in_a_batch_that_ends_too_late_for_it(self, job: Callable[..., Job]) -> None:
-        """The head has waited longest and has no deadline; the one behind it would be late whatever happens."""
-        queue = batcher(gpu(), max_queue_wait_s=0.5)
-        queue.submit(first := job("first"), 0.0)
-        queue.submit(late := job("late", deadline=0.55), 0.0)
-        decision = queue.take(0.5)
-        assert decision.dropped == (late,)
-        assert decision.batch is not None
-        assert jobs_of(decision.batch) == [first]
 
     def test_a_smaller_batch_saves_an_urgent_job_while_few_wait(self, job: Callable[..., Job]) -> None:
         queue = batcher(LatencyTable((1, 2, 4, 8), (0.11, 0.21, 0.41, 0.79)))
@@ -388,20 +322,6 @@ class TestDropping:
 
 class TestPriority:
     """A batch has room for four rows; a step is a second."""
-
-    def test_the_higher_goes_first_whatever_the_deadlines(self, job: Callable[..., Job]) -> None:
-        queue = batcher(max_queue_wait_s=1.0)
-        queue.submit(job("running"), 0.0)
-        first = taken(queue)
-        queue.submit(low := job("low", deadline=0.9, priority=Priority.LOW), 0.1)
-        queue.submit(normal := job("normal", rows=2), 0.2)
-        queue.submit(high := job("high", rows=3, priority=Priority.HIGH), 0.3)
-        queue.finished(first, 0.4)
-        batch = taken(queue, 0.4)
-        assert jobs_of(batch) == [high, normal]
-        queue.finished(batch, 0.1)
-        batch = taken(queue, 0.5)
-        assert jobs_of(batch) == [normal, low]
 
     def test_age_decides_in_the_end(self, job: Callable[..., Job]) -> None:
         """A step of priority is worth one `max_queue_wait_s`, and no more."""
@@ -455,16 +375,6 @@ class TestPriority:
         batch = taken(queue, 0.1)
         assert jobs_of(batch)[0] is lower
         assert all(each.priority is Priority.HIGH for each in jobs_of(batch)[1:])
-
-    def test_among_equals_nothing_is_set_aside(self, job: Callable[..., Job]) -> None:
-        queue = batcher(max_queue_wait_s=1000.0)
-        queue.submit(job("running"), 0.0)
-        taken(queue)
-        waiting = [job(str(n)) for n in range(40)]
-        for each in waiting:
-            queue.submit(each, 0.0)
-        order = [each for _ in range(10) for each in jobs_of(taken(queue, 0.1))]
-        assert order == waiting
 
 
 class TestRemoval:

@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from rafaga.errors import DeadlineExceeded, EngineFailure, RafagaError, Refused
 from rafaga.priority import Priority
-from rafaga.server.scheduling.batcher import Batch, Batcher, BatchPolicy
-from rafaga.server.scheduling.job import Arrays, Job, JobTiming
+from rafaga.server.scheduling.batcher import Batcher, BatchPolicy
+from rafaga.server.scheduling.job import Arrays, Batch, Job, JobTiming
 from rafaga.server.scheduling.latency import LatencyTable
 
 QUEUE_JOBS = 12

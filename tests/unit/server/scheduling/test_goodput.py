@@ -46,9 +46,9 @@ class Service:
 SERVICES = {
     "ResNet-50 on a CPU": Service(Curve(0.0, 0.020, **NOISE), 0.5, 40.0),
     "ResNet-50 on a CPU, better in batches": Service(Curve(0.008, 0.018, **NOISE), 0.5, 40.0),
-    "a GPU: 32 rows in twice the time of one": Service(Curve(0.00387, 0.000129, **NOISE), 0.1, 2.0),
+    "a GPU: 32 rows in twice the time of one": Service(Curve(0.00387, 0.000129, **NOISE), 0.1, 1.0),
     "a GPU, three batches of time": Service(Curve(0.00387, 0.000129, **NOISE), 0.025, 2.0),
-    "LeNet-5": Service(Curve(60e-6, 10e-6, **NOISE), 0.02, 0.1),
+    "LeNet-5": Service(Curve(60e-6, 10e-6, **NOISE), 0.02, 0.05),
 }
 
 
@@ -124,17 +124,6 @@ def test_a_bad_spell_is_forgotten(name: str) -> None:
             latency.observe(rows, 10 * service.curve.mean(rows))
     after = service.under(2, latency=latency, warm_up=0.75)
     assert after.goodput >= 0.9 * service.under(2, warm_up=0.75).goodput
-
-
-def test_deadlines_of_many_lengths() -> None:
-    gpu = SERVICES["a GPU: 32 rows in twice the time of one"]
-
-    def request(rng: Random) -> SimulatedRequest:
-        return SimulatedRequest(rng.choice((0.02, 0.1, 1.0)))
-
-    peak = gpu.under(1.0, request=request).goodput
-    assert gpu.under(2, request=request).goodput >= 0.93 * peak
-    assert gpu.under(5, request=request).goodput >= 0.9 * peak
 
 
 def test_requests_of_many_rows() -> None:

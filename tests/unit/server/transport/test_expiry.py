@@ -102,17 +102,6 @@ def test_a_call_that_cannot_be_told_does_not_end_the_thread(expiry: Expiry) -> N
     assert late.dropped.wait(WAIT_S)
 
 
-def test_calls_that_ended_before_they_came(expiry: Expiry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quick engine answers before anybody watches; tidying then leaves nothing."""
-    monkeypatch.setattr(expiries, "_MIN_TIDY", 16)
-    expiry._tidy_at = 16
-    for _ in range(100):
-        call = FakeCall()
-        call.reply(b"")
-        expiry.watch(call, time.monotonic() + 1e6)
-        assert len(expiry) <= 16
-
-
 def test_calls_that_ended_are_not_kept(expiry: Expiry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the calls, with their requests, nor for long what was noted of them."""
     monkeypatch.setattr(expiries, "_MIN_TIDY", 16)

@@ -56,14 +56,6 @@ def served() -> Iterator[Served]:
     served.close()
 
 
-def test_the_server(served: Served) -> None:
-    assert served.check() == NOT_SERVING
-    served.ready[""] = True
-    assert served.check() == SERVING
-    served.ready[""] = False
-    assert served.check() == NOT_SERVING
-
-
 def test_a_watcher_never_keeps_an_older_state(served: Served) -> None:
     """Two threads report changes at a time: the state is read when it is sent, so their order does not matter."""
     watch = served.watch("digits")
@@ -86,22 +78,6 @@ def test_death_is_for_good(served: Served) -> None:
     assert (served.check("rafaga.v1.Catalog"), served.health.alive, served.check()) == (NOT_SERVING, False, NOT_SERVING)
 
 
-def test_models_have_a_health_of_their_own(served: Served) -> None:
-    served.report("digits", True)
-    served.report("broken", False)
-    assert (served.check("digits"), served.check("broken"), served.check()) == (SERVING, NOT_SERVING, NOT_SERVING)
-
-
-def test_unknown_models(served: Served) -> None:
-    with pytest.raises(grpc.RpcError) as error:
-        served.check("nobody")
-    assert error.value.code() is grpc.StatusCode.NOT_FOUND
-
-
-def test_the_catalogue_is_alive_without_a_model(served: Served) -> None:
-    assert served.check("rafaga.v1.Catalog") == SERVING
-
-
 def test_but_not_where_a_restart_is_required(served: Served) -> None:
     served.alive = False
     assert served.check("rafaga.v1.Catalog") == NOT_SERVING
@@ -117,26 +93,6 @@ def test_a_watcher_is_told_of_every_change(served: Served) -> None:
         assert next(watch) == status
     served.health.close()
     assert list(watch) == []
-
-
-def test_watchers_that_left_make_room(served: Served) -> None:
-    request = health_pb2.HealthCheckRequest()
-    watches = [served.stub.Watch(request, timeout=WAIT_S) for _ in range(MAX_WATCHES)]
-    for watch in watches:
-        next(watch)
-    with pytest.raises(grpc.RpcError) as error:
-        next(served.watch())
-    assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    for watch in watches:
-        watch.cancel()
-    for _ in range(1000):
-        try:
-            assert next(served.watch()) == NOT_SERVING
-            break
-        except grpc.RpcError:
-            threading.Event().wait(0.01)
-    else:
-        pytest.fail("the places of watchers that left are not given again")
 
 
 def test_a_watcher_that_does_not_read_holds_up_nobody(served: Served) -> None:

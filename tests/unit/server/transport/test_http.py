@@ -66,6 +66,15 @@ def site() -> Iterator[Site]:
     site.server.close()
 
 
+def read(connection: socket.socket, until: bytes) -> bytes:
+    found = b""
+    while until not in found:
+        part = connection.recv(1000)
+        assert part, found
+        found += part
+    return found
+
+
 def ended(connection: socket.socket) -> bool:
     """Waits until the server has closed it."""
     try:
@@ -113,6 +122,17 @@ def test_pipelined_requests_are_answered_in_order(site: Site) -> None:
     assert answer.index(b"one") < answer.index(b"two")
 
 
+def test_a_body_does_not_wait_for_the_head_to_be_acknowledged(site: Site) -> None:
+    with site.connect() as connection:
+        connection.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert site.asked.wait(WAIT_S)
+        (served,) = site.server._state.connections
+        accepted = served.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        site.answer.set()
+        read(connection, b"at last")
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -139,7 +159,7 @@ def test_a_client_that_waits_for_its_answer_is_not_cut_off(site: Site, monkeypat
         with site.connect() as silent:
             assert ended(silent)  # it came later
         site.answer.set()
-        assert b"at last" in connection.recv(1000)
+        read(connection, b"at last")
 
 
 def test_connections_are_bounded_and_the_longest_waiting_one_makes_room(
@@ -151,13 +171,13 @@ def test_connections_are_bounded_and_the_longest_waiting_one_makes_room(
         assert site.asked.wait(WAIT_S)
         for each in (first, second):  # they are connected in this order, and wait for requests
             each.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
-            assert each.recv(1000)
+            read(each, b"200")
         assert site.get("/echo")[0] == 200
         assert ended(first)
         second.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert b"200" in second.recv(1000)
+        read(second, b"200")
         site.answer.set()
-        assert b"at last" in busy.recv(1000)
+        read(busy, b"at last")
 
 
 def test_no_connection_is_taken_while_all_are_busy(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,9 +188,9 @@ def test_no_connection_is_taken_while_all_are_busy(site: Site, monkeypatch: pyte
         with site.connect() as late:
             assert ended(late)
         site.answer.set()
-        assert b"at last" in busy.recv(1000)
+        read(busy, b"at last")
         busy.sendall(b"GET /echo HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert b"200" in busy.recv(1000)
+        read(busy, b"200")
 
 
 def test_a_taken_port_is_named(site: Site) -> None:

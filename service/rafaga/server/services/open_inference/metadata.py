@@ -109,7 +109,7 @@ def _config_inputs(named: NamedModel) -> list[pb.ModelInput]:
     inputs = [pb.ModelInput(name=s.name, data_type=_data_type(s), dims=_dims(s, model)) for s in named.inputs]
     if bundle.image is not None and not named.files:
         inputs[0].format = pb.ModelInput.FORMAT_NHWC
-    if bundle.ragged:
+    if model.ragged:
         rows, length = inputs
         rows.allow_ragged_batch = length.optional = True
     return inputs

@@ -15,7 +15,7 @@ from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
 from rafaga.server.repository.versions import State
 from rafaga.server.scheduling.job import Arrays, JobTiming
-from rafaga.server.services.decoding import DecodePool, RequestLimits, decode
+from rafaga.server.services.decoding import DecodePool, decode
 from rafaga.server.services.open_inference import metadata, parameters
 from rafaga.server.services.open_inference.metadata import NamedModel
 from rafaga.server.services.open_inference.request_cache import InferOptions, RequestCache
@@ -28,7 +28,7 @@ from rafaga.server.services.open_inference.tensors import (
     response,
     wanted_outputs,
 )
-from rafaga.server.services.submission import parse, submit, version_number
+from rafaga.server.services.submission import RequestLimits, parse, submit, version_number
 from rafaga.server.transport.call import Call, Handler
 from rafaga.server.transport.expiry import Expiry
 from rafaga.server.transport.health import Health
@@ -142,7 +142,7 @@ class OpenInference:
         model = self._repository.model(template.options.name, template.version)
         if model is not template.model():
             return None  # the name now refers to another model
-        if model.bundle.ragged:
+        if model.ragged:
             rows = ragged_rows(rows, model.bundle)
         return model, template.options, identity, rows
 

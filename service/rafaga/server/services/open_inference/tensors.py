@@ -16,9 +16,8 @@ from rafaga.inference import open_inference_pb2 as pb
 from rafaga.plain_model import PlainModel
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.scheduling.job import Arrays
-from rafaga.server.services.decoding import RequestLimits
 from rafaga.server.services.open_inference.parameters import integer
-from rafaga.server.services.submission import best_of
+from rafaga.server.services.submission import RequestLimits, best_of
 from rafaga.tensors import DATATYPES, check_shape, from_wire, length_prefixed, to_wire, with_lengths
 from rafaga.wire import field
 
@@ -108,7 +107,7 @@ def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLim
     Raises InvalidTensor.
     """
     raw = _raw_contents(request)
-    specs, ragged = model.bundle.inputs, model.bundle.ragged
+    specs, ragged = model.bundle.inputs, model.ragged
     expected, got = [spec.name for spec in specs], [tensor.name for tensor in request.inputs]
     without_lengths = ragged and got == expected[:1]
     if sorted(got) != sorted(expected) and not without_lengths:

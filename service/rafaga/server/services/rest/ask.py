@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from google.protobuf.message import Message
@@ -42,7 +42,7 @@ class _Images(Struct, forbid_unknown_fields=True):
     pixels: Tensor | None = None
 
     @classmethod
-    def of_raw(cls, body: bytes, _: Mapping[str, str]) -> _Images:
+    def of_raw(cls, body: bytes, _: Mapping[str, str]) -> Self:
         return cls(images=[body])
 
     @property
@@ -81,7 +81,7 @@ class Forecast(Struct, forbid_unknown_fields=True):
     horizon: _Count = 0
 
     @classmethod
-    def of_raw(cls, body: bytes, query: Mapping[str, str]) -> Forecast:
+    def of_raw(cls, body: bytes, query: Mapping[str, str]) -> Self:
         try:
             return cls(history=read_series(_text(body).splitlines(), query.get("column")))
         except SeriesError as error:
@@ -98,7 +98,7 @@ class Predict(Struct, forbid_unknown_fields=True):
     top_k: _Count = 0
 
     @classmethod
-    def of_raw(cls, body: bytes, _: Mapping[str, str]) -> Predict:
+    def of_raw(cls, body: bytes, _: Mapping[str, str]) -> Self:
         """One word is a symbol per character, several are one symbol each."""
         words = [word for word in re.split(r"[\s,]+", _text(body)) if word]
         return cls(symbols=list(words[0]) if len(words) == 1 else words)
@@ -261,7 +261,7 @@ def _body(action: Action, request: Request, content: bytes) -> Body:
     if request.headers.get("content-type", "").startswith("multipart/"):
         raise InvalidRequest("expected the file itself as the body (curl --data-binary @FILE), got a form")
     if content.lstrip()[:1] == b"{":
-        body: Body = decoded(content, action.body)
+        body = decoded(content, action.body)
     else:
         body = action.body.of_raw(content, query)
     query.pop("column", None)

@@ -55,20 +55,24 @@ class Index(Struct):
 
 def routes(calls: HttpCalls) -> list[Route]:
     # Those that ask for nothing but a model, and maybe a version.
+    statistics = _as_json(pb.ModelStatisticsResponse)
     about: tuple[tuple[str, str, type[Message], Callable[[bytes], Response]], ...] = (
         ("", "ModelMetadata", pb.ModelMetadataRequest, _as_json(pb.ModelMetadataResponse)),
         ("/ready", "ModelReady", pb.ModelReadyRequest, _model_ready),
         ("/config", "ModelConfig", pb.ModelConfigRequest, _config),
-        ("/stats", "ModelStatistics", pb.ModelStatisticsRequest, _as_json(pb.ModelStatisticsResponse)),
+        ("/stats", "ModelStatistics", pb.ModelStatisticsRequest, statistics),
     )
     server = _as_json(pb.ServerMetadataResponse)
     found = [
         Route("/v2", partial(_ask, calls, "ServerMetadata", pb.ServerMetadataRequest, server)),
-        Route("/v2/models/stats", partial(_ask, calls, *about[-1][1:])),
+        Route("/v2/models/stats", partial(_ask, calls, "ModelStatistics", pb.ModelStatisticsRequest, statistics)),
         Route("/v2/repository/index", partial(_index, calls), methods=["POST"]),
     ]
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        found += [Route(f"{model}{path}", partial(_ask, calls, *rest)) for path, *rest in about]
+        found += [
+            Route(f"{model}{path}", partial(_ask, calls, method, message, render))
+            for path, method, message, render in about
+        ]
         found.append(Route(f"{model}/infer", partial(_infer, calls), methods=["POST"]))
     return found
 

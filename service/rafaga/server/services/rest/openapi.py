@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -109,9 +109,9 @@ class _Document:
         """Of a path without a version."""
         if path in _OF_MODELS:
             summary, reply = _OF_MODELS[path]
-            return "get", {"summary": summary, "responses": _answer(self._message(reply.DESCRIPTOR))}
+            return "get", {"summary": summary, "responses": _answer(self._message(reply))}
         if path == "/v2/repository/index":
-            entry = self._message(pb.RepositoryIndexResponse.ModelIndex.DESCRIPTOR)
+            entry = self._message(pb.RepositoryIndexResponse.ModelIndex)
             body = {"content": {"application/json": {"schema": self._of_body[Index]}}}
             answer = _answer({"type": "array", "items": entry})
             return "post", {"summary": "The models and their state", "requestBody": body, "responses": answer}
@@ -120,8 +120,8 @@ class _Document:
         return "post", self._action(ask.ACTIONS[path.rpartition(":")[2]])
 
     def _inference(self) -> dict[str, Any]:
-        binary = {"application/octet-stream": {}}
-        answer = _answer(self._message(pb.ModelInferResponse.DESCRIPTOR))
+        binary: Schema = {"application/octet-stream": {}}
+        answer = _answer(self._message(pb.ModelInferResponse))
         answer["200"]["content"] |= binary
         return {
             "summary": "An inference over tensors, in JSON or binary",
@@ -144,10 +144,13 @@ class _Document:
                 "content": {"application/json": {"schema": self._of_body[action.body]}}
                 | {media: {} for media in action.inputs},
             },
-            "responses": _answer(self._message(action.reply.DESCRIPTOR)),
+            "responses": _answer(self._message(action.reply)),
         }
 
-    def _message(self, descriptor: Descriptor) -> Schema:
+    def _message(self, message: type[Message]) -> Schema:
+        return self._described(cast("Descriptor", message.DESCRIPTOR))
+
+    def _described(self, descriptor: Descriptor) -> Schema:
         name = descriptor.full_name
         if name not in self._schemas:
             self._schemas[name] = {}  # a message may hold itself
@@ -160,14 +163,14 @@ class _Document:
         return {"$ref": f"#/components/schemas/{name}"}
 
     def _field(self, field: FieldDescriptor) -> Schema:
-        if is_map(field):
+        if field.message_type is not None and is_map(field):
             return {"type": "object", "additionalProperties": self._one(field.message_type.fields_by_name["value"])}
         one = self._one(field)
         return {"type": "array", "items": one} if field.is_repeated else one
 
     def _one(self, field: FieldDescriptor) -> Schema:
         if field.message_type is not None:
-            return self._message(field.message_type)
+            return self._described(field.message_type)
         if field.enum_type is not None:
             return {"type": "string", "enum": [value.name for value in field.enum_type.values]}
         if field.type == FieldDescriptor.TYPE_BYTES:

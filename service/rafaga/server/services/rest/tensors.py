@@ -51,7 +51,8 @@ def values(datatype: str, raw: bytes) -> list[Any]:
     """The elements of a tensor as JSON has them, flat."""
     if datatype == "BYTES":
         return [element.decode(errors="replace") for element in length_prefixed(raw)]
-    return np.frombuffer(raw, on_wire(DATATYPES[datatype])).tolist()
+    elements: list[Any] = np.frombuffer(raw, on_wire(DATATYPES[datatype])).tolist()
+    return elements
 
 
 @lru_cache(maxsize=256)
