@@ -96,8 +96,8 @@ def export_one(entry: Entry, request: ExportRequest, sources: Sources, console: 
         console.print(f"✗ {entry.name}: {failure}", style="red", markup=False, highlight=False)
     elif published:
         console.print(f"✓ {published.folder}  ({seconds:.1f} s)", markup=False, highlight=False)
-        for shortfall in shortfalls(entry, published.bundle.variants[0].metrics):
-            console.print(f"! {entry.name}: {shortfall}", style="yellow", markup=False, highlight=False)
+        for note in (*published.notes, *shortfalls(entry, published.bundle.variants[0].metrics)):
+            console.print(f"! {entry.name}: {note}", style="yellow", markup=False, highlight=False)
     return ExportOutcome(entry.name, published, failure, seconds)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from export import accuracy, samples
-from export.arrays import Array, Arrays, rows
+from export.arrays import Array, Arrays, pad_symbols, pad_time, rows
 from export.labels import Labels, LabelsInvalid, read_labels
 from export.samples import ImageData, ImageSet
 from export.verify import Advance, open_session
@@ -65,6 +65,11 @@ class ImageEvidence:
         for number in range(1 if self.image.height else 2):
             images = {"image": self._take(max(PARITY_BATCHES), number)}
             yield from (rows(images, slice(size)) for size in PARITY_BATCHES)
+
+    def of_size(self, height: int, width: int) -> Arrays:
+        """One image of noise, for models that take any size."""
+        rng = np.random.default_rng(self.sources.seed)
+        return {"image": samples.noise_images(1, (height, width), self.image.channels, rng)}
 
     def golden(self) -> Arrays:
         return {"image": self._take(3 if self.image.height else 2, 0, seed=1)}
@@ -137,6 +142,17 @@ class SeriesEvidence:
     def batches(self) -> Iterator[Arrays]:
         return (self._take(size, size) for size in PARITY_BATCHES)
 
+    @property
+    def longest(self) -> tuple[int, str]:
+        """The declared length, and its name."""
+        return self.shape.max_history, "max_history"
+
+    def of_lengths(self, *lengths: int) -> Arrays:
+        """A row of each length. A series that is too short is repeated."""
+        rng = np.random.default_rng(self.sources.seed)
+        series = samples.synthetic_series(self.shape, max(lengths), rng) if self.series is None else self.series
+        return pad_time([np.resize(series, length) for length in lengths])
+
     def golden(self) -> Arrays:
         return self._take(4, 1)
 
@@ -166,6 +182,16 @@ class SequenceEvidence:
 
     def batches(self) -> Iterator[Arrays]:
         return (self._take(size, size) for size in PARITY_BATCHES)
+
+    @property
+    def longest(self) -> tuple[int, str]:
+        """The declared length, and its name."""
+        return self.shape.max_length, "max_length"
+
+    def of_lengths(self, *lengths: int) -> Arrays:
+        """A row of each length, of any symbols."""
+        rng = np.random.default_rng(self.sources.seed)
+        return pad_symbols([rng.integers(len(self.entry.labels()), size=length) for length in lengths])
 
     def golden(self) -> Arrays:
         return self._take(4, 1)

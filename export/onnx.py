@@ -20,10 +20,12 @@ from export.operators import translations
 OPSET = 20
 
 
-def to_onnx(graph: ServingGraph, example: Arrays, path: Path) -> None:
+def to_onnx(graph: ServingGraph, example: Arrays, path: Path) -> dict[str, int]:
     """Writes `graph` to `path`. `example`: inputs of any realistic size with at least two rows.
 
-    Two rows, because torch.export treats a size of one as a constant.
+    Two rows, because torch.export treats a size of one as a constant. Returns the largest size of each free axis, by
+    its name in `graph.dynamic`, where torch.export found that the module fails on larger ones or treats them in another
+    way.
     """
     tensors = tuple(torch.from_numpy(example[name].copy()) for name in graph.inputs)
     if any(len(tensor) < 2 for tensor in tensors):
@@ -49,6 +51,20 @@ def to_onnx(graph: ServingGraph, example: Arrays, path: Path) -> None:
     optimizer.optimize(model, input_size_limit=1 << 30, output_size_limit=1 << 30)
     _forget_origin(model)
     onnx_ir.save(model, path)
+    return _bounds(program.exported_program, graph) if program.exported_program else {}
+
+
+def _bounds(program: torch.export.ExportedProgram, graph: ServingGraph) -> dict[str, int]:
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    bounds: dict[str, int] = {}
+    for placeholder, name in zip(program.graph_signature.user_inputs, graph.inputs, strict=True):
+        shape = placeholders[str(placeholder)].meta["val"].shape
+        for axis, called in graph.dynamic[name].items():
+            size = shape[axis]
+            most = size if isinstance(size, int) else program.range_constraints[size.node.expr].upper
+            if isinstance(most, int) or most.is_Integer:  # neither: infinity
+                bounds[called] = min(int(most), bounds.get(called, int(most)))
+    return bounds
 
 
 def _forget_origin(model: onnx_ir.Model) -> None:

@@ -23,6 +23,7 @@ from export.arrays import Arrays, row_count
 from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
 from export.graph import ClassifierGraph, SegmentationGraph, ServingGraph, serving_graph, settle
 from export.labels import Labels, default_labels
+from export.limits import Limits, prove_limits, require_small_batches
 from export.onnx import OPSET, to_onnx
 from export.precisions import Judge, LeftOut, unsupported
 from export.settling import settle_detector
@@ -73,6 +74,7 @@ class Published:
     bundle: Bundle
     note: str  # why accuracy of trained weights was not measured, or empty
     left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()  # limits that are lower than usual, and why
 
 
 def publish(entry: Entry, request: ExportRequest, sources: Sources, steps: Steps) -> Published:
@@ -101,15 +103,16 @@ def publish(entry: Entry, request: ExportRequest, sources: Sources, steps: Steps
         if entry.task is Task.DETECTION:
             settle_detector(graph, inputs)
     left_out = [] if request.precisions is None else unsupported(entry, request.precisions)
-    export = _Export(entry, graph, weights, evidence, request, steps, left_out)
+    export = _Export(entry, graph, weights, evidence, request, steps, left_out, [])
     folder = bundles.publish(request.output, entry.name, request.version, export.fill)
     note = evidence.note if weights.trained else ""
-    return Published(folder, bundles.load(folder), note, tuple(left_out))
+    return Published(folder, bundles.load(folder), note, tuple(left_out), tuple(export.notes))
 
 
 @dataclass(frozen=True)
 class _Export:
-    """One loaded model on its way to a bundle. `left_out` collects the precisions that could not be made."""
+    """One loaded model on its way to a bundle. `left_out` collects the precisions that could not be made, and `notes`
+    what could not be proven."""
 
     entry: Entry
     graph: ServingGraph
@@ -118,22 +121,31 @@ class _Export:
     request: ExportRequest
     steps: Steps
     left_out: list[LeftOut]
+    notes: list[str]
 
     def fill(self, folder: Path, version: int) -> Bundle:
         """Writes all files into `folder` and describes them. Raises ProofFailed."""
         path = folder / "model.onnx"
         self.steps.step("tracing")
-        to_onnx(self.graph, self.evidence.example(), path)
+        bounds = to_onnx(self.graph, self.evidence.example(), path)
+        require_small_batches(bounds)
         cases = self._cases()
         session = open_session(path)
         parity = self._verify(session, cases)
+        self.steps.step("proving the declared limits")
+        known = max(cases, key=lambda case: row_count(case.inputs))
+        limits = prove_limits(self.graph, session, self.evidence, known, _max_batch_size(self.entry), bounds)
+        self.notes.extend(limits.notes)
+        parity = verify.joined([parity, *(checked.parity for checked in limits.checked)])
+        cases = [*(checked.case for checked in limits.checked), *cases]
         verify.write_golden(folder / GOLDEN, cases[-1])
         metrics: tuple[Metric, ...] = ()
         if self.weights.trained:
             self.steps.step("measuring accuracy")
             metrics = self.evidence.measure(session, self.steps.advance)
         fp32 = Variant(precision=Precision.FP32, file=path.name, parity=parity, metrics=metrics)
-        return self._bundle(version, session, (fp32, *self._smaller(path, metrics, cases)))
+        variants = (fp32, *self._smaller(path, metrics, cases))
+        return self._bundle(version, session, variants, limits)
 
     def _cases(self) -> list[ParityCase]:
         """Inputs with PyTorch's answers, the golden ones last. Raises ProofFailed where these cannot be right."""
@@ -171,9 +183,11 @@ class _Export:
         self.left_out.extend(failed)
         return variants
 
-    def _bundle(self, version: int, session: ort.InferenceSession, variants: tuple[Variant, ...]) -> Bundle:
+    def _bundle(
+        self, version: int, session: ort.InferenceSession, variants: tuple[Variant, ...], limits: Limits
+    ) -> Bundle:
         inputs, outputs = verify.tensor_specs(session)
-        entry, taken = self.entry, self.entry.input
+        entry, taken = self.entry, _within(self.entry.input, limits)
         return Bundle(
             schema=SCHEMA,
             name=entry.name,
@@ -194,7 +208,7 @@ class _Export:
             detection=entry.detection,
             sequence=taken if isinstance(taken, SequenceSpec) else None,
             parameters=sum(parameter.numel() for parameter in self.graph.module.parameters()),
-            max_batch_size=_max_batch_size(entry),
+            max_batch_size=limits.max_batch_size,
         )
 
 
@@ -256,6 +270,15 @@ def _provenance() -> Provenance:
         onnx=onnx.__version__,
         opset=OPSET,
     )
+
+
+def _within(
+    taken: ImageInput | ForecastSpec | SequenceSpec, limits: Limits
+) -> ImageInput | ForecastSpec | SequenceSpec:
+    """The input with the length that was proven."""
+    if isinstance(taken, ForecastSpec):
+        return msgspec.structs.replace(taken, max_history=limits.max_length)
+    return msgspec.structs.replace(taken, max_length=limits.max_length) if isinstance(taken, SequenceSpec) else taken
 
 
 def _max_batch_size(entry: Entry) -> int:

@@ -198,14 +198,19 @@ def take_histories(series: Array | None, shape: ForecastSpec, count: int, seed: 
     rng = np.random.default_rng(seed)
     longest = min(shape.max_history, 1000)
     if series is None or len(series) < shape.min_history:
-        time = np.arange(4 * longest)
-        period = max(shape.season, 2)
-        series = 100 + 0.01 * time + 5 * np.sin(2 * np.pi * time / period) + rng.normal(size=len(time))
+        series = synthetic_series(shape, 4 * longest, rng)
     lengths = rng.integers(shape.min_history, min(longest, len(series)), size=count, endpoint=True)
     # Off-by-one errors show at the extremes.
     lengths[: min(2, count)] = [shape.min_history, min(longest, len(series))][:count]
     ends = [int(rng.integers(length, len(series), endpoint=True)) for length in lengths]
     return pad_time([series[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)])
+
+
+def synthetic_series(shape: ForecastSpec, length: int, rng: np.random.Generator) -> Array:
+    """A trend, the season of `shape` and noise: float64 [length]"""
+    time = np.arange(length)
+    period = max(shape.season, 2)
+    return np.asarray(100 + 0.01 * time + 5 * np.sin(2 * np.pi * time / period) + rng.normal(size=length))
 
 
 def take_reber(count: int, longest: int, seed: int) -> dict[str, Array]:

@@ -132,11 +132,15 @@ class Metric(Frozen, frozen=True):
 
 
 class Parity(Frozen, frozen=True):
-    """Largest differences from PyTorch over all outputs and batch sizes; relative: max|a - b| / max|b| per output."""
+    """Largest differences from PyTorch over all outputs and batch sizes; relative: max|a - b| / max|b| per output.
+
+    `largest_input`: the shape of the largest row of the first input that was compared; empty unknown.
+    """
 
     max_absolute_error: float
     max_relative_error: float
     batch_sizes: tuple[int, ...]
+    largest_input: tuple[int, ...] = ()
 
 
 def tolerance(measured: float) -> float:
