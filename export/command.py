@@ -19,7 +19,7 @@ from export.show import ExportOutcome, catalogue_table, new_console, outcome_tab
 from export.verify import ProofFailed
 from models.entry import Entry, Shipped
 from models.expectation import shortfalls
-from models.loading import AUTO, RANDOM, WeightsError
+from models.loading import AUTO, FACTORY, RANDOM, WeightsError
 from models.progress import shown
 from models.zoo import catalogue
 from rafaga.bundle import Precision, Task
@@ -40,11 +40,13 @@ def run(arguments: Sequence[str]) -> int:
         chosen = [own_entry(_own(options, labels))] if options.factory else _chosen(options)
     except (OwnModelInvalid, LabelsInvalid, OSError, ValueError) as error:
         parser.error(str(error))
-    of_a_file = options.weights not in (AUTO, RANDOM)
-    if len(chosen) > 1 and of_a_file:
+    if options.weights == FACTORY and not options.factory:
+        parser.error("--weights factory needs --factory, whose module holds its weights")
+    yours = options.weights not in (AUTO, RANDOM)
+    if len(chosen) > 1 and yours:
         parser.error("--weights FILE takes one model")
-    if options.license is not None and not of_a_file:
-        parser.error("--license needs --weights FILE: the licence of other weights is known")
+    if options.license is not None and not yours:
+        parser.error("--license needs --weights FILE or factory: the licence of other weights is known")
     shipped = [entry.name for entry in chosen if options.all and options.weights == RANDOM and is_shipped(entry)]
     chosen = [entry for entry in chosen if entry.name not in shipped]
     allowed = None if options.max_accuracy_drop is None else options.max_accuracy_drop / 100
@@ -61,6 +63,8 @@ def run(arguments: Sequence[str]) -> int:
     )
     outcomes = [export_one(entry, request, sources, console) for entry in chosen]
     console.print(outcome_table(outcomes))
+    if yours and outcomes[0].published:
+        console.print(f"weights: {outcomes[0].published.bundle.weights.source}", highlight=False, markup=False)
     if options.factory and outcomes[0].published:
         for line in assumptions(chosen[0], outcomes[0].published.bundle.labels, labels is not None):
             console.print(line, highlight=False, markup=False)
@@ -148,8 +152,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         default=AUTO,
-        metavar="auto|random|FILE",
-        help="auto: the model's own; random: untrained, for load tests; FILE: a safetensors or torch state dict",
+        metavar="auto|random|factory|FILE",
+        help="auto: the model's own; random: untrained, for load tests; factory: those that --factory builds with; "
+        "FILE: a safetensors or torch state dict",
     )
     parser.add_argument(
         "--license", metavar="TEXT", help="licence of --weights FILE, stored in the bundle; default: unknown"

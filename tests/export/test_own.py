@@ -124,7 +124,7 @@ def test_a_classifier_with_weights_of_a_file(tmp_path: Path, capsys: pytest.Capt
     options += ["--eval-images", str(photos), "--dataset", "colours"]
     assert export(tmp_path, "tests.export.small:SmallClassifier", *options) == 0, capsys.readouterr().out
     bundle = exported(tmp_path)
-    assert (bundle.weights.trained, bundle.weights.source) == (True, "file my.pth")
+    assert (bundle.weights.trained, bundle.weights.source) == (True, "file my.pth, state_dict")
     assert bundle.labels == small.CLASSES
     assert bundle.image == ImagePreparation(height=16, width=16, channels=3, resize_shorter=18)
     assert (bundle.dataset, bundle.architecture) == ("colours", "tests.export.small:SmallClassifier")
