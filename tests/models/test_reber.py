@@ -8,8 +8,8 @@ import re
 import torch
 
 from models.entry import WEIGHTS
-from models.state import read_state
 from models.reber import SYMBOLS, ReberLSTM, embedded_string, encode, legal_next
+from models.state import read_state
 from models.training.reber import NextSymbol, is_held_out, strings
 
 # The inner grammar as a regular expression; LOWER is what may follow from state 4 on.
