@@ -24,6 +24,7 @@ from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
 from export.failures import first_run
 from export.graph import ClassifierGraph, SegmentationGraph, ServingGraph, serving_graph, settle
 from export.labels import Labels, default_labels
+from export.maps import require_maps
 from export.onnx import OPSET, to_onnx
 from export.precisions import Judge, LeftOut, unsupported
 from export.settling import settle_detector
@@ -100,6 +101,8 @@ def publish(entry: Entry, request: ExportRequest, sources: Sources, steps: Steps
     example = evidence.example()
     with first_run(entry, row_count(example)):
         graph.reference(example)
+        if entry.task is Task.FEATURES:
+            require_maps(entry, graph)
     if not weights.trained:
         steps.step("scaling random weights")
         inputs = list(evidence.batches())[-1]
