@@ -21,9 +21,11 @@ import torch
 from export import samples, verify
 from export.arrays import Arrays, row_count
 from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
+from export.failures import first_run
 from export.graph import ClassifierGraph, SegmentationGraph, ServingGraph, serving_graph, settle
 from export.labels import Labels, default_labels
 from export.limits import Limits, prove_limits, require_small_batches
+from export.maps import require_maps
 from export.onnx import OPSET, to_onnx
 from export.precisions import Judge, LeftOut, unsupported
 from export.settling import settle_detector
@@ -90,12 +92,19 @@ def publish(entry: Entry, request: ExportRequest, sources: Sources, steps: Steps
         weights = msgspec.structs.replace(weights, license=request.license)
     graph = serving_graph(entry, model)
     if isinstance(graph.module, ClassifierGraph | SegmentationGraph) and not entry.labels():
-        names = default_labels(model, _count_classes(graph.module, entry))
+        with first_run(entry, rows=1):
+            classes = _count_classes(graph.module, entry)
+        names = default_labels(model, classes)
         entry = replace(entry, labels=lambda: names)
         if names[0] == "0":  # photos with the names of classes are of other classes
             sources = replace(sources, labels=Labels(names))
     steps.step("reading data")
     evidence = find_evidence(entry, sources, weights.trained, steps)
+    example = evidence.example()
+    with first_run(entry, row_count(example)):
+        graph.reference(example)
+        if entry.task is Task.FEATURES:
+            require_maps(entry, graph)
     if not weights.trained:
         steps.step("scaling random weights")
         inputs = list(evidence.batches())[-1]

@@ -121,10 +121,10 @@ def test_a_classifier_with_weights_of_a_file(tmp_path: Path, capsys: pytest.Capt
     torch.manual_seed(1)
     torch.save({"state_dict": small.SmallClassifier().state_dict()}, tmp_path / "my.pth")
     options = ["--input-size", "16", "--resize-shorter", "18", "--weights", str(tmp_path / "my.pth")]
-    options += ["--eval-images", str(photos), "--dataset", "colours"]
+    options += ["--eval-images", str(photos), "--classes-from", "file", "--dataset", "colours"]
     assert export(tmp_path, "tests.export.small:SmallClassifier", *options) == 0, capsys.readouterr().out
     bundle = exported(tmp_path)
-    assert (bundle.weights.trained, bundle.weights.source) == (True, "file my.pth")
+    assert (bundle.weights.trained, bundle.weights.source) == (True, "file my.pth, state_dict")
     assert bundle.labels == small.CLASSES
     assert bundle.image == ImagePreparation(height=16, width=16, channels=3, resize_shorter=18)
     assert (bundle.dataset, bundle.architecture) == ("colours", "tests.export.small:SmallClassifier")
@@ -192,3 +192,18 @@ def test_scores_of_other_classes_or_another_size_are_refused() -> None:
         assert isinstance(graph.module, SegmentationGraph)
         with pytest.raises(ProofFailed, match=message):
             require_scores(graph.module, image, classes)
+
+
+def test_a_model_that_fails_in_pytorch_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images of one channel for a network of three, with and without labels; the traceback only where asked."""
+    factory = "tests.export.small:SmallClassifier"
+    options = ["--input-size", "16", "--channels", "1", "--weights", "random"]
+    assert export(tmp_path, factory, *options) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "float32 [2, 1, 16, 16]; check --channels and --input-size: RuntimeError: Given groups=1" in printed
+    assert "to have 3 channels, but got 1 channels instead (small.py:" in printed
+    assert "Traceback" not in printed
+    assert main(["--factory", factory, "--name", "my-net", "--output", str(tmp_path), "--traceback", *options]) == 1
+    printed = capsys.readouterr().out
+    assert "float32 [1, 1, 16, 16]; check" in printed
+    assert "Traceback" in printed
