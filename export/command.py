@@ -22,7 +22,7 @@ from models.expectation import shortfalls
 from models.loading import AUTO, RANDOM, WeightsError
 from models.progress import shown
 from models.zoo import catalogue
-from rafaga.bundle import Precision, Task
+from rafaga.bundle import Interpolation, Precision, Task
 
 # Errors of one model that do not affect the others.
 FAILURES = (WeightsError, ProofFailed, FileExistsError, LabelsInvalid, OwnModelInvalid)
@@ -98,6 +98,8 @@ def export_one(entry: Entry, request: ExportRequest, sources: Sources, console: 
         console.print(f"✓ {published.folder}  ({seconds:.1f} s)", markup=False, highlight=False)
         for shortfall in shortfalls(entry, published.bundle.variants[0].metrics):
             console.print(f"! {entry.name}: {shortfall}", style="yellow", markup=False, highlight=False)
+        for doubt in published.doubts:
+            console.print(f"!!! {entry.name}: {doubt}", style="bold red", markup=False, highlight=False)
     return ExportOutcome(entry.name, published, failure, seconds)
 
 
@@ -125,6 +127,9 @@ def _own(options: argparse.Namespace, labels: Labels | None) -> OwnModel:
         std=options.std,
         normalize=options.normalize,
         resize_shorter=options.resize_shorter,
+        interpolation=options.interpolation,
+        bgr=options.layout == "bgr",
+        weights=options.weights,
         labels=labels,
         strides=options.maps,
         dataset=options.dataset,
@@ -210,23 +215,33 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
         "--input-size",
         type=size_of,
         metavar="N|HxW|any",
-        help="any (the default) is for backbones and segmenters only",
+        help="any is for backbones and segmenters only; default: the published size of torchvision's and timm's "
+        "classifiers, else any",
         default=None,
     )
     group.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 grey, 3 RGB; default: 3")
     group.add_argument(
         "--normalize",
         choices=("imagenet", "none"),
-        help="mean and deviation of pixels in 0..1: ImageNet's, the default for RGB, or 0 and 1",
+        help="mean and deviation of pixels in 0..1: ImageNet's, the default for RGB, or 0 and 1; torchvision's and "
+        "timm's builders have their own defaults",
     )
     group.add_argument("--mean", type=numbers_of, metavar="R,G,B", help="another mean of pixels in 0..1")
     group.add_argument("--std", type=numbers_of, metavar="R,G,B", help="another deviation in 0..1")
     group.add_argument(
         "--resize-shorter",
-        type=_positive,
-        metavar="N",
-        help="resize the shorter side to N, then crop the centre; default: resize to --input-size without cropping",
+        type=lambda text: 0 if text == "none" else _positive(text),
+        metavar="N|none",
+        help="resize the shorter side to N, then crop the centre; none: resize to --input-size without cropping; "
+        "default: as published by torchvision and timm, else none",
     )
+    group.add_argument(
+        "--interpolation",
+        type=Interpolation,
+        choices=tuple(Interpolation),
+        help="of the resize; default: as published by torchvision and timm, else bilinear",
+    )
+    group.add_argument("--layout", choices=("rgb", "bgr"), default="rgb", help="order of the channels; default: rgb")
     group.add_argument(
         "--labels",
         type=Path,

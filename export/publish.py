@@ -20,10 +20,12 @@ import torch
 
 from export import samples, verify
 from export.arrays import Arrays, row_count
+from export.doubts import guesses
 from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
 from export.graph import ClassifierGraph, SegmentationGraph, ServingGraph, serving_graph, settle
 from export.labels import Labels, default_labels
 from export.onnx import OPSET, to_onnx
+from export.own import assumptions
 from export.precisions import Judge, LeftOut, unsupported
 from export.settling import settle_detector
 from export.verify import PARITY_GATE, ParityCase, ProofFailed, open_session
@@ -31,6 +33,7 @@ from models.entry import Entry, ImageInput
 from models.loading import load_weights
 from models.progress import Steps
 from rafaga import bundle as bundles
+from rafaga import publishing
 from rafaga.bundle import (
     GOLDEN,
     SCHEMA,
@@ -73,6 +76,7 @@ class Published:
     bundle: Bundle
     note: str  # why accuracy of trained weights was not measured, or empty
     left_out: tuple[LeftOut, ...] = ()
+    doubts: tuple[str, ...] = ()  # warnings
 
 
 def publish(entry: Entry, request: ExportRequest, sources: Sources, steps: Steps) -> Published:
@@ -82,7 +86,7 @@ def publish(entry: Entry, request: ExportRequest, sources: Sources, steps: Steps
     """
     steps.step("building, loading weights")
     torch.manual_seed(sources.seed)
-    model = entry.build()
+    model, named = entry.build(), bool(entry.labels())
     weights = load_weights(entry, model, request.weights, steps)
     if request.license is not None:
         weights = msgspec.structs.replace(weights, license=request.license)
@@ -101,10 +105,13 @@ def publish(entry: Entry, request: ExportRequest, sources: Sources, steps: Steps
         if entry.task is Task.DETECTION:
             settle_detector(graph, inputs)
     left_out = [] if request.precisions is None else unsupported(entry, request.precisions)
-    export = _Export(entry, graph, weights, evidence, request, steps, left_out)
-    folder = bundles.publish(request.output, entry.name, request.version, export.fill)
+    taken = tuple(assumptions(entry, entry.labels(), named)) if entry.prepared_as else ()
+    export = _Export(entry, graph, weights, evidence, request, steps, left_out, taken)
+    folder = publishing.publish(request.output, entry.name, request.version, export.fill)
     note = evidence.note if weights.trained else ""
-    return Published(folder, bundles.load(folder), note, tuple(left_out))
+    bundle = bundles.load(folder)
+    doubts = [guesses(bundle)]
+    return Published(folder, bundle, note, tuple(left_out), tuple(doubt for doubt in doubts if doubt))
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,7 @@ class _Export:
     request: ExportRequest
     steps: Steps
     left_out: list[LeftOut]
+    assumptions: tuple[str, ...] = ()
 
     def fill(self, folder: Path, version: int) -> Bundle:
         """Writes all files into `folder` and describes them. Raises ProofFailed."""
@@ -195,6 +203,7 @@ class _Export:
             sequence=taken if isinstance(taken, SequenceSpec) else None,
             parameters=sum(parameter.numel() for parameter in self.graph.module.parameters()),
             max_batch_size=_max_batch_size(entry),
+            assumptions=self.assumptions,
         )
 
 

@@ -11,6 +11,7 @@ import onnx
 from onnx import helper
 
 from rafaga import bundle as bundles
+from rafaga import publishing
 from rafaga.bundle import (
     Bundle,
     DetectionSpec,
@@ -398,4 +399,4 @@ def publish(
             **fields,
         )
 
-    return bundles.publish(repository, name, None, fill)
+    return publishing.publish(repository, name, None, fill)

@@ -21,6 +21,7 @@ LAYERS = (
         "images",
         "int8",
         "objects",
+        "publishing",
         "series",
         "wire",
         *GENERATED,
