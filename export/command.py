@@ -49,7 +49,13 @@ def run(arguments: Sequence[str]) -> int:
     chosen = [entry for entry in chosen if entry.name not in shipped]
     allowed = None if options.max_accuracy_drop is None else options.max_accuracy_drop / 100
     request = ExportRequest(
-        options.output, options.weights, options.version, options.precisions, allowed, license=options.license
+        options.output,
+        options.weights,
+        options.version,
+        options.precisions,
+        allowed,
+        options.license,
+        options.allow_non_finite,
     )
     sources = Sources(
         data=options.data,
@@ -161,6 +167,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", type=Path, default=Path("repository"), metavar="DIR", help="default: repository")
     parser.add_argument("--version", type=_positive, metavar="N", help="default: the next free number")
+    parser.add_argument(
+        "--allow-non-finite",
+        action="store_true",
+        help="NaN and infinity are answers of this model; by default, the server answers with an error instead",
+    )
     parser.add_argument("--seed", type=int, default=0, help="for random weights and for the inputs of the checks")
     _add_measuring(parser.add_argument_group("measuring and variants"))
     _add_own(parser.add_argument_group("your own model"))

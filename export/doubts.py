@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rafaga.bundle import Bundle
 
 _ONE_SIDED = 1.64  # standard errors: a guessing model reaches more in one of twenty measurements
@@ -16,9 +18,20 @@ def guesses(bundle: Bundle) -> str | None:
     bound = chance + _ONE_SIDED * (chance * (1 - chance) / metric.samples) ** 0.5
     if metric.value > bound:
         return None
+    measured = f"{100 * metric.value:.2f} % of {metric.samples} samples of {metric.dataset}"
     return (
-        f"TOP-1 IS AT CHANCE: {100 * metric.value:.2f} % of {metric.samples} samples of {metric.dataset}; "
-        f"guessing gives {100 * chance:.2f} %. Likely causes: labels in another order than the model's outputs (--labels); "
-        f"pixels unlike those of training (--normalize, --mean, --std, --layout, --resize-shorter, --interpolation); weights of "
-        f"another model, or an untrained head; photos of other classes"
+        f"TOP-1 IS AT CHANCE: {measured}; guessing gives {100 * chance:.2f} %. Likely causes: labels in another order "
+        f"than the model's outputs (--labels); pixels unlike those of training (--normalize, --mean, --std, --layout, "
+        f"--resize-shorter, --interpolation); weights of another model, or an untrained head; photos of other classes"
+    )
+
+
+def gives_non_finite(inputs: Sequence[str]) -> str | None:
+    """`inputs`: the names of those for which PyTorch gives NaN or infinity."""
+    if not inputs:
+        return None
+    return (
+        f"OUTPUTS ARE NOT FINITE for {', '.join(inputs)}: the server answers such requests with an error. "
+        f"The cause is often a division by a deviation of zero: add an epsilon to it. If NaN is an answer: "
+        f"--allow-non-finite"
     )

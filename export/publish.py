@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -20,8 +20,9 @@ import torch
 
 from export import samples, verify
 from export.arrays import Arrays, row_count
-from export.doubts import guesses
+from export.doubts import gives_non_finite, guesses
 from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
+from export.extremes import finite_part
 from export.graph import ClassifierGraph, SegmentationGraph, ServingGraph, serving_graph, settle
 from export.labels import Labels, default_labels
 from export.onnx import OPSET, to_onnx
@@ -68,6 +69,7 @@ class ExportRequest:
     precisions: tuple[Precision, ...] | None = None
     max_accuracy_drop: float | None = None  # None: the criterion's default
     license: str | None = None
+    allow_non_finite: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def publish(entry: Entry, request: ExportRequest, sources: Sources, steps: Steps
     folder = publishing.publish(request.output, entry.name, request.version, export.fill)
     note = evidence.note if weights.trained else ""
     bundle = bundles.load(folder)
-    doubts = [guesses(bundle)]
+    doubts = [guesses(bundle), gives_non_finite(export.not_finite) if not request.allow_non_finite else None]
     return Published(folder, bundle, note, tuple(left_out), tuple(doubt for doubt in doubts if doubt))
 
 
@@ -126,6 +128,7 @@ class _Export:
     steps: Steps
     left_out: list[LeftOut]
     assumptions: tuple[str, ...] = ()
+    not_finite: list[str] = field(default_factory=list)  # the names of inputs for which PyTorch's answers are not
 
     def fill(self, folder: Path, version: int) -> Bundle:
         """Writes all files into `folder` and describes them. Raises ProofFailed."""
@@ -135,13 +138,14 @@ class _Export:
         cases = self._cases()
         session = open_session(path)
         parity = self._verify(session, cases)
+        extreme = self._prove_extremes(session)
         verify.write_golden(folder / GOLDEN, cases[-1])
         metrics: tuple[Metric, ...] = ()
         if self.weights.trained:
             self.steps.step("measuring accuracy")
             metrics = self.evidence.measure(session, self.steps.advance)
         fp32 = Variant(precision=Precision.FP32, file=path.name, parity=parity, metrics=metrics)
-        return self._bundle(version, session, (fp32, *self._smaller(path, metrics, cases)))
+        return self._bundle(version, session, (fp32, *self._smaller(path, metrics, cases, extreme)))
 
     def _cases(self) -> list[ParityCase]:
         """Inputs with PyTorch's answers, the golden ones last. Raises ProofFailed where these cannot be right."""
@@ -168,8 +172,20 @@ class _Export:
         verify.require_within(PARITY_GATE, difference, "alone and in a batch")
         return parity
 
-    def _smaller(self, path: Path, metrics: tuple[Metric, ...], cases: list[ParityCase]) -> list[Variant]:
-        """The fp16 and int8 files."""
+    def _prove_extremes(self, session: ort.InferenceSession) -> ParityCase | None:
+        """Uniform, extreme and repeated inputs, as far as PyTorch's answers to them are finite. Raises ProofFailed."""
+        self.steps.step("comparing on uniform and extreme inputs")
+        case, not_finite = finite_part(self.entry, self.graph)
+        self.not_finite.extend(not_finite)
+        if case is not None:
+            parity = verify.measure_parity(session, [case])
+            verify.require_within(PARITY_GATE, parity.max_relative_error, "on uniform and extreme inputs")
+        return case
+
+    def _smaller(
+        self, path: Path, metrics: tuple[Metric, ...], cases: list[ParityCase], extreme: ParityCase | None
+    ) -> list[Variant]:
+        """The fp16 and int8 files. `extreme`: inputs to which their answers must be finite too."""
         precisions = tuple(Precision) if self.request.precisions is None else self.request.precisions
         if not isinstance(self.evidence, ImageEvidence) or unsupported(self.entry, precisions):
             return []
@@ -177,7 +193,16 @@ class _Export:
         judge = Judge(path, metrics, cases, self.evidence, self.weights.trained, allowed, self.steps)
         variants, failed = judge.variants(precisions)
         self.left_out.extend(failed)
-        return variants
+        finite = []
+        for variant in variants:
+            file = path.with_name(variant.file)
+            try:
+                verify.measure_parity(open_session(file), [extreme] if extreme else [])
+                finite.append(variant)
+            except ProofFailed as error:  # half precision ends at 65,504
+                file.unlink()
+                self.left_out.append(LeftOut(variant.precision, f"{error} on uniform or extreme images"))
+        return finite
 
     def _bundle(self, version: int, session: ort.InferenceSession, variants: tuple[Variant, ...]) -> Bundle:
         inputs, outputs = verify.tensor_specs(session)
@@ -203,6 +228,7 @@ class _Export:
             sequence=taken if isinstance(taken, SequenceSpec) else None,
             parameters=sum(parameter.numel() for parameter in self.graph.module.parameters()),
             max_batch_size=_max_batch_size(entry),
+            allow_non_finite=self.request.allow_non_finite,
             assumptions=self.assumptions,
         )
 

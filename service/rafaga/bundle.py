@@ -242,6 +242,7 @@ class Bundle(Frozen, frozen=True):
     sequence: SequenceSpec | None = None
     parameters: int = 0  # number of trained parameters
     max_batch_size: int = 32
+    allow_non_finite: bool = False  # NaN and infinity are answers; otherwise the server answers with an error
     assumptions: tuple[str, ...] = ()  # what export took for granted about your own model's inputs and labels
 
     def variant(self, precision: Precision) -> Variant | None:
