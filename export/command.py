@@ -24,7 +24,7 @@ from models.expectation import shortfalls
 from models.loading import AUTO, FACTORY, RANDOM, WeightsError
 from models.progress import shown
 from models.zoo import catalogue
-from rafaga.bundle import Bundle, Precision, Task
+from rafaga.bundle import Bundle, Interpolation, Precision, Task
 
 # Errors of one model that do not affect the others.
 FAILURES = (WeightsError, ProofFailed, FileExistsError, LabelsInvalid, OwnModelInvalid, PhotoInvalid)
@@ -50,7 +50,13 @@ def run(arguments: Sequence[str]) -> int:
         console.print(f"! {note}", style="yellow", highlight=False, markup=False)
     allowed = None if options.max_accuracy_drop is None else options.max_accuracy_drop / 100
     request = ExportRequest(
-        options.output, options.weights, options.version, options.precisions, allowed, license=options.license
+        options.output,
+        options.weights,
+        options.version,
+        options.precisions,
+        allowed,
+        options.license,
+        options.allow_non_finite,
     )
     sources = Sources(
         data=options.data,
@@ -118,6 +124,8 @@ def export_one(
         console.print(f"✓ {published.folder}  ({seconds:.1f} s)", markup=False, highlight=False)
         for note in (*published.notes, *shortfalls(entry, published.bundle.variants[0].metrics)):
             console.print(f"! {entry.name}: {note}", style="yellow", markup=False, highlight=False)
+        for doubt in published.doubts:
+            console.print(f"!!! {entry.name}: {doubt}", style="bold red", markup=False, highlight=False)
     return ExportOutcome(entry.name, published, failure, seconds)
 
 
@@ -145,6 +153,9 @@ def _own(options: argparse.Namespace, labels: Labels | None) -> OwnModel:
         std=options.std,
         normalize=options.normalize,
         resize_shorter=options.resize_shorter,
+        interpolation=options.interpolation,
+        bgr=options.layout == "bgr",
+        weights=options.weights,
         labels=labels,
         strides=options.maps,
         dataset=options.dataset,
@@ -178,6 +189,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, default=Path("repository"), metavar="DIR", help="default: repository")
     parser.add_argument("--version", type=_positive, metavar="N", help="default: the next free number")
     parser.add_argument("--traceback", action="store_true", help="print the traceback of a failure too")
+    parser.add_argument(
+        "--allow-non-finite",
+        action="store_true",
+        help="NaN and infinity are answers of this model; by default, the server answers with an error instead",
+    )
     parser.add_argument("--seed", type=int, default=0, help="for random weights and for the inputs of the checks")
     _add_measuring(parser.add_argument_group("measuring and variants"))
     _add_own(parser.add_argument_group("your own model"))
@@ -238,23 +254,33 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
         "--input-size",
         type=size_of,
         metavar="N|HxW|any",
-        help="any (the default) is for backbones and segmenters only",
+        help="any is for backbones and segmenters only; default: the published size of torchvision's and timm's "
+        "classifiers, else any",
         default=None,
     )
     group.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 grey, 3 RGB; default: 3")
     group.add_argument(
         "--normalize",
         choices=("imagenet", "none"),
-        help="mean and deviation of pixels in 0..1: ImageNet's, the default for RGB, or 0 and 1",
+        help="mean and deviation of pixels in 0..1: ImageNet's, the default for RGB, or 0 and 1; torchvision's and "
+        "timm's builders have their own defaults",
     )
     group.add_argument("--mean", type=numbers_of, metavar="R,G,B", help="another mean of pixels in 0..1")
     group.add_argument("--std", type=numbers_of, metavar="R,G,B", help="another deviation in 0..1")
     group.add_argument(
         "--resize-shorter",
-        type=_positive,
-        metavar="N",
-        help="resize the shorter side to N, then crop the centre; default: resize to --input-size without cropping",
+        type=lambda text: 0 if text == "none" else _positive(text),
+        metavar="N|none",
+        help="resize the shorter side to N, then crop the centre; none: resize to --input-size without cropping; "
+        "default: as published by torchvision and timm, else none",
     )
+    group.add_argument(
+        "--interpolation",
+        type=Interpolation,
+        choices=tuple(Interpolation),
+        help="of the resize; default: as published by torchvision and timm, else bilinear",
+    )
+    group.add_argument("--layout", choices=("rgb", "bgr"), default="rgb", help="order of the channels; default: rgb")
     group.add_argument(
         "--labels",
         type=Path,

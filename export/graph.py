@@ -1,7 +1,7 @@
 """The serving graph: the module that is traced, with all preprocessing inside it.
 
-Images arrive as uint8 [N, height, width, channels], the layout and type of decoded pixels: a quarter of the bytes of
-floats. The graph contains the change of layout, the normalisation, and a classifier's softmax.
+Images arrive as uint8 [N, height, width, channels], RGB or grey, the layout and type of decoded pixels: a quarter of
+the bytes of floats. The graph contains the change of layout, the normalisation, and a classifier's softmax.
 """
 
 from __future__ import annotations
@@ -117,6 +117,7 @@ class ImageGraph(nn.Module):
         super().__init__()
         self.model = model
         self.outputs = tuple(outputs)
+        self.bgr = image.bgr
         mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (image.mean, image.std))
         # (x / 255 - mean) / std as one multiplication and one addition, computed in double precision.
         self.register_buffer("scale", (1 / (255 * std)).float())
@@ -128,7 +129,7 @@ class ImageGraph(nn.Module):
     def normalised(self, image: Tensor) -> Tensor:
         """The model's input: float32 [N, channels, height, width]"""
         # Contiguous: PyTorch would continue in channels-last, which ONNX cannot express and exports as gathers.
-        x = image.permute(0, 3, 1, 2).contiguous().float()
+        x = (image.flip(3) if self.bgr else image).permute(0, 3, 1, 2).contiguous().float()
         return x * self.scale + self.shift
 
 

@@ -70,13 +70,16 @@ def preparation(image: ImageInput) -> ImagePreparation:
         channels=image.channels,
         resize_shorter=image.resize_shorter,
         max_longer=image.max_longer,
+        interpolation=image.interpolation,
     )
 
 
 def measured_preparation(image: ImageInput) -> ImagePreparation:
     """Like `preparation`; models that take any size are measured at one size, so that photos form batches."""
     if image.height is None:
-        return ImagePreparation(height=224, width=224, channels=image.channels, resize_shorter=256)
+        return ImagePreparation(
+            height=224, width=224, channels=image.channels, resize_shorter=256, interpolation=image.interpolation
+        )
     return preparation(image)
 
 

@@ -5,8 +5,8 @@
       bundle.json                                    `Bundle`, below
       golden.npz                                     `input.<name>` and `output.<name>`, computed by PyTorch
 
-`publish` writes to a temporary folder beside the target and renames it: a reader sees a whole bundle or none.
 `load` checks the schema, `verify_files` the sha256 of every file. Running the golden inputs is the engine's part.
+`publishing.publish` writes a bundle.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
@@ -50,6 +47,12 @@ class Precision(StrEnum):
     INT8 = "int8"
 
 
+class Interpolation(StrEnum):
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+    NEAREST = "nearest"
+
+
 class Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True): ...
 
 
@@ -66,7 +69,8 @@ class ImagePreparation(Frozen, frozen=True):
 
     Resize the shorter side to `resize_shorter` (None: to exactly height x width), then crop the centre. `height` and
     `width` are None for models that take any size: nothing is cropped, and without `resize_shorter` nothing is resized.
-    `max_longer` bounds the longer side. Bilinear with antialiasing, like torchvision's transforms of PIL images.
+    `max_longer` bounds the longer side. Bilinear and bicubic are antialiased, like torchvision's transforms of PIL
+    images.
     """
 
     height: int | None
@@ -74,6 +78,7 @@ class ImagePreparation(Frozen, frozen=True):
     channels: int  # 1 grey, 3 RGB
     resize_shorter: int | None = None
     max_longer: int | None = None
+    interpolation: Interpolation = Interpolation.BILINEAR
 
     @property
     def cropped(self) -> bool:
@@ -242,6 +247,8 @@ class Bundle(Frozen, frozen=True):
     sequence: SequenceSpec | None = None
     parameters: int = 0  # number of trained parameters
     max_batch_size: int = 32
+    allow_non_finite: bool = False  # NaN and infinity are answers; otherwise the server answers with an error
+    assumptions: tuple[str, ...] = ()  # what export took for granted about your own model's inputs and labels
 
     def variant(self, precision: Precision) -> Variant | None:
         return next((v for v in self.variants if v.precision == precision), None)
@@ -355,34 +362,3 @@ def _check_sha256(path: Path, bundle: Bundle, found: str) -> None:
     if found != (expected := bundle.files[path.name]):
         shas = f"sha256 is {found[:16]}…, expected {expected[:16]}…"
         raise BundleError(f"{path}: {shas}: the file changed after it was published")
-
-
-def publish(repository: Path, name: str, version: int | None, fill: Callable[[Path, int], Bundle]) -> Path:
-    """Publishes a bundle atomically and returns its folder.
-
-    `fill(folder, version)` writes the files into a temporary folder and returns the Bundle, without `files`. `version`
-    None: the next free number. Raises FileExistsError for a version that exists: published bundles never change.
-    """
-    parent = repository / name
-    parent.mkdir(parents=True, exist_ok=True)
-    if version is None:
-        taken = [int(p.name) for p in parent.iterdir() if p.name.isdecimal()]
-        version = max(taken, default=0) + 1
-    target = parent / str(version)
-    if target.exists():
-        raise FileExistsError(f"{target} is published already; choose another version")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=parent))
-    try:
-        bundle = fill(temporary, version)
-        files = {p.name: sha256_of(p) for p in sorted(temporary.iterdir())}
-        bundle = msgspec.structs.replace(bundle, files=files)
-        (temporary / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(bundle), indent=2) + b"\n")
-        temporary.chmod(0o755)  # mkdtemp makes it private; the server may run as another user
-        for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        os.rename(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return target

@@ -143,16 +143,20 @@ def test_without_labels_the_classes_have_numbers_and_what_was_assumed_is_printed
     assert main(command) == 0
     assert exported(tmp_path).labels == ("0", "1", "2")
     printed = capsys.readouterr().out
-    assert "input: 16 x 16 RGB, resized to it without cropping" in printed
+    assert "input: 16 x 16 RGB, resized to it without cropping (bilinear)" in printed
     assert "pixels in 0..1, minus the mean 0.485, 0.456, 0.406, divided by 0.229, 0.224, 0.225" in printed
+    assert "size, interpolation and pixels: assumed, where no option gives them" in printed
     assert "labels: the class numbers 0 to 2; to name the classes: --labels FILE" in printed
+    stored = exported(tmp_path).assumptions
+    assert len(stored) == 4
+    assert all(line in printed for line in stored)
 
 
 def test_assumptions_of_other_models() -> None:
     assert assumptions(own_entry(own(task=Task.SEQUENCE, max_length=50)), small.CLASSES, named=True) == []
     grey = own_entry(own(size=(32, 32), channels=1, resize_shorter=36))
-    size, pixels = assumptions(grey, small.CLASSES, named=True)
-    assert size == "input: 32 x 32 grey, the centre of an image whose shorter side is resized to 36"
+    size, pixels, _ = assumptions(grey, small.CLASSES, named=True)
+    assert size == "input: 32 x 32 grey, the centre of an image whose shorter side is resized to 36 (bilinear)"
     assert pixels == "pixels in 0..1, minus the mean 0, divided by 1"
     backbone = own_entry(own(task=Task.FEATURES, size=None, strides={"c3": 8}))
     assert assumptions(backbone, (), named=False)[0] == "input: any size, RGB"
