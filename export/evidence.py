@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime as ort
 
 from export import accuracy, samples
-from export.arrays import Array, Arrays, rows
-from export.labels import Labels, LabelsInvalid, read_labels
+from export.arrays import Array, Arrays, pad_symbols, pad_time, rows
+from export.labels import ClassesFrom, Labels, LabelsInvalid, read_labels
 from export.samples import ImageData, ImageSet
 from export.verify import Advance, open_session
 from models.entry import Corpus, Entry, ImageInput, Shipped
@@ -41,6 +41,7 @@ class Sources:
 
     data: Path | None = None
     eval_images: Path | None = None
+    classes_from: ClassesFrom = "folder"  # of eval_images
     calibration_images: Path | None = None
     labels: Labels | None = None
     samples: int | None = None
@@ -65,6 +66,11 @@ class ImageEvidence:
         for number in range(1 if self.image.height else 2):
             images = {"image": self._take(max(PARITY_BATCHES), number)}
             yield from (rows(images, slice(size)) for size in PARITY_BATCHES)
+
+    def of_size(self, height: int, width: int) -> Arrays:
+        """One image of noise, for models that take any size."""
+        rng = np.random.default_rng(self.sources.seed)
+        return {"image": samples.noise_images(1, (height, width), self.image.channels, rng)}
 
     def golden(self) -> Arrays:
         return {"image": self._take(3 if self.image.height else 2, 0, seed=1)}
@@ -137,6 +143,17 @@ class SeriesEvidence:
     def batches(self) -> Iterator[Arrays]:
         return (self._take(size, size) for size in PARITY_BATCHES)
 
+    @property
+    def longest(self) -> tuple[int, str]:
+        """The declared length, and its name."""
+        return self.shape.max_history, "max_history"
+
+    def of_lengths(self, *lengths: int) -> Arrays:
+        """A row of each length. A series that is too short is repeated."""
+        rng = np.random.default_rng(self.sources.seed)
+        series = samples.synthetic_series(self.shape, max(lengths), rng) if self.series is None else self.series
+        return pad_time([np.resize(series, length) for length in lengths])
+
     def golden(self) -> Arrays:
         return self._take(4, 1)
 
@@ -166,6 +183,16 @@ class SequenceEvidence:
 
     def batches(self) -> Iterator[Arrays]:
         return (self._take(size, size) for size in PARITY_BATCHES)
+
+    @property
+    def longest(self) -> tuple[int, str]:
+        """The declared length, and its name."""
+        return self.shape.max_length, "max_length"
+
+    def of_lengths(self, *lengths: int) -> Arrays:
+        """A row of each length, of any symbols."""
+        rng = np.random.default_rng(self.sources.seed)
+        return pad_symbols([rng.integers(len(self.entry.labels()), size=length) for length in lengths])
 
     def golden(self) -> Arrays:
         return self._take(4, 1)
@@ -222,7 +249,9 @@ def _image_data(
         classes = sources.labels or _labels_next_to(folder) or Labels(entry.labels())
     prepared_as = samples.measured_preparation(image)
     try:
-        everything = samples.photos(folder, classes, prepared_as, but=sources.calibration_images)
+        # The sample photos are all in one folder.
+        classes_from = sources.classes_from if sources.eval_images is not None else "file"
+        everything = samples.photos(folder, classes, prepared_as, sources.calibration_images, classes_from)
     except LabelsInvalid:
         if sources.eval_images is not None:
             raise

@@ -130,7 +130,7 @@ def _section(one: MeasuredBundle) -> str:
         bundle.dataset,
         f"weights: {bundle.weights.source} ({bundle.weights.license})",
         f"opset {bundle.provenance.opset}, PyTorch {bundle.provenance.torch}",
-        f"parity at batch {', '.join(map(str, bundle.variants[0].parity.batch_sizes))}",
+        f"parity at batch {', '.join(map(str, bundle.variants[0].parity.batch_sizes))}{_up_to(bundle)}",
         *(
             f"{variant.precision} calibrated on {variant.calibration.samples} samples of {variant.calibration.dataset}"
             for variant in bundle.variants
@@ -143,6 +143,11 @@ def _section(one: MeasuredBundle) -> str:
 {_metric_table(bundle)}
 {_timing_table(one)}
 </section>"""
+
+
+def _up_to(bundle: Bundle) -> str:
+    largest = bundle.variants[0].parity.largest_input
+    return f", inputs up to {' × '.join(map(str, largest))}" if largest else ""
 
 
 def _metric_table(bundle: Bundle) -> str:

@@ -30,6 +30,7 @@ from rafaga.server.observability.nvml import GpuFigures
 from rafaga.server.observability.triton import TritonMetrics
 from rafaga.server.repository.loader import Loader
 from rafaga.server.repository.repository import Poller, Repository
+from rafaga.server.repository.trial_process import TrialProcess, Trials
 from rafaga.server.scheduling.batcher import BatchPolicy
 from rafaga.server.services import page
 from rafaga.server.services.catalog import Catalog
@@ -75,7 +76,7 @@ def serve(config: Config, serving: Callable[[Server], None] | None = None) -> in
     return run(build(config), serving)
 
 
-def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Server:
+def build(config: Config, engine_factory: EngineFactory = Placement.load, trials: Trials | None = None) -> Server:
     """A server that is not started. Raises ConfigError."""
     metrics = Metrics(GpuFigures.find())
     if config.observability.triton_metrics:
@@ -96,6 +97,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
         metrics,
         SupervisorPolicy(timeout_s=config.engines.engine_timeout_s),
         engine_factory,
+        trials or TrialProcess(),
     )
 
     control = config.models.model_control

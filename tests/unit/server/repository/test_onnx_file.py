@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from rafaga.errors import BundleError
-from rafaga.server.repository.onnx_file import refuse_external_data
+from rafaga.server.repository.onnx_file import parse
 from tests import plain
 
 
@@ -76,15 +76,15 @@ OUTSIDE = {
 @pytest.mark.parametrize("model", OUTSIDE.values(), ids=OUTSIDE.keys())
 def test_a_tensor_outside_is_found(model: onnx.ModelProto) -> None:
     with pytest.raises(BundleError, match="external data"):
-        refuse_external_data(model.SerializeToString())
+        parse(model.SerializeToString())
 
 
 def test_a_whole_model_passes() -> None:
     model = with_node(value=numpy_helper.from_array(np.arange(300.0)), then=helper.make_graph([], "g", [], []))
     model.metadata_props.add(key="external_data", value="location")
-    refuse_external_data(model.SerializeToString())
+    parse(model.SerializeToString())
     for dtype in plain.DTYPES:
-        refuse_external_data(plain.identity(dtype, ("batch", 3)).SerializeToString())
+        parse(plain.identity(dtype, ("batch", 3)).SerializeToString())
 
 
 @given(st.data())
@@ -94,10 +94,10 @@ def test_broken_files_are_refused(data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(content) - 1))
     content[at] = data.draw(st.integers(0, 255))
     with suppress(BundleError):
-        refuse_external_data(bytes(content[: data.draw(st.integers(at, len(content)))]))
+        parse(bytes(content[: data.draw(st.integers(at, len(content)))]))
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_accepted_or_refused(content: bytes) -> None:
     with suppress(BundleError):
-        refuse_external_data(content)
+        parse(content)

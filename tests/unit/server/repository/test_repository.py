@@ -16,6 +16,7 @@ from rafaga.server.config.model_versions import VersionPolicy, Versions, parse_v
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository import discovery, reconciler
 from rafaga.server.repository.repository import Repository
+from rafaga.server.repository.trial_process import DirectTrials
 from rafaga.server.repository.versions import State
 
 GOOD, BAD = b"good", b"bad"
@@ -56,6 +57,8 @@ class FakeModel:
 
 class FakeLoader:
     """Loads files that contain GOOD, and refuses others."""
+
+    trials = DirectTrials()
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics

@@ -122,6 +122,17 @@ def test_pipelined_requests_are_answered_in_order(site: Site) -> None:
     assert answer.index(b"one") < answer.index(b"two")
 
 
+def test_a_body_does_not_wait_for_the_head_to_be_acknowledged(site: Site) -> None:
+    with site.connect() as connection:
+        connection.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert site.asked.wait(WAIT_S)
+        (served,) = site.server._state.connections
+        accepted = served.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        site.answer.set()
+        read(connection, b"at last")
+
+
 @pytest.mark.parametrize(
     "sent",
     [
