@@ -1,4 +1,4 @@
-"""docs/operating.md and docs/security.md: every command is run or, if it needs a cluster, checked against the files it names."""
+"""The guides for operators: every command is run or, if it needs a cluster, checked against the files it names."""
 
 from __future__ import annotations
 
