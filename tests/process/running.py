@@ -42,6 +42,7 @@ class Process:
             env=inherited | dict(environ or {}),
             cwd=folder,
         )
+        self.pid = self._process.pid
         self.log: list[Line] = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
