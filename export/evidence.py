@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from export import accuracy, samples
+from export.accuracy import Measured
 from export.arrays import Array, Arrays, pad_symbols, pad_time, rows
 from export.labels import ClassesFrom, Labels, LabelsInvalid, read_labels
 from export.samples import ImageData, ImageSet
@@ -18,7 +19,7 @@ from export.verify import Advance, open_session
 from models.entry import Corpus, Entry, ImageInput, Shipped
 from models.progress import SILENT, Steps
 from models.training.data import ENVIRONMENT, DataUnavailable
-from rafaga.bundle import Calibration, ForecastSpec, Metric, SequenceSpec, Task
+from rafaga.bundle import Calibration, ForecastSpec, SequenceSpec, Task
 
 PARITY_BATCHES = (1, 2, 5, 8)
 # Backbones take any size: one that is divisible by every stride, and one by none. A segmenter's images must be so large
@@ -46,6 +47,14 @@ class Sources:
     labels: Labels | None = None
     samples: int | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The fp32 file, with its figures on the same images."""
+
+    path: Path
+    measured: Measured
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ class ImageEvidence:
             return Calibration(dataset="noise", samples=NOISE_IMAGES)
         return Calibration(dataset=source.name, samples=min(CALIBRATION_IMAGES, len(source)))
 
-    def measure(self, session: ort.InferenceSession, advance: Advance, fp32: Path | None = None) -> tuple[Metric, ...]:
+    def measure(self, session: ort.InferenceSession, advance: Advance, fp32: Reference | None = None) -> Measured:
         """The figures to report; empty if they cannot be measured. `fp32`: the reference file, None for that file
         itself.
 
@@ -103,23 +112,24 @@ class ImageEvidence:
         return self._measure(self.data.held_out, session, advance, fp32)
 
     def measure_to_choose(
-        self, session: ort.InferenceSession, advance: Advance, fp32: Path | None = None
-    ) -> tuple[Metric, ...]:
+        self, session: ort.InferenceSession, advance: Advance, fp32: Reference | None = None
+    ) -> Measured:
         """The same figures on images reserved for decisions: nothing is reported on them."""
         return self._measure(self.data.choosing, session, advance, fp32)
 
     def _measure(
-        self, images: ImageSet | None, session: ort.InferenceSession, advance: Advance, fp32: Path | None
-    ) -> tuple[Metric, ...]:
+        self, images: ImageSet | None, session: ort.InferenceSession, advance: Advance, fp32: Reference | None
+    ) -> Measured:
         if images is None or not len(images):
-            return ()
+            return Measured()
         if self.entry.task is Task.CLASSIFICATION:
-            return accuracy.classify(session, images, self.sources.samples, advance)
+            baseline = fp32.measured if fp32 else None
+            return accuracy.classify(session, images, self.sources.samples, advance, baseline)
         compare = {Task.FEATURES: accuracy.resemble, Task.SEGMENTATION: accuracy.agree}.get(self.entry.task)
         if compare is None or fp32 is None:
-            return ()
+            return Measured()
         limit = self.sources.samples or FEATURE_SAMPLES
-        return compare(session, open_session(fp32), images, limit, advance)
+        return compare(session, open_session(fp32.path), images, limit, advance)
 
     def _take(self, count: int, number: int, seed: int = 0) -> Array:
         sizes = PIXEL_PARITY_SIZES if self.entry.task is Task.SEGMENTATION else PARITY_SIZES
@@ -157,13 +167,13 @@ class SeriesEvidence:
     def golden(self) -> Arrays:
         return self._take(4, 1)
 
-    def measure(self, session: ort.InferenceSession, advance: Advance) -> tuple[Metric, ...]:
+    def measure(self, session: ort.InferenceSession, advance: Advance) -> Measured:
         if self.series is None:
-            return ()
+            return Measured()
         measured = accuracy.forecast(session, self.series, self.shape, f"{self.entry.dataset}, last fifth")
         weights = self.entry.weights
         baseline = accuracy.recorded_baseline(weights.path, measured) if isinstance(weights, Shipped) else ()
-        return (*measured, *baseline)
+        return Measured((*measured, *baseline))
 
     def _take(self, count: int, seed: int) -> Arrays:
         return samples.take_histories(self.series, self.shape, count, self.sources.seed + seed)
@@ -197,8 +207,8 @@ class SequenceEvidence:
     def golden(self) -> Arrays:
         return self._take(4, 1)
 
-    def measure(self, session: ort.InferenceSession, advance: Advance) -> tuple[Metric, ...]:
-        return accuracy.next_symbols(session) if self.entry.corpus is Corpus.REBER else ()
+    def measure(self, session: ort.InferenceSession, advance: Advance) -> Measured:
+        return Measured(accuracy.next_symbols(session) if self.entry.corpus is Corpus.REBER else ())
 
     def _take(self, count: int, seed: int) -> Arrays:
         seed += self.sources.seed
