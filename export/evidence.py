@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from export.arrays import Array, Arrays, rows
 from export.labels import Labels, LabelsInvalid, read_labels
 from export.samples import ImageData, ImageSet
 from export.verify import Advance, open_session
-from models.entry import Corpus, Entry, ImageInput, Shipped
+from models.entry import Corpus, Entry, ImageInput, Shipped, Trained
 from models.progress import SILENT, Steps
 from models.training.data import ENVIRONMENT, DataUnavailable
 from rafaga.bundle import Calibration, ForecastSpec, Metric, SequenceSpec, Task
@@ -127,7 +127,7 @@ class SeriesEvidence:
 
     entry: Entry
     shape: ForecastSpec
-    series: Array | None
+    series: Sequence[Array]  # empty: none to measure with
     sources: Sources
     note: str = ""
 
@@ -141,11 +141,11 @@ class SeriesEvidence:
         return self._take(4, 1)
 
     def measure(self, session: ort.InferenceSession, advance: Advance) -> tuple[Metric, ...]:
-        if self.series is None:
+        if not self.series:
             return ()
         measured = accuracy.forecast(session, self.series, self.shape, f"{self.entry.dataset}, last fifth")
         weights = self.entry.weights
-        baseline = accuracy.recorded_baseline(weights.path, measured) if isinstance(weights, Shipped) else ()
+        baseline = accuracy.recorded_baseline(weights.path, measured) if isinstance(weights, Shipped | Trained) else ()
         return (*measured, *baseline)
 
     def _take(self, count: int, seed: int) -> Arrays:
@@ -189,7 +189,7 @@ def find_evidence(entry: Entry, sources: Sources, trained: bool, steps: Steps = 
     An untrained network is checked with noise, and its accuracy is not measured.
     """
     if isinstance(entry.input, ForecastSpec):
-        series, note = samples.load_series(entry.corpus, sources.data)
+        series, note = samples.load_series(entry, sources.data)
         return SeriesEvidence(entry, entry.input, series, sources, note)
     if isinstance(entry.input, SequenceSpec):
         return SequenceEvidence(entry, entry.input, sources, "" if entry.corpus else "no sequences to measure with")

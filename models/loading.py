@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.download import download
-from models.entry import Entry, Shipped, Torchvision
+from models.entry import Entry, Shipped, Torchvision, Trained
 from models.progress import SILENT, Steps
 from rafaga.bundle import Weights, sha256_of
 
@@ -67,6 +67,9 @@ def load_weights(entry: Entry, module: nn.Module, choice: str | Path = AUTO, ste
                 license=shipped.license,
                 sha256=sha256_of(shipped.path),
             )
+        case Trained() as trained:
+            _fill(module, read_state(trained.path), trained.path.name)
+            return Weights(trained=True, source=trained.command, license="unknown", sha256=sha256_of(trained.path))
         case Torchvision() as published:
             path, sha256 = _download(published, steps)
             _fill(module, read_state(path), published.member)
