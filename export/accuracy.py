@@ -24,7 +24,7 @@ from export.arrays import Array, Arrays, pad_symbols
 from export.samples import ImageSet
 from export.verify import Advance, run
 from models.training import reber
-from models.training.forecast_eval import evaluate, held_out, seasonal_naive
+from models.training.forecast_eval import errors, evaluate, held_out, metrics_of, quantiles_of, seasonal_naive
 from rafaga.bundle import ForecastSpec, Metric
 
 _PIXEL_CLASSES = 256  # one byte
@@ -195,17 +195,19 @@ def recall(found: Array, reference: Array, neighbours: int = 10) -> float:
     return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(*nearest, strict=True)]))
 
 
-def forecast(session: ort.InferenceSession, series: Array, shape: ForecastSpec, dataset: str) -> tuple[Metric, ...]:
+def forecast(
+    session: ort.InferenceSession, series: Sequence[Array], shape: ForecastSpec, dataset: str
+) -> tuple[Metric, ...]:
     """MASE, pinball loss and coverage by rolling origin, and the seasonal-naive MASE on the same origins."""
 
     def quantiles(history: Array, length: NDArray[np.int64]) -> Array:
         return run(session, {"history": history, "length": length})["quantiles"]
 
     origins = held_out(series, shape)
-    naive = float(np.abs(origins.future - seasonal_naive(origins, shape)).mean()) / origins.scale
+    naive = float(errors(origins, seasonal_naive(origins, shape)).mean())
     return (
-        *evaluate(origins, shape, quantiles, dataset),
-        Metric(name="mase_seasonal_naive", value=naive, dataset=dataset, samples=len(origins.length)),
+        *evaluate(origins, shape, quantiles_of(quantiles, origins), dataset),
+        *metrics_of({"mase_seasonal_naive": naive}, dataset, origins),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from export.arrays import Array, Arrays, pad_symbols, pad_time, rows
 from export.labels import ClassesFrom, Labels, LabelsInvalid, read_labels
 from export.samples import ImageData, ImageSet
 from export.verify import Advance, open_session
-from models.entry import Corpus, Entry, ImageInput, Shipped
+from models.entry import Corpus, Entry, ImageInput, Shipped, Trained
 from models.progress import SILENT, Steps
 from models.training.data import ENVIRONMENT, DataUnavailable
 from rafaga.bundle import Calibration, ForecastSpec, SequenceSpec, Task
@@ -143,7 +143,7 @@ class SeriesEvidence:
 
     entry: Entry
     shape: ForecastSpec
-    series: Array | None
+    series: Sequence[Array]  # empty: none to measure with
     sources: Sources
     note: str = ""
 
@@ -161,18 +161,18 @@ class SeriesEvidence:
     def of_lengths(self, *lengths: int) -> Arrays:
         """A row of each length. A series that is too short is repeated."""
         rng = np.random.default_rng(self.sources.seed)
-        series = samples.synthetic_series(self.shape, max(lengths), rng) if self.series is None else self.series
+        series = max(self.series, key=len, default=samples.synthetic_series(self.shape, max(lengths), rng))
         return pad_time([np.resize(series, length) for length in lengths])
 
     def golden(self) -> Arrays:
         return self._take(4, 1)
 
     def measure(self, session: ort.InferenceSession, advance: Advance) -> Measured:
-        if self.series is None:
+        if not self.series:
             return Measured()
         measured = accuracy.forecast(session, self.series, self.shape, f"{self.entry.dataset}, last fifth")
         weights = self.entry.weights
-        baseline = accuracy.recorded_baseline(weights.path, measured) if isinstance(weights, Shipped) else ()
+        baseline = accuracy.recorded_baseline(weights.path, measured) if isinstance(weights, Shipped | Trained) else ()
         return Measured((*measured, *baseline))
 
     def _take(self, count: int, seed: int) -> Arrays:
@@ -226,7 +226,7 @@ def find_evidence(entry: Entry, sources: Sources, trained: bool, steps: Steps = 
     An untrained network is checked with noise, and its accuracy is not measured.
     """
     if isinstance(entry.input, ForecastSpec):
-        series, note = samples.load_series(entry.corpus, sources.data)
+        series, note = samples.load_series(entry, sources.data)
         return SeriesEvidence(entry, entry.input, series, sources, note)
     if isinstance(entry.input, SequenceSpec):
         return SequenceEvidence(entry, entry.input, sources, "" if entry.corpus else "no sequences to measure with")
