@@ -13,18 +13,29 @@ from rich.console import Console
 from export.evidence import Sources
 from export.failures import last_cause
 from export.labels import Labels, LabelsInvalid, read_labels
-from export.own import TASKS, OwnModel, OwnModelInvalid, assumptions, numbers_of, own_entry, size_of, strides_of
+from export.own import (
+    TASKS,
+    OwnModel,
+    OwnModelInvalid,
+    assumptions,
+    numbers_of,
+    own_entry,
+    read_own_series,
+    size_of,
+    strides_of,
+)
 from export.precisions import AGREEMENT, RECALL, SIMILARITY, TOP1
 from export.publish import ExportRequest, Published, publish
 from export.samples import PhotoInvalid
 from export.show import ExportOutcome, catalogue_table, new_console, outcome_table
 from export.verify import ProofFailed
-from models.entry import Entry, Shipped
+from models.entry import Entry, Shipped, Trained
 from models.expectation import shortfalls
 from models.loading import AUTO, FACTORY, RANDOM, WeightsError
+from models.own import FORECASTERS, find_forecaster, forecaster_entry
 from models.progress import shown
-from models.zoo import catalogue
-from rafaga.bundle import Bundle, Interpolation, Precision, Task
+from models.zoo import QUANTILES, catalogue
+from rafaga.bundle import Bundle, ForecastSpec, Interpolation, Precision, Task
 
 # Errors of one model that do not affect the others.
 FAILURES = (WeightsError, ProofFailed, FileExistsError, LabelsInvalid, OwnModelInvalid, PhotoInvalid)
@@ -42,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
         chosen = [own_entry(_own(options, labels))] if options.factory else _chosen(options)
     except (OwnModelInvalid, LabelsInvalid, OSError, ValueError) as error:
         parser.error(str(error))
-    if wrong := _wrong_weights(options, len(chosen)):
+    if wrong := _wrong_weights(options, chosen):
         parser.error(wrong)
     shipped = [entry.name for entry in chosen if options.all and options.weights == RANDOM and is_shipped(entry)]
     chosen = [entry for entry in chosen if entry.name not in shipped]
@@ -81,15 +92,15 @@ def run(arguments: Sequence[str]) -> int:
     return 1 if failed or incomplete else 0
 
 
-def _wrong_weights(options: argparse.Namespace, models: int) -> str:
+def _wrong_weights(options: argparse.Namespace, chosen: Sequence[Entry]) -> str:
     """What is wrong with --weights and --license, or nothing."""
     yours = options.weights not in (AUTO, RANDOM)
     if options.weights == FACTORY and not options.factory:
         return "--weights factory needs --factory, whose module holds its weights"
-    if models > 1 and yours:
+    if len(chosen) > 1 and yours:
         return "--weights FILE takes one model"
-    if options.license is not None and not yours:
-        return "--license needs --weights FILE or factory: the licence of other weights is known"
+    if options.license is not None and not yours and not all(isinstance(e.weights, Trained) for e in chosen):
+        return "--license needs --weights FILE or factory, or a forecaster of yours: that of other weights is known"
     return ""
 
 
@@ -130,14 +141,19 @@ def export_one(
 
 
 def _chosen(options: argparse.Namespace) -> list[Entry]:
-    """Models of the catalogue. Raises ValueError."""
+    """Models of the catalogue, and trained forecasters. Raises ValueError."""
     entries = catalogue()
-    unknown = [name for name in options.names if name not in entries]
-    if unknown:
-        raise ValueError(f"unknown model {', '.join(unknown)}; known: {', '.join(entries)}")
     if bool(options.names) == options.all:
         raise ValueError("name the models to export, or use --all or --factory; --list prints the catalogue")
-    return list(entries.values()) if options.all else [entries[name] for name in options.names]
+    trained = {name: folder for name in options.names if name not in entries and (folder := find_forecaster(name))}
+    unknown = [name for name in options.names if name not in entries and name not in trained]
+    if unknown:
+        raise ValueError(
+            f"unknown model {', '.join(unknown)}; known: {', '.join(entries)}, and forecasters that "
+            f"python -m models.training forecaster wrote into {FORECASTERS}, or their folders"
+        )
+    chosen = options.names or entries
+    return [forecaster_entry(trained[name]) if name in trained else entries[name] for name in chosen]
 
 
 def _own(options: argparse.Namespace, labels: Labels | None) -> OwnModel:
@@ -160,6 +176,26 @@ def _own(options: argparse.Namespace, labels: Labels | None) -> OwnModel:
         strides=options.maps,
         dataset=options.dataset,
         max_length=options.max_length,
+        forecast=_forecast_spec(options),
+        series=None if options.eval_series is None else read_own_series(options.eval_series),
+    )
+
+
+def _forecast_spec(options: argparse.Namespace) -> ForecastSpec | None:
+    """None where no option describes it. Raises OwnModelInvalid."""
+    sizes = (options.horizon, options.min_history, options.max_history)
+    if sizes == (None, None, None):
+        return None
+    if None in sizes:
+        raise OwnModelInvalid("a forecaster needs --horizon, --min-history and --max-history")
+    return ForecastSpec(
+        min_history=options.min_history,
+        max_history=options.max_history,
+        max_horizon=options.horizon,
+        quantile_levels=options.quantiles,
+        season=options.season,
+        step=options.step,
+        unit=options.unit,
     )
 
 
@@ -169,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Trace models to ONNX, verify them against PyTorch, and publish them as bundles.",
         epilog="Also: python -m export verify DIR... (verify published bundles), python -m export report DIR...",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="models of the catalogue")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models of the catalogue, or trained forecasters")
     parser.add_argument(
         "--all",
         action="store_true",
@@ -184,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
         "FILE: a safetensors or torch state dict",
     )
     parser.add_argument(
-        "--license", metavar="TEXT", help="licence of --weights FILE, stored in the bundle; default: unknown"
+        "--license", metavar="TEXT", help="licence of your own weights, stored in the bundle; default: unknown"
     )
     parser.add_argument("--output", type=Path, default=Path("repository"), metavar="DIR", help="default: repository")
     parser.add_argument("--version", type=_positive, metavar="N", help="default: the next free number")
@@ -290,6 +326,24 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--maps", type=strides_of, metavar="NAME:STRIDE,...", help="outputs of a backbone, in order")
     group.add_argument("--max-length", type=_positive, metavar="N", help="longest sequence, in symbols")
+    group.add_argument("--horizon", type=_positive, metavar="N", help="steps that a forecaster forecasts")
+    group.add_argument("--min-history", type=_positive, metavar="N", help="shortest history that it takes, in steps")
+    group.add_argument("--max-history", type=_positive, metavar="N", help="longest history that it takes")
+    group.add_argument(
+        "--quantiles",
+        type=numbers_of,
+        metavar="P,...",
+        default=QUANTILES,
+        help=f"levels of its outputs, in order, with 0.5; default: {','.join(map(str, QUANTILES))}",
+    )
+    group.add_argument("--season", type=_positive, metavar="N", default=1, help="steps in one period; default: 1, none")
+    group.add_argument("--step", metavar="WORD", default="step", help="time between observations, such as hour")
+    group.add_argument("--unit", metavar="TEXT", default="", help="unit of its values, such as ppm")
+    group.add_argument(
+        "--eval-series",
+        metavar="FILE[:COLUMN]",
+        help="a series that it was not trained on the last fifth of: there it is measured by rolling origin",
+    )
     group.add_argument("--dataset", default="unknown", help="training data, stored in the bundle")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,14 +11,15 @@ import numpy as np
 import onnxruntime as ort
 
 from export import accuracy, samples
+from export.accuracy import Measured
 from export.arrays import Array, Arrays, pad_symbols, pad_time, rows
 from export.labels import ClassesFrom, Labels, LabelsInvalid, read_labels
 from export.samples import ImageData, ImageSet
 from export.verify import Advance, open_session
-from models.entry import Corpus, Entry, ImageInput, Shipped
+from models.entry import Corpus, Entry, ImageInput, Shipped, Trained
 from models.progress import SILENT, Steps
 from models.training.data import ENVIRONMENT, DataUnavailable
-from rafaga.bundle import Calibration, ForecastSpec, Metric, SequenceSpec, Task
+from rafaga.bundle import Calibration, ForecastSpec, SequenceSpec, Task
 
 PARITY_BATCHES = (1, 2, 5, 8)
 # Backbones take any size: one that is divisible by every stride, and one by none. A segmenter's images must be so large
@@ -46,6 +47,14 @@ class Sources:
     labels: Labels | None = None
     samples: int | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The fp32 file, with its figures on the same images."""
+
+    path: Path
+    measured: Measured
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ class ImageEvidence:
             return Calibration(dataset="noise", samples=NOISE_IMAGES)
         return Calibration(dataset=source.name, samples=min(CALIBRATION_IMAGES, len(source)))
 
-    def measure(self, session: ort.InferenceSession, advance: Advance, fp32: Path | None = None) -> tuple[Metric, ...]:
+    def measure(self, session: ort.InferenceSession, advance: Advance, fp32: Reference | None = None) -> Measured:
         """The figures to report; empty if they cannot be measured. `fp32`: the reference file, None for that file
         itself.
 
@@ -103,23 +112,24 @@ class ImageEvidence:
         return self._measure(self.data.held_out, session, advance, fp32)
 
     def measure_to_choose(
-        self, session: ort.InferenceSession, advance: Advance, fp32: Path | None = None
-    ) -> tuple[Metric, ...]:
+        self, session: ort.InferenceSession, advance: Advance, fp32: Reference | None = None
+    ) -> Measured:
         """The same figures on images reserved for decisions: nothing is reported on them."""
         return self._measure(self.data.choosing, session, advance, fp32)
 
     def _measure(
-        self, images: ImageSet | None, session: ort.InferenceSession, advance: Advance, fp32: Path | None
-    ) -> tuple[Metric, ...]:
+        self, images: ImageSet | None, session: ort.InferenceSession, advance: Advance, fp32: Reference | None
+    ) -> Measured:
         if images is None or not len(images):
-            return ()
+            return Measured()
         if self.entry.task is Task.CLASSIFICATION:
-            return accuracy.classify(session, images, self.sources.samples, advance)
+            baseline = fp32.measured if fp32 else None
+            return accuracy.classify(session, images, self.sources.samples, advance, baseline)
         compare = {Task.FEATURES: accuracy.resemble, Task.SEGMENTATION: accuracy.agree}.get(self.entry.task)
         if compare is None or fp32 is None:
-            return ()
+            return Measured()
         limit = self.sources.samples or FEATURE_SAMPLES
-        return compare(session, open_session(fp32), images, limit, advance)
+        return compare(session, open_session(fp32.path), images, limit, advance)
 
     def _take(self, count: int, number: int, seed: int = 0) -> Array:
         sizes = PIXEL_PARITY_SIZES if self.entry.task is Task.SEGMENTATION else PARITY_SIZES
@@ -133,7 +143,7 @@ class SeriesEvidence:
 
     entry: Entry
     shape: ForecastSpec
-    series: Array | None
+    series: Sequence[Array]  # empty: none to measure with
     sources: Sources
     note: str = ""
 
@@ -151,19 +161,19 @@ class SeriesEvidence:
     def of_lengths(self, *lengths: int) -> Arrays:
         """A row of each length. A series that is too short is repeated."""
         rng = np.random.default_rng(self.sources.seed)
-        series = samples.synthetic_series(self.shape, max(lengths), rng) if self.series is None else self.series
+        series = max(self.series, key=len, default=samples.synthetic_series(self.shape, max(lengths), rng))
         return pad_time([np.resize(series, length) for length in lengths])
 
     def golden(self) -> Arrays:
         return self._take(4, 1)
 
-    def measure(self, session: ort.InferenceSession, advance: Advance) -> tuple[Metric, ...]:
-        if self.series is None:
-            return ()
+    def measure(self, session: ort.InferenceSession, advance: Advance) -> Measured:
+        if not self.series:
+            return Measured()
         measured = accuracy.forecast(session, self.series, self.shape, f"{self.entry.dataset}, last fifth")
         weights = self.entry.weights
-        baseline = accuracy.recorded_baseline(weights.path, measured) if isinstance(weights, Shipped) else ()
-        return (*measured, *baseline)
+        baseline = accuracy.recorded_baseline(weights.path, measured) if isinstance(weights, Shipped | Trained) else ()
+        return Measured((*measured, *baseline))
 
     def _take(self, count: int, seed: int) -> Arrays:
         return samples.take_histories(self.series, self.shape, count, self.sources.seed + seed)
@@ -197,8 +207,8 @@ class SequenceEvidence:
     def golden(self) -> Arrays:
         return self._take(4, 1)
 
-    def measure(self, session: ort.InferenceSession, advance: Advance) -> tuple[Metric, ...]:
-        return accuracy.next_symbols(session) if self.entry.corpus is Corpus.REBER else ()
+    def measure(self, session: ort.InferenceSession, advance: Advance) -> Measured:
+        return Measured(accuracy.next_symbols(session) if self.entry.corpus is Corpus.REBER else ())
 
     def _take(self, count: int, seed: int) -> Arrays:
         seed += self.sources.seed
@@ -216,7 +226,7 @@ def find_evidence(entry: Entry, sources: Sources, trained: bool, steps: Steps = 
     An untrained network is checked with noise, and its accuracy is not measured.
     """
     if isinstance(entry.input, ForecastSpec):
-        series, note = samples.load_series(entry.corpus, sources.data)
+        series, note = samples.load_series(entry, sources.data)
         return SeriesEvidence(entry, entry.input, series, sources, note)
     if isinstance(entry.input, SequenceSpec):
         return SequenceEvidence(entry, entry.input, sources, "" if entry.corpus else "no sequences to measure with")

@@ -36,7 +36,8 @@ class Preset:
 def preset_of(factory: Callable[..., object], weights: str) -> Preset | None:
     """None if `factory` is no builder of torchvision or timm with metadata. `weights`: the option, perhaps a file."""
     package = str(getattr(factory, "__module__", "")).partition(".")[0]
-    return {"torchvision": _of_torchvision, "timm": _of_timm}.get(package, lambda *_: None)(factory, weights)
+    read = {"torchvision": _of_torchvision, "timm": _of_timm}.get(package)
+    return None if read is None else read(factory, weights)
 
 
 def _of_torchvision(factory: Callable[..., object], weights: str) -> Preset | None:

@@ -19,6 +19,7 @@ import onnxruntime as ort
 import torch
 
 from export import samples, verify
+from export.accuracy import Measured
 from export.arrays import Arrays, row_count
 from export.doubts import gives_non_finite, guesses
 from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
@@ -44,7 +45,6 @@ from rafaga.bundle import (
     Bundle,
     FeatureSpec,
     ForecastSpec,
-    Metric,
     Parity,
     Precision,
     Provenance,
@@ -161,12 +161,12 @@ class _Export:
         cases = [*(checked.case for checked in limits.checked), *cases]
         extreme = self._prove_extremes(session)
         verify.write_golden(folder / GOLDEN, cases[-1])
-        metrics: tuple[Metric, ...] = ()
+        measured = Measured()
         if self.weights.trained:
             self.steps.step("measuring accuracy")
-            metrics = self.evidence.measure(session, self.steps.advance)
-        fp32 = Variant(precision=Precision.FP32, file=path.name, parity=parity, metrics=metrics)
-        variants = (fp32, *self._smaller(path, metrics, cases, extreme))
+            measured = self.evidence.measure(session, self.steps.advance)
+        fp32 = Variant(precision=Precision.FP32, file=path.name, parity=parity, metrics=measured.metrics)
+        variants = (fp32, *self._smaller(path, measured, cases, extreme))
         return self._bundle(version, session, variants, limits)
 
     def _cases(self) -> list[ParityCase]:
@@ -205,14 +205,14 @@ class _Export:
         return case
 
     def _smaller(
-        self, path: Path, metrics: tuple[Metric, ...], cases: list[ParityCase], extreme: ParityCase | None
+        self, path: Path, measured: Measured, cases: list[ParityCase], extreme: ParityCase | None
     ) -> list[Variant]:
         """The fp16 and int8 files. `extreme`: inputs to which their answers must be finite too."""
         precisions = tuple(Precision) if self.request.precisions is None else self.request.precisions
         if not isinstance(self.evidence, ImageEvidence) or unsupported(self.entry, precisions):
             return []
         allowed = self.request.max_accuracy_drop
-        judge = Judge(path, metrics, cases, self.evidence, self.weights.trained, allowed, self.steps)
+        judge = Judge(path, measured, cases, self.evidence, self.weights.trained, allowed, self.steps)
         variants, failed = judge.variants(precisions)
         self.left_out.extend(failed)
         finite = []

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from export.arrays import Array, pad_symbols, pad_time
 from export.labels import ClassesFrom, Labels, LabelsInvalid, class_of
-from models.entry import Corpus, ImageInput
+from models.entry import Corpus, Entry, ImageInput
 from models.progress import Steps
 from models.training import data, reber
 from models.training.data import DataUnavailable
@@ -201,26 +201,27 @@ def take_images(
     return pixels if size is None else np.ascontiguousarray(pixels[:, :height, :width])
 
 
-def load_series(corpus: Corpus | None, root: Path | None) -> tuple[Array | None, str]:
-    """float32 [T] and "", or None and the reason."""
+def load_series(entry: Entry, root: Path | None) -> tuple[Sequence[Array], str]:
+    """float32 [T] each and "", or nothing and the reason."""
     loaders: dict[Corpus, Callable[[], Array]] = {
         Corpus.CO2: data.load_co2,
         Corpus.ETTH1: lambda: data.load_etth1(root),
         Corpus.SP500: lambda: data.load_sp500(root),
     }
-    if corpus not in loaders:
-        return None, "no series to measure with"
+    if entry.series or entry.corpus not in loaders:
+        return entry.series, "" if entry.series else "no series to measure with: give one with --eval-series FILE.csv"
     try:
-        return loaders[corpus](), ""
+        return [loaders[entry.corpus]()], ""
     except DataUnavailable as error:
-        return None, str(error)
+        return (), str(error)
 
 
-def take_histories(series: Array | None, shape: ForecastSpec, count: int, seed: int) -> dict[str, Array]:
-    """Ragged inputs of a forecaster: `count` stretches of all supported lengths, ending anywhere in the series."""
+def take_histories(every: Sequence[Array], shape: ForecastSpec, count: int, seed: int) -> dict[str, Array]:
+    """Ragged inputs of a forecaster: `count` stretches of the longest series, of all supported lengths."""
     rng = np.random.default_rng(seed)
     longest = min(shape.max_history, 1000)
-    if series is None or len(series) < shape.min_history:
+    series = max(every, key=len, default=np.zeros(0, np.float32))
+    if len(series) < shape.min_history:
         series = synthetic_series(shape, 4 * longest, rng)
     lengths = rng.integers(shape.min_history, min(longest, len(series)), size=count, endpoint=True)
     # Off-by-one errors show at the extremes.

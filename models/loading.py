@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.download import download
-from models.entry import Entry, Shipped, Torchvision
+from models.entry import Entry, Shipped, Torchvision, Trained
 from models.progress import SILENT, Steps
 from models.state import StateInvalid, fitted, read_state
 from rafaga.bundle import Weights, sha256_of
@@ -71,6 +71,9 @@ def load_weights(entry: Entry, module: nn.Module, choice: str | Path = AUTO, ste
                 license=shipped.license,
                 sha256=sha256_of(shipped.path),
             )
+        case Trained() as trained:
+            _fill(module, _read(trained.path)[0], trained.path.name)
+            return Weights(trained=True, source=trained.command, license="unknown", sha256=sha256_of(trained.path))
         case Torchvision() as published:
             path, sha256 = _download(published, steps)
             _fill(module, _read(path)[0], published.member)

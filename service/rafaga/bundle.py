@@ -183,6 +183,8 @@ class Variant(Frozen, frozen=True):
     `float_layers` names the nodes of an int8 file that stay in float because quantising them costs too much.
     `cpu_speedup` is its throughput over the fp32 file's on one thread of the processor that exported it; 0 unmeasured.
     `cpu_quick_int8`: whether that processor was `rafaga.int8.quick`; None unknown.
+    `losses`: of the main figure and of its parts, such as "recall of defect"; `loss` is the one that exceeds its limit,
+    or the main figure's.
     """
 
     precision: Precision
@@ -194,6 +196,7 @@ class Variant(Frozen, frozen=True):
     cpu_speedup: float = 0.0
     cpu_quick_int8: bool | None = None
     loss: Loss | None = None
+    losses: tuple[Loss, ...] = ()
     calibration: Calibration | None = None
 
     @property

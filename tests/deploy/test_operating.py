@@ -1,4 +1,4 @@
-"""The guides for operators: every command is run or, if it needs a cluster, checked against the files it names."""
+"""docs/operating.md and docs/security.md: commands are run or, if they need a cluster, checked against their files."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def size(part: ImageSet | None) -> int:
 def test_histories_have_all_lengths_and_padding_of_zeros() -> None:
     shape = small.forecaster().input
     assert isinstance(shape, ForecastSpec)
-    inputs = take_histories(np.arange(1, 200, dtype=np.float32), shape, 8, seed=0)
+    inputs = take_histories([np.arange(1, 200, dtype=np.float32)], shape, 8, seed=0)
     lengths = inputs["length"]
     assert lengths[:2].tolist() == [5, 40]
     assert inputs["history"].shape == (8, 40)

@@ -51,6 +51,7 @@ class Process:
             cwd=folder,
             preexec_fn=None if files is None else partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files)),
         )
+        self.pid = self._process.pid
         self.log: list[Line] = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()

@@ -215,4 +215,4 @@ def is_plain(path: Path) -> bool:
     """Whether it is an ONNX file, or a folder that holds a model without a bundle. A bundle that lost its manifest is a
     broken bundle."""
     remains = (path / bundles.MANIFEST).exists() or (path / bundles.GOLDEN).exists()
-    return path.is_file() or ((path / plain.MODEL).is_file() and not remains)
+    return path.is_file() or ((path / plain.MODEL).exists() and not remains)

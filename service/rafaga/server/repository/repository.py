@@ -146,6 +146,7 @@ class Repository(VersionTable):
                 entry.model.drain()
 
     def close(self) -> None:
+        self._trials.close()
         for entry in self.freeze():
             if entry.model is not None:
                 entry.model.close()

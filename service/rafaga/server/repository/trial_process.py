@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
@@ -45,43 +46,58 @@ class TrialProcess:
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
+        self._trying = threading.Lock()
 
     def attempt(self, trial: Trial) -> Passed:
         """Raises BundleError if the model does not pass, and TrialFailed if it ends the process."""
-        child = self._started()
-        assert child.stdin is not None
-        assert child.stdout is not None
-        try:
-            child.stdin.write(msgspec.json.encode(trial) + b"\n")
-            child.stdin.flush()
-        except BrokenPipeError:
-            pass
-        line = child.stdout.readline()
-        if not line.endswith(b"\n"):
-            raise TrialFailed(_why(child.wait()))
+        with self._trying:
+            if self._child is not None and self._child.poll() is not None:
+                self._end(self._child)
+            if self._child is None:
+                self._child = _started()
+            line = _asked(self._child, msgspec.json.encode(trial) + b"\n")
+            if not line.endswith(b"\n"):
+                raise TrialFailed(_why(self._end(self._child)))
         answer = msgspec.json.decode(line, type=Answer)
         if answer.passed is None:
             raise BundleError(answer.refused)
         return answer.passed
 
     def close(self) -> None:
-        with self._lock:
-            child, self._child = self._child, None
-        if child is not None:
+        if (child := self._child) is not None:
             child.kill()
-            child.wait()
+        if self._trying.acquire(blocking=False):  # else `attempt` ends it
+            try:
+                if self._child is not None:
+                    self._end(self._child)
+            finally:
+                self._trying.release()
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        with self._lock:
-            if self._child is None or self._child.poll() is not None:
-                self._child = subprocess.Popen(
-                    [sys.executable, "-I", "-c", _CODE, *map(os.path.abspath, sys.path)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    process_group=0,  # Ctrl-C is for the server alone
-                )
-            return self._child
+    def _end(self, child: subprocess.Popen[bytes]) -> int:
+        child.kill()
+        with suppress(BrokenPipeError), child:
+            pass  # closes the pipes
+        self._child = None
+        return child.wait()
+
+
+def _started() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", _CODE, *map(os.path.abspath, sys.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        process_group=0,  # Ctrl-C is for the server alone
+    )
+
+
+def _asked(child: subprocess.Popen[bytes], request: bytes) -> bytes:
+    """The line that it answers; less if it ends."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with suppress(BrokenPipeError):
+        child.stdin.write(request)
+        child.stdin.flush()
+    return child.stdout.readline()
 
 
 def _why(code: int) -> str:
