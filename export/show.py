@@ -161,7 +161,10 @@ def _accuracy(published: Published, variant: Variant) -> str:
         figures += f", {len(variant.float_layers)} layers in float"
     if variant.default_eligible:
         return figures
-    why = "measured on too few" if variant.loss and variant.loss.within else "loses too much"
+    why = "loses too much"
+    if (loss := variant.loss) is not None:
+        lost = f"loses {100 * loss.drop:.1f} points of {escape(loss.metric)}, {100 * loss.allowed_drop:.1f} allowed"
+        why = "measured on too few" if loss.within else lost
     return f"{figures} [yellow](only on request: {why})[/yellow]"
 
 

@@ -22,6 +22,7 @@ LAYERS = (
         "images",
         "int8",
         "objects",
+        "publishing",
         "series",
         "wire",
         *GENERATED,
