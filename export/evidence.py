@@ -13,7 +13,7 @@ import onnxruntime as ort
 from export import accuracy, samples
 from export.accuracy import Measured
 from export.arrays import Array, Arrays, pad_symbols, pad_time, rows
-from export.labels import Labels, LabelsInvalid, read_labels
+from export.labels import ClassesFrom, Labels, LabelsInvalid, read_labels
 from export.samples import ImageData, ImageSet
 from export.verify import Advance, open_session
 from models.entry import Corpus, Entry, ImageInput, Shipped
@@ -42,6 +42,7 @@ class Sources:
 
     data: Path | None = None
     eval_images: Path | None = None
+    classes_from: ClassesFrom = "folder"  # of eval_images
     calibration_images: Path | None = None
     labels: Labels | None = None
     samples: int | None = None
@@ -258,7 +259,9 @@ def _image_data(
         classes = sources.labels or _labels_next_to(folder) or Labels(entry.labels())
     prepared_as = samples.measured_preparation(image)
     try:
-        everything = samples.photos(folder, classes, prepared_as, but=sources.calibration_images)
+        # The sample photos are all in one folder.
+        classes_from = sources.classes_from if sources.eval_images is not None else "file"
+        everything = samples.photos(folder, classes, prepared_as, sources.calibration_images, classes_from)
     except LabelsInvalid:
         if sources.eval_images is not None:
             raise

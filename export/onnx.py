@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import onnx_ir
@@ -89,9 +91,15 @@ def _quiet_exporter() -> Iterator[None]:
     - FutureWarning about `_check_is_size`: from code that torch.export generates.
     - `_flat_weights` "assigned during export": nn.LSTM rebuilds its list of weights in every forward.
     - "axis name ... will not be used": two inputs share the axis `batch`, as intended.
+    - What torch.export prints of a model that it cannot trace: the graph so far, line by line.
     """
-    with warnings.catch_warnings():
+    symbols = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    loud, symbols.disabled = symbols.disabled, True
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.filterwarnings("ignore", message=r".*_check_is_size", category=FutureWarning)
         warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights", category=UserWarning)
         warnings.filterwarnings("ignore", message=r"# The axis name: .* will not be used", category=UserWarning)
-        yield
+        try:
+            yield
+        finally:
+            symbols.disabled = loud
