@@ -272,7 +272,8 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
         type=float,
         metavar="POINTS",
         help="largest accuracy loss with which the server may choose a variant; default: "
-        + ", ".join(f"{100 * c.allowed_drop:g} of {c.metric}" for c in (TOP1, SIMILARITY, RECALL, AGREEMENT)),
+        + ", ".join(f"{100 * c.allowed_drop:g} of {c.metric}" for c in (TOP1, SIMILARITY, RECALL, AGREEMENT))
+        + "; of one class, ten times as much",
     )
 
 

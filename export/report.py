@@ -91,9 +91,10 @@ def render(measured: Sequence[MeasuredBundle], threads: int) -> str:
 {rows}
 </tbody></table></div>
 <p class="about">Parity is the largest difference from PyTorch, relative to the largest output. Latency is the median
-of a run. Throughput is at the best batch size. A server chooses a variant only if its accuracy was measured and the
-loss is within the allowed drop. Losses are in points of top-1, or of similarity to the fp32 file for features; a
-negative loss is a gain. Other work on the machine slows all figures: compare figures of one page only.
+of a run. Throughput is at the best batch size. A server chooses a variant only if its accuracy was measured and every
+loss is within its limit, also that of each class or channel. Losses are in points of top-1, or of similarity to the
+fp32 file for features; a negative loss is a gain. Other work on the machine slows all figures: compare figures of one
+page only.
 </p>
 {sections}
 </body></html>

@@ -21,6 +21,7 @@ from rafaga.bundle import ForecastSpec, Metric
 
 TEST_FRACTION = 0.2
 _ROWS = 64  # origins per run
+_DRAWS = 2000  # of the bootstrap
 
 # history float32 [N, T] right-padded with zeros, length int64 [N] -> quantiles float32 [N, max_horizon, Q]
 Forecast = Callable[[Series, npt.NDArray[np.int64]], Series]
@@ -129,6 +130,15 @@ def shares(origins: Origins, spec: ForecastSpec, quantiles: Series) -> Iterator[
         yield Share(f"coverage_{round(100 * (levels[high] - levels[low]))}", levels[high] - levels[low], inside)
     for number, level in enumerate(levels):
         yield Share(f"coverage_q{f'{100 * level:g}'.zfill(2)}", level, below[:, :, number])
+
+
+def standard_error(share: Share, block: int, seed: int = 0) -> float:
+    """Of the mean of `share.held`, by a moving-block bootstrap with blocks of `block` origins (Künsch 1989)."""
+    each: npt.NDArray[np.float64] = share.held.mean(axis=1)
+    block = min(block, len(each))
+    starts = np.random.default_rng(seed).integers(0, len(each) - block + 1, (_DRAWS, -(-len(each) // block)))
+    drawn = (starts[:, :, None] + np.arange(block)).reshape(_DRAWS, -1)[:, : len(each)]
+    return float(each[drawn].mean(axis=1).std())
 
 
 def intervals(levels: tuple[float, ...]) -> Iterator[tuple[int, int]]:

@@ -34,9 +34,10 @@ from models.zoo import QUANTILES, catalogue
 from rafaga.bundle import NAME_PATTERN, ForecastSpec
 from rafaga.errors import DeviceError
 
-SCHEDULE = TrainingSchedule(epochs=20, peak_rate=5e-3, weight_decay=0.1, clip_norm=1.0, patience=5)
+SCHEDULE = TrainingSchedule(epochs=10, peak_rate=5e-3, weight_decay=0.1, clip_norm=1.0, patience=5)
 WINDOWS = Windows(batch_size=64, batches_per_epoch=25, jitter=0.1, folds=4)
 _LONG = 5000  # observations in all from which a larger network pays
+_TOLERATED = 0.05  # difference of an interval's share from its nominal one
 _FEWEST_WALK = 20  # observations to estimate the volatility of a series without a season
 
 
@@ -48,12 +49,17 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(
             f"--name {options.name!r}: expected lower-case letters, digits, '_', '.', '-', and no name of the catalogue"
         )
+    # More threads cost such small networks more than they gain, and the sums would depend on their number.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         train(options, shlex.join(arguments), console)
     except (TableInvalid, DeviceError) as error:
         where = f"{options.csv}: " if isinstance(error, TableInvalid) else ""
         console.print(f"{where}{error}", style="red", markup=False, soft_wrap=True)
         return 1
+    finally:
+        torch.set_num_threads(threads)
     return 0
 
 
@@ -88,6 +94,11 @@ def train(options: argparse.Namespace, command: str, console: Console) -> None:
     trained = run.train(problem, schedule, f"{options.name}-{digest[:12]}", options.resume, console, device)
     for compared in problem.comparisons:
         console.print(verdict(compared), style="yellow" if is_better(compared) else "", markup=False, soft_wrap=True)
+    for share, error in problem.coverage:
+        held = float(share.held.mean())
+        off = abs(held - share.nominal) > max(2 * error, _TOLERATED)
+        line = f"the {share.nominal:.0%} interval holds {held:.0%} ± {error:.0%} of the observations"
+        console.print(line, style="yellow" if off else "", markup=False, highlight=False)
 
     folder: Path = options.output or FORECASTERS / options.name
     record = ForecasterRecord(

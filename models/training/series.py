@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,18 @@ from models.training.data import Series
 from models.training.forecast_eval import (
     Comparison,
     Origins,
+    Share,
     comparisons,
     evaluate,
     held_out,
     intervals,
     joined,
     metrics_of,
+    overlap,
     quantiles_of,
     rolling_origins,
+    shares,
+    standard_error,
     training_size,
 )
 from models.training.loop import Batch, Problem
@@ -49,7 +53,7 @@ class ForecastingProblem(Problem):
     """Quantile regression: the pinball loss of every level at every step of the horizon, in units of each series.
 
     `kept`: for each series, the observations that training must not forecast: to validate or to calibrate with.
-    `comparisons` with the baselines are known after `evaluate`.
+    `evaluate` fills in `comparisons` with the baselines, and the `coverage` of intervals, each with its standard error.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class ForecastingProblem(Problem):
         self.intervals = tuple(intervals(spec.quantile_levels))
         self.levels = torch.tensor(spec.quantile_levels)
         self.comparisons: tuple[Comparison, ...] = ()
+        self.coverage: tuple[tuple[Share, float], ...] = ()
 
         # All series end to end; `start`, `total`, `ends`, `unit` and `kept_*` have one value for each.
         self.values = torch.from_numpy(np.concatenate(self.seen))
@@ -177,6 +182,8 @@ class ForecastingProblem(Problem):
         steps.step("forecasting the last fifth")
         quantiles = quantiles_of(self.forecast, origins)
         self.comparisons = tuple(comparisons(origins, self.spec, quantiles, steps))
+        held = islice(shares(origins, self.spec, quantiles), len(self.intervals))
+        self.coverage = tuple((share, standard_error(share, overlap(origins))) for share in held)
         baselines = {compared.metric: compared.baseline_mase for compared in self.comparisons}
         return evaluate(origins, self.spec, quantiles, dataset) + metrics_of(baselines, dataset, origins)
 

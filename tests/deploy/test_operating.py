@@ -1,4 +1,4 @@
-"""docs/operating.md and docs/security.md: commands are run or, if they need a cluster, checked against their files."""
+"""The guides for operators: every command is run or, if it needs a cluster, checked against the files it names."""
 
 from __future__ import annotations
 

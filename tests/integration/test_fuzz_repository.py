@@ -103,7 +103,7 @@ def replace(path: Path, kind: int) -> None:
 
 def renew_checksums(folder: Path) -> None:
     """So that more than a wrong checksum is found."""
-    files = [folder / name for name in (MODEL, GOLDEN)]
+    files = [folder / name for name in (MANIFEST, MODEL, GOLDEN)]
     if any(file.is_symlink() or not file.is_file() or file.stat().st_size > 2**24 for file in files):
         return
     try:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.training.coverage import standard_error
 from models.training.data import Series
 from models.training.forecast_eval import (
     Share,
@@ -22,6 +21,7 @@ from models.training.forecast_eval import (
     rolling_origins,
     seasonal_naive,
     shares,
+    standard_error,
     training_size,
 )
 from rafaga.bundle import ForecastSpec
