@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import ExitStack
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from rafaga.errors import BundleError
 
@@ -17,7 +17,7 @@ MOST_TEXT_BYTES = 2**24
 """Of a JSON file: half a million labels."""
 
 
-def opened(path: Path, most_bytes: int = MOST_BYTES) -> BinaryIO:
+def opened(path: Path, most_bytes: int = MOST_BYTES) -> BufferedReader:
     """Raises BundleError for anything but a regular file of at most `most_bytes`, and OSError. Never blocks, as opening
     a FIFO does."""
     if not path.is_file():
@@ -30,7 +30,7 @@ def opened(path: Path, most_bytes: int = MOST_BYTES) -> BinaryIO:
     raise BundleError(f"{path}: expected a file of at most {most_bytes} bytes, got {status.st_size}")
 
 
-def opened_in(folder: Path, name: str, most_bytes: int = MOST_BYTES) -> BinaryIO:
+def opened_in(folder: Path, name: str, most_bytes: int = MOST_BYTES) -> BufferedReader:
     """The file `name` of a version's folder. Raises as `opened`.
 
     It may be a link, as in a Kubernetes ConfigMap or a checkout by git-sync, to a file inside the repository. If the
@@ -50,7 +50,7 @@ def opened_in(folder: Path, name: str, most_bytes: int = MOST_BYTES) -> BinaryIO
         return file
 
 
-def contents(file: BinaryIO) -> bytes:
+def contents(file: BufferedReader) -> bytes:
     """All bytes that a file had when it was opened, and closes it."""
     with file:
         return file.read(os.fstat(file.fileno()).st_size)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
 from rafaga.errors import BundleError
-from rafaga.onnx.model_pb2 import Attribute, Function, Graph, Model, Tensor
+from rafaga.onnx.model_pb2 import Attribute, Function, Graph, Model, SparseTensor, Tensor
 
 Block = Graph | Function
 """A list of nodes."""
 
-INTEGERS = {6: np.dtype("<i4"), 7: np.dtype("<i8")}
+INTEGERS: dict[int, np.dtype[Any]] = {6: np.dtype("<i4"), 7: np.dtype("<i8")}
 """By TensorProto.DataType."""
 
 _MOST_VALUES = 32  # of a tensor that may hold sizes
@@ -84,7 +85,7 @@ def _tensors(model: Model) -> Iterator[Tensor]:
     """All, also those that only training uses."""
     training = [graph for part in model.training for graph in (part.initialization, part.algorithm)]
     for block in _with_inner(model.graph, *model.functions, *training):
-        sparse = []
+        sparse: list[SparseTensor] = []
         if isinstance(block, Graph):
             yield from block.initializers
             sparse += block.sparse_initializers
