@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from export import accuracy, samples
+from export import accuracy, multilabel, samples
 from export.arrays import Array, Arrays, rows
 from export.labels import Labels, LabelsInvalid, read_labels
 from export.samples import ImageData, ImageSet
@@ -18,7 +18,7 @@ from export.verify import Advance, open_session
 from models.entry import Corpus, Entry, ImageInput, Shipped
 from models.progress import SILENT, Steps
 from models.training.data import ENVIRONMENT, DataUnavailable
-from rafaga.bundle import Calibration, ForecastSpec, Metric, SequenceSpec, Task
+from rafaga.bundle import Calibration, ForecastSpec, Head, Metric, SequenceSpec, Task
 
 PARITY_BATCHES = (1, 2, 5, 8)
 # Backbones take any size: one that is divisible by every stride, and one by none. A segmenter's images must be so large
@@ -108,7 +108,8 @@ class ImageEvidence:
         if images is None or not len(images):
             return ()
         if self.entry.task is Task.CLASSIFICATION:
-            return accuracy.classify(session, images, self.sources.samples, advance)
+            measure = multilabel.measure if self.entry.head is Head.MULTILABEL else accuracy.classify
+            return measure(session, images, self.sources.samples, advance)
         compare = {Task.FEATURES: accuracy.resemble, Task.SEGMENTATION: accuracy.agree}.get(self.entry.task)
         if compare is None or fp32 is None:
             return ()
@@ -222,7 +223,8 @@ def _image_data(
         classes = sources.labels or _labels_next_to(folder) or Labels(entry.labels())
     prepared_as = samples.measured_preparation(image)
     try:
-        everything = samples.photos(folder, classes, prepared_as, but=sources.calibration_images)
+        marks = multilabel.marks if entry.head is Head.MULTILABEL else None
+        everything = samples.photos(folder, classes, prepared_as, sources.calibration_images, marks)
     except LabelsInvalid:
         if sources.eval_images is not None:
             raise

@@ -2,7 +2,7 @@
 
 The factory is called without arguments and returns an nn.Module. Inputs and outputs by task:
 
-    classification   float32 [N, channels, height, width] -> logits [N, classes]
+    classification   float32 [N, channels, height, width] -> logits [N, classes], or what --head says
     features         the same -> the named maps [N, C, h, w] or embeddings [N, D], in order
     segmentation     the same -> logits [N, classes, height, width], at the size of the image
     sequence         int64 [N, T], indices into the labels -> logits [N, T, labels] of the next symbol; causal
@@ -22,7 +22,7 @@ from torch import nn
 from export.labels import Labels
 from export.preprocessing import Preset, preset_of
 from models.entry import Entry, ImageInput
-from rafaga.bundle import NAME_PATTERN, Interpolation, SequenceSpec, Task
+from rafaga.bundle import NAME_PATTERN, Head, Interpolation, SequenceSpec, Task
 
 # Mean and deviation of ImageNet's channels, with which torchvision's models were trained.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,6 +51,7 @@ class OwnModel:
     resize_shorter: int | None = None
     interpolation: Interpolation | None = None
     bgr: bool = False
+    head: Head = Head.LOGITS
     weights: str = "auto"
     labels: Labels | None = None
     strides: Mapping[str, int] | None = None
@@ -77,6 +78,7 @@ def own_entry(own: OwnModel) -> Entry:
         input=_image_input(own, preset) if own.max_length is None else SequenceSpec(max_length=own.max_length),
         labels=lambda: labels,
         strides=dict(own.strides or {}),
+        head=own.head,
         prepared_as=preset.source if preset else "assumed",
     )
 
@@ -89,6 +91,9 @@ def _require_what_the_task_needs(own: OwnModel) -> None:
         )
     if own.task is Task.CLASSIFICATION and own.size is None:
         raise OwnModelInvalid("--task classification needs a fixed --input-size")
+    heads = {Task.CLASSIFICATION: tuple(Head), Task.SEGMENTATION: (Head.LOGITS, Head.PROBABILITIES)}
+    if own.head not in heads.get(own.task, (Head.LOGITS,)):
+        raise OwnModelInvalid(f"--head {own.head} is not for --task {own.task}")
     if own.task is Task.FEATURES and not own.strides:
         raise OwnModelInvalid("--task features needs --maps NAME:STRIDE,... in the order of the model's outputs")
     if own.task is Task.SEQUENCE and (own.labels is None or own.max_length is None):

@@ -30,7 +30,9 @@ _CHOOSING_IMAGES = 2000  # of a training split; enough to see half a point of ac
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images: `read(rows)` gives uint8 [len(rows), height, width, channels]; `labels` int64 [N]."""
+    """Labelled images: `read(rows)` gives uint8 [len(rows), height, width, channels]; `labels` int64 [N], or int64
+    [N, labels], 1 where an image has the label.
+    """
 
     name: str
     labels: NDArray[np.int64]
@@ -98,11 +100,18 @@ def corpus_images(corpus: Corpus, root: Path | None, steps: Steps) -> ImageData:
     )
 
 
-def photos(folder: Path, labels: Labels | None, prepared_as: ImagePreparation, but: Path | None = None) -> ImageSet:
+def photos(
+    folder: Path,
+    labels: Labels | None,
+    prepared_as: ImagePreparation,
+    but: Path | None = None,
+    marks: Callable[[Sequence[Path], Path, Labels], NDArray[np.int64]] | None = None,
+) -> ImageSet:
     """The photos in `folder` and below, prepared exactly as the service prepares a client's images.
 
-    `labels` None: all classes are -1. `but`: a folder whose files are left out. Raises DataUnavailable if there are no
-    photos, LabelsInvalid with the first photo of unknown class.
+    `labels` None: all classes are -1. `but`: a folder whose files are left out. `marks`: gives the labels of photos
+    that may have several. Raises DataUnavailable if there are no photos, LabelsInvalid with the first photo of unknown
+    class.
     """
     files = _photo_files(folder)
     if not files:
@@ -112,12 +121,15 @@ def photos(folder: Path, labels: Labels | None, prepared_as: ImagePreparation, b
         files = [file for file in files if file.resolve() not in others]
         if not files:
             raise DataUnavailable(f"no photos in {folder} except those used for calibration, which are not measured on")
-    classes = [-1] * len(files) if labels is None else list(_classes(files, folder, labels))
+    if labels is not None and marks is not None:
+        classes = marks(files, folder, labels)
+    else:
+        classes = np.array([-1] * len(files) if labels is None else list(_classes(files, folder, labels)), np.int64)
 
     def read(rows: Sequence[int]) -> Array:
         return np.stack([images.prepare(files[row].read_bytes(), prepared_as, MAX_PIXELS).pixels for row in rows])
 
-    return ImageSet(_data_name(folder), np.array(classes, dtype=np.int64), read)
+    return ImageSet(_data_name(folder), classes, read)
 
 
 def _photo_files(folder: Path) -> list[Path]:
