@@ -63,6 +63,11 @@ def own_entry(own: OwnModel) -> Entry:
     """An entry like those of the catalogue. Raises OwnModelInvalid."""
     if not NAME_PATTERN.fullmatch(own.name):
         raise OwnModelInvalid(f"--name {own.name!r}: expected lower-case letters, digits, '_', '.', '-'; at most 63")
+    if own.task not in TASKS:
+        raise OwnModelInvalid(
+            f"--task {own.task} is not supported with --factory; supported: {', '.join(TASKS)}. Detectors and "
+            f"forecasters need more than options can describe: write an entry in models/zoo.py and export it by name"
+        )
     factory = _factory(own.factory)
     preset = None if own.channels == 1 or own.max_length is not None else preset_of(factory, own.weights)
     if own.size is None and own.task is Task.CLASSIFICATION and preset is not None:
@@ -84,11 +89,6 @@ def own_entry(own: OwnModel) -> Entry:
 
 
 def _require_what_the_task_needs(own: OwnModel) -> None:
-    if own.task not in TASKS:
-        raise OwnModelInvalid(
-            f"--task {own.task} is not supported with --factory; supported: {', '.join(TASKS)}. Detectors and "
-            f"forecasters need more than options can describe: write an entry in models/zoo.py and export it by name"
-        )
     if own.task is Task.CLASSIFICATION and own.size is None:
         raise OwnModelInvalid("--task classification needs a fixed --input-size")
     heads = {Task.CLASSIFICATION: tuple(Head), Task.SEGMENTATION: (Head.LOGITS, Head.PROBABILITIES)}

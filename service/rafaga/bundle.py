@@ -48,7 +48,7 @@ class Precision(StrEnum):
 
 class Head(StrEnum):
     """What a classifier's network gave before export, which adds the softmax to `logits`, and the sigmoid to
-    `multilabel` and `binary` if they lack it. Probabilities of `multilabel` are independent; of the others they sum to 1.
+    `multilabel` and `binary` if they lack it. Probabilities of `multilabel` are independent, all others sum to 1.
     """
 
     LOGITS = "logits"
