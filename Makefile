@@ -6,6 +6,7 @@ READY  := $(VENV)/.ready
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 PROTOS := .venv-protos
 TRITON := .venv-triton
+SUPPLY := .venv-supply
 
 REPOSITORY ?= repository
 MODELS     ?= lenet5-mnist lstm-co2
@@ -20,7 +21,7 @@ export RAFAGA_PEERS ?= $(abspath ../shared/bench)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test coverage test-grpcio test-gpu tools browser images nightly lint format docs bench bench-gpu protos protos-check clean
+.PHONY: help setup demo serve test coverage test-grpcio test-gpu tools browser images hashes sbom audit nightly lint format docs bench bench-gpu protos protos-check clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -97,6 +98,37 @@ images: setup  ## As root on Debian: build the images, without a registry or a d
 	@apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -qq -y --no-install-recommends buildah debootstrap binutils kubernetes-client > /dev/null
 	$(BIN)/python -m pytest -s tests/deploy/test_image_build.py
+
+# What goes into the images: by image, the extras and the build of ONNX Runtime; `build` builds the package itself.
+IMAGES := server server-gpu export load
+ORT    := $(shell sed -n 's/^onnxruntime-gpu==//p' requirements/constraints.txt)
+WHAT_server     := server tracing gpu --replace onnxruntime=onnxruntime==$(ORT)
+WHAT_server-gpu := server tracing gpu --replace 'onnxruntime=onnxruntime-gpu[cuda,cudnn]==$(ORT)'
+WHAT_export     := export --replace onnxruntime=onnxruntime==$(ORT)
+WHAT_load       := load
+# One line for each package, with the hashes of all its files; no address of an index.
+LOCK = $(SUPPLY)/bin/uv pip compile --quiet --system-certs --generate-hashes --no-header --no-annotate --no-emit-index-url \
+  --python-version 3.11 --python-platform x86_64-manylinux_2_28 -c requirements/constraints.txt \
+  --output-file $(SUPPLY)/locked.txt $(SUPPLY)/wanted.txt \
+  && sed -E ':a; /\\$$/ { N; s/ *\\\n */ /; ba }' $(SUPPLY)/locked.txt > requirements/images/$(1).txt && rm $(SUPPLY)/locked.txt
+
+$(SUPPLY): requirements/supply.txt
+	@$(PYTHON) -m venv $@
+	@$(SUPPLY)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+hashes: $(SUPPLY)  ## Lock what goes into the images: requirements/images, from pyproject.toml and the constraints
+	@$(foreach image,$(IMAGES),$(PYTHON) deploy/docker/requirements.py $(WHAT_$(image)) > $(SUPPLY)/wanted.txt \
+	  && $(call LOCK,$(image)) || exit 1;)
+	@echo hatchling > $(SUPPLY)/wanted.txt && $(call LOCK,build)
+
+sbom: $(SUPPLY)  ## List what goes into the images: build/sbom, CycloneDX
+	@mkdir -p build/sbom
+	@$(foreach image,$(IMAGES),PYTHONWARNINGS=ignore $(SUPPLY)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+	  --output-file build/sbom/$(image).json requirements/images/$(image).txt || exit 1;)
+
+audit: $(SUPPLY)  ## Look for known vulnerabilities of what goes into the images; needs the network
+	@$(foreach image,$(IMAGES),$(SUPPLY)/bin/pip-audit --strict --disable-pip --require-hashes -r requirements/images/$(image).txt || exit 1;)
 
 # Triton's client, for tests of the server. If it cannot be installed, only those tests are skipped.
 $(TRITON): requirements/tritonclient.txt
@@ -178,4 +210,4 @@ protos-check: $(PROTOS)
 	done; test $$same = yes || { echo "the stubs do not match the protos: run 'make protos'"; exit 1; }
 
 clean:
-	rm -rf $(VENV) $(PROTOS) $(TRITON) build demo-output
+	rm -rf $(VENV) $(PROTOS) $(TRITON) $(SUPPLY) build demo-output

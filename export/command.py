@@ -11,22 +11,35 @@ from pathlib import Path
 from rich.console import Console
 
 from export.evidence import Sources
+from export.failures import last_cause
 from export.heads import labels_for
 from export.labels import Labels, LabelsInvalid, read_labels
-from export.own import TASKS, OwnModel, OwnModelInvalid, assumptions, numbers_of, own_entry, size_of, strides_of
+from export.own import (
+    TASKS,
+    OwnModel,
+    OwnModelInvalid,
+    assumptions,
+    numbers_of,
+    own_entry,
+    read_own_series,
+    size_of,
+    strides_of,
+)
 from export.precisions import AGREEMENT, RECALL, SIMILARITY, TOP1
 from export.publish import ExportRequest, Published, publish
+from export.samples import PhotoInvalid
 from export.show import ExportOutcome, catalogue_table, new_console, outcome_table
 from export.verify import ProofFailed
-from models.entry import Entry, Shipped
+from models.entry import Entry, Shipped, Trained
 from models.expectation import shortfalls
-from models.loading import AUTO, RANDOM, WeightsError
+from models.loading import AUTO, FACTORY, RANDOM, WeightsError
+from models.own import FORECASTERS, find_forecaster, forecaster_entry
 from models.progress import shown
-from models.zoo import catalogue
-from rafaga.bundle import Head, Interpolation, Precision, Task
+from models.zoo import QUANTILES, catalogue
+from rafaga.bundle import Bundle, ForecastSpec, Head, Interpolation, Precision, Task
 
 # Errors of one model that do not affect the others.
-FAILURES = (WeightsError, ProofFailed, FileExistsError, LabelsInvalid, OwnModelInvalid)
+FAILURES = (WeightsError, ProofFailed, FileExistsError, LabelsInvalid, OwnModelInvalid, PhotoInvalid)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -41,13 +54,12 @@ def run(arguments: Sequence[str]) -> int:
         chosen = [own_entry(_own(options, labels))] if options.factory else _chosen(options)
     except (OwnModelInvalid, LabelsInvalid, OSError, ValueError) as error:
         parser.error(str(error))
-    of_a_file = options.weights not in (AUTO, RANDOM)
-    if len(chosen) > 1 and of_a_file:
-        parser.error("--weights FILE takes one model")
-    if options.license is not None and not of_a_file:
-        parser.error("--license needs --weights FILE: the licence of other weights is known")
+    if wrong := _wrong_weights(options, chosen):
+        parser.error(wrong)
     shipped = [entry.name for entry in chosen if options.all and options.weights == RANDOM and is_shipped(entry)]
     chosen = [entry for entry in chosen if entry.name not in shipped]
+    for note in labels.notes if labels else ():
+        console.print(f"! {note}", style="yellow", highlight=False, markup=False)
     allowed = None if options.max_accuracy_drop is None else options.max_accuracy_drop / 100
     request = ExportRequest(
         options.output,
@@ -61,15 +73,16 @@ def run(arguments: Sequence[str]) -> int:
     sources = Sources(
         data=options.data,
         eval_images=options.eval_images,
+        classes_from=options.classes_from,
         calibration_images=options.calibration_images,
         labels=labels,
         samples=options.samples,
         seed=options.seed,
     )
-    outcomes = [export_one(entry, request, sources, console) for entry in chosen]
+    outcomes = [export_one(entry, request, sources, console, options.traceback) for entry in chosen]
     console.print(outcome_table(outcomes))
-    if options.factory and outcomes[0].published:
-        for line in assumptions(chosen[0], outcomes[0].published.bundle.labels, labels is not None):
+    if len(outcomes) == 1 and outcomes[0].published:
+        for line in _taken(chosen[0], outcomes[0].published.bundle, options, labels is not None):
             console.print(line, highlight=False, markup=False)
     if shipped:
         console.print(f"skipped, weights are shipped: {', '.join(shipped)}", highlight=False)
@@ -80,45 +93,68 @@ def run(arguments: Sequence[str]) -> int:
     return 1 if failed or incomplete else 0
 
 
+def _wrong_weights(options: argparse.Namespace, chosen: Sequence[Entry]) -> str:
+    """What is wrong with --weights and --license, or nothing."""
+    yours = options.weights not in (AUTO, RANDOM)
+    if options.weights == FACTORY and not options.factory:
+        return "--weights factory needs --factory, whose module holds its weights"
+    if len(chosen) > 1 and yours:
+        return "--weights FILE takes one model"
+    if options.license is not None and not yours and not all(isinstance(e.weights, Trained) for e in chosen):
+        return "--license needs --weights FILE or factory, or a forecaster of yours: that of other weights is known"
+    return ""
+
+
+def _taken(entry: Entry, bundle: Bundle, options: argparse.Namespace, named: bool) -> list[str]:
+    """What was found in files, and what was taken for granted. `named`: the labels are those of the user."""
+    weights = [f"weights: {bundle.weights.source}"] if options.weights not in (AUTO, RANDOM) else []
+    return weights + (assumptions(entry, bundle.labels, named) if options.factory else [])
+
+
 def is_shipped(entry: Entry) -> bool:
     return isinstance(entry.weights, Shipped) and entry.weights.path.is_file()
 
 
-def export_one(entry: Entry, request: ExportRequest, sources: Sources, console: Console) -> ExportOutcome:
-    """Publishes one model; its errors become the outcome, so that the others continue."""
+def export_one(
+    entry: Entry, request: ExportRequest, sources: Sources, console: Console, whole: bool = False
+) -> ExportOutcome:
+    """Publishes one model; its errors become the outcome, so that the others continue. `whole`: with tracebacks."""
     started = time.monotonic()
     published: Published | None = None
     failure = ""
     with shown(console, entry.name) as steps:
         try:
             published = publish(entry, request, sources, steps)
-        except FAILURES as error:
-            failure = str(error)
         except Exception as error:
-            # Plain text: colouring the exporter's frames takes eight seconds.
-            console.print(traceback.format_exc(), markup=False, highlight=False)
-            failure = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            failure = str(error) if isinstance(error, FAILURES) else f"{last_cause(error)}; --traceback shows the rest"
+            if whole:  # plain text: colouring the exporter's frames takes eight seconds
+                console.print(traceback.format_exc(), markup=False, highlight=False)
     seconds = time.monotonic() - started
     if failure:
         console.print(f"✗ {entry.name}: {failure}", style="red", markup=False, highlight=False)
     elif published:
         console.print(f"✓ {published.folder}  ({seconds:.1f} s)", markup=False, highlight=False)
-        for shortfall in shortfalls(entry, published.bundle.variants[0].metrics):
-            console.print(f"! {entry.name}: {shortfall}", style="yellow", markup=False, highlight=False)
+        for note in (*published.notes, *shortfalls(entry, published.bundle.variants[0].metrics)):
+            console.print(f"! {entry.name}: {note}", style="yellow", markup=False, highlight=False)
         for doubt in published.doubts:
             console.print(f"!!! {entry.name}: {doubt}", style="bold red", markup=False, highlight=False)
     return ExportOutcome(entry.name, published, failure, seconds)
 
 
 def _chosen(options: argparse.Namespace) -> list[Entry]:
-    """Models of the catalogue. Raises ValueError."""
+    """Models of the catalogue, and trained forecasters. Raises ValueError."""
     entries = catalogue()
-    unknown = [name for name in options.names if name not in entries]
-    if unknown:
-        raise ValueError(f"unknown model {', '.join(unknown)}; known: {', '.join(entries)}")
     if bool(options.names) == options.all:
         raise ValueError("name the models to export, or use --all or --factory; --list prints the catalogue")
-    return list(entries.values()) if options.all else [entries[name] for name in options.names]
+    trained = {name: folder for name in options.names if name not in entries and (folder := find_forecaster(name))}
+    unknown = [name for name in options.names if name not in entries and name not in trained]
+    if unknown:
+        raise ValueError(
+            f"unknown model {', '.join(unknown)}; known: {', '.join(entries)}, and forecasters that "
+            f"python -m models.training forecaster wrote into {FORECASTERS}, or their folders"
+        )
+    chosen = options.names or entries
+    return [forecaster_entry(trained[name]) if name in trained else entries[name] for name in chosen]
 
 
 def _own(options: argparse.Namespace, labels: Labels | None) -> OwnModel:
@@ -142,6 +178,26 @@ def _own(options: argparse.Namespace, labels: Labels | None) -> OwnModel:
         strides=options.maps,
         dataset=options.dataset,
         max_length=options.max_length,
+        forecast=_forecast_spec(options),
+        series=None if options.eval_series is None else read_own_series(options.eval_series),
+    )
+
+
+def _forecast_spec(options: argparse.Namespace) -> ForecastSpec | None:
+    """None where no option describes it. Raises OwnModelInvalid."""
+    sizes = (options.horizon, options.min_history, options.max_history)
+    if sizes == (None, None, None):
+        return None
+    if None in sizes:
+        raise OwnModelInvalid("a forecaster needs --horizon, --min-history and --max-history")
+    return ForecastSpec(
+        min_history=options.min_history,
+        max_history=options.max_history,
+        max_horizon=options.horizon,
+        quantile_levels=options.quantiles,
+        season=options.season,
+        step=options.step,
+        unit=options.unit,
     )
 
 
@@ -151,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Trace models to ONNX, verify them against PyTorch, and publish them as bundles.",
         epilog="Also: python -m export verify DIR... (verify published bundles), python -m export report DIR...",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="models of the catalogue")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="models of the catalogue, or trained forecasters")
     parser.add_argument(
         "--all",
         action="store_true",
@@ -161,14 +217,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         default=AUTO,
-        metavar="auto|random|FILE",
-        help="auto: the model's own; random: untrained, for load tests; FILE: a safetensors or torch state dict",
+        metavar="auto|random|factory|FILE",
+        help="auto: the model's own; random: untrained, for load tests; factory: those that --factory builds with; "
+        "FILE: a safetensors or torch state dict",
     )
     parser.add_argument(
-        "--license", metavar="TEXT", help="licence of --weights FILE, stored in the bundle; default: unknown"
+        "--license", metavar="TEXT", help="licence of your own weights, stored in the bundle; default: unknown"
     )
     parser.add_argument("--output", type=Path, default=Path("repository"), metavar="DIR", help="default: repository")
     parser.add_argument("--version", type=_positive, metavar="N", help="default: the next free number")
+    parser.add_argument("--traceback", action="store_true", help="print the traceback of a failure too")
     parser.add_argument(
         "--allow-non-finite",
         action="store_true",
@@ -188,7 +246,13 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
         "--eval-images",
         type=Path,
         metavar="DIR",
-        help="labelled photos to measure accuracy on: <class>/photo.jpg or <class>_photo.jpg",
+        help="labelled photos to measure accuracy on: <class>/photo.jpg",
+    )
+    group.add_argument(
+        "--classes-from",
+        choices=("folder", "file"),
+        default="folder",
+        help="where a photo's class is written: the name of its folder (default), or its own name, <class>_photo.jpg",
     )
     group.add_argument(
         "--calibration-images",
@@ -210,7 +274,8 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
         type=float,
         metavar="POINTS",
         help="largest accuracy loss with which the server may choose a variant; default: "
-        + ", ".join(f"{100 * c.allowed_drop:g} of {c.metric}" for c in (TOP1, SIMILARITY, RECALL, AGREEMENT)),
+        + ", ".join(f"{100 * c.allowed_drop:g} of {c.metric}" for c in (TOP1, SIMILARITY, RECALL, AGREEMENT))
+        + "; of one class, ten times as much",
     )
 
 
@@ -272,6 +337,24 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--maps", type=strides_of, metavar="NAME:STRIDE,...", help="outputs of a backbone, in order")
     group.add_argument("--max-length", type=_positive, metavar="N", help="longest sequence, in symbols")
+    group.add_argument("--horizon", type=_positive, metavar="N", help="steps that a forecaster forecasts")
+    group.add_argument("--min-history", type=_positive, metavar="N", help="shortest history that it takes, in steps")
+    group.add_argument("--max-history", type=_positive, metavar="N", help="longest history that it takes")
+    group.add_argument(
+        "--quantiles",
+        type=numbers_of,
+        metavar="P,...",
+        default=QUANTILES,
+        help=f"levels of its outputs, in order, with 0.5; default: {','.join(map(str, QUANTILES))}",
+    )
+    group.add_argument("--season", type=_positive, metavar="N", default=1, help="steps in one period; default: 1, none")
+    group.add_argument("--step", metavar="WORD", default="step", help="time between observations, such as hour")
+    group.add_argument("--unit", metavar="TEXT", default="", help="unit of its values, such as ppm")
+    group.add_argument(
+        "--eval-series",
+        metavar="FILE[:COLUMN]",
+        help="a series that it was not trained on the last fifth of: there it is measured by rolling origin",
+    )
     group.add_argument("--dataset", default="unknown", help="training data, stored in the bundle")
 
 

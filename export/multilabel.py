@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from export.accuracy import spread
+from export.accuracy import Answers, Measured, Part, spread
 from export.arrays import Array
 from export.labels import Labels, LabelsInvalid
 from export.samples import ImageSet
@@ -45,10 +45,15 @@ def marks(files: Sequence[Path], folder: Path, labels: Labels) -> NDArray[np.int
 
 
 def measure(
-    session: ort.InferenceSession, images: ImageSet, limit: int | None = None, advance: Advance = lambda *_: None
-) -> tuple[Metric, ...]:
+    session: ort.InferenceSession,
+    images: ImageSet,
+    limit: int | None = None,
+    advance: Advance = lambda *_: None,
+    baseline: Measured | None = None,
+) -> Measured:
     """`map`: mean over the labels that occur of the average precision; `f1`: of all decisions at 0.5 (micro-averaged).
-    Fractions of 1."""
+    Fractions of 1. With the `baseline` of the fp32 file, the loss of recall of each label too.
+    """
     chosen = spread(len(images), limit)
     size = max(1, _BATCH_BYTES // images.read([0]).nbytes)
     answers = []
@@ -57,7 +62,7 @@ def measure(
         answers.append(run(session, {"image": images.read(rows)})["probabilities"])
         advance(start + len(rows), len(chosen))
     probabilities, right = np.concatenate(answers), images.labels[chosen].astype(bool)
-    occurring = np.flatnonzero(right.any(axis=0))
+    occurring = np.flatnonzero(right.any(axis=0)).tolist()
     precisions = [average_precision(probabilities[:, i], right[:, i]) for i in occurring]
     said = probabilities >= 0.5
     decisions = int(said.sum() + right.sum())
@@ -65,7 +70,12 @@ def measure(
         "map": float(np.mean(precisions)) if precisions else 0.0,
         "f1": 2 * int((said & right).sum()) / decisions if decisions else 1.0,
     }
-    return tuple(Metric(name=n, value=v, dataset=images.name, samples=len(chosen)) for n, v in figures.items())
+    metrics = tuple(Metric(name=n, value=v, dataset=images.name, samples=len(chosen)) for n, v in figures.items())
+    if baseline is None or baseline.answers is None:
+        return Measured(metrics, Answers(said, right))
+    lost = (baseline.answers.classes & right).sum(axis=0) - (said & right).sum(axis=0)
+    counts = right.sum(axis=0)
+    return Measured(metrics, parts=tuple(Part(i, int(counts[i]), float(lost[i] / counts[i])) for i in occurring))
 
 
 def average_precision(scores: Array, right: NDArray[np.bool_]) -> float:

@@ -6,28 +6,36 @@ The factory is called without arguments and returns an nn.Module. Inputs and out
     features         the same -> the named maps [N, C, h, w] or embeddings [N, D], in order
     segmentation     the same -> logits [N, classes, height, width], at the size of the image
     sequence         int64 [N, T], indices into the labels -> logits [N, T, labels] of the next symbol; causal
+    forecasting      history float32 [N, T], padded with zeros on the right, and its length int64 [N] -> quantiles
+                     float32 [N, horizon, levels], in the unit of the history; padding must not change them
 
-Detectors and forecasters need more than options can describe: add them to the catalogue.
+Detectors need more than options can describe: add them to the catalogue.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from export.labels import Labels
 from export.preprocessing import Preset, preset_of
 from models.entry import Entry, ImageInput
-from rafaga.bundle import NAME_PATTERN, Head, Interpolation, SequenceSpec, Task
+from models.training.data import Series
+from models.training.forecast_eval import TEST_FRACTION
+from rafaga.bundle import NAME_PATTERN, ForecastSpec, Head, Interpolation, SequenceSpec, Task
+from rafaga.series import SeriesError, read_series
 
 # Mean and deviation of ImageNet's channels, with which torchvision's models were trained.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-TASKS = (Task.CLASSIFICATION, Task.FEATURES, Task.SEGMENTATION, Task.SEQUENCE)
+TASKS = (Task.CLASSIFICATION, Task.FEATURES, Task.SEGMENTATION, Task.SEQUENCE, Task.FORECASTING)
 
 
 class OwnModelInvalid(Exception):
@@ -57,6 +65,8 @@ class OwnModel:
     strides: Mapping[str, int] | None = None
     dataset: str = "unknown"
     max_length: int | None = None
+    forecast: ForecastSpec | None = None
+    series: Series | None = None  # what a forecaster is measured on
 
 
 def own_entry(own: OwnModel) -> Entry:
@@ -65,8 +75,8 @@ def own_entry(own: OwnModel) -> Entry:
         raise OwnModelInvalid(f"--name {own.name!r}: expected lower-case letters, digits, '_', '.', '-'; at most 63")
     if own.task not in TASKS:
         raise OwnModelInvalid(
-            f"--task {own.task} is not supported with --factory; supported: {', '.join(TASKS)}. Detectors and "
-            f"forecasters need more than options can describe: write an entry in models/zoo.py and export it by name"
+            f"--task {own.task} is not supported with --factory; supported: {', '.join(TASKS)}. Detectors need "
+            f"more than options can describe: write an entry in models/zoo.py and export it by name"
         )
     factory = _factory(own.factory)
     preset = None if own.channels == 1 or own.max_length is not None else preset_of(factory, own.weights)
@@ -80,7 +90,8 @@ def own_entry(own: OwnModel) -> Entry:
         task=own.task,
         dataset=own.dataset,
         build=_builder(factory, own.factory),
-        input=_image_input(own, preset) if own.max_length is None else SequenceSpec(max_length=own.max_length),
+        input=_input(own, preset),
+        series=() if own.series is None else (own.series,),
         labels=lambda: labels,
         strides=dict(own.strides or {}),
         head=own.head,
@@ -100,6 +111,37 @@ def _require_what_the_task_needs(own: OwnModel) -> None:
         raise OwnModelInvalid("--task sequence needs --labels FILE, its symbols, and --max-length")
     if own.task is not Task.SEQUENCE and own.max_length is not None:
         raise OwnModelInvalid("--max-length is for --task sequence")
+    if own.task is not Task.FORECASTING and (own.forecast or own.series is not None):
+        raise OwnModelInvalid("--horizon, --min-history, --max-history and --eval-series are for --task forecasting")
+    if own.task is Task.FORECASTING:
+        _require_forecaster(own)
+
+
+def _require_forecaster(own: OwnModel) -> None:
+    if own.forecast is None:
+        raise OwnModelInvalid("--task forecasting needs --horizon, --min-history and --max-history")
+    spec, levels = own.forecast, own.forecast.quantile_levels
+    if 0.5 not in levels or sorted(set(levels)) != list(levels) or not 0 < levels[0] <= levels[-1] < 1:
+        raise OwnModelInvalid("--quantiles: expected ascending levels between 0 and 1, 0.5 among them")
+    if not spec.season <= spec.min_history <= spec.max_history:
+        raise OwnModelInvalid("expected --season <= --min-history <= --max-history")
+    # The last fifth must hold a horizon, and the part before it a history.
+    needed = max(5 * spec.max_horizon, math.ceil(spec.min_history / (1 - TEST_FRACTION)), 5 * spec.season // 4 + 2)
+    if own.series is not None and len(own.series) < needed:
+        raise OwnModelInvalid(f"--eval-series: {len(own.series)} observations; expected at least {needed}")
+
+
+def read_own_series(text: str) -> Series:
+    """ "FILE" or "FILE:COLUMN". Raises OwnModelInvalid."""
+    path, _, column = (text, "", "") if Path(text).is_file() else text.rpartition(":")
+    try:
+        with Path(path or text).open(encoding="utf-8-sig", newline="") as file:
+            return np.array(read_series(file, column or None), dtype=np.float32)
+    except OSError as error:
+        raise OwnModelInvalid(f"--eval-series {path or text}: {error.strerror or error}") from error
+    except SeriesError as error:
+        reason = str(error).replace("choose a column with --column", "choose a column with FILE:COLUMN")
+        raise OwnModelInvalid(f"--eval-series {path or text}: {reason}") from error
 
 
 def assumptions(entry: Entry, labels: Sequence[str], named: bool) -> list[str]:
@@ -120,6 +162,12 @@ def assumptions(entry: Entry, labels: Sequence[str], named: bool) -> list[str]:
         what = f"the class numbers 0 to {len(labels) - 1}" if numbers else "ImageNet's, as torchvision lists them"
         lines += [f"labels: {what}; to name the classes: --labels FILE"]
     return lines
+
+
+def _input(own: OwnModel, preset: Preset | None) -> ImageInput | ForecastSpec | SequenceSpec:
+    if own.max_length is not None:
+        return SequenceSpec(max_length=own.max_length)
+    return own.forecast or _image_input(own, preset)
 
 
 def _image_input(own: OwnModel, preset: Preset | None) -> ImageInput:

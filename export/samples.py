@@ -13,19 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.arrays import Array, pad_symbols, pad_time
-from export.labels import Labels, LabelsInvalid, class_of
-from models.entry import Corpus, ImageInput
+from export.labels import ClassesFrom, Labels, LabelsInvalid, class_of
+from models.entry import Corpus, Entry, ImageInput
 from models.progress import Steps
 from models.training import data, reber
 from models.training.data import DataUnavailable
 from rafaga import images
 from rafaga.bundle import ForecastSpec, ImagePreparation, SequenceSpec
+from rafaga.errors import InvalidImage
 
 # Photos of the user's own disk are trusted: the limit only catches accidents.
 MAX_PIXELS = 100_000_000
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 _NAMES_OF_ANY_PHOTOS = ("images", "img", "photos", "pictures")
 _CHOOSING_IMAGES = 2000  # of a training split; enough to see half a point of accuracy
+
+
+class PhotoInvalid(Exception):
+    """A photo of the user's cannot be read or decoded; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +110,14 @@ def photos(
     labels: Labels | None,
     prepared_as: ImagePreparation,
     but: Path | None = None,
+    classes_from: ClassesFrom = "folder",
     marks: Callable[[Sequence[Path], Path, Labels], NDArray[np.int64]] | None = None,
 ) -> ImageSet:
     """The photos in `folder` and below, prepared exactly as the service prepares a client's images.
 
     `labels` None: all classes are -1. `but`: a folder whose files are left out. `marks`: gives the labels of photos
     that may have several. Raises DataUnavailable if there are no photos, LabelsInvalid with the first photo of unknown
-    class.
+    class. Reading raises PhotoInvalid.
     """
     files = _photo_files(folder)
     if not files:
@@ -124,12 +130,20 @@ def photos(
     if labels is not None and marks is not None:
         classes = marks(files, folder, labels)
     else:
-        classes = np.array([-1] * len(files) if labels is None else list(_classes(files, folder, labels)), np.int64)
+        found = [-1] * len(files) if labels is None else list(_classes(files, labels, classes_from))
+        classes = np.array(found, dtype=np.int64)
 
     def read(rows: Sequence[int]) -> Array:
-        return np.stack([images.prepare(files[row].read_bytes(), prepared_as, MAX_PIXELS).pixels for row in rows])
+        return np.stack([_pixels(files[row], prepared_as) for row in rows])
 
     return ImageSet(_data_name(folder), classes, read)
+
+
+def _pixels(file: Path, prepared_as: ImagePreparation) -> Array:
+    try:
+        return images.prepare(file.read_bytes(), prepared_as, MAX_PIXELS).pixels
+    except (InvalidImage, OSError) as error:
+        raise PhotoInvalid(f"{file}: {error}") from error
 
 
 def _photo_files(folder: Path) -> list[Path]:
@@ -142,12 +156,14 @@ def _data_name(folder: Path) -> str:
     return folder.parent.name if folder.name.lower() in _NAMES_OF_ANY_PHOTOS else folder.name
 
 
-def _classes(files: Sequence[Path], folder: Path, labels: Labels) -> Iterator[int]:
+def _classes(files: Sequence[Path], labels: Labels, classes_from: ClassesFrom) -> Iterator[int]:
     index = labels.index()
     for file in files:
-        found = class_of(file, folder, index)
+        found = class_of(file, index, classes_from)
         if found is None:
-            raise LabelsInvalid(f"{file}: neither its folder nor its name begins with one of the model's classes")
+            expected = "folder's name is not" if classes_from == "folder" else "name does not begin with"
+            other = "; --classes-from file takes them from <class>_photo.jpg" if classes_from == "folder" else ""
+            raise LabelsInvalid(f"{file}: its {expected} one of the model's classes{other}")
         yield found
 
 
@@ -193,34 +209,40 @@ def take_images(
     return pixels if size is None else np.ascontiguousarray(pixels[:, :height, :width])
 
 
-def load_series(corpus: Corpus | None, root: Path | None) -> tuple[Array | None, str]:
-    """float32 [T] and "", or None and the reason."""
+def load_series(entry: Entry, root: Path | None) -> tuple[Sequence[Array], str]:
+    """float32 [T] each and "", or nothing and the reason."""
     loaders: dict[Corpus, Callable[[], Array]] = {
         Corpus.CO2: data.load_co2,
         Corpus.ETTH1: lambda: data.load_etth1(root),
         Corpus.SP500: lambda: data.load_sp500(root),
     }
-    if corpus not in loaders:
-        return None, "no series to measure with"
+    if entry.series or entry.corpus not in loaders:
+        return entry.series, "" if entry.series else "no series to measure with: give one with --eval-series FILE.csv"
     try:
-        return loaders[corpus](), ""
+        return [loaders[entry.corpus]()], ""
     except DataUnavailable as error:
-        return None, str(error)
+        return (), str(error)
 
 
-def take_histories(series: Array | None, shape: ForecastSpec, count: int, seed: int) -> dict[str, Array]:
-    """Ragged inputs of a forecaster: `count` stretches of all supported lengths, ending anywhere in the series."""
+def take_histories(every: Sequence[Array], shape: ForecastSpec, count: int, seed: int) -> dict[str, Array]:
+    """Ragged inputs of a forecaster: `count` stretches of the longest series, of all supported lengths."""
     rng = np.random.default_rng(seed)
     longest = min(shape.max_history, 1000)
-    if series is None or len(series) < shape.min_history:
-        time = np.arange(4 * longest)
-        period = max(shape.season, 2)
-        series = 100 + 0.01 * time + 5 * np.sin(2 * np.pi * time / period) + rng.normal(size=len(time))
+    series = max(every, key=len, default=np.zeros(0, np.float32))
+    if len(series) < shape.min_history:
+        series = synthetic_series(shape, 4 * longest, rng)
     lengths = rng.integers(shape.min_history, min(longest, len(series)), size=count, endpoint=True)
     # Off-by-one errors show at the extremes.
     lengths[: min(2, count)] = [shape.min_history, min(longest, len(series))][:count]
     ends = [int(rng.integers(length, len(series), endpoint=True)) for length in lengths]
     return pad_time([series[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)])
+
+
+def synthetic_series(shape: ForecastSpec, length: int, rng: np.random.Generator) -> Array:
+    """A trend, the season of `shape` and noise: float64 [length]"""
+    time = np.arange(length)
+    period = max(shape.season, 2)
+    return np.asarray(100 + 0.01 * time + 5 * np.sin(2 * np.pi * time / period) + rng.normal(size=length))
 
 
 def take_reber(count: int, longest: int, seed: int) -> dict[str, Array]:

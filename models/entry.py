@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from rafaga.bundle import DetectionSpec, ForecastSpec, Head, Interpolation, SequenceSpec, Task
@@ -62,6 +64,14 @@ class Shipped:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """A safetensors file that `command` wrote; its record is next to it, with the suffix .json."""
+
+    path: Path
+    command: str
+
+
+@dataclass(frozen=True)
 class Torchvision:
     """A member of one of torchvision's weight enums, e.g. "ResNet50_Weights.IMAGENET1K_V2"."""
 
@@ -79,10 +89,12 @@ class Entry:
     dataset: str
     build: Callable[[], nn.Module]
     input: ImageInput | ForecastSpec | SequenceSpec
-    weights: Shipped | Torchvision | None = None
+    weights: Shipped | Trained | Torchvision | None = None
     labels: Callable[[], tuple[str, ...]] = tuple
     # Its data in `models.training.data`, to measure accuracy and to calibrate int8; None if there are none.
     corpus: Corpus | None = None
+    # Forecasters of your own only, float32 [T] each: what they are measured on.
+    series: tuple[npt.NDArray[np.float32], ...] = ()
     # Output names in the module's order, with the stride of each map (0: an embedding); features only.
     strides: Mapping[str, int] = field(default_factory=dict)
     # Detection only.

@@ -7,8 +7,10 @@ an answer, so histories of different lengths share a batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 class Cell(StrEnum):
     RNN = "rnn"  # Elman 1990
     LSTM = "lstm"  # Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000
+    GRU = "gru"  # Cho et al. 2014
 
 
 @dataclass(frozen=True)
@@ -51,20 +54,45 @@ class ElmanRNN(nn.RNN):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # always from a state of zeros
         if not torch.onnx.is_in_onnx_export():
             return super().forward(x)
-        n, t, _ = x.shape
-        states, final = torch.onnx.ops.symbolic_multi_out(
-            "::RNN",
-            (
-                x.transpose(0, 1),  # [T, N, inputs]
-                self.weight_ih_l0[None],
-                self.weight_hh_l0[None],
-                torch.cat([self.bias_ih_l0, self.bias_hh_l0])[None],
-            ),
-            {"hidden_size": self.hidden_size},
-            dtypes=(x.dtype, x.dtype),
-            shapes=((t, 1, n, self.hidden_size), (1, n, self.hidden_size)),
-        )
-        return states[:, 0].transpose(0, 1), final  # [N, T, hidden], [1, N, hidden]
+        weights = (self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
+        return _as_operator("::RNN", x, weights, {"hidden_size": self.hidden_size})
+
+
+class GRU(nn.GRU):
+    """nn.GRU, one layer, batch first, exported as ONNX's GRU operator for the same reason."""
+
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
+    bias_ih_l0: Tensor
+    bias_hh_l0: Tensor
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(inputs, hidden, batch_first=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # always from a state of zeros
+        if not torch.onnx.is_in_onnx_export():
+            return super().forward(x)
+        weights = (self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
+        # PyTorch stores the gates as reset, update, new; ONNX as update, reset, new.
+        ordered = [torch.cat([update, reset, new]) for reset, update, new in (w.chunk(3) for w in weights)]
+        return _as_operator("::GRU", x, ordered, {"hidden_size": self.hidden_size, "linear_before_reset": 1})
+
+
+def _as_operator(
+    operator: str, x: Tensor, weights: Sequence[Tensor], attributes: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """One of ONNX's recurrent operators. x [N, T, inputs] -> states [N, T, hidden], final state [1, N, hidden]"""
+    n, t, _ = x.shape
+    hidden = attributes["hidden_size"]
+    of_input, of_state, *biases = weights
+    states, final = torch.onnx.ops.symbolic_multi_out(
+        operator,
+        (x.transpose(0, 1), of_input[None], of_state[None], torch.cat(biases)[None]),  # the first is [T, N, inputs]
+        attributes,
+        dtypes=(x.dtype, x.dtype),
+        shapes=((t, 1, n, hidden), (1, n, hidden)),
+    )
+    return states[:, 0].transpose(0, 1), final
 
 
 class Forecaster(nn.Module):
@@ -83,10 +111,13 @@ class Forecaster(nn.Module):
             )
         self.config = config
         self.median = config.quantile_levels.index(0.5)
-        if config.cell is Cell.LSTM:
-            self.recurrent: nn.Module = nn.LSTM(3, config.hidden, batch_first=True)
-        else:
-            self.recurrent = ElmanRNN(3, config.hidden)
+        match config.cell:
+            case Cell.LSTM:
+                self.recurrent: nn.Module = nn.LSTM(3, config.hidden, batch_first=True)
+            case Cell.GRU:
+                self.recurrent = GRU(3, config.hidden)
+            case Cell.RNN:
+                self.recurrent = ElmanRNN(3, config.hidden)
         self.head = nn.Linear(config.hidden, config.max_horizon * len(config.quantile_levels))
         # Widens or narrows the quantiles around the median; fitted after training, to data that training did not see.
         self.register_buffer("spread", torch.ones(()))

@@ -1,22 +1,27 @@
 # Fills the model repository: PyTorch, the architectures with their trained weights, the export step. Run it as a Job
-# (deploy/kubernetes/export); servers do not need it.
+# (deploy/kubernetes/export); servers do not need it. Name both images by digest for a build that can be repeated:
+# --build-arg BASE_IMAGE=python:3.11-slim@sha256:... (docs/security.md).
 ARG BUILD_IMAGE=python:3.11-slim
 ARG BASE_IMAGE=python:3.11-slim
 
 FROM ${BUILD_IMAGE} AS build
-# TORCH=torch==2.15.0+cpu with PIP_EXTRA_INDEX_URL of PyTorch's CPU builds makes the image five times smaller.
-ARG TORCH=torch==2.15.0
-ARG ONNXRUNTIME=onnxruntime==1.31.1
+# TORCH='torch==2.15.0+cpu torchvision==0.29.2+cpu' with PIP_EXTRA_INDEX_URL of PyTorch's CPU builds makes the image five
+# times smaller. Only the hashes of these two are then not checked.
+ARG TORCH=
 ARG PIP_EXTRA_INDEX_URL
 WORKDIR /src
 RUN python3 -m venv --without-pip /opt/rafaga
-COPY pyproject.toml requirements/constraints.txt deploy/docker/requirements.py ./
-RUN grep -v '^torch==' constraints.txt > chosen.txt \
-    && python3 requirements.py export --replace "torch=${TORCH}" --replace "onnxruntime=${ONNXRUNTIME}" > requirements.txt \
-    && python3 -m pip --python /opt/rafaga/bin/python install --no-cache-dir -c chosen.txt -r requirements.txt
-COPY README.md LICENSE ./
+# pip refuses a file whose hash is not listed.
+COPY requirements/images requirements
+RUN python3 -m pip install --no-cache-dir --require-hashes --target build -r requirements/build.txt \
+    && if [ -n "${TORCH}" ]; then \
+         python3 -m pip --python /opt/rafaga/bin/python install --no-cache-dir --no-deps ${TORCH} \
+         && sed -i -E '/^(torch|torchvision|triton|nvidia-.*|cuda-.*)==/d' requirements/export.txt; \
+       fi \
+    && python3 -m pip --python /opt/rafaga/bin/python install --no-cache-dir --no-deps --require-hashes -r requirements/export.txt
+COPY README.md LICENSE pyproject.toml ./
 COPY service service
-RUN python3 -m pip --python /opt/rafaga/bin/python install --no-cache-dir --no-deps .
+RUN PYTHONPATH=/src/build python3 -m pip --python /opt/rafaga/bin/python install --no-cache-dir --no-deps --no-build-isolation .
 
 FROM ${BASE_IMAGE}
 COPY --from=build /opt/rafaga /opt/rafaga

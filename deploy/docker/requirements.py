@@ -1,4 +1,4 @@
-"""Prints the requirements of rafaga's extras from pyproject.toml, one per line, for `pip install -r`.
+"""Prints the requirements of rafaga's extras from pyproject.toml, one per line; `make hashes` locks them.
 
     python3 requirements.py EXTRA... [--replace NAME=REQUIREMENT]...
 

@@ -1,26 +1,27 @@
 # The server: a Python, its packages, and nothing else. No torch, no compiler, no root, no writable file.
 #
-# By default for CPUs. For GPUs: --build-arg ONNXRUNTIME='onnxruntime-gpu[cuda,cudnn]==1.31.1', which contains the CUDA
-# libraries; the base image needs none, and the node only the driver. TensorRT's libraries, some gigabytes more:
+# By default for CPUs. For GPUs: --build-arg REQUIREMENTS=server-gpu, which contains the CUDA libraries; the base image
+# needs none, and the node only the driver. TensorRT's libraries, some gigabytes more, and without checked hashes:
 # --build-arg TENSORRT='tensorrt-cu13-libs<11' in addition.
 #
-# Both images must have the same Python at the same path; only the first needs pip.
+# Both images must have the same Python at the same path; only the first needs pip. Name them by digest for a build that
+# can be repeated: --build-arg BASE_IMAGE=python:3.11-slim@sha256:... (docs/security.md).
 ARG BUILD_IMAGE=python:3.11-slim
 ARG BASE_IMAGE=python:3.11-slim
 
 FROM ${BUILD_IMAGE} AS build
-ARG ONNXRUNTIME=onnxruntime==1.31.1
+ARG REQUIREMENTS=server
 ARG TENSORRT=
 WORKDIR /src
 RUN python3 -m venv --without-pip /opt/rafaga
-# Packages before the source: they change less often.
-COPY pyproject.toml requirements/constraints.txt deploy/docker/requirements.py ./
-# `gpu` adds a few kilobytes for GPU metrics; --replace chooses the build of ONNX Runtime.
-RUN python3 requirements.py server tracing gpu --replace "onnxruntime=${ONNXRUNTIME}" > requirements.txt \
-    && python3 -m pip --python /opt/rafaga/bin/python install --no-cache-dir -c constraints.txt -r requirements.txt ${TENSORRT}
-COPY README.md LICENSE ./
+# Packages before the source: they change less often. pip refuses a file whose hash is not listed.
+COPY requirements/images requirements
+RUN python3 -m pip install --no-cache-dir --require-hashes --target build -r requirements/build.txt \
+    && python3 -m pip --python /opt/rafaga/bin/python install --no-cache-dir --require-hashes -r "requirements/${REQUIREMENTS}.txt" \
+    && if [ -n "${TENSORRT}" ]; then python3 -m pip --python /opt/rafaga/bin/python install --no-cache-dir "${TENSORRT}"; fi
+COPY README.md LICENSE pyproject.toml ./
 COPY service service
-RUN python3 -m pip --python /opt/rafaga/bin/python install --no-cache-dir --no-deps . \
+RUN PYTHONPATH=/src/build python3 -m pip --python /opt/rafaga/bin/python install --no-cache-dir --no-deps --no-build-isolation . \
     # Packages' own tests are a tenth of the size.
     && find /opt/rafaga/lib -type d -name tests -prune -exec rm -r {} +
 

@@ -10,23 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from models.progress import Steps
-from models.training.forecast_eval import Share, overlap, shares
+from models.training.forecast_eval import overlap, shares, standard_error
 from models.training.shipped import forecasts, tabulate
-
-DRAWS = 2000
-
-
-def standard_error(share: Share, block: int, seed: int = 0) -> float:
-    """Of the mean of `share.held`, with blocks of `block` origins."""
-    each: npt.NDArray[np.float64] = share.held.mean(axis=1)
-    block = min(block, len(each))
-    starts = np.random.default_rng(seed).integers(0, len(each) - block + 1, (DRAWS, -(-len(each) // block)))
-    drawn = (starts[:, :, None] + np.arange(block)).reshape(DRAWS, -1)[:, : len(each)]
-    return float(each[drawn].mean(axis=1).std())
 
 
 def rows(name: str, root: Path | None, steps: Steps) -> Iterator[tuple[str, ...]]:

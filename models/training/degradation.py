@@ -20,7 +20,7 @@ from rich.table import Table
 from models.progress import shown
 from models.training.data import DataUnavailable
 from models.training.loop import fit, training_device
-from models.training.options import CHECKPOINTS, add_options
+from models.training.options import CHECKPOINTS, add_data_option, add_options
 from models.training.recipes import CIFAR_NETWORKS, recipes
 from rafaga.errors import DeviceError
 
@@ -89,6 +89,7 @@ def compare(options: argparse.Namespace, console: Console) -> dict[str, float]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m models.training.degradation", description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=CIFAR_NETWORKS, default=CIFAR_NETWORKS, metavar="NAME")
+    add_data_option(parser)
     add_options(parser)
     return parser
 

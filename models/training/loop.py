@@ -7,6 +7,8 @@ are drawn and augmented on the CPU, so a seed gives the same batches on every de
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 import time
 from abc import ABC, abstractmethod
@@ -14,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from rich.console import Console
@@ -41,7 +44,11 @@ class Optimiser(StrEnum):
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """The learning rate rises to `peak_rate` during `warmup` of all steps, then falls by a cosine (Smith 2018)."""
+    """The learning rate rises to `peak_rate` during `warmup` of all steps, then falls by a cosine (Smith 2018).
+
+    `patience`: stop early after this many epochs without a lower validation loss, and keep the best epoch's weights.
+    `stop_after`: stop after this epoch, with the rates of a run of all `epochs`.
+    """
 
     epochs: int
     peak_rate: float
@@ -49,6 +56,16 @@ class TrainingSchedule:
     optimiser: Optimiser = Optimiser.ADAMW
     warmup: float = 0.15
     clip_norm: float | None = None
+    patience: int | None = None
+    stop_after: int | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """`epochs`: the one whose weights were kept. `seconds` include those before a resumption."""
+
+    epochs: int
+    seconds: float
 
 
 class Problem(ABC):
@@ -64,6 +81,10 @@ class Problem(ABC):
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss of `batch`, a scalar. Module and batch are on the same device."""
+
+    def validation(self) -> Iterator[Batch]:
+        """Data that training does not see, for a schedule with `patience`."""
+        raise NotImplementedError
 
     def rehearsals(self) -> Sequence[Problem]:
         """The same problem on parts of its training data; the rest of the data calibrates the model."""
@@ -94,8 +115,8 @@ def fit(
     resume: bool,
     console: Console,
     device: torch.device = CPU,
-) -> float:
-    """Trains `problem.module` in place and returns the seconds it took, including those before a resumption.
+) -> Fitted:
+    """Trains `problem.module` in place.
 
     `resume` continues from `checkpoint` if that file exists; it may come from another device. The module ends on the
     CPU, where it is measured.
@@ -107,6 +128,7 @@ def fit(
         optimiser, schedule.peak_rate, total_steps=steps, pct_start=schedule.warmup, cycle_momentum=False
     )
     epoch, seconds, started = 0, 0.0, time.monotonic()
+    best: _Best = {"epoch": 0, "loss": math.inf, "module": {}}
     if resume and checkpoint.is_file():
         state = torch.load(checkpoint, map_location=CPU, weights_only=True)
         module.load_state_dict(state["module"])
@@ -115,7 +137,7 @@ def fit(
         torch.set_rng_state(state["rng"])
         if device.type == "cuda" and "cuda_rng" in state:
             torch.cuda.set_rng_state(state["cuda_rng"], device)
-        epoch, seconds = state["epoch"], state["seconds"]
+        epoch, seconds, best = state["epoch"], state["seconds"], state["best"]
         console.print(f"resumed after epoch {epoch}")
     with Progress(
         TextColumn("{task.description}"),
@@ -127,8 +149,10 @@ def fit(
         console=console,
     ) as progress:
         bar = progress.add_task("training", total=steps, completed=epoch * problem.batches_per_epoch, loss=float("nan"))
-        for epoch in range(epoch + 1, schedule.epochs + 1):  # noqa: B020  # continues where the checkpoint ended
-            total = 0.0
+        while epoch < (schedule.stop_after or schedule.epochs):
+            if schedule.patience is not None and epoch - best["epoch"] >= schedule.patience:
+                break
+            epoch, total = epoch + 1, 0.0
             for count, batch in enumerate(problem.batches(), start=1):
                 loss = problem.loss(tuple(part.to(device) for part in batch))
                 optimiser.zero_grad()
@@ -139,6 +163,8 @@ def fit(
                 rates.step()
                 total += loss.item()
                 progress.update(bar, advance=1, loss=total / count, description=f"epoch {epoch}/{schedule.epochs}")
+            if schedule.patience is not None and (found := _validated(problem, device)) < best["loss"]:
+                best = {"epoch": epoch, "loss": found, "module": copy.deepcopy(module.state_dict())}
             _save(
                 checkpoint,
                 {
@@ -147,12 +173,27 @@ def fit(
                     "rates": rates.state_dict(),
                     "rng": torch.get_rng_state(),
                     **({"cuda_rng": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}),
+                    "best": best,
                     "epoch": epoch,
                     "seconds": seconds + time.monotonic() - started,
                 },
             )
+    if best["epoch"]:
+        module.load_state_dict(best["module"])
     module.to(CPU).eval()
-    return seconds + time.monotonic() - started
+    return Fitted(best["epoch"] or epoch, seconds + time.monotonic() - started)
+
+
+class _Best(TypedDict):
+    epoch: int  # 0: none yet
+    loss: float
+    module: dict[str, Tensor]
+
+
+def _validated(problem: Problem, device: torch.device) -> float:
+    with torch.no_grad():
+        losses = [problem.loss(tuple(part.to(device) for part in batch)).item() for batch in problem.validation()]
+    return sum(losses) / len(losses)
 
 
 def _optimiser(module: nn.Module, schedule: TrainingSchedule) -> torch.optim.Optimizer:

@@ -10,8 +10,11 @@ from models.training.loop import TrainingDevice
 CHECKPOINTS = Path("runs") / "training"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_data_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder with a copy of the data; default: download")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, metavar="N", help="default: the recipe's own")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     parser.add_argument(

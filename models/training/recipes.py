@@ -114,4 +114,4 @@ def forecasting(
     module = entry.build()
     assert isinstance(entry.input, ForecastSpec)
     assert isinstance(module, Forecaster)
-    return ForecastingProblem(module, entry.input, load(root), entry.dataset, drawn)
+    return ForecastingProblem(module, entry.input, [load(root)], entry.dataset, drawn)

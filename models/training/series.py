@@ -1,10 +1,10 @@
-"""Trains forecasters on random windows of the part of a series that evaluation does not use."""
+"""Trains forecasters on random windows of the parts of their series that evaluation does not use."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,23 @@ from torch import Tensor
 from models.forecasting import Forecaster
 from models.progress import SILENT, Steps
 from models.training.data import Series
-from models.training.forecast_eval import baselines, evaluate, held_out, intervals, rolling_origins, training_size
+from models.training.forecast_eval import (
+    Comparison,
+    Origins,
+    Share,
+    comparisons,
+    evaluate,
+    held_out,
+    intervals,
+    joined,
+    metrics_of,
+    overlap,
+    quantiles_of,
+    rolling_origins,
+    shares,
+    standard_error,
+    training_size,
+)
 from models.training.loop import Batch, Problem
 from rafaga.bundle import ForecastSpec, Metric
 
@@ -34,37 +50,55 @@ class Windows:
 
 
 class ForecastingProblem(Problem):
-    """Quantile regression: the pinball loss of every level at every step of the horizon, in units of the series."""
+    """Quantile regression: the pinball loss of every level at every step of the horizon, in units of each series.
+
+    `kept`: for each series, the observations that training must not forecast: to validate or to calibrate with.
+    `evaluate` fills in `comparisons` with the baselines, and the `coverage` of intervals, each with its standard error.
+    """
 
     def __init__(
         self,
         module: Forecaster,
         spec: ForecastSpec,
-        series: Series,
+        series: Sequence[Series],
         name: str,
         drawn: Windows,
-        kept_from: range = range(0),
+        kept: Sequence[range] = (),
     ) -> None:
         self.module: Forecaster = module
         self.spec = spec
         self.series = series
         self.name = name
         self.drawn = drawn
-        self.kept_from = kept_from  # observations that training must not forecast
+        self.kept = kept or [range(0)] * len(series)
         self.batches_per_epoch = drawn.batches_per_epoch
-        self.seen = torch.from_numpy(series[: training_size(series)].copy())
+        self.seen = [one[: training_size(one)] for one in series]
         self.intervals = tuple(intervals(spec.quantile_levels))
         self.levels = torch.tensor(spec.quantile_levels)
-        self.unit = (self.seen[spec.season :] - self.seen[: -spec.season]).abs().mean()
+        self.comparisons: tuple[Comparison, ...] = ()
+        self.coverage: tuple[tuple[Share, float], ...] = ()
+
+        # All series end to end; `start`, `total`, `ends`, `unit` and `kept_*` have one value for each.
+        self.values = torch.from_numpy(np.concatenate(self.seen))
+        self.total = torch.tensor([len(one) for one in self.seen])
+        self.start = self.total.cumsum(0) - self.total
+        self.ends = (self.total - spec.min_history).cumsum(
+            0
+        )  # how many histories may be drawn from it and those before
+        self.unit = torch.stack([(one[spec.season :] - one[: -spec.season]).abs().mean() for one in self._parts()])
+        self.kept_start, self.kept_stop = torch.tensor([[block.start, block.stop] for block in self.kept]).T
+
+    def _parts(self) -> Sequence[Tensor]:
+        return torch.split(self.values, self.total.tolist())
 
     def rehearsals(self) -> Sequence[ForecastingProblem]:
         """New modules, each trained without one block of this one's training data."""
-        edges = np.linspace(self.spec.min_history, len(self.seen), self.drawn.folds + 1).astype(int)
+        folds = self.drawn.folds
+        edges = [np.linspace(self.spec.min_history, len(one), folds + 1).astype(int).tolist() for one in self.seen]
+        blocks = zip(*([range(*pair) for pair in pairwise(of_one)] for of_one in edges), strict=True)
         return [
-            ForecastingProblem(
-                Forecaster(self.module.config), self.spec, self.series, self.name, self.drawn, range(start, stop)
-            )
-            for start, stop in pairwise(edges.tolist())
+            ForecastingProblem(Forecaster(self.module.config), self.spec, self.series, self.name, self.drawn, kept)
+            for kept in blocks
         ]
 
     def batches(self) -> Iterator[Batch]:
@@ -72,26 +106,45 @@ class ForecastingProblem(Problem):
             yield self.windows()
 
     def windows(self) -> Batch:
-        """history [N, T], length [N], future [N, H], known [N, H]: the part of the future that training may use."""
+        """history [N, T], length [N], future [N, H], known [N, H]: the part of the future that training may use,
+        unit [N]."""
         spec, n = self.spec, self.drawn.batch_size
-        total = len(self.seen)
-        end = torch.randint(spec.min_history, total, (n,))
+        drawn = torch.randint(int(self.ends[-1]), (n,))
+        series = torch.searchsorted(self.ends, drawn, right=True)
+        start, total = self.start[series], self.total[series]
+        end = drawn - (self.ends[series] - total)  # min_history .. total - 1
         longest = end.clamp(max=spec.max_history)
         length = spec.min_history + (torch.rand(n) * (longest - spec.min_history + 1)).long()
         step = torch.arange(int(length.max()))
         inside = step < length[:, None]
-        history = self.seen[(end - length)[:, None] + step * inside]
-        history = (history + self.drawn.jitter * self.unit * torch.randn(history.shape)) * inside
+        unit = self.unit[series]
+        history = self.values[(start + end - length)[:, None] + step * inside]
+        history = (history + self.drawn.jitter * unit[:, None] * torch.randn(history.shape)) * inside
         ahead = end[:, None] + torch.arange(spec.max_horizon)
-        known = (ahead < total) & ((ahead < self.kept_from.start) | (ahead >= self.kept_from.stop))
-        return history, length, self.seen[ahead.clamp(max=total - 1)], known
+        before, after = ahead < self.kept_start[series][:, None], ahead >= self.kept_stop[series][:, None]
+        known = (ahead < total[:, None]) & (before | after)
+        future = self.values[start[:, None] + torch.minimum(ahead, total[:, None] - 1)]
+        return history, length, future, known, unit
 
     def loss(self, batch: Batch) -> Tensor:
-        history, length, future, known = batch
-        error = (future[:, :, None] - self.module(history, length)) / self.unit  # [N, H, Q]
+        history, length, future, known, unit = batch
+        error = (future[:, :, None] - self.module(history, length)) / unit[:, None, None]  # [N, H, Q]
         levels = self.levels.to(error.device)
         pinball = torch.maximum(levels * error, (levels - 1) * error).mean(2)
         return (pinball * known).sum() / known.sum()
+
+    def validation(self) -> Iterator[Batch]:
+        """The horizons inside the blocks `kept`, without jitter."""
+        parts = [self._kept_origins(number) for number in range(len(self.seen))]
+        unit = torch.repeat_interleave(self.unit, torch.tensor([len(part.length) for part in parts]))
+        origins = joined(parts)
+        future = torch.from_numpy(origins.future)
+        known = torch.ones_like(future, dtype=torch.bool)
+        yield torch.from_numpy(origins.history), torch.from_numpy(origins.length), future, known, unit
+
+    def _kept_origins(self, number: int, stride: int = 1) -> Origins:
+        kept = self.kept[number]
+        return rolling_origins(self.seen[number], self.spec, kept.start, kept.stop, stride)
 
     def calibrate(self, rehearsals: Sequence[Problem], steps: Steps = SILENT) -> None:
         """Sets the spread that `rehearsals` would have needed on the blocks they were not trained on.
@@ -113,8 +166,8 @@ class ForecastingProblem(Problem):
 
     def outside(self) -> Series:
         """Distance of its held-out observations from the median, 1 at the edge of the interval. [M, intervals]"""
-        origins = rolling_origins(self.seen.numpy(), self.spec, self.kept_from.start, self.kept_from.stop)
-        quantiles = self.forecast(origins.history, origins.length)
+        origins = joined([self._kept_origins(number) for number in range(len(self.seen))])
+        quantiles = quantiles_of(self.forecast, origins)
         median = quantiles[:, :, self.module.median]
         error = origins.future - median
         columns = []
@@ -127,8 +180,12 @@ class ForecastingProblem(Problem):
         origins = held_out(self.series, self.spec)
         dataset = f"{self.name}, last fifth"
         steps.step("forecasting the last fifth")
-        figures = evaluate(origins, self.spec, self.forecast, dataset)
-        return figures + baselines(origins, self.spec, dataset, steps)
+        quantiles = quantiles_of(self.forecast, origins)
+        self.comparisons = tuple(comparisons(origins, self.spec, quantiles, steps))
+        held = islice(shares(origins, self.spec, quantiles), len(self.intervals))
+        self.coverage = tuple((share, standard_error(share, overlap(origins))) for share in held)
+        baselines = {compared.metric: compared.baseline_mase for compared in self.comparisons}
+        return evaluate(origins, self.spec, quantiles, dataset) + metrics_of(baselines, dataset, origins)
 
     def forecast(self, history: Series, length: npt.NDArray[np.int64]) -> Series:
         with torch.inference_mode():

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rafaga.errors import BundleError
+from rafaga.files import MOST_TEXT_BYTES, contents, opened_in
 
 SCHEMA = 1
 MANIFEST = "bundle.json"
@@ -148,11 +149,15 @@ class Metric(Frozen, frozen=True):
 
 
 class Parity(Frozen, frozen=True):
-    """Largest differences from PyTorch over all outputs and batch sizes; relative: max|a - b| / max|b| per output."""
+    """Largest differences from PyTorch over all outputs and batch sizes; relative: max|a - b| / max|b| per output.
+
+    `largest_input`: the shape of the largest row of the first input that was compared; empty unknown.
+    """
 
     max_absolute_error: float
     max_relative_error: float
     batch_sizes: tuple[int, ...]
+    largest_input: tuple[int, ...] = ()
 
 
 def tolerance(measured: float) -> float:
@@ -189,6 +194,8 @@ class Variant(Frozen, frozen=True):
     `float_layers` names the nodes of an int8 file that stay in float because quantising them costs too much.
     `cpu_speedup` is its throughput over the fp32 file's on one thread of the processor that exported it; 0 unmeasured.
     `cpu_quick_int8`: whether that processor was `rafaga.int8.quick`; None unknown.
+    `losses`: of the main figure and of its parts, such as "recall of defect"; `loss` is the one that exceeds its limit,
+    or the main figure's.
     """
 
     precision: Precision
@@ -200,6 +207,7 @@ class Variant(Frozen, frozen=True):
     cpu_speedup: float = 0.0
     cpu_quick_int8: bool | None = None
     loss: Loss | None = None
+    losses: tuple[Loss, ...] = ()
     calibration: Calibration | None = None
 
     @property
@@ -337,7 +345,7 @@ def load(folder: Path, place: tuple[str, int] | None = None) -> Bundle:
     if not os.path.lexists(folder / MANIFEST):
         raise BundleError(f"{folder}: no {MANIFEST}")
     try:
-        bundle = msgspec.json.decode(file_in(folder, MANIFEST).read_bytes(), type=Bundle)
+        bundle = msgspec.json.decode(contents(opened_in(folder, MANIFEST, MOST_TEXT_BYTES)), type=Bundle)
     except (OSError, msgspec.MsgspecError) as error:
         raise BundleError(f"{folder / MANIFEST}: {error}") from None
     name, version = place or (folder.parent.name, folder.name)
@@ -353,33 +361,16 @@ def verify_files(folder: Path, bundle: Bundle, but: str = "") -> None:
     """Raises BundleError for the first file, except `but`, that is missing or differs from the published one."""
     for name in bundle.files:
         if name != but:
-            path = file_in(folder, name)
-            _check_sha256(path, bundle, sha256_of(path))
+            with opened_in(folder, name) as file:
+                _check_sha256(folder / name, bundle, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def read_verified(folder: Path, bundle: Bundle, name: str) -> bytes:
     """The bytes of one file, verified: the caller uses exactly the bytes that were hashed. Raises BundleError as
     `verify_files` does."""
-    path = file_in(folder, name)
-    data = path.read_bytes()
-    _check_sha256(path, bundle, hashlib.sha256(data).hexdigest())
+    data = contents(opened_in(folder, name))
+    _check_sha256(folder / name, bundle, hashlib.sha256(data).hexdigest())
     return data
-
-
-def file_in(folder: Path, name: str) -> Path:
-    """The file `name` of a version's folder. Raises BundleError.
-
-    It may be a link, as in a Kubernetes ConfigMap or a checkout by git-sync, to a file inside the repository. If the
-    folder is itself a link, files beside the one it leads to are inside too: the server follows no folder out of its
-    repository (see repository.discovery).
-    """
-    path = folder / name
-    if not path.is_file():
-        raise BundleError(f"{path}: missing, or not a file")
-    target = path.resolve()
-    if not any(target.is_relative_to(base.resolve()) for base in (folder.parent.parent, folder)):
-        raise BundleError(f"{path}: is a link to {target}, outside the repository: copy the file into the repository")
-    return path
 
 
 def _check_sha256(path: Path, bundle: Bundle, found: str) -> None:

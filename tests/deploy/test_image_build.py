@@ -27,7 +27,6 @@ from rafaga.load import document
 from rafaga.load.log import OK
 from tests import bundles
 from tests.deploy.rendering import KUBERNETES, ROOT, one, render
-from tests.deploy.test_images import CONSTRAINTS
 from tests.integration.serving import PATIENCE_S, free_port, serving
 from tests.models.support import data_root
 
@@ -110,7 +109,7 @@ def cpu(buildah: Buildah) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def gpu(buildah: Buildah) -> Iterator[Path]:
-    with buildah.built(SERVER, f"ONNXRUNTIME=onnxruntime-gpu[cuda,cudnn]=={CONSTRAINTS['onnxruntime-gpu']}") as image:
+    with buildah.built(SERVER, "REQUIREMENTS=server-gpu") as image:
         yield image
 
 
@@ -186,6 +185,8 @@ def measure_a_server(load: Path, repository: Path, tmp_path: Path) -> None:
     assert not (load / PACKAGES / "onnxruntime").exists()
     assert megabytes(load / "opt/rafaga") < 250
     (only,) = one(render(KUBERNETES / "load"), "Job")["spec"]["template"]["spec"]["containers"]
+    (load / "etc/rafaga-client").mkdir()
+    (load / "etc/rafaga-client/token").write_text("secret")
     with serving(repository) as served:
         changed = [f"--server={served.address}", "--model=digits", "--rate=20", "--duration=1"]
         kept = [word for word in only["args"] if word.split("=")[0] not in {c.split("=")[0] for c in changed}]

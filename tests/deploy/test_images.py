@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -15,9 +16,18 @@ from tests.deploy.rendering import KUBERNETES, ROOT, Object, container, one, ove
 
 DOCKER = ROOT / "deploy/docker"
 NAMES = ("server", "export", "load")
-CONSTRAINTS = dict(
-    line.split("==") for line in (ROOT / "requirements/constraints.txt").read_text().splitlines() if "==" in line
-)
+CONSTRAINTS = {
+    re.sub("[-_.]+", "-", name).lower(): version
+    for name, version in re.findall(r"(?m)^(\S+)==(\S+)$", (ROOT / "requirements/constraints.txt").read_text())
+}
+ORT = CONSTRAINTS["onnxruntime-gpu"]
+# By file of requirements/images: the arguments of requirements.py, as `make hashes` gives them.
+LOCKED = {
+    "server": ("server", "tracing", "gpu", "--replace", f"onnxruntime=onnxruntime=={ORT}"),
+    "server-gpu": ("server", "tracing", "gpu", "--replace", f"onnxruntime=onnxruntime-gpu[cuda,cudnn]=={ORT}"),
+    "export": ("export", "--replace", f"onnxruntime=onnxruntime=={ORT}"),
+    "load": ("load",),
+}
 
 
 class Instruction(NamedTuple):
@@ -81,15 +91,6 @@ def test_the_server_image_starts_what_the_manifests_start() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_exact_versions_are_those_of_the_constraints(name: str) -> None:
-    """Some arguments name a distribution that constraints.txt has in another build."""
-    for stage in stages(name)[1:]:
-        for argument in (i.rest for i in stage if i.word == "ARG" and "==" in i.rest):
-            distribution, version = argument.split("=", 1)[1].split("==")
-            assert version == CONSTRAINTS.get(distribution, CONSTRAINTS.get(f"{distribution}-gpu"))
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_copied_files_exist_and_are_not_ignored(name: str) -> None:
     ignored = (DOCKER / f"{name}.Dockerfile.dockerignore").read_text().splitlines()
     allowed = {line[1:] for line in ignored if line.startswith("!")}
@@ -127,3 +128,35 @@ def test_the_images_have_all_other_packages() -> None:
     assert wanted <= names(needed("server", "--replace", "onnxruntime=onnxruntime==1"))
     nested = needed("export", "--replace", "onnxruntime=onnxruntime==1")
     assert wanted | names(extras["export"]) - {"rafaga"} <= names(nested)
+
+
+def locked(name: str) -> dict[str, str]:
+    """Versions by package. Fails on a line that is not a version with its hashes, such as the address of an index."""
+    found = {}
+    for line in (ROOT / f"requirements/images/{name}.txt").read_text().splitlines():
+        entry = re.fullmatch(r"(\S+)==(\S+)(?: --hash=sha256:[0-9a-f]{64})+", line)
+        assert entry, line
+        found[entry[1]] = entry[2]
+    return found
+
+
+@pytest.mark.parametrize("name", LOCKED)
+def test_locked_packages_are_complete_and_those_of_the_constraints(name: str) -> None:
+    """Otherwise `make hashes` was not run after a change of pyproject.toml or the constraints."""
+    versions = locked(name)
+    assert names(needed(*LOCKED[name])) <= versions.keys()
+    assert versions == {each: CONSTRAINTS["onnxruntime-gpu" if each == "onnxruntime" else each] for each in versions}
+
+
+def test_each_image_takes_only_what_is_locked() -> None:
+    assert locked("build").keys() >= {"hatchling"}
+    plan = subprocess.run(
+        ["make", "--dry-run", "--always-make", "hashes"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert all(f"requirements.py {shlex.join(arguments)} " in plan for arguments in LOCKED.values())
+    # Beyond that, the package itself and what the builder names.
+    others = ("--no-build-isolation .", "${TORCH}", '"${TENSORRT}"')
+    for name in NAMES:
+        scripts = [i.rest for stage in stages(name) for i in stage if i.word == "RUN"]
+        for command in (each.strip() for script in scripts for each in re.split("&&|;", script)):
+            assert " install " not in command or "--require-hashes" in command or command.endswith(others)

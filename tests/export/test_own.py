@@ -8,20 +8,38 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from PIL import Image
 from torch import Tensor, nn
 
 from export.__main__ import main
 from export.graph import SegmentationGraph, serving_graph
 from export.labels import Labels
-from export.own import OwnModel, OwnModelInvalid, assumptions, numbers_of, own_entry, size_of, strides_of
+from export.own import (
+    OwnModel,
+    OwnModelInvalid,
+    assumptions,
+    numbers_of,
+    own_entry,
+    read_own_series,
+    size_of,
+    strides_of,
+)
 from export.publish import require_scores
 from export.verify import ProofFailed
 from models.entry import ImageInput
 from rafaga import bundle as bundles
-from rafaga.bundle import Bundle, Calibration, ImagePreparation, SequenceSpec, Task
+from rafaga.bundle import Bundle, Calibration, ForecastSpec, ImagePreparation, SequenceSpec, Task
 from tests.export import small
 
+HOURS = ForecastSpec(
+    min_history=5, max_history=40, max_horizon=4, quantile_levels=(0.1, 0.5, 0.9), season=3, step="hour", unit="MW"
+)
+FORECASTING: dict[str, Any] = {
+    "task": Task.FORECASTING,
+    "factory": "tests.export.small:SmallForecaster",
+    "forecast": HOURS,
+}
 GREY = ImageInput(32, 32, 1, (0.5,), (0.25,), 36)
 
 
@@ -71,7 +89,12 @@ def test_defaults_are_imagenets() -> None:
         ({"name": "My Net"}, "--name 'My Net'"),
         ({"size": None}, "a fixed --input-size"),
         ({"task": Task.FEATURES}, "needs --maps"),
-        ({"task": Task.FORECASTING}, "supported: classification, features, segmentation, sequence.*models/zoo.py"),
+        ({"task": Task.DETECTION}, "supported: classification, features, segmentation, sequence.*models/zoo.py"),
+        ({"task": Task.FORECASTING}, "needs --horizon, --min-history and --max-history"),
+        ({"forecast": HOURS}, "are for --task forecasting"),
+        ({**FORECASTING, "forecast": replace(HOURS, quantile_levels=(0.9, 0.5))}, "--quantiles: expected ascending"),
+        ({**FORECASTING, "forecast": replace(HOURS, season=24)}, "--season <= --min-history <= --max-history"),
+        ({**FORECASTING, "series": np.zeros(19, np.float32)}, "--eval-series: 19 observations; expected at least 20"),
         ({"task": Task.SEQUENCE}, "its symbols, and --max-length"),
         ({"max_length": 9}, "--max-length is for --task sequence"),
         ({"mean": (0.5,)}, "expected 3 numbers each"),
@@ -121,10 +144,10 @@ def test_a_classifier_with_weights_of_a_file(tmp_path: Path, capsys: pytest.Capt
     torch.manual_seed(1)
     torch.save({"state_dict": small.SmallClassifier().state_dict()}, tmp_path / "my.pth")
     options = ["--input-size", "16", "--resize-shorter", "18", "--weights", str(tmp_path / "my.pth")]
-    options += ["--eval-images", str(photos), "--dataset", "colours"]
+    options += ["--eval-images", str(photos), "--classes-from", "file", "--dataset", "colours"]
     assert export(tmp_path, "tests.export.small:SmallClassifier", *options) == 0, capsys.readouterr().out
     bundle = exported(tmp_path)
-    assert (bundle.weights.trained, bundle.weights.source) == (True, "file my.pth")
+    assert (bundle.weights.trained, bundle.weights.source) == (True, "file my.pth, state_dict")
     assert bundle.labels == small.CLASSES
     assert bundle.image == ImagePreparation(height=16, width=16, channels=3, resize_shorter=18)
     assert (bundle.dataset, bundle.architecture) == ("colours", "tests.export.small:SmallClassifier")
@@ -196,3 +219,54 @@ def test_scores_of_other_classes_or_another_size_are_refused() -> None:
         assert isinstance(graph.module, SegmentationGraph)
         with pytest.raises(ProofFailed, match=message):
             require_scores(graph.module, image, classes)
+
+
+def test_a_model_that_fails_in_pytorch_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images of one channel for a network of three, with and without labels; the traceback only where asked."""
+    factory = "tests.export.small:SmallClassifier"
+    options = ["--input-size", "16", "--channels", "1", "--weights", "random"]
+    assert export(tmp_path, factory, *options) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "float32 [2, 1, 16, 16]; check --channels and --input-size: RuntimeError: Given groups=1" in printed
+    assert "to have 3 channels, but got 1 channels instead (small.py:" in printed
+    assert "Traceback" not in printed
+    assert main(["--factory", factory, "--name", "my-net", "--output", str(tmp_path), "--traceback", *options]) == 1
+    printed = capsys.readouterr().out
+    assert "float32 [1, 1, 16, 16]; check" in printed
+    assert "Traceback" in printed
+
+
+def test_a_forecaster_is_measured_on_a_series_of_a_file(tmp_path: Path) -> None:
+    series = 100 + np.arange(60) % 3
+    (tmp_path / "load.csv").write_text("hour,MW\n" + "".join(f"{hour},{value}\n" for hour, value in enumerate(series)))
+    torch.save(small.SmallForecaster().state_dict(), tmp_path / "weights.pth")
+    command = ["--factory", FORECASTING["factory"], "--name", "my-net", "--output", str(tmp_path / "repository")]
+    shape = [
+        "--horizon",
+        "4",
+        "--min-history",
+        "5",
+        "--max-history",
+        "40",
+        "--quantiles",
+        "0.1,0.5,0.9",
+        "--season",
+        "3",
+    ]
+    described = ["--step", "hour", "--unit", "MW", "--dataset", "my load", "--weights", str(tmp_path / "weights.pth")]
+    asked = [*command, *shape, *described, "--task", "forecasting", "--eval-series", f"{tmp_path}/load.csv"]
+    assert main([*asked[:-1], f"{asked[-1]}:MW"]) == 0
+    bundle = exported(tmp_path)
+    assert bundle.forecast == HOURS
+    figures = {metric.name: metric for metric in bundle.variants[0].metrics}
+    assert {"mase", "pinball", "coverage_80", "mase_seasonal_naive"} <= figures.keys()
+    assert (figures["mase"].dataset, figures["mase"].samples) == ("my load, last fifth", 9)
+
+
+def test_files_of_no_series_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "two.csv").write_text("a,b\n1,2\n")
+    assert read_own_series(f"{tmp_path}/two.csv:b").tolist() == [2]
+    with pytest.raises(OwnModelInvalid, match="FILE:COLUMN: a, b"):
+        read_own_series(f"{tmp_path}/two.csv")
+    with pytest.raises(OwnModelInvalid, match="No such file"):
+        read_own_series(f"{tmp_path}/none.csv")

@@ -30,7 +30,7 @@ Place = Callable[..., Placement]
 SIZES = (1, 2, 3, 5, 8, 13)
 
 
-@pytest.mark.parametrize("settings", [{}, {"buckets": (3, 7)}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"batch_buckets": (3, 7)}], ids=str)
 @pytest.mark.parametrize(
     ("publish", "answer", "size"),
     [(publish_classifier, classify, (28, 28, 1)), (publish_convolutions, convolve, (32, 32, 3))],

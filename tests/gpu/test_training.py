@@ -56,7 +56,7 @@ def forecasts(entry: Entry) -> ForecastingProblem:
     assert isinstance(entry.input, ForecastSpec)
     time = np.arange(1500)
     series = (300 + np.sin(time / 3) + np.random.default_rng(0).normal(0, 0.1, len(time))).astype(np.float32)
-    return ForecastingProblem(module, entry.input, series, "waves", Windows(16, 4, jitter=0.1, folds=2))
+    return ForecastingProblem(module, entry.input, [series], "waves", Windows(16, 4, jitter=0.1, folds=2))
 
 
 def symbols(entry: Entry) -> NextSymbol:

@@ -5,6 +5,8 @@ A request is a message for its method or another one, whole, cut or with a chang
 
 from __future__ import annotations
 
+import json
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -90,6 +92,12 @@ def _damaged(file: bytes, cut: int, flip: int) -> bytes:
 IMAGE_FILES = st.one_of(
     st.binary(max_size=200),
     st.builds(messages.black_png, st.integers(1, 70), st.integers(1, 70)),
+    st.sampled_from(
+        [
+            *(messages.black_png(*size) for size in ((16_385, 1), (1, 16_385), (49_000_000, 1), (8000, 8000))),
+            *(messages.many_scans(scans) for scans in (1, 90, 1000)),
+        ]
+    ),
     st.builds(
         lambda seed, cut, flip: _damaged(messages.jpeg(messages.random_photo(seed, 24, 24)[0]), cut, flip),
         st.integers(0, 9),
@@ -327,3 +335,63 @@ def streams(draw: st.DrawFn) -> Stream:
     ends = draw(st.booleans())
     # Which of several errors ends the stream, and what is answered before, is chance.
     return Stream(contents[:1] if ends else contents, ends, draw(METADATA))
+
+
+# --- HTTP -------------------------------------------------------------------------------------------------------------
+
+
+class HttpRequest(NamedTuple):
+    path: str
+    body: bytes
+    headers: dict[str, str]
+
+
+_JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-3, 300), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=8,
+)
+_GOOD: dict[str, list[dict[str, Any]]] = {
+    "/v1/models/digits:classify": [
+        {"images": [b64encode(messages.black_png(9, 9)).decode()], "top_k": 3},
+        {"pixels": {"shape": [1, 28, 28, 1], "data": b64encode(bytes(784)).decode()}},
+    ],
+    "/v1/models/series:forecast": [{"history": [1, 2.5], "horizon": 2}, {"series": [[1, 2], [3, 4]]}],
+    "/v1/models/letters:predict": [{"symbols": ["a", "b"]}, {"sequences": [["a"]], "top_k": 1}],
+    "/v2/models/plain/infer": [
+        {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}], "id": "a"},
+        {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "parameters": {"binary_data_size": 12}}]},
+        {
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [[1, 2, 3]]}],
+            "outputs": [{"name": "y", "parameters": {"binary_data": True}}],
+            "parameters": {"timeout": 10**9},
+        },
+    ],
+    "/v2/repository/index": [{"ready": True}],
+}
+_HEADERS = st.one_of(
+    st.just({}),
+    st.sampled_from(["", "1S", "9m", "x", "1" * 30]).map(lambda text: {"Grpc-Timeout": text}),
+    st.sampled_from(["high", "urgent"]).map(lambda text: {"Rafaga-Priority": text}),
+    st.integers(-1, 200).map(lambda length: {"Inference-Header-Content-Length": str(length)}),
+)
+
+
+@st.composite
+def http_requests(draw: st.DrawFn) -> HttpRequest:
+    """Bodies that fit, with a value replaced, cut, damaged, of another path, or of any bytes; with binary tensors."""
+    path = draw(st.sampled_from(sorted(_GOOD)))
+    of = draw(_mostly(st.just(path), st.sampled_from(sorted(_GOOD))))
+    body: dict[str, Any] = dict(draw(st.sampled_from(_GOOD[of])))
+    if not draw(st.integers(0, 2)):
+        body[draw(st.sampled_from([*body, "other"]))] = draw(_JSON)
+    text = json.dumps(body).encode()
+    headers = dict(draw(_HEADERS))
+    if b"binary_data_size" in text and draw(st.booleans()):
+        headers = {"Inference-Header-Content-Length": str(len(text))}
+        text += bytes(draw(_mostly(st.just(12), st.integers(0, 20))))
+    whole = draw(_mostly(st.just(text), st.binary(max_size=50)))
+    if whole and not draw(st.integers(0, 7)):
+        whole = _damaged(whole, draw(st.integers(0, len(whole))), draw(st.integers(0, 2000)))
+    query = draw(_mostly(st.just(""), st.sampled_from(["?top_k=2", "?top_k=x", "?horizon=1", "?=", "?%ff=%00"])))
+    return HttpRequest(path + query, whole, headers)

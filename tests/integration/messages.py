@@ -128,6 +128,14 @@ def black_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+def many_scans(scans: int) -> bytes:
+    """A progressive JPEG file whose last scan is repeated so often."""
+    buffer = io.BytesIO()
+    Image.fromarray(random_photo(0, 24, 24)[0]).save(buffer, "JPEG", progressive=True)
+    *first, last = buffer.getvalue().split(b"\xff\xda")
+    return b"\xff\xda".join([*first, *[last.removesuffix(b"\xff\xd9")] * scans, last])
+
+
 def random_digits(seed: int, rows: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (rows, 28, 28, 1), dtype=np.uint8)
 

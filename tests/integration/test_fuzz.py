@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from rafaga.inference import open_inference_pb2 as pb
 from tests import bundles
 from tests.integration import malformed, messages
 from tests.integration import open_inference as oip
-from tests.integration.malformed import INFER, UNARY, Request, Stream
+from tests.integration.malformed import INFER, UNARY, HttpRequest, Request, Stream
 from tests.integration.serving import PATIENCE_S, Refusal, Served, eventually, refusal_of, serving
 
 NIGHTLY = [pytest.mark.nightly, pytest.mark.timeout(0)]
@@ -159,4 +161,25 @@ def test_every_message_of_a_stream_gets_an_answer_that_is_counted(served: Served
     assert statuses[INFER, OK]
     assert statuses[INFER, FAILED]
     eventually(lambda: found() == statuses, "the server counted the same")
+    assert_serves(served)
+
+
+@pytest.mark.parametrize("examples", [300, pytest.param(100_000, marks=NIGHTLY)])
+def test_every_http_request_gets_a_clean_answer_that_is_counted(served: Served, examples: int) -> None:
+    statuses, before = Counter[bool](), counted(served)
+    connection = http.client.HTTPConnection("127.0.0.1", served.server.http_port, timeout=PATIENCE_S)
+
+    def ask(request: HttpRequest) -> None:
+        connection.request("POST", request.path, request.body, request.headers)
+        with connection.getresponse() as answer:
+            body = answer.read()
+        statuses[answer.status == 200] += 1
+        assert answer.status in {200, 400, 413, 501, 504}, body
+        if answer.status != 200:
+            assert_tells_nothing(json.loads(body)["error"])
+
+    fuzz(examples, malformed.http_requests(), ask)
+    connection.close()
+    assert min(statuses[True], statuses[False]) > examples / 10
+    eventually(lambda: (counted(served) - before).total() == statuses.total(), "the server counted as many")
     assert_serves(served)

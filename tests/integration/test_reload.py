@@ -435,7 +435,7 @@ def test_only_the_admin_port_loads(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_the_admin_listener_stays_on_loopback_without_a_token(serve: Serve, tmp_path: Path) -> None:
-    open_to_all = serve(tmp_path, **EXPLICIT, host="0.0.0.0")
+    open_to_all = serve(tmp_path, **EXPLICIT, host="0.0.0.0", bearer_token_sha256="none")
     hashes = (hashlib.sha256(b"secret").hexdigest(),)
     guarded = serve(tmp_path, **EXPLICIT, host="0.0.0.0", bearer_token_sha256=hashes)
     assert addresses(open_to_all) == {"127.0.0.1"}

@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.training.coverage import standard_error
 from models.training.data import Series
 from models.training.forecast_eval import (
     Share,
-    baselines,
+    compared,
+    comparisons,
     drift,
     evaluate,
     held_out,
     overlap,
+    quantiles_of,
     rolling_origins,
     seasonal_naive,
     shares,
+    standard_error,
     training_size,
 )
-from models.training.significance import compared
 from rafaga.bundle import ForecastSpec
 from tests.models.support import RecordedSteps
 
@@ -33,7 +34,7 @@ SERIES = np.arange(100, dtype=np.float32)
 
 
 def test_the_last_fifth_is_held_out() -> None:
-    origins = held_out(SERIES, SPEC)
+    origins = held_out([SERIES], SPEC)
     assert training_size(SERIES) == 80
     assert len(origins.length) == 18  # 80 .. 97: three steps ahead still end inside
     assert origins.future[0].tolist() == [80, 81, 82]
@@ -51,14 +52,14 @@ def test_short_histories_are_padded_with_zeros_and_overlap_counts_origins() -> N
 
 
 def test_figures_of_a_forecast_that_is_always_one_too_low() -> None:
-    origins = held_out(SERIES, SPEC)
+    origins = held_out([SERIES], SPEC)
 
     def forecast(history: Series, length: NDArray[np.int64]) -> Series:
         last = history[np.arange(len(length)), length - 1]
         median = last[:, None] + np.array([0, 1, 2], dtype=np.float32)
         return np.stack([median - 2, median, median + 2], axis=2)
 
-    figures = {m.name: m.value for m in evaluate(origins, SPEC, forecast, "a line")}
+    figures = {m.name: m.value for m in evaluate(origins, SPEC, quantiles_of(forecast, origins), "a line")}
     assert figures["mase"] == pytest.approx(1 / 4)  # one off, where the seasonal-naive forecast is 4 off
     assert figures["coverage_80"] == 1
     assert figures["pinball"] == pytest.approx((0.1 * 3 + 0.5 * 1 + 0.1 * 1) / 3)
@@ -89,20 +90,25 @@ def test_overlapping_horizons_widen_the_standard_error_of_a_difference() -> None
     """Means of three neighbours, as horizons of three steps are: the variance of their mean is three times larger."""
     noise = np.random.default_rng(0).normal(0, 1, 6002)
     together = np.convolve(noise, np.ones(3) / 3, mode="valid")
-    alone = compared("naive", noise, np.zeros(6002), 1)
+    alone = compared("mase_seasonal_naive", noise, np.zeros(6002), 1)
     assert alone.standard_error == pytest.approx(1 / 6002**0.5, rel=0.1)
-    assert compared("naive", together, np.zeros(6000), 3).standard_error == pytest.approx(1 / 6000**0.5, rel=0.2)
-    found = compared("naive", np.array([1.0, 2, 3, 4] * 20), np.array([2.0, 3, 4, 5] * 20), 2)
+    assert compared("mase_seasonal_naive", together, np.zeros(6000), 3).standard_error == pytest.approx(
+        1 / 6000**0.5, rel=0.2
+    )
+    found = compared("mase_seasonal_naive", np.array([1.0, 2, 3, 4] * 20), np.array([2.0, 3, 4, 5] * 20), 2)
     assert (found.network_mase, found.baseline_mase, found.difference) == (2.5, 3.5, -1)
 
 
 def test_baselines_of_a_seasonal_series() -> None:
     rng = np.random.default_rng(0)
     series = np.tile(np.array([1, 5, 2, 8]), 15) + np.arange(60) * 0.5 + rng.normal(0, 0.1, 60)
-    origins, steps = held_out(series.astype(np.float32), SPEC), RecordedSteps()
+    origins, steps = held_out([series.astype(np.float32)], SPEC), RecordedSteps()
     naive = seasonal_naive(origins, SPEC)
     assert np.abs(origins.future - naive).mean() == pytest.approx(2, abs=0.1)  # half a unit per step, four steps
-    figures = {m.name: m.value for m in baselines(origins, SPEC, "a line", steps)}
+    truth = np.repeat(origins.future[:, :, None], 3, axis=2)
+    found = list(comparisons(origins, SPEC, truth, steps))
+    assert all(c.network_mase == 0 for c in found)
+    figures = {c.metric: c.baseline_mase for c in found}
     assert figures["mase_seasonal_naive"] == pytest.approx(1, abs=0.05)
     assert figures["mase_holt_winters"] < 0.2
     assert list(steps.progress.values()) == [(len(origins.length), len(origins.length))]

@@ -6,6 +6,7 @@ import gzip
 import json
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,38 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, opti
     fit(resumed, schedule, tmp_path / "stopped.pt", resume=True, console=QUIET)
     for key, value in whole.module.state_dict().items():
         assert torch.equal(value, resumed.module.state_dict()[key])
+
+
+class Overfitting(Line):
+    """The validation loss is 5, 3, 4, 4, 4, ... after the epochs."""
+
+    def __init__(self, stop_in_epoch: int | None = None) -> None:
+        super().__init__(stop_in_epoch)
+        self.states: list[dict[str, Tensor]] = []
+
+    def validation(self) -> Iterator[Batch]:
+        self.states.append({key: value.clone() for key, value in self.module.state_dict().items()})
+        yield (torch.tensor({1: 5.0, 2: 3.0}.get(self.epoch, 4.0)),)
+
+    def loss(self, batch: Batch) -> Tensor:
+        return super().loss(batch) if len(batch) == 2 else batch[0]
+
+
+def test_training_stops_early_and_keeps_the_best_epoch(tmp_path: Path) -> None:
+    schedule = TrainingSchedule(epochs=9, peak_rate=0.05, weight_decay=0.01, patience=3)
+    early = Overfitting()
+    assert fit(early, schedule, tmp_path / "early.pt", resume=False, console=QUIET).epochs == 2
+    assert early.epoch == 5
+    second = replace(schedule, patience=None, stop_after=2)
+    twice = Line()
+    assert fit(twice, second, tmp_path / "second.pt", resume=False, console=QUIET).epochs == 2
+    again = Overfitting()
+    assert fit(again, schedule, tmp_path / "early.pt", resume=True, console=QUIET).epochs == 2
+    assert again.epoch == 0, "it had stopped"
+    for key, value in early.module.state_dict().items():
+        assert torch.equal(value, early.states[1][key])
+        assert torch.equal(value, twice.module.state_dict()[key])
+        assert torch.equal(value, again.module.state_dict()[key])
 
 
 def write_cifar10(root: Path, photos: int) -> None:

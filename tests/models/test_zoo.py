@@ -14,8 +14,8 @@ from torchvision.models import get_weight
 from models.entry import Entry, ImageInput, Shipped, Torchvision
 from models.expectation import shortfalls
 from models.training import __main__ as training
-from models.training.__main__ import TrainingRecord
 from models.training.recipes import recipes
+from models.training.run import TrainingRecord
 from models.zoo import catalogue
 from rafaga.bundle import NAME_PATTERN, ForecastSpec, Metric, SequenceSpec, Task, sha256_of
 from tests.documents import ROOT

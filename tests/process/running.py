@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +35,13 @@ class Line(NamedTuple):
 
 
 class Process:
-    def __init__(self, *arguments: str, folder: Path | None = None, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        folder: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+        files: int | None = None,
+    ) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAFAGA_")}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "rafaga", "serve", *arguments],
@@ -41,7 +49,9 @@ class Process:
             text=True,
             env=inherited | dict(environ or {}),
             cwd=folder,
+            preexec_fn=None if files is None else partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files)),
         )
+        self.pid = self._process.pid
         self.log: list[Line] = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -97,9 +107,11 @@ class Running(Stubs):
 
 
 @contextmanager
-def process(*arguments: str, folder: Path | None = None, environ: Mapping[str, str] | None = None) -> Iterator[Process]:
-    """folder: where it is started; here unless told. environ: more variables."""
-    started = Process(*arguments, folder=folder, environ=environ)
+def process(
+    *arguments: str, folder: Path | None = None, environ: Mapping[str, str] | None = None, files: int | None = None
+) -> Iterator[Process]:
+    """folder: where it is started; here unless told. environ: more variables. files: how many it may open."""
+    started = Process(*arguments, folder=folder, environ=environ, files=files)
     try:
         yield started
     finally:
@@ -107,10 +119,10 @@ def process(*arguments: str, folder: Path | None = None, environ: Mapping[str, s
 
 
 @contextmanager
-def running(repository: Path, *arguments: str) -> Iterator[Running]:
+def running(repository: Path, *arguments: str, files: int | None = None) -> Iterator[Running]:
     """`rafaga serve` on free ports, once it serves."""
     ports = ("--grpc-port", "0", "--http-port", "0")
-    with process("--repository", str(repository), *ports, "--threads", "1", *arguments) as started:
+    with process("--repository", str(repository), *ports, "--threads", "1", *arguments, files=files) as started:
         fields = started.wait_for("serving")
         with connected(f"127.0.0.1:{fields['grpc_port']}") as channel:
             yield Running(started, channel, fields)

@@ -184,8 +184,12 @@ def test_a_signal_while_models_load_ends_the_server(tmp_path: Path, number: sign
         http = f"http://127.0.0.1:{fields['http_port']}"
         eventually(lambda: get(http + "/readyz") == (503, "not ready: loading model slow (2 of 2)\n"), "slow loads")
         assert get(http + "/healthz")[0] == 200
-        loading = [line.fields for line in started.log if line.fields["message"] == "loading model"]
-        assert [(line["model"], line["number"], line["of"]) for line in loading] == [("digits", 1, 2), ("slow", 2, 2)]
+
+        def loading() -> list[tuple[object, ...]]:
+            lines = [line.fields for line in started.log if line.fields["message"] == "loading model"]
+            return [(line["model"], line["number"], line["of"]) for line in lines]
+
+        eventually(lambda: loading() == [("digits", 1, 2), ("slow", 2, 2)], "the log says so")
         with connected(f"127.0.0.1:{fields['grpc_port']}") as channel:
             stubs = Stubs(channel)
             names = ("", "slow", "digits", "rafaga.v1.Catalog")

@@ -34,6 +34,13 @@ RELOAD_S = 1.0
 DIGITS = [messages.random_digits(n, 1 + n % 3) for n in range(16)]
 POISON = np.full((1, 1, 1, 1), 200, np.uint8)
 X = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
+# Small files that are large, or long to decode.
+BOMBS = [
+    messages.black_png(4000, 4000),
+    messages.black_png(49_000_000, 1),
+    messages.black_png(9000, 9000),
+    messages.many_scans(1000),
+]
 
 # Keeps a list of what it made, a hundred times a second; the same beside it does not keep it.
 LEAK = "import sys, time; kept = []\nwhile True: made = b'x' * {size}; {keep}; time.sleep(0.01)"
@@ -70,7 +77,9 @@ class Soak:
             if rng.random() < 0.5:
                 time.sleep(rng.random() * 0.004)
             return "cancelled" if call.cancel() else "answered before"
-        if draw < 0.25:
+        if draw < 0.22:
+            stubs.vision.Classify(messages.classify_files(rng.choice(BOMBS)), timeout=PATIENCE_S)
+        elif draw < 0.25:
             stubs.vision.Classify(messages.classify_files(b"\x89PNG nonsense" + rng.randbytes(200)), timeout=PATIENCE_S)
         elif draw < 0.3:
             stubs.vision.Classify(messages.classify(POISON, "fragile"), timeout=PATIENCE_S)

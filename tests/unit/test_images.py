@@ -15,6 +15,7 @@ from PIL import Image
 from rafaga import images
 from rafaga.bundle import ImagePreparation, Interpolation
 from rafaga.errors import InvalidImage
+from tests.integration import messages
 
 LIMIT = 50_000_000
 IMAGENET = ImagePreparation(height=224, width=224, channels=3, resize_shorter=256)
@@ -190,9 +191,9 @@ class TestRefused:
             tracemalloc.stop()
 
     def test_a_sliver_is_not_blown_up(self) -> None:
-        """1x40000 pixels, shorter side to 256: the whole of it would be of 2.6 gigapixels."""
-        assert prepare(encoded(Image.new("RGB", (1, 40_000))), IMAGENET, LIMIT).shape == (224, 224, 3)
-        assert prepare(encoded(Image.new("RGB", (40_000, 1))), IMAGENET, LIMIT).shape == (224, 224, 3)
+        """1x16384 pixels, shorter side to 256: the whole of it would be of a gigapixel."""
+        assert prepare(encoded(Image.new("RGB", (1, 16_384))), IMAGENET, LIMIT).shape == (224, 224, 3)
+        assert prepare(encoded(Image.new("RGB", (16_384, 1))), IMAGENET, LIMIT).shape == (224, 224, 3)
 
     def test_more_pixels_than_allowed(self) -> None:
         with pytest.raises(InvalidImage, match="at most 5000 pixels, got 6000"):
@@ -201,7 +202,30 @@ class TestRefused:
     def test_a_sliver_of_any_size(self) -> None:
         preparation = ImagePreparation(height=None, width=None, channels=3, resize_shorter=256)
         with pytest.raises(InvalidImage, match="smaller image"):
-            prepare(encoded(Image.new("RGB", (1, 40_000))), preparation, LIMIT)
+            prepare(encoded(Image.new("RGB", (1, 16_384))), preparation, LIMIT)
+
+    def test_a_side_that_is_too_long(self) -> None:
+        """Pillow keeps a pointer per row: of 95 kB of PNG, 1x49,000,000 pixels, it made 1.5 GB."""
+        with pytest.raises(InvalidImage, match="at most 16384 pixels a side, got 16385x1"):
+            prepare(_png_header(1, 16_385), IMAGENET, LIMIT)
+
+    def test_a_progressive_jpeg_of_many_scans(self) -> None:
+        """Every scan visits all pixels, and an empty one is 75 bytes."""
+        with pytest.raises(InvalidImage, match="at most 100 scans in a JPEG file, got 1"):
+            prepare(messages.many_scans(100), IMAGENET, LIMIT)
+
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+    def test_a_decode_that_nobody_waits_for_is_stopped(self, kind: str) -> None:
+        """1. A whole decode asks many times whether to go on. 2. Told to stop at any of them, it does."""
+        noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+        data = encoded(Image.fromarray(noise), kind)
+        asked: list[bool] = []
+        images.prepare(data, FREE, LIMIT, lambda: bool(asked.append(False)))  # type: ignore[func-returns-value]
+        assert len(asked) > len(data) / 32_768
+        for last in (0, len(asked) // 2, len(asked) - 1):
+            asks = iter(range(last + 1))
+            with pytest.raises(images.Stopped):
+                images.prepare(data, FREE, LIMIT, lambda: next(asks) == last)  # noqa: B023
 
 
 def _png_header(width: int, height: int) -> bytes:

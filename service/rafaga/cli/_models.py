@@ -6,6 +6,7 @@ import shutil
 import textwrap
 from argparse import Namespace
 from collections.abc import Iterator
+from itertools import groupby
 
 from rafaga import Client, ModelDescription, ModelNotFound, ModelState
 from rafaga.cli._errors import ExitCode, UsageError
@@ -66,7 +67,10 @@ def _lines(model: ModelDescription) -> Iterator[str]:
         ("dataset", model.dataset),
         ("weights", f"{kind}: {model.weights_source}" if model.task else model.weights_source),
         ("license", model.weights_license),
-        *(("measured", f"{m} on {m.dataset}, {m.samples} samples") for m in model.metrics),
+        *(
+            ("measured", f"{listed(metrics, 1000)} on {dataset}, {samples} samples")
+            for (dataset, samples), metrics in groupby(model.metrics, lambda m: (m.dataset, m.samples))
+        ),
         *(("input", str(tensor)) for tensor in model.inputs),
         *(("output", str(tensor)) for tensor in model.outputs),
         ("images", model.image_preparation),

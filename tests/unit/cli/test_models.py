@@ -41,7 +41,7 @@ def test_all_about_one_model(script: Script, capsys: pytest.CaptureFixture[str])
     assert lines[0] == "lstm-co2 version 1: ready"
     for expected in (
         "  measured      top1 0.991 on MNIST test, 10000 samples",
-        "                coverage_q05 0.04 on CO2, last fifth, 82 samples",
+        "                mase 0.5, coverage_90 0.91, coverage_q05 0.04 on CO2, last",
         "  history       24 to 240 values, one per month, in ppm",
         "  horizon       at most 24; quantiles 0.1, 0.5, 0.9",
         "  labels        10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",

@@ -104,6 +104,14 @@ def sha256(value: object) -> str:
     return value
 
 
+def token_hashes(value: object) -> tuple[str, ...]:
+    """() for `none`. An empty value is refused: a variable or a Secret that was left empty must not open the server."""
+    given = words(value)
+    if not given:
+        raise ValueError("expected hashes, or none")
+    return () if given == ["none"] else tuple(sha256(word) for word in given)
+
+
 def each(read: Callable[[str], T]) -> Callable[[object], tuple[T, ...]]:
     return lambda value: tuple(read(word) for word in words(value))
 

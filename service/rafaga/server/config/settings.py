@@ -31,8 +31,8 @@ from rafaga.server.config.readers import (
     per_model,
     positive,
     ratio,
-    sha256,
     text,
+    token_hashes,
     words,
 )
 
@@ -285,8 +285,12 @@ class LimitSettings:
 
 @dataclass(frozen=True)
 class SecuritySettings:
-    bearer_token_sha256: tuple[str, ...] = _setting(
-        "", each(sha256), "SHA256[,...]", "callers must send a bearer token with one of these sha256 hashes (hex)"
+    bearer_token_sha256: tuple[str, ...] | None = _setting(
+        None,
+        token_hashes,
+        "SHA256[,...]|none",
+        "callers must send a bearer token with one of these sha256 hashes (hex); none: every caller is accepted, as "
+        "without this setting, and also beyond loopback",
     )
     tls_key: Path | None = _setting(None, path, "FILE", "private key of the server (PEM); turns TLS on")
     tls_certificate: Path | None = _setting(None, path, "FILE", "certificate chain of the server (PEM)")
@@ -330,6 +334,15 @@ class Config:
     limits: LimitSettings = LimitSettings()
     security: SecuritySettings = SecuritySettings()
     observability: ObservabilitySettings = ObservabilitySettings()
+
+    def __post_init__(self) -> None:
+        unset = self.security.bearer_token_sha256 is None and self.security.tls_client_ca is None
+        if unset and not self.network.loopback:
+            raise ConfigError(
+                f"host {self.network.host}: anyone who can reach the server could call it. Set bearer_token_sha256 to "
+                "the hashes of tokens, or tls_client_ca for client certificates, or bearer_token_sha256 to none if "
+                "every caller may call"
+            )
 
     @classmethod
     def of(cls, **settings: object) -> Config:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class Repository(VersionTable):
         self._metrics = metrics
         self._wanted = versions or Versions(VersionPolicy())
         self._reconciler = Reconciler(loader, metrics, self, self._wanted)
+        self._trials = loader.trials
         self._changing = threading.Lock()
 
     def load(self, names: tuple[str, ...] = ()) -> None:
@@ -49,7 +51,7 @@ class Repository(VersionTable):
         A model that fails is reported and not served; the others are. Raises FileNotFoundError without a repository,
         or if a model is missing that `names` or a version rule requires.
         """
-        with self._changing:
+        with self._change():
             found = self._discovery.scan()
             if names == (EVERY_MODEL,):
                 names = tuple(found)
@@ -72,7 +74,7 @@ class Repository(VersionTable):
 
     def update(self) -> None:
         """Loads what is new or changed on disk, and unloads what is gone. Raises FileNotFoundError as `load`."""
-        with self._changing:
+        with self._change():
             found = self._discovery.scan()
             for name, folders in found.items():
                 self._reconciler.update(name, folders, late=True)
@@ -89,7 +91,7 @@ class Repository(VersionTable):
 
         Raises ModelNotFound if it is not on disk, ModelNotReady if it is refused; what was served before still is.
         """
-        with self._changing:
+        with self._change():
             folders = self._discovery.scan().get(name)
             if folders is None:
                 raise ModelNotFound(f"no model {quoted(name)} in the repository")
@@ -110,6 +112,15 @@ class Repository(VersionTable):
             finish(model, replaced=False)
         self._forget(name)
 
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Afterwards the process that tried the models takes no memory."""
+        with self._changing:
+            try:
+                yield
+            finally:
+                self._trials.close()
+
     def _forget(self, name: str) -> None:
         """Removes the metrics of a model, unless it was loaded again in the meantime."""
         with self.lock:  # a load enters the table before it creates metrics
@@ -126,6 +137,7 @@ class Repository(VersionTable):
             self._metrics.model_ready(entry.name, entry.version, False)
             self.on_change(entry.name)
         self.on_change("")
+        self._trials.close()
 
     def drain(self) -> None:
         """Every model refuses new requests and answers the queued ones."""
@@ -134,6 +146,7 @@ class Repository(VersionTable):
                 entry.model.drain()
 
     def close(self) -> None:
+        self._trials.close()
         for entry in self.freeze():
             if entry.model is not None:
                 entry.model.close()

@@ -91,6 +91,7 @@ OTHER = {
     "max_bytes_in_flight": "33554432",
 }
 TOGETHER = {
+    "host": {"bearer_token_sha256": "none"},
     "tls_key": {"tls_certificate": "cert.pem"},
     "tls_certificate": {"tls_key": "key.pem"},
     "tls_client_ca": {"tls_key": "key.pem", "tls_certificate": "cert.pem"},
@@ -193,6 +194,9 @@ def test_settings_of_single_models() -> None:
             hashlib.sha256(b"").hexdigest(),
             "this is the sha256 of an empty token: check how the hash was made",
         ),
+        ("bearer_token_sha256", "", "expected hashes, or none"),
+        ("bearer_token_sha256", " , ", "expected hashes, or none"),
+        ("bearer_token_sha256", f"none,{HASH}", "expected 64 lower-case hex digits (the sha256 of a token) each"),
         ("bearer_token_sha256", HASH.upper(), "expected 64 lower-case hex digits (the sha256 of a token) each"),
     ],
 )
@@ -267,7 +271,29 @@ def test_an_error_does_not_repeat_a_token() -> None:
     ],
 )
 def test_loopback(host: str, loopback: bool) -> None:
-    assert Config.of(host=host).network.loopback is loopback
+    assert Config.of(host=host, bearer_token_sha256="none").network.loopback is loopback
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bearer_token_sha256": "none"},
+        {"bearer_token_sha256": HASH},
+        TOGETHER["tls_client_ca"] | {"tls_client_ca": "ca.pem"},
+    ],
+)
+def test_beyond_loopback_callers_are_checked_or_none_is_said_out_loud(settings: dict[str, str]) -> None:
+    assert not Config.of(host="::", **settings).network.loopback
+
+
+def test_an_open_server_is_refused_with_the_three_ways_out() -> None:
+    with pytest.raises(ConfigError, match=r"^host ::: .* bearer_token_sha256 .* tls_client_ca .* to none"):
+        Config.of(host="::", tls_key="key.pem", tls_certificate="cert.pem")
+
+
+def test_an_empty_list_of_tokens_in_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"server\.toml: bearer_token_sha256: expected hashes, or none"):
+        of_file(tmp_path, "bearer_token_sha256 = []")
 
 
 @pytest.mark.parametrize("host", ["", "10.0.0.1/8", "a,b", "unix:/run/rafaga.sock", "http://localhost"])

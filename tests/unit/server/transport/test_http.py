@@ -122,6 +122,17 @@ def test_pipelined_requests_are_answered_in_order(site: Site) -> None:
     assert answer.index(b"one") < answer.index(b"two")
 
 
+def test_a_body_does_not_wait_for_the_head_to_be_acknowledged(site: Site) -> None:
+    with site.connect() as connection:
+        connection.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert site.asked.wait(WAIT_S)
+        (served,) = site.server._state.connections
+        accepted = served.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        site.answer.set()
+        read(connection, b"at last")
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -154,7 +165,7 @@ def test_a_client_that_waits_for_its_answer_is_not_cut_off(site: Site, monkeypat
 def test_connections_are_bounded_and_the_longest_waiting_one_makes_room(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(site.server, "_max_connections", 3)
     with site.connect() as busy, site.connect() as first, site.connect() as second:
         busy.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
         assert site.asked.wait(WAIT_S)
@@ -170,7 +181,7 @@ def test_connections_are_bounded_and_the_longest_waiting_one_makes_room(
 
 
 def test_no_connection_is_taken_while_all_are_busy(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(site.server, "_max_connections", 1)
     with site.connect() as busy:
         busy.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
         assert site.asked.wait(WAIT_S)

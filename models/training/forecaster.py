@@ -1,0 +1,236 @@
+"""`python -m models.training forecaster --csv FILE --value COLUMN --horizon H --name NAME`: for series of your own.
+
+Trains a recurrent network on the first four fifths of every series in the file, calibrates its intervals on blocks that
+training left out, and measures it and the statistical baselines on the last fifth. `python -m export NAME` publishes
+it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from rich.console import Console
+
+from models.forecasting import Cell, Forecaster, ForecasterConfig
+from models.own import FORECASTERS, ForecasterRecord, write_series
+from models.training import run
+from models.training.data import Series
+from models.training.forecast_eval import TEST_FRACTION, Comparison, training_size
+from models.training.loop import TrainingSchedule, training_device
+from models.training.options import add_options
+from models.training.season import find_season
+from models.training.series import ForecastingProblem, Windows
+from models.training.table import TableInvalid, read_table
+from models.zoo import QUANTILES, catalogue
+from rafaga.bundle import NAME_PATTERN, ForecastSpec
+from rafaga.errors import DeviceError
+
+SCHEDULE = TrainingSchedule(epochs=10, peak_rate=5e-3, weight_decay=0.1, clip_norm=1.0, patience=5)
+WINDOWS = Windows(batch_size=64, batches_per_epoch=25, jitter=0.1, folds=4)
+_LONG = 5000  # observations in all from which a larger network pays
+_TOLERATED = 0.05  # difference of an interval's share from its nominal one
+_FEWEST_WALK = 20  # observations to estimate the volatility of a series without a season
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = new_parser()
+    options = parser.parse_args(arguments)
+    console = Console()
+    if not NAME_PATTERN.fullmatch(options.name) or options.name in catalogue():
+        parser.error(
+            f"--name {options.name!r}: expected lower-case letters, digits, '_', '.', '-', and no name of the catalogue"
+        )
+    # More threads cost such small networks more than they gain, and the sums would depend on their number.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train(options, shlex.join(arguments), console)
+    except (TableInvalid, DeviceError) as error:
+        where = f"{options.csv}: " if isinstance(error, TableInvalid) else ""
+        console.print(f"{where}{error}", style="red", markup=False, soft_wrap=True)
+        return 1
+    finally:
+        torch.set_num_threads(threads)
+    return 0
+
+
+def train(options: argparse.Namespace, command: str, console: Console) -> None:
+    """Raises TableInvalid, DeviceError."""
+    device = training_device(options.device)
+    table = read_table(options.csv, options.value, options.time, options.id)
+    series = list(table.series.values())
+    season = options.season or find_season([one[: training_size(one)] for one in series])
+    spec = spec_of(series, season, options.horizon, options.step or table.step, options.unit or options.value)
+    require_enough(table.series, spec)
+    config = config_of(series, spec, options.cell)
+    schedule = replace(SCHEDULE, epochs=options.epochs or SCHEDULE.epochs)
+
+    lengths = sorted(len(one) for one in series)
+    what = (
+        f"{lengths[0]} observations" if len(series) == 1 else f"{len(series)} series of {lengths[0]} to {lengths[-1]}"
+    )
+    chosen = f"season {season} steps" if season > 1 else "no season"
+    console.print(
+        f"{options.name}: {config.cell.upper()} for {options.csv.name}, {what}, one per {spec.step}, {chosen}"
+        f"{'' if options.season else ' (found)'}, up to {schedule.epochs} epochs, seed {options.seed}, on {device}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    torch.manual_seed(options.seed)
+    dataset = f"{options.csv.name}, {options.value}"
+    problem = ForecastingProblem(Forecaster(config), spec, series, dataset, WINDOWS, validation_blocks(series, spec))
+    # A run continues only with the same data and options.
+    settings = msgspec.json.encode((config, spec, schedule, WINDOWS, options.seed))
+    digest = hashlib.sha256(settings + b"".join(one.tobytes() for one in series)).hexdigest()
+    trained = run.train(problem, schedule, f"{options.name}-{digest[:12]}", options.resume, console, device)
+    for compared in problem.comparisons:
+        console.print(verdict(compared), style="yellow" if is_better(compared) else "", markup=False, soft_wrap=True)
+    for share, error in problem.coverage:
+        held = float(share.held.mean())
+        off = abs(held - share.nominal) > max(2 * error, _TOLERATED)
+        line = f"the {share.nominal:.0%} interval holds {held:.0%} ± {error:.0%} of the observations"
+        console.print(line, style="yellow" if off else "", markup=False, highlight=False)
+
+    folder: Path = options.output or FORECASTERS / options.name
+    record = ForecasterRecord(
+        name=options.name,
+        architecture=f"{config.cell.upper()} with a multi-horizon quantile head (after Wen et al. 2017)",
+        dataset=dataset,
+        parameters=sum(p.numel() for p in problem.module.parameters()),
+        metrics=trained.metrics,
+        command=f"python -m models.training forecaster {command}",
+        seed=options.seed,
+        epochs=trained.epochs,
+        training_seconds=trained.seconds,
+        device=device.type,
+        dtype="float32",
+        config=config,
+        spec=spec,
+    )
+    run.save(problem.module, folder / "forecaster.safetensors", record, console)
+    write_series(folder, series)
+    where = options.name if options.output is None else folder
+    console.print(f"publish it: python -m export {where}", markup=False, highlight=False)
+
+
+def spec_of(series: Sequence[Series], season: int, horizon: int, step: str, unit: str) -> ForecastSpec:
+    """Histories of two seasons to 40, but of 512 steps at most, and three seasons at least."""
+    least = 2 * season if season > 1 else max(_FEWEST_WALK, horizon)
+    longest = max(len(one) for one in series)
+    most = max(3 * season, min(512, longest, 40 * season if season > 1 else 256), least)
+    return ForecastSpec(
+        min_history=least,
+        max_history=most,
+        max_horizon=horizon,
+        quantile_levels=QUANTILES,
+        season=season,
+        step=step,
+        unit=unit,
+    )
+
+
+def config_of(series: Sequence[Series], spec: ForecastSpec, cell: Cell) -> ForecasterConfig:
+    season = spec.season
+    return ForecasterConfig(
+        cell=cell,
+        hidden=32 if sum(map(len, series)) >= _LONG else 16,
+        season=season,
+        max_horizon=spec.max_horizon,
+        quantile_levels=spec.quantile_levels,
+        recent=min(10 * season if season > 1 else _FEWEST_WALK, spec.max_history),
+        drift=float(np.mean([_steadiness(one[: training_size(one)], season) for one in series])) > 0.5,
+        adaptive=season == 1,
+    )
+
+
+def _steadiness(series: Series, season: int) -> float:
+    """How steadily it rises or falls from season to season: 0 without a trend, 1 if every change has the same sign."""
+    change = series[season:] - series[:-season]
+    return float(abs(change.mean()) / np.abs(change).mean())
+
+
+def validation_blocks(series: Sequence[Series], spec: ForecastSpec) -> list[range]:
+    """The end of every training part, for early stopping: a tenth, but at least a horizon and a season."""
+    totals = map(training_size, series)
+    return [range(total - max(total // 10, spec.max_horizon + spec.season), total) for total in totals]
+
+
+def require_enough(series: Mapping[str, Series], spec: ForecastSpec) -> None:
+    """Raises TableInvalid for a series that cannot be split, or that never changes."""
+    # Every block of the calibration, and the last fifth, must hold a horizon; two blocks are left to train on.
+    seen = spec.min_history + max(WINDOWS.folds * (spec.max_horizon + 1), spec.max_horizon + spec.season)
+    needed = max(math.ceil(seen / (1 - TEST_FRACTION)), math.ceil(spec.max_horizon / TEST_FRACTION))
+    for name, one in series.items():
+        whose = f"series {name!r}: " if name else ""
+        if len(one) < needed:
+            raise TableInvalid(
+                f"{whose}{len(one)} observations are too few: a horizon of {spec.max_horizon} and a season of "
+                f"{spec.season} need at least {needed}"
+            )
+        past = one[: training_size(one)]
+        if not np.abs(past[spec.season :] - past[: -spec.season]).any():
+            raise TableInvalid(f"{whose}it repeats itself exactly in its first four fifths: there is nothing to learn")
+
+
+def is_better(compared: Comparison) -> bool:
+    """The baseline, by more than two standard errors."""
+    return compared.difference > 2 * compared.standard_error
+
+
+def verdict(compared: Comparison) -> str:
+    """One sentence: which of the two is better."""
+    figures = (
+        f"MASE {compared.network_mase:.3f}, {compared.baseline} {compared.baseline_mase:.3f}, "
+        f"difference {compared.difference:+.3f} ± {compared.standard_error:.3f}"
+    )
+    if is_better(compared):
+        return f"{compared.baseline} is better than this network: {figures}"
+    if compared.difference < -2 * compared.standard_error:
+        return f"better than {compared.baseline}: {figures}"
+    return f"no clear difference from {compared.baseline}: {figures}"
+
+
+def new_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m models.training forecaster",
+        description="Train, calibrate and measure a forecaster of your own series. Covariates are not supported.",
+    )
+    parser.add_argument("--csv", type=Path, required=True, metavar="FILE", help="a CSV file with a header")
+    parser.add_argument("--value", required=True, metavar="COLUMN", help="the column to forecast")
+    parser.add_argument(
+        "--time", metavar="COLUMN", help="its timestamps, equally spaced; default: rows are in order, equally spaced"
+    )
+    parser.add_argument(
+        "--id", metavar="COLUMN", help="which series a row belongs to; all series train one model; default: one series"
+    )
+    parser.add_argument(
+        "--season", type=_season, default=None, metavar="N|auto", help="steps in a period, 1 for none; default: auto"
+    )
+    parser.add_argument("--horizon", type=_positive, required=True, metavar="H", help="how many steps to forecast")
+    parser.add_argument("--cell", type=Cell, choices=tuple(Cell), default=Cell.LSTM, metavar="lstm|gru|rnn")
+    parser.add_argument("--name", required=True, help="name of the model")
+    parser.add_argument("--step", metavar="WORD", help="time between observations; default: read from --time")
+    parser.add_argument("--unit", metavar="TEXT", help="unit of the values; default: the name of --value")
+    parser.add_argument("--output", type=Path, metavar="DIR", help=f"default: {FORECASTERS}/NAME")
+    add_options(parser)
+    return parser
+
+
+def _season(text: str) -> int | None:
+    return None if text == "auto" else _positive(text)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer ≥ 1, got {number}")
+    return number

@@ -1,0 +1,147 @@
+"""Series from a CSV file with a header: a column of values, and optionally one of timestamps and one of series' names.
+
+Rows are sorted by timestamp, and these must be equally spaced. Without timestamps, rows are taken in their order.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from models.training.data import Series
+
+_MONTHS = {1: "month", 3: "quarter", 12: "year"}
+_MILLISECONDS = {604_800_000: "week", 86_400_000: "day", 3_600_000: "hour", 60_000: "minute", 1000: "second", 1: "ms"}
+
+
+class TableInvalid(Exception):
+    """The file holds no usable series; the message names the line and what was expected."""
+
+
+@dataclass(frozen=True)
+class Row:
+    line: int
+    value: float
+    time: datetime | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """`series` float32 [T] each, by id ("" where the file holds one). `step`: time between two observations."""
+
+    series: Mapping[str, Series]
+    step: str
+
+
+def read_table(path: Path, value: str, time: str | None = None, item: str | None = None) -> Table:
+    """Raises TableInvalid."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            _require_columns(reader.fieldnames or (), [name for name in (value, time, item) if name is not None])
+            rows = list(_rows(reader, value, time, item))
+    except OSError as error:
+        raise TableInvalid(f"{error.strerror or error}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TableInvalid(f"not a CSV file in UTF-8 ({error})") from error
+    if not rows:
+        raise TableInvalid("the file has a header and no rows")
+    items: dict[str, list[Row]] = {}
+    for name, row in rows:
+        items.setdefault(name, []).append(row)
+    steps = {name: _sorted(found, name) if time is not None else "step" for name, found in items.items()}
+    if len(set(steps.values())) > 1:
+        found = ", ".join(f"{name!r}: {step}" for name, step in list(steps.items())[:4])
+        raise TableInvalid(f"series of one model need the same step; found {found}")
+    series = {name: np.array([row.value for row in found], dtype=np.float32) for name, found in items.items()}
+    return Table(series, next(iter(steps.values())))
+
+
+def _require_columns(header: Sequence[str], names: Iterable[str]) -> None:
+    for name in names:
+        if name not in header:
+            raise TableInvalid(f"no column {name!r}; the file has {', '.join(header) or 'no header'}")
+
+
+def _rows(reader: csv.DictReader[str], value: str, time: str | None, item: str | None) -> Iterator[tuple[str, Row]]:
+    for cells in reader:
+        line = reader.line_num
+        number = _number(cells[value] or "", value, line)
+        moment = None if time is None else _moment(cells[time] or "", time, line)
+        yield "" if item is None else cells[item] or "", Row(line, number, moment)
+
+
+def _number(text: str, column: str, line: int) -> float:
+    if not text.strip():
+        raise TableInvalid(f"line {line}: column {column!r} is empty; fill in missing values first")
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    # Larger numbers do not fit float32, in which models compute.
+    if not abs(number) < 1e30:
+        raise TableInvalid(f"line {line}: column {column!r} is {text!r}; expected a finite number")
+    return number
+
+
+def _moment(text: str, column: str, line: int) -> datetime:
+    """ISO 8601, a year, or a year and a month. In UTC if the text has a time zone."""
+    stripped = text.strip()
+    if short := re.fullmatch(r"(\d{4})(?:\.0)?(?:-(\d\d))?", stripped):
+        stripped = f"{short[1]}-{short[2] or '01'}-01"
+    try:
+        found = datetime.fromisoformat(stripped)
+    except ValueError:
+        raise TableInvalid(
+            f"line {line}: column {column!r} is {text!r}; expected a timestamp like 2024-05-31, 2024-05-31T14:00, "
+            f"2024-05 or 2024"
+        ) from None
+    return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
+
+
+def _sorted(rows: list[Row], name: str) -> str:
+    """Sorts `rows` by time and returns their step. Raises TableInvalid for duplicates and gaps."""
+    rows.sort(key=lambda row: row.time or datetime.min)
+    times = [row.time for row in rows if row.time is not None]
+    whose = f" of series {name!r}" if name else ""
+    for before, after in pairwise(rows):
+        if before.time == after.time:
+            raise TableInvalid(
+                f"line {after.line}: the timestamp {after.time}{whose} is also in line {before.line}; for a file of "
+                f"several series name the column of their ids with --id"
+            )
+    if len(times) < 3:
+        raise TableInvalid(f"{len(times)} rows{whose}: too few to find the time between them")
+    months = [12 * time.year + time.month for time in times]
+    if len({(time.day, time.time()) for time in times}) == 1 or all(_ends_month(time) for time in times):
+        gaps, words = [after - before for before, after in pairwise(months)], _MONTHS
+    else:
+        gaps, words = [round(1000 * (after - before).total_seconds()) for before, after in pairwise(times)], {}
+    step = Counter(gaps).most_common(1)[0][0]
+    for gap, before, after in zip(gaps, rows, rows[1:], strict=False):
+        if gap != step:
+            raise TableInvalid(
+                f"line {after.line}: {after.time}{whose} follows {before.time}; expected one row per "
+                f"{_word(step, words)}: fill the gap first, or leave out --time to take rows as equally spaced"
+            )
+    return _word(step, words)
+
+
+def _ends_month(time: datetime) -> bool:
+    return (time + timedelta(days=1)).day == 1
+
+
+def _word(step: int, months: Mapping[int, str]) -> str:
+    if months:
+        return months.get(step, f"{step} months")
+    unit = next(unit for unit in _MILLISECONDS if step % unit == 0)  # the longest
+    return _MILLISECONDS[unit] if step == unit else f"{step // unit} {_MILLISECONDS[unit]}s"

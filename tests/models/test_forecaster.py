@@ -1,0 +1,133 @@
+"""A forecaster of your own series: from a CSV file to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from export.__main__ import main as export
+from models.forecasting import Cell
+from models.own import FORECASTERS, ForecasterRecord, find_forecaster
+from models.training import forecaster
+from models.training.__main__ import main
+from models.training.forecast_eval import Comparison
+from models.training.series import Windows
+from rafaga import bundle as bundles
+
+OPTIONS = ["--value", "x", "--time", "t", "--id", "shop", "--horizon", "3", "--cell", "gru", "--name", "sales"]
+
+
+@pytest.fixture(autouse=True)
+def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(forecaster, "WINDOWS", Windows(batch_size=8, batches_per_epoch=3, jitter=0.1, folds=2))
+
+
+def write(lengths: dict[str, int]) -> None:
+    rng = np.random.default_rng(0)
+    rows = ["shop,t,x"]
+    for scale, (name, length) in enumerate(lengths.items(), start=1):
+        values = 100**scale * (10 + np.array([1, 5, 2, 8])[np.arange(length) % 4] + rng.normal(0, 0.2, length))
+        rows += [f"{name},{2020 + i // 4}-{3 * (i % 4) + 1:02},{value}" for i, value in enumerate(values)]
+    Path("sales.csv").write_text("\n".join(rows))
+
+
+def train(*options: str) -> int:
+    return main(["forecaster", "--csv", "sales.csv", *OPTIONS, "--device", "cpu", "--epochs", "3", *options])
+
+
+def recorded(folder: Path) -> ForecasterRecord:
+    return msgspec.json.decode((folder / "forecaster.json").read_bytes(), type=ForecasterRecord)
+
+
+def test_series_of_one_file_train_one_model_that_is_exported_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """Series of two scales; the export measures what training did."""
+    write({"north": 60, "south": 50})
+    assert train() == 0
+    said = capsys.readouterr().out
+    assert "2 series of 50 to 60, one per quarter, season 4 steps (found)" in said
+    assert "seasonal naive" in said
+    assert "Holt-Winters" in said
+    folder = FORECASTERS / "sales"
+    assert find_forecaster("sales") == find_forecaster(str(folder)) == folder
+    assert float(load_file(folder / "forecaster.safetensors")["spread"]) != 1, "calibrated"
+
+    record = recorded(folder)
+    assert (record.config.cell, record.spec.step, record.spec.unit) == (Cell.GRU, "quarter", "x")
+    assert export(["sales", "--license", "MIT"]) == 0
+    bundle = bundles.load(Path("repository/sales/1"))
+    assert (bundle.forecast, bundle.weights.license, bundle.weights.trained) == (record.spec, "MIT", True)
+    trained = {metric.name: metric.value for metric in record.metrics}
+    found = {metric.name: metric.value for metric in bundle.variants[0].metrics}
+    assert found == pytest.approx(trained, rel=1e-3, abs=1e-3)
+    assert {"mase", "pinball", "coverage_80", "mase_seasonal_naive", "mase_holt_winters"} <= found.keys()
+    (folder / "series.npz").unlink()
+    with pytest.raises(SystemExit):
+        export(["sales"])
+    assert "not the folder of a trained forecaster" in capsys.readouterr().err
+
+
+def test_a_stopped_run_is_resumed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    write({"north": 60})
+    assert train("--output", "whole") == 0
+    drawn = forecaster.ForecastingProblem.windows
+    calls = iter(range(100))
+
+    def stopping(problem: forecaster.ForecastingProblem) -> tuple[torch.Tensor, ...]:
+        if next(calls) == 13:  # in the second epoch of the first rehearsal
+            raise KeyboardInterrupt
+        return drawn(problem)
+
+    monkeypatch.setattr(forecaster.ForecastingProblem, "windows", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train("--output", "resumed")
+    monkeypatch.setattr(forecaster.ForecastingProblem, "windows", drawn)
+    assert train("--output", "resumed", "--resume") == 0
+    assert "resumed after epoch" in capsys.readouterr().out
+    whole, resumed = (load_file(f"{folder}/forecaster.safetensors") for folder in ("whole", "resumed"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert train("--resume", "--seed", "1", "--output", "other") == 0
+    assert "resumed" not in capsys.readouterr().out, "another seed is another run"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "options", "message"),
+    [
+        ({"north": 60, "south": 15}, ("--season", "4"), "sales.csv: series 'south': 15 observations are too few"),
+        ({"north": 60}, ("--season", "4", "--horizon", "13"), "season of 4 need at least 65"),
+        ({"north": 60}, ("--value", "y"), "sales.csv: no column 'y'; the file has shop, t, x"),
+    ],
+)
+def test_series_that_cannot_be_split_are_refused(
+    lengths: dict[str, int], options: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(lengths)
+    assert train(*options) == 1
+    assert message in capsys.readouterr().out
+    Path("sales.csv").write_text("shop,t,x\n" + "".join(f"a,{1900 + i},7\n" for i in range(100)))
+    assert train() == 1
+    assert "repeats itself exactly" in capsys.readouterr().out
+
+
+def test_names_of_the_catalogue_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    write({"north": 60})
+    for name in ("lstm-co2", "My Sales"):
+        with pytest.raises(SystemExit):
+            train("--name", name)
+        assert f"--name {name!r}" in capsys.readouterr().err
+
+
+def test_the_verdict_says_which_is_better() -> None:
+    def verdict(network: float, baseline: float) -> str:
+        return forecaster.verdict(Comparison("mase_holt_winters", network, baseline, 0.1))
+
+    assert verdict(1.0, 0.5).startswith("Holt-Winters is better than this network: MASE 1.000, Holt-Winters 0.500")
+    assert verdict(0.5, 1.0).startswith("better than Holt-Winters")
+    assert verdict(0.9, 1.0) == (
+        "no clear difference from Holt-Winters: MASE 0.900, Holt-Winters 1.000, difference -0.100 ± 0.100"
+    )
