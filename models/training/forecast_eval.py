@@ -218,12 +218,14 @@ def drift(origins: Origins) -> Series:
 def holt_winters(origins: Origins, spec: ForecastSpec, steps: Steps = SILENT) -> Series:
     """Additive exponential smoothing (statsmodels), damped trend, fitted at every origin. [N, max_horizon]"""
     from statsmodels.tsa.holtwinters import ExponentialSmoothing
+    from threadpoolctl import threadpool_limits
 
     seasonal = "add" if spec.season > 1 else None
     steps.step("fitting Holt-Winters at every origin, the baseline")
     rows: list[npt.NDArray[np.float64]] = []
     for history, length in zip(origins.history, origins.length, strict=True):
-        with warnings.catch_warnings():
+        # One thread: such small matrices cost several threads five times the processor time.
+        with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the optimiser's result is good enough even if it stops early
             model = ExponentialSmoothing(
                 history[:length].astype(np.float64),

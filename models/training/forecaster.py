@@ -159,9 +159,9 @@ def _steadiness(series: Series, season: int) -> float:
 
 
 def validation_blocks(series: Sequence[Series], spec: ForecastSpec) -> list[range]:
-    """The end of every training part, for early stopping: a tenth, but at least a horizon and a season."""
+    """The end of every training part, for early stopping: a fifth, but at least a horizon and a season."""
     totals = map(training_size, series)
-    return [range(total - max(total // 10, spec.max_horizon + spec.season), total) for total in totals]
+    return [range(total - max(total // 5, spec.max_horizon + spec.season), total) for total in totals]
 
 
 def require_enough(series: Mapping[str, Series], spec: ForecastSpec) -> None:

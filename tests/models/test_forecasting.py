@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from export.graph import serving_graph
 from export.onnx import to_onnx
-from models.forecasting import Cell, ElmanRNN, Forecaster, ForecasterConfig
+from models.forecasting import GRU, Cell, ElmanRNN, Forecaster, ForecasterConfig
 from models.loading import load_weights
 from models.zoo import catalogue
 from rafaga.bundle import ForecastSpec
@@ -71,10 +71,11 @@ def test_a_zeroed_network_gives_the_seasonal_naive_forecast_with_drift() -> None
     assert torch.allclose(median, torch.tensor([7.0, 11, 8, 14, 9, 13]), atol=1e-3)
 
 
-def test_the_rnn_is_torchs_own() -> None:
+@pytest.mark.parametrize(("kind", "torchs"), [(ElmanRNN, nn.RNN), (GRU, nn.GRU)])
+def test_other_cells_are_torchs_own(kind: type[ElmanRNN | GRU], torchs: type[nn.RNN | nn.GRU]) -> None:
     torch.manual_seed(0)
-    ours = ElmanRNN(3, 5)
-    reference = nn.RNN(3, 5, batch_first=True)
+    ours = kind(3, 5)
+    reference = torchs(3, 5, batch_first=True)
     reference.load_state_dict(ours.state_dict())
     x = torch.randn(2, 7, 3)
     assert torch.equal(ours(x)[0], reference(x)[0])

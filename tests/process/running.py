@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -12,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,13 +41,14 @@ class Process:
         files: int | None = None,
     ) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAFAGA_")}
+        # By a shell: with a preexec_fn, gRPC's handlers of fork would run here.
+        limited = () if files is None else ("sh", "-c", f'ulimit -n {files}; exec "$@"', "sh")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rafaga", "serve", *arguments],
+            [*limited, sys.executable, "-m", "rafaga", "serve", *arguments],
             stderr=subprocess.PIPE,
             text=True,
             env=inherited | dict(environ or {}),
             cwd=folder,
-            preexec_fn=None if files is None else partial(resource.setrlimit, resource.RLIMIT_NOFILE, (files, files)),
         )
         self.pid = self._process.pid
         self.log: list[Line] = []

@@ -82,13 +82,15 @@ def check_without_cluster(command: str, folder: Path) -> None:
 
 
 @contextmanager
-def walking(folder: Path) -> Iterator[Walk]:
+def walking(folder: Path, page: str = TUTORIAL, kind: type[Walk] = Walk) -> Iterator[Walk]:
     with ExitStack() as stack:
-        walk = Walk(folder, stack)
+        walk = kind(folder, stack)
         shutil.copytree(ROOT / "deploy", folder / "deploy")
         for name in ("pyproject.toml", "README.md", "LICENSE", "requirements", "service", "models", "export"):
             (folder / name).symlink_to(ROOT / name)
-        for block in blocks(TUTORIAL):
+        for block in blocks(page):
+            if block.language == "text":
+                continue  # what a command prints
             if block.title:
                 walk.save(block.title, block.text)
             else:

@@ -24,7 +24,7 @@ from rafaga.server.repository import plain_onnx as plain
 from rafaga.server.repository.golden import Golden
 from rafaga.server.repository.traps import UNGUARDED, guarded
 from rafaga.server.repository.trial import Passed, Trial
-from rafaga.server.repository.trial_process import DirectTrials, Trials
+from rafaga.server.repository.trial_process import DirectTrials, TrialFailed, Trials
 from rafaga.server.scheduling.batcher import BatchPolicy
 
 _LOG = logging.getLogger(__name__)
@@ -115,7 +115,13 @@ class Loader:
             bundle=bundle,
             file=file,
         )
-        passed = self.trials.attempt(trial)
+        try:
+            passed = self.trials.attempt(trial)
+        except TrialFailed as error:
+            if bundle is not None:
+                raise
+            hint = f"if only some sizes do that, write the shapes of a valid input into {plain.SHAPES}"
+            raise TrialFailed(f"{error}; {hint}") from None
         if any(passed.guards):
             guards = sum(kind != UNGUARDED for kind in passed.guards)
             _LOG.info("%d integer divisions of the graph are guarded against overflow", guards, extra={"model": name})

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from rafaga.errors import ModelNotFound, ModelNotReady, listed, quoted
+from rafaga.errors import Draining, ModelNotFound, ModelNotReady, listed, quoted
 from rafaga.server.config.model_versions import VersionPolicy, Versions
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository.discovery import Discovery
@@ -66,8 +66,8 @@ class Repository(VersionTable):
             for number, (name, folders) in enumerate(found.items(), 1):
                 if self.frozen:
                     return
-                self.progress = f"loading model {name} ({number} of {len(found)})"
                 _LOG.info("loading model", extra={"model": name, "number": number, "of": len(found)})
+                self.progress = f"loading model {name} ({number} of {len(found)})"
                 self._reconciler.update(name, folders, late=False)
             self.loaded = True
         self.on_change("")
@@ -89,13 +89,16 @@ class Repository(VersionTable):
     def load_model(self, name: str) -> None:
         """Loads what is new or changed of one model, and retries what failed.
 
-        Raises ModelNotFound if it is not on disk, ModelNotReady if it is refused; what was served before still is.
+        Raises ModelNotFound if it is not on disk, ModelNotReady if it is refused, Draining if the server stops. What was
+        served before still is.
         """
         with self._change():
             folders = self._discovery.scan().get(name)
             if folders is None:
                 raise ModelNotFound(f"no model {quoted(name)} in the repository")
             failed = self._reconciler.update(name, folders, late=True, retry=True)
+        if self.frozen:
+            raise Draining("the server is stopping: ask another replica")
         if failed:
             raise ModelNotReady(
                 f"model {name!r} version {listed(failed)} was refused at load, and nothing has changed; "

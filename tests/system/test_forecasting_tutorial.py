@@ -1,0 +1,73 @@
+"""docs/forecasting-tutorial.md from its first file to its last command; quickly, and nightly in full."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from models.own import ForecasterRecord
+from rafaga import bundle as bundles
+from tests.documents import blocks
+from tests.system.test_tutorial import Walk, said, walking
+
+PAGE = "docs/forecasting-tutorial.md"
+
+
+class QuickWalk(Walk):
+    """One epoch on the last ten years."""
+
+    def give(self, command: str) -> None:
+        super().give(f"{command} --epochs 1" if command.startswith("python -m models.training") else command)
+        if command == "python elnino.py":
+            path = self.folder / "elnino.csv"
+            header, *rows = path.read_text().splitlines()
+            path.write_text("\n".join([header, *rows[-120:]]))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(QuickWalk, id="quick"),
+        pytest.param(Walk, id="full", marks=[pytest.mark.nightly, pytest.mark.timeout(1200)]),
+    ],
+)
+def walk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
+    with walking(tmp_path_factory.mktemp("forecasting"), PAGE, request.param) as walked:
+        yield walked
+
+
+def recorded(walk: Walk) -> ForecasterRecord:
+    folder = walk.folder / "runs/forecasters/lstm-elnino"
+    return msgspec.json.decode((folder / "forecaster.json").read_bytes(), type=ForecasterRecord)
+
+
+def test_a_series_is_trained_on_published_and_forecast(walk: Walk) -> None:
+    assert "one per month, season 12 steps (found)" in said(walk, "python -m models.training")
+    spec = bundles.load(walk.folder / "repository/lstm-elnino/1").forecast
+    assert spec == recorded(walk).spec
+    assert spec
+    assert (spec.season, spec.step, spec.unit, spec.max_horizon) == (12, "month", "°C", 12)
+    _, *rows = said(walk, "rafaga forecast").splitlines()
+    values = [[float(word) for word in row.split()[1:]] for row in rows[:12]]
+    assert all(15 < row[0] <= row[3] <= row[6] < 30 for row in values), "degrees of the sea"
+    assert len(said(walk, "python ask.py").splitlines()) == 3
+
+
+def test_the_page_shows_what_is_printed(walk: Walk) -> None:
+    """The same sentences, in full with about the same figures: the last digits depend on the processor."""
+    (shown,) = blocks(PAGE, "text")
+    found = [sentence(line) for line in said(walk, "python -m models.training").splitlines()]
+    for line in shown.lines:
+        words, numbers = sentence(line)
+        if isinstance(walk, QuickWalk):
+            assert line.startswith(("better", "no clear", "Holt-Winters")) or words in [words for words, _ in found]
+        else:
+            assert any(words == other and numbers == pytest.approx(values, rel=0.3) for other, values in found), line
+
+
+def sentence(line: str) -> tuple[str, list[float]]:
+    """The words, and the numbers, of a line."""
+    return re.sub(r"[+-]?\d+(\.\d+)?", "#", line), [float(word) for word in re.findall(r"[+-]?\d+(?:\.\d+)?", line)]
