@@ -159,10 +159,10 @@ class SeriesEvidence:
         return self.shape.max_history, "max_history"
 
     def of_lengths(self, *lengths: int) -> Arrays:
-        """A row of each length. A series that is too short is repeated."""
+        """A row of each length, but at least of the shortest history. A series that is too short is repeated."""
         rng = np.random.default_rng(self.sources.seed)
         series = max(self.series, key=len, default=samples.synthetic_series(self.shape, max(lengths), rng))
-        return pad_time([np.resize(series, length) for length in lengths])
+        return pad_time([np.resize(series, max(length, self.shape.min_history)) for length in lengths])
 
     def golden(self) -> Arrays:
         return self._take(4, 1)
