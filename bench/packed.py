@@ -23,6 +23,7 @@ from onnx import TensorProto, numpy_helper
 
 from bench.raw import random_inputs
 from rafaga import bundle as bundles
+from rafaga import publishing
 from rafaga.bundle import Bundle, Parity, Precision, Variant
 
 LARGE = 2**16
@@ -86,7 +87,7 @@ def unpack(packed: Path, repository: Path, precision: Precision, max_batch_size:
         most = bundle.max_batch_size if max_batch_size is None else max_batch_size
         return msgspec.structs.replace(bundle, variants=(only,), files={}, version=version, max_batch_size=most)
 
-    return bundles.publish(repository, bundle.name, 1, fill)
+    return publishing.publish(repository, bundle.name, 1, fill)
 
 
 def _manifest(packed: Path) -> Bundle:

@@ -1,7 +1,8 @@
 """Figures on held-out data, measured with the ONNX file that is published.
 
 classification   `top1`, `top5`: against the labels
-maps             `similarity`: cosine with the fp32 file's maps, because maps have no labels
+maps             `similarity`: cosine with the fp32 file's maps, because maps have no labels; `channels`: share of the
+                 channels whose own cosine is at least 0.9
 embedding        `recall_at_10`: share of each image's ten nearest by the fp32 file that are found; and `similarity`
 segmentation     `agreement`: share of pixels with the fp32 file's class
 sequence         `legal`, `remembered`: next symbols that the grammar allows, and long-range dependencies kept
@@ -11,6 +12,7 @@ forecasting      `mase`, `pinball`, `coverage_P` of intervals, `coverage_qP` of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -25,8 +27,39 @@ from models.training import reber
 from models.training.forecast_eval import errors, evaluate, held_out, metrics_of, quantiles_of, seasonal_naive
 from rafaga.bundle import ForecastSpec, Metric
 
+_PIXEL_CLASSES = 256  # one byte
 _SEQUENCES = 1024  # of one batch
 _BATCH_BYTES = 8 << 20  # pixels of one batch: large enough for throughput, small enough for any machine
+
+
+# Noise of half the signal: less similar channels are lost.
+_KEPT_CHANNEL = 0.9
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A classifier's most probable class and the right one, of every sample: int64 [N] each."""
+
+    classes: Array
+    right: Array
+
+
+@dataclass(frozen=True)
+class Part:
+    """A class, and the share of its samples that a smaller file loses. `samples` of a segmenter: images."""
+
+    index: int
+    samples: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The figures of one file. `answers`: of a classifier. `parts`: of a segmenter, against the fp32 file."""
+
+    metrics: tuple[Metric, ...] = ()
+    answers: Answers | None = None
+    parts: tuple[Part, ...] = ()
 
 
 def spread(total: int, limit: int | None) -> list[int]:
@@ -37,12 +70,20 @@ def spread(total: int, limit: int | None) -> list[int]:
 
 
 def classify(
-    session: ort.InferenceSession, images: ImageSet, limit: int | None = None, advance: Advance = lambda *_: None
-) -> tuple[Metric, ...]:
-    """`top1`, and `top5` where there are more than five classes, as fractions of 1."""
+    session: ort.InferenceSession,
+    images: ImageSet,
+    limit: int | None = None,
+    advance: Advance = lambda *_: None,
+    baseline: Measured | None = None,
+) -> Measured:
+    """`top1`, and `top5` where there are more than five classes, as fractions of 1.
+
+    `baseline`: of the fp32 file on the same images. With it also `agreement`, the share of equal most probable classes.
+    """
     chosen = spread(len(images), limit)
     hits1 = hits5 = 0
-    classes = 0
+    count = 0
+    found: list[Array] = []
     size = max(1, _BATCH_BYTES // images.read([0]).nbytes)
     for start in range(0, len(chosen), size):
         rows = chosen[start : start + size]
@@ -50,13 +91,18 @@ def classify(
         ranks = _rank_of(images.labels[rows], probabilities)
         hits1 += int((ranks < 1).sum())
         hits5 += int((ranks < 5).sum())
-        classes = probabilities.shape[1]
+        count = probabilities.shape[1]
+        found.append(probabilities.argmax(axis=1))
         advance(start + len(rows), len(chosen))
-    figures = {"top1": hits1, **({"top5": hits5} if classes > 5 else {})}
-    return tuple(
+    answers = Answers(np.concatenate(found), images.labels[chosen])
+    figures = {"top1": hits1, **({"top5": hits5} if count > 5 else {})}
+    if baseline is not None and baseline.answers is not None:
+        figures["agreement"] = int((answers.classes == baseline.answers.classes).sum())
+    metrics = (
         Metric(name=name, value=hits / len(chosen), dataset=images.name, samples=len(chosen))
         for name, hits in figures.items()
     )
+    return Measured(tuple(metrics), answers)
 
 
 def resemble(
@@ -65,18 +111,23 @@ def resemble(
     images: ImageSet,
     limit: int | None = None,
     advance: Advance = lambda *_: None,
-) -> tuple[Metric, ...]:
+) -> Measured:
     """How close a smaller file's features are to those of the file `fp32`, as fractions of 1.
 
     `recall_at_10`, for an embedding [N, D]: nearest neighbours of every image among the others, by the dot product.
     `similarity`: the mean over the images, of the output where it is lowest.
+    `channels`, for maps [N, C, h, w]: share of the channels whose values, over all images, are similar; of the output
+    where it is lowest. Channels that the fp32 file never uses do not count.
     """
     chosen = spread(len(images), limit)
     cosines: dict[str, list[float]] = {}
     embeddings: dict[str, list[tuple[Array, Array]]] = {}
+    channels: dict[str, Array] = {}
     for found, reference in _both(session, fp32, images, chosen, advance):
         for name, expected in reference.items():
             cosines.setdefault(name, []).extend(_cosine(found[name], expected))
+            if expected.ndim == 4:
+                channels[name] = channels.get(name, 0) + _channel_products(found[name], expected)
             if expected.ndim == 2:
                 embeddings.setdefault(name, []).append((found[name], expected))
     recalls = [
@@ -86,9 +137,12 @@ def resemble(
     figures = {
         **({"recall_at_10": min(recalls)} if recalls else {}),
         "similarity": min(float(np.mean(values)) for values in cosines.values()),
+        **({"channels": min(map(_kept_channels, channels.values()))} if channels else {}),
     }
-    return tuple(
-        Metric(name=name, value=value, dataset=images.name, samples=len(chosen)) for name, value in figures.items()
+    return Measured(
+        tuple(
+            Metric(name=name, value=value, dataset=images.name, samples=len(chosen)) for name, value in figures.items()
+        )
     )
 
 
@@ -98,15 +152,26 @@ def agree(
     images: ImageSet,
     limit: int | None = None,
     advance: Advance = lambda *_: None,
-) -> tuple[Metric, ...]:
-    """`agreement`: share of pixels where a smaller file's `labels` [N, H, W] equal those of the file `fp32`."""
+) -> Measured:
+    """`agreement`: share of pixels where a smaller file's `labels` [N, H, W] equal those of the file `fp32`.
+
+    The parts are the classes of that file. Their samples are the images in which they occur: pixels of one image are
+    not independent.
+    """
     chosen = spread(len(images), limit)
-    same = [
-        (found["labels"] == reference["labels"]).mean(axis=(1, 2))
-        for found, reference in _both(session, fp32, images, chosen, advance)
-    ]
-    value = float(np.concatenate(same).mean())
-    return (Metric(name="agreement", value=value, dataset=images.name, samples=len(chosen)),)
+    same: list[float] = []
+    kept, pixels, occurs = np.zeros((3, _PIXEL_CLASSES), dtype=np.int64)
+    for found, reference in _both(session, fp32, images, chosen, advance):
+        for ours, theirs in zip(found["labels"], reference["labels"], strict=True):
+            equal = ours == theirs
+            same.append(float(equal.mean()))
+            count = np.bincount(theirs.ravel(), minlength=_PIXEL_CLASSES)
+            kept += np.bincount(theirs[equal], minlength=_PIXEL_CLASSES)
+            pixels += count
+            occurs += count > 0
+    metric = Metric(name="agreement", value=float(np.mean(same)), dataset=images.name, samples=len(chosen))
+    parts = (Part(int(i), int(occurs[i]), float(1 - kept[i] / pixels[i])) for i in np.flatnonzero(pixels))
+    return Measured((metric,), parts=tuple(parts))
 
 
 def _both(
@@ -189,6 +254,17 @@ def _cosine(found: Array, reference: Array) -> list[float]:
     equal = (a == b).all(axis=1).astype(np.float64)
     cosines: list[float] = np.divide((a * b).sum(axis=1), norms, out=equal, where=norms > 0).tolist()
     return cosines
+
+
+def _channel_products(found: Array, reference: Array) -> Array:
+    """Of maps [N, C, h, w]: the sums of a b, a a and b b of every channel [3, C]"""
+    a, b = found.astype(np.float64), reference.astype(np.float64)
+    return np.stack([(one * other).sum(axis=(0, 2, 3)) for one, other in ((a, b), (a, a), (b, b))])
+
+
+def _kept_channels(products: Array) -> float:
+    both, found, reference = products[:, products[2] > 0]
+    return float((both >= _KEPT_CHANNEL * np.sqrt(found * reference)).mean()) if both.size else 1.0
 
 
 def _nearest(embedding: Array, count: int) -> list[list[int]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from export.evidence import Sources
+from export.failures import last_cause
 from export.labels import Labels, LabelsInvalid, read_labels
 from export.own import (
     TASKS,
@@ -25,18 +26,19 @@ from export.own import (
 )
 from export.precisions import AGREEMENT, RECALL, SIMILARITY, TOP1
 from export.publish import ExportRequest, Published, publish
+from export.samples import PhotoInvalid
 from export.show import ExportOutcome, catalogue_table, new_console, outcome_table
 from export.verify import ProofFailed
 from models.entry import Entry, Shipped, Trained
 from models.expectation import shortfalls
-from models.loading import AUTO, RANDOM, WeightsError
+from models.loading import AUTO, FACTORY, RANDOM, WeightsError
 from models.own import FORECASTERS, find_forecaster, forecaster_entry
 from models.progress import shown
 from models.zoo import QUANTILES, catalogue
-from rafaga.bundle import ForecastSpec, Precision, Task
+from rafaga.bundle import Bundle, ForecastSpec, Interpolation, Precision, Task
 
 # Errors of one model that do not affect the others.
-FAILURES = (WeightsError, ProofFailed, FileExistsError, LabelsInvalid, OwnModelInvalid)
+FAILURES = (WeightsError, ProofFailed, FileExistsError, LabelsInvalid, OwnModelInvalid, PhotoInvalid)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -51,29 +53,35 @@ def run(arguments: Sequence[str]) -> int:
         chosen = [own_entry(_own(options, labels))] if options.factory else _chosen(options)
     except (OwnModelInvalid, LabelsInvalid, OSError, ValueError) as error:
         parser.error(str(error))
-    of_a_file = options.weights not in (AUTO, RANDOM)
-    if len(chosen) > 1 and of_a_file:
-        parser.error("--weights FILE takes one model")
-    if options.license is not None and not of_a_file and not all(isinstance(e.weights, Trained) for e in chosen):
-        parser.error("--license needs --weights FILE or a forecaster of yours: the licence of other weights is known")
+    if wrong := _wrong_weights(options, chosen):
+        parser.error(wrong)
     shipped = [entry.name for entry in chosen if options.all and options.weights == RANDOM and is_shipped(entry)]
     chosen = [entry for entry in chosen if entry.name not in shipped]
+    for note in labels.notes if labels else ():
+        console.print(f"! {note}", style="yellow", highlight=False, markup=False)
     allowed = None if options.max_accuracy_drop is None else options.max_accuracy_drop / 100
     request = ExportRequest(
-        options.output, options.weights, options.version, options.precisions, allowed, license=options.license
+        options.output,
+        options.weights,
+        options.version,
+        options.precisions,
+        allowed,
+        options.license,
+        options.allow_non_finite,
     )
     sources = Sources(
         data=options.data,
         eval_images=options.eval_images,
+        classes_from=options.classes_from,
         calibration_images=options.calibration_images,
         labels=labels,
         samples=options.samples,
         seed=options.seed,
     )
-    outcomes = [export_one(entry, request, sources, console) for entry in chosen]
+    outcomes = [export_one(entry, request, sources, console, options.traceback) for entry in chosen]
     console.print(outcome_table(outcomes))
-    if options.factory and outcomes[0].published:
-        for line in assumptions(chosen[0], outcomes[0].published.bundle.labels, labels is not None):
+    if len(outcomes) == 1 and outcomes[0].published:
+        for line in _taken(chosen[0], outcomes[0].published.bundle, options, labels is not None):
             console.print(line, highlight=False, markup=False)
     if shipped:
         console.print(f"skipped, weights are shipped: {', '.join(shipped)}", highlight=False)
@@ -84,31 +92,51 @@ def run(arguments: Sequence[str]) -> int:
     return 1 if failed or incomplete else 0
 
 
+def _wrong_weights(options: argparse.Namespace, chosen: Sequence[Entry]) -> str:
+    """What is wrong with --weights and --license, or nothing."""
+    yours = options.weights not in (AUTO, RANDOM)
+    if options.weights == FACTORY and not options.factory:
+        return "--weights factory needs --factory, whose module holds its weights"
+    if len(chosen) > 1 and yours:
+        return "--weights FILE takes one model"
+    if options.license is not None and not yours and not all(isinstance(e.weights, Trained) for e in chosen):
+        return "--license needs --weights FILE or factory, or a forecaster of yours: that of other weights is known"
+    return ""
+
+
+def _taken(entry: Entry, bundle: Bundle, options: argparse.Namespace, named: bool) -> list[str]:
+    """What was found in files, and what was taken for granted. `named`: the labels are those of the user."""
+    weights = [f"weights: {bundle.weights.source}"] if options.weights not in (AUTO, RANDOM) else []
+    return weights + (assumptions(entry, bundle.labels, named) if options.factory else [])
+
+
 def is_shipped(entry: Entry) -> bool:
     return isinstance(entry.weights, Shipped) and entry.weights.path.is_file()
 
 
-def export_one(entry: Entry, request: ExportRequest, sources: Sources, console: Console) -> ExportOutcome:
-    """Publishes one model; its errors become the outcome, so that the others continue."""
+def export_one(
+    entry: Entry, request: ExportRequest, sources: Sources, console: Console, whole: bool = False
+) -> ExportOutcome:
+    """Publishes one model; its errors become the outcome, so that the others continue. `whole`: with tracebacks."""
     started = time.monotonic()
     published: Published | None = None
     failure = ""
     with shown(console, entry.name) as steps:
         try:
             published = publish(entry, request, sources, steps)
-        except FAILURES as error:
-            failure = str(error)
         except Exception as error:
-            # Plain text: colouring the exporter's frames takes eight seconds.
-            console.print(traceback.format_exc(), markup=False, highlight=False)
-            failure = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            failure = str(error) if isinstance(error, FAILURES) else f"{last_cause(error)}; --traceback shows the rest"
+            if whole:  # plain text: colouring the exporter's frames takes eight seconds
+                console.print(traceback.format_exc(), markup=False, highlight=False)
     seconds = time.monotonic() - started
     if failure:
         console.print(f"✗ {entry.name}: {failure}", style="red", markup=False, highlight=False)
     elif published:
         console.print(f"✓ {published.folder}  ({seconds:.1f} s)", markup=False, highlight=False)
-        for shortfall in shortfalls(entry, published.bundle.variants[0].metrics):
-            console.print(f"! {entry.name}: {shortfall}", style="yellow", markup=False, highlight=False)
+        for note in (*published.notes, *shortfalls(entry, published.bundle.variants[0].metrics)):
+            console.print(f"! {entry.name}: {note}", style="yellow", markup=False, highlight=False)
+        for doubt in published.doubts:
+            console.print(f"!!! {entry.name}: {doubt}", style="bold red", markup=False, highlight=False)
     return ExportOutcome(entry.name, published, failure, seconds)
 
 
@@ -141,6 +169,9 @@ def _own(options: argparse.Namespace, labels: Labels | None) -> OwnModel:
         std=options.std,
         normalize=options.normalize,
         resize_shorter=options.resize_shorter,
+        interpolation=options.interpolation,
+        bgr=options.layout == "bgr",
+        weights=options.weights,
         labels=labels,
         strides=options.maps,
         dataset=options.dataset,
@@ -184,14 +215,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights",
         default=AUTO,
-        metavar="auto|random|FILE",
-        help="auto: the model's own; random: untrained, for load tests; FILE: a safetensors or torch state dict",
+        metavar="auto|random|factory|FILE",
+        help="auto: the model's own; random: untrained, for load tests; factory: those that --factory builds with; "
+        "FILE: a safetensors or torch state dict",
     )
     parser.add_argument(
         "--license", metavar="TEXT", help="licence of your own weights, stored in the bundle; default: unknown"
     )
     parser.add_argument("--output", type=Path, default=Path("repository"), metavar="DIR", help="default: repository")
     parser.add_argument("--version", type=_positive, metavar="N", help="default: the next free number")
+    parser.add_argument("--traceback", action="store_true", help="print the traceback of a failure too")
+    parser.add_argument(
+        "--allow-non-finite",
+        action="store_true",
+        help="NaN and infinity are answers of this model; by default, the server answers with an error instead",
+    )
     parser.add_argument("--seed", type=int, default=0, help="for random weights and for the inputs of the checks")
     _add_measuring(parser.add_argument_group("measuring and variants"))
     _add_own(parser.add_argument_group("your own model"))
@@ -206,7 +244,13 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
         "--eval-images",
         type=Path,
         metavar="DIR",
-        help="labelled photos to measure accuracy on: <class>/photo.jpg or <class>_photo.jpg",
+        help="labelled photos to measure accuracy on: <class>/photo.jpg",
+    )
+    group.add_argument(
+        "--classes-from",
+        choices=("folder", "file"),
+        default="folder",
+        help="where a photo's class is written: the name of its folder (default), or its own name, <class>_photo.jpg",
     )
     group.add_argument(
         "--calibration-images",
@@ -228,7 +272,8 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
         type=float,
         metavar="POINTS",
         help="largest accuracy loss with which the server may choose a variant; default: "
-        + ", ".join(f"{100 * c.allowed_drop:g} of {c.metric}" for c in (TOP1, SIMILARITY, RECALL, AGREEMENT)),
+        + ", ".join(f"{100 * c.allowed_drop:g} of {c.metric}" for c in (TOP1, SIMILARITY, RECALL, AGREEMENT))
+        + "; of one class, ten times as much",
     )
 
 
@@ -246,23 +291,33 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
         "--input-size",
         type=size_of,
         metavar="N|HxW|any",
-        help="any (the default) is for backbones and segmenters only",
+        help="any is for backbones and segmenters only; default: the published size of torchvision's and timm's "
+        "classifiers, else any",
         default=None,
     )
     group.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 grey, 3 RGB; default: 3")
     group.add_argument(
         "--normalize",
         choices=("imagenet", "none"),
-        help="mean and deviation of pixels in 0..1: ImageNet's, the default for RGB, or 0 and 1",
+        help="mean and deviation of pixels in 0..1: ImageNet's, the default for RGB, or 0 and 1; torchvision's and "
+        "timm's builders have their own defaults",
     )
     group.add_argument("--mean", type=numbers_of, metavar="R,G,B", help="another mean of pixels in 0..1")
     group.add_argument("--std", type=numbers_of, metavar="R,G,B", help="another deviation in 0..1")
     group.add_argument(
         "--resize-shorter",
-        type=_positive,
-        metavar="N",
-        help="resize the shorter side to N, then crop the centre; default: resize to --input-size without cropping",
+        type=lambda text: 0 if text == "none" else _positive(text),
+        metavar="N|none",
+        help="resize the shorter side to N, then crop the centre; none: resize to --input-size without cropping; "
+        "default: as published by torchvision and timm, else none",
     )
+    group.add_argument(
+        "--interpolation",
+        type=Interpolation,
+        choices=tuple(Interpolation),
+        help="of the resize; default: as published by torchvision and timm, else bilinear",
+    )
+    group.add_argument("--layout", choices=("rgb", "bgr"), default="rgb", help="order of the channels; default: rgb")
     group.add_argument(
         "--labels",
         type=Path,

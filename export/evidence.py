@@ -11,14 +11,15 @@ import numpy as np
 import onnxruntime as ort
 
 from export import accuracy, samples
-from export.arrays import Array, Arrays, rows
-from export.labels import Labels, LabelsInvalid, read_labels
+from export.accuracy import Measured
+from export.arrays import Array, Arrays, pad_symbols, pad_time, rows
+from export.labels import ClassesFrom, Labels, LabelsInvalid, read_labels
 from export.samples import ImageData, ImageSet
 from export.verify import Advance, open_session
 from models.entry import Corpus, Entry, ImageInput, Shipped, Trained
 from models.progress import SILENT, Steps
 from models.training.data import ENVIRONMENT, DataUnavailable
-from rafaga.bundle import Calibration, ForecastSpec, Metric, SequenceSpec, Task
+from rafaga.bundle import Calibration, ForecastSpec, SequenceSpec, Task
 
 PARITY_BATCHES = (1, 2, 5, 8)
 # Backbones take any size: one that is divisible by every stride, and one by none. A segmenter's images must be so large
@@ -41,10 +42,19 @@ class Sources:
 
     data: Path | None = None
     eval_images: Path | None = None
+    classes_from: ClassesFrom = "folder"  # of eval_images
     calibration_images: Path | None = None
     labels: Labels | None = None
     samples: int | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The fp32 file, with its figures on the same images."""
+
+    path: Path
+    measured: Measured
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,11 @@ class ImageEvidence:
         for number in range(1 if self.image.height else 2):
             images = {"image": self._take(max(PARITY_BATCHES), number)}
             yield from (rows(images, slice(size)) for size in PARITY_BATCHES)
+
+    def of_size(self, height: int, width: int) -> Arrays:
+        """One image of noise, for models that take any size."""
+        rng = np.random.default_rng(self.sources.seed)
+        return {"image": samples.noise_images(1, (height, width), self.image.channels, rng)}
 
     def golden(self) -> Arrays:
         return {"image": self._take(3 if self.image.height else 2, 0, seed=1)}
@@ -88,7 +103,7 @@ class ImageEvidence:
             return Calibration(dataset="noise", samples=NOISE_IMAGES)
         return Calibration(dataset=source.name, samples=min(CALIBRATION_IMAGES, len(source)))
 
-    def measure(self, session: ort.InferenceSession, advance: Advance, fp32: Path | None = None) -> tuple[Metric, ...]:
+    def measure(self, session: ort.InferenceSession, advance: Advance, fp32: Reference | None = None) -> Measured:
         """The figures to report; empty if they cannot be measured. `fp32`: the reference file, None for that file
         itself.
 
@@ -97,23 +112,24 @@ class ImageEvidence:
         return self._measure(self.data.held_out, session, advance, fp32)
 
     def measure_to_choose(
-        self, session: ort.InferenceSession, advance: Advance, fp32: Path | None = None
-    ) -> tuple[Metric, ...]:
+        self, session: ort.InferenceSession, advance: Advance, fp32: Reference | None = None
+    ) -> Measured:
         """The same figures on images reserved for decisions: nothing is reported on them."""
         return self._measure(self.data.choosing, session, advance, fp32)
 
     def _measure(
-        self, images: ImageSet | None, session: ort.InferenceSession, advance: Advance, fp32: Path | None
-    ) -> tuple[Metric, ...]:
+        self, images: ImageSet | None, session: ort.InferenceSession, advance: Advance, fp32: Reference | None
+    ) -> Measured:
         if images is None or not len(images):
-            return ()
+            return Measured()
         if self.entry.task is Task.CLASSIFICATION:
-            return accuracy.classify(session, images, self.sources.samples, advance)
+            baseline = fp32.measured if fp32 else None
+            return accuracy.classify(session, images, self.sources.samples, advance, baseline)
         compare = {Task.FEATURES: accuracy.resemble, Task.SEGMENTATION: accuracy.agree}.get(self.entry.task)
         if compare is None or fp32 is None:
-            return ()
+            return Measured()
         limit = self.sources.samples or FEATURE_SAMPLES
-        return compare(session, open_session(fp32), images, limit, advance)
+        return compare(session, open_session(fp32.path), images, limit, advance)
 
     def _take(self, count: int, number: int, seed: int = 0) -> Array:
         sizes = PIXEL_PARITY_SIZES if self.entry.task is Task.SEGMENTATION else PARITY_SIZES
@@ -137,16 +153,27 @@ class SeriesEvidence:
     def batches(self) -> Iterator[Arrays]:
         return (self._take(size, size) for size in PARITY_BATCHES)
 
+    @property
+    def longest(self) -> tuple[int, str]:
+        """The declared length, and its name."""
+        return self.shape.max_history, "max_history"
+
+    def of_lengths(self, *lengths: int) -> Arrays:
+        """A row of each length. A series that is too short is repeated."""
+        rng = np.random.default_rng(self.sources.seed)
+        series = max(self.series, key=len, default=samples.synthetic_series(self.shape, max(lengths), rng))
+        return pad_time([np.resize(series, length) for length in lengths])
+
     def golden(self) -> Arrays:
         return self._take(4, 1)
 
-    def measure(self, session: ort.InferenceSession, advance: Advance) -> tuple[Metric, ...]:
+    def measure(self, session: ort.InferenceSession, advance: Advance) -> Measured:
         if not self.series:
-            return ()
+            return Measured()
         measured = accuracy.forecast(session, self.series, self.shape, f"{self.entry.dataset}, last fifth")
         weights = self.entry.weights
         baseline = accuracy.recorded_baseline(weights.path, measured) if isinstance(weights, Shipped | Trained) else ()
-        return (*measured, *baseline)
+        return Measured((*measured, *baseline))
 
     def _take(self, count: int, seed: int) -> Arrays:
         return samples.take_histories(self.series, self.shape, count, self.sources.seed + seed)
@@ -167,11 +194,21 @@ class SequenceEvidence:
     def batches(self) -> Iterator[Arrays]:
         return (self._take(size, size) for size in PARITY_BATCHES)
 
+    @property
+    def longest(self) -> tuple[int, str]:
+        """The declared length, and its name."""
+        return self.shape.max_length, "max_length"
+
+    def of_lengths(self, *lengths: int) -> Arrays:
+        """A row of each length, of any symbols."""
+        rng = np.random.default_rng(self.sources.seed)
+        return pad_symbols([rng.integers(len(self.entry.labels()), size=length) for length in lengths])
+
     def golden(self) -> Arrays:
         return self._take(4, 1)
 
-    def measure(self, session: ort.InferenceSession, advance: Advance) -> tuple[Metric, ...]:
-        return accuracy.next_symbols(session) if self.entry.corpus is Corpus.REBER else ()
+    def measure(self, session: ort.InferenceSession, advance: Advance) -> Measured:
+        return Measured(accuracy.next_symbols(session) if self.entry.corpus is Corpus.REBER else ())
 
     def _take(self, count: int, seed: int) -> Arrays:
         seed += self.sources.seed
@@ -222,7 +259,9 @@ def _image_data(
         classes = sources.labels or _labels_next_to(folder) or Labels(entry.labels())
     prepared_as = samples.measured_preparation(image)
     try:
-        everything = samples.photos(folder, classes, prepared_as, but=sources.calibration_images)
+        # The sample photos are all in one folder.
+        classes_from = sources.classes_from if sources.eval_images is not None else "file"
+        everything = samples.photos(folder, classes, prepared_as, sources.calibration_images, classes_from)
     except LabelsInvalid:
         if sources.eval_images is not None:
             raise

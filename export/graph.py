@@ -1,7 +1,7 @@
 """The serving graph: the module that is traced, with all preprocessing inside it.
 
-Images arrive as uint8 [N, height, width, channels], the layout and type of decoded pixels: a quarter of the bytes of
-floats. The graph contains the change of layout, the normalisation, and a classifier's softmax.
+Images arrive as uint8 [N, height, width, channels], RGB or grey, the layout and type of decoded pixels: a quarter of
+the bytes of floats. The graph contains the change of layout, the normalisation, and a classifier's softmax.
 """
 
 from __future__ import annotations
@@ -14,10 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from export.arrays import Array, Arrays
+from export.verify import ProofFailed
 from models.entry import Entry, ImageInput
 from rafaga.bundle import ForecastSpec, SequenceSpec, Task
 
 AxisNames = Mapping[int, str]
+Result = Tensor | Sequence[Tensor] | Mapping[str, Tensor]  # of a module
+
+# What torchvision's segmenters, and the classifiers of other libraries, call the output that is wanted.
+_MAIN_OUTPUTS = ("out", "logits")
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class ImageGraph(nn.Module):
         super().__init__()
         self.model = model
         self.outputs = tuple(outputs)
+        self.bgr = image.bgr
         mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (image.mean, image.std))
         # (x / 255 - mean) / std as one multiplication and one addition, computed in double precision.
         self.register_buffer("scale", (1 / (255 * std)).float())
@@ -123,7 +129,7 @@ class ImageGraph(nn.Module):
     def normalised(self, image: Tensor) -> Tensor:
         """The model's input: float32 [N, channels, height, width]"""
         # Contiguous: PyTorch would continue in channels-last, which ONNX cannot express and exports as gathers.
-        x = image.permute(0, 3, 1, 2).contiguous().float()
+        x = (image.flip(3) if self.bgr else image).permute(0, 3, 1, 2).contiguous().float()
         return x * self.scale + self.shift
 
 
@@ -134,8 +140,7 @@ class ClassifierGraph(ImageGraph):
         return (self.logits(image).softmax(dim=1),)
 
     def logits(self, image: Tensor) -> Tensor:
-        (logits,) = super().forward(image)
-        return logits
+        return _only(self.model(self.normalised(image)))
 
 
 class SegmentationGraph(ImageGraph):
@@ -148,8 +153,7 @@ class SegmentationGraph(ImageGraph):
 
     def scores(self, image: Tensor) -> Tensor:
         """float32 [N, classes, height, width]"""
-        (scores,) = _in_order(self.model(self.normalised(image)), ("scores",))
-        return scores
+        return _only(self.model(self.normalised(image)))
 
 
 _IMAGE_GRAPHS = {Task.CLASSIFICATION: ClassifierGraph, Task.SEGMENTATION: SegmentationGraph}
@@ -168,7 +172,7 @@ class ForecastGraph(nn.Module):
         self.model = model
 
     def forward(self, history: Tensor, length: Tensor) -> tuple[Tensor, ...]:
-        return _in_order(self.model(history, length), ("quantiles",))
+        return (_only(self.model(history, length)),)
 
 
 class SequenceGraph(nn.Module):
@@ -179,16 +183,34 @@ class SequenceGraph(nn.Module):
         self.model = model
 
     def forward(self, symbols: Tensor, length: Tensor) -> tuple[Tensor, ...]:
-        logits = self.model(symbols)  # [N, T, symbols]
+        logits = _only(self.model(symbols))  # [N, T, symbols]
         last = (length - 1)[:, None, None].expand(-1, 1, logits.shape[2])
         return (logits.gather(1, last).squeeze(1).softmax(dim=1),)
 
 
-def _in_order(result: Tensor | Sequence[Tensor] | Mapping[str, Tensor], names: Sequence[str]) -> tuple[Tensor, ...]:
+def _in_order(result: Result, names: Sequence[str]) -> tuple[Tensor, ...]:
+    """By name, where the module names its outputs by words; in order otherwise. Raises ProofFailed."""
     if isinstance(result, Tensor):
         result = (result,)
     elif isinstance(result, Mapping):
-        result = tuple(result[name] for name in names) if set(names) <= set(result) else tuple(result.values())
+        if set(names) <= result.keys():
+            return tuple(result[name] for name in names)
+        if all(str(key).isidentifier() for key in result):
+            raise ProofFailed(f"the model names its outputs {', '.join(result)}; expected {', '.join(names)}")
+        result = tuple(result.values())
     if len(result) != len(names):
-        raise ValueError(f"the model gives {len(result)} outputs, the registry names {len(names)}: {', '.join(names)}")
+        raise ProofFailed(f"the model gives {len(result)} outputs, expected {len(names)}: {', '.join(names)}")
     return tuple(result)
+
+
+def _only(result: Result) -> Tensor:
+    """Of a module with one output, or with auxiliary heads beside it. Raises ProofFailed."""
+    if isinstance(result, Mapping):
+        main = next((name for name in _MAIN_OUTPUTS if name in result), None)
+        result = (result[main],) if main else tuple(result.values())
+    if not isinstance(result, Tensor):
+        if len(result) != 1:
+            named = " or ".join(_MAIN_OUTPUTS)
+            raise ProofFailed(f"the model gives {len(result)} outputs, expected one tensor, or a dict with {named}")
+        (result,) = result
+    return result

@@ -3,22 +3,24 @@
     labels.txt      one class per line, in the order of the outputs; "n01440764 tench" gives the identifier first
     labels.json     {"0": ["n01440764", "tench"], ...} as Keras and others publish ImageNet's classes, or ["tench", ...]
 
-A photo's class is the name of its folder (`<class>/photo.jpg`) or the beginning of its own name (`<class>_photo.jpg`),
-where a class is written as its identifier or, where that is unambiguous, as its label or number.
+A photo's class is the name of its folder (`<class>/photo.jpg`) or, where asked, the beginning of its own name
+(`<class>_photo.jpg`). A class is written as its identifier or, where that is unambiguous, as its label or number.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 if TYPE_CHECKING:  # `verify` and `report` run without torch
     from torch import nn
+
+ClassesFrom = Literal["folder", "file"]
 
 _IMAGENET_CLASSES = 1000
 _IDENTIFIER = re.compile(r"(n\d{8})\s+(.+)")
@@ -30,10 +32,11 @@ class LabelsInvalid(Exception):
 
 @dataclass(frozen=True)
 class Labels:
-    """`names[i]`: the class of output i; `identifiers`: empty, or one per name."""
+    """`names[i]`: the class of output i; `identifiers`: empty, or one per name. `notes`: what is odd in the file."""
 
     names: tuple[str, ...]
     identifiers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def index(self) -> dict[str, int]:
         """The class number by every name that a folder or file may use. Ambiguous names are left out."""
@@ -46,16 +49,30 @@ class Labels:
 
 def read_labels(path: Path) -> Labels:
     """Raises LabelsInvalid, or OSError where there is no such file."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a byte-order mark
+    except UnicodeDecodeError:
+        raise LabelsInvalid(f"{path}: expected UTF-8 text") from None
     if path.suffix == ".json":
-        return _from_json(text, path)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
+        found = _from_json(text, path)
+    else:
+        lines = [line.strip() for line in text.rstrip().splitlines()]
+        notes = tuple(f"{path}: line {i} is empty and was skipped" for i, line in enumerate(lines, 1) if not line)
+        found = Labels(tuple(filter(None, lines)), notes=notes)
+    if not found.names:
         raise LabelsInvalid(f"{path} is empty: expected one class per line")
-    pairs = [_IDENTIFIER.fullmatch(line) for line in lines]
-    if all(pairs):
-        return Labels(tuple(p[2] for p in pairs if p), tuple(p[1] for p in pairs if p))
-    return Labels(tuple(lines))
+    pairs = [_IDENTIFIER.fullmatch(name) for name in found.names]
+    if path.suffix != ".json" and all(pairs):
+        found = replace(found, names=tuple(p[2] for p in pairs if p), identifiers=tuple(p[1] for p in pairs if p))
+    numbers: dict[str, list[int]] = {}
+    for i, name in enumerate(found.names):
+        numbers.setdefault(name, []).append(i)
+    twice = (
+        f"{path}: {name!r} names the classes {', '.join(map(str, same))}"
+        for name, same in numbers.items()
+        if len(same) > 1
+    )
+    return replace(found, notes=(*found.notes, *twice))
 
 
 def default_labels(model: nn.Module, classes: int) -> tuple[str, ...]:
@@ -67,15 +84,14 @@ def default_labels(model: nn.Module, classes: int) -> tuple[str, ...]:
     return tuple(map(str, range(classes)))
 
 
-def class_of(photo: Path, folder: Path, index: dict[str, int]) -> int | None:
-    """The class of `photo`, which is in `folder` or below; None if neither name gives it."""
-    if photo.parent != folder and (by_folder := index.get(_spelling(photo.parent.name))) is not None:
-        return by_folder
+def class_of(photo: Path, index: dict[str, int], classes_from: ClassesFrom = "folder") -> int | None:
+    """The class of `photo`; None if the name of its folder, or its own name, does not give it."""
+    if classes_from == "folder":
+        return index.get(_spelling(photo.parent.name))
     words = _spelling(photo.stem).split()
-    for count in range(len(words), 0, -1):  # the longest beginning first: "great white shark 7" before "great"
-        if (by_name := index.get(" ".join(words[:count]))) is not None:
-            return by_name
-    return None
+    # The longest beginning first: "great white shark 7" before "great".
+    beginnings = (" ".join(words[:count]) for count in range(len(words), 0, -1))
+    return next((index[beginning] for beginning in beginnings if beginning in index), None)
 
 
 def _spelling(name: str) -> str:

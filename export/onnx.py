@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import onnx_ir
@@ -20,10 +22,12 @@ from export.operators import translations
 OPSET = 20
 
 
-def to_onnx(graph: ServingGraph, example: Arrays, path: Path) -> None:
+def to_onnx(graph: ServingGraph, example: Arrays, path: Path) -> dict[str, int]:
     """Writes `graph` to `path`. `example`: inputs of any realistic size with at least two rows.
 
-    Two rows, because torch.export treats a size of one as a constant.
+    Two rows, because torch.export treats a size of one as a constant. Returns the largest size of each free axis, by
+    its name in `graph.dynamic`, where torch.export found that the module fails on larger ones or treats them in another
+    way.
     """
     tensors = tuple(torch.from_numpy(example[name].copy()) for name in graph.inputs)
     if any(len(tensor) < 2 for tensor in tensors):
@@ -49,6 +53,20 @@ def to_onnx(graph: ServingGraph, example: Arrays, path: Path) -> None:
     optimizer.optimize(model, input_size_limit=1 << 30, output_size_limit=1 << 30)
     _forget_origin(model)
     onnx_ir.save(model, path)
+    return _bounds(program.exported_program, graph) if program.exported_program else {}
+
+
+def _bounds(program: torch.export.ExportedProgram, graph: ServingGraph) -> dict[str, int]:
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    bounds: dict[str, int] = {}
+    for placeholder, name in zip(program.graph_signature.user_inputs, graph.inputs, strict=True):
+        shape = placeholders[str(placeholder)].meta["val"].shape
+        for axis, called in graph.dynamic[name].items():
+            size = shape[axis]
+            most = size if isinstance(size, int) else program.range_constraints[size.node.expr].upper
+            if isinstance(most, int) or most.is_Integer:  # neither: infinity
+                bounds[called] = min(int(most), bounds.get(called, int(most)))
+    return bounds
 
 
 def _forget_origin(model: onnx_ir.Model) -> None:
@@ -73,9 +91,15 @@ def _quiet_exporter() -> Iterator[None]:
     - FutureWarning about `_check_is_size`: from code that torch.export generates.
     - `_flat_weights` "assigned during export": nn.LSTM rebuilds its list of weights in every forward.
     - "axis name ... will not be used": two inputs share the axis `batch`, as intended.
+    - What torch.export prints of a model that it cannot trace: the graph so far, line by line.
     """
-    with warnings.catch_warnings():
+    symbols = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    loud, symbols.disabled = symbols.disabled, True
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.filterwarnings("ignore", message=r".*_check_is_size", category=FutureWarning)
         warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights", category=UserWarning)
         warnings.filterwarnings("ignore", message=r"# The axis name: .* will not be used", category=UserWarning)
-        yield
+        try:
+            yield
+        finally:
+            symbols.disabled = loud

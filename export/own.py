@@ -18,17 +18,18 @@ import importlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from export.labels import Labels
+from export.preprocessing import Preset, preset_of
 from models.entry import Entry, ImageInput
 from models.training.data import Series
 from models.training.forecast_eval import TEST_FRACTION
-from rafaga.bundle import NAME_PATTERN, ForecastSpec, SequenceSpec, Task
+from rafaga.bundle import NAME_PATTERN, ForecastSpec, Interpolation, SequenceSpec, Task
 from rafaga.series import SeriesError, read_series
 
 # Mean and deviation of ImageNet's channels, with which torchvision's models were trained.
@@ -43,7 +44,9 @@ class OwnModelInvalid(Exception):
 
 @dataclass(frozen=True)
 class OwnModel:
-    """The command line's description. `size` None: any height and width, for features and segmentation only."""
+    """The command line's description. `size` None: the published one, or any height and width, for features and
+    segmentation only. `resize_shorter` None: the published one, or 0; 0: images are resized to `size` without cropping.
+    """
 
     factory: str
     name: str
@@ -54,6 +57,9 @@ class OwnModel:
     std: tuple[float, ...] | None = None
     normalize: str | None = None  # "imagenet" or "none"
     resize_shorter: int | None = None
+    interpolation: Interpolation | None = None
+    bgr: bool = False
+    weights: str = "auto"
     labels: Labels | None = None
     strides: Mapping[str, int] | None = None
     dataset: str = "unknown"
@@ -66,6 +72,10 @@ def own_entry(own: OwnModel) -> Entry:
     """An entry like those of the catalogue. Raises OwnModelInvalid."""
     if not NAME_PATTERN.fullmatch(own.name):
         raise OwnModelInvalid(f"--name {own.name!r}: expected lower-case letters, digits, '_', '.', '-'; at most 63")
+    factory = _factory(own.factory)
+    preset = None if own.channels == 1 or own.max_length is not None else preset_of(factory, own.weights)
+    if own.size is None and own.task is Task.CLASSIFICATION and preset is not None:
+        own = replace(own, size=preset.size)
     _require_what_the_task_needs(own)
     labels = own.labels.names if own.labels else ()
     return Entry(
@@ -73,11 +83,12 @@ def own_entry(own: OwnModel) -> Entry:
         architecture=own.factory,
         task=own.task,
         dataset=own.dataset,
-        build=_factory(own.factory),
-        input=_input(own),
+        build=_builder(factory, own.factory),
+        input=_input(own, preset),
         series=() if own.series is None else (own.series,),
         labels=lambda: labels,
         strides=dict(own.strides or {}),
+        prepared_as=preset.source if preset else "assumed",
     )
 
 
@@ -133,12 +144,14 @@ def assumptions(entry: Entry, labels: Sequence[str], named: bool) -> list[str]:
     lines = []
     if isinstance(image := entry.input, ImageInput):
         size = f"{image.height} x {image.width}" if image.height else "any size,"
-        how = "" if image.height is None else ", resized to it without cropping"
+        how = "" if image.height is None else f", resized to it without cropping ({image.interpolation})"
         if image.resize_shorter is not None:
-            how = f", the centre of an image whose shorter side is resized to {image.resize_shorter}"
+            whose = f"an image whose shorter side is resized to {image.resize_shorter} ({image.interpolation})"
+            how = f", the centre of {whose}" if image.height else f" {whose}"
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (image.mean, image.std))
-        colours = "RGB" if image.channels == 3 else "grey"
+        colours = ("BGR" if image.bgr else "RGB") if image.channels == 3 else "grey"
         lines += [f"input: {size} {colours}{how}", f"pixels in 0..1, minus the mean {mean}, divided by {std}"]
+        lines += [f"size, interpolation and pixels: {entry.prepared_as}, where no option gives them"]
     if not named and labels:
         numbers = labels[0] == "0"
         what = f"the class numbers 0 to {len(labels) - 1}" if numbers else "ImageNet's, as torchvision lists them"
@@ -146,29 +159,39 @@ def assumptions(entry: Entry, labels: Sequence[str], named: bool) -> list[str]:
     return lines
 
 
-def _input(own: OwnModel) -> ImageInput | ForecastSpec | SequenceSpec:
+def _input(own: OwnModel, preset: Preset | None) -> ImageInput | ForecastSpec | SequenceSpec:
     if own.max_length is not None:
         return SequenceSpec(max_length=own.max_length)
-    return own.forecast or _image_input(own)
+    return own.forecast or _image_input(own, preset)
 
 
-def _image_input(own: OwnModel) -> ImageInput:
+def _image_input(own: OwnModel, preset: Preset | None) -> ImageInput:
     if own.normalize is not None and (own.mean or own.std):
         raise OwnModelInvalid("--normalize sets the mean and the deviation: give it, or --mean and --std")
     if own.normalize == "imagenet" and own.channels != 3:
         raise OwnModelInvalid(f"--normalize imagenet is for 3 channels, the model takes {own.channels}")
     imagenet = own.normalize != "none" and own.channels == 3
-    mean = own.mean or (IMAGENET_MEAN if imagenet else (0.0,) * own.channels)
-    std = own.std or (IMAGENET_STD if imagenet else (1.0,) * own.channels)
+    published = preset if own.normalize is None and not (own.mean or own.std) else None
+    mean = own.mean or (published.mean if published else IMAGENET_MEAN if imagenet else (0.0,) * own.channels)
+    std = own.std or (published.std if published else IMAGENET_STD if imagenet else (1.0,) * own.channels)
     if not len(mean) == len(std) == own.channels or not all(value > 0 for value in std):
         raise OwnModelInvalid(f"--mean and --std: expected {own.channels} numbers each, the deviations above 0")
     height, width = own.size or (None, None)
-    if own.resize_shorter is not None and (height is None or width is None or own.resize_shorter < max(height, width)):
+    if own.resize_shorter and (height is None or width is None or own.resize_shorter < max(height, width)):
         raise OwnModelInvalid("--resize-shorter must be at least --input-size, which is cropped from the centre")
-    return ImageInput(height, width, own.channels, mean, std, own.resize_shorter)
+    if own.bgr and own.channels != 3:
+        raise OwnModelInvalid(f"--layout bgr is for 3 channels, the model takes {own.channels}")
+    shorter = own.resize_shorter
+    if shorter is None and preset is not None:
+        if own.size is not None and own.task is not Task.SEGMENTATION:  # which needs the whole image
+            shorter = preset.shorter_for(own.size)
+        elif own.size is None and own.task is Task.SEGMENTATION:
+            shorter = preset.resize_shorter
+    interpolation = own.interpolation or (preset.interpolation if preset else Interpolation.BILINEAR)
+    return ImageInput(height, width, own.channels, mean, std, shorter or None, interpolation=interpolation, bgr=own.bgr)
 
 
-def _factory(path: str) -> Callable[[], nn.Module]:
+def _factory(path: str) -> Callable[[], object]:
     match = re.fullmatch(r"([\w.]+):([\w.]+)", path)
     if match is None:
         raise OwnModelInvalid(f"--factory {path!r}: expected package.module:function")
@@ -180,8 +203,10 @@ def _factory(path: str) -> Callable[[], nn.Module]:
         raise OwnModelInvalid(f"--factory {path}: {error}") from error
     if not callable(found):
         raise OwnModelInvalid(f"--factory {path}: not a function or a class")
-    factory = found
+    return found
 
+
+def _builder(factory: Callable[[], object], path: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         module = factory()
         if not isinstance(module, nn.Module):

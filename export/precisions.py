@@ -1,55 +1,37 @@
 """Which of the smaller files are published, and which of them a server may choose by itself.
 
 The criterion is accuracy on held-out data: a variant may lose at most a stated part of the fp32 file's accuracy on the
-same samples. If an int8 file loses more, its most sensitive layers return to float: one, two, four and so on, until the
-loss is within the limit. Calibration data ranks the layers, and separate data decides how many return; figures are
-reported on neither. A variant that is unmeasured, or measured on few samples, is published but only served on request.
-A variant that cannot be made is left out with its reason.
+same samples, as a whole and in each class or channel (see `losses`). If an int8 file loses more, its most sensitive
+layers return to float: one, two, four and so on, until the loss is within the limits. Calibration data ranks the
+layers, and separate data decides how many return; figures are reported on neither. A variant that is unmeasured, or
+measured on few samples, is published but only served on request. A variant that cannot be made is left out with its
+reason.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from export import verify
-from export.accuracy import value_of
-from export.evidence import ImageEvidence
+from export.accuracy import Measured
+from export.evidence import ImageEvidence, Reference
+from export.losses import Criterion
 from export.speed import speedup
 from export.variants import calibrated, to_fp16
 from export.verify import ParityCase, ProofFailed, open_session
 from models.entry import Entry
 from models.progress import Steps
 from rafaga import int8
-from rafaga.bundle import Calibration, ForecastSpec, Loss, Metric, Parity, Precision, SequenceSpec, Task, Variant
+from rafaga.bundle import Calibration, ForecastSpec, Parity, Precision, SequenceSpec, Task, Variant
 
 # Ten bits of mantissa, rounded in every layer: the loss of a sound network, with a margin for deep ones.
 FP16_PARITY_GATE = 2e-2
 
 # Half a point of accuracy is one sample of 200. Fewer samples cannot show a loss of that size.
 REQUIRED_SAMPLES = 200
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """The figure of `accuracy` that decides about a variant, and its allowed drop as a fraction of 1.
-
-    `reference`: the fp32 file's own figure, where it is 1 because the figure measures similarity to that file.
-    """
-
-    metric: str
-    allowed_drop: float
-    reference: float | None = None
-
-    def drop(self, metrics: tuple[Metric, ...], baseline: tuple[Metric, ...]) -> float:
-        """The loss as a fraction of 1; NaN, which is never within the limit, if it is unknown."""
-        before, after = value_of(self.metric, baseline), value_of(self.metric, metrics)
-        before = self.reference if before is None else before
-        # Rounded: in floating point, 0.805 - 0.8 is slightly more than half a point.
-        return math.nan if before is None or after is None else round(before - after, 12)
 
 
 TOP1 = Criterion("top1", 0.005)
@@ -73,10 +55,10 @@ def criterion_of(entry: Entry) -> Criterion:
 
 @dataclass(frozen=True)
 class Trial:
-    """One file and its figures; `metrics` is empty if nothing could be measured."""
+    """One file and its figures; these are empty if nothing could be measured."""
 
     path: Path
-    metrics: tuple[Metric, ...]
+    measured: Measured
     float_layers: tuple[str, ...] = ()
     calibration: Calibration | None = None
 
@@ -108,7 +90,7 @@ class Judge:
     """Makes and measures the variants of one fp32 file. `max_accuracy_drop` None: the criterion's default."""
 
     fp32: Path
-    baseline: tuple[Metric, ...]
+    baseline: Measured
     cases: Sequence[ParityCase]
     evidence: ImageEvidence
     trained: bool
@@ -177,41 +159,43 @@ class Judge:
         if not self.trained:
             return False
         self.steps.step(f"int8, {len(float_layers)} layers in float" if float_layers else "int8")
-        found = self.evidence.measure_to_choose(open_session(path), self.steps.advance, self.fp32)
-        return self.criterion.drop(found, self._baseline_to_choose) > self.criterion.allowed_drop
+        reference = self._reference_to_choose
+        found = self.evidence.measure_to_choose(open_session(path), self.steps.advance, reference)
+        losses = self.criterion.losses(found, reference.measured, self._labels, for_choosing=True)
+        return not all(loss.within for loss in losses)
 
     @cached_property
-    def _baseline_to_choose(self) -> tuple[Metric, ...]:
-        return self.evidence.measure_to_choose(open_session(self.fp32), self.steps.advance)
+    def _reference_to_choose(self) -> Reference:
+        return Reference(self.fp32, self.evidence.measure_to_choose(open_session(self.fp32), self.steps.advance))
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        return self.evidence.entry.labels()
 
     def _try(self, path: Path, float_layers: Sequence[str]) -> Trial:
-        metrics = self.evidence.measure(open_session(path), self.steps.advance, self.fp32) if self.trained else ()
-        return Trial(path, metrics, tuple(float_layers))
+        reference = Reference(self.fp32, self.baseline)
+        measure = self.evidence.measure
+        measured = measure(open_session(path), self.steps.advance, reference) if self.trained else Measured()
+        return Trial(path, measured, tuple(float_layers))
 
     def _judged(self, precision: Precision, trial: Trial, parity: Parity) -> Variant:
-        loss = self._loss(trial)
+        losses = self.criterion.losses(trial.measured, self.baseline, self._labels)
+        within = all(loss.within for loss in losses)
         self.steps.step(f"{precision}: timing")
         faster = speedup(self.fp32, trial.path, self.cases[-1].inputs, self.steps.advance)
         return Variant(
             precision=precision,
             file=trial.path.name,
             parity=parity,
-            metrics=trial.metrics,
-            default_eligible=loss is not None and loss.within and loss.samples >= REQUIRED_SAMPLES,
-            loss=loss,
+            metrics=trial.measured.metrics,
+            default_eligible=bool(losses) and within and losses[0].samples >= REQUIRED_SAMPLES,
+            loss=next((loss for loss in losses if not loss.within), losses[0] if losses else None),
+            losses=losses,
             calibration=trial.calibration,
             float_layers=trial.float_layers,
             cpu_speedup=round(faster, 2),
             cpu_quick_int8=int8.quick(),
         )
-
-    def _loss(self, trial: Trial) -> Loss | None:
-        criterion = self.criterion
-        drop = criterion.drop(trial.metrics, self.baseline)
-        if math.isnan(drop):
-            return None
-        samples = next(metric.samples for metric in trial.metrics if metric.name == criterion.metric)
-        return Loss(metric=criterion.metric, drop=drop, allowed_drop=criterion.allowed_drop, samples=samples)
 
 
 def _doubling(most: int) -> Iterator[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -19,11 +19,18 @@ import onnxruntime as ort
 import torch
 
 from export import samples, verify
+from export.accuracy import Measured
 from export.arrays import Arrays, row_count
+from export.doubts import gives_non_finite, guesses
 from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
+from export.extremes import finite_part
+from export.failures import first_run
 from export.graph import ClassifierGraph, SegmentationGraph, ServingGraph, serving_graph, settle
 from export.labels import Labels, default_labels
+from export.limits import Limits, prove_limits, require_small_batches
+from export.maps import require_maps
 from export.onnx import OPSET, to_onnx
+from export.own import assumptions
 from export.precisions import Judge, LeftOut, unsupported
 from export.settling import settle_detector
 from export.verify import PARITY_GATE, ParityCase, ProofFailed, open_session
@@ -31,13 +38,13 @@ from models.entry import Entry, ImageInput
 from models.loading import load_weights
 from models.progress import Steps
 from rafaga import bundle as bundles
+from rafaga import publishing
 from rafaga.bundle import (
     GOLDEN,
     SCHEMA,
     Bundle,
     FeatureSpec,
     ForecastSpec,
-    Metric,
     Parity,
     Precision,
     Provenance,
@@ -65,6 +72,7 @@ class ExportRequest:
     precisions: tuple[Precision, ...] | None = None
     max_accuracy_drop: float | None = None  # None: the criterion's default
     license: str | None = None
+    allow_non_finite: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,8 @@ class Published:
     bundle: Bundle
     note: str  # why accuracy of trained weights was not measured, or empty
     left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()  # limits that are lower than usual, and why
+    doubts: tuple[str, ...] = ()  # warnings
 
 
 def publish(entry: Entry, request: ExportRequest, sources: Sources, steps: Steps) -> Published:
@@ -82,18 +92,25 @@ def publish(entry: Entry, request: ExportRequest, sources: Sources, steps: Steps
     """
     steps.step("building, loading weights")
     torch.manual_seed(sources.seed)
-    model = entry.build()
+    model, named = entry.build(), bool(entry.labels())
     weights = load_weights(entry, model, request.weights, steps)
     if request.license is not None:
         weights = msgspec.structs.replace(weights, license=request.license)
     graph = serving_graph(entry, model)
     if isinstance(graph.module, ClassifierGraph | SegmentationGraph) and not entry.labels():
-        names = default_labels(model, _count_classes(graph.module, entry))
+        with first_run(entry, rows=1):
+            classes = _count_classes(graph.module, entry)
+        names = default_labels(model, classes)
         entry = replace(entry, labels=lambda: names)
         if names[0] == "0":  # photos with the names of classes are of other classes
             sources = replace(sources, labels=Labels(names))
     steps.step("reading data")
     evidence = find_evidence(entry, sources, weights.trained, steps)
+    example = evidence.example()
+    with first_run(entry, row_count(example)):
+        graph.reference(example)
+        if entry.task is Task.FEATURES:
+            require_maps(entry, graph)
     if not weights.trained:
         steps.step("scaling random weights")
         inputs = list(evidence.batches())[-1]
@@ -101,15 +118,20 @@ def publish(entry: Entry, request: ExportRequest, sources: Sources, steps: Steps
         if entry.task is Task.DETECTION:
             settle_detector(graph, inputs)
     left_out = [] if request.precisions is None else unsupported(entry, request.precisions)
-    export = _Export(entry, graph, weights, evidence, request, steps, left_out)
-    folder = bundles.publish(request.output, entry.name, request.version, export.fill)
+    taken = tuple(assumptions(entry, entry.labels(), named)) if entry.prepared_as else ()
+    export = _Export(entry, graph, weights, evidence, request, steps, left_out, [], taken)
+    folder = publishing.publish(request.output, entry.name, request.version, export.fill)
     note = evidence.note if weights.trained else ""
-    return Published(folder, bundles.load(folder), note, tuple(left_out))
+    bundle = bundles.load(folder)
+    doubts = [guesses(bundle), gives_non_finite(export.not_finite) if not request.allow_non_finite else None]
+    warned = tuple(doubt for doubt in doubts if doubt)
+    return Published(folder, bundle, note, tuple(left_out), tuple(export.notes), warned)
 
 
 @dataclass(frozen=True)
 class _Export:
-    """One loaded model on its way to a bundle. `left_out` collects the precisions that could not be made."""
+    """One loaded model on its way to a bundle. `left_out` collects the precisions that could not be made, and `notes`
+    what could not be proven."""
 
     entry: Entry
     graph: ServingGraph
@@ -118,22 +140,34 @@ class _Export:
     request: ExportRequest
     steps: Steps
     left_out: list[LeftOut]
+    notes: list[str]
+    assumptions: tuple[str, ...] = ()
+    not_finite: list[str] = field(default_factory=list)  # the names of inputs for which PyTorch's answers are not
 
     def fill(self, folder: Path, version: int) -> Bundle:
         """Writes all files into `folder` and describes them. Raises ProofFailed."""
         path = folder / "model.onnx"
         self.steps.step("tracing")
-        to_onnx(self.graph, self.evidence.example(), path)
+        bounds = to_onnx(self.graph, self.evidence.example(), path)
+        require_small_batches(bounds)
         cases = self._cases()
         session = open_session(path)
         parity = self._verify(session, cases)
+        self.steps.step("proving the declared limits")
+        known = max(cases, key=lambda case: row_count(case.inputs))
+        limits = prove_limits(self.graph, session, self.evidence, known, _max_batch_size(self.entry), bounds)
+        self.notes.extend(limits.notes)
+        parity = verify.joined([parity, *(checked.parity for checked in limits.checked)])
+        cases = [*(checked.case for checked in limits.checked), *cases]
+        extreme = self._prove_extremes(session)
         verify.write_golden(folder / GOLDEN, cases[-1])
-        metrics: tuple[Metric, ...] = ()
+        measured = Measured()
         if self.weights.trained:
             self.steps.step("measuring accuracy")
-            metrics = self.evidence.measure(session, self.steps.advance)
-        fp32 = Variant(precision=Precision.FP32, file=path.name, parity=parity, metrics=metrics)
-        return self._bundle(version, session, (fp32, *self._smaller(path, metrics, cases)))
+            measured = self.evidence.measure(session, self.steps.advance)
+        fp32 = Variant(precision=Precision.FP32, file=path.name, parity=parity, metrics=measured.metrics)
+        variants = (fp32, *self._smaller(path, measured, cases, extreme))
+        return self._bundle(version, session, variants, limits)
 
     def _cases(self) -> list[ParityCase]:
         """Inputs with PyTorch's answers, the golden ones last. Raises ProofFailed where these cannot be right."""
@@ -160,20 +194,43 @@ class _Export:
         verify.require_within(PARITY_GATE, difference, "alone and in a batch")
         return parity
 
-    def _smaller(self, path: Path, metrics: tuple[Metric, ...], cases: list[ParityCase]) -> list[Variant]:
-        """The fp16 and int8 files."""
+    def _prove_extremes(self, session: ort.InferenceSession) -> ParityCase | None:
+        """Uniform, extreme and repeated inputs, as far as PyTorch's answers to them are finite. Raises ProofFailed."""
+        self.steps.step("comparing on uniform and extreme inputs")
+        case, not_finite = finite_part(self.entry, self.graph)
+        self.not_finite.extend(not_finite)
+        if case is not None:
+            parity = verify.measure_parity(session, [case])
+            verify.require_within(PARITY_GATE, parity.max_relative_error, "on uniform and extreme inputs")
+        return case
+
+    def _smaller(
+        self, path: Path, measured: Measured, cases: list[ParityCase], extreme: ParityCase | None
+    ) -> list[Variant]:
+        """The fp16 and int8 files. `extreme`: inputs to which their answers must be finite too."""
         precisions = tuple(Precision) if self.request.precisions is None else self.request.precisions
         if not isinstance(self.evidence, ImageEvidence) or unsupported(self.entry, precisions):
             return []
         allowed = self.request.max_accuracy_drop
-        judge = Judge(path, metrics, cases, self.evidence, self.weights.trained, allowed, self.steps)
+        judge = Judge(path, measured, cases, self.evidence, self.weights.trained, allowed, self.steps)
         variants, failed = judge.variants(precisions)
         self.left_out.extend(failed)
-        return variants
+        finite = []
+        for variant in variants:
+            file = path.with_name(variant.file)
+            try:
+                verify.measure_parity(open_session(file), [extreme] if extreme else [])
+                finite.append(variant)
+            except ProofFailed as error:  # half precision ends at 65,504
+                file.unlink()
+                self.left_out.append(LeftOut(variant.precision, f"{error} on uniform or extreme images"))
+        return finite
 
-    def _bundle(self, version: int, session: ort.InferenceSession, variants: tuple[Variant, ...]) -> Bundle:
+    def _bundle(
+        self, version: int, session: ort.InferenceSession, variants: tuple[Variant, ...], limits: Limits
+    ) -> Bundle:
         inputs, outputs = verify.tensor_specs(session)
-        entry, taken = self.entry, self.entry.input
+        entry, taken = self.entry, _within(self.entry.input, limits)
         return Bundle(
             schema=SCHEMA,
             name=entry.name,
@@ -194,7 +251,9 @@ class _Export:
             detection=entry.detection,
             sequence=taken if isinstance(taken, SequenceSpec) else None,
             parameters=sum(parameter.numel() for parameter in self.graph.module.parameters()),
-            max_batch_size=_max_batch_size(entry),
+            max_batch_size=limits.max_batch_size,
+            allow_non_finite=self.request.allow_non_finite,
+            assumptions=self.assumptions,
         )
 
 
@@ -256,6 +315,15 @@ def _provenance() -> Provenance:
         onnx=onnx.__version__,
         opset=OPSET,
     )
+
+
+def _within(
+    taken: ImageInput | ForecastSpec | SequenceSpec, limits: Limits
+) -> ImageInput | ForecastSpec | SequenceSpec:
+    """The input with the length that was proven."""
+    if isinstance(taken, ForecastSpec):
+        return msgspec.structs.replace(taken, max_history=limits.max_length)
+    return msgspec.structs.replace(taken, max_length=limits.max_length) if isinstance(taken, SequenceSpec) else taken
 
 
 def _max_batch_size(entry: Entry) -> int:

@@ -28,7 +28,7 @@ from rafaga.bundle import GOLDEN, Bundle, Metric, Precision, Variant
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # The accuracy figures of the summary; all figures are in the model's own section.
-JUDGED = ("top1", "recall_at_10", "similarity", "agreement", "legal", "remembered", "mase")
+JUDGED = ("top1", "recall_at_10", "similarity", "agreement", "channels", "legal", "remembered", "mase")
 COLOURS = {Precision.FP32: "#3b6fb6", Precision.FP16: "#d9822b", Precision.INT8: "#2f9e64"}
 
 
@@ -91,9 +91,10 @@ def render(measured: Sequence[MeasuredBundle], threads: int) -> str:
 {rows}
 </tbody></table></div>
 <p class="about">Parity is the largest difference from PyTorch, relative to the largest output. Latency is the median
-of a run. Throughput is at the best batch size. A server chooses a variant only if its accuracy was measured and the
-loss is within the allowed drop. Losses are in points of top-1, or of similarity to the fp32 file for features; a
-negative loss is a gain. Other work on the machine slows all figures: compare figures of one page only.
+of a run. Throughput is at the best batch size. A server chooses a variant only if its accuracy was measured and every
+loss is within its limit, also that of each class or channel. Losses are in points of top-1, or of similarity to the
+fp32 file for features; a negative loss is a gain. Other work on the machine slows all figures: compare figures of one
+page only.
 </p>
 {sections}
 </body></html>
@@ -130,7 +131,7 @@ def _section(one: MeasuredBundle) -> str:
         bundle.dataset,
         f"weights: {bundle.weights.source} ({bundle.weights.license})",
         f"opset {bundle.provenance.opset}, PyTorch {bundle.provenance.torch}",
-        f"parity at batch {', '.join(map(str, bundle.variants[0].parity.batch_sizes))}",
+        f"parity at batch {', '.join(map(str, bundle.variants[0].parity.batch_sizes))}{_up_to(bundle)}",
         *(
             f"{variant.precision} calibrated on {variant.calibration.samples} samples of {variant.calibration.dataset}"
             for variant in bundle.variants
@@ -141,8 +142,14 @@ def _section(one: MeasuredBundle) -> str:
 <p class="about">{escape(" · ".join(facts))}</p>
 {_plots(one)}
 {_metric_table(bundle)}
+{_loss_table(bundle)}
 {_timing_table(one)}
 </section>"""
+
+
+def _up_to(bundle: Bundle) -> str:
+    largest = bundle.variants[0].parity.largest_input
+    return f", inputs up to {' × '.join(map(str, largest))}" if largest else ""
 
 
 def _metric_table(bundle: Bundle) -> str:
@@ -159,6 +166,23 @@ def _metric_table(bundle: Bundle) -> str:
         f"<table><thead><tr><th>figure</th><th>measured on</th>{head}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
+
+
+def _loss_table(bundle: Bundle) -> str:
+    """Every stored loss against fp32, in points."""
+    rows = [
+        f"<tr><td>{variant.precision}</td><td>{escape(loss.metric)}</td><td class='n'>{loss.samples}</td>"
+        f"<td class='n'>{100 * loss.drop:.2f}</td><td class='n'>{100 * loss.allowed_drop:.2f}</td>"
+        f"<td>{'yes' if loss.within else '<span class=warn>no</span>'}</td></tr>"
+        for variant in bundle.variants
+        for loss in variant.losses
+    ]
+    if not rows:
+        return ""
+    head = (
+        "<th>variant</th><th>loss of</th><th class='n'>samples</th><th class='n'>points</th><th class='n'>allowed</th>"
+    )
+    return f"<table><thead><tr>{head}<th>within</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _timing_table(one: MeasuredBundle) -> str:
@@ -246,7 +270,9 @@ def _find(variant: Variant, name: str) -> Metric | None:
 def _chosen(bundle: Bundle, variant: Variant) -> str:
     left = f", {len(variant.float_layers)} layers in float" if variant.float_layers else ""
     loss = variant.loss
-    lost = f"{100 * loss.drop:.2f} of {100 * loss.allowed_drop:g} lost" if loss else "accuracy unknown"
+    lost = f"{100 * loss.drop:.2f} of {100 * loss.allowed_drop:.3g} lost" if loss else "accuracy unknown"
+    if loss and not loss.within:
+        lost += f" of {escape(loss.metric)}"
     if variant.default_eligible:
         return f"yes{f', {lost}' if loss else ''}{left}"
     if loss and loss.within:

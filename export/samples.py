@@ -13,19 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.arrays import Array, pad_symbols, pad_time
-from export.labels import Labels, LabelsInvalid, class_of
+from export.labels import ClassesFrom, Labels, LabelsInvalid, class_of
 from models.entry import Corpus, Entry, ImageInput
 from models.progress import Steps
 from models.training import data, reber
 from models.training.data import DataUnavailable
 from rafaga import images
 from rafaga.bundle import ForecastSpec, ImagePreparation, SequenceSpec
+from rafaga.errors import InvalidImage
 
 # Photos of the user's own disk are trusted: the limit only catches accidents.
 MAX_PIXELS = 100_000_000
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 _NAMES_OF_ANY_PHOTOS = ("images", "img", "photos", "pictures")
 _CHOOSING_IMAGES = 2000  # of a training split; enough to see half a point of accuracy
+
+
+class PhotoInvalid(Exception):
+    """A photo of the user's cannot be read or decoded; the message names the file."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,16 @@ def preparation(image: ImageInput) -> ImagePreparation:
         channels=image.channels,
         resize_shorter=image.resize_shorter,
         max_longer=image.max_longer,
+        interpolation=image.interpolation,
     )
 
 
 def measured_preparation(image: ImageInput) -> ImagePreparation:
     """Like `preparation`; models that take any size are measured at one size, so that photos form batches."""
     if image.height is None:
-        return ImagePreparation(height=224, width=224, channels=image.channels, resize_shorter=256)
+        return ImagePreparation(
+            height=224, width=224, channels=image.channels, resize_shorter=256, interpolation=image.interpolation
+        )
     return preparation(image)
 
 
@@ -95,11 +103,17 @@ def corpus_images(corpus: Corpus, root: Path | None, steps: Steps) -> ImageData:
     )
 
 
-def photos(folder: Path, labels: Labels | None, prepared_as: ImagePreparation, but: Path | None = None) -> ImageSet:
+def photos(
+    folder: Path,
+    labels: Labels | None,
+    prepared_as: ImagePreparation,
+    but: Path | None = None,
+    classes_from: ClassesFrom = "folder",
+) -> ImageSet:
     """The photos in `folder` and below, prepared exactly as the service prepares a client's images.
 
     `labels` None: all classes are -1. `but`: a folder whose files are left out. Raises DataUnavailable if there are no
-    photos, LabelsInvalid with the first photo of unknown class.
+    photos, LabelsInvalid with the first photo of unknown class. Reading raises PhotoInvalid.
     """
     files = _photo_files(folder)
     if not files:
@@ -109,12 +123,19 @@ def photos(folder: Path, labels: Labels | None, prepared_as: ImagePreparation, b
         files = [file for file in files if file.resolve() not in others]
         if not files:
             raise DataUnavailable(f"no photos in {folder} except those used for calibration, which are not measured on")
-    classes = [-1] * len(files) if labels is None else list(_classes(files, folder, labels))
+    classes = [-1] * len(files) if labels is None else list(_classes(files, labels, classes_from))
 
     def read(rows: Sequence[int]) -> Array:
-        return np.stack([images.prepare(files[row].read_bytes(), prepared_as, MAX_PIXELS).pixels for row in rows])
+        return np.stack([_pixels(files[row], prepared_as) for row in rows])
 
     return ImageSet(_data_name(folder), np.array(classes, dtype=np.int64), read)
+
+
+def _pixels(file: Path, prepared_as: ImagePreparation) -> Array:
+    try:
+        return images.prepare(file.read_bytes(), prepared_as, MAX_PIXELS).pixels
+    except (InvalidImage, OSError) as error:
+        raise PhotoInvalid(f"{file}: {error}") from error
 
 
 def _photo_files(folder: Path) -> list[Path]:
@@ -127,12 +148,14 @@ def _data_name(folder: Path) -> str:
     return folder.parent.name if folder.name.lower() in _NAMES_OF_ANY_PHOTOS else folder.name
 
 
-def _classes(files: Sequence[Path], folder: Path, labels: Labels) -> Iterator[int]:
+def _classes(files: Sequence[Path], labels: Labels, classes_from: ClassesFrom) -> Iterator[int]:
     index = labels.index()
     for file in files:
-        found = class_of(file, folder, index)
+        found = class_of(file, index, classes_from)
         if found is None:
-            raise LabelsInvalid(f"{file}: neither its folder nor its name begins with one of the model's classes")
+            expected = "folder's name is not" if classes_from == "folder" else "name does not begin with"
+            other = "; --classes-from file takes them from <class>_photo.jpg" if classes_from == "folder" else ""
+            raise LabelsInvalid(f"{file}: its {expected} one of the model's classes{other}")
         yield found
 
 
@@ -199,14 +222,19 @@ def take_histories(every: Sequence[Array], shape: ForecastSpec, count: int, seed
     longest = min(shape.max_history, 1000)
     series = max(every, key=len, default=np.zeros(0, np.float32))
     if len(series) < shape.min_history:
-        time = np.arange(4 * longest)
-        period = max(shape.season, 2)
-        series = 100 + 0.01 * time + 5 * np.sin(2 * np.pi * time / period) + rng.normal(size=len(time))
+        series = synthetic_series(shape, 4 * longest, rng)
     lengths = rng.integers(shape.min_history, min(longest, len(series)), size=count, endpoint=True)
     # Off-by-one errors show at the extremes.
     lengths[: min(2, count)] = [shape.min_history, min(longest, len(series))][:count]
     ends = [int(rng.integers(length, len(series), endpoint=True)) for length in lengths]
     return pad_time([series[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)])
+
+
+def synthetic_series(shape: ForecastSpec, length: int, rng: np.random.Generator) -> Array:
+    """A trend, the season of `shape` and noise: float64 [length]"""
+    time = np.arange(length)
+    period = max(shape.season, 2)
+    return np.asarray(100 + 0.01 * time + 5 * np.sin(2 * np.pi * time / period) + rng.normal(size=length))
 
 
 def take_reber(count: int, longest: int, seed: int) -> dict[str, Array]:

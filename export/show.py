@@ -63,10 +63,12 @@ def _promise(name: str, value: float) -> str:
 
 
 def _below(entries: Sequence[Entry]) -> Iterator[str]:
-    from models.entry import Shipped
+    from models.entry import Shipped, Torchvision
 
     licences = dict.fromkeys(
-        (isinstance(e.weights, Shipped), e.weights.license.partition(";")[0]) for e in entries if e.weights
+        (isinstance(e.weights, Shipped), e.weights.license.partition(";")[0])
+        for e in entries
+        if isinstance(e.weights, Shipped | Torchvision)
     )
     for ours, licence in licences:
         if ours:
@@ -80,13 +82,15 @@ def _below(entries: Sequence[Entry]) -> Iterator[str]:
 
 def weights_origin(entry: Entry) -> str:
     """One word, or class and name of the member of torchvision's enums."""
-    from models.entry import Shipped, Torchvision
+    from models.entry import Shipped, Torchvision, Trained
 
     match entry.weights:
         case Shipped():
             return "shipped" if entry.weights.path.is_file() else "to be trained"
         case Torchvision():
             return entry.weights.member.replace("_Weights.", " ")
+        case Trained():
+            return "trained here"
         case None:
             return "none published"
 
@@ -161,7 +165,10 @@ def _accuracy(published: Published, variant: Variant) -> str:
         figures += f", {len(variant.float_layers)} layers in float"
     if variant.default_eligible:
         return figures
-    why = "measured on too few" if variant.loss and variant.loss.within else "loses too much"
+    why = "loses too much"
+    if (loss := variant.loss) is not None:
+        lost = f"loses {100 * loss.drop:.1f} points of {escape(loss.metric)}, {100 * loss.allowed_drop:.1f} allowed"
+        why = "measured on too few" if loss.within else lost
     return f"{figures} [yellow](only on request: {why})[/yellow]"
 
 

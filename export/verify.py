@@ -5,6 +5,7 @@ A check runs a set of cases, inputs with PyTorch's answers. `bundle.Parity` defi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,14 +70,28 @@ def measure_parity(
     session: ort.InferenceSession, cases: Sequence[ParityCase], advance: Advance = lambda *_: None
 ) -> Parity:
     """Runs every case. Raises ProofFailed where outputs are missing, misshapen or not finite."""
-    absolute, relative, batch_sizes = 0.0, 0.0, set()
+    parities = []
     for number, case in enumerate(cases):
         advance(number, len(cases))
         found = run(session, case.inputs)
-        absolute = max(absolute, _worst(found, case.outputs, _absolute_error))
-        relative = max(relative, _worst(found, case.outputs, _relative_error))
-        batch_sizes.add(row_count(case.inputs))
-    return Parity(max_absolute_error=absolute, max_relative_error=relative, batch_sizes=tuple(sorted(batch_sizes)))
+        parities.append(
+            Parity(
+                max_absolute_error=_worst(found, case.outputs, _absolute_error),
+                max_relative_error=_worst(found, case.outputs, _relative_error),
+                batch_sizes=(row_count(case.inputs),),
+                largest_input=next(iter(case.inputs.values())).shape[1:],
+            )
+        )
+    return joined(parities)
+
+
+def joined(parities: Sequence[Parity]) -> Parity:
+    return Parity(
+        max_absolute_error=max(parity.max_absolute_error for parity in parities),
+        max_relative_error=max(parity.max_relative_error for parity in parities),
+        batch_sizes=tuple(sorted({size for parity in parities for size in parity.batch_sizes})),
+        largest_input=max((parity.largest_input for parity in parities), key=math.prod),
+    )
 
 
 def measure_batch_invariance(

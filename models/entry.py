@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from rafaga.bundle import DetectionSpec, ForecastSpec, SequenceSpec, Task
+from rafaga.bundle import DetectionSpec, ForecastSpec, Interpolation, SequenceSpec, Task
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -37,7 +37,7 @@ class ImageInput:
 
     `height` and `width` None: any size (backbones). `resize_shorter`: the shorter side of an encoded image is resized
     to this many pixels before the centre crop; None resizes to exactly height x width. `max_longer`: limit of the
-    longer side when resizing.
+    longer side when resizing. `bgr`: the module takes the channels in reverse order.
     """
 
     height: int | None
@@ -47,6 +47,8 @@ class ImageInput:
     std: tuple[float, ...]
     resize_shorter: int | None = None
     max_longer: int | None = None
+    interpolation: Interpolation = Interpolation.BILINEAR
+    bgr: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,3 +103,5 @@ class Entry:
     expected: Mapping[str, float] = field(default_factory=dict)
     # The reason if `expected` is empty.
     unpromised: str = ""
+    # Of your own model: whose metadata describe its preparation of images, or "assumed".
+    prepared_as: str = ""

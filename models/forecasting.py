@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +79,7 @@ class GRU(nn.GRU):
 
 
 def _as_operator(
-    operator: str, x: Tensor, weights: Sequence[Tensor], attributes: dict[str, int]
+    operator: str, x: Tensor, weights: Sequence[Tensor], attributes: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """One of ONNX's recurrent operators. x [N, T, inputs] -> states [N, T, hidden], final state [1, N, hidden]"""
     n, t, _ = x.shape

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.download import download
 from models.entry import Entry, Shipped, Torchvision, Trained
 from models.progress import SILENT, Steps
+from models.state import StateInvalid, fitted, read_state
 from rafaga.bundle import Weights, sha256_of
 
-AUTO, RANDOM = "auto", "random"
+AUTO, RANDOM, FACTORY = "auto", "random", "factory"
 
 # Untrained; the licence is the project's own.
 UNTRAINED = Weights(trained=False, source="random initialisation", license="Apache-2.0")
@@ -43,16 +41,22 @@ class WeightsMismatch(WeightsError):
 def load_weights(entry: Entry, module: nn.Module, choice: str | Path = AUTO, steps: Steps = SILENT) -> Weights:
     """Loads weights into `module` and returns their origin.
 
-    `choice`: "auto" loads the entry's own weights, "random" leaves the module as built, anything else is a file:
-    safetensors, or a torch state dict, which is read without running code from it. Keys must match exactly.
-    Floating-point tensors are converted to the module's precision. Raises WeightsUnavailable and WeightsMismatch.
+    `choice`: "auto" loads the entry's own weights, "random" and "factory" leave the module as built (the latter holds
+    trained weights), anything else is a file: safetensors, or a torch state dict, which is read without running code
+    from it. Keys must match exactly, but for the prefix of a wrapper. Floating-point tensors are converted to the
+    module's precision. Raises WeightsUnavailable and WeightsMismatch.
     """
     if choice == RANDOM:
         return UNTRAINED
+    if choice == FACTORY:
+        return Weights(trained=True, source=f"built by {entry.architecture}", license="unknown")
     if choice != AUTO:
         path = Path(choice)
-        _fill(module, read_state(path), path.name)
-        return Weights(trained=True, source=f"file {path.name}", license="unknown", sha256=sha256_of(path))
+        state, entries = _read(path)
+        state, prefix = fitted(state, module.state_dict().keys())
+        _fill(module, state, path.name)
+        source = ", ".join(part for part in (f"file {path.name}", entries, prefix) if part)
+        return Weights(trained=True, source=source, license="unknown", sha256=sha256_of(path))
     match entry.weights:
         case Shipped() as shipped:
             if not shipped.path.is_file():
@@ -60,7 +64,7 @@ def load_weights(entry: Entry, module: nn.Module, choice: str | Path = AUTO, ste
                     f"{entry.name} is not shipped: train it with python -m models.training {shipped.path.stem}, "
                     f"or give a file with --weights FILE, or --weights random for load tests"
                 )
-            _fill(module, read_state(shipped.path), shipped.file)
+            _fill(module, _read(shipped.path)[0], shipped.file)
             return Weights(
                 trained=True,
                 source=f"models/weights/{shipped.file}, by python -m models.training {shipped.path.stem}",
@@ -68,11 +72,11 @@ def load_weights(entry: Entry, module: nn.Module, choice: str | Path = AUTO, ste
                 sha256=sha256_of(shipped.path),
             )
         case Trained() as trained:
-            _fill(module, read_state(trained.path), trained.path.name)
+            _fill(module, _read(trained.path)[0], trained.path.name)
             return Weights(trained=True, source=trained.command, license="unknown", sha256=sha256_of(trained.path))
         case Torchvision() as published:
             path, sha256 = _download(published, steps)
-            _fill(module, read_state(path), published.member)
+            _fill(module, _read(path)[0], published.member)
             return Weights(
                 trained=True,
                 source=f"torchvision {published.member}",
@@ -81,32 +85,25 @@ def load_weights(entry: Entry, module: nn.Module, choice: str | Path = AUTO, ste
             )
         case None:
             raise WeightsUnavailable(
-                f"{entry.name}: no published weights; give your own with --weights FILE, "
-                f"or --weights random for load tests"
+                f"{entry.name}: no published weights; give your own with --weights FILE, --weights factory if the "
+                f"factory of --factory loads them, or --weights random for load tests"
             )
 
 
-def read_state(path: Path) -> Mapping[str, Tensor]:
-    """A state dict from safetensors or from torch.save, the latter restricted to tensors. Raises WeightsUnavailable."""
-    if not path.is_file():
-        raise WeightsUnavailable(f"{path}: no such file")
+def _read(path: Path) -> tuple[Mapping[str, Tensor], str]:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise WeightsUnavailable(
-            f"{path}: neither safetensors nor a torch state dict ({_first_line(error)})"
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]  # checkpoints often also contain the optimiser
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsUnavailable(f"{path}: holds {type(state).__name__}, not a state dict of tensors")
-    return state
+        return read_state(path)
+    except StateInvalid as error:
+        raise WeightsUnavailable(str(error)) from error
 
 
 def _fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     own = module.state_dict()
+    integers = [k for k, t in state.items() if k in own and own[k].is_floating_point() and not _is_float(t)]
+    if integers:
+        raise WeightsUnavailable(
+            f"{source}: a quantised state dict ({state[integers[0]].dtype} in {integers[0]}); give the float weights"
+        )
     try:
         # The module itself decides which keys it accepts (a published file may contain parts for training only). Its
         # error is one long text; the typed error repeats the comparison.
@@ -116,6 +113,11 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         unexpected = [key for key in state if key not in own]
         reshaped = [key for key in own if key in state and state[key].shape != own[key].shape]
         raise WeightsMismatch(source, missing, unexpected, reshaped) from error
+
+
+def _is_float(tensor: Tensor) -> bool:
+    """Not of eight bits: their scales are tensors of their own, and copying the numbers would lose them."""
+    return tensor.is_floating_point() and tensor.itemsize > 1
 
 
 def _download(published: Torchvision, steps: Steps) -> tuple[Path, str]:

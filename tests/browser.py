@@ -122,6 +122,7 @@ class Tab:
 
     def choose(self, selector: str, file: Path) -> None:
         """Picks the file in a file input."""
+        self.until(f"document.querySelector({json.dumps(selector)}) !== null")
         root = self._call("DOM.getDocument")["root"]["nodeId"]
         node = self._call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self._call("DOM.setFileInputFiles", nodeId=node, files=[str(file)])

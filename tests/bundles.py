@@ -11,6 +11,7 @@ import onnx
 from onnx import helper
 
 from rafaga import bundle as bundles
+from rafaga import publishing
 from rafaga.bundle import (
     Bundle,
     DetectionSpec,
@@ -398,4 +399,26 @@ def publish(
             **fields,
         )
 
-    return bundles.publish(repository, name, None, fill)
+    return publishing.publish(repository, name, None, fill)
+
+
+def publish_uneven(repository: Path, name: str = "uneven", *, allow_non_finite: bool = False) -> Path:
+    """Divides by the pixel: NaN for black."""
+    graph = """(uint8[n,1,1,1] image) => (float[n,2] probabilities) <int64[2] flat = {-1, 1}> {
+        value = Cast<to = 1>(image)
+        column = Reshape(value, flat)
+        one = Div(column, column)
+        probabilities = Mul(one, halves)
+    }"""
+    image = np.array([1, 7, 255], np.uint8).reshape(3, 1, 1, 1)
+    return publish(
+        repository,
+        name,
+        plain.model(graph, halves=np.array([[0.25, 0.75]], np.float32)),
+        {"image": image},
+        {"probabilities": np.tile(np.array([[0.25, 0.75]], np.float32), (3, 1))},
+        task=Task.CLASSIFICATION,
+        labels=("quarter", "rest"),
+        image=ImagePreparation(height=1, width=1, channels=1),
+        allow_non_finite=allow_non_finite,
+    )

@@ -53,6 +53,21 @@ def spinning() -> onnx.ModelProto:
     )
 
 
+def endless() -> onnx.ModelProto:
+    """Never returns."""
+    made = spinning()
+    (largest,) = (node for node in made.graph.node if node.op_type == "ReduceMax")
+    made.graph.node.remove(largest)
+    made.graph.initializer.append(numpy_helper.from_array(np.array(2**62), "turns"))
+    return made
+
+
+def crashing() -> onnx.ModelProto:
+    """Ends the process with SIGFPE if an input is 0, as the first one that is tried."""
+    signature = "(float[b,n,1] signal, int64 length) => (float[b,f,k,2] spectrum)"
+    return model(f"{signature} {{ spectrum = STFT(signal, step, , length) }}", step=np.array(4))
+
+
 def publish(repository: Path, name: str, model: onnx.ModelProto, version: int = 1) -> Path:
     """Gives the file."""
     file = repository / name / str(version) / "model.onnx"

@@ -166,6 +166,12 @@ def _models() -> Row:
                 _rate("rafaga_rejected_inputs_total", "model"),
             ),
             Panel(
+                "Non-finite outputs",
+                "Requests per second for whose input the model gave NaN or infinity.",
+                "ops",
+                _rate("rafaga_non_finite_outputs_total", "model"),
+            ),
+            Panel(
                 "Engine restarts",
                 "Engines started to replace a lost one, since the server started.",
                 "short",

@@ -89,7 +89,7 @@ class ForecastingProblem(Problem):
         self.kept_start, self.kept_stop = torch.tensor([[block.start, block.stop] for block in self.kept]).T
 
     def _parts(self) -> Sequence[Tensor]:
-        return self.values.split(self.total.tolist())
+        return torch.split(self.values, self.total.tolist())
 
     def rehearsals(self) -> Sequence[ForecastingProblem]:
         """New modules, each trained without one block of this one's training data."""

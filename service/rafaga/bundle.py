@@ -5,8 +5,8 @@
       bundle.json                                    `Bundle`, below
       golden.npz                                     `input.<name>` and `output.<name>`, computed by PyTorch
 
-`publish` writes to a temporary folder beside the target and renames it: a reader sees a whole bundle or none.
 `load` checks the schema, `verify_files` the sha256 of every file. Running the golden inputs is the engine's part.
+`publishing.publish` writes a bundle.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
@@ -25,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rafaga.errors import BundleError
+from rafaga.files import MOST_TEXT_BYTES, contents, opened_in
 
 SCHEMA = 1
 MANIFEST = "bundle.json"
@@ -49,6 +47,12 @@ class Precision(StrEnum):
     INT8 = "int8"
 
 
+class Interpolation(StrEnum):
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+    NEAREST = "nearest"
+
+
 class Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True): ...
 
 
@@ -65,7 +69,8 @@ class ImagePreparation(Frozen, frozen=True):
 
     Resize the shorter side to `resize_shorter` (None: to exactly height x width), then crop the centre. `height` and
     `width` are None for models that take any size: nothing is cropped, and without `resize_shorter` nothing is resized.
-    `max_longer` bounds the longer side. Bilinear with antialiasing, like torchvision's transforms of PIL images.
+    `max_longer` bounds the longer side. Bilinear and bicubic are antialiased, like torchvision's transforms of PIL
+    images.
     """
 
     height: int | None
@@ -73,6 +78,7 @@ class ImagePreparation(Frozen, frozen=True):
     channels: int  # 1 grey, 3 RGB
     resize_shorter: int | None = None
     max_longer: int | None = None
+    interpolation: Interpolation = Interpolation.BILINEAR
 
     @property
     def cropped(self) -> bool:
@@ -132,11 +138,15 @@ class Metric(Frozen, frozen=True):
 
 
 class Parity(Frozen, frozen=True):
-    """Largest differences from PyTorch over all outputs and batch sizes; relative: max|a - b| / max|b| per output."""
+    """Largest differences from PyTorch over all outputs and batch sizes; relative: max|a - b| / max|b| per output.
+
+    `largest_input`: the shape of the largest row of the first input that was compared; empty unknown.
+    """
 
     max_absolute_error: float
     max_relative_error: float
     batch_sizes: tuple[int, ...]
+    largest_input: tuple[int, ...] = ()
 
 
 def tolerance(measured: float) -> float:
@@ -173,6 +183,8 @@ class Variant(Frozen, frozen=True):
     `float_layers` names the nodes of an int8 file that stay in float because quantising them costs too much.
     `cpu_speedup` is its throughput over the fp32 file's on one thread of the processor that exported it; 0 unmeasured.
     `cpu_quick_int8`: whether that processor was `rafaga.int8.quick`; None unknown.
+    `losses`: of the main figure and of its parts, such as "recall of defect"; `loss` is the one that exceeds its limit,
+    or the main figure's.
     """
 
     precision: Precision
@@ -184,6 +196,7 @@ class Variant(Frozen, frozen=True):
     cpu_speedup: float = 0.0
     cpu_quick_int8: bool | None = None
     loss: Loss | None = None
+    losses: tuple[Loss, ...] = ()
     calibration: Calibration | None = None
 
     @property
@@ -237,6 +250,8 @@ class Bundle(Frozen, frozen=True):
     sequence: SequenceSpec | None = None
     parameters: int = 0  # number of trained parameters
     max_batch_size: int = 32
+    allow_non_finite: bool = False  # NaN and infinity are answers; otherwise the server answers with an error
+    assumptions: tuple[str, ...] = ()  # what export took for granted about your own model's inputs and labels
 
     def variant(self, precision: Precision) -> Variant | None:
         return next((v for v in self.variants if v.precision == precision), None)
@@ -318,7 +333,7 @@ def load(folder: Path, place: tuple[str, int] | None = None) -> Bundle:
     if not os.path.lexists(folder / MANIFEST):
         raise BundleError(f"{folder}: no {MANIFEST}")
     try:
-        bundle = msgspec.json.decode(file_in(folder, MANIFEST).read_bytes(), type=Bundle)
+        bundle = msgspec.json.decode(contents(opened_in(folder, MANIFEST, MOST_TEXT_BYTES)), type=Bundle)
     except (OSError, msgspec.MsgspecError) as error:
         raise BundleError(f"{folder / MANIFEST}: {error}") from None
     name, version = place or (folder.parent.name, folder.name)
@@ -334,67 +349,19 @@ def verify_files(folder: Path, bundle: Bundle, but: str = "") -> None:
     """Raises BundleError for the first file, except `but`, that is missing or differs from the published one."""
     for name in bundle.files:
         if name != but:
-            path = file_in(folder, name)
-            _check_sha256(path, bundle, sha256_of(path))
+            with opened_in(folder, name) as file:
+                _check_sha256(folder / name, bundle, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def read_verified(folder: Path, bundle: Bundle, name: str) -> bytes:
     """The bytes of one file, verified: the caller uses exactly the bytes that were hashed. Raises BundleError as
     `verify_files` does."""
-    path = file_in(folder, name)
-    data = path.read_bytes()
-    _check_sha256(path, bundle, hashlib.sha256(data).hexdigest())
+    data = contents(opened_in(folder, name))
+    _check_sha256(folder / name, bundle, hashlib.sha256(data).hexdigest())
     return data
-
-
-def file_in(folder: Path, name: str) -> Path:
-    """The file `name` of a version's folder. Raises BundleError.
-
-    It may be a link, as in a Kubernetes ConfigMap or a checkout by git-sync, to a file inside the repository. If the
-    folder is itself a link, files beside the one it leads to are inside too: the server follows no folder out of its
-    repository (see repository.discovery).
-    """
-    path = folder / name
-    if not path.is_file():
-        raise BundleError(f"{path}: missing, or not a file")
-    target = path.resolve()
-    if not any(target.is_relative_to(base.resolve()) for base in (folder.parent.parent, folder)):
-        raise BundleError(f"{path}: is a link to {target}, outside the repository: copy the file into the repository")
-    return path
 
 
 def _check_sha256(path: Path, bundle: Bundle, found: str) -> None:
     if found != (expected := bundle.files[path.name]):
         shas = f"sha256 is {found[:16]}…, expected {expected[:16]}…"
         raise BundleError(f"{path}: {shas}: the file changed after it was published")
-
-
-def publish(repository: Path, name: str, version: int | None, fill: Callable[[Path, int], Bundle]) -> Path:
-    """Publishes a bundle atomically and returns its folder.
-
-    `fill(folder, version)` writes the files into a temporary folder and returns the Bundle, without `files`. `version`
-    None: the next free number. Raises FileExistsError for a version that exists: published bundles never change.
-    """
-    parent = repository / name
-    parent.mkdir(parents=True, exist_ok=True)
-    if version is None:
-        taken = [int(p.name) for p in parent.iterdir() if p.name.isdecimal()]
-        version = max(taken, default=0) + 1
-    target = parent / str(version)
-    if target.exists():
-        raise FileExistsError(f"{target} is published already; choose another version")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=parent))
-    try:
-        bundle = fill(temporary, version)
-        files = {p.name: sha256_of(p) for p in sorted(temporary.iterdir())}
-        bundle = msgspec.structs.replace(bundle, files=files)
-        (temporary / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(bundle), indent=2) + b"\n")
-        temporary.chmod(0o755)  # mkdtemp makes it private; the server may run as another user
-        for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        os.rename(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return target

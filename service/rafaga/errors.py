@@ -8,6 +8,7 @@ same class. Messages say what was expected, what came and what to do, and never 
     │   ├── InvalidTensor                            dtype, shape, size or values
     │   ├── InvalidImage                             not decodable, or over the pixel limit
     │   └── RejectedByModel                          the model fails on this input, and runs others
+    │       └── NonFiniteOutput                      it answers this input with NaN or infinity
     ├── RequestTooLarge         RESOURCE_EXHAUSTED   over the size limit, or the model lacks the memory for it
     ├── ModelNotFound           NOT_FOUND
     ├── Unsupported             UNIMPLEMENTED        the model or the server does not do this
@@ -78,6 +79,10 @@ class InvalidImage(InvalidRequest):
 
 class RejectedByModel(InvalidRequest):
     reason = "REJECTED_BY_MODEL"
+
+
+class NonFiniteOutput(RejectedByModel):
+    reason = "NON_FINITE_OUTPUT"
 
 
 class RequestTooLarge(RafagaError):

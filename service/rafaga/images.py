@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from rafaga.bundle import ImagePreparation
+from rafaga.bundle import ImagePreparation, Interpolation
 from rafaga.errors import InvalidImage
 
 FORMATS = ("JPEG", "PNG")
@@ -27,6 +27,10 @@ _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 # EXIF orientations that swap rows and columns.
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE = (5, 6, 7, 8)
+# Bicubic and nearest are sensitive to the rounding of a crop's place: the whole image is resized, unless it is so many
+# times larger than the crop.
+_MOST_SPARED = 16
+_RESAMPLING = {each: Image.Resampling[each.name] for each in Interpolation}
 
 
 class Prepared(NamedTuple):
@@ -59,9 +63,9 @@ def prepare(
 ) -> Prepared:
     """Decodes a JPEG or PNG file and brings it to the model's size.
 
-    The steps are those of torchvision's evaluation transforms on PIL images (Resize with antialiased bilinear
-    interpolation, CenterCrop), so a served answer is the one training measured. Raises InvalidImage,
-    or Stopped once `stopped` says so.
+    The steps are those of torchvision's evaluation transforms on PIL images (Resize with the interpolation of
+    `preparation`, CenterCrop), so a served answer is the one training measured. Raises InvalidImage, or Stopped once
+    `stopped` says so.
     """
     try:
         with Image.open(_File(data, stopped), formats=FORMATS) as image:
@@ -101,28 +105,31 @@ def _shrink_while_decoding(image: Image.Image, preparation: ImagePreparation) ->
     """
     wanted = preparation.resize_shorter or min(preparation.height or 0, preparation.width or 0)
     shorter = min(image.size)
-    if wanted and shorter > 4 * wanted:
+    # Nearest picks single pixels: it must see those of the file.
+    if wanted and shorter > 4 * wanted and preparation.interpolation is not Interpolation.NEAREST:
         scale = 2 * wanted / shorter
         image.draft(image.mode, (round(image.width * scale), round(image.height * scale)))
 
 
 def _resized(image: Image.Image, preparation: ImagePreparation, max_pixels: int) -> Image.Image:
     height, width, shorter = preparation.height, preparation.width, preparation.resize_shorter
+    resample = _RESAMPLING[preparation.interpolation]
     if shorter is None:
         free = height is None or width is None or image.size == (width, height)
-        return image if free else image.resize((width or 0, height or 0), Image.Resampling.BILINEAR)
+        return image if free else image.resize((width or 0, height or 0), resample)
     scaled = _scaled(image.size, shorter, preparation.max_longer)
     left = 0 if width is None else round((scaled[0] - width) / 2)
     top = 0 if height is None else round((scaled[1] - height) / 2)
-    if height is None or width is None or left < 0 or top < 0:
+    part = resample is Image.Resampling.BILINEAR or scaled[0] * scaled[1] > _MOST_SPARED * (height or 1) * (width or 1)
+    if height is None or width is None or left < 0 or top < 0 or not part:
         if scaled[0] * scaled[1] > max_pixels:
             raise _too_large(scaled[0] * scaled[1], max_pixels)
-        whole = image.resize(scaled, Image.Resampling.BILINEAR)
+        whole = image.resize(scaled, resample)
         return whole if height is None or width is None else whole.crop((left, top, left + width, top + height))
     # Only the part that is kept is computed: the whole of an image of 1x3000 pixels would be of 256x768000.
     x, y = image.width / scaled[0], image.height / scaled[1]
     box = (left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height))
-    return image.resize((width, height), Image.Resampling.BILINEAR, box)
+    return image.resize((width, height), resample, box)
 
 
 def _scaled(size: tuple[int, int], shorter: int, max_longer: int | None) -> tuple[int, int]:

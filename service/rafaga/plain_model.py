@@ -41,6 +41,7 @@ class PlainModel:
     detection: ClassVar[DetectionSpec | None] = None
     sequence: ClassVar[SequenceSpec | None] = None
     ragged: ClassVar[bool] = False
+    allow_non_finite: ClassVar[bool] = True  # what NaN means in it is not known here
     features: ClassVar[tuple[FeatureSpec, ...]] = ()
     weights: ClassVar[Weights] = Weights(trained=False, source="unverified: plain ONNX, no bundle", license="unknown")
     parameters: ClassVar[int] = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
+_MOST_BITS = 63  # in all bytes of a varint but the last
 
 
 def field(number: int, payload: bytes) -> bytes:
@@ -31,28 +32,22 @@ def fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
     Raises IndexError or ValueError when the message is broken.
     """
-    return ((number, value) for number, value, _ in spans(message))
-
-
-def spans(message: memoryview) -> Iterator[tuple[int, int | memoryview, memoryview]]:
-    """As `fields`, and the whole field as it is in the message."""
     at = 0
     while at < len(message):
-        start = at
         key, at = _varint(message, at)
         number, wire = key >> 3, key & 7
         if wire == _VARINT:
             value, at = _varint(message, at)
-            yield number, value, message[start:at]
+            yield number, value
         elif wire == _LENGTH_DELIMITED:
             length, at = _varint(message, at)
             if length > len(message) - at:
                 raise ValueError("a field is longer than its message")
             at += length
-            yield number, message[at - length : at], message[start:at]
+            yield number, message[at - length : at]
         elif wire in (_FIXED64, _FIXED32):
             at += 8 if wire == _FIXED64 else 4
-            yield number, 0, message[start:at]
+            yield number, 0
         else:
             raise ValueError(f"unsupported wire type {wire}")
 
@@ -64,4 +59,6 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         shift += 7
         at += 1
+        if shift > _MOST_BITS:
+            raise ValueError("a number is longer than 10 bytes")
     return value | byte << shift, at + 1

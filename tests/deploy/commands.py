@@ -15,7 +15,7 @@ import yaml
 
 from rafaga.load.options import parse_merge
 from rafaga.server.config.sources import add_arguments, from_arguments
-from tests.deploy.rendering import KUBERNETES, ROOT, Object, one, overlay, render
+from tests.deploy.rendering import KUBERNETES, ROOT, container, one, overlay, render
 
 Check = Callable[[list[str], Path], None]
 """Takes the words of a command and its working directory."""
@@ -37,14 +37,16 @@ def kubectl(words: list[str], folder: Path) -> None:
     known = {f"{o['kind'].lower()}/{o['metadata']['name']}" for o in objects}
     assert {word for word in words if re.fullmatch(r"[a-z]+/[a-z-]+", word)} <= known | {"deploy/kubernetes"}
     if words[1:4] == ["create", "secret", "generic"]:
-        reference = next(e for e in _environment() if "valueFrom" in e)["valueFrom"]["secretKeyRef"]
-        assert words[4] == reference["name"]
-        assert any(word.startswith(f"--from-literal={reference['key']}=") for word in words)
+        assert words[4] in _secrets()
+        assert any(word.startswith(f"--from-literal={_secrets()[words[4]]}=") for word in words)
 
 
-def _environment() -> list[Object]:
-    env: list[Object] = one(overlay("cpu"), "Deployment")["spec"]["template"]["spec"]["containers"][0]["env"]
-    return env
+def _secrets() -> dict[str, str]:
+    """The Secrets that pods need, and the key in each."""
+    (hashes,) = (e["valueFrom"]["secretKeyRef"] for e in container(overlay("cpu"))["env"] if "valueFrom" in e)
+    job = one(render(KUBERNETES / "load"), "Job")["spec"]["template"]["spec"]
+    (token,) = (a.rpartition("/")[2] for a in job["containers"][0]["args"] if a.startswith("--token-file="))
+    return {hashes["name"]: hashes["key"], job["volumes"][0]["secret"]["secretName"]: token}
 
 
 def rafaga(words: list[str], folder: Path) -> None:

@@ -90,5 +90,6 @@ def settings(container: Object, config_map: Object | None, folder: Path) -> Conf
         arguments = [a.replace(f"{mounted}/{name}", str(folder / name)) for a in arguments]
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    environment = {e["name"]: e["value"] for e in container.get("env", ()) if "value" in e}
+    # Values of Secrets are hashes.
+    environment = {e["name"]: e.get("value", "0" * 64) for e in container.get("env", ())}
     return from_arguments(parser.parse_args(arguments), environment)

@@ -185,6 +185,8 @@ def measure_a_server(load: Path, repository: Path, tmp_path: Path) -> None:
     assert not (load / PACKAGES / "onnxruntime").exists()
     assert megabytes(load / "opt/rafaga") < 250
     (only,) = one(render(KUBERNETES / "load"), "Job")["spec"]["template"]["spec"]["containers"]
+    (load / "etc/rafaga-client").mkdir()
+    (load / "etc/rafaga-client/token").write_text("secret")
     with serving(repository) as served:
         changed = [f"--server={served.address}", "--model=digits", "--rate=20", "--duration=1"]
         kept = [word for word in only["args"] if word.split("=")[0] not in {c.split("=")[0] for c in changed}]

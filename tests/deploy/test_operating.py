@@ -1,4 +1,4 @@
-"""docs/operating.md: every command is run or, if it needs a cluster, checked against the files it names."""
+"""The guides for operators: every command is run or, if it needs a cluster, checked against the files it names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.integration.serving import Served
 GUIDE = (ROOT / "docs/operating.md").read_text()
 
 
-COMMANDS = commands("docs/operating.md")
+COMMANDS = [*commands("docs/operating.md"), *commands("docs/security.md")]
 
 
 def extracted_elsewhere(words: list[str], folder: Path) -> None:
@@ -35,8 +35,9 @@ def test_command(command: str) -> None:
 
 
 def test_the_server_accepts_the_hash_of_the_token() -> None:
-    (block,) = (b for b in blocks("docs/operating.md", "sh") if b.text.startswith("TOKEN="))
-    token, secret, _ = block.lines
+    (block,) = (b for b in blocks("docs/security.md", "sh") if b.text.startswith("TOKEN="))
+    token, secret, client = block.lines
+    assert {token, secret, client} <= set(commands("docs/operating.md"))
     expression = re.search(r'sha256=("\$\(.*\)")', secret)
     assert expression
     script = f"{token}\nprintf %s {expression[1]}"
@@ -70,7 +71,14 @@ def test_the_log_of_the_load_job_can_be_merged_and_drawn(
     """1. The Job's command, shortened and against this server. 2. The guide's command on its output."""
     monkeypatch.chdir(tmp_path)
     (job,) = one(render(KUBERNETES / "load"), "Job")["spec"]["template"]["spec"]["containers"]
-    changed = {"--server": server.address, "--model": "digits", "--duration": "0.5", "--processes": "1"}
+    (tmp_path / "token").write_text("secret")
+    changed = {
+        "--token-file": "token",
+        "--server": server.address,
+        "--model": "digits",
+        "--duration": "0.5",
+        "--processes": "1",
+    }
     kept = [argument for argument in job["args"] if argument.split("=")[0] not in changed]
     assert main([*kept, "--warm-up=0.1", *(f"{name}={value}" for name, value in changed.items())]) == 0
     (tmp_path / "result.json").write_text(capsys.readouterr().out)

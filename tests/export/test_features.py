@@ -17,6 +17,7 @@ from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from export import accuracy
 from export.__main__ import main
+from export.accuracy import Measured
 from export.arrays import Array
 from export.evidence import ImageEvidence, Sources
 from export.graph import serving_graph
@@ -72,7 +73,7 @@ def judge_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Entry], Judg
             to_onnx(graph, evidence.example(), path)
             cases = [ParityCase(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
             baseline = evidence.measure(open_session(path), lambda *_: None)
-            assert baseline == (), "the fp32 file is the reference"
+            assert baseline == Measured(), "the fp32 file is the reference"
             made[entry.name] = Judge(path, baseline, cases, evidence, True, None, Silent())
         return made[entry.name]
 
@@ -153,7 +154,8 @@ def test_your_own_backbone_measured_on_too_few_photos(tmp_path: Path) -> None:
     assert [(feature.output, feature.stride) for feature in bundle.features] == [("fine", 2), ("coarse", 8)]
     assert bundle.inputs[0].shape == (None, None, None, 3)
     for variant in bundle.variants[1:]:
-        (similarity,) = variant.metrics
+        similarity, channels = variant.metrics
+        assert channels.name == "channels"
         assert (similarity.name, similarity.samples) == ("similarity", 15), "the others calibrate and choose"
         assert variant.loss is not None
         assert (variant.loss.within, variant.default_eligible) == (True, False)

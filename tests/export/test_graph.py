@@ -21,7 +21,7 @@ from export.onnx import OPSET, to_onnx
 from export.precisions import unsupported
 from export.publish import ExportRequest, publish
 from export.samples import noise_images
-from export.verify import PARITY_GATE, open_session, read_golden, run, tensor_specs, verify_bundle
+from export.verify import PARITY_GATE, ProofFailed, open_session, read_golden, run, tensor_specs, verify_bundle
 from models.entry import Entry, ImageInput
 from models.progress import Silent
 from models.zoo import catalogue
@@ -59,7 +59,7 @@ def test_a_classifier_gives_probabilities_and_missing_outputs_are_named() -> Non
     probabilities = serving_graph(entry, entry.build()).reference(image)["probabilities"]
     assert probabilities.shape == (4, 3)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
-    with pytest.raises(ValueError, match="gives 2 outputs, the registry names 1: probabilities"):
+    with pytest.raises(ProofFailed, match="gives 2 outputs, expected one tensor, or a dict with out or logits"):
         serving_graph(entry, small.SmallBackbone()).reference(image)
 
 

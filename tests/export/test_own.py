@@ -144,10 +144,10 @@ def test_a_classifier_with_weights_of_a_file(tmp_path: Path, capsys: pytest.Capt
     torch.manual_seed(1)
     torch.save({"state_dict": small.SmallClassifier().state_dict()}, tmp_path / "my.pth")
     options = ["--input-size", "16", "--resize-shorter", "18", "--weights", str(tmp_path / "my.pth")]
-    options += ["--eval-images", str(photos), "--dataset", "colours"]
+    options += ["--eval-images", str(photos), "--classes-from", "file", "--dataset", "colours"]
     assert export(tmp_path, "tests.export.small:SmallClassifier", *options) == 0, capsys.readouterr().out
     bundle = exported(tmp_path)
-    assert (bundle.weights.trained, bundle.weights.source) == (True, "file my.pth")
+    assert (bundle.weights.trained, bundle.weights.source) == (True, "file my.pth, state_dict")
     assert bundle.labels == small.CLASSES
     assert bundle.image == ImagePreparation(height=16, width=16, channels=3, resize_shorter=18)
     assert (bundle.dataset, bundle.architecture) == ("colours", "tests.export.small:SmallClassifier")
@@ -166,16 +166,20 @@ def test_without_labels_the_classes_have_numbers_and_what_was_assumed_is_printed
     assert main(command) == 0
     assert exported(tmp_path).labels == ("0", "1", "2")
     printed = capsys.readouterr().out
-    assert "input: 16 x 16 RGB, resized to it without cropping" in printed
+    assert "input: 16 x 16 RGB, resized to it without cropping (bilinear)" in printed
     assert "pixels in 0..1, minus the mean 0.485, 0.456, 0.406, divided by 0.229, 0.224, 0.225" in printed
+    assert "size, interpolation and pixels: assumed, where no option gives them" in printed
     assert "labels: the class numbers 0 to 2; to name the classes: --labels FILE" in printed
+    stored = exported(tmp_path).assumptions
+    assert len(stored) == 4
+    assert all(line in printed for line in stored)
 
 
 def test_assumptions_of_other_models() -> None:
     assert assumptions(own_entry(own(task=Task.SEQUENCE, max_length=50)), small.CLASSES, named=True) == []
     grey = own_entry(own(size=(32, 32), channels=1, resize_shorter=36))
-    size, pixels = assumptions(grey, small.CLASSES, named=True)
-    assert size == "input: 32 x 32 grey, the centre of an image whose shorter side is resized to 36"
+    size, pixels, _ = assumptions(grey, small.CLASSES, named=True)
+    assert size == "input: 32 x 32 grey, the centre of an image whose shorter side is resized to 36 (bilinear)"
     assert pixels == "pixels in 0..1, minus the mean 0, divided by 1"
     backbone = own_entry(own(task=Task.FEATURES, size=None, strides={"c3": 8}))
     assert assumptions(backbone, (), named=False)[0] == "input: any size, RGB"
@@ -215,6 +219,21 @@ def test_scores_of_other_classes_or_another_size_are_refused() -> None:
         assert isinstance(graph.module, SegmentationGraph)
         with pytest.raises(ProofFailed, match=message):
             require_scores(graph.module, image, classes)
+
+
+def test_a_model_that_fails_in_pytorch_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images of one channel for a network of three, with and without labels; the traceback only where asked."""
+    factory = "tests.export.small:SmallClassifier"
+    options = ["--input-size", "16", "--channels", "1", "--weights", "random"]
+    assert export(tmp_path, factory, *options) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "float32 [2, 1, 16, 16]; check --channels and --input-size: RuntimeError: Given groups=1" in printed
+    assert "to have 3 channels, but got 1 channels instead (small.py:" in printed
+    assert "Traceback" not in printed
+    assert main(["--factory", factory, "--name", "my-net", "--output", str(tmp_path), "--traceback", *options]) == 1
+    printed = capsys.readouterr().out
+    assert "float32 [1, 1, 16, 16]; check" in printed
+    assert "Traceback" in printed
 
 
 def test_a_forecaster_is_measured_on_a_series_of_a_file(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def exported(net: str, photos: Photos, repository: Path) -> Bundle:
             *("--factory", f"torchvision.models:{net}", "--name", name, "--input-size", "224"),
             *("--resize-shorter", "256", "--labels", str(photos.labels)),
             *("--weights", str(photos.weights / f"{net}.pth"), "--eval-images", str(photos.folder)),
+            *("--classes-from", "file"),
             *("--output", str(repository)),
         ]
     )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from export import accuracy, precisions
+from export.accuracy import Measured
 from export.arrays import Array
 from export.evidence import ImageEvidence, Sources
 from export.graph import serving_graph
@@ -88,7 +89,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Judge:
     to_onnx(graph, evidence.example(), path)
     cases = [ParityCase(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
     baseline = evidence.measure(open_session(path), lambda *_: None)
-    assert accuracy.value_of("top1", baseline) == 1.0
+    assert accuracy.value_of("top1", baseline.metrics) == 1.0
     return Judge(path, baseline, cases, evidence, trained=True, max_accuracy_drop=0.005, steps=Silent())
 
 
@@ -122,7 +123,7 @@ def test_the_gate_returns_sensitive_layers_to_float(judge: Judge, variants: dict
         _, widen, read, _ = graph.layers
         graph.quantise(judge.fp32.with_name("whole.onnx"))
         whole = judge.evidence.measure(open_session(judge.fp32.with_name("whole.onnx")), lambda *_: None)
-    assert (accuracy.value_of("top1", whole) or 0) < 0.9
+    assert (accuracy.value_of("top1", whole.metrics) or 0) < 0.9
     int8 = variants[Precision.INT8]
     assert set(int8.float_layers) == {widen, read}
     assert accuracy.value_of("top1", int8.metrics) == 1.0
@@ -141,7 +142,7 @@ def test_the_other_layers_are_int8_with_a_scale_per_channel(traced: Judge, varia
 def test_variants_that_lose_too_much_or_are_unmeasured_are_not_chosen(judge: Judge) -> None:
     found, _ = replace(judge, max_accuracy_drop=-0.1).variants(SMALLER)
     assert [(variant.default_eligible, bool(variant.metrics)) for variant in found] == [(False, True)] * 2
-    (int8,), _ = replace(judge, trained=False, baseline=(), max_accuracy_drop=1).variants((Precision.INT8,))
+    (int8,), _ = replace(judge, trained=False, baseline=Measured(), max_accuracy_drop=1).variants((Precision.INT8,))
     assert (int8.metrics, int8.default_eligible, int8.float_layers) == ((), False, ())
 
 
@@ -157,7 +158,7 @@ def test_an_fp16_file_that_is_not_finite_is_not_kept(judge: Judge, monkeypatch: 
         onnx.save(model, target)
 
     monkeypatch.setattr(precisions, "to_fp16", overflowing)
-    made, left_out = replace(judge, trained=False, baseline=()).variants(SMALLER)
+    made, left_out = replace(judge, trained=False, baseline=Measured()).variants(SMALLER)
     assert [variant.precision for variant in made] == ["int8"]
     assert left_out == [LeftOut(Precision.FP16, "output probabilities is not finite")]
     assert not judge.fp32.with_name("model.fp16.onnx").exists()
@@ -187,10 +188,10 @@ def test_top1_and_its_progress(traced: Judge) -> None:
     source = images(50, 9)
     flipped = ImageSet("half wrong", np.where(np.arange(50) < 25, source.labels, 1 - source.labels), source.read)
     progress: list[tuple[int, int]] = []
-    (metric,) = accuracy.classify(session, flipped, advance=lambda *done: progress.append(done))
+    (metric,) = accuracy.classify(session, flipped, advance=lambda *done: progress.append(done)).metrics
     assert (metric.name, metric.value, metric.samples, metric.dataset) == ("top1", 0.5, 50, "half wrong")
     assert progress[-1] == (50, 50)
-    (limited,) = accuracy.classify(session, flipped, limit=10)
+    (limited,) = accuracy.classify(session, flipped, limit=10).metrics
     assert (limited.samples, limited.value) == (10, 0.5), "rows are spread over the whole set"
 
 

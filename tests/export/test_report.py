@@ -76,13 +76,17 @@ def test_sizes_are_the_files_and_accuracy_the_bundles(repository: Path, tmp_path
         (tmp_path / variant.file).write_bytes(bytes(size))
         metrics = (Metric("top1", top1, "photos", 500), Metric("pinball", 0.25, "series", 80))
         loss = Loss(metric="top1", drop=0.9876 - top1, allowed_drop=0.005, samples=500)
-        variants.append(msgspec.structs.replace(variant, metrics=metrics, loss=loss))
+        rare = Loss(metric="recall of <rare>", drop=1.0, allowed_drop=1 / 3, samples=6)
+        variants.append(msgspec.structs.replace(variant, metrics=metrics, loss=loss, losses=(loss, rare)))
     timings = {variant.precision: [BatchTiming(1, 2.0, 3.0), BatchTiming(2, 3.0, 4.0)] for variant in variants}
     text = render([MeasuredBundle(tmp_path, msgspec.structs.replace(bundle, variants=tuple(variants)), timings)], 1)
     for size_text, top1_text in (("2.5 MB", "98.76 %"), ("1.3 MB", "98.74 %"), ("640 kB", "97.50 %")):
         row = next(row for row in text.split("<tr") if f'<td class="n">{size_text}</td>' in row)
         assert f"<td>top1 {top1_text}</td>" in row
-    assert "1.26 of 0.5 lost" in text
+    assert "1.26 of 0.5 lost of top1" in text
+    assert (
+        "<td>recall of &lt;rare&gt;</td><td class='n'>6</td><td class='n'>100.00</td><td class='n'>33.33</td>" in text
+    )
     figures = "".join(f'<td class="n">{top1_text}</td>' for top1_text in ("98.76 %", "98.74 %", "97.50 %"))
     assert f"<td>top1</td><td>photos, 500 samples</td>{figures}" in text
     assert "<td>pinball</td><td>series, 80 samples</td>" + 3 * '<td class="n">0.250</td>' in text

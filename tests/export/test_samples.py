@@ -10,7 +10,7 @@ from PIL import Image
 
 from export.evidence import CALIBRATION_IMAGES, PARITY_BATCHES, PARITY_SIZES, ImageEvidence, Sources, find_evidence
 from export.labels import Labels, LabelsInvalid
-from export.samples import ImageSet, photos, split_photos, take_histories
+from export.samples import ImageSet, PhotoInvalid, photos, split_photos, take_histories
 from models.entry import Entry
 from models.training.data import DataUnavailable
 from models.zoo import catalogue
@@ -69,12 +69,21 @@ def test_photos_are_prepared_as_the_service_does(folder: Path) -> None:
 
 
 def test_photos_without_a_class_and_folders_without_photos_are_named(folder: Path) -> None:
-    with pytest.raises(LabelsInvalid, match=r"gamma/02\.png: neither its folder nor its name"):
+    with pytest.raises(
+        LabelsInvalid, match=r"gamma/02\.png: its folder's name is not one of the model's classes; --classes-from"
+    ):
         photos(folder, Labels(("alpha", "beta")), PREPARED)
     assert (photos(folder, None, PREPARED).labels == -1).all()
     (folder / "empty").mkdir()
     with pytest.raises(DataUnavailable, match="no photos in"):
         photos(folder / "empty", None, PREPARED)
+
+
+def test_a_broken_photo_is_named(folder: Path) -> None:
+    (folder / "beta" / "01.png").write_bytes(b"nothing")
+    found = photos(folder, Labels(small.CLASSES), PREPARED)
+    with pytest.raises(PhotoInvalid, match=r"beta/01\.png: expected a whole"):
+        found.read(range(24))
 
 
 def test_photos_that_calibrate_or_choose_are_not_measured_on(folder: Path) -> None:

@@ -25,6 +25,7 @@ from rafaga.server.config.settings import Config
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace
 from rafaga.server.engines.selection import EngineFactory, Placement
 from rafaga.server.lifecycle import Server
+from rafaga.server.repository.trial_process import DirectTrials
 from rafaga.server.scheduling.latency import LatencyTable
 from rafaga.v1 import catalog_pb2_grpc, forecasting_pb2_grpc, sequences_pb2_grpc, vision_pb2_grpc
 from tests import bundles
@@ -110,7 +111,7 @@ def serving(repository: Path, engine_factory: EngineFactory = Placement.load, **
         latencies[model.spec.name] = loaded.latency
         return loaded
 
-    server = build(config, load)
+    server = build(config, load, DirectTrials())
     server.start()
     try:
         with connected(f"127.0.0.1:{server.grpc_port}") as channel:

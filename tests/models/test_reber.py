@@ -8,8 +8,8 @@ import re
 import torch
 
 from models.entry import WEIGHTS
-from models.loading import read_state
 from models.reber import SYMBOLS, ReberLSTM, embedded_string, encode, legal_next
+from models.state import read_state
 from models.training.reber import NextSymbol, is_held_out, strings
 
 # The inner grammar as a regular expression; LOWER is what may follow from state 4 on.
@@ -38,7 +38,7 @@ def test_training_never_sees_a_held_out_string() -> None:
 
 def test_the_shipped_network_knows_the_grammar_and_ignores_padding() -> None:
     module = ReberLSTM().eval()
-    module.load_state_dict(read_state(WEIGHTS / "lstm-reber.safetensors"))
+    module.load_state_dict(read_state(WEIGHTS / "lstm-reber.safetensors")[0])
     figures = {m.name: m.value for m in NextSymbol(module, 1, 1).evaluate()}
     assert figures["legal"] >= 0.99
     assert figures["remembered"] >= 0.99

@@ -33,15 +33,24 @@ class Line(NamedTuple):
 
 
 class Process:
-    def __init__(self, *arguments: str, folder: Path | None = None, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        folder: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+        files: int | None = None,
+    ) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAFAGA_")}
+        # By a shell: with a preexec_fn, gRPC's handlers of fork would run here.
+        limited = () if files is None else ("sh", "-c", f'ulimit -n {files}; exec "$@"', "sh")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rafaga", "serve", *arguments],
+            [*limited, sys.executable, "-m", "rafaga", "serve", *arguments],
             stderr=subprocess.PIPE,
             text=True,
             env=inherited | dict(environ or {}),
             cwd=folder,
         )
+        self.pid = self._process.pid
         self.log: list[Line] = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -97,9 +106,11 @@ class Running(Stubs):
 
 
 @contextmanager
-def process(*arguments: str, folder: Path | None = None, environ: Mapping[str, str] | None = None) -> Iterator[Process]:
-    """folder: where it is started; here unless told. environ: more variables."""
-    started = Process(*arguments, folder=folder, environ=environ)
+def process(
+    *arguments: str, folder: Path | None = None, environ: Mapping[str, str] | None = None, files: int | None = None
+) -> Iterator[Process]:
+    """folder: where it is started; here unless told. environ: more variables. files: how many it may open."""
+    started = Process(*arguments, folder=folder, environ=environ, files=files)
     try:
         yield started
     finally:
@@ -107,10 +118,10 @@ def process(*arguments: str, folder: Path | None = None, environ: Mapping[str, s
 
 
 @contextmanager
-def running(repository: Path, *arguments: str) -> Iterator[Running]:
+def running(repository: Path, *arguments: str, files: int | None = None) -> Iterator[Running]:
     """`rafaga serve` on free ports, once it serves."""
     ports = ("--grpc-port", "0", "--http-port", "0")
-    with process("--repository", str(repository), *ports, "--threads", "1", *arguments) as started:
+    with process("--repository", str(repository), *ports, "--threads", "1", *arguments, files=files) as started:
         fields = started.wait_for("serving")
         with connected(f"127.0.0.1:{fields['grpc_port']}") as channel:
             yield Running(started, channel, fields)

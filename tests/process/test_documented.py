@@ -20,7 +20,7 @@ from tests.process.running import process
 
 SERVERS = [
     command
-    for command in (*commands("README.md"), *commands("docs/operating.md"))
+    for command in (*commands("README.md"), *commands("docs/operating.md"), *commands("docs/security.md"))
     if command.startswith("rafaga serve ")
 ]
 # The last of two equal options counts: free ports, and no waiting for balancers that are not there.

@@ -22,11 +22,11 @@ from rafaga.bundle import (
     Variant,
     Weights,
     load,
-    publish,
     relative_error,
     verify_files,
 )
 from rafaga.errors import BundleError
+from rafaga.publishing import publish
 
 
 def variant(precision: Precision = Precision.FP32, relative: float = 1e-6, absolute: float = 1.0) -> Variant:

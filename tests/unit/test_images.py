@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from rafaga import images
-from rafaga.bundle import ImagePreparation
+from rafaga.bundle import ImagePreparation, Interpolation
 from rafaga.errors import InvalidImage
 from tests.integration import messages
 
@@ -43,7 +43,8 @@ def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.
 
 def by_torchvision(image: Image.Image, preparation: ImagePreparation) -> np.ndarray:
     transforms = pytest.importorskip("torchvision.transforms")
-    steps = [transforms.Resize(preparation.resize_shorter or (preparation.height, preparation.width))]
+    how = transforms.InterpolationMode(preparation.interpolation.value)
+    steps = [transforms.Resize(preparation.resize_shorter or (preparation.height, preparation.width), how)]
     if preparation.resize_shorter:
         steps.append(transforms.CenterCrop((preparation.height, preparation.width)))
     pixels = np.asarray(transforms.Compose(steps)(image.convert("L" if preparation.channels == 1 else "RGB")))
@@ -89,6 +90,23 @@ class TestLikeTorchvision:
         expected = np.asarray(transforms.Resize(80, max_size=133)(image.convert("RGB")))
         assert_close(prepare(encoded(image), preparation, LIMIT), expected)
         assert prepare(encoded(picture(1000, 7)), preparation, LIMIT).shape == (1, 133, 3)
+
+    @pytest.mark.parametrize("interpolation", Interpolation)
+    @pytest.mark.parametrize("shorter", [None, 256])
+    @pytest.mark.parametrize("size", [(300, 280), (500, 333)])
+    def test_interpolations(self, size: tuple[int, int], shorter: int | None, interpolation: Interpolation) -> None:
+        image = picture(*size)
+        preparation = ImagePreparation(
+            height=224, width=224, channels=3, resize_shorter=shorter, interpolation=interpolation
+        )
+        assert_close(prepare(encoded(image), preparation, LIMIT), by_torchvision(image, preparation))
+
+    def test_nearest_picks_pixels_of_the_file(self) -> None:
+        image = picture(900, 700)
+        data = encoded(image, "JPEG", quality=95)
+        nearest = ImagePreparation(height=100, width=100, channels=3, interpolation=Interpolation.NEAREST)
+        with Image.open(io.BytesIO(data)) as opened:
+            assert_close(prepare(data, nearest, LIMIT), by_torchvision(opened, nearest))
 
     def test_large_jpegs_are_shrunk_while_decoding(self) -> None:
         """Not bit by bit what a full decode gives, and near enough to it."""

@@ -7,13 +7,14 @@ import graphlib
 from pathlib import Path
 
 SERVICE = Path(__file__).parents[2] / "service"
-GENERATED = {"v1", "inference"}
+GENERATED = {"v1", "inference", "onnx"}
 
 # Lowest first; members of one group may import each other, as far as that closes no cycle.
 LAYERS = (
     (
         "addresses",
         "errors",
+        "files",
         "priority",
         "tensors",
         "bundle",
@@ -21,6 +22,7 @@ LAYERS = (
         "images",
         "int8",
         "objects",
+        "publishing",
         "series",
         "wire",
         *GENERATED,

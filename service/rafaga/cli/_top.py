@@ -128,7 +128,8 @@ def load_between(before: Samples, after: Samples, seconds: float) -> ServerLoad:
         parts = [mean_ms(f"rafaga_{name}_seconds", model) for name in ("queue", "preprocess", "inference")]
         runs = total("rafaga_batch_size_count", model=model)
         errors = total("rafaga_dropped_total", model=model, cause="deadline") + sum(
-            total(f"rafaga_{name}_total", model=model) for name in ("engine_failures", "rejected_inputs")
+            total(f"rafaga_{name}_total", model=model)
+            for name in ("engine_failures", "rejected_inputs", "non_finite_outputs")
         )
         return ModelLoad(
             model=model,

@@ -30,6 +30,7 @@ from rafaga.server.observability.nvml import GpuFigures
 from rafaga.server.observability.triton import TritonMetrics
 from rafaga.server.repository.loader import Loader
 from rafaga.server.repository.repository import Poller, Repository
+from rafaga.server.repository.trial_process import TrialProcess, Trials
 from rafaga.server.scheduling.batcher import BatchPolicy
 from rafaga.server.services import page
 from rafaga.server.services.catalog import Catalog
@@ -46,7 +47,7 @@ from rafaga.server.services.vision import Vision
 from rafaga.server.transport.expiry import Expiry
 from rafaga.server.transport.grpc import GrpcTransport, Limits
 from rafaga.server.transport.health import Health, add_reflection
-from rafaga.server.transport.http import HttpServer
+from rafaga.server.transport.http import MAX_CONNECTIONS, HttpServer
 from rafaga.server.transport.http_calls import HttpCalls
 from rafaga.server.transport.router import Authenticator, InFlight, Router
 from rafaga.server.transport.tls import Tls
@@ -60,8 +61,8 @@ _LOG = logging.getLogger(__name__)
 _ADMIN_REQUEST_BYTES = 64 * 1024
 _ADMIN_CALLS = 64
 
-# Files and sockets that are kept for the HTTP port, models and logs when gRPC connections take all others.
-_OTHER_FILES = 512
+# Files that connections leave free, for models and logs, and for those that asyncio accepts before it closes others.
+_OTHER_FILES = 256
 
 # gRPC's settings have 31 bits.
 _MAX_MS = 2**31 - 1
@@ -75,7 +76,7 @@ def serve(config: Config, serving: Callable[[Server], None] | None = None) -> in
     return run(build(config), serving)
 
 
-def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Server:
+def build(config: Config, engine_factory: EngineFactory = Placement.load, trials: Trials | None = None) -> Server:
     """A server that is not started. Raises ConfigError."""
     metrics = Metrics(GpuFigures.find())
     if config.observability.triton_metrics:
@@ -96,6 +97,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load) -> Ser
         metrics,
         SupervisorPolicy(timeout_s=config.engines.engine_timeout_s),
         engine_factory,
+        trials or TrialProcess(),
     )
 
     control = config.models.model_control
@@ -165,7 +167,7 @@ def _transport(
     address = joined(network.host, network.grpc_port) if network.grpc_socket is None else f"{UNIX}{network.grpc_socket}"
     limits = Limits(
         config.limits.max_request_bytes,
-        max_connections=min(config.limits.max_connections, max(1, _open_files() - _OTHER_FILES)),
+        max_connections=min(config.limits.max_connections, _free_files() - _http_connections()),
         max_connection_age_ms=_milliseconds(network.max_connection_age_s),
         max_connection_age_grace_ms=_milliseconds(network.drain_timeout_s),
         max_connection_idle_ms=_milliseconds(network.max_connection_idle_s),
@@ -183,7 +185,8 @@ def _http(config: Config, router: Router, health: Health, metrics: Metrics) -> H
     routes.append(openapi.route(routes, version("rafaga"), secured=bool(security.bearer_token_sha256)))
     if config.network.page:
         routes += page.routes()
-    return HttpServer(config.network.host, config.network.http_port, routes, _tls(security))
+    network = config.network
+    return HttpServer(network.host, network.http_port, routes, _tls(security), _http_connections())
 
 
 def _admin(
@@ -200,11 +203,16 @@ def _admin(
     return GrpcTransport(address, router, authenticator, limits, _tls(config.security), blocking=True)
 
 
-def _open_files() -> int:
-    """How many files and sockets the process may open, after raising the limit as far as the system allows."""
+def _http_connections() -> int:
+    """At most a quarter of the free files: a flood on one port leaves files for health checks on the other."""
+    return min(MAX_CONNECTIONS, _free_files() // 4)
+
+
+def _free_files() -> int:
+    """How many connections the process may hold, after raising its limit of files as far as the system allows."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return most if most != resource.RLIM_INFINITY else sys.maxsize
+    return sys.maxsize if most == resource.RLIM_INFINITY else max(8, most - _OTHER_FILES)
 
 
 def _milliseconds(seconds: float | None) -> int | None:

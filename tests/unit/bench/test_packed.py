@@ -14,6 +14,7 @@ from bench import packed
 from bench.packed import found, pack, pack_repository, unpack
 from export.variants import to_fp16
 from rafaga import bundle as bundles
+from rafaga import publishing
 from rafaga.bundle import Bundle, Parity, Precision, Variant
 from rafaga.server.engines.selection import Placement
 from rafaga.server.observability.metrics import Metrics
@@ -39,7 +40,7 @@ def with_variants(folder: Path, repository: Path) -> Path:
         ]
         return msgspec.structs.replace(bundle, variants=tuple(variants), files={}, version=version)
 
-    return bundles.publish(repository, bundle.name, 1, fill)
+    return publishing.publish(repository, bundle.name, 1, fill)
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:

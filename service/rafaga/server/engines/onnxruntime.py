@@ -32,6 +32,8 @@ def session_options(threads: int, spinning: bool) -> ort.SessionOptions:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # it plans memory per batch size, and sizes vary
+    # Bytes may be a file of two formats at once: what was checked is the one of ONNX.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     # Spinning threads take cores from the transport and the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     int8.configure(options)

@@ -57,7 +57,8 @@ class ServedModel:
         self._retired: Callable[[], RafagaError] | None = None
         self._valid_samples = samples.valid
         probe = (whole(samples.tiled(1)),) if samples.valid else ()
-        context = WorkerContext(bundle.name, bundle.ragged, self.queue, metrics, probe, self._refusal)
+        checked = () if bundle.allow_non_finite else tuple(spec.name for spec in bundle.outputs)
+        context = WorkerContext(bundle.name, bundle.ragged, self.queue, metrics, probe, self._refusal, checked)
         self._supervisor = Supervisor(context, engines, load_engine, supervision or SupervisorPolicy(), clock)
 
     def start(self, on_change: Callable[[], None] = lambda: None) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from rafaga.errors import EngineFailure, InternalError, RafagaError
 from rafaga.server.engines.contract import Engine, PendingOutputs
 from rafaga.server.engines.rejection import rejection
+from rafaga.server.execution.finite import finite, non_finite_output
 from rafaga.server.execution.queue import JobQueue
 from rafaga.server.observability.metrics import ModelMetrics
 from rafaga.server.scheduling.job import Arrays, Batch, Job, Part, padding_rows
@@ -71,7 +72,7 @@ class Overseer(Protocol):
 
 class WorkerContext(NamedTuple):
     """What the workers of one model share. probe: the model's own sample, () if it has none. refusal: for jobs that are
-    left when the model stops."""
+    left when the model stops. finite: the names of its outputs, () if they may be NaN or infinite."""
 
     name: str
     ragged: bool
@@ -79,6 +80,7 @@ class WorkerContext(NamedTuple):
     metrics: ModelMetrics
     probe: Sequence[Part]
     refusal: Callable[[], RafagaError]
+    finite: tuple[str, ...] = ()
 
 
 def _nothing() -> None:
@@ -332,8 +334,23 @@ def _fail(model: WorkerContext, failed: Sequence[tuple[Job, Exception]]) -> None
         model.queue.fail(job, rejected or EngineFailure("the engine failed on this input; see the server's log"))
 
 
+def _refuse_non_finite(model: WorkerContext, parts: Sequence[Part], outputs: Arrays) -> None:
+    """Fails the jobs whose outputs hold NaN or infinity; the others of the batch are answered."""
+    at = 0
+    for job, start, stop in parts:
+        end = at + stop - start
+        error = non_finite_output(tuple(o[at:end] for o in outputs), model.finite, start)
+        if error is not None and not job.finished:
+            _LOG.info("a request was rejected: %s", error.message, extra={"model": model.name})
+            model.metrics.output_not_finite()
+            model.queue.fail(job, error)
+        at = end
+
+
 def _deliver(model: WorkerContext, parts: Sequence[Part], outputs: Arrays, seconds: float) -> None:
     rows = sum(stop - start for _, start, stop in parts)
+    if model.finite and not finite(outputs):
+        _refuse_non_finite(model, parts, outputs)  # their jobs are finished then
     # Counted first: a caller that has its answer finds it in the statistics.
     done = [p.job for p in parts if p.stop == p.job.rows and not p.job.finished]
     model.metrics.batch_done(rows, seconds, [j.queue_s for j in done], sum(j.inference_s for j in done))

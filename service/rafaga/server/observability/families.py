@@ -76,6 +76,11 @@ REJECTED_INPUTS = _counter(
     "Jobs whose input alone made a run fail, on an engine that runs its own sample. They are errors of the caller.",
     "model",
 )
+NON_FINITE_OUTPUTS = _counter(
+    "rafaga_non_finite_outputs",
+    "Jobs refused because the model gave NaN or infinity for their input; not counted if the model may give these.",
+    "model",
+)
 RESTARTS = _counter(
     "rafaga_engine_restarts", "Engines started to replace one that hung, failed on its own sample, or died.", "model"
 )
@@ -136,6 +141,7 @@ FAMILIES = (
     CAPACITY,
     FAILURES,
     REJECTED_INPUTS,
+    NON_FINITE_OUTPUTS,
     RESTARTS,
     READY,
     LOAD_SECONDS,

@@ -131,6 +131,7 @@ class Metrics:
         self.dropped = self._add(Counter, families.DROPPED)
         self.failures = self._add(Counter, families.FAILURES)
         self.rejected_inputs = self._add(Counter, families.REJECTED_INPUTS)
+        self.non_finite_outputs = self._add(Counter, families.NON_FINITE_OUTPUTS)
         self.restarts = self._add(Counter, families.RESTARTS)
         self.batch_size = self._add(Histogram, families.BATCH_SIZE)
         self.queue_seconds = self._add(BufferedHistogram, families.QUEUE_SECONDS)
@@ -226,6 +227,7 @@ class ModelMetrics:
         self._preprocess_seconds = metrics.preprocess_seconds.labels(name)
         self._failures = metrics.failures.labels(name)
         self._rejected_inputs = metrics.rejected_inputs.labels(name)
+        self._non_finite_outputs = metrics.non_finite_outputs.labels(name)
         self._restarts = metrics.restarts.labels(name)
         self._dropped = metrics.dropped
         self._queues = metrics.queues
@@ -285,6 +287,10 @@ class ModelMetrics:
     def input_rejected(self) -> None:
         self._failed(1)
         self._rejected_inputs.inc()
+
+    def output_not_finite(self) -> None:
+        self._failed(1)
+        self._non_finite_outputs.inc()
 
     def engine_restarted(self) -> None:
         self._restarts.inc()

@@ -13,6 +13,8 @@ from pathlib import Path
 import msgspec
 
 from rafaga import bundle as bundles
+from rafaga.errors import BundleError
+from rafaga.files import MOST_TEXT_BYTES, contents, opened
 from rafaga.server.repository.plain_onnx import MODEL
 
 _LOG = logging.getLogger(__name__)
@@ -68,6 +70,9 @@ def _examine(parent: Path, root: Path) -> tuple[dict[int, Path], list[str]]:
         folders = _folders(parent)
     except FileNotFoundError:  # removed during the scan
         return {}, []
+    except OSError as error:
+        # Its versions are unknown. The most likely one cannot be read either, and is reported as failed.
+        return {1: parent / "1"}, [f"{parent} is not served: {error.strerror}"]
     problems = [problem for f in folders if (problem := _leaves(f, root))]
     folders = [f for f in folders if not _leaves(f, root)]
     versions = {int(f.name): f for f in folders if bundles.VERSION_PATTERN.fullmatch(f.name)}
@@ -103,9 +108,9 @@ def _one_model(root: Path) -> dict[str, dict[int, Path]]:
         return {}
     if (root / bundles.MANIFEST).exists():
         try:
-            place = msgspec.json.decode((root / bundles.MANIFEST).read_bytes(), type=_Place)
+            place = msgspec.json.decode(contents(opened(root / bundles.MANIFEST, MOST_TEXT_BYTES)), type=_Place)
             return {place.name: {place.version: root}}
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, BundleError, msgspec.MsgspecError):
             pass  # loading it says what is wrong with it
     if _is_version(root):
         return {_model_name(root.parent.name): {int(root.name): root}}

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +18,8 @@ from rafaga.objects import paired
 from rafaga.server.engines.contract import Engine, run_in_batches
 from rafaga.server.engines.loading import Samples
 from rafaga.server.scheduling.job import Arrays
+
+_MOST_BYTES = 2**29
 
 
 class Golden(Samples):
@@ -26,9 +33,16 @@ class Golden(Samples):
             raise BundleError(f"{bundle.name}: golden.npz lacks {missing}") from None
 
     @classmethod
-    def load(cls, bundle: Bundle, path: Path) -> Golden:
-        with np.load(path, allow_pickle=False) as file:
-            return cls(bundle, dict(file))
+    def load(cls, bundle: Bundle, file: Path | BinaryIO) -> Golden:
+        """Raises BundleError as the constructor, and if the archive does not hold plain arrays of `bundle`'s types."""
+        dtypes = {f"input.{spec.name}": spec.dtype for spec in bundle.inputs}
+        dtypes |= {f"output.{spec.name}": spec.dtype for spec in bundle.outputs}
+        try:
+            with zipfile.ZipFile(file) as archive:
+                arrays = _read(archive, dtypes)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+            raise BundleError(f"{bundle.name}: golden.npz cannot be read: {error}") from None
+        return cls(bundle, arrays)
 
     def verify(self, engine: Engine, tolerance: float, max_rows: int) -> None:
         """Runs the inputs forwards and backwards. Raises BundleError when answers differ too much.
@@ -49,3 +63,30 @@ class Golden(Samples):
             error = relative_error(got, expected)
             if not error <= tolerance:  # so that NaN fails too
                 raise BundleError(f"golden outputs differ by {error:.2e} relative, allowed are {tolerance:.2e}")
+
+
+def _read(archive: zipfile.ZipFile, dtypes: Mapping[str, str]) -> dict[str, NDArray[np.generic]]:
+    """The arrays of these names, as far as they are there. Nothing is unpacked before all sizes are known."""
+    found = {name: f"{name}.npy" for name in dtypes if f"{name}.npy" in archive.namelist()}
+    total = sum(_size(archive, file, dtypes[name]) for name, file in found.items())
+    if total > _MOST_BYTES:
+        raise ValueError(f"expected at most {_MOST_BYTES} bytes of arrays, got {total}")
+    arrays = {}
+    for name, file in found.items():
+        with archive.open(file) as member:
+            arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+    return arrays
+
+
+def _size(archive: zipfile.ZipFile, file: str, dtype: str) -> int:
+    """Bytes of an array, according to its head and to the archive's directory, which must agree."""
+    with archive.open(file) as member:
+        if np.lib.format.read_magic(member) != (1, 0):
+            raise ValueError(f"{file}: expected NumPy's format 1.0")
+        shape, _, found = np.lib.format.read_array_header_1_0(member)
+        size = math.prod(shape) * found.itemsize
+        if found != np.dtype(dtype) or found.hasobject:
+            raise ValueError(f"{file}: expected {dtype}, got {found}")
+        if min(shape, default=1) < 0 or archive.getinfo(file).file_size != member.tell() + size:
+            raise ValueError(f"{file}: an array of shape {shape} does not fit its size in the archive")
+    return size

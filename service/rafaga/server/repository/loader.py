@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,15 +16,15 @@ from rafaga.bundle import Bundle, Precision, Variant
 from rafaga.errors import BundleError, DeviceError
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace, Samples
-from rafaga.server.engines.onnxruntime import create_session
 from rafaga.server.engines.selection import EngineFactory, Placement
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.execution.supervisor import SupervisorPolicy
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository import plain_onnx as plain
 from rafaga.server.repository.golden import Golden
-from rafaga.server.repository.onnx_file import refuse_external_data
-from rafaga.server.repository.traps import guard_division
+from rafaga.server.repository.traps import UNGUARDED, guarded
+from rafaga.server.repository.trial import Passed, Trial
+from rafaga.server.repository.trial_process import DirectTrials, TrialFailed, Trials
 from rafaga.server.scheduling.batcher import BatchPolicy
 
 _LOG = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ _WORTHWHILE_SPEEDUP = 1.2
 
 @dataclass(frozen=True)
 class Loader:
-    """Gives models that are not started. precision: None: chosen per model. engine_factory: loads each engine."""
+    """Gives models that are not started. precision: None: chosen per model. engine_factory: loads each engine. trials:
+    of each model before it is loaded."""
 
     policy: BatchPolicy
     max_batch_size: int
@@ -43,6 +45,7 @@ class Loader:
     metrics: Metrics
     supervision: SupervisorPolicy = field(default_factory=SupervisorPolicy)
     engine_factory: EngineFactory = Placement.load
+    trials: Trials = field(default_factory=DirectTrials)
 
     def load(self, folder: Path, bundle: Bundle) -> ServedModel:
         """Raises BundleError when a file is not what was published or the answers are not PyTorch's, and DeviceError
@@ -65,45 +68,64 @@ class Loader:
 
     def _load(self, folder: Path, bundle: Bundle, placement: Placement) -> ServedModel:
         variant = self._choose(bundle, placement.gpu)
-        bundles.verify_files(folder, bundle, but=variant.file)
-        golden = Golden.load(bundle, folder / bundles.GOLDEN)
         max_rows = min(bundle.max_batch_size, self.max_batch_size)
+        passed = self._tried(folder, bundle.name, bundle.version, placement, bundle, variant.file)
+        golden = Golden.load(bundle, io.BytesIO(bundles.read_verified(folder, bundle, bundles.GOLDEN)))
         verify = partial(golden.verify, tolerance=variant.golden_tolerance, max_rows=max_rows)
 
         def read() -> ModelToPlace:
-            model = bundles.read_verified(folder, bundle, variant.file)
-            refuse_external_data(model)
-            return ModelToPlace(bundle, guard_division(model), variant.precision, golden, max_rows, verify)
+            model = guarded(bundles.read_verified(folder, bundle, variant.file), passed.guards)
+            return ModelToPlace(bundle, model, variant.precision, golden, max_rows, verify)
 
         return self._served(bundle, variant, golden, placement, read)
 
     def _load_plain(self, path: Path, name: str, version: int, placement: Placement) -> ServedModel:
-        model = plain.read(path)
-        digest = hashlib.sha256(model).digest()
-        refuse_external_data(model)
-        try:
-            session = create_session(guard_division(model), 1)
-        except Exception as error:  # onnxruntime raises bare exceptions of many kinds
-            raise BundleError(f"{name}: ONNX Runtime does not run the model: {error}") from None
-        shapes = plain.sample_shapes(path.parent if path.is_file() else path)
-        described, samples = plain.describe(name, version, session, model, self.max_batch_size, shapes)
-        if not samples.valid:
+        passed = self._tried(path, name, version, placement)
+        described, recipe = passed.described, passed.recipe
+        assert described is not None
+        assert recipe is not None
+        if not recipe.valid:
             _LOG.warning(
                 "served without a warm-up and one request at a time: the graph fails on every input that was tried. "
                 "Write the shapes of a valid input into %s",
                 plain.SHAPES,
                 extra={"model": name, "version": version},
             )
+        samples = recipe.samples(described.inputs)
 
         def read() -> ModelToPlace:
             model = plain.read(path)
-            if hashlib.sha256(model).digest() != digest:
+            if hashlib.sha256(model).hexdigest() != passed.sha256:
                 raise BundleError(f"{name}: its ONNX file has changed since it was loaded")
             rows = max(1, described.max_batch_size)
-            return ModelToPlace(described, guard_division(model), Precision.FP32, samples, rows, verify=None)
+            return ModelToPlace(described, guarded(model, passed.guards), Precision.FP32, samples, rows, verify=None)
 
-        del model, session
         return self._served(described, None, samples, placement, read)
+
+    def _tried(
+        self, path: Path, name: str, version: int, placement: Placement, bundle: Bundle | None = None, file: str = ""
+    ) -> Passed:
+        """On the CPU, also if it is for a GPU: then without large batches. Raises BundleError."""
+        trial = Trial(
+            path=str(path.absolute()),
+            name=name,
+            version=version,
+            max_batch_size=self.max_batch_size,
+            largest_batch=not placement.gpu,
+            bundle=bundle,
+            file=file,
+        )
+        try:
+            passed = self.trials.attempt(trial)
+        except TrialFailed as error:
+            if bundle is not None:
+                raise
+            hint = f"if only some sizes do that, write the shapes of a valid input into {plain.SHAPES}"
+            raise TrialFailed(f"{error}; {hint}") from None
+        if any(passed.guards):
+            guards = sum(kind != UNGUARDED for kind in passed.guards)
+            _LOG.info("%d integer divisions of the graph are guarded against overflow", guards, extra={"model": name})
+        return passed
 
     def _served(
         self,
@@ -199,4 +221,4 @@ def is_plain(path: Path) -> bool:
     """Whether it is an ONNX file, or a folder that holds a model without a bundle. A bundle that lost its manifest is a
     broken bundle."""
     remains = (path / bundles.MANIFEST).exists() or (path / bundles.GOLDEN).exists()
-    return path.is_file() or ((path / plain.MODEL).is_file() and not remains)
+    return path.is_file() or ((path / plain.MODEL).exists() and not remains)

@@ -1,94 +1,96 @@
 """What is read from an ONNX file without ONNX Runtime: whether it is complete, and the sizes that occur in it.
 
-ONNX Runtime resolves such files against the working directory if it gets the model as bytes. Their contents
-are not covered by the model's hash, and a model could read files that it should not. So models whose tensors are stored
-in other files ("external data") are refused before.
+Files are parsed by protobuf, as in ONNX Runtime: a parser of our own could see other fields than it does. Models whose
+tensors are stored in other files ("external data") are refused: the model's hash does not cover those files, and a
+model could read files that it should not.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from rafaga.errors import BundleError
-from rafaga.wire import fields
+from rafaga.onnx.model_pb2 import Attribute, Function, Graph, Model, SparseTensor, Tensor
 
-# Where tensors occur in a ModelProto: for each message, the field numbers and the messages in them.
-_TENSOR, _EXTERNAL_DATA, _DATA_LOCATION = "tensor", 13, 14
-_INSIDE: dict[str, dict[int, str]] = {
-    "model": {7: "graph", 20: "training", 25: "function"},
-    "training": {1: "graph", 2: "graph"},
-    "graph": {1: "node", 5: _TENSOR, 15: "sparse"},
-    "function": {7: "node", 11: "attribute"},
-    "node": {5: "attribute"},
-    "attribute": {5: _TENSOR, 6: "graph", 10: _TENSOR, 11: "graph", 22: "sparse", 23: "sparse"},
-    "sparse": {1: _TENSOR, 2: _TENSOR},
-    _TENSOR: {},
-}
+Block = Graph | Function
+"""A list of nodes."""
 
-_INTEGERS: dict[int, np.dtype[Any]] = {6: np.dtype("<i4"), 7: np.dtype("<i8")}  # TensorProto.DataType
-_SMALL_BYTES = 128
+INTEGERS: dict[int, np.dtype[Any]] = {6: np.dtype("<i4"), 7: np.dtype("<i8")}
+"""By TensorProto.DataType."""
+
+_MOST_VALUES = 32  # of a tensor that may hold sizes
 _LARGEST_SIZE = 2**17
 
 
-def refuse_external_data(model: bytes) -> None:
-    """Raises BundleError if `model`, a serialised ModelProto, is not complete in itself."""
-    pending: list[tuple[str, memoryview]] = [("model", memoryview(model))]
+def parse(content: bytes) -> Model:
+    """A serialised ModelProto. Raises BundleError if it is none, or is not complete in itself."""
     try:
-        while pending:
-            kind, message = pending.pop()
-            for number, value in fields(message):
-                if kind == _TENSOR and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value)):
-                    raise BundleError("the model takes tensors from other files (external data): save it as one file")
-                if isinstance(value, memoryview) and (inside := _INSIDE[kind].get(number)):
-                    pending.append((inside, value))
-    except (IndexError, ValueError):
+        model = Model.FromString(content)
+    except DecodeError:
         raise BundleError("the file is not an ONNX model") from None
+    if any(tensor.external_data or tensor.data_location for tensor in _tensors(model)):
+        raise BundleError("the model takes tensors from other files (external data): save it as one file")
+    return model
 
 
-def constants(model: bytes) -> set[int]:
-    """Integers that may be sizes of an input: dimensions of tensors, values of small tensors and of attributes.
+def blocks(model: Model) -> Iterator[Block]:
+    """The main graph first, then all that runs inside it, each before those that it contains."""
+    yield from _with_inner(model.graph, *model.functions)
 
-    `model`: a serialised ModelProto.
-    """
+
+def constants(model: Model) -> set[int]:
+    """Integers that may be sizes of an input: dimensions of tensors, values of small tensors and of attributes."""
     found: set[int] = set()
-    pending: list[tuple[str, memoryview]] = [("model", memoryview(model))]
-    while pending:
-        kind, message = pending.pop()
-        if kind == _TENSOR:
-            found |= _sizes_in(message)
-            continue
-        for number, value in fields(message):
-            if isinstance(value, memoryview) and (inside := _INSIDE[kind].get(number)):
-                pending.append((inside, value))
-            elif kind == "attribute" and number in (3, 8):  # an integer, or one of several
-                found.add(value) if isinstance(value, int) else found.update(_varints(value))
+    for tensor in _tensors(model):
+        found.update(tensor.dims)
+        if math.prod(tensor.dims) <= _MOST_VALUES:
+            found.update(integers(tensor))
+    for block in blocks(model):
+        for attribute in _attributes(block):
+            found.update((attribute.i, *attribute.ints))
     return {size for size in found if 1 < size <= _LARGEST_SIZE}
 
 
-def _sizes_in(tensor: memoryview) -> set[int]:
-    found: set[int] = set()
-    dtype = None
-    for number, value in fields(tensor):
-        if number == 1:  # dims
-            found |= {value} if isinstance(value, int) else set(_varints(value))
-        elif number == 2 and isinstance(value, int):
-            dtype = _INTEGERS.get(value)
-        elif number == 9 and dtype is not None and isinstance(value, memoryview) and len(value) <= _SMALL_BYTES:
-            found |= set(np.frombuffer(value, dtype).tolist())
-        elif number in (5, 7) and isinstance(value, memoryview) and len(value) <= _SMALL_BYTES:
-            found |= set(_varints(value))
-    return found
+def integers(tensor: Tensor) -> list[int]:
+    """The values of a tensor of int32 or int64; none of any other."""
+    dtype = INTEGERS.get(tensor.data_type)
+    if dtype is None:
+        return []
+    raw = tensor.raw_data[: len(tensor.raw_data) // dtype.itemsize * dtype.itemsize]
+    return [*tensor.int32_data, *tensor.int64_data, *np.frombuffer(raw, dtype).tolist()]
 
 
-def _varints(packed: memoryview) -> Iterator[int]:
-    """The numbers of a packed field."""
-    value = shift = 0
-    for byte in packed:
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            yield value
-            value = shift = 0
+def _with_inner(*outer: Block) -> Iterator[Block]:
+    pending = list(outer)
+    for block in pending:  # grows
+        yield block
+        for attribute in _attributes(block):
+            pending += [attribute.g] if attribute.HasField("g") else []
+            pending += attribute.graphs
+
+
+def _attributes(block: Block) -> Iterator[Attribute]:
+    for node in block.nodes:
+        yield from node.attributes
+    if isinstance(block, Function):
+        yield from block.attribute_defaults
+
+
+def _tensors(model: Model) -> Iterator[Tensor]:
+    """All, also those that only training uses."""
+    training = [graph for part in model.training for graph in (part.initialization, part.algorithm)]
+    for block in _with_inner(model.graph, *model.functions, *training):
+        sparse: list[SparseTensor] = []
+        if isinstance(block, Graph):
+            yield from block.initializers
+            sparse += block.sparse_initializers
+        for attribute in _attributes(block):
+            yield from (attribute.t, *attribute.tensors)
+            sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+        for tensor in sparse:
+            yield from (tensor.values, tensor.indices)

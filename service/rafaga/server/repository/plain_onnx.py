@@ -14,8 +14,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from rafaga.bundle import TensorSpec, file_in
+from rafaga.bundle import Frozen, TensorSpec
 from rafaga.errors import BundleError
+from rafaga.files import MOST_TEXT_BYTES, contents, opened, opened_in
+from rafaga.onnx.model_pb2 import Model
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines.contract import Engine, run
 from rafaga.server.engines.loading import Samples
@@ -60,7 +62,7 @@ Shapes = Mapping[str, Sequence[int]]
 
 def read(path: Path) -> bytes:
     """An ONNX file, or the model.onnx of a version's folder. Raises BundleError, OSError."""
-    return (path if path.is_file() else file_in(path, MODEL)).read_bytes()
+    return contents(opened(path) if path.is_file() else opened_in(path, MODEL))
 
 
 def sample_shapes(folder: Path) -> Shapes:
@@ -68,15 +70,30 @@ def sample_shapes(folder: Path) -> Shapes:
     if not (folder / SHAPES).exists():
         return {}
     try:
-        return msgspec.json.decode(file_in(folder, SHAPES).read_bytes(), type=dict[str, list[int]])
+        return msgspec.json.decode(contents(opened_in(folder, SHAPES, MOST_TEXT_BYTES)), type=dict[str, list[int]])
     except msgspec.DecodeError as error:
         raise BundleError(f'{folder / SHAPES}: expected shapes such as {{"audio": [1, 16000]}}: {error}') from None
 
 
+class SampleRecipe(Frozen, frozen=True):
+    """How to make samples. tails: the shapes of their rows. numbers: one for each row. valid: see Samples."""
+
+    tails: tuple[tuple[int, ...], ...]
+    numbers: tuple[int, ...]
+    valid: bool = True
+
+    def samples(self, inputs: Sequence[TensorSpec]) -> Samples:
+        """The same ones in every process."""
+        rng = np.random.default_rng(0)
+        specs = zip(inputs, self.tails, strict=True)
+        arrays = tuple(_sample(np.dtype(spec.dtype), tail, self.numbers, rng) for spec, tail in specs)
+        return Samples(arrays, self.valid)
+
+
 def describe(
-    name: str, version: int, session: Session, content: bytes, max_batch_size: int, shapes: Shapes
-) -> tuple[PlainModel, Samples]:
-    """The model that `session` runs, read from `content`, and sample inputs for it: of the given `shapes`, or of sizes
+    name: str, version: int, session: Session, graph: Model, max_batch_size: int, shapes: Shapes
+) -> tuple[PlainModel, SampleRecipe]:
+    """The model that `session` runs, which `graph` is, and sample inputs for it: of the given `shapes`, or of sizes
     that are tried. They are not valid if the graph fails on all. Raises BundleError.
 
     A model takes batches if its graph has a free first dimension, the same for all inputs, and a trial confirms it: a
@@ -84,25 +101,24 @@ def describe(
     """
     inputs, outputs = session.get_inputs(), session.get_outputs()
     specs = tuple(map(_spec, inputs)), tuple(map(_spec, outputs))
-    empty = not fails_on_empty(content)
+    empty = not fails_on_empty(graph)
     alone = PlainModel(name, version, *specs, max_batch_size=0, empty_inputs=empty)
     if not inputs or not outputs:
         raise BundleError(f"{name}: expected a graph with inputs and outputs")
     _check_shapes(specs[0], shapes)
     if _may_batch(inputs, outputs):
         batched = PlainModel(name, version, *specs, max_batch_size=max_batch_size, empty_inputs=empty)
-        samples = _samples(batched, SessionEngine(batched, session), shapes, content)
-        if samples is not None and _rows_are_independent(SessionEngine(batched, session), samples):
-            return batched, samples
-    samples = _samples(alone, SessionEngine(alone, session), shapes, content)
-    if samples is not None:
-        return alone, samples
+        recipe = _recipe(batched, SessionEngine(batched, session), shapes, graph)
+        if recipe is not None and _rows_are_independent(SessionEngine(batched, session), recipe.samples(specs[0])):
+            return batched, recipe
+    recipe = _recipe(alone, SessionEngine(alone, session), shapes, graph)
+    if recipe is not None:
+        return alone, recipe
     if shapes:
         raise BundleError(f"{name}: the graph fails on inputs of the shapes in {SHAPES}: {dict(shapes)}")
     if all(None not in spec.shape and np.dtype(spec.dtype).kind == "f" for spec in specs[0]):
         raise BundleError(f"{name}: the graph fails on inputs of the only shapes that it takes")
-    zeros = tuple(np.zeros((1, *(size or 1 for size in spec.shape)), spec.dtype) for spec in specs[0])
-    return alone, Samples(zeros, valid=False)
+    return alone, SampleRecipe(tails=tuple(tuple(s or 1 for s in i.shape) for i in specs[0]), numbers=(0,), valid=False)
 
 
 def _spec(tensor: Any) -> TensorSpec:
@@ -133,45 +149,43 @@ def _check_shapes(specs: Sequence[TensorSpec], shapes: Shapes) -> None:
             raise BundleError(f"{SHAPES}: {name}: expected a shape such as {list(spec.shape)}, got {list(shape)}")
 
 
-def _samples(model: PlainModel, engine: Engine, shapes: Shapes, content: bytes) -> Samples | None:
+def _recipe(model: PlainModel, engine: Engine, shapes: Shapes, graph: Model) -> SampleRecipe | None:
     """Inputs with which the graph runs; None if it fails on all that are tried."""
-    for size, numbers in _attempts(model, shapes, content):
-        tails = [_tail(spec, model, size, shapes.get(spec.name)) for spec in model.inputs]
+    for size, numbers in _attempts(model, shapes, graph):
+        tails = tuple(_tail(spec, model, size, shapes.get(spec.name)) for spec in model.inputs)
         if max(math.prod(tail) for tail in tails) > _MOST_ELEMENTS and not shapes:
             continue
-        rng = np.random.default_rng(0)
-        inputs = zip(model.inputs, tails, strict=True)
-        samples = Samples(tuple(_sample(np.dtype(spec.dtype), tail, numbers, rng) for spec, tail in inputs))
+        recipe = SampleRecipe(tails=tails, numbers=tuple(numbers))
         try:
-            run(engine, samples.inputs)
+            run(engine, recipe.samples(model.inputs).inputs)
         except Exception:  # onnxruntime raises bare exceptions of many kinds
             continue
-        return samples
+        return recipe
     return None
 
 
-def _attempts(model: PlainModel, shapes: Shapes, content: bytes) -> Iterator[tuple[int, Sequence[int]]]:
+def _attempts(model: PlainModel, shapes: Shapes, graph: Model) -> Iterator[tuple[int, Sequence[int]]]:
     """A size for the free dimensions, and an integer for each row."""
     batched = model.max_batch_size > 0
     first = 1 if batched else 0
     free = any(size is None for spec in model.inputs if spec.name not in shapes for size in spec.shape[first:])
     numbers: Sequence[Sequence[int]] = _BATCHES if batched else ((0,), (1,))
     integers = any(np.dtype(spec.dtype).kind != "f" for spec in model.inputs)
-    for size in _sizes(content) if free else [max((s[-1] for s in shapes.values() if s), default=_SIZES[0])]:
+    for size in _sizes(graph) if free else [max((s[-1] for s in shapes.values() if s), default=_SIZES[0])]:
         yield from ((size, of_rows) for of_rows in (numbers if integers else numbers[:1]))
         if integers:
             yield size, (size,) * len(numbers[0])
 
 
-def _sizes(content: bytes) -> Iterator[int]:
+def _sizes(graph: Model) -> Iterator[int]:
     yield from _SIZES
     # Larger ones first: what a graph lacks is most often a minimal length.
-    yield from sorted(constants(content) - set(_SIZES), reverse=True)[:_MORE_SIZES]
+    yield from sorted(constants(graph) - set(_SIZES), reverse=True)[:_MORE_SIZES]
 
 
-def _tail(spec: TensorSpec, model: PlainModel, size: int, shape: Sequence[int] | None) -> list[int]:
+def _tail(spec: TensorSpec, model: PlainModel, size: int, shape: Sequence[int] | None) -> tuple[int, ...]:
     """The sizes without the batch."""
-    sizes = [size if s is None else s for s in spec.shape] if shape is None else list(shape)
+    sizes = tuple(size if s is None else s for s in spec.shape) if shape is None else tuple(shape)
     return sizes[1:] if model.max_batch_size else sizes
 
 

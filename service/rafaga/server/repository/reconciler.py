@@ -23,6 +23,7 @@ from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository.discovery import stamp
 from rafaga.server.repository.loader import Loader, is_plain
+from rafaga.server.repository.trial_process import TrialFailed
 from rafaga.server.repository.versions import ModelVersion, State, VersionTable
 
 _LOG = logging.getLogger(__name__)
@@ -113,11 +114,14 @@ class Reconciler:
                 entry = dataclasses.replace(entry, bundle=bundle)
                 model = self._loader.load(folder, bundle)
         except Exception as error:  # onnxruntime raises bare exceptions of many kinds
-            if before is None or old is None:
-                self._refuse(entry, "the model was refused at load; see the server's log for the cause", error)
+            cause = str(error) if isinstance(error, TrialFailed) else "see the server's log for the cause"
+            if self._table.frozen:
+                pass  # the server stops
+            elif before is None or old is None:
+                self._refuse(entry, f"the model was refused at load; {cause}", error)
             else:
                 before = dataclasses.replace(before, stamp=entry.stamp)
-                reason = "its files changed and were refused at load; the version loaded before is served"
+                reason = f"its files changed and were refused at load; the version loaded before is served; {cause}"
                 self._refuse(before, reason, error)
             return
         model.start(partial(self._engine_changed, entry, model))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from rafaga.errors import ModelNotFound, ModelNotReady, listed, quoted
+from rafaga.errors import Draining, ModelNotFound, ModelNotReady, listed, quoted
 from rafaga.server.config.model_versions import VersionPolicy, Versions
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository.discovery import Discovery
@@ -41,6 +42,7 @@ class Repository(VersionTable):
         self._metrics = metrics
         self._wanted = versions or Versions(VersionPolicy())
         self._reconciler = Reconciler(loader, metrics, self, self._wanted)
+        self._trials = loader.trials
         self._changing = threading.Lock()
 
     def load(self, names: tuple[str, ...] = ()) -> None:
@@ -49,7 +51,7 @@ class Repository(VersionTable):
         A model that fails is reported and not served; the others are. Raises FileNotFoundError without a repository,
         or if a model is missing that `names` or a version rule requires.
         """
-        with self._changing:
+        with self._change():
             found = self._discovery.scan()
             if names == (EVERY_MODEL,):
                 names = tuple(found)
@@ -64,15 +66,15 @@ class Repository(VersionTable):
             for number, (name, folders) in enumerate(found.items(), 1):
                 if self.frozen:
                     return
-                self.progress = f"loading model {name} ({number} of {len(found)})"
                 _LOG.info("loading model", extra={"model": name, "number": number, "of": len(found)})
+                self.progress = f"loading model {name} ({number} of {len(found)})"
                 self._reconciler.update(name, folders, late=False)
             self.loaded = True
         self.on_change("")
 
     def update(self) -> None:
         """Loads what is new or changed on disk, and unloads what is gone. Raises FileNotFoundError as `load`."""
-        with self._changing:
+        with self._change():
             found = self._discovery.scan()
             for name, folders in found.items():
                 self._reconciler.update(name, folders, late=True)
@@ -87,13 +89,16 @@ class Repository(VersionTable):
     def load_model(self, name: str) -> None:
         """Loads what is new or changed of one model, and retries what failed.
 
-        Raises ModelNotFound if it is not on disk, ModelNotReady if it is refused; what was served before still is.
+        Raises ModelNotFound if it is not on disk, ModelNotReady if it is refused, Draining if the server stops. What was
+        served before still is.
         """
-        with self._changing:
+        with self._change():
             folders = self._discovery.scan().get(name)
             if folders is None:
                 raise ModelNotFound(f"no model {quoted(name)} in the repository")
             failed = self._reconciler.update(name, folders, late=True, retry=True)
+        if self.frozen:
+            raise Draining("the server is stopping: ask another replica")
         if failed:
             raise ModelNotReady(
                 f"model {name!r} version {listed(failed)} was refused at load, and nothing has changed; "
@@ -109,6 +114,15 @@ class Repository(VersionTable):
         for model in models:
             finish(model, replaced=False)
         self._forget(name)
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Afterwards the process that tried the models takes no memory."""
+        with self._changing:
+            try:
+                yield
+            finally:
+                self._trials.close()
 
     def _forget(self, name: str) -> None:
         """Removes the metrics of a model, unless it was loaded again in the meantime."""
@@ -126,6 +140,7 @@ class Repository(VersionTable):
             self._metrics.model_ready(entry.name, entry.version, False)
             self.on_change(entry.name)
         self.on_change("")
+        self._trials.close()
 
     def drain(self) -> None:
         """Every model refuses new requests and answers the queued ones."""
@@ -134,6 +149,7 @@ class Repository(VersionTable):
                 entry.model.drain()
 
     def close(self) -> None:
+        self._trials.close()
         for entry in self.freeze():
             if entry.model is not None:
                 entry.model.close()

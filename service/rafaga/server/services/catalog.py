@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from rafaga.bundle import Bundle, ImagePreparation, TensorSpec
+from rafaga.bundle import Bundle, ImagePreparation, Interpolation, TensorSpec
 from rafaga.plain_model import PlainModel
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
@@ -107,4 +107,6 @@ def _preparation(image: ImagePreparation) -> str:
         steps.append(f"centre {size} cropped" if image.cropped else f"resized to {size}")
     elif image.resize_shorter is None:
         steps.append("any size")
+    if image.interpolation is not Interpolation.BILINEAR and (image.height is not None or image.resize_shorter):
+        steps.append(f"{image.interpolation} interpolation")
     return ", ".join(steps)

@@ -42,8 +42,16 @@ _ROUNDS_TO_ACCEPT = 3
 
 
 class HttpServer:
-    def __init__(self, host: str, port: int, routes: Sequence[Route], tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        routes: Sequence[Route],
+        tls: Tls | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
         self._address = (host, port)
+        self._max_connections = max_connections
         self._tls = tls
         self.routes = tuple(routes)
         # Unknown paths must not be redirected to known ones: a redirect repeats the Host header.
@@ -102,7 +110,7 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="http-body"))
         self._listener = await loop.create_server(
-            lambda: _Connection(self._config, self._state, {}),
+            lambda: _Connection(self._config, self._state, {"max_connections": self._max_connections}),
             sock=bound,
             ssl=None if self._tls is None else self._tls.http_context(),
             ssl_handshake_timeout=None if self._tls is None else _HANDSHAKE_S,
@@ -142,7 +150,7 @@ class _Connection(H11Protocol):
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        full = len(self.connections) >= MAX_CONNECTIONS
+        full = len(self.connections) >= self.app_state["max_connections"]
         super().connection_made(transport)
         self.app_state["certified"] = bool(transport.get_extra_info("peercert"))
         self._wait()

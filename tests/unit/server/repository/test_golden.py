@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rafaga import bundle as bundles
 from rafaga.errors import BundleError
 from rafaga.server.engines.contract import PendingOutputs
 from rafaga.server.engines.onnxruntime import Completed, SessionEngine
+from rafaga.server.repository import golden as golden_answers
 from rafaga.server.repository.golden import Golden
 from rafaga.server.scheduling.job import Part
 from tests.bundles import publish_classifier
@@ -64,5 +69,62 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
     file = io.BytesIO()
     np.savez(file, **{"input.image": np.array([object()], dtype=object)}, allow_pickle=True)
     (tmp_path / "evil.npz").write_bytes(file.getvalue())
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(BundleError, match="expected uint8, got object"):
         Golden.load(bundle, tmp_path / "evil.npz")
+
+
+def archive(path: Path, **files: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in files.items():
+            file.writestr(f"{name}.npy", content)
+    return path
+
+
+def array(shape: tuple[int, ...], content: bytes = b"", dtype: str = "|u1") -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue() + content
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundles.load(publish_classifier(tmp_path))
+    bomb = archive(tmp_path / "bomb.npz", **{"input.image": array((2**13, 784), bytes(2**13 * 784))})
+    assert bomb.stat().st_size < 10_000
+    monkeypatch.setattr(golden_answers, "_MOST_BYTES", 2**20)
+    monkeypatch.setattr(np.lib.format, "read_array", None)
+    with pytest.raises(BundleError, match="expected at most 1048576 bytes of arrays, got 6422528"):
+        Golden.load(bundle, bomb)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (array((2**40,)), "does not fit its size"),
+        (array((-1, 3), b"abc"), "does not fit its size"),
+        (array((3,), b"abcd"), "does not fit its size"),
+        (array((1,), b"abcd", "<f4"), "expected uint8, got float32"),
+        (b"no array", "cannot be read"),
+    ],
+)
+def test_an_array_that_is_not_what_the_bundle_says(tmp_path: Path, content: bytes, message: str) -> None:
+    bundle = bundles.load(publish_classifier(tmp_path))
+    with pytest.raises(BundleError, match=message):
+        Golden.load(bundle, archive(tmp_path / "evil.npz", **{"input.image": content}))
+
+
+@given(st.data())
+def test_a_damaged_archive_is_read_or_refused(published: tuple[bundles.Bundle, bytes], data: st.DataObject) -> None:
+    bundle, golden = published
+    content = bytearray(golden)
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(BundleError):
+        Golden.load(bundle, io.BytesIO(content[: data.draw(st.integers(0, len(content)))]))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[bundles.Bundle, bytes]:
+    folder = publish_classifier(tmp_path_factory.mktemp("published"))
+    return bundles.load(folder), (folder / bundles.GOLDEN).read_bytes()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from rafaga.server.config.model_versions import VersionPolicy, Versions, parse_v
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository import discovery, reconciler
 from rafaga.server.repository.repository import Repository
+from rafaga.server.repository.trial_process import DirectTrials
 from rafaga.server.repository.versions import State
 
 GOOD, BAD = b"good", b"bad"
+NOBODY = 65534
 LATEST, ALL = Versions(VersionPolicy()), Versions(VersionPolicy(newest=None))
 
 
@@ -56,6 +60,8 @@ class FakeModel:
 
 class FakeLoader:
     """Loads files that contain GOOD, and refuses others."""
+
+    trials = DirectTrials()
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -360,3 +366,34 @@ def test_an_unreadable_folder_affects_no_other_model(
     latest.repository.update()
     assert latest.serving == [("a", 1), ("b", 1), ("c", 1)]
     assert "it is served as before: denied" in caplog.text
+
+
+@pytest.fixture
+def another_user(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of a user who is not root: root may read everything."""
+    with tempfile.TemporaryDirectory() as folder:
+        if root := os.geteuid() == 0:
+            os.chown(folder, NOBODY, NOBODY)
+            os.seteuid(NOBODY)
+        try:
+            yield Path(folder)
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+@pytest.mark.parametrize("closed", ["a", "a/1"])
+def test_a_folder_without_permission_fails_alone(another_user: Path, closed: str) -> None:
+    found = Harness(another_user, LATEST)
+    for name in ("a", "b"):
+        found.put(name, 1)
+    (another_user / closed).chmod(0)
+    try:
+        found.repository.load()
+        assert found.states == {("a", 1): State.FAILED, ("b", 1): State.READY}
+        assert "a version 1 is failed (its folder cannot be read" in found.repository.unready_because
+        (another_user / closed).chmod(0o700)
+        found.repository.update()
+        assert found.states == {("a", 1): State.READY, ("b", 1): State.READY}
+    finally:
+        (another_user / closed).chmod(0o700)

@@ -13,7 +13,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from rafaga.errors import BundleError
-from rafaga.server.repository.traps import fails_on_empty, guard_division
+from rafaga.server.repository.onnx_file import parse
+from rafaga.server.repository.traps import fails_on_empty, guarded, kinds_to_guard
 from tests import plain
 
 RUN = """
@@ -47,6 +48,10 @@ def ends_the_process(tmp_path: Path, model: bytes, **arrays: np.ndarray) -> bool
     return done.returncode < 0
 
 
+def guard(content: bytes) -> bytes:
+    return guarded(content, kinds_to_guard(parse(content), content))
+
+
 def run(model: bytes, **arrays: np.ndarray) -> np.ndarray:
     return ort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, arrays)[0]
 
@@ -61,10 +66,10 @@ def test_the_smallest_integer_divided_by_minus_one(tmp_path: Path, operator: str
     model = division(operator, dtype).SerializeToString()
     few = {"a": a[:3], "b": np.full(3, -1, dtype)}  # more int32 are divided by other instructions
     assert ends_the_process(tmp_path, model, **few), "if this fails, the guard is not needed any more"
-    guarded = guard_division(model)
-    assert not ends_the_process(tmp_path, guarded, **few)
+    safe = guard(model)
+    assert not ends_the_process(tmp_path, safe, **few)
     wrapped = [value - 2 * (most + 1) if value > most else value for value in _exact(operator, a, b)]
-    assert run(guarded, a=a, b=b).tolist() == wrapped
+    assert run(safe, a=a, b=b).tolist() == wrapped
 
 
 def _exact(operator: str, a: np.ndarray, b: np.ndarray) -> list[int]:
@@ -87,7 +92,7 @@ def _exact(operator: str, a: np.ndarray, b: np.ndarray) -> list[int]:
 )
 def test_other_divisions_stay_as_they_are(model: onnx.ModelProto) -> None:
     content = model.SerializeToString()
-    assert guard_division(content) is content
+    assert guard(content) is content
 
 
 @pytest.mark.parametrize("divisor", [np.array(-1), np.array([2, -1]), np.array(-1, np.int32)])
@@ -95,7 +100,7 @@ def test_a_constant_of_minus_one_is_guarded(tmp_path: Path, divisor: np.ndarray)
     dtype = divisor.dtype.name
     model = plain.model(f"({dtype}[2] a) => ({dtype}[2] c) {{ c = Div(a, b) }}", b=divisor)
     least = np.iinfo(dtype).min
-    got = run(guard_division(model.SerializeToString()), a=np.full(2, least, dtype))
+    got = run(guard(model.SerializeToString()), a=np.full(2, least, dtype))
     assert got.tolist() == [least if d == -1 else least // d for d in np.broadcast_to(divisor, 2)]
 
 
@@ -114,19 +119,19 @@ def test_divisions_inside_branches_and_functions(place: str, dtype: str) -> None
         model.functions.append(helper.make_function("own", "Halve", ["a", "b"], ["c"], [node], [opset]))
         model.opset_import.append(helper.make_opsetid("own", 1))
     content = model.SerializeToString()
-    guarded = guard_division(content)
+    safe = guard(content)
     if dtype == "float32":
-        assert guarded == content
+        assert safe == content
         return
     least = np.iinfo(dtype).min
-    assert run(guarded, a=np.array([least, 8], dtype), b=np.array([-1, 4], dtype)).tolist() == [least, 2]
+    assert run(safe, a=np.array([least, 8], dtype), b=np.array([-1, 4], dtype)).tolist() == [least, 2]
 
 
 def test_a_result_that_is_an_output_already_and_one_that_is_not() -> None:
     for outputs in (("c", "d"), ("d",)):
         given = ", ".join(f"int64[n] {name}" for name in outputs)
         model = plain.model(f"(int64[n] a, int64[n] b) => ({given}) {{ c = Div(a, b) d = Div(c, b) }}")
-        session = ort.InferenceSession(guard_division(model.SerializeToString()), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(guard(model.SerializeToString()), providers=["CPUExecutionProvider"])
         least = np.iinfo(np.int64).min
         got = session.run(None, {"a": np.array([least]), "b": np.array([-1])})
         assert [array.tolist() for array in got] == [[least]] * len(outputs)
@@ -134,11 +139,11 @@ def test_a_result_that_is_an_output_already_and_one_that_is_not() -> None:
 
 def test_a_file_that_is_no_model() -> None:
     with pytest.raises(BundleError, match="not an ONNX model"):
-        guard_division(b"no model at all")
+        guard(b"no model at all")
 
 
 def test_operators_that_do_not_take_empty_inputs() -> None:
     weights = {"w": np.zeros((1, 12, 2), np.float32), "r": np.zeros((1, 12, 4), np.float32)}
     gru = plain.model("(float[t,1,2] x) => (float[t,1,1,4] y) { y = GRU<hidden_size = 4>(x, w, r) }", **weights)
-    assert fails_on_empty(gru.SerializeToString())
-    assert not fails_on_empty(plain.scaled(2).SerializeToString())
+    assert fails_on_empty(parse(gru.SerializeToString()))
+    assert not fails_on_empty(parse(plain.scaled(2).SerializeToString()))

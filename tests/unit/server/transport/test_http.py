@@ -165,7 +165,7 @@ def test_a_client_that_waits_for_its_answer_is_not_cut_off(site: Site, monkeypat
 def test_connections_are_bounded_and_the_longest_waiting_one_makes_room(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(site.server, "_max_connections", 3)
     with site.connect() as busy, site.connect() as first, site.connect() as second:
         busy.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
         assert site.asked.wait(WAIT_S)
@@ -181,7 +181,7 @@ def test_connections_are_bounded_and_the_longest_waiting_one_makes_room(
 
 
 def test_no_connection_is_taken_while_all_are_busy(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(site.server, "_max_connections", 1)
     with site.connect() as busy:
         busy.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
         assert site.asked.wait(WAIT_S)

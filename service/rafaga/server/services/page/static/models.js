@@ -14,6 +14,8 @@ const METRICS = {
   top5: "top-5",
   recall_at_10: "recall@10",
   mase: "MASE",
+  mase_seasonal_naive: "MASE of the seasonal naive",
+  mase_holt_winters: "MASE of Holt-Winters",
   map: "mAP",
   miou: "mIoU",
   pinball: "pinball loss",
@@ -37,7 +39,7 @@ export function stateOf(model) {
 }
 
 const nameOf = ({ name }) =>
-  METRICS[name] ?? name.replace(/^mase_/, "MASE of ").replace(/^coverage_(\d+)$/, "coverage of the $1 % interval").replaceAll("_", " ");
+  METRICS[name] ?? name.replace(/^coverage_(\d+)$/, "coverage of the $1 % interval").replaceAll("_", " ");
 const valueOf = (metric) => (SHARES.test(metric.name) ? percent(metric.value ?? 0) : number(metric.value ?? 0));
 
 export function headline(model) {
@@ -53,7 +55,7 @@ export function list(nav, models, selected) {
   rates.clear();
   const rows = models.map((model) => {
     const link = `#/${encodeURIComponent(model.name)}/${model.version}`;
-    const facts = [model.task || "plain ONNX", model.precision, headline(model)].filter(Boolean).join(" · ");
+    const kind = [model.task || "plain ONNX", model.precision].filter(Boolean).join(" · ");
     const rate = h("span", { class: "rate" });
     rates.set(keyOf(model), [model.name, rate]);
     return h(
@@ -64,7 +66,7 @@ export function list(nav, models, selected) {
         { href: link, "aria-current": keyOf(model) === selected && "page" },
         h("span", { class: "title" }, h("b", {}, model.name), ` v${model.version}`),
         stateOf(model),
-        h("span", { class: "facts" }, facts),
+        h("span", { class: "facts" }, kind, h("span", {}, headline(model))),
         rate,
       ),
     );

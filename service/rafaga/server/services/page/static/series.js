@@ -37,7 +37,7 @@ export function parseSeries(text) {
 export function series(model, outcome) {
   const about = model.forecast ?? {};
   const { min_history: least = 1, max_history: most = 1, max_horizon: longest = 1, unit = "", step = "step" } = about;
-  const text = h("textarea", { rows: 9, spellcheck: "false", autocapitalize: "off", placeholder: "315.7 317.5 317.9 …\n\nor a table:\n1958-03, 315.7" });
+  const text = h("textarea", { rows: 8, spellcheck: "false", autocapitalize: "off", placeholder: "315.7 317.5 317.9 …\n\nor a table:\n1958-03, 315.7" });
   const horizon = h("input", { type: "number", min: 1, max: longest, step: 1, value: longest });
   const count = h("span", { class: "hint", role: "status" });
   const file = h("input", { type: "file", accept: ".csv,.txt,.tsv,text/*", class: "unseen", id: "series-file" });

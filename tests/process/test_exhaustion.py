@@ -1,0 +1,86 @@
+"""What runs out, comes back: open files under a flood of connections, and memory after large images."""
+
+from __future__ import annotations
+
+import io
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2
+from PIL import Image
+
+from tests.integration import messages
+from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually, get
+from tests.process.memory import MIB
+from tests.process.running import Running, running
+
+FILES = 512
+FLOOD = 400
+
+
+@contextmanager
+def flood(served: Running) -> Iterator[None]:
+    """More connections than the process may have files, to both ports; nothing is sent on them."""
+    with ExitStack() as stack:
+        for address in [served.address, served.http.removeprefix("http://")] * FLOOD:
+            host, _, port = address.rpartition(":")
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE_S))
+        yield
+
+
+def healthy(served: Running) -> bool:
+    """Over gRPC on the connection that is there, and over HTTP on a new one."""
+    status = served.health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S).status
+    return status == health_pb2.HealthCheckResponse.SERVING and get(f"{served.http}/healthz")[0] == 200
+
+
+def test_a_flood_of_connections_leaves_health_answering(repository: Path) -> None:
+    """1. The process may open 512 files, and 800 connections come. 2. Health answers on both ports, and a call on the
+    connection from before. 3. They go: new clients are served."""
+    with running(repository, files=FILES) as served:
+        assert healthy(served)
+        with flood(served):
+            for _ in range(5):
+                assert healthy(served)
+            served.vision.Classify(messages.classify(messages.random_digits(0)), timeout=PATIENCE_S)
+            assert served.metric("process_open_fds") < FILES
+
+        def a_new_client_is_served() -> bool:
+            try:
+                with connected(served.address) as channel:
+                    Stubs(channel).vision.Classify(messages.classify(messages.random_digits(0)), timeout=PATIENCE_S)
+            except grpc.RpcError:  # the server has not closed the others yet
+                return False
+            return healthy(served)
+
+        eventually(a_new_client_is_served, "new clients are served")
+        assert not any(line.fields.get("level") == "ERROR" for line in served.process.log)
+
+
+def bomb(side: int) -> bytes:
+    """A file of a few kilobytes that decodes to `side` x `side` pixels of three bytes."""
+    file = io.BytesIO()
+    Image.new("RGB", (side, side)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_memory_returns_after_large_images(repository: Path) -> None:
+    """By default glibc would keep more than 100 MiB for later images."""
+    files = [bomb(1000 + 400 * n) for n in range(8)]
+    with running(repository, "--max-queue-wait-ms", "60000") as served:
+
+        def resident() -> float:
+            return served.metric("process_resident_memory_bytes")
+
+        def classify(number: int) -> None:
+            served.vision.Classify(messages.classify_files(files[number * 3 % 8]), timeout=PATIENCE_S)
+
+        served.vision.Classify(messages.classify(messages.random_digits(0)), timeout=PATIENCE_S)
+        before = resident()
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(classify, range(24)))
+        eventually(lambda: resident() < before + 64 * MIB, "memory returned")
