@@ -28,7 +28,7 @@ from export.labels import Labels
 from export.preprocessing import Preset, preset_of
 from models.entry import Entry, ImageInput
 from models.training.data import Series
-from models.training.forecast_eval import TEST_FRACTION
+from models.training.forecast_eval import TEST_FRACTION, naive_error
 from rafaga.bundle import NAME_PATTERN, ForecastSpec, Head, Interpolation, SequenceSpec, Task
 from rafaga.series import SeriesError, read_series
 
@@ -129,6 +129,8 @@ def _require_forecaster(own: OwnModel) -> None:
     needed = max(5 * spec.max_horizon, math.ceil(spec.min_history / (1 - TEST_FRACTION)), 5 * spec.season // 4 + 2)
     if own.series is not None and len(own.series) < needed:
         raise OwnModelInvalid(f"--eval-series: {len(own.series)} observations; expected at least {needed}")
+    if own.series is not None and naive_error(own.series, spec.season) == 0:
+        raise OwnModelInvalid("--eval-series repeats itself exactly in its first four fifths: errors have no unit")
 
 
 def read_own_series(text: str) -> Series:

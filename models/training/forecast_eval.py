@@ -44,6 +44,12 @@ def training_size(series: Series) -> int:
     return len(series) - int(len(series) * TEST_FRACTION)
 
 
+def naive_error(series: Series, season: int) -> float:
+    """Mean absolute error of the seasonal-naive forecast inside the training part; 0 where it repeats itself."""
+    seen = series[: training_size(series)]
+    return float(np.abs(seen[season:] - seen[:-season]).mean())
+
+
 def rolling_origins(series: Series, spec: ForecastSpec, start: int, stop: int, stride: int = 1) -> Origins:
     """Origins `start`, `start + stride`, ... whose whole horizon ends before `stop`."""
     origins = range(max(start, spec.min_history), stop - spec.max_horizon + 1, stride)
@@ -52,9 +58,7 @@ def rolling_origins(series: Series, spec: ForecastSpec, start: int, stop: int, s
     for row, origin in enumerate(origins):
         history[row, : length[row]] = series[origin - length[row] : origin]
     future = np.stack([series[origin : origin + spec.max_horizon] for origin in origins])
-    seen = series[: training_size(series)]
-    scale = float(np.abs(seen[spec.season :] - seen[: -spec.season]).mean())
-    return Origins(history, length, future, np.full(len(origins), scale), stride)
+    return Origins(history, length, future, np.full(len(origins), naive_error(series, spec.season)), stride)
 
 
 def joined(parts: Sequence[Origins]) -> Origins:

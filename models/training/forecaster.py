@@ -24,7 +24,7 @@ from models.forecasting import Cell, Forecaster, ForecasterConfig
 from models.own import FORECASTERS, ForecasterRecord, write_series
 from models.training import run
 from models.training.data import Series
-from models.training.forecast_eval import TEST_FRACTION, Comparison, training_size
+from models.training.forecast_eval import TEST_FRACTION, Comparison, naive_error, training_size
 from models.training.loop import TrainingSchedule, training_device
 from models.training.options import add_options
 from models.training.season import find_season
@@ -176,8 +176,7 @@ def require_enough(series: Mapping[str, Series], spec: ForecastSpec) -> None:
                 f"{whose}{len(one)} observations are too few: a horizon of {spec.max_horizon} and a season of "
                 f"{spec.season} need at least {needed}"
             )
-        past = one[: training_size(one)]
-        if not np.abs(past[spec.season :] - past[: -spec.season]).any():
+        if naive_error(one, spec.season) == 0:
             raise TableInvalid(f"{whose}it repeats itself exactly in its first four fifths: there is nothing to learn")
 
 

@@ -95,6 +95,7 @@ def test_defaults_are_imagenets() -> None:
         ({**FORECASTING, "forecast": replace(HOURS, quantile_levels=(0.9, 0.5))}, "--quantiles: expected ascending"),
         ({**FORECASTING, "forecast": replace(HOURS, season=24)}, "--season <= --min-history <= --max-history"),
         ({**FORECASTING, "series": np.zeros(19, np.float32)}, "--eval-series: 19 observations; expected at least 20"),
+        ({**FORECASTING, "series": np.ones(60, np.float32)}, "--eval-series repeats itself exactly"),
         ({"task": Task.SEQUENCE}, "its symbols, and --max-length"),
         ({"max_length": 9}, "--max-length is for --task sequence"),
         ({"mean": (0.5,)}, "expected 3 numbers each"),
@@ -237,22 +238,11 @@ def test_a_model_that_fails_in_pytorch_is_one_line(tmp_path: Path, capsys: pytes
 
 
 def test_a_forecaster_is_measured_on_a_series_of_a_file(tmp_path: Path) -> None:
-    series = 100 + np.arange(60) % 3
+    series = 100 + np.arange(60) % 7
     (tmp_path / "load.csv").write_text("hour,MW\n" + "".join(f"{hour},{value}\n" for hour, value in enumerate(series)))
     torch.save(small.SmallForecaster().state_dict(), tmp_path / "weights.pth")
     command = ["--factory", FORECASTING["factory"], "--name", "my-net", "--output", str(tmp_path / "repository")]
-    shape = [
-        "--horizon",
-        "4",
-        "--min-history",
-        "5",
-        "--max-history",
-        "40",
-        "--quantiles",
-        "0.1,0.5,0.9",
-        "--season",
-        "3",
-    ]
+    shape = ["--horizon=4", "--min-history=5", "--max-history=40", "--quantiles=0.1,0.5,0.9", "--season=3"]
     described = ["--step", "hour", "--unit", "MW", "--dataset", "my load", "--weights", str(tmp_path / "weights.pth")]
     asked = [*command, *shape, *described, "--task", "forecasting", "--eval-series", f"{tmp_path}/load.csv"]
     assert main([*asked[:-1], f"{asked[-1]}:MW"]) == 0

@@ -16,7 +16,7 @@ from models.own import FORECASTERS, ForecasterRecord, find_forecaster
 from models.training import forecaster
 from models.training.__main__ import main
 from models.training.forecast_eval import Comparison
-from models.training.series import Windows
+from models.training.series import ForecastingProblem, Windows
 from rafaga import bundle as bundles
 
 OPTIONS = ["--value", "x", "--time", "t", "--id", "shop", "--horizon", "3", "--cell", "gru", "--name", "sales"]
@@ -75,18 +75,18 @@ def test_series_of_one_file_train_one_model_that_is_exported_by_name(capsys: pyt
 def test_a_stopped_run_is_resumed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     write({"north": 60})
     assert train("--output", "whole") == 0
-    drawn = forecaster.ForecastingProblem.windows
+    drawn = ForecastingProblem.windows
     calls = iter(range(100))
 
-    def stopping(problem: forecaster.ForecastingProblem) -> tuple[torch.Tensor, ...]:
+    def stopping(problem: ForecastingProblem) -> tuple[torch.Tensor, ...]:
         if next(calls) == 13:  # in the second epoch of the first rehearsal
             raise KeyboardInterrupt
         return drawn(problem)
 
-    monkeypatch.setattr(forecaster.ForecastingProblem, "windows", stopping)
+    monkeypatch.setattr(ForecastingProblem, "windows", stopping)
     with pytest.raises(KeyboardInterrupt):
         train("--output", "resumed")
-    monkeypatch.setattr(forecaster.ForecastingProblem, "windows", drawn)
+    monkeypatch.setattr(ForecastingProblem, "windows", drawn)
     assert train("--output", "resumed", "--resume") == 0
     assert "resumed after epoch" in capsys.readouterr().out
     whole, resumed = (load_file(f"{folder}/forecaster.safetensors") for folder in ("whole", "resumed"))

@@ -62,10 +62,11 @@ def test_the_page_shows_what_is_printed(walk: Walk) -> None:
     found = [sentence(line) for line in said(walk, "python -m models.training").splitlines()]
     for line in shown.lines:
         words, numbers = sentence(line)
-        if isinstance(walk, QuickWalk):
-            assert line.startswith(("better", "no clear", "Holt-Winters")) or words in [words for words, _ in found]
+        if isinstance(walk, QuickWalk):  # another network, with other verdicts
+            assert words in [other for other, _ in found] or "MASE" in words
         else:
-            assert any(words == other and numbers == pytest.approx(values, rel=0.3) for other, values in found), line
+            same = pytest.approx(numbers, rel=0.3, abs=0.1)
+            assert any(words == other and values == same for other, values in found), line
 
 
 def sentence(line: str) -> tuple[str, list[float]]:
