@@ -89,8 +89,8 @@ class Repository(VersionTable):
     def load_model(self, name: str) -> None:
         """Loads what is new or changed of one model, and retries what failed.
 
-        Raises ModelNotFound if it is not on disk, ModelNotReady if it is refused, Draining if the server stops. What was
-        served before still is.
+        Raises ModelNotFound if it is not on disk, ModelNotReady if it is refused, Draining if the server stops. What
+        was served before still is.
         """
         with self._change():
             folders = self._discovery.scan().get(name)
