@@ -1,6 +1,6 @@
 """Figures on held-out data, measured with the ONNX file that is published.
 
-classification   `top1`, `top5`: against the labels
+classification   `top1`, `top5`: against the labels; `map`, `f1` of independent labels, see `multilabel`
 maps             `similarity`: cosine with the fp32 file's maps, because maps have no labels; `channels`: share of the
                  channels whose own cosine is at least 0.9
 embedding        `recall_at_10`: share of each image's ten nearest by the fp32 file that are found; and `similarity`
@@ -38,7 +38,8 @@ _KEPT_CHANNEL = 0.9
 
 @dataclass(frozen=True)
 class Answers:
-    """A classifier's most probable class and the right one, of every sample: int64 [N] each."""
+    """A classifier's most probable class and the right one, of every sample: int64 [N] each. Of a multilabel one: the
+    labels that it gives and the right ones, bool [N, labels] each."""
 
     classes: Array
     right: Array

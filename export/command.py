@@ -12,6 +12,7 @@ from rich.console import Console
 
 from export.evidence import Sources
 from export.failures import last_cause
+from export.heads import labels_for
 from export.labels import Labels, LabelsInvalid, read_labels
 from export.own import (
     TASKS,
@@ -35,7 +36,7 @@ from models.loading import AUTO, FACTORY, RANDOM, WeightsError
 from models.own import FORECASTERS, find_forecaster, forecaster_entry
 from models.progress import shown
 from models.zoo import QUANTILES, catalogue
-from rafaga.bundle import Bundle, ForecastSpec, Interpolation, Precision, Task
+from rafaga.bundle import Bundle, ForecastSpec, Head, Interpolation, Precision, Task
 
 # Errors of one model that do not affect the others.
 FAILURES = (WeightsError, ProofFailed, FileExistsError, LabelsInvalid, OwnModelInvalid, PhotoInvalid)
@@ -49,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
         console.print(catalogue_table(catalogue().values()))
         return 0
     try:
-        labels = read_labels(options.labels) if options.labels else None
+        labels = labels_for(options.head, read_labels(options.labels) if options.labels else None)
         chosen = [own_entry(_own(options, labels))] if options.factory else _chosen(options)
     except (OwnModelInvalid, LabelsInvalid, OSError, ValueError) as error:
         parser.error(str(error))
@@ -172,6 +173,7 @@ def _own(options: argparse.Namespace, labels: Labels | None) -> OwnModel:
         interpolation=options.interpolation,
         bgr=options.layout == "bgr",
         weights=options.weights,
+        head=options.head,
         labels=labels,
         strides=options.maps,
         dataset=options.dataset,
@@ -316,6 +318,14 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
         type=Interpolation,
         choices=tuple(Interpolation),
         help="of the resize; default: as published by torchvision and timm, else bilinear",
+    )
+    group.add_argument(
+        "--head",
+        type=Head,
+        choices=tuple(Head),
+        default=Head.LOGITS,
+        help="what a classifier gives: logits (the default; export adds the softmax), probabilities, which sum to 1, "
+        "multilabel (independent labels) or binary (one output), both with or without their sigmoid",
     )
     group.add_argument("--layout", choices=("rgb", "bgr"), default="rgb", help="order of the channels; default: rgb")
     group.add_argument(

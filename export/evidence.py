@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from export import accuracy, samples
+from export import accuracy, multilabel, samples
 from export.accuracy import Measured
 from export.arrays import Array, Arrays, pad_symbols, pad_time, rows
 from export.labels import ClassesFrom, Labels, LabelsInvalid, read_labels
@@ -19,7 +19,7 @@ from export.verify import Advance, open_session
 from models.entry import Corpus, Entry, ImageInput, Shipped, Trained
 from models.progress import SILENT, Steps
 from models.training.data import ENVIRONMENT, DataUnavailable
-from rafaga.bundle import Calibration, ForecastSpec, SequenceSpec, Task
+from rafaga.bundle import Calibration, ForecastSpec, Head, SequenceSpec, Task
 
 PARITY_BATCHES = (1, 2, 5, 8)
 # Backbones take any size: one that is divisible by every stride, and one by none. A segmenter's images must be so large
@@ -123,8 +123,8 @@ class ImageEvidence:
         if images is None or not len(images):
             return Measured()
         if self.entry.task is Task.CLASSIFICATION:
-            baseline = fp32.measured if fp32 else None
-            return accuracy.classify(session, images, self.sources.samples, advance, baseline)
+            measure = multilabel.measure if self.entry.head is Head.MULTILABEL else accuracy.classify
+            return measure(session, images, self.sources.samples, advance, fp32.measured if fp32 else None)
         compare = {Task.FEATURES: accuracy.resemble, Task.SEGMENTATION: accuracy.agree}.get(self.entry.task)
         if compare is None or fp32 is None:
             return Measured()
@@ -159,10 +159,10 @@ class SeriesEvidence:
         return self.shape.max_history, "max_history"
 
     def of_lengths(self, *lengths: int) -> Arrays:
-        """A row of each length. A series that is too short is repeated."""
+        """A row of each length, but at least of the shortest history. A series that is too short is repeated."""
         rng = np.random.default_rng(self.sources.seed)
         series = max(self.series, key=len, default=samples.synthetic_series(self.shape, max(lengths), rng))
-        return pad_time([np.resize(series, length) for length in lengths])
+        return pad_time([np.resize(series, max(length, self.shape.min_history)) for length in lengths])
 
     def golden(self) -> Arrays:
         return self._take(4, 1)
@@ -261,7 +261,8 @@ def _image_data(
     try:
         # The sample photos are all in one folder.
         classes_from = sources.classes_from if sources.eval_images is not None else "file"
-        everything = samples.photos(folder, classes, prepared_as, sources.calibration_images, classes_from)
+        marks = multilabel.marks if entry.head is Head.MULTILABEL else None
+        everything = samples.photos(folder, classes, prepared_as, sources.calibration_images, classes_from, marks)
     except LabelsInvalid:
         if sources.eval_images is not None:
             raise

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from export.arrays import Array, Arrays
 from export.verify import ProofFailed
 from models.entry import Entry, ImageInput
-from rafaga.bundle import ForecastSpec, SequenceSpec, Task
+from rafaga.bundle import ForecastSpec, Head, SequenceSpec, Task
 
 AxisNames = Mapping[int, str]
 Result = Tensor | Sequence[Tensor] | Mapping[str, Tensor]  # of a module
@@ -63,8 +63,11 @@ def serving_graph(entry: Entry, model: nn.Module) -> ServingGraph:
     any_size = {} if entry.input.height else {1: "height", 2: "width"}
     outputs = _IMAGE_OUTPUTS.get(entry.task) or tuple(entry.strides)
     build = _IMAGE_GRAPHS.get(entry.task, ImageGraph)
+    module = build(model, entry.input, outputs).eval()
+    if isinstance(module, ClassifierGraph | SegmentationGraph):
+        module.head = entry.head
     return ServingGraph(
-        build(model, entry.input, outputs).eval(),
+        module,
         inputs=("image",),
         outputs=outputs,
         dynamic={"image": {0: "batch", **any_size}},
@@ -134,21 +137,39 @@ class ImageGraph(nn.Module):
 
 
 class ClassifierGraph(ImageGraph):
-    """uint8 [N, height, width, channels] -> probabilities float32 [N, classes]"""
+    """uint8 [N, height, width, channels] -> probabilities float32 [N, classes]. `activated`: the model of a multilabel
+    or binary head has the sigmoid."""
+
+    head = Head.LOGITS
+    activated = False
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return (self.logits(image).softmax(dim=1),)
+        logits = self.logits(image)
+        if self.head is Head.LOGITS:
+            return (logits.softmax(dim=1),)
+        if self.head is Head.PROBABILITIES:
+            return (logits,)
+        if self.head is Head.MULTILABEL:
+            return (logits if self.activated else logits.sigmoid(),)
+        no, yes = (1 - logits, logits) if self.activated else ((-logits).sigmoid(), logits.sigmoid())
+        return (torch.cat([no, yes], dim=1),)
 
     def logits(self, image: Tensor) -> Tensor:
-        return _only(self.model(self.normalised(image)))
+        """What the model gives, [N, outputs]."""
+        logits = _only(self.model(self.normalised(image)))
+        return logits.unsqueeze(1) if self.head is Head.BINARY and logits.ndim == 1 else logits
 
 
 class SegmentationGraph(ImageGraph):
     """uint8 [N, height, width, channels] -> labels uint8 [N, height, width], the most probable class of each pixel, and
     its probability float32 [N, height, width]. The scores of all classes would be eighty times the image."""
 
+    head = Head.LOGITS
+
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        probabilities, labels = self.scores(image).softmax(dim=1).max(dim=1)
+        scores = self.scores(image)
+        scores = scores if self.head is Head.PROBABILITIES else scores.softmax(dim=1)
+        probabilities, labels = scores.max(dim=1)
         return labels.to(torch.uint8), probabilities
 
     def scores(self, image: Tensor) -> Tensor:

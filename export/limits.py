@@ -201,7 +201,7 @@ def _climb(sizes: Sequence[int], power: int, prove: Callable[[int], Checked]) ->
     """
     climb, taken_s = _Climb(0, None), 0.0
     for size in dict.fromkeys(sizes):
-        growth = (size / climb.size) ** power if climb.size else 1.0
+        growth = (size / climb.size) ** power if climb.size else 0.0  # the first is small
         if growth * taken_s > BUDGET_S or not _fits_memory(growth):
             break
         started = time.perf_counter()

@@ -2,7 +2,7 @@
 
 The factory is called without arguments and returns an nn.Module. Inputs and outputs by task:
 
-    classification   float32 [N, channels, height, width] -> logits [N, classes]
+    classification   float32 [N, channels, height, width] -> logits [N, classes], or what --head says
     features         the same -> the named maps [N, C, h, w] or embeddings [N, D], in order
     segmentation     the same -> logits [N, classes, height, width], at the size of the image
     sequence         int64 [N, T], indices into the labels -> logits [N, T, labels] of the next symbol; causal
@@ -29,7 +29,7 @@ from export.preprocessing import Preset, preset_of
 from models.entry import Entry, ImageInput
 from models.training.data import Series
 from models.training.forecast_eval import TEST_FRACTION, naive_error
-from rafaga.bundle import NAME_PATTERN, ForecastSpec, Interpolation, SequenceSpec, Task
+from rafaga.bundle import NAME_PATTERN, ForecastSpec, Head, Interpolation, SequenceSpec, Task
 from rafaga.series import SeriesError, read_series
 
 # Mean and deviation of ImageNet's channels, with which torchvision's models were trained.
@@ -59,6 +59,7 @@ class OwnModel:
     resize_shorter: int | None = None
     interpolation: Interpolation | None = None
     bgr: bool = False
+    head: Head = Head.LOGITS
     weights: str = "auto"
     labels: Labels | None = None
     strides: Mapping[str, int] | None = None
@@ -72,6 +73,11 @@ def own_entry(own: OwnModel) -> Entry:
     """An entry like those of the catalogue. Raises OwnModelInvalid."""
     if not NAME_PATTERN.fullmatch(own.name):
         raise OwnModelInvalid(f"--name {own.name!r}: expected lower-case letters, digits, '_', '.', '-'; at most 63")
+    if own.task not in TASKS:
+        raise OwnModelInvalid(
+            f"--task {own.task} is not supported with --factory; supported: {', '.join(TASKS)}. Detectors need "
+            f"more than options can describe: write an entry in models/zoo.py and export it by name"
+        )
     factory = _factory(own.factory)
     preset = None if own.channels == 1 or own.max_length is not None else preset_of(factory, own.weights)
     if own.size is None and own.task is Task.CLASSIFICATION and preset is not None:
@@ -88,18 +94,17 @@ def own_entry(own: OwnModel) -> Entry:
         series=() if own.series is None else (own.series,),
         labels=lambda: labels,
         strides=dict(own.strides or {}),
+        head=own.head,
         prepared_as=preset.source if preset else "assumed",
     )
 
 
 def _require_what_the_task_needs(own: OwnModel) -> None:
-    if own.task not in TASKS:
-        raise OwnModelInvalid(
-            f"--task {own.task} is not supported with --factory; supported: {', '.join(TASKS)}. Detectors need "
-            f"more than options can describe: write an entry in models/zoo.py and export it by name"
-        )
     if own.task is Task.CLASSIFICATION and own.size is None:
         raise OwnModelInvalid("--task classification needs a fixed --input-size")
+    heads = {Task.CLASSIFICATION: tuple(Head), Task.SEGMENTATION: (Head.LOGITS, Head.PROBABILITIES)}
+    if own.head not in heads.get(own.task, (Head.LOGITS,)):
+        raise OwnModelInvalid(f"--head {own.head} is not for --task {own.task}")
     if own.task is Task.FEATURES and not own.strides:
         raise OwnModelInvalid("--task features needs --maps NAME:STRIDE,... in the order of the model's outputs")
     if own.task is Task.SEQUENCE and (own.labels is None or own.max_length is None):

@@ -25,7 +25,7 @@ from export.verify import ParityCase, ProofFailed, open_session
 from models.entry import Entry
 from models.progress import Steps
 from rafaga import int8
-from rafaga.bundle import Calibration, ForecastSpec, Parity, Precision, SequenceSpec, Task, Variant
+from rafaga.bundle import Calibration, ForecastSpec, Head, Parity, Precision, SequenceSpec, Task, Variant
 
 # Ten bits of mantissa, rounded in every layer: the loss of a sound network, with a margin for deep ones.
 FP16_PARITY_GATE = 2e-2
@@ -45,7 +45,12 @@ RECALL = Criterion("recall_at_10", 0.1, reference=1.0)
 AGREEMENT = Criterion("agreement", 0.01, reference=1.0)
 
 
+MEAN_PRECISION = Criterion("map", 0.005)
+
+
 def criterion_of(entry: Entry) -> Criterion:
+    if entry.head is Head.MULTILABEL:
+        return MEAN_PRECISION
     if entry.task is Task.SEGMENTATION:
         return AGREEMENT
     if entry.task is Task.FEATURES:

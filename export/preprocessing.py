@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,8 +37,9 @@ class Preset:
 def preset_of(factory: Callable[..., object], weights: str) -> Preset | None:
     """None if `factory` is no builder of torchvision or timm with metadata. `weights`: the option, perhaps a file."""
     package = str(getattr(factory, "__module__", "")).partition(".")[0]
-    read = {"torchvision": _of_torchvision, "timm": _of_timm}.get(package)
-    return None if read is None else read(factory, weights)
+    if package == "torchvision":
+        return _of_torchvision(factory, weights)
+    return _of_timm(factory) if package == "timm" else None
 
 
 def _of_torchvision(factory: Callable[..., object], weights: str) -> Preset | None:
@@ -79,10 +81,8 @@ def _published_as(members: list[Any], weights: str) -> Any:
     return next((m for file, m in files.items() if digest.startswith(Path(file).stem.rpartition("-")[2])), None)
 
 
-def _of_timm(factory: Callable[..., object], _: str) -> Preset | None:
-    from timm.models import get_pretrained_cfg
-
-    found: Any = get_pretrained_cfg(factory.__name__)
+def _of_timm(factory: Callable[..., object]) -> Preset | None:
+    found: Any = importlib.import_module("timm.models").get_pretrained_cfg(factory.__name__)
     if found is None:
         return None
     _, height, width = found.input_size

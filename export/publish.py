@@ -23,9 +23,10 @@ from export.accuracy import Measured
 from export.arrays import Arrays, row_count
 from export.doubts import gives_non_finite, guesses
 from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
-from export.extremes import finite_part
+from export.extremes import extremes, finite_part
 from export.failures import first_run
 from export.graph import ClassifierGraph, SegmentationGraph, ServingGraph, serving_graph, settle
+from export.heads import examine
 from export.labels import Labels, default_labels
 from export.limits import Limits, prove_limits, require_small_batches
 from export.maps import require_maps
@@ -45,6 +46,7 @@ from rafaga.bundle import (
     Bundle,
     FeatureSpec,
     ForecastSpec,
+    Head,
     Parity,
     Precision,
     Provenance,
@@ -118,6 +120,8 @@ def publish(entry: Entry, request: ExportRequest, sources: Sources, steps: Steps
         if entry.task is Task.DETECTION:
             settle_detector(graph, inputs)
     left_out = [] if request.precisions is None else unsupported(entry, request.precisions)
+    if not isinstance(entry.input, ForecastSpec):
+        examine(graph, example, evidence.golden(), extremes(entry)[1])
     taken = tuple(assumptions(entry, entry.labels(), named)) if entry.prepared_as else ()
     export = _Export(entry, graph, weights, evidence, request, steps, left_out, [], taken)
     folder = publishing.publish(request.output, entry.name, request.version, export.fill)
@@ -178,8 +182,6 @@ class _Export:
             self.steps.advance(number, len(batches))
             cases.append(ParityCase(inputs, self.graph.reference(inputs)))
         require_answers(self.entry, cases)
-        if isinstance(self.graph.module, ClassifierGraph):
-            require_logits(self.graph.module, cases[0].inputs)
         if isinstance(self.graph.module, SegmentationGraph):
             require_scores(self.graph.module, cases[0].inputs, len(self.entry.labels()))
         return cases
@@ -252,6 +254,7 @@ class _Export:
             sequence=taken if isinstance(taken, SequenceSpec) else None,
             parameters=sum(parameter.numel() for parameter in self.graph.module.parameters()),
             max_batch_size=limits.max_batch_size,
+            head=entry.head,
             allow_non_finite=self.request.allow_non_finite,
             assumptions=self.assumptions,
         )
@@ -264,6 +267,8 @@ def _count_classes(module: ClassifierGraph | SegmentationGraph, entry: Entry) ->
     image = torch.zeros(1, height, width, entry.input.channels, dtype=torch.uint8)
     with torch.inference_mode():
         shape = (module.logits if isinstance(module, ClassifierGraph) else module.scores)(image).shape
+    if isinstance(module, ClassifierGraph) and module.head is Head.BINARY:
+        return 2
     if len(shape) < 2:
         raise ProofFailed(f"the model's output has shape {tuple(shape)}; expected [N, classes]")
     return shape[1]
@@ -283,14 +288,6 @@ def require_answers(entry: Entry, cases: list[ParityCase]) -> None:
         probabilities = cases[0].outputs["probabilities"]
         if probabilities.ndim != 2 or probabilities.shape[1] != len(entry.labels()):
             raise ProofFailed(f"{len(entry.labels())} labels, but the model's output has shape {probabilities.shape}")
-
-
-def require_logits(module: ClassifierGraph, inputs: Arrays) -> None:
-    """Refuses a model with its own softmax: a second one would flatten every answer. Raises ProofFailed."""
-    with torch.inference_mode():
-        logits = module.logits(torch.from_numpy(inputs["image"]))
-    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones(len(logits)), atol=1e-4):
-        raise ProofFailed("the model gives probabilities; expected logits: export adds the softmax")
 
 
 def require_scores(module: SegmentationGraph, inputs: Arrays, classes: int) -> None:

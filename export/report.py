@@ -28,7 +28,7 @@ from rafaga.bundle import GOLDEN, Bundle, Metric, Precision, Variant
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # The accuracy figures of the summary; all figures are in the model's own section.
-JUDGED = ("top1", "recall_at_10", "similarity", "agreement", "channels", "legal", "remembered", "mase")
+JUDGED = ("top1", "map", "f1", "recall_at_10", "similarity", "agreement", "channels", "legal", "remembered", "mase")
 COLOURS = {Precision.FP32: "#3b6fb6", Precision.FP16: "#d9822b", Precision.INT8: "#2f9e64"}
 
 

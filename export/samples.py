@@ -35,7 +35,9 @@ class PhotoInvalid(Exception):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images: `read(rows)` gives uint8 [len(rows), height, width, channels]; `labels` int64 [N]."""
+    """Labelled images: `read(rows)` gives uint8 [len(rows), height, width, channels]; `labels` int64 [N], or int64
+    [N, labels], 1 where an image has the label.
+    """
 
     name: str
     labels: NDArray[np.int64]
@@ -109,11 +111,13 @@ def photos(
     prepared_as: ImagePreparation,
     but: Path | None = None,
     classes_from: ClassesFrom = "folder",
+    marks: Callable[[Sequence[Path], Path, Labels], NDArray[np.int64]] | None = None,
 ) -> ImageSet:
     """The photos in `folder` and below, prepared exactly as the service prepares a client's images.
 
-    `labels` None: all classes are -1. `but`: a folder whose files are left out. Raises DataUnavailable if there are no
-    photos, LabelsInvalid with the first photo of unknown class. Reading raises PhotoInvalid.
+    `labels` None: all classes are -1. `but`: a folder whose files are left out. `marks`: gives the labels of photos
+    that may have several. Raises DataUnavailable if there are no photos, LabelsInvalid with the first photo of unknown
+    class. Reading raises PhotoInvalid.
     """
     files = _photo_files(folder)
     if not files:
@@ -123,12 +127,16 @@ def photos(
         files = [file for file in files if file.resolve() not in others]
         if not files:
             raise DataUnavailable(f"no photos in {folder} except those used for calibration, which are not measured on")
-    classes = [-1] * len(files) if labels is None else list(_classes(files, labels, classes_from))
+    if labels is not None and marks is not None:
+        classes = marks(files, folder, labels)
+    else:
+        found = [-1] * len(files) if labels is None else list(_classes(files, labels, classes_from))
+        classes = np.array(found, dtype=np.int64)
 
     def read(rows: Sequence[int]) -> Array:
         return np.stack([_pixels(files[row], prepared_as) for row in rows])
 
-    return ImageSet(_data_name(folder), np.array(classes, dtype=np.int64), read)
+    return ImageSet(_data_name(folder), classes, read)
 
 
 def _pixels(file: Path, prepared_as: ImagePreparation) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from rafaga.bundle import DetectionSpec, ForecastSpec, Interpolation, SequenceSpec, Task
+from rafaga.bundle import DetectionSpec, ForecastSpec, Head, Interpolation, SequenceSpec, Task
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -103,5 +103,7 @@ class Entry:
     expected: Mapping[str, float] = field(default_factory=dict)
     # The reason if `expected` is empty.
     unpromised: str = ""
+    # What a classifier or a segmenter gives.
+    head: Head = Head.LOGITS
     # Of your own model: whose metadata describe its preparation of images, or "assumed".
     prepared_as: str = ""

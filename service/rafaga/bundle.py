@@ -47,6 +47,17 @@ class Precision(StrEnum):
     INT8 = "int8"
 
 
+class Head(StrEnum):
+    """What a classifier's network gave before export, which adds the softmax to `logits`, and the sigmoid to
+    `multilabel` and `binary` if they lack it. Probabilities of `multilabel` are independent, all others sum to 1.
+    """
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+    MULTILABEL = "multilabel"
+    BINARY = "binary"
+
+
 class Interpolation(StrEnum):
     BILINEAR = "bilinear"
     BICUBIC = "bicubic"
@@ -250,6 +261,7 @@ class Bundle(Frozen, frozen=True):
     sequence: SequenceSpec | None = None
     parameters: int = 0  # number of trained parameters
     max_batch_size: int = 32
+    head: Head = Head.LOGITS
     allow_non_finite: bool = False  # NaN and infinity are answers; otherwise the server answers with an error
     assumptions: tuple[str, ...] = ()  # what export took for granted about your own model's inputs and labels
 

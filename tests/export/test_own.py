@@ -205,7 +205,7 @@ def test_answers_that_cannot_be_right_are_refused(
 ) -> None:
     assert export(tmp_path, factory, "--input-size", "16", "--weights", "random", labels=labels) == 1
     assert message in capsys.readouterr().out
-    assert not list((tmp_path / "repository" / "my-net").iterdir())
+    assert not list(tmp_path.glob("repository/my-net/*"))
 
 
 def test_scores_of_other_classes_or_another_size_are_refused() -> None:

@@ -143,7 +143,7 @@ def test_bicubic_and_a_model_that_guesses(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "labels.txt").write_text("\n".join(small.CLASSES))
     command = ["--factory", "tests.export.small:SmallClassifier", "--name", "my-net", "--input-size", "16"]
     command += ["--weights", str(tmp_path / "w.pth"), "--precisions", "fp32", "--output", str(tmp_path)]
-    command += ["--interpolation", "bicubic", "--layout", "bgr", "--eval-images", str(photos)]
+    command += ["--interpolation", "bicubic", "--layout", "bgr", "--eval-images", str(photos), "--classes-from", "file"]
     assert main([*command, "--labels", str(tmp_path / "labels.txt")]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "TOP-1 IS AT CHANCE: 0.00 % of 10 samples" in printed

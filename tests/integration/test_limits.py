@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from contextlib import ExitStack
+from typing import Any
 
 import grpc
 import numpy as np
@@ -18,7 +19,7 @@ from rafaga.priority import PRIORITY_KEY
 from rafaga.v1 import vision_pb2
 from tests import bundles
 from tests.integration import http2, messages
-from tests.integration.serving import PATIENCE_S, Serve, Served, assert_serves, connected, eventually, refusal
+from tests.integration.serving import PATIENCE_S, Serve, Served, Stubs, assert_serves, connected, eventually, refusal
 from tests.integration.valve import Valve
 
 RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -35,20 +36,21 @@ def oversize(size: int) -> vision_pb2.ClassifyRequest:
 
 def test_connections_over_the_limit_are_closed_and_the_others_served(serve: Serve) -> None:
     served = serve(max_connections=2)
-    assert_serves(served)  # one connection stays open, and one comes and goes
-    with served.another_connection() as second:
-        assert second.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S).results
+    with connected(served.address) as second:
+        assert serves(served.channel)
+        assert serves(second)
         with served.another_connection() as third:
             refused = refusal(lambda: third.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S))
             assert refused.code is grpc.StatusCode.UNAVAILABLE
+        assert serves(served.channel)
         assert served.get("/healthz")[0] == 200
-    eventually(lambda: serves_another(served), "the place of the closed connection is free")
+    with connected(served.address) as fourth:
+        eventually(lambda: serves(fourth), "the place of the closed connection is free")
 
 
-def serves_another(served: Served) -> bool:
-    with served.another_connection() as another:
-        call = another.vision.Classify.future(messages.classify(IMAGE), timeout=PATIENCE_S)
-        return call.code() is grpc.StatusCode.OK
+def serves(channel: Any) -> bool:
+    call = Stubs(channel).vision.Classify.future(messages.classify(IMAGE), timeout=PATIENCE_S)
+    return call.code() is grpc.StatusCode.OK
 
 
 # --- Sizes ------------------------------------------------------------------------------------------------------------

@@ -128,7 +128,8 @@ def test_soak(tmp_path: Path, seconds: float) -> None:
             seen = sum((call.result() for call in calls), Counter[str]())
         eventually(lambda: served.metric("rafaga_requests_in_flight") == 0, "every call ended")
         eventually(lambda: served.metric("rafaga_queue_rows") == 0, "the queues are empty")
-        assert served.metric("rafaga_model_ready", model="scaled", version=str(version)) == 1
+        ready = ("rafaga_model_ready", {"model": "scaled", "version": str(version)})
+        eventually(lambda: served.metric(ready[0], **ready[1]) == 1, "the last version is served")
         assert served.metric("rafaga_engine_restarts_total") == 0
         print(
             f"{sum(seen.values())} calls in {seconds:.0f} s, {version} versions, {dict(seen)}; resident "

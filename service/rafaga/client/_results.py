@@ -86,7 +86,15 @@ class _Ranked:
 
 
 class Classification(_Ranked):
-    """The most probable labels of one image, best first."""
+    """The most probable labels of one image, best first.
+
+    Probabilities sum to 1 over all labels, or are independent if the model is multilabel: then `at_least(0.5)` gives
+    the labels that the image probably has.
+    """
+
+    def at_least(self, probability: float) -> tuple[Prediction, ...]:
+        """Those of the returned labels that have at least this probability; ask for a `top_k` large enough."""
+        return tuple(p for p in self if p.probability >= probability)
 
 
 class Continuation(_Ranked):
