@@ -73,6 +73,8 @@ class ImagePreparation(Frozen, frozen=True):
     channels: int  # 1 grey, 3 RGB
     resize_shorter: int | None = None
     max_longer: int | None = None
+    # Whether photos are turned upright as their EXIF data says; training that ignored it needs False.
+    exif_orientation: bool = True
 
     @property
     def cropped(self) -> bool:

@@ -74,7 +74,7 @@ class WeightNorm(small.SmallClassifier):
 class OldWeightNorm(small.SmallClassifier):
     def __init__(self) -> None:
         super().__init__()
-        nn.utils.weight_norm(self.conv2)  # type: ignore[no-untyped-call]
+        nn.utils.weight_norm(self.conv2)
 
 
 class WithAuxiliaryHead(small.SmallSegmenter):
