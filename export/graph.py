@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 
 from export.arrays import Array, Arrays
 from export.verify import ProofFailed
@@ -39,8 +41,9 @@ class ServingGraph:
 
     def reference(self, inputs: Arrays) -> dict[str, Array]:
         """PyTorch's answers in eager mode, with which every file of the bundle is compared."""
+        # Copies: the module may work in place, and the same arrays are given to ONNX Runtime.
         with torch.inference_mode():
-            outputs = self.module(*(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self.inputs))
+            outputs = self.module(*(torch.from_numpy(np.array(inputs[name])) for name in self.inputs))
         return {name: tensor.numpy() for name, tensor in zip(self.outputs, outputs, strict=True)}
 
 
@@ -101,13 +104,26 @@ def settle(graph: ServingGraph, inputs: Arrays) -> None:
     graph.module.eval()
 
 
-def _scale_to_unit_variance(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def _scale_to_unit_variance(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    assert isinstance(module, nn.Conv2d | nn.Linear)
+    scale = _scale_of(module)
+    if scale is module.weight and not scale.count_nonzero():  # heads and residual branches that begin at zero
+        nn.init.kaiming_normal_(scale)
+        output = module.forward(*inputs)
     deviation = output.std()
-    if not (deviation.isfinite() and deviation > 0):
+    if scale is None or not (deviation.isfinite() and deviation > 0):
         return output
-    assert isinstance(module.weight, nn.Parameter)
-    module.weight.div_(deviation)
+    scale.div_(deviation)
     return output / deviation
+
+
+def _scale_of(module: nn.Conv2d | nn.Linear) -> nn.Parameter | None:
+    """The parameter that the output is proportional to: the weight, or its length under weight normalisation."""
+    if is_parametrized(module, "weight"):
+        (first, *others) = module.parametrizations["weight"]  # type: ignore[index, misc]
+        only_length = isinstance(first, parametrizations._WeightNorm) and not others
+        return module.parametrizations["weight"].original0 if only_length else None  # type: ignore[index, union-attr]
+    return module._parameters.get("weight", module._parameters.get("weight_g"))
 
 
 class ImageGraph(nn.Module):
@@ -193,7 +209,8 @@ class ForecastGraph(nn.Module):
         self.model = model
 
     def forward(self, history: Tensor, length: Tensor) -> tuple[Tensor, ...]:
-        return (_only(self.model(history, length)),)
+        # Of a copy: a module that works in place would add an output to the graph.
+        return (_only(self.model(history.clone(), length)),)
 
 
 class SequenceGraph(nn.Module):
@@ -204,7 +221,8 @@ class SequenceGraph(nn.Module):
         self.model = model
 
     def forward(self, symbols: Tensor, length: Tensor) -> tuple[Tensor, ...]:
-        logits = _only(self.model(symbols))  # [N, T, symbols]
+        # Of a copy: a module that works in place would add an output to the graph.
+        logits = _only(self.model(symbols.clone()))  # [N, T, symbols]
         last = (length - 1)[:, None, None].expand(-1, 1, logits.shape[2])
         return (logits.gather(1, last).squeeze(1).softmax(dim=1),)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx_ir
 import torch
 from onnxscript import optimizer
+from torch.nn.modules import transformer
 
 from export.arrays import Arrays
 from export.graph import ServingGraph
@@ -32,7 +33,7 @@ def to_onnx(graph: ServingGraph, example: Arrays, path: Path) -> dict[str, int]:
     tensors = tuple(torch.from_numpy(example[name].copy()) for name in graph.inputs)
     if any(len(tensor) < 2 for tensor in tensors):
         raise ValueError("the example needs at least two rows, or the batch axis would be traced as a constant")
-    with _quiet_exporter(), torch.no_grad():
+    with _quiet_exporter(), _plain_transformers(), torch.no_grad():
         program = torch.onnx.export(
             graph.module,
             tensors,
@@ -85,11 +86,28 @@ def _forget_origin(model: onnx_ir.Model) -> None:
 
 
 @contextmanager
+def _plain_transformers() -> Iterator[None]:
+    """Traces nn.TransformerEncoder as its layers are written.
+
+    In evaluation it runs a fused kernel without an ONNX form, and looks at the values of a mask to see whether it is
+    causal. The mask is applied either way.
+    """
+    fused, looks = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
+    torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        transformer._detect_is_causal_mask = looks
+
+
+@contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Silences hundreds of lines from torch's exporter about its own internals.
 
     - FutureWarning about `_check_is_size`: from code that torch.export generates.
-    - `_flat_weights` "assigned during export": nn.LSTM rebuilds its list of weights in every forward.
+    - Weights "assigned during export": nn.LSTM rebuilds its list of them in every forward, weight_norm the weight.
     - "axis name ... will not be used": two inputs share the axis `batch`, as intended.
     - What torch.export prints of a model that it cannot trace: the graph so far, line by line.
     """
@@ -97,7 +115,7 @@ def _quiet_exporter() -> Iterator[None]:
     loud, symbols.disabled = symbols.disabled, True
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.filterwarnings("ignore", message=r".*_check_is_size", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights", category=UserWarning)
+        warnings.filterwarnings("ignore", message=r"The tensor attributes? .*weight", category=UserWarning)
         warnings.filterwarnings("ignore", message=r"# The axis name: .* will not be used", category=UserWarning)
         try:
             yield

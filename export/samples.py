@@ -24,7 +24,7 @@ from rafaga.errors import InvalidImage
 
 # Photos of the user's own disk are trusted: the limit only catches accidents.
 MAX_PIXELS = 100_000_000
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 _NAMES_OF_ANY_PHOTOS = ("images", "img", "photos", "pictures")
 _CHOOSING_IMAGES = 2000  # of a training split; enough to see half a point of accuracy
 

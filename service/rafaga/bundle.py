@@ -90,6 +90,8 @@ class ImagePreparation(Frozen, frozen=True):
     resize_shorter: int | None = None
     max_longer: int | None = None
     interpolation: Interpolation = Interpolation.BILINEAR
+    # Whether photos are turned upright as their EXIF data says; training that ignored it needs False.
+    exif_orientation: bool = True
 
     @property
     def cropped(self) -> bool:

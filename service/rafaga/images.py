@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,18 +11,12 @@ from PIL import Image, ImageOps
 
 from rafaga.bundle import ImagePreparation, Interpolation
 from rafaga.errors import InvalidImage
+from rafaga.formats import ACCEPTED, FORMATS, ImageFile, Stopped, check_coding, check_format, check_size
 
-FORMATS = ("JPEG", "PNG")
-MAX_SIDE = 16_384
-"""Of an image as it was sent. Pillow keeps a pointer and a rounded-up line per row, whatever its width."""
-MAX_SCANS = 100
-"""Of a JPEG file. Encoders write about ten; every scan visits all pixels, and an empty one is 75 bytes."""
-
-_START_OF_SCAN = b"\xff\xda"  # within a scan, 0xff is followed by zero
 # The decoder is asked to go on after so many bytes.
 _CHUNK_BYTES = 16 * 1024
-# Deeper than 8 bits per channel: Pillow's conversion would clip them to white.
-_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+# Sixteen bits of grey. Of sixteen bits of colour, Pillow keeps the higher eight.
+_DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
 # EXIF orientations that swap rows and columns.
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE = (5, 6, 7, 8)
@@ -41,61 +34,42 @@ class Prepared(NamedTuple):
     size: tuple[int, int]
 
 
-class Stopped(Exception):
-    """The decoding of an image was stopped, because nobody waits for it any more."""
-
-
-class _File(io.BytesIO):
-    """Pillow reads a file piece by piece, between which a decode can be stopped."""
-
-    def __init__(self, data: bytes, stopped: Callable[[], bool]) -> None:
-        super().__init__(data)
-        self._stopped = stopped
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if self._stopped():
-            raise Stopped
-        return super().read(size)
-
-
 def prepare(
     data: bytes, preparation: ImagePreparation, max_pixels: int, stopped: Callable[[], bool] = lambda: False
 ) -> Prepared:
-    """Decodes a JPEG or PNG file and brings it to the model's size.
+    """Decodes a file (of an animation the first frame) and brings it to the model's size.
 
     The steps are those of torchvision's evaluation transforms on PIL images (Resize with the interpolation of
-    `preparation`, CenterCrop), so a served answer is the one training measured. Raises InvalidImage, or Stopped once
-    `stopped` says so.
+    `preparation`, CenterCrop). Values differ from theirs by up to 1/255 where a crop is resized by itself, and by a
+    little more where a large JPEG file is decoded at a reduced scale. Raises InvalidImage, or Stopped once `stopped`
+    says so.
     """
+    check_format(data, max_pixels)
+    file = ImageFile(data, stopped)
     try:
-        with Image.open(_File(data, stopped), formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
+            file.header = False
             width, height = image.size
-            if width * height > max_pixels:
-                raise _too_large(width * height, max_pixels)
-            if max(width, height) > MAX_SIDE:
-                raise InvalidImage(f"expected at most {MAX_SIDE} pixels a side, got {height}x{width}")
-            if image.format == "JPEG" and (scans := data.count(_START_OF_SCAN)) > MAX_SCANS:
-                raise InvalidImage(f"expected at most {MAX_SCANS} scans in a JPEG file, got {scans}")
+            check_size(width, height, max_pixels)
+            check_coding(data, image.format, str(image.tile[0][0]) if image.tile else "")
             image.decodermaxblock = _CHUNK_BYTES
-            if image.mode in _DEEP_MODES:
-                raise InvalidImage(f"expected 8 bits per channel, got an image of mode {image.mode}: convert it first")
-            size = (width, height) if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else (height, width)
+            turned = preparation.exif_orientation and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+            size = (width, height) if turned else (height, width)
             _shrink_while_decoding(image, preparation)
             image.load()
-            colours = ImageOps.exif_transpose(image).convert("L" if preparation.channels == 1 else "RGB")
+            upright: Image.Image = ImageOps.exif_transpose(image) if preparation.exif_orientation else image
+            if upright.mode in _DEEP_GREY:  # the conversion alone would clip it to white
+                upright = upright.point(lambda value: value * (1 / 257) + 0.5)
+            colours = upright.convert("L" if preparation.channels == 1 else "RGB")
             pixels = _resized(colours, preparation, max_pixels)
     except (InvalidImage, Stopped):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InvalidImage(f"the image has more than {max_pixels} pixels: send a smaller one") from None
     except Exception:  # The decoder raises many kinds of errors on bytes that are not a valid image.
-        raise InvalidImage(f"expected a whole JPEG or PNG file, got {len(data)} bytes that do not decode") from None
+        raise InvalidImage(f"expected a whole {ACCEPTED} file, got {len(data)} bytes that do not decode") from None
     array = np.asarray(pixels, dtype=np.uint8)
     return Prepared(array[:, :, np.newaxis] if preparation.channels == 1 else array, size)
-
-
-def _too_large(pixels: int, max_pixels: int) -> InvalidImage:
-    return InvalidImage(f"expected at most {max_pixels} pixels, got {pixels}: send a smaller image")
 
 
 def _shrink_while_decoding(image: Image.Image, preparation: ImagePreparation) -> None:
@@ -123,7 +97,9 @@ def _resized(image: Image.Image, preparation: ImagePreparation, max_pixels: int)
     part = resample is Image.Resampling.BILINEAR or scaled[0] * scaled[1] > _MOST_SPARED * (height or 1) * (width or 1)
     if height is None or width is None or left < 0 or top < 0 or not part:
         if scaled[0] * scaled[1] > max_pixels:
-            raise _too_large(scaled[0] * scaled[1], max_pixels)
+            raise InvalidImage(
+                f"expected at most {max_pixels} pixels, got {scaled[0] * scaled[1]}: send a smaller image"
+            )
         whole = image.resize(scaled, resample)
         return whole if height is None or width is None else whole.crop((left, top, left + width, top + height))
     # Only the part that is kept is computed: the whole of an image of 1x3000 pixels would be of 256x768000.

@@ -19,7 +19,7 @@ from rafaga.priority import Priority
 
 E = TypeVar("E", bound=StrEnum)
 
-IMAGES = frozenset({".jpg", ".jpeg", ".png"})
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 
 
 class Parser(ArgumentParser):

@@ -163,7 +163,7 @@ BAD: dict[str, Bad] = {
     "history too long": Bad(series(history=np.zeros((1, 65), np.float32)), TENSOR, "at most 64 observations"),
     "NaN": Bad(series(history=np.full((1, 5), np.nan, np.float32)), TENSOR, "finite"),
     # encoded images
-    "not an image": Bad(oip.files(b"GIF89a" + bytes(99)), IMAGE, "JPEG or PNG"),
+    "not an image": Bad(oip.files(b"GIF89a" + bytes(99)), IMAGE, "JPEG, PNG, WebP, GIF or BMP"),
     "one bad image of two": Bad(oip.files(PNG, b"?"), IMAGE, "image 1: "),
     "images that decode to too much together": Bad(
         oip.files(*[messages.black_png(2048, 2048)] * 12, model="backbone"), IMAGE, "in a request, got more"

@@ -113,7 +113,7 @@ def test_an_error_is_a_message_with_the_id_of_its_request(server: Served, talk: 
     bad = {
         "unknown": (oip.images(DIGIT, "nobody"), "no model 'nobody'"),
         "shape": (oip.images(DIGIT[:, 1:]), "got [1, 27, 28, 1]"),
-        "image": (oip.files(b"what"), "JPEG or PNG"),
+        "image": (oip.files(b"what"), "JPEG, PNG, WebP, GIF or BMP"),
         "sequence": (oip.images(DIGIT, given={"sequence_id": 1}), "without sequence_id"),
         "engine": (
             oip.images(np.full((1, 1, 1, 1), 200, np.uint8), "fragile"),

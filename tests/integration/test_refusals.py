@@ -45,7 +45,7 @@ BAD: dict[str, Bad] = {
     "path as model": Bad(messages.classify(DIGIT, "../digits"), NO_MODEL, "available"),
     "unknown version": Bad(messages.classify(DIGIT, version=9), NO_MODEL, "available: 1"),
     "wrong task": Bad(messages.classify(DIGIT, "series"), REQUEST, "for forecasting"),
-    "not an image": Bad(messages.classify_files(b"GIF89a" + bytes(99)), IMAGE, "JPEG or PNG"),
+    "not an image": Bad(messages.classify_files(b"GIF89a" + bytes(99)), IMAGE, "JPEG, PNG, WebP, GIF or BMP"),
     "truncated JPEG": Bad(
         messages.classify_files(messages.jpeg(messages.random_photo(0, 99, 99)[0])[:2000]), IMAGE, "do not decode"
     ),

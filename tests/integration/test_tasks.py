@@ -177,7 +177,7 @@ class TestPredict:
     ("call", "error", "says"),
     [
         (lambda c: c.detect(grey(8, 15, 1), model="detector"), InvalidTensor, r"\[N, 8, 16, 3\]"),
-        (lambda c: c.detect(b"no image", model="detector"), InvalidImage, "JPEG or PNG"),
+        (lambda c: c.detect(b"no image", model="detector"), InvalidImage, "JPEG, PNG, WebP, GIF or BMP"),
         (lambda c: c.detect(grey(8, 16, 1), model="letters"), InvalidRequest, "is for sequence"),
         (lambda c: c.segment(grey(8, 16, 1), model="detector"), InvalidRequest, "is for detection"),
         (lambda c: c.segment(grey(8, 16, 1)[..., :1], model="segmenter"), InvalidTensor, "any, any, 3"),

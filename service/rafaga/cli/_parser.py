@@ -266,7 +266,7 @@ def _add_top(commands: _Commands) -> None:
 
 def _add_images(to: Parser) -> None:
     to.add_argument_group("input").add_argument(
-        "images", nargs="+", metavar="IMAGE", help="JPEG or PNG file, folder, pattern, or -"
+        "images", nargs="+", metavar="IMAGE", help="image file (JPEG, PNG, WebP, GIF, BMP), folder, pattern, or -"
     )
 
 

@@ -20,9 +20,9 @@ from rafaga.errors import InvalidImage, InvalidRequest, InvalidTensor
 
 _LAYOUTS = "uint8 [height, width] or [height, width, channels]"
 
-# Modes that PNG stores, or that convert to RGB without a loss. Others (16-bit, float) would be clipped to 255: only the
-# caller knows how to scale them.
-_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
+# Modes that PNG stores, or that convert to RGB without a loss. Others (32-bit, float) would be clipped: only the caller
+# knows how to scale them.
+_PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 _RGB_MODES = frozenset({"CMYK", "YCbCr", "LAB", "HSV", "RGBX", "RGBa", "PA", "La"})
 
 
@@ -36,13 +36,13 @@ class PilImage(Protocol):
 
 
 ImageInput: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | PilImage | npt.NDArray[np.uint8]
-"""A path, an encoded image (JPEG, PNG), a PIL image, or pixels as a uint8 array."""
+"""A path, an encoded image (JPEG, PNG, WebP, GIF, BMP), a PIL image, or pixels as a uint8 array."""
 
 Images: TypeAlias = Iterable[ImageInput] | npt.NDArray[np.uint8]
 """Images of any accepted kinds, or uint8 [batch, height, width, channels]."""
 
 Content: TypeAlias = bytes | npt.NDArray[np.uint8]
-"""One image for the wire: a JPEG or PNG file's bytes, or pixels [height, width, channels]."""
+"""One image for the wire: an image file's bytes, or pixels [height, width, channels]."""
 
 
 class Prepared(NamedTuple):
@@ -64,11 +64,11 @@ def content(image: ImageInput) -> Content:
     if isinstance(image, str | os.PathLike):
         data = Path(image).read_bytes()
         if not data:
-            raise InvalidImage(f"{os.fspath(image)} is empty; expected a JPEG or PNG file")
+            raise InvalidImage(f"{os.fspath(image)} is empty; expected an image file")
         return data
     if isinstance(image, bytes | bytearray | memoryview):
         if not len(image):
-            raise InvalidImage("the image has no bytes; expected a JPEG or PNG file's content")
+            raise InvalidImage("the image has no bytes; expected an image file's content")
         return bytes(image)
     if _is_pil(image):
         return _png(image)

@@ -82,7 +82,7 @@ def add_inputs(group: argparse._ArgumentGroup) -> None:
         default=[],
         type=Path,
         metavar="FILE|DIR",
-        help="images (.jpg, .png) or series (.csv, .txt) to send; random ones otherwise",
+        help="images (.jpg, .png, .webp, .gif, .bmp) or series (.csv, .txt) to send; random ones otherwise",
     )
     group.add_argument("--column", metavar="NAME", help="column of the series to send, by name or number from 1")
     group.add_argument(

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rafaga.errors import Cancelled, InternalError, InvalidImage, QueueFull, RafagaError
-from rafaga.images import Stopped, prepare
+from rafaga.formats import Stopped
+from rafaga.images import prepare
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.services.submission import RequestLimits
 from rafaga.server.transport.call import Call
@@ -34,7 +35,7 @@ class Decoded(NamedTuple):
 
 
 def decode(call: Call, files: Sequence[bytes], model: ServedModel, limits: RequestLimits) -> Decoded:
-    """JPEG or PNG files, prepared as the input of an image model.
+    """Files of any accepted format, prepared as the input of an image model.
 
     Raises InvalidImage, InvalidTensor if there are too many, or Cancelled if `call` ended in the meantime.
     """

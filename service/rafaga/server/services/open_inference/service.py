@@ -1,7 +1,7 @@
 """inference.GRPCInferenceService: the Open Inference Protocol (KServe v2), for the clients of other servers.
 
 It serves every model; plain ONNX files are served by no other service. Raw tensors go straight to the queue. An image
-model also accepts JPEG or PNG files as a BYTES tensor; clients that read the metadata, where a tensor has one type,
+model also accepts image files as a BYTES tensor; clients that read the metadata, where a tensor has one type,
 find it declared that way under the name NAME.encoded. Shared memory, trace and log settings are UNIMPLEMENTED.
 """
 

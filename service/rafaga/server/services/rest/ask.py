@@ -38,7 +38,7 @@ class Tensor(Struct, forbid_unknown_fields=True):
 
 
 class _Images(Struct, forbid_unknown_fields=True):
-    images: Annotated[list[bytes], Meta(description="JPEG or PNG files")] = []
+    images: Annotated[list[bytes], Meta(description="JPEG, PNG, WebP, GIF or BMP files")] = []
     pixels: Tensor | None = None
 
     @classmethod
@@ -150,7 +150,8 @@ def _with_dtypes(reply: vision_pb2.ExtractFeaturesResponse) -> dict[str, Any]:
     return found
 
 
-_FILES, _CSV, _TEXT = ("image/jpeg", "image/png"), ("text/csv",), ("text/plain",)
+_FILES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp")
+_CSV, _TEXT = ("text/csv",), ("text/plain",)
 ACTIONS = {
     "classify": Action(
         "/rafaga.v1.Vision/Classify",

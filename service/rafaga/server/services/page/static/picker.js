@@ -3,7 +3,7 @@
 import { h } from "./dom.js";
 
 // What the server decodes; other kinds that the browser knows are converted.
-const DECODED = ["image/jpeg", "image/png"];
+const DECODED = ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"];
 
 async function readable(file) {
   if (DECODED.includes(file.type)) return file;
@@ -17,7 +17,7 @@ async function readable(file) {
   }
 }
 
-// `onimage` gets a Blob of JPEG or PNG, `onerror` a message. {node, destroy}
+// `onimage` gets a Blob that the server decodes, `onerror` a message. {node, destroy}
 export function picker(onimage, onerror) {
   const take = async (file) => {
     if (!file) return;
