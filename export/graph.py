@@ -120,7 +120,7 @@ def _scale_to_unit_variance(module: nn.Module, inputs: tuple[Tensor, ...], outpu
 def _scale_of(module: nn.Conv2d | nn.Linear) -> nn.Parameter | None:
     """The parameter that the output is proportional to: the weight, or its length under weight normalisation."""
     if is_parametrized(module, "weight"):
-        (first, *others) = module.parametrizations["weight"]  # type: ignore[index, misc]
+        (first, *others) = module.parametrizations["weight"]  # type: ignore[index]
         only_length = isinstance(first, parametrizations._WeightNorm) and not others
         return module.parametrizations["weight"].original0 if only_length else None  # type: ignore[index, union-attr]
     return module._parameters.get("weight", module._parameters.get("weight_g"))

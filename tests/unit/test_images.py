@@ -15,6 +15,7 @@ from PIL import Image
 from rafaga import images
 from rafaga.bundle import ImagePreparation, Interpolation
 from rafaga.errors import InvalidImage
+from rafaga.formats import Stopped
 from tests.integration import messages
 
 LIMIT = 50_000_000
@@ -224,7 +225,7 @@ class TestRefused:
         assert len(asked) > len(data) / 32_768
         for last in (0, len(asked) // 2, len(asked) - 1):
             asks = iter(range(last + 1))
-            with pytest.raises(images.Stopped):
+            with pytest.raises(Stopped):
                 images.prepare(data, FREE, LIMIT, lambda: next(asks) == last)  # noqa: B023
 
 

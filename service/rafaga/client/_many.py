@@ -51,7 +51,7 @@ class Results(Generic[T_co]):
 
     >>> found = client.classify_many(paths, model="lenet5-mnist")               # doctest: +SKIP
     >>> {paths[position]: error for position, error in found.errors.items()}    # doctest: +SKIP
-    {PosixPath('broken.png'): InvalidImage('expected a whole JPEG, PNG, WebP, GIF or BMP file, got 9 bytes that do not decode')}
+    {PosixPath('broken.png'): InvalidImage('expected a whole JPEG, PNG, …')}
     """
 
     outcomes: tuple[T_co | Failure, ...]

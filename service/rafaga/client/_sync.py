@@ -50,8 +50,9 @@ class Client(SyncConnection):
     ) -> Classification:
         """The `top_k` most probable labels of one image.
 
-        image: path, encoded bytes (JPEG, PNG, WebP, GIF, BMP) or PIL image, which the server prepares the way the model was trained; or
-        pixels as uint8 [height, width] or [height, width, channels], used as they are. version: None is the newest.
+        image: path, encoded bytes (JPEG, PNG, WebP, GIF, BMP) or PIL image, which the server prepares the way the model
+        was trained; or pixels as uint8 [height, width] or [height, width, channels], used as they are. version: None is
+        the newest.
 
         Raises InvalidTensor for an array of another kind (before anything is sent), InvalidImage for what cannot be
         decoded, ModelNotFound, Unsupported for a model of another task, OSError for an unreadable file.
