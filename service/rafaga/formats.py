@@ -72,9 +72,13 @@ def check_format(data: bytes, max_pixels: int) -> None:
 def check_size(width: int, height: int, max_pixels: int) -> None:
     """Raises InvalidImage."""
     if width * height > max_pixels:
-        raise InvalidImage(f"expected at most {max_pixels} pixels, got {width * height}: send a smaller image")
+        raise too_large(width * height, max_pixels)
     if max(width, height) > MAX_SIDE:
         raise InvalidImage(f"expected at most {MAX_SIDE} pixels a side, got {height}x{width}")
+
+
+def too_large(pixels: int, max_pixels: int) -> InvalidImage:
+    return InvalidImage(f"expected at most {max_pixels} pixels, got {pixels}: send a smaller image")
 
 
 def check_coding(data: bytes, kind: str | None, codec: str) -> None:

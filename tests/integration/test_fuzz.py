@@ -109,7 +109,7 @@ def test_every_unary_method_is_among_them(served: Served) -> None:
     assert sorted(served.server._router.methods) == UNARY
 
 
-@pytest.mark.parametrize("examples", [400, pytest.param(100_000, marks=NIGHTLY)])
+@pytest.mark.parametrize("examples", [600, pytest.param(100_000, marks=NIGHTLY)])
 def test_every_request_gets_a_clean_status_that_is_counted(served: Served, examples: int) -> None:
     stubs = {method: served.channel.unary_unary(method) for method in UNARY}
     statuses, before = Counts(), counted(served)

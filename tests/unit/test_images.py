@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 import zlib
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from rafaga import images
 from rafaga.bundle import ImagePreparation, Interpolation
 from rafaga.errors import InvalidImage
-from rafaga.formats import Stopped
+from rafaga.formats import FORMATS, Stopped
 from tests.integration import messages
 
 LIMIT = 50_000_000
@@ -131,11 +132,48 @@ class TestOrientation:
         corners = [got[8, 8], got[8, columns - 8], got[rows - 8, columns - 8], got[rows - 8, 8]]
         assert int(np.argmax([c[0] for c in corners])) == [0, 1, 2, 3, 0, 1, 2, 3][orientation - 1]
 
+    def test_a_model_may_take_photos_as_they_are_stored(self) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        data = encoded(picture(96, 64), "JPEG", exif=exif)
+        stored = ImagePreparation(height=None, width=None, channels=3, exif_orientation=False)
+        got, size = images.prepare(data, stored, LIMIT)
+        assert (got.shape, size) == ((64, 96, 3), (64, 96))
+        assert images.prepare(data, FREE, LIMIT).size == (96, 64)
+
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # by Pillow
     def test_damaged_exif_is_no_reason_to_refuse_an_image(self) -> None:
         image = picture(40, 30)
         data = encoded(image, "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff nonsense")
         assert prepare(data, FREE, LIMIT).shape == (30, 40, 3)
+
+
+class TestFormats:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"kind": "WEBP", "lossless": True},
+            {"kind": "BMP"},
+            {"kind": "GIF", "save_all": True, "append_images": [picture(300, 280, seed=1)]},
+            {"kind": "WEBP", "lossless": True, "save_all": True, "append_images": [picture(300, 280, seed=1)]},
+        ],
+        ids=["webp", "bmp", "gif", "animated webp"],
+    )
+    def test_the_first_frame_as_png_gives_it(self, options: dict[str, Any]) -> None:
+        image = picture(300, 280)
+        if options["kind"] == "GIF":
+            image = image.quantize(64)
+        assert_close(prepare(encoded(image, **options), IMAGENET, LIMIT), by_torchvision(image, IMAGENET))
+
+    def test_sixteen_bits_are_scaled(self) -> None:
+        """Pillow's conversion would clip grey to white. Of colours it keeps the higher byte."""
+        grey = np.arange(0, 65_536, 65_535 // 255, dtype=np.uint16).reshape(16, 16)
+        free = ImagePreparation(height=None, width=None, channels=1)
+        data = encoded(Image.fromarray(grey))
+        assert prepare(data, free, LIMIT)[..., 0].ravel().tolist() == list(range(256))
+        assert prepare(data, FREE, LIMIT)[..., 1].ravel().tolist() == list(range(256))
+        colours = np.repeat(grey[..., np.newaxis], 3, axis=2)
+        assert prepare(_deep_png(colours), FREE, LIMIT)[..., 1].ravel().tolist() == list(range(256))
 
 
 class TestRefused:
@@ -146,24 +184,39 @@ class TestRefused:
             b"not an image",
             b"\xff\xd8\xff",
             b"\x89PNG\r\n\x1a\n",
-            encoded(picture(20, 20), "GIF"),
-            encoded(picture(20, 20), "BMP"),
-            encoded(picture(20, 20), "TIFF"),
-            encoded(picture(20, 20), "WEBP"),
+            b"RIFF\x10\0\0\0WEBPVP8 \0\0\0\0",
+            b"GIF89a" + bytes(99),
+            b"BM" + bytes(99),
         ],
     )
-    def test_other_formats(self, data: bytes) -> None:
-        with pytest.raises(InvalidImage, match="whole JPEG or PNG file"):
+    def test_what_is_no_image(self, data: bytes) -> None:
+        with pytest.raises(InvalidImage, match="whole JPEG, PNG, WebP, GIF or BMP file"):
             prepare(data, IMAGENET, LIMIT)
 
-    @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+    @pytest.mark.parametrize(
+        ("data", "name"),
+        [
+            (encoded(picture(20, 20), "TIFF"), "TIFF"),
+            (b"\0\0\0\x1cftypheic" + bytes(99), "HEIC"),
+            (b"\0\0\0\x1cftypavif" + bytes(99), "AVIF"),
+            (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+            (b"%PDF-1.7", "PDF"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_other_formats_are_named(self, data: bytes, name: str) -> None:
+        with pytest.raises(InvalidImage, match=f"WebP, GIF or BMP file, got {name}: convert it first"):
+            prepare(data, IMAGENET, LIMIT)
+
+    @pytest.mark.parametrize("kind", FORMATS)
     @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
     def test_truncated_files(self, kind: str, share: float) -> None:
         data = encoded(picture(200, 200), kind)
         with pytest.raises(InvalidImage):
             prepare(data[: int(len(data) * share)], IMAGENET, LIMIT)
 
-    @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+    @pytest.mark.filterwarnings("ignore:.*DecompressionBomb")  # a damaged header may say any size
+    @pytest.mark.parametrize("kind", FORMATS)
     def test_damaged_files_give_pixels_or_a_clean_error(self, kind: str) -> None:
         data = encoded(picture(120, 100), kind)
         rng = np.random.default_rng(0)
@@ -173,12 +226,6 @@ class TestRefused:
                 damaged[at] = rng.integers(0, 256)
             with suppress(InvalidImage):
                 assert prepare(bytes(damaged), IMAGENET, LIMIT).shape == (224, 224, 3)
-
-    def test_sixteen_bits_of_grey(self) -> None:
-        """Pillow's conversion would clip them to white."""
-        data = encoded(Image.fromarray(np.full((30, 30), 30_000, np.uint16)))
-        with pytest.raises(InvalidImage, match="8 bits per channel"):
-            prepare(data, MNIST, LIMIT)
 
     @pytest.mark.parametrize("size", [(14_143, 14_143), (60_000, 60_000), (2**31 - 1, 1)])
     def test_a_bomb_is_refused_by_its_header(self, size: tuple[int, int]) -> None:
@@ -190,6 +237,36 @@ class TestRefused:
             assert tracemalloc.get_traced_memory()[1] < 10e6
         finally:
             tracemalloc.stop()
+
+    @pytest.mark.parametrize("kind", [b"VP8X", b"VP8 ", b"VP8L"])
+    def test_the_canvas_of_a_webp_file_is_checked_before_it_is_allocated(
+        self, kind: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its decoder allocates it twice, as soon as Pillow opens the file."""
+        side = 16_000
+        heads = {
+            b"VP8X": bytes(4) + (side - 1).to_bytes(3, "little") * 2,
+            b"VP8 ": bytes(3) + b"\x9d\x01\x2a" + side.to_bytes(2, "little") * 2,
+            b"VP8L": b"\x2f" + (side - 1 | side - 1 << 14).to_bytes(4, "little") + bytes(5),
+        }
+        data = b"RIFF" + (22).to_bytes(4, "little") + b"WEBP" + kind + (10).to_bytes(4, "little") + heads[kind]
+        monkeypatch.delattr(Image, "open")
+        with pytest.raises(InvalidImage, match="at most 50000000 pixels, got 256000000"):
+            prepare(data, IMAGENET, LIMIT)
+
+    def test_a_gif_file_of_many_comments(self) -> None:
+        data = encoded(picture(8, 8).convert("P"), "GIF")
+        comments = b"!\xfe" + b"\x01x" * 200_000 + b"\0"
+        screen = 13 + 3 * 2 ** ((data[10] & 7) + 1)
+        with pytest.raises(InvalidImage, match="header has too many parts"):
+            prepare(data[:screen] + comments + data[screen:], IMAGENET, LIMIT)
+
+    def test_a_compressed_bmp_file(self) -> None:
+        """Pillow decodes it in Python, pixel by pixel."""
+        head = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 8, 1, 8, 0, 0, 256, 0)
+        data = b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + 40 + 1024) + head + bytes(1024) + bytes((16, 1, 0, 1)) * 2
+        with pytest.raises(InvalidImage, match="a compressed BMP file"):
+            prepare(data, IMAGENET, LIMIT)
 
     def test_a_sliver_is_not_blown_up(self) -> None:
         """1x16384 pixels, shorter side to 256: the whole of it would be of a gigapixel."""
@@ -215,7 +292,7 @@ class TestRefused:
         with pytest.raises(InvalidImage, match="at most 100 scans in a JPEG file, got 1"):
             prepare(messages.many_scans(100), IMAGENET, LIMIT)
 
-    @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
     def test_a_decode_that_nobody_waits_for_is_stopped(self, kind: str) -> None:
         """1. A whole decode asks many times whether to go on. 2. Told to stop at any of them, it does."""
         noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
@@ -230,9 +307,19 @@ class TestRefused:
 
 
 def _png_header(width: int, height: int) -> bytes:
+    return _png(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), bytes(1000))
+
+
+def _deep_png(pixels: np.ndarray) -> bytes:
+    """uint16 [height, width, 3]"""
+    height, width, _ = pixels.shape
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    return _png(struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0), lines)
+
+
+def _png(header: bytes, lines: bytes) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = zlib.compress(bytes(1000))
+    body = zlib.compress(lines)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")

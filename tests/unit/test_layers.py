@@ -19,6 +19,7 @@ LAYERS = (
         "tensors",
         "bundle",
         "plain_model",
+        "formats",
         "images",
         "int8",
         "objects",

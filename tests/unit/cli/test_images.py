@@ -94,9 +94,11 @@ class TestExpansion:
         assert [image.name for image in expand(["odd[1].png", "absent.png"])] == ["odd[1].png", "absent.png"]
         assert expand(["-"]) == [("stdin", b"encoded")]
 
-    @pytest.mark.parametrize("word", ["empty", "*.gif"])
+    @pytest.mark.parametrize("word", ["empty", "*.tif"])
     def test_nothing_there(self, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "empty").mkdir()
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(UsageError, match=r"empty: no .jpeg, .jpg, .png file|\*\.gif: no file matches"):
+        with pytest.raises(
+            UsageError, match=r"empty: no .bmp, .gif, .jpeg, .jpg, .png, .webp file|\*\.tif: no file matches"
+        ):
             expand([word])

@@ -157,4 +157,4 @@ def test_a_missing_model_and_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         parse_load([*MODEL, "--trace", str(tmp_path / "absent")], {})
     with pytest.raises(PayloadError):
-        parse_load([*MODEL, "--rate", "1", "--input", str(tmp_path / "absent.gif")], {})
+        parse_load([*MODEL, "--rate", "1", "--input", str(tmp_path / "absent.tif")], {})

@@ -66,7 +66,10 @@ def test_a_terminal_gets_short_text_that_fits() -> None:
             LOG.error("model not served", extra={"model": "digits", "version": 1})
         with configured(Config.of(log_format="json").observability, terminal):
             LOG.info("serving")
-        text, *wrapped, last = os.read(reader, 4096).decode().splitlines()
+        shown = b""
+        while shown.count(b"\n") < 5:
+            shown += os.read(reader, 4096)
+        text, *wrapped, last = shown.decode().splitlines()
     os.close(reader)
     assert text[2::3][:2] == "::"
     assert text[9:] == "serving  host=127.0.0.1"

@@ -112,7 +112,8 @@ def test_a_crash_shows_what_was_printed_last_and_where_it_happened() -> None:
         libc.abort()
     """)
     text = "\n".join(lines)
-    assert code == -signal.SIGABRT
+    # Printing the stacks of threads that run may itself end in SIGSEGV.
+    assert code in (-signal.SIGABRT, -signal.SIGSEGV)
     assert '"message": "terminate called"' in text
     assert '"message": "out of luck"' in text
     assert "Fatal Python error" in text
