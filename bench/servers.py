@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -51,7 +52,8 @@ class Target:
 
     def answered(self, model: str) -> int:
         """Requests answered since the start."""
-        with urllib.request.urlopen(self.metrics_url, timeout=10) as reply:
+        tls = None if self.ca is None else ssl.create_default_context(cafile=self.ca)
+        with urllib.request.urlopen(self.metrics_url, timeout=10, context=tls) as reply:
             text = reply.read().decode()
         found = re.findall(rf'^nv_inference_request_success{{[^}}]*model="{model}"[^}}]*}} (\S+)', text, re.M)
         return round(sum(map(float, found)))
@@ -91,7 +93,8 @@ def rafaga(
         )
         try:
             server.start()
-            yield Target(server.address, server.metrics_url, server.pid, ca)
+            url = server.metrics_url if ca is None else server.metrics_url.replace("http:", "https:")
+            yield Target(server.address, url, server.pid, ca)
         except Exception:
             print(server.last_log_lines())
             raise
