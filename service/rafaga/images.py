@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from rafaga.bundle import ImagePreparation, Interpolation
 from rafaga.errors import InvalidImage
-from rafaga.formats import ACCEPTED, FORMATS, ImageFile, Stopped, check_coding, check_format, check_size
+from rafaga.formats import ACCEPTED, FORMATS, ImageFile, Stopped, check_coding, check_format, check_size, too_large
 
 # The decoder is asked to go on after so many bytes.
 _CHUNK_BYTES = 16 * 1024
@@ -97,9 +97,7 @@ def _resized(image: Image.Image, preparation: ImagePreparation, max_pixels: int)
     part = resample is Image.Resampling.BILINEAR or scaled[0] * scaled[1] > _MOST_SPARED * (height or 1) * (width or 1)
     if height is None or width is None or left < 0 or top < 0 or not part:
         if scaled[0] * scaled[1] > max_pixels:
-            raise InvalidImage(
-                f"expected at most {max_pixels} pixels, got {scaled[0] * scaled[1]}: send a smaller image"
-            )
+            raise too_large(scaled[0] * scaled[1], max_pixels)
         whole = image.resize(scaled, resample)
         return whole if height is None or width is None else whole.crop((left, top, left + width, top + height))
     # Only the part that is kept is computed: the whole of an image of 1x3000 pixels would be of 256x768000.

@@ -107,7 +107,7 @@ def test_empty_files_missing_files_and_empty_bytes(tmp_path: Path) -> None:
         wire(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
 def test_pil_images_travel_without_loss(mode: str) -> None:
     image = Image.fromarray(RGB).convert(mode)
     found = wire(image)
