@@ -47,8 +47,8 @@ def _arrays(given: Sequence[str], specs: Mapping[str, TensorDescription]) -> dic
             name, value = next(iter(specs)), text
         if name not in specs:
             raise UsageError(
-                f"--input {text[:40]}: no input {name!r}{did_you_mean(name, specs)} "
-                f"Expected NAME=VALUES or NAME=@FILE for {listed(specs.values())}"
+                f"--input {text[:40]}: no input {name!r}{did_you_mean(name, specs)}; "
+                f"expected NAME=VALUES or NAME=@FILE for {listed(specs.values())}"
             )
         if name in arrays:
             raise UsageError(f"--input {name} is given more than once")
