@@ -17,7 +17,7 @@ def require_maps(entry: Entry, graph: ServingGraph) -> None:
     """Measures the strides of a backbone, by two images: where one is larger by n strides, so is its map by n cells.
 
     A module that takes one size only is measured by that size: its map has floor(H / stride) or ceil(H / stride) rows.
-    Raises ProofFailed where a map has another stride, or an embedding is no vector.
+    Raises ProofFailed where a map has another stride, or an embedding is not a vector.
     """
     assert isinstance(entry.input, ImageInput)
     size = entry.input.height or _SMALLEST, entry.input.width or _SMALLEST

@@ -13,7 +13,7 @@ from rafaga import Detections, Segmentation
 
 Colour = tuple[int, int, int]
 
-# Labels by which datasets name what is no object; they stay uncoloured.
+# Labels by which datasets name what is not an object; they stay uncoloured.
 _BACKGROUND = frozenset({"background", "__background__"})
 _OPACITY = 0.55
 

@@ -142,8 +142,9 @@ class GrpcTransport:
             time.sleep(min(PAUSE_BEFORE_CLOSE_S, grace_s))
             if self._loop is not None:
                 self._loop.flush(grace_s)
-            # Calls that arrive while grpcio stops would end as CANCELLED. A connection that ends is UNAVAILABLE.
-            sockets.hang_up(self._address, self._port)
+                # Calls that arrive while grpcio stops would end as CANCELLED. A connection that ends is UNAVAILABLE.
+                # Without the loop it is not known which replies have left: only stop() waits for them.
+                sockets.hang_up(self._address, self._port)
             # A handler that still works after its call has ended is not waited for.
             self._server.stop(grace_s).wait(grace_s + _HANDLER_GRACE_S)
             self._pool.shutdown(wait=False, cancel_futures=True)
