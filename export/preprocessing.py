@@ -35,7 +35,7 @@ class Preset:
 
 
 def preset_of(factory: Callable[..., object], weights: str) -> Preset | None:
-    """None if `factory` does not come from torchvision or timm, or has no metadata. `weights`: the option, or a file."""
+    """None without metadata, or if `factory` is not from torchvision or timm. `weights`: the option, or a file."""
     package = str(getattr(factory, "__module__", "")).partition(".")[0]
     if package == "torchvision":
         return _of_torchvision(factory, weights)
