@@ -107,7 +107,8 @@ class FeatureSpec(Frozen, frozen=True):
 
 class ForecastSpec(Frozen, frozen=True):
     """Inputs and outputs of a forecaster. Inputs `history` float32 [N, T] right-padded with zeros and `length` int64
-    [N]; output `quantiles` float32 [N, max_horizon, len(quantile_levels)].
+    [N]; output `quantiles` float32 [N, max_horizon, len(quantile_levels)]. With covariates, also the inputs
+    `past_covariates` float32 [N, T, C], padded like `history`, and `future_covariates` float32 [N, max_horizon, C].
     """
 
     min_history: int
@@ -117,6 +118,8 @@ class ForecastSpec(Frozen, frozen=True):
     season: int  # steps in one period; 1 without a season
     step: str  # time between observations: "month", "hour", "trading day"
     unit: str
+    frequency: str = ""  # `step` as pandas names it: "MS", "h", "B"; empty: unknown
+    covariates: tuple[str, ...] = ()  # names, in the order of the axis C; "calendar.month" etc. follow from timestamps
 
 
 class DetectionSpec(Frozen, frozen=True):

@@ -22,26 +22,35 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from rafaga.v1 import common_pb2 as rafaga_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brafaga/v1/forecasting.proto\x12\trafaga.v1\x1a\x16rafaga/v1/common.proto\"v\n\x0f\x46orecastRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07history\x18\x03 \x03(\x02\x12\x0f\n\x07horizon\x18\x04 \x01(\r\x12!\n\x06series\x18\x05 \x03(\x0b\x32\x11.rafaga.v1.Series\"\x18\n\x06Series\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\xb8\x01\n\x10\x46orecastResponse\x12.\n\tquantiles\x18\x01 \x03(\x0b\x32\x1b.rafaga.v1.QuantileForecast\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing\x12,\n\tforecasts\x18\x04 \x03(\x0b\x32\x19.rafaga.v1.SeriesForecast\"@\n\x0eSeriesForecast\x12.\n\tquantiles\x18\x01 \x03(\x0b\x32\x1b.rafaga.v1.QuantileForecast\"1\n\x10QuantileForecast\x12\r\n\x05level\x18\x01 \x01(\x02\x12\x0e\n\x06values\x18\x02 \x03(\x02\x32R\n\x0b\x46orecasting\x12\x43\n\x08\x46orecast\x12\x1a.rafaga.v1.ForecastRequest\x1a\x1b.rafaga.v1.ForecastResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brafaga/v1/forecasting.proto\x12\trafaga.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16rafaga/v1/common.proto\"\xb0\x01\n\x0f\x46orecastRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07history\x18\x03 \x03(\x02\x12\x0f\n\x07horizon\x18\x04 \x01(\r\x12!\n\x06series\x18\x05 \x03(\x0b\x32\x11.rafaga.v1.Series\x12\x11\n\tfrequency\x18\x06 \x01(\t\x12\x11\n\tquantiles\x18\x07 \x03(\x02\x12\x12\n\ncheck_last\x18\x08 \x01(\r\"\x90\x02\n\x06Series\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\n\n\x02id\x18\x02 \x01(\t\x12)\n\x05start\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\ntimestamps\x18\x04 \x03(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07missing\x18\x05 \x03(\r\x12\x35\n\ncovariates\x18\x06 \x03(\x0b\x32!.rafaga.v1.Series.CovariatesEntry\x1aG\n\x0f\x43ovariatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.Covariate:\x02\x38\x01\"\x1b\n\tCovariate\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\xb8\x01\n\x10\x46orecastResponse\x12.\n\tquantiles\x18\x01 \x03(\x0b\x32\x1b.rafaga.v1.QuantileForecast\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing\x12,\n\tforecasts\x18\x04 \x03(\x0b\x32\x19.rafaga.v1.SeriesForecast\"\xb9\x01\n\x0eSeriesForecast\x12.\n\tquantiles\x18\x01 \x03(\x0b\x32\x1b.rafaga.v1.QuantileForecast\x12\n\n\x02id\x18\x02 \x01(\t\x12.\n\ntimestamps\x18\x03 \x03(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x66illed\x18\x04 \x01(\r\x12+\n\x06\x63hecks\x18\x05 \x03(\x0b\x32\x1b.rafaga.v1.ObservationCheck\"t\n\x10ObservationCheck\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x10\n\x08observed\x18\x02 \x01(\x02\x12\r\n\x05lower\x18\x03 \x01(\x02\x12\r\n\x05upper\x18\x04 \x01(\x02\x12\r\n\x05score\x18\x05 \x01(\x02\x12\x0f\n\x07\x61nomaly\x18\x06 \x01(\x08\"1\n\x10QuantileForecast\x12\r\n\x05level\x18\x01 \x01(\x02\x12\x0e\n\x06values\x18\x02 \x03(\x02\x32R\n\x0b\x46orecasting\x12\x43\n\x08\x46orecast\x12\x1a.rafaga.v1.ForecastRequest\x1a\x1b.rafaga.v1.ForecastResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rafaga.v1.forecasting_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FORECASTREQUEST']._serialized_start=66
-  _globals['_FORECASTREQUEST']._serialized_end=184
-  _globals['_SERIES']._serialized_start=186
-  _globals['_SERIES']._serialized_end=210
-  _globals['_FORECASTRESPONSE']._serialized_start=213
-  _globals['_FORECASTRESPONSE']._serialized_end=397
-  _globals['_SERIESFORECAST']._serialized_start=399
-  _globals['_SERIESFORECAST']._serialized_end=463
-  _globals['_QUANTILEFORECAST']._serialized_start=465
-  _globals['_QUANTILEFORECAST']._serialized_end=514
-  _globals['_FORECASTING']._serialized_start=516
-  _globals['_FORECASTING']._serialized_end=598
+  _globals['_SERIES_COVARIATESENTRY']._loaded_options = None
+  _globals['_SERIES_COVARIATESENTRY']._serialized_options = b'8\001'
+  _globals['_FORECASTREQUEST']._serialized_start=100
+  _globals['_FORECASTREQUEST']._serialized_end=276
+  _globals['_SERIES']._serialized_start=279
+  _globals['_SERIES']._serialized_end=551
+  _globals['_SERIES_COVARIATESENTRY']._serialized_start=480
+  _globals['_SERIES_COVARIATESENTRY']._serialized_end=551
+  _globals['_COVARIATE']._serialized_start=553
+  _globals['_COVARIATE']._serialized_end=580
+  _globals['_FORECASTRESPONSE']._serialized_start=583
+  _globals['_FORECASTRESPONSE']._serialized_end=767
+  _globals['_SERIESFORECAST']._serialized_start=770
+  _globals['_SERIESFORECAST']._serialized_end=955
+  _globals['_OBSERVATIONCHECK']._serialized_start=957
+  _globals['_OBSERVATIONCHECK']._serialized_end=1073
+  _globals['_QUANTILEFORECAST']._serialized_start=1075
+  _globals['_QUANTILEFORECAST']._serialized_end=1124
+  _globals['_FORECASTING']._serialized_start=1126
+  _globals['_FORECASTING']._serialized_end=1208
 # @@protoc_insertion_point(module_scope)

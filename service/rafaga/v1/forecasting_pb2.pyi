@@ -8,6 +8,7 @@ import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
 import google.protobuf.message
+import google.protobuf.timestamp_pb2
 import rafaga.v1.common_pb2
 import sys
 import typing
@@ -28,11 +29,20 @@ class ForecastRequest(google.protobuf.message.Message):
     HISTORY_FIELD_NUMBER: builtins.int
     HORIZON_FIELD_NUMBER: builtins.int
     SERIES_FIELD_NUMBER: builtins.int
+    FREQUENCY_FIELD_NUMBER: builtins.int
+    QUANTILES_FIELD_NUMBER: builtins.int
+    CHECK_LAST_FIELD_NUMBER: builtins.int
     model: builtins.str
     version: builtins.int
     """Zero asks for the newest version that is ready."""
     horizon: builtins.int
-    """Steps ahead; zero means all steps that the model gives."""
+    """Steps ahead; zero means all steps that the model gives. More steps are rolled out: the median of each forecast
+    continues the series, and the intervals widen.
+    """
+    frequency: builtins.str
+    """Time between observations, as pandas names it: "h", "D", "MS". It must be the model's; empty: not checked."""
+    check_last: builtins.int
+    """Compares the last observations of each series, so many, with forecasts of one step."""
     @property
     def history(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Evenly spaced observations in the unit the model was trained on, oldest first. Finite numbers only."""
@@ -40,6 +50,10 @@ class ForecastRequest(google.protobuf.message.Message):
     @property
     def series(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Series]:
         """Several series in one message, instead of `history`; of any lengths."""
+
+    @property
+    def quantiles(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """Levels wanted, rising; empty: the levels that the model gives. Others are interpolated between those."""
 
     def __init__(
         self,
@@ -49,8 +63,11 @@ class ForecastRequest(google.protobuf.message.Message):
         history: collections.abc.Iterable[builtins.float] | None = ...,
         horizon: builtins.int = ...,
         series: collections.abc.Iterable[Global___Series] | None = ...,
+        frequency: builtins.str = ...,
+        quantiles: collections.abc.Iterable[builtins.float] | None = ...,
+        check_last: builtins.int = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["history", b"history", "horizon", b"horizon", "model", b"model", "series", b"series", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["check_last", b"check_last", "frequency", b"frequency", "history", b"history", "horizon", b"horizon", "model", b"model", "quantiles", b"quantiles", "series", b"series", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ForecastRequest: typing_extensions.TypeAlias = ForecastRequest
@@ -59,10 +76,79 @@ Global___ForecastRequest: typing_extensions.TypeAlias = ForecastRequest
 class Series(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
+    @typing.final
+    class CovariatesEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @property
+        def value(self) -> Global___Covariate: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Global___Covariate | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["value", b"value"]
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["key", b"key", "value", b"value"]
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+    VALUES_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    START_FIELD_NUMBER: builtins.int
+    TIMESTAMPS_FIELD_NUMBER: builtins.int
+    MISSING_FIELD_NUMBER: builtins.int
+    COVARIATES_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """Comes back with the forecast."""
+    @property
+    def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """As `history`. Any number may stand at the positions in `missing`."""
+
+    @property
+    def start(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Of the first value. Forecasts of a series with times have times."""
+
+    @property
+    def timestamps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[google.protobuf.timestamp_pb2.Timestamp]:
+        """One per value, instead of `start`: they are checked against the frequency."""
+
+    @property
+    def missing(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Positions of missing values, from 0, rising. Gaps are filled by linear interpolation."""
+
+    @property
+    def covariates(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___Covariate]:
+        """Known in advance, by name; required by models trained with covariates."""
+
+    def __init__(
+        self,
+        *,
+        values: collections.abc.Iterable[builtins.float] | None = ...,
+        id: builtins.str = ...,
+        start: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        timestamps: collections.abc.Iterable[google.protobuf.timestamp_pb2.Timestamp] | None = ...,
+        missing: collections.abc.Iterable[builtins.int] | None = ...,
+        covariates: collections.abc.Mapping[builtins.str, Global___Covariate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["start", b"start"]
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["covariates", b"covariates", "id", b"id", "missing", b"missing", "start", b"start", "timestamps", b"timestamps", "values", b"values"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___Series: typing_extensions.TypeAlias = Series
+
+@typing.final
+class Covariate(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
     VALUES_FIELD_NUMBER: builtins.int
     @property
     def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """As `history`."""
+        """One per value of the series, then one per step of the horizon."""
 
     def __init__(
         self,
@@ -72,7 +158,7 @@ class Series(google.protobuf.message.Message):
     _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["values", b"values"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
-Global___Series: typing_extensions.TypeAlias = Series
+Global___Covariate: typing_extensions.TypeAlias = Covariate
 
 @typing.final
 class ForecastResponse(google.protobuf.message.Message):
@@ -114,19 +200,75 @@ class SeriesForecast(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     QUANTILES_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    TIMESTAMPS_FIELD_NUMBER: builtins.int
+    FILLED_FIELD_NUMBER: builtins.int
+    CHECKS_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    """Of the series."""
+    filled: builtins.int
+    """How many missing values were filled."""
     @property
     def quantiles(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___QuantileForecast]:
         """By rising level."""
+
+    @property
+    def timestamps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[google.protobuf.timestamp_pb2.Timestamp]:
+        """One per step, for series with times."""
+
+    @property
+    def checks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ObservationCheck]:
+        """Of the last observations, if the request asked to check them; in their order."""
 
     def __init__(
         self,
         *,
         quantiles: collections.abc.Iterable[Global___QuantileForecast] | None = ...,
+        id: builtins.str = ...,
+        timestamps: collections.abc.Iterable[google.protobuf.timestamp_pb2.Timestamp] | None = ...,
+        filled: builtins.int = ...,
+        checks: collections.abc.Iterable[Global___ObservationCheck] | None = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["quantiles", b"quantiles"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["checks", b"checks", "filled", b"filled", "id", b"id", "quantiles", b"quantiles", "timestamps", b"timestamps"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___SeriesForecast: typing_extensions.TypeAlias = SeriesForecast
+
+@typing.final
+class ObservationCheck(google.protobuf.message.Message):
+    """An observation beside the interval that was forecast for it one step before."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: builtins.int
+    OBSERVED_FIELD_NUMBER: builtins.int
+    LOWER_FIELD_NUMBER: builtins.int
+    UPPER_FIELD_NUMBER: builtins.int
+    SCORE_FIELD_NUMBER: builtins.int
+    ANOMALY_FIELD_NUMBER: builtins.int
+    position: builtins.int
+    """In the series, from 0."""
+    observed: builtins.float
+    lower: builtins.float
+    """The widest central interval that the model gives."""
+    upper: builtins.float
+    score: builtins.float
+    """Distance from the interval's centre in halves of its width: above 1 is outside."""
+    anomaly: builtins.bool
+    def __init__(
+        self,
+        *,
+        position: builtins.int = ...,
+        observed: builtins.float = ...,
+        lower: builtins.float = ...,
+        upper: builtins.float = ...,
+        score: builtins.float = ...,
+        anomaly: builtins.bool = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["anomaly", b"anomaly", "lower", b"lower", "observed", b"observed", "position", b"position", "score", b"score", "upper", b"upper"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___ObservationCheck: typing_extensions.TypeAlias = ObservationCheck
 
 @typing.final
 class QuantileForecast(google.protobuf.message.Message):
