@@ -406,3 +406,73 @@ class TestHttp:
         assert schemas["Series"]["properties"].keys() == set(pb.Series.DESCRIPTOR.fields_by_name) - {"missing"}
         stamps = schemas["rafaga.v1.SeriesForecast"]["properties"]["timestamps"]
         assert stamps == {"type": "array", "items": {"type": "string", "format": "date-time"}}
+
+
+class TestKServe:
+    """See also test_open_inference_clients.py, which uses KServe's own types."""
+
+    PATH = "/v1/timeseries/forecast"
+
+    @staticmethod
+    def body(frequency: str = "M", start: str | None = None, model: str = "monthly", **options: Any) -> dict[str, Any]:
+        series = {"type": "univariate_time_series", "name": "a", "series": [1, 2, 3], "frequency": frequency}
+        return {
+            "model": model,
+            "inputs": [series | ({"start_timestamp": start} if start else {})],
+            "options": {"horizon": 2} | options,
+        }
+
+    def test_answers_are_in_its_form(self, served: Served) -> None:
+        answer = send(served, self.PATH, self.body("month", "2020-01-01T00:00:00Z", quantiles=[0.9, 0.3])).json
+        assert answer.keys() == {"id", "created_at", "status", "model", "outputs", "error", "usage"}
+        (output,) = answer["outputs"]
+        assert (output["type"], output["status"], output["error"]) == ("time_series_forecast", "completed", None)
+        (found,) = output["content"]
+        low, median, high = bundles.forecast(np.array([1, 2, 3], np.float32))[:2].T
+        assert found["mean_forecast"] == pytest.approx(median)
+        assert found["quantiles"]["0.9"] == pytest.approx(high)
+        assert found["quantiles"]["0.3"] == pytest.approx((low + median) / 2)
+        assert (found["name"], found["frequency"]) == ("a", "month")
+        assert found["start_timestamp"] == "2020-04-01T00:00:00Z"
+        (found,) = send(served, self.PATH, self.body()).json["outputs"][0]["content"]
+        assert (found["quantiles"], found["start_timestamp"]) == (None, "")
+
+    @pytest.mark.parametrize(
+        ("frequency", "start", "later"),
+        [
+            ("S", "2020-01-01T00:00:58Z", "2020-01-01T00:01:01Z"),
+            ("minute", "2020-01-01T00:58:00Z", "2020-01-01T01:01:00Z"),
+            ("H", "2020-01-01T22:00:00Z", "2020-01-02T01:00:00Z"),
+            ("day", "2020-02-27", "2020-03-01T00:00:00Z"),
+            ("W", "2020-01-01", "2020-01-22T00:00:00Z"),
+            ("M", "2020-01-31", "2020-04-30T00:00:00Z"),
+            ("quarter", "2020-02-01", "2020-11-01T00:00:00Z"),
+            ("Y", "2020-12-31", "2023-12-31T00:00:00Z"),
+        ],
+    )
+    def test_its_frequencies(self, served: Served, frequency: str, start: str, later: str) -> None:
+        (output,) = send(served, self.PATH, self.body(frequency, start, "series")).json["outputs"]
+        assert output["content"][0]["start_timestamp"] == later
+
+    @pytest.mark.parametrize(
+        ("changed", "status", "says"),
+        [
+            ({"model": "nobody"}, 404, "no model 'nobody'"),
+            ({"inputs": []}, 400, "`$.inputs`"),
+            ({"options": {"horizon": 0}}, 400, "`$.options.horizon`"),
+            ({"options": {"horizon": 2, "quantiles": [0.99]}}, 400, "expected quantiles from 0.1 to 0.9"),
+            (body("D"), 400, "expected the frequency MS"),
+            (body("fortnight"), 400, "`$.inputs[0].frequency`"),
+            (body("M", "2020-01-15"), 400, "expected the first day of a month"),
+            (body("M", "soon"), 400, "series 0: start_timestamp: expected a time"),
+            ({"inputs": body("W", "2020-01-01")["inputs"] + body("W", "2020-01-02")["inputs"]}, 400, "W-THU, W-WED"),
+            ({"inputs": [body()["inputs"][0] | {"type": "multivariate_time_series"}]}, 400, "`$.inputs[0].type`"),
+        ],
+    )
+    def test_errors_are_in_its_form(self, served: Served, changed: dict[str, Any], status: int, says: str) -> None:
+        answer = send(served, self.PATH, self.body() | changed)
+        assert answer.status == status, answer
+        assert answer.json.keys() == {"error"}
+        assert answer.json["error"].keys() == {"code", "message", "param", "type"}
+        assert answer.json["error"]["code"] == str(status)
+        assert says in answer.json["error"]["message"]
