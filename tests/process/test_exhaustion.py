@@ -1,4 +1,4 @@
-"""What runs out, comes back: open files under a flood of connections, calls in flight, and memory after large images."""
+"""What runs out, comes back: files under a flood of connections, calls in flight, memory after large images."""
 
 from __future__ import annotations
 
