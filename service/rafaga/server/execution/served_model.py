@@ -24,7 +24,8 @@ class ServedModel:
     thread delivers. Several engines take batches from one queue.
 
     sized_by: the input whose size decides the cost of a row: of those with free dimensions, the largest.
-    reference_size: elements of a row of that input when the latency table was measured.
+    reference_size: elements of a row of that input when the latency table was measured. timed: the inputs whose second
+    axis is the length of a ragged row.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ServedModel:
         self.metrics = metrics
         free = [i for i, spec in enumerate(bundle.inputs) if None in spec.shape[1 if self.batched else 0 :]]
         self.sized_by = max(free or [0], key=lambda i: int(samples.inputs[i][0].size))
+        self.timed = tuple(i for i, spec in enumerate(bundle.inputs) if self.ragged and spec.shape[1:2] == (None,))
         self.reference_size = max(1, int(samples.inputs[self.sized_by][0].size))
         # Batches of an engine that takes the next one while it runs, or of one among several, never run inline.
         inline = len(engines) == 1 and engines[0].depth == 1

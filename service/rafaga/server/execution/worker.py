@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from rafaga.errors import EngineFailure, InternalError, RafagaError
 from rafaga.server.engines.contract import Engine, PendingOutputs
 from rafaga.server.engines.rejection import rejection
@@ -339,7 +341,8 @@ def _refuse_non_finite(model: WorkerContext, parts: Sequence[Part], outputs: Arr
     at = 0
     for job, start, stop in parts:
         end = at + stop - start
-        error = non_finite_output(tuple(o[at:end] for o in outputs), model.finite, start)
+        numbers = np.arange(job.rows)[job.numbers(start, stop)]
+        error = non_finite_output(tuple(o[at:end] for o in outputs), model.finite, numbers)
         if error is not None and not job.finished:
             _LOG.info("a request was rejected: %s", error.message, extra={"model": model.name})
             model.metrics.output_not_finite()
