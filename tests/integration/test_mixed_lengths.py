@@ -55,7 +55,7 @@ def served() -> Iterator[Served]:
 
 
 @pytest.fixture
-def wasted(served: Served) -> Iterator[Callable[[], float]]:
+def wasted(served: Served) -> Callable[[], float]:
     """The share of padding in what was computed since the test began."""
 
     def counts() -> np.ndarray:

@@ -116,7 +116,7 @@ def by_length(inputs: Arrays, timed: Sequence[int]) -> tuple[Arrays, Ragged | No
         if longest < inputs[timed[0]].shape[1]:
             inputs = tuple(a[:, :longest] if i in timed else a for i, a in enumerate(inputs))
         return inputs, None
-    order = np.argsort(-inputs[1], kind="stable")
+    order = np.argsort([-n for n in lengths], kind="stable")
     inputs = tuple(a[order, :longest] if i in timed else a[order] for i, a in enumerate(inputs))
     return inputs, Ragged(inputs[1].tolist(), order, timed)
 
