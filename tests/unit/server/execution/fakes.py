@@ -13,9 +13,9 @@ import numpy as np
 from rafaga.bundle import TensorSpec
 from rafaga.errors import RafagaError
 from rafaga.plain_model import PlainModel
+from rafaga.server.engines.batched import Completed, assemble, failed
 from rafaga.server.engines.contract import PendingOutputs
 from rafaga.server.engines.loading import Samples
-from rafaga.server.engines.onnxruntime import Completed, assemble, failed
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.execution.supervisor import SupervisorPolicy
 from rafaga.server.observability.metrics import Metrics
