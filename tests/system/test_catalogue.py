@@ -22,9 +22,10 @@ from models.entry import Entry
 from models.progress import Silent
 from models.zoo import catalogue
 from rafaga import Client
-from rafaga.bundle import GOLDEN, Precision, Task, relative_error
+from rafaga.bundle import GOLDEN, Precision, Task
 from rafaga.objects import paired
 from rafaga.server.config.settings import PrecisionChoice
+from rafaga.tensors import relative_error
 from tests.integration import open_inference
 from tests.integration.serving import PATIENCE_S, Served, serving
 

@@ -19,6 +19,7 @@ LAYERS = (
         "tensors",
         "bundle",
         "plain_model",
+        "processor",
         "formats",
         "images",
         "int8",

@@ -12,12 +12,13 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from rafaga.bundle import Bundle, relative_error
+from rafaga.bundle import Bundle
 from rafaga.errors import BundleError
 from rafaga.objects import paired
 from rafaga.server.engines.contract import Engine, run_in_batches
 from rafaga.server.engines.loading import Samples
 from rafaga.server.scheduling.job import Arrays
+from rafaga.tensors import relative_error
 
 _MOST_BYTES = 2**29
 

@@ -71,7 +71,7 @@ class Loader:
         max_rows = min(bundle.max_batch_size, self.max_batch_size)
         passed = self._tried(folder, bundle.name, bundle.version, placement, bundle, variant.file)
         golden = Golden.load(bundle, io.BytesIO(bundles.read_verified(folder, bundle, bundles.GOLDEN)))
-        verify = partial(golden.verify, tolerance=variant.golden_tolerance, max_rows=max_rows)
+        verify = partial(golden.verify, tolerance=variant.parity.golden_tolerance, max_rows=max_rows)
 
         def read() -> ModelToPlace:
             model = guarded(bundles.read_verified(folder, bundle, variant.file), passed.guards)
