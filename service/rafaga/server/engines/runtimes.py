@@ -9,14 +9,16 @@ import msgspec
 
 from rafaga import int8, processor
 from rafaga.bundle import Bundle, EngineAccuracy, EngineName, Frozen, Loss, Metric, Precision, Variant
-from rafaga.errors import BundleError, listed
+from rafaga.errors import BundleError
 
 # A smaller speedup is not worth giving up the answers of full precision.
 _WORTHWHILE_SPEEDUP = 1.2
-# bf16 keeps 8 bits of each factor. Only for models that are served in bf16 by name, without a measured error.
-_UNMEASURED_BF16 = 0.05
-_PLAIN = 1e-3
+# Errors to allow where export measured none: of a plain file, and of products of 8 bits each.
+_PLAIN, _UNMEASURED = 1e-3, 0.05
+# ONNX Runtime refuses indices out of range; OpenVINO answers zeros, and has int64 in 32 bits.
+_INDICES = frozenset({"int32", "int64"})
 _ORDER = tuple(Precision)
+_CONFIGURED = "as configured"
 
 
 class Runtime(Frozen, frozen=True):
@@ -36,8 +38,8 @@ class Runtime(Frozen, frozen=True):
 
 
 class Choice(NamedTuple):
-    """default: what serves a model where nothing is measured. rivals: those to compare, in order of preference; ():
-    none. left_out: why others are not among them."""
+    """default: what serves a model where nothing is compared. rivals: those to compare, in order of preference; ():
+    none. left_out: others, and why they are not among them."""
 
     default: Runtime
     rivals: tuple[Runtime, ...] = ()
@@ -47,51 +49,79 @@ class Choice(NamedTuple):
 def on_cpu(bundle: Bundle, engine: EngineName | None, precision: Precision | None, openvino: bool) -> Choice:
     """`engine`, `precision`: as configured, None: free. `openvino`: is installed. Raises BundleError."""
     if engine is EngineName.OPENVINO or (engine is None and precision is Precision.BF16):
-        rivals, left_out = _openvino(bundle, precision, named=True)
+        rivals, left_out = _in_openvino(bundle, precision, named=True)
         if not rivals:
-            raise BundleError(f"{bundle.name} cannot run in OpenVINO: {listed(left_out) or f'not in {precision}'}")
-        return Choice(msgspec.structs.replace(rivals[0], why="as configured"), rivals, left_out)
-    if precision is None:
-        default = _runtime(*fastest_eligible(bundle, int8.quick()))
-    else:
-        default = _runtime(_named(bundle, precision), "as configured")
+            raise BundleError(f"{bundle.name}: OpenVINO does not run its {precision or 'files'}")
+        return Choice(msgspec.structs.replace(rivals[0], why=_CONFIGURED), rivals, left_out)
+    default = _named(bundle, precision) if precision else _runtime(*fastest_eligible(bundle, int8.quick()))
     if engine is not None or not openvino:
         return Choice(default)
     if any(spec.dtype in _INDICES for spec in bundle.inputs):
-        return Choice(default, (), ("openvino: does not check indices",))
-    others, left_out = _openvino(bundle, precision, named=False)
-    full = bundle.variant(Precision.FP32) if precision is None else None
-    rivals = (_runtime(full),) if full is not None and full.file != default.file else ()
-    rivals = (*rivals, default, *others)
-    order = sorted(rivals, key=lambda r: (_ORDER.index(r.precision or Precision.FP32), r.engine))
-    return Choice(default, tuple(order) if others else (), left_out)
-
-
-# ONNX Runtime refuses indices out of range, OpenVINO answers zeros.
-_INDICES = frozenset({"int32", "int64"})
-
-
-def of_plain(engine: EngineName | None) -> Choice:
-    """No golden answers decide, so OpenVINO must be asked for; then ONNX Runtime's answers to the samples decide."""
-    if engine is not EngineName.OPENVINO:
-        return Choice(Runtime(why="" if engine is None else "as configured"))
-    runtime = Runtime(engine=engine, tolerance=_PLAIN, why="as configured")
-    return Choice(runtime, (runtime,))
+        return Choice(default, left_out=("openvino: it does not check indices",))
+    others, left_out = _in_openvino(bundle, precision, named=False)
+    if not others:
+        return Choice(default, left_out=left_out)
+    full = bundle.variant(Precision.FP32)
+    reference = () if precision or full is None or full.file == default.file else (_runtime(full),)
+    rivals = sorted((*reference, default, *others), key=lambda r: (_ORDER.index(r.precision or _ORDER[0]), r.engine))
+    return Choice(default, tuple(rivals), left_out)
 
 
 def on_gpu(bundle: Bundle, precision: Precision | None) -> Choice:
     """As `on_cpu`."""
-    if precision is None:
-        return Choice(_runtime(*fastest_on_gpu(bundle)))
-    return Choice(_runtime(_named(bundle, precision), "as configured"))
+    return Choice(_named(bundle, precision) if precision else _runtime(*fastest_on_gpu(bundle)))
 
 
-def _named(bundle: Bundle, precision: Precision) -> Variant:
+def of_plain(engine: EngineName | None) -> Choice:
+    """There are no golden answers, so OpenVINO must be asked for. ONNX Runtime's answers to the samples then decide."""
+    if engine is not EngineName.OPENVINO:
+        return Choice(Runtime(why=_CONFIGURED if engine else "a plain ONNX file"))
+    runtime = Runtime(engine=engine, tolerance=_PLAIN, why=_CONFIGURED)
+    return Choice(runtime, (runtime,))
+
+
+def _in_openvino(bundle: Bundle, wanted: Precision | None, named: bool) -> tuple[tuple[Runtime, ...], tuple[str, ...]]:
+    """Those whose accuracy holds on this processor, or that are asked for by name, and why others are left out."""
+    measured = {
+        each.precision: each
+        for each in bundle.engines
+        if each.engine is EngineName.OPENVINO and each.instruction_set == processor.instruction_set(each.precision)
+    }
+    found: list[Runtime] = []
+    left_out: list[str] = []
+    for precision in (Precision.FP32, Precision.BF16, Precision.INT8):
+        file = bundle.variant(Precision.INT8 if precision is Precision.INT8 else Precision.FP32)
+        if file is None or wanted not in (None, precision):
+            continue
+        known = measured.get(precision)
+        exact = known is None and precision is Precision.FP32  # the golden answers decide
+        runtime = Runtime(
+            engine=EngineName.OPENVINO,
+            precision=precision,
+            file=file.file,
+            tolerance=_tolerance(file, known, exact),
+            metrics=known.metrics if known else file.metrics if exact else (),
+            loss=known.loss if known else None,
+        )
+        if exact or (known and known.default_eligible) or (named and wanted is precision):
+            found.append(runtime)
+        else:
+            left_out.append(f"{runtime}: {accuracy_drop(known) if known else 'accuracy loss unknown here'}")
+    return tuple(found), tuple(left_out)
+
+
+def _tolerance(file: Variant, known: EngineAccuracy | None, exact: bool) -> float:
+    if known is not None:
+        return known.parity.golden_tolerance
+    return file.parity.golden_tolerance if exact else max(_UNMEASURED, file.parity.golden_tolerance)
+
+
+def _named(bundle: Bundle, precision: Precision) -> Runtime:
     variant = bundle.variant(precision)
     if variant is None:
         there = ", ".join(v.precision for v in bundle.variants)
         raise BundleError(f"{bundle.name} has no {precision} variant, only {there}")
-    return variant
+    return _runtime(variant, _CONFIGURED)
 
 
 def _runtime(variant: Variant, why: str = "") -> Runtime:
@@ -103,40 +133,6 @@ def _runtime(variant: Variant, why: str = "") -> Runtime:
         loss=variant.loss,
         why=why,
     )
-
-
-def _openvino(bundle: Bundle, wanted: Precision | None, named: bool) -> tuple[tuple[Runtime, ...], tuple[str, ...]]:
-    """Those whose accuracy holds, or that are asked for by name, and why others are left out."""
-    found: list[Runtime] = []
-    left_out: list[str] = []
-    for precision in (Precision.FP32, Precision.BF16, Precision.INT8):
-        file = bundle.variant(Precision.INT8 if precision is Precision.INT8 else Precision.FP32)
-        if file is None or wanted not in (None, precision):
-            continue
-        runtime = msgspec.structs.replace(_runtime(file), engine=EngineName.OPENVINO, precision=precision)
-        if precision is Precision.FP32:
-            found.append(runtime)  # the golden answers decide
-            continue
-        known = _measured(bundle, precision)
-        if known is None:
-            tolerance = max(runtime.tolerance, _UNMEASURED_BF16)
-            runtime = msgspec.structs.replace(runtime, tolerance=tolerance, metrics=(), loss=None)
-        else:
-            tolerance = known.parity.golden_tolerance
-            runtime = msgspec.structs.replace(runtime, tolerance=tolerance, metrics=known.metrics, loss=known.loss)
-        if (known is not None and known.default_eligible) or (named and wanted is precision):
-            found.append(runtime)
-        else:
-            left_out.append(f"{runtime}: {accuracy_drop(known) if known else 'accuracy loss unknown here'}")
-    return tuple(found), tuple(left_out)
-
-
-def _measured(bundle: Bundle, precision: Precision) -> EngineAccuracy | None:
-    """What export measured in OpenVINO, on a processor that multiplies as this one does."""
-    here = processor.instruction_set(precision)
-    about = ((a.engine, a.precision, a.instruction_set) for a in bundle.engines)
-    found = dict(zip(about, bundle.engines, strict=True))
-    return found.get((EngineName.OPENVINO, precision, here)) if here else None
 
 
 def fastest_eligible(bundle: Bundle, quick_int8: bool) -> tuple[Variant, str]:

@@ -26,7 +26,7 @@ from rafaga.server.repository.traps import guarded, kinds_to_guard
 # By how much another runtime must be faster than those that are preferred to it.
 _HYSTERESIS = 1.05
 # Of the batch that is compared besides one row, and of all timed runs of one kind.
-_BATCH_S = 0.25
+_BATCH_S = 0.1
 _BUDGET_S = 0.2
 
 
@@ -56,12 +56,13 @@ class Comparison(Frozen, frozen=True, tag=True):
 
 
 class Compared(Frozen, frozen=True):
-    """fastest: its number; None: all were refused. guards: of its file, see traps.kinds_to_guard. facts: of every
-    rival, in words."""
+    """fastest: its number; None: all were refused. guards: of its file, see traps.kinds_to_guard. speeds: relative to
+    the first that was not refused; 0: refused. reasons: of the refused, for the log."""
 
-    fastest: int | None
-    guards: tuple[int, ...]
-    facts: tuple[str, ...]
+    fastest: int | None = None
+    guards: tuple[int, ...] = ()
+    speeds: tuple[float, ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
 class _Loaded:
@@ -91,19 +92,20 @@ def compare(comparison: Comparison) -> Compared:
     """Two at a time, in turns: the fastest so far, and the next. Raises OSError and BundleError."""
     golden = _golden(comparison)
     best, fastest = None, None
-    facts = []
+    speeds, reasons = [], []
     for number, runtime in enumerate(comparison.rivals):
         try:
             rival = _Loaded(comparison, runtime, golden)
             if best is not None:
                 rival.speed = best.speed * _speedup(best, rival, comparison.max_rows)
         except Exception as error:  # runtimes raise bare exceptions of many kinds
-            facts.append(f"{runtime}: {reason(error)}")
+            speeds.append(0.0)
+            reasons.append(f"{runtime}: {reason(error)}")
             continue
-        facts.append(f"{runtime} {rival.speed:.2f}")
+        speeds.append(rival.speed)
         if best is None or rival.speed > best.speed * _HYSTERESIS:
             best, fastest = rival, number
-    return Compared(fastest, best.guards if best else (), tuple(facts))
+    return Compared(fastest=fastest, guards=best.guards if best else (), speeds=tuple(speeds), reasons=tuple(reasons))
 
 
 def _speedup(best: _Loaded, rival: _Loaded, most: int) -> float:

@@ -72,16 +72,7 @@ class Loader:
         choice = self._choice(bundle, placement)
         max_rows = min(bundle.max_batch_size, self.max_batch_size)
         passed = self._tried(folder, bundle.name, bundle.version, placement, bundle, choice.default.file)
-        threads = placement.cpu_threads(bundle.name)
-        comparison = Comparison(
-            path=str(folder.absolute()),
-            rivals=choice.rivals,
-            threads=threads.fixed or threads.share,
-            spinning=threads.spinning,
-            max_rows=max_rows,
-            bundle=bundle,
-        )
-        runtime, guards = self._fastest(choice, passed, comparison)
+        runtime, guards = self._fastest(choice, passed, placement, folder, bundle, max_rows)
         golden = Golden.load(bundle, io.BytesIO(bundles.read_verified(folder, bundle, bundles.GOLDEN)))
         verify = partial(golden.verify, tolerance=runtime.tolerance, max_rows=max_rows)
 
@@ -106,17 +97,7 @@ class Loader:
                 extra={"model": name, "version": version},
             )
         samples, rows = recipe.samples(described.inputs), max(1, described.max_batch_size)
-        threads = placement.cpu_threads(name)
-        comparison = Comparison(
-            path=str(path.absolute()),
-            rivals=choice.rivals,
-            threads=threads.fixed or threads.share,
-            spinning=threads.spinning,
-            max_rows=rows,
-            plain=described,
-            recipe=recipe,
-        )
-        runtime, guards = self._fastest(choice, passed, comparison)
+        runtime, guards = self._fastest(choice, passed, placement, path, described, rows)
 
         def read() -> ModelToPlace:
             model = plain.read(path)
@@ -133,26 +114,41 @@ class Loader:
             return runtimes.on_gpu(bundle, precision)
         return runtimes.on_cpu(bundle, placement.engine_of(bundle.name), precision, openvino.installed())
 
-    def _fastest(self, choice: Choice, passed: Passed, comparison: Comparison) -> tuple[Runtime, Sequence[int]]:
-        """And what is to be guarded in its file. Raises BundleError where OpenVINO is configured and does not run the
-        model."""
-        default = choice.default
+    def _fastest(
+        self, choice: Choice, passed: Passed, placement: Placement, path: Path, model: Bundle | PlainModel, rows: int
+    ) -> tuple[Runtime, Sequence[int]]:
+        """And what to guard in its file. Raises BundleError where OpenVINO is asked for and does not run the model."""
+        name, default = model.name, choice.default
         asked = default.engine is EngineName.OPENVINO
         if not choice.rivals or (not asked and (passed.quick or not openvino.usable())):
             return default, passed.guards
-        name = comparison.model.name
+        threads = placement.cpu_threads(name)
+        comparison = Comparison(
+            path=str(path.absolute()),
+            rivals=choice.rivals,
+            threads=threads.fixed or threads.share,
+            spinning=threads.spinning,
+            max_rows=rows,
+            bundle=model if isinstance(model, Bundle) else None,
+            plain=passed.described,
+            recipe=passed.recipe,
+        )
         try:
             compared = self.trials.compare(comparison)
-        except BundleError as error:
-            compared = Compared(fastest=None, guards=(), facts=(str(error),))
-        facts = "; ".join((*compared.facts, *choice.left_out))
-        if compared.fastest is not None:
-            fastest = choice.rivals[compared.fastest]
-            return structs.replace(fastest, why=f"relative speed here: {facts}"), compared.guards
-        if asked:
-            raise BundleError(f"{name} does not run in OpenVINO: {facts}")
-        _LOG.warning("stays on ONNX Runtime: %s", facts, extra={"model": name})
-        return structs.replace(default, why=f"{default.why}; {facts}"), passed.guards
+        except BundleError as error:  # an engine ended the process, or took too long
+            compared = Compared(reasons=(str(error),))
+        for reason in compared.reasons:
+            _LOG.warning("an engine is left out: %s", reason, extra={"model": name})
+        if compared.fastest is None:
+            if asked:
+                raise BundleError(f"{name}: {'; '.join(compared.reasons)}")
+            return structs.replace(default, why=f"{default.why}; other engines failed, see the log"), passed.guards
+        fastest = choice.rivals[compared.fastest]
+        if len(choice.rivals) == 1:
+            return default, compared.guards
+        speeds = (f"{s:.2f}" if s else "refused, see the log" for s in compared.speeds)
+        facts = [f"{rival} {speed}" for rival, speed in zip(choice.rivals, speeds, strict=True)]
+        return structs.replace(fastest, why="; ".join(("speed here", *facts, *choice.left_out))), compared.guards
 
     def _tried(
         self, path: Path, name: str, version: int, placement: Placement, bundle: Bundle | None = None, file: str = ""
