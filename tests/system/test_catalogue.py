@@ -24,7 +24,6 @@ from models.zoo import catalogue
 from rafaga import Client
 from rafaga.bundle import GOLDEN, Precision, Task
 from rafaga.objects import paired
-from rafaga.server.config.settings import PrecisionChoice
 from rafaga.tensors import relative_error
 from tests.integration import open_inference
 from tests.integration.serving import PATIENCE_S, Served, serving
@@ -134,7 +133,7 @@ def test_makes_the_whole_way(entry: Entry, tmp_path: Path, caplog: pytest.LogCap
             expected = {name: array[:1] for name, array in golden.outputs.items()}
         else:  # how far smaller files are from PyTorch is no matter of serving, and measured elsewhere
             expected = run(open_session(published.folder / variant.file, threads=1), asked)
-        with serving(tmp_path, precision=PrecisionChoice(variant.precision)) as served:
+        with serving(tmp_path, precision=variant.precision) as served:
             require_answers(served, entry, asked, expected)
     assert caplog.text.count("model ready with RANDOM weights") == len(precisions)
 
