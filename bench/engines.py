@@ -50,7 +50,7 @@ def cells(plan: Plan) -> Iterator[Cells]:
                     rows[model, precision, engine] = best = raw.best_rows()
                     measures[f"{model}/{precision}/{engine}"] = partial(raw.measure, best, plan.seconds)
                 best = rows[model, precision, _OPENVINO]
-                referee = partial(benchmark_app, path, threads, precision, best, plan.seconds)
+                referee = partial(benchmark_app, path, precision, best, plan.seconds)
                 measures[f"{model}/{precision}/{_REFEREE}"] = referee
         for engine, precision, models in (*_FORCED, (_AUTO, _AUTO, MODELS)):
             options = ["--device", "cpu", "--engine", engine, "--precision", precision, "--threads", str(threads)]
@@ -67,7 +67,7 @@ def cells(plan: Plan) -> Iterator[Cells]:
         yield {name: measures[name] for name in sorted(measures, key=lambda name: MODELS.index(name.split("/")[0]))}
 
 
-def benchmark_app(path: Path, threads: int, precision: str, rows: int, seconds: float) -> Figures:
+def benchmark_app(path: Path, precision: str, rows: int, seconds: float) -> Figures:
     """OpenVINO's own load generator, in its throughput mode, with the inputs of the raw measurements.
 
     Raises RuntimeError when it fails.
@@ -79,7 +79,7 @@ def benchmark_app(path: Path, threads: int, precision: str, rows: int, seconds: 
             inputs.append(f"{name}:{folder}/{name}.npy")
             shapes.append(f"{name}{list(array.shape)}".replace(" ", ""))
         command = [str(Path(sys.executable).with_name("benchmark_app")), "-m", str(path), "-d", "CPU"]
-        command += ["-hint", "throughput", "-nthreads", str(threads), "-t", str(round(seconds))]
+        command += ["-hint", "throughput", "-t", str(round(seconds))]
         command += ["-infer_precision", "bf16" if precision == "bf16" else "f32"]
         command += ["-data_shape", ",".join(shapes), "-i", ",".join(inputs)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from export import verify
+from export.accuracy import Measured
 from export.arrays import Array, Arrays
 from export.evidence import Reference
 from export.losses import decisive, eligible
@@ -85,20 +86,20 @@ def _measured(judge: Judge, path: Path, precision: Precision) -> EngineAccuracy:
     steps.step(f"OpenVINO, {precision}: comparing with PyTorch")
     session = OpenVinoSession(path, precision)
     parity = verify.measure_parity(session, judge.cases, steps.advance)
-    losses, metrics = (), ()
+    found = Measured()
     if judge.trained:
         if precision is Precision.BF16:
             verify.require_within(BF16_PARITY_GATE, parity.max_relative_error, "parity with PyTorch")
         steps.step(f"OpenVINO, {precision}: measuring accuracy")
         found = evidence.measure(session, steps.advance, Reference(judge.fp32, judge.baseline))
-        losses, metrics = judge.losses(found), found.metrics
+    losses = judge.losses(found)
     exact = precision is Precision.FP32 and parity.max_relative_error <= PARITY_GATE
     return EngineAccuracy(
         engine=EngineName.OPENVINO,
         precision=precision,
         instruction_set=instruction_set(precision),
         parity=parity,
-        metrics=metrics,
+        metrics=found.metrics,
         default_eligible=exact or eligible(losses),
         loss=decisive(losses),
         losses=losses,
