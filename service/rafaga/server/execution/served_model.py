@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from rafaga.bundle import Bundle, Variant
+from rafaga.bundle import Bundle
 from rafaga.errors import Draining, ModelNotFound, ModelNotReady, RafagaError
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines.contract import Engine, whole
 from rafaga.server.engines.loading import Samples
+from rafaga.server.engines.runtimes import Runtime
 from rafaga.server.execution.queue import JobQueue
 from rafaga.server.execution.supervisor import DOWN, Supervisor, SupervisorPolicy
 from rafaga.server.execution.worker import WorkerContext
@@ -31,7 +32,7 @@ class ServedModel:
     def __init__(
         self,
         bundle: Bundle | PlainModel,
-        variant: Variant | None,
+        runtime: Runtime,
         engines: Sequence[Engine],
         latency: LatencyTable,
         policy: BatchPolicy,
@@ -41,10 +42,10 @@ class ServedModel:
         supervision: SupervisorPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`variant` None: a PlainModel has none. `load_engine` returns a verified and warm engine to replace the one of
+        """`load_engine` returns a verified and warm engine to replace the one of
         `engines` with that number."""
         self.bundle = bundle
-        self.variant = variant
+        self.runtime = runtime
         self.batched = bundle.max_batch_size > 0
         self.ragged = bundle.ragged
         self.max_batch_size = latency.buckets[-1] if self.batched else 0

@@ -126,7 +126,8 @@ def model_info(model: ServedModel) -> common_pb2.ModelInfo:
         name=model.bundle.name,
         version=model.bundle.version,
         trained=model.bundle.weights.trained,
-        precision=model.variant.precision if model.variant else "",
+        precision=model.runtime.precision or "",
+        engine=model.runtime.engine,
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rafaga.server.engines.onnxruntime import assemble
+from rafaga.server.engines.batched import assemble
 from rafaga.server.scheduling.job import Job, Part, Ragged
 
 
