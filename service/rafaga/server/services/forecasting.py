@@ -11,7 +11,7 @@ from rafaga.bundle import ForecastSpec, Task
 from rafaga.errors import InvalidRequest, InvalidTensor
 from rafaga.server.repository.repository import Repository
 from rafaga.server.scheduling.job import Arrays, JobTiming
-from rafaga.server.services.submission import RequestLimits, model_info, padded, parse, submit, timing_message
+from rafaga.server.services.submission import RequestLimits, find, model_info, padded, parse, submit, timing_message
 from rafaga.server.transport.call import Call, Handler
 from rafaga.v1 import forecasting_pb2 as pb
 
@@ -26,7 +26,7 @@ class Forecasting:
 
     def forecast(self, call: Call) -> None:
         request = parse(pb.ForecastRequest, call)
-        model = self._repository.model(request.model, request.version, Task.FORECASTING)
+        model = find(self._repository, request.model, request.version, Task.FORECASTING)
         spec = model.bundle.forecast
         assert spec is not None  # Bundle checks it for this task
         if request.horizon > spec.max_horizon:
