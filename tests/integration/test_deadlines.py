@@ -107,7 +107,7 @@ def ended(call: Any) -> tuple[grpc.StatusCode, str | None]:
 
 
 def test_in_the_queue_while_the_engine_is_busy(serve: Serve, valve: Valve) -> None:
-    """The engine does not come back, and those who wait hear in time all the same."""
+    """The engine never returns, and waiting callers are answered in time."""
     served = serve(max_queue_wait_ms=600_000)
     with valve.closed():
         first = oip.stub(served).ModelInfer.future(oip.images(DIGIT))

@@ -25,7 +25,7 @@ GOAWAY_DEBUG = b"too_many_pings"
 
 
 class Cable:
-    """Carries bytes between a client and a server until it is pulled: then nothing arrives any more, and nobody is
+    """Carries bytes between a client and a server until it is pulled: then nothing arrives any more, and neither side is
     told."""
 
     def __init__(self, port: int) -> None:

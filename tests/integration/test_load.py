@@ -136,7 +136,7 @@ def test_callers_that_wait_and_a_mix_of_files_over_rafaga(
     assert set(step.tally.models) == {"digits", "series", "backbone"}
     assert set(step.tally.outcomes) == {OK}
     assert step.tally.preprocess.max_us > 0, "files are decoded by the server"
-    assert not any("late" in warning for warning in step.figures.warnings), "nobody can be late for no schedule"
+    assert not any("late" in warning for warning in step.figures.warnings), "without a schedule there is no lateness"
     assert run.conditions.payload == "3 images, 1 series"
 
 
@@ -245,8 +245,8 @@ def test_a_common_start_that_is_over(plain: Served, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--model", "nobody", "--rate", "10"], 4, "no model"),
-        (["--model", "digits", "--rate", "10", "--protocol", "open-inference", "--model", "nobody"], 4, "no model"),
+        (["--model", "unknown", "--rate", "10"], 4, "no model"),
+        (["--model", "digits", "--rate", "10", "--protocol", "open-inference", "--model", "unknown"], 4, "no model"),
         (["--model", "digits", "--rate", "10", "--input", "absent.gif"], 2, "absent.gif"),
         (["--model", "digits"], 2, "no load given"),
         (["--model", "digits", "--rate", "10", "--metrics", "http://127.0.0.1:1/metrics"], 2, "--metrics"),

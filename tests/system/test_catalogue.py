@@ -131,7 +131,7 @@ def test_makes_the_whole_way(entry: Entry, tmp_path: Path, caplog: pytest.LogCap
     for variant in bundle.variants:
         if variant is full:
             expected = {name: array[:1] for name, array in golden.outputs.items()}
-        else:  # how far smaller files are from PyTorch is no matter of serving, and measured elsewhere
+        else:  # how far smaller files are from PyTorch does not concern serving, and is measured elsewhere
             expected = run(open_session(published.folder / variant.file, threads=1), asked)
         with serving(tmp_path, precision=PrecisionChoice(variant.precision)) as served:
             require_answers(served, entry, asked, expected)

@@ -145,7 +145,7 @@ class BatcherMachine(RuleBasedStateMachine):
                 elif other.level < job.level:
                     assert self.now - job.arrival >= MAX_WAIT_S * 0.999, "the higher first, until age decides"
         for job, _, _ in batch.parts:
-            assert job.rest == 0 or job.due >= due[job], "what is left of it is no more urgent"
+            assert job.rest == 0 or job.due >= due[job], "its remaining rows are not more urgent"
         return batch
 
     def _ended(self, batch: Batch, seconds: float | None) -> None:
@@ -218,7 +218,7 @@ class BatcherMachine(RuleBasedStateMachine):
         assert all(c.ends <= 1 for c in self.accepted.values())
 
     def teardown(self) -> None:
-        """The queue runs dry, and then every job was answered, failed or went away: nobody is forgotten."""
+        """The queue runs dry, and then every job was answered, failed or cancelled."""
         while self.running:
             self.answer(1.0, 0)
         while self.queued:
