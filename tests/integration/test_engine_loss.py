@@ -29,7 +29,7 @@ X = np.array([3, 1, 2])
 
 
 class Watched:
-    """What a watcher of health is told, in order."""
+    """What a watcher of health receives, in order."""
 
     def __init__(self, served: Served, service: str) -> None:
         self.told: list[int] = []

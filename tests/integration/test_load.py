@@ -142,7 +142,7 @@ def test_callers_that_wait_and_a_mix_of_files_over_rafaga(
 
 @pytest.mark.parametrize("protocol", ["rafaga", "open-inference"])
 def test_every_task_can_be_loaded(tmp_path: Path, load: Callable[..., tuple[int, LoadRun]], protocol: str) -> None:
-    """Objects, segments and next symbols beside the others, all answers checked."""
+    """Objects, segments and next symbols as well, all answers checked."""
     for publish in (bundles.publish_detector, bundles.publish_segmenter, bundles.publish_sequence_model):
         publish(tmp_path / "repository")
     names = ("detector", "segmenter", "letters")

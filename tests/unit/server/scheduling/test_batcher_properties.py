@@ -134,8 +134,8 @@ class BatcherMachine(RuleBasedStateMachine):
             caller.next_row = stop
             if stop == job.rows:
                 self.queued.remove(caller)
-            assert alone or job.deadline >= batch.predicted_end - 1e-9, "no work without hope"
-        # No job that was left behind, of the same key, is more urgent than somebody who was not.
+            assert alone or job.deadline >= batch.predicted_end - 1e-9, "no work on a job that would be late"
+        # No job that was left behind, of the same key, is more urgent than one that was taken.
         behind = [c.job for c in self.queued if c.job.key == batch.parts[0].job.key and not c.next_row]
         assert max(due[job] for job, _, _ in batch.parts) <= min((job.due for job in behind), default=math.inf)
         for job, _, _ in batch.parts:
