@@ -140,7 +140,7 @@ class BatcherMachine(RuleBasedStateMachine):
             caller.next_row = stop
             if stop == job.rows:
                 self.queued.remove(caller)
-            assert alone or job.deadline >= batch.predicted_end - 1e-9, "no work without hope"
+            assert alone or job.deadline >= batch.predicted_end - 1e-9, "no work on a job that would be late"
         assert 0 <= padding_rows(batch.parts) <= 0.2 * batch.rows + 1e-9
         self._check_order(batch, due)
         return batch
@@ -160,7 +160,7 @@ class BatcherMachine(RuleBasedStateMachine):
                 elif other.level < job.level:
                     assert self.now - job.arrival >= MAX_WAIT_S * 0.999, "the higher first, until age decides"
         for job, _, _ in batch.parts:
-            assert job.rest == 0 or job.due >= due[job], "what is left of it is no more urgent"
+            assert job.rest == 0 or job.due >= due[job], "its remaining rows are not more urgent"
 
     def _ended(self, batch: Batch, seconds: float | None) -> None:
         self.batcher.finished(batch, seconds)
@@ -232,7 +232,7 @@ class BatcherMachine(RuleBasedStateMachine):
         assert all(c.ends <= 1 for c in self.accepted.values())
 
     def teardown(self) -> None:
-        """The queue runs dry, and then every job was answered, failed or went away: nobody is forgotten."""
+        """The queue runs dry, and then every job was answered, failed or cancelled."""
         while self.running:
             self.answer(1.0, 0)
         while self.queued:
