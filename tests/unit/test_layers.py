@@ -20,6 +20,7 @@ LAYERS = (
         "bundle",
         "calendar",
         "plain_model",
+        "processor",
         "formats",
         "images",
         "int8",
