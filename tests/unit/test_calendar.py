@@ -95,3 +95,10 @@ def test_features_are_those_of_pandas() -> None:
     assert {f"calendar.{name}{form}" for name in phases for form in forms} == set(calendar.CALENDAR_FEATURES)
     with pytest.raises(ValueError, match=r"no calendar feature 'calendar\.week'"):
         calendar.calendar_feature("calendar.week", times)
+
+
+def test_unknown_frequencies_and_features_of_a_bundle_are_refused() -> None:
+    calendar.check("", ("price", "calendar.hour.sin"))
+    for alias, name in (("monthly", "price"), ("MS", "calendar.second")):
+        with pytest.raises(ValueError, match=r"frequency as pandas|no calendar feature"):
+            calendar.check(alias, (name,))
