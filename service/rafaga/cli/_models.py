@@ -90,6 +90,8 @@ def _specific(model: ModelDescription) -> Iterator[tuple[str, str]]:
         spec = model.forecast
         yield "history", f"{spec.min_history} to {spec.max_history} values, one per {spec.step}, in {spec.unit}"
         yield "horizon", f"at most {spec.max_horizon}; quantiles {', '.join(f'{q:g}' for q in spec.quantile_levels)}"
+        yield "season", f"{spec.season} steps" if spec.season > 1 else ""
+        yield "covariates", ", ".join(spec.covariates)
     if model.detection is not None:
         limits = model.detection
         yield "objects", f"at most {limits.max_objects}, scores from {limits.score_threshold:g}"

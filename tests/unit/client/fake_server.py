@@ -154,11 +154,18 @@ class Catalog(catalog_pb2_grpc.CatalogServicer):
             max_batch_size=32,
         )
         if name == "lstm-co2":
-            for figure, value in (("mase", 0.5), ("coverage_90", 0.91), ("coverage_q05", 0.04)):
-                model.metrics.add(name=figure, value=value, dataset="CO2, last fifth", samples=82)
+            for figure, value, error in (("mase", 0.5, 0.021), ("coverage_90", 0.91, 0.056), ("coverage_q05", 0.04, 0)):
+                model.metrics.add(name=figure, value=value, dataset="CO2, last fifth", samples=82, standard_error=error)
             model.forecast.CopyFrom(
                 catalog_pb2.ForecastInfo(
-                    min_history=24, max_history=240, max_horizon=24, quantile_levels=LEVELS, step="month", unit="ppm"
+                    min_history=24,
+                    max_history=240,
+                    max_horizon=24,
+                    quantile_levels=LEVELS,
+                    step="month",
+                    unit="ppm",
+                    season=12,
+                    frequency="MS",
                 )
             )
         return model
