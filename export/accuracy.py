@@ -24,8 +24,9 @@ from export.arrays import Array, Arrays, pad_symbols
 from export.samples import ImageSet
 from export.verify import Advance, run
 from models.training import reber
-from models.training.forecast_eval import errors, evaluate, held_out, metrics_of, quantiles_of, seasonal_naive
+from models.training.forecast_eval import errors, evaluate, forecast_by, held_out, metrics_of, quantiles_of
 from rafaga.bundle import ForecastSpec, Metric
+from rafaga.evaluation import SEASONAL_NAIVE
 
 _PIXEL_CLASSES = 256  # one byte
 _SEQUENCES = 1024  # of one batch
@@ -205,7 +206,7 @@ def forecast(
         return run(session, {"history": history, "length": length})["quantiles"]
 
     origins = held_out(series, shape)
-    naive = float(errors(origins, seasonal_naive(origins, shape)).mean())
+    naive = float(errors(origins, forecast_by(SEASONAL_NAIVE, origins, shape)).mean())
     return (
         *evaluate(origins, shape, quantiles_of(quantiles, origins), dataset),
         *metrics_of({"mase_seasonal_naive": naive}, dataset, origins),

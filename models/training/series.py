@@ -15,24 +15,20 @@ from models.forecasting import Forecaster
 from models.progress import SILENT, Steps
 from models.training.data import Series
 from models.training.forecast_eval import (
-    Comparison,
     Origins,
-    Share,
     comparisons,
     evaluate,
     held_out,
-    intervals,
     joined,
     metrics_of,
     overlap,
     quantiles_of,
     rolling_origins,
-    shares,
-    standard_error,
     training_size,
 )
 from models.training.loop import Batch, Problem
 from rafaga.bundle import ForecastSpec, Metric
+from rafaga.evaluation import Comparison, Share, intervals, shares, standard_error
 
 
 @dataclass(frozen=True)
@@ -182,9 +178,9 @@ class ForecastingProblem(Problem):
         steps.step("forecasting the last fifth")
         quantiles = quantiles_of(self.forecast, origins)
         self.comparisons = tuple(comparisons(origins, self.spec, quantiles, steps))
-        held = islice(shares(origins, self.spec, quantiles), len(self.intervals))
-        self.coverage = tuple((share, standard_error(share, overlap(origins))) for share in held)
-        baselines = {compared.metric: compared.baseline_mase for compared in self.comparisons}
+        held = islice(shares(origins.future, quantiles, self.spec.quantile_levels), len(self.intervals))
+        self.coverage = tuple((share, standard_error(share.held, overlap(origins))) for share in held)
+        baselines = {compared.baseline.metric: compared.baseline_mase for compared in self.comparisons}
         return evaluate(origins, self.spec, quantiles, dataset) + metrics_of(baselines, dataset, origins)
 
     def forecast(self, history: Series, length: npt.NDArray[np.int64]) -> Series:

@@ -15,7 +15,6 @@ from models.forecasting import Cell
 from models.own import FORECASTERS, ForecasterRecord, find_forecaster
 from models.training import forecaster
 from models.training.__main__ import main
-from models.training.forecast_eval import Comparison
 from models.training.series import ForecastingProblem, Windows
 from rafaga import bundle as bundles
 
@@ -120,14 +119,3 @@ def test_names_of_the_catalogue_are_taken(capsys: pytest.CaptureFixture[str]) ->
         with pytest.raises(SystemExit):
             train("--name", name)
         assert f"--name {name!r}" in capsys.readouterr().err
-
-
-def test_the_verdict_says_which_is_better() -> None:
-    def verdict(network: float, baseline: float) -> str:
-        return forecaster.verdict(Comparison("mase_holt_winters", network, baseline, 0.1))
-
-    assert verdict(1.0, 0.5).startswith("Holt-Winters is better than this network: MASE 1.000, Holt-Winters 0.500")
-    assert verdict(0.5, 1.0).startswith("better than Holt-Winters")
-    assert verdict(0.9, 1.0) == (
-        "no clear difference from Holt-Winters: MASE 0.900, Holt-Winters 1.000, difference -0.100 ± 0.100"
-    )
