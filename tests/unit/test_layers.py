@@ -19,6 +19,7 @@ LAYERS = (
         "priority",
         "tensors",
         "bundle",
+        "calendar",
         "plain_model",
         "formats",
         "images",
