@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -23,20 +23,32 @@ TEST_FRACTION = 0.2
 _ROWS = 64  # origins per run
 _DRAWS = 2000  # of the bootstrap
 
-# history float32 [N, T] right-padded with zeros, length int64 [N] -> quantiles float32 [N, max_horizon, Q]
-Forecast = Callable[[Series, npt.NDArray[np.int64]], Series]
+# The inputs of a forecaster (see ForecastSpec) by name -> quantiles float32 [N, max_horizon, Q]
+Inputs = Mapping[str, npt.NDArray[Any]]
+Forecast = Callable[[Inputs], Series]
+Errors = npt.NDArray[np.float64]  # [N]: a figure of each origin's horizon, such as its mean absolute error
 
 
 @dataclass(frozen=True)
 class Origins:
-    """Rows of `history` end where the rows of `future` float32 [N, max_horizon] begin."""
+    """Rows of `history` end where the rows of `future` float32 [N, max_horizon] begin. C covariates may be none."""
 
     history: Series
     length: npt.NDArray[np.int64]
     future: Series
     # [N]: mean absolute error of the seasonal-naive forecast inside the training part, the unit of MASE
     scale: npt.NDArray[np.float64]
+    series: npt.NDArray[np.int64]  # [N]: the number of its series
+    past_covariates: Series  # [N, T, C]
+    future_covariates: Series  # [N, max_horizon, C]
     stride: int  # steps from one origin to the next
+
+    @property
+    def inputs(self) -> Inputs:
+        found = {"history": self.history, "length": self.length}
+        if self.past_covariates.shape[2]:
+            found |= {"past_covariates": self.past_covariates, "future_covariates": self.future_covariates}
+        return found
 
 
 def training_size(series: Series) -> int:
@@ -50,30 +62,39 @@ def naive_error(series: Series, season: int) -> float:
     return float(np.abs(seen[season:] - seen[:-season]).mean())
 
 
-def rolling_origins(series: Series, spec: ForecastSpec, start: int, stop: int, stride: int = 1) -> Origins:
-    """Origins `start`, `start + stride`, ... whose whole horizon ends before `stop`."""
+def rolling_origins(
+    series: Series, spec: ForecastSpec, start: int, stop: int, stride: int = 1, covariates: Series | None = None
+) -> Origins:
+    """Origins `start`, `start + stride`, ... whose whole horizon ends before `stop`. `covariates`: [T, C]"""
     origins = range(max(start, spec.min_history), stop - spec.max_horizon + 1, stride)
-    history = np.zeros((len(origins), min(max(origins), spec.max_history)), dtype=np.float32)
     length = np.array([min(origin, spec.max_history) for origin in origins], dtype=np.int64)
+    beside = np.zeros((len(series), 0), np.float32) if covariates is None else covariates
+    history = np.zeros((len(origins), length.max()), dtype=np.float32)
+    past = np.zeros((*history.shape, beside.shape[1]), dtype=np.float32)
     for row, origin in enumerate(origins):
         history[row, : length[row]] = series[origin - length[row] : origin]
-    future = np.stack([series[origin : origin + spec.max_horizon] for origin in origins])
-    return Origins(history, length, future, np.full(len(origins), naive_error(series, spec.season)), stride)
+        past[row, : length[row]] = beside[origin - length[row] : origin]
+    future, known = (np.stack([x[origin : origin + spec.max_horizon] for origin in origins]) for x in (series, beside))
+    scale = np.full(len(origins), naive_error(series, spec.season))
+    return Origins(history, length, future, scale, np.zeros(len(origins), np.int64), past, known, stride)
 
 
 def joined(parts: Sequence[Origins]) -> Origins:
     """The origins of several series, with one stride, one series after the other."""
     longest = max(part.history.shape[1] for part in parts)
-    return Origins(
-        history=np.concatenate([np.pad(p.history, ((0, 0), (0, longest - p.history.shape[1]))) for p in parts]),
-        length=np.concatenate([part.length for part in parts]),
-        future=np.concatenate([part.future for part in parts]),
-        scale=np.concatenate([part.scale for part in parts]),
-        stride=parts[0].stride,
-    )
+
+    def padded(x: Series) -> Series:
+        return np.pad(x, ((0, 0), (0, longest - x.shape[1]), *((0, 0),) * (x.ndim - 2)))
+
+    equal = [
+        replace(p, history=padded(p.history), past_covariates=padded(p.past_covariates), series=p.series + number)
+        for number, p in enumerate(parts)
+    ]
+    arrays = [field.name for field in fields(Origins) if field.name != "stride"]
+    return replace(equal[0], **{name: np.concatenate([getattr(p, name) for p in equal]) for name in arrays})
 
 
-def held_out(series: Sequence[Series], spec: ForecastSpec) -> Origins:
+def held_out(series: Sequence[Series], spec: ForecastSpec, covariates: Sequence[Series] = ()) -> Origins:
     """The origins of the last fifth of each series, spread evenly: a few hundred in all.
 
     Fewer with a long season, where Holt-Winters takes seconds at each.
@@ -81,9 +102,9 @@ def held_out(series: Sequence[Series], spec: ForecastSpec) -> Origins:
     most = 300 if spec.season <= 24 else 60
     starts = [training_size(one) for one in series]
     stride = max(1, sum(len(one) - start for one, start in zip(series, starts, strict=True)) // most)
-    return joined(
-        [rolling_origins(one, spec, start, len(one), stride) for one, start in zip(series, starts, strict=True)]
-    )
+    beside = covariates or [None] * len(series)
+    parts = zip(series, starts, beside, strict=True)
+    return joined([rolling_origins(one, spec, start, len(one), stride, known) for one, start, known in parts])
 
 
 def overlap(origins: Origins) -> int:
@@ -99,17 +120,17 @@ def evaluate(origins: Origins, spec: ForecastSpec, quantiles: Series, dataset: s
     levels = np.array(spec.quantile_levels, dtype=np.float32)
     error = origins.future[:, :, None] - quantiles  # [N, H, Q]
     figures = {
-        "mase": float(errors(origins, quantiles[:, :, spec.quantile_levels.index(0.5)]).mean()),
-        "pinball": float(np.maximum(levels * error, (levels - 1) * error).mean()),
+        "mase": errors(origins, quantiles[:, :, spec.quantile_levels.index(0.5)]),
+        "pinball": np.maximum(levels * error, (levels - 1) * error).mean((1, 2), dtype=np.float64),
     }
-    figures |= {share.name: float(share.held.mean()) for share in shares(origins, spec, quantiles)}
+    figures |= {share.name: share.held.mean(1) for share in shares(origins, spec, quantiles)}
     return metrics_of(figures, dataset, origins)
 
 
 def quantiles_of(forecast: Forecast, origins: Origins) -> Series:
     """The forecasts at all origins. [N, max_horizon, Q]"""
     rows = (slice(start, start + _ROWS) for start in range(0, len(origins.length), _ROWS))
-    return np.concatenate([forecast(origins.history[some], origins.length[some]) for some in rows])
+    return np.concatenate([forecast({name: x[some] for name, x in origins.inputs.items()}) for some in rows])
 
 
 @dataclass(frozen=True)
@@ -131,26 +152,37 @@ def shares(origins: Origins, spec: ForecastSpec, quantiles: Series) -> Iterator[
     below = origins.future[:, :, None] <= quantiles  # [N, H, Q]
     for low, high in intervals(levels):
         inside = (quantiles[:, :, low] <= origins.future) & below[:, :, high]
-        yield Share(f"coverage_{round(100 * (levels[high] - levels[low]))}", levels[high] - levels[low], inside)
+        yield Share(coverage_name(levels, low, high), levels[high] - levels[low], inside)
     for number, level in enumerate(levels):
         yield Share(f"coverage_q{f'{100 * level:g}'.zfill(2)}", level, below[:, :, number])
 
 
-def standard_error(share: Share, block: int, seed: int = 0) -> float:
-    """Of the mean of `share.held`, by a moving-block bootstrap with blocks of `block` origins (Künsch 1989)."""
-    each: npt.NDArray[np.float64] = share.held.mean(axis=1)
+def standard_error(each: Errors, block: int, series: npt.NDArray[np.int64] | None = None, seed: int = 0) -> float:
+    """Of the mean of `each`, by a moving-block bootstrap with blocks of `block` origins (Künsch 1989). 0: unknown.
+
+    `series` [N]: the number of each origin's series; default: all are of one. Series are taken as independent.
+    """
+    parts = [each] if series is None else [each[series == number] for number in np.unique(series)]
+    shares = [len(part) / len(each) for part in parts]
+    return math.hypot(*(share * _bootstrapped(part, block, seed) for share, part in zip(shares, parts, strict=True)))
+
+
+def _bootstrapped(each: Errors, block: int, seed: int) -> float:
     block = min(block, len(each))
     starts = np.random.default_rng(seed).integers(0, len(each) - block + 1, (_DRAWS, -(-len(each) // block)))
     drawn = (starts[:, :, None] + np.arange(block)).reshape(_DRAWS, -1)[:, : len(each)]
     return float(each[drawn].mean(axis=1).std())
 
 
+def coverage_name(levels: Sequence[float], low: int, high: int) -> str:
+    """Of the figure of the interval between two levels, given by their positions."""
+    return f"coverage_{round(100 * (levels[high] - levels[low]))}"
+
+
 def intervals(levels: tuple[float, ...]) -> Iterator[tuple[int, int]]:
     """Pairs of levels symmetric around the median, widest first."""
     return ((i, len(levels) - 1 - i) for i in range(len(levels) // 2))
 
-
-Errors = npt.NDArray[np.float64]  # [N]: mean absolute error of each origin's horizon, in the unit of MASE
 
 # Baselines by the name of their figure.
 BASELINES = {
@@ -184,16 +216,24 @@ class Comparison:
         return self.network_mase - self.baseline_mase
 
 
-def comparisons(origins: Origins, spec: ForecastSpec, quantiles: Series, steps: Steps = SILENT) -> Iterator[Comparison]:
-    """A network's `quantiles` against every baseline for its series, on the same origins."""
-    network = errors(origins, quantiles[:, :, spec.quantile_levels.index(0.5)])
-    yield compared("mase_seasonal_naive", network, errors(origins, seasonal_naive(origins, spec)), overlap(origins))
+def baselines(origins: Origins, spec: ForecastSpec, steps: Steps = SILENT) -> Mapping[str, Errors]:
+    """The errors of every baseline for such series, by the name of its figure."""
+    found = {"mase_seasonal_naive": errors(origins, seasonal_naive(origins, spec))}
     if spec.season == 1:
-        yield compared("mase_drift", network, errors(origins, drift(origins)), overlap(origins))
-    yield compared("mase_holt_winters", network, errors(origins, holt_winters(origins, spec, steps)), overlap(origins))
+        found["mase_drift"] = errors(origins, drift(origins))
+    return found | {"mase_holt_winters": errors(origins, holt_winters(origins, spec, steps))}
+
+
+def comparisons(
+    origins: Origins, spec: ForecastSpec, quantiles: Series, others: Mapping[str, Errors]
+) -> Iterator[Comparison]:
+    """A network's `quantiles` against the baselines `others`, on the same origins."""
+    network = errors(origins, quantiles[:, :, spec.quantile_levels.index(0.5)])
+    return (compared(metric, network, other, overlap(origins)) for metric, other in others.items())
 
 
 def errors(origins: Origins, forecast: Series) -> Errors:
+    """The mean absolute error of each origin's horizon, in the unit of MASE."""
     return np.asarray(np.abs(origins.future - forecast).mean(1) / origins.scale, dtype=np.float64)
 
 
@@ -243,7 +283,15 @@ def holt_winters(origins: Origins, spec: ForecastSpec, steps: Steps = SILENT) ->
     return np.array(rows, dtype=np.float32)
 
 
-def metrics_of(figures: Mapping[str, float], dataset: str, origins: Origins) -> tuple[Metric, ...]:
+def metrics_of(figures: Mapping[str, Errors], dataset: str, origins: Origins) -> tuple[Metric, ...]:
+    """The mean of each figure, with its standard error."""
     return tuple(
-        Metric(name=n, value=float(v), dataset=dataset, samples=len(origins.length)) for n, v in figures.items()
+        Metric(
+            name=name,
+            value=float(each.mean()),
+            dataset=dataset,
+            samples=len(each),
+            standard_error=standard_error(each, overlap(origins), origins.series),
+        )
+        for name, each in figures.items()
     )

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from models.training.data import Series
 from models.training.forecast_eval import (
-    Share,
+    Inputs,
+    baselines,
     compared,
     comparisons,
     drift,
@@ -54,7 +54,8 @@ def test_short_histories_are_padded_with_zeros_and_overlap_counts_origins() -> N
 def test_figures_of_a_forecast_that_is_always_one_too_low() -> None:
     origins = held_out([SERIES], SPEC)
 
-    def forecast(history: Series, length: NDArray[np.int64]) -> Series:
+    def forecast(inputs: Inputs) -> Series:
+        history, length = inputs.values()
         last = history[np.arange(len(length)), length - 1]
         median = last[:, None] + np.array([0, 1, 2], dtype=np.float32)
         return np.stack([median - 2, median, median + 2], axis=2)
@@ -79,11 +80,13 @@ def test_a_quantile_holds_what_lies_at_it_or_below() -> None:
 
 def test_overlapping_origins_widen_the_standard_error_of_a_share() -> None:
     rng = np.random.default_rng(1)
-    alone = rng.random((2000, 1)) < 0.5
-    together = np.repeat(rng.random((500, 1)) < 0.5, 4, axis=0)
-    assert standard_error(Share("", 0.5, alone), 1) == pytest.approx(0.5 / 2000**0.5, rel=0.1)
-    assert standard_error(Share("", 0.5, together), 40) == pytest.approx(0.5 / 500**0.5, rel=0.2)
-    assert standard_error(Share("", 0.5, alone[:3]), 24) == pytest.approx(0), "there is one block only"
+    alone = (rng.random(2000) < 0.5).astype(float)
+    together = np.repeat((rng.random(500) < 0.5).astype(float), 4)
+    assert standard_error(alone, 1) == pytest.approx(0.5 / 2000**0.5, rel=0.1)
+    assert standard_error(together, 40) == pytest.approx(0.5 / 500**0.5, rel=0.2)
+    assert standard_error(alone[:3], 24) == pytest.approx(0), "there is one block only"
+    two = np.repeat([0, 1], 1000)
+    assert standard_error(alone + 9 * two, 1, two) == pytest.approx(0.5 / 2000**0.5, rel=0.1), "series are not mixed"
 
 
 def test_overlapping_horizons_widen_the_standard_error_of_a_difference() -> None:
@@ -106,7 +109,7 @@ def test_baselines_of_a_seasonal_series() -> None:
     naive = seasonal_naive(origins, SPEC)
     assert np.abs(origins.future - naive).mean() == pytest.approx(2, abs=0.1)  # half a unit per step, four steps
     truth = np.repeat(origins.future[:, :, None], 3, axis=2)
-    found = list(comparisons(origins, SPEC, truth, steps))
+    found = list(comparisons(origins, SPEC, truth, baselines(origins, SPEC, steps)))
     assert all(c.network_mase == 0 for c in found)
     figures = {c.metric: c.baseline_mase for c in found}
     assert figures["mase_seasonal_naive"] == pytest.approx(1, abs=0.05)
