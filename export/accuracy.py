@@ -198,17 +198,18 @@ def recall(found: Array, reference: Array, neighbours: int = 10) -> float:
 
 
 def forecast(
-    session: ort.InferenceSession, series: Sequence[Array], shape: ForecastSpec, dataset: str
+    session: ort.InferenceSession,
+    series: Sequence[Array],
+    covariates: Sequence[Array],
+    shape: ForecastSpec,
+    dataset: str,
 ) -> tuple[Metric, ...]:
     """MASE, pinball loss and coverage by rolling origin, and the seasonal-naive MASE on the same origins."""
-
-    def quantiles(history: Array, length: NDArray[np.int64]) -> Array:
-        return run(session, {"history": history, "length": length})["quantiles"]
-
-    origins = held_out(series, shape)
-    naive = float(errors(origins, forecast_by(SEASONAL_NAIVE, origins, shape)).mean())
+    origins = held_out(series, shape, covariates)
+    quantiles = quantiles_of(lambda inputs: run(session, inputs)["quantiles"], origins)
+    naive = errors(origins, forecast_by(SEASONAL_NAIVE, origins, shape))
     return (
-        *evaluate(origins, shape, quantiles_of(quantiles, origins), dataset),
+        *evaluate(origins, shape, quantiles, dataset),
         *metrics_of({"mase_seasonal_naive": naive}, dataset, origins),
     )
 

@@ -35,6 +35,10 @@ class ForecasterConfig:
     )
     drift: bool  # repeat the mean change from season to season; off for series without a trend
     adaptive: bool = False  # scale the quantiles by how far the history moved; for series without a season
+    direct: int = (
+        0  # the latest steps that the head reads beside the state: the linear part of LSTNet (Lai et al. 2018)
+    )
+    covariates: int = 0  # series known in advance
 
 
 class ElmanRNN(nn.RNN):
@@ -99,9 +103,13 @@ class Forecaster(nn.Module):
     """history float32 [N, T] right-padded, length int64 [N] -> quantiles float32 [N, max_horizon, Q], same unit.
 
     Every `length` must be at least two seasons (two steps without a season) and at most T. Quantiles never cross.
+    With C covariates, also past_covariates float32 [N, T, C], padded likewise, and future_covariates
+    float32 [N, max_horizon, C].
     """
 
     spread: Tensor
+    covariate_mean: Tensor
+    covariate_deviation: Tensor
 
     def __init__(self, config: ForecasterConfig) -> None:
         super().__init__()
@@ -111,18 +119,33 @@ class Forecaster(nn.Module):
             )
         self.config = config
         self.median = config.quantile_levels.index(0.5)
+        hidden, inputs, levels = config.hidden, 3 + config.covariates, len(config.quantile_levels)
         match config.cell:
             case Cell.LSTM:
-                self.recurrent: nn.Module = nn.LSTM(3, config.hidden, batch_first=True)
+                self.recurrent: nn.Module = nn.LSTM(inputs, hidden, batch_first=True)
             case Cell.GRU:
-                self.recurrent = GRU(3, config.hidden)
+                self.recurrent = GRU(inputs, hidden)
             case Cell.RNN:
-                self.recurrent = ElmanRNN(3, config.hidden)
-        self.head = nn.Linear(config.hidden, config.max_horizon * len(config.quantile_levels))
+                self.recurrent = ElmanRNN(inputs, hidden)
+        self.head = nn.Linear(hidden + config.direct, config.max_horizon * levels)
         # Widens or narrows the quantiles around the median; fitted after training, to data that training did not see.
         self.register_buffer("spread", torch.ones(()))
+        if config.covariates:
+            # What the covariates of a step change in its quantiles: the local network of Wen et al. 2017.
+            self.local = nn.Sequential(
+                nn.Linear(hidden + 2 * config.covariates, hidden), nn.Tanh(), nn.Linear(hidden, levels)
+            )
+            # In the training data.
+            self.register_buffer("covariate_mean", torch.zeros(config.covariates))
+            self.register_buffer("covariate_deviation", torch.ones(config.covariates))
 
-    def forward(self, history: Tensor, length: Tensor) -> Tensor:
+    def forward(
+        self,
+        history: Tensor,
+        length: Tensor,
+        past_covariates: Tensor | None = None,
+        future_covariates: Tensor | None = None,
+    ) -> Tensor:
         season = self.config.season
         last = length[:, None] - 1  # [N, 1]
         step = torch.arange(history.size(1), device=history.device)[None, :]  # [1, T]
@@ -140,20 +163,40 @@ class Forecaster(nn.Module):
         centred = (history - level) * valid  # [N, T]
         local = F.avg_pool1d(F.pad(centred, (season - 1, 0)), season, stride=1)  # [N, T], mean of the season up to here
         surprise = (change - drift) * valid * seasoned  # [N, T]
-        features = torch.stack([surprise, centred - local, centred], dim=2)  # [N, T, 3]
-        states, _ = self.recurrent(features / scale[:, :, None])  # [N, T, hidden]
+        features = torch.stack([surprise, centred - local, centred], dim=2) / scale[:, :, None]  # [N, T, 3]
+        if past_covariates is not None:
+            past_covariates = self.standardised(past_covariates)
+            features = torch.cat([features, past_covariates * valid[:, :, None]], dim=2)  # [N, T, 3 + C]
+        states, _ = self.recurrent(features)  # [N, T, hidden]
         # The network is causal: the state at the last valid step does not depend on the padding after it.
-        state = states.gather(1, last[:, :, None].expand(-1, -1, states.size(2)))[:, 0]  # [N, hidden]
+        state = rows_of(states, last)[:, 0]  # [N, hidden]
 
         ahead = torch.arange(self.config.max_horizon, device=history.device)[None, :]  # [1, H]
-        naive = history.gather(1, length[:, None] - season + ahead % season)  # [N, H]
+        before = length[:, None] - season + ahead % season  # [N, H], the same phase in the last season
+        naive = history.gather(1, before)  # [N, H]
         if self.config.drift:
             naive = naive + drift * (1 + ahead // season)
-        residual = self.head(state).unflatten(1, (self.config.max_horizon, -1))  # [N, H, Q]
+        read = state
+        if self.config.direct:
+            read = torch.cat([state, self.latest(centred, last) / scale], dim=1)  # [N, hidden + direct]
+        residual = self.head(read).unflatten(1, (self.config.max_horizon, -1))  # [N, H, Q]
+        if past_covariates is not None and future_covariates is not None:
+            # Those of the naive forecast too: the residual is the difference from it.
+            beside = [self.standardised(future_covariates), rows_of(past_covariates, before)]
+            states_ahead = state[:, None].expand(-1, self.config.max_horizon, -1)
+            residual = residual + self.local(torch.cat([states_ahead, *beside], dim=2))
         width = self.spread
         if self.config.adaptive and not self.training:  # like the spread, not trained
             width = width * self.past_moves(history, change.abs(), valid)[:, :, None]
         return naive[:, :, None] + scale[:, :, None] * self.ordered(residual, width)
+
+    def standardised(self, covariates: Tensor) -> Tensor:
+        return (covariates - self.covariate_mean) / self.covariate_deviation
+
+    def latest(self, x: Tensor, last: Tensor) -> Tensor:
+        """The `direct` steps of `x` [N, T] up to `last` [N, 1]; before its start, its first season repeats."""
+        index = last - torch.arange(self.config.direct - 1, -1, -1, device=x.device)[None, :]  # [N, direct]
+        return x.gather(1, torch.where(index < 0, index % self.config.season, index))
 
     def past_moves(self, history: Tensor, change: Tensor, valid: Tensor) -> Tensor:
         """How far the history moved over several steps, relative to what its single steps predict. [N, 1]
@@ -184,6 +227,11 @@ class Forecaster(nn.Module):
         above = gaps[:, :, self.median + 1 :].cumsum(2)
         below = gaps[:, :, : self.median].flip(2).cumsum(2).flip(2)
         return middle + width * torch.cat([-below, torch.zeros_like(middle), above], dim=2)
+
+
+def rows_of(x: Tensor, index: Tensor) -> Tensor:
+    """The steps `index` [N, S] of `x` [N, T, C]. [N, S, C]"""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.size(2)))
 
 
 def mean_where(x: Tensor, chosen: Tensor) -> Tensor:

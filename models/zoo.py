@@ -26,10 +26,24 @@ DIGIT_INPUT = ImageInput(height=28, width=28, channels=1, mean=(0.0,), std=(1.0,
 CIFAR_INPUT = ImageInput(height=32, width=32, channels=3, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 CO2_INPUT = ForecastSpec(
-    min_history=24, max_history=480, max_horizon=24, quantile_levels=QUANTILES, season=12, step="month", unit="ppm"
+    min_history=24,
+    max_history=480,
+    max_horizon=24,
+    quantile_levels=QUANTILES,
+    season=12,
+    step="month",
+    unit="ppm",
+    frequency="MS",
 )
 ETT_INPUT = ForecastSpec(
-    min_history=48, max_history=336, max_horizon=24, quantile_levels=QUANTILES, season=24, step="hour", unit="°C"
+    min_history=48,
+    max_history=336,
+    max_horizon=24,
+    quantile_levels=QUANTILES,
+    season=24,
+    step="hour",
+    unit="°C",
+    frequency="h",
 )
 SP500_INPUT = ForecastSpec(
     min_history=20,
@@ -39,6 +53,7 @@ SP500_INPUT = ForecastSpec(
     season=1,
     step="trading day",
     unit="points",
+    frequency="B",
 )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from models.progress import SILENT, Steps
-from models.training.forecast_eval import comparisons
+from models.training.forecast_eval import baselines, comparisons
 from models.training.shipped import forecasts, tabulate
 from rafaga.evaluation import Comparison
 
@@ -18,7 +18,8 @@ from rafaga.evaluation import Comparison
 def compare(name: str, root: Path | None, steps: Steps = SILENT) -> Iterator[Comparison]:
     """The shipped forecaster `name` against every baseline for its series. Raises DataUnavailable."""
     found = forecasts(name, root, steps)
-    return comparisons(found.origins, found.spec, found.quantiles, steps)
+    others = baselines(found.origins, found.spec, steps)
+    return comparisons(found.origins, found.spec, found.quantiles, others)
 
 
 def rows(name: str, root: Path | None, steps: Steps) -> Iterator[tuple[str, ...]]:

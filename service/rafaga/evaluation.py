@@ -5,6 +5,7 @@ Shapes: N origins, each with a horizon of H steps and quantiles of Q levels.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,11 @@ def pinball(truth: Floats, quantiles: Floats, levels: Sequence[float]) -> Errors
     return np.asarray(np.maximum(level * error, (level - 1) * error).mean((1, 2)), dtype=np.float64)
 
 
+def coverage_name(levels: Sequence[float], low: int, high: int) -> str:
+    """Of the figure of the interval between two levels, given by their positions."""
+    return f"coverage_{round(100 * (levels[high] - levels[low]))}"
+
+
 @dataclass(frozen=True)
 class Share:
     """`held` bool [N, H] is True in a share `nominal` of the cases if the forecast is calibrated."""
@@ -62,22 +68,26 @@ def shares(truth: Floats, quantiles: Floats, levels: Sequence[float]) -> Iterato
     below = truth[:, :, None] <= quantiles
     for low, high in intervals(levels):
         inside = (quantiles[:, :, low] <= truth) & below[:, :, high]
-        yield Share(f"coverage_{round(100 * (levels[high] - levels[low]))}", levels[high] - levels[low], inside)
+        yield Share(coverage_name(levels, low, high), levels[high] - levels[low], inside)
     for number, level in enumerate(levels):
         yield Share(f"coverage_q{f'{100 * level:g}'.zfill(2)}", level, below[:, :, number])
 
 
-def standard_error(each: npt.NDArray[np.generic], overlap: int, seed: int = 0) -> float:
-    """Of the mean of a figure with one value per origin [N] or one per step [N, H].
+def standard_error(each: Errors, overlap: int, series: npt.NDArray[np.int64] | None = None, seed: int = 0) -> float:
+    """Of the mean of `each`; 0: unknown, as where a series has no more origins than one block.
 
     Moving-block bootstrap (Künsch 1989) with blocks of `overlap` origins, as many as a horizon spans: neighbours share
-    most of their horizon. 0, unknown, if all origins are in one block.
+    most of their horizon. `series` [N]: the number of each origin's series, which are taken as independent; None: one.
     """
-    values = each.reshape(len(each), -1).mean(axis=1)
-    overlap = min(overlap, len(values))
-    starts = np.random.default_rng(seed).integers(0, len(values) - overlap + 1, (_DRAWS, -(-len(values) // overlap)))
-    drawn = (starts[:, :, None] + np.arange(overlap)).reshape(_DRAWS, -1)[:, : len(values)]
-    return float(values[drawn].mean(axis=1).std())
+    parts = [each] if series is None else [each[series == number] for number in np.unique(series)]
+    return math.hypot(*(len(part) / len(each) * _bootstrapped(part, overlap, seed) for part in parts))
+
+
+def _bootstrapped(each: Errors, block: int, seed: int) -> float:
+    block = min(block, len(each))
+    starts = np.random.default_rng(seed).integers(0, len(each) - block + 1, (_DRAWS, -(-len(each) // block)))
+    drawn = (starts[:, :, None] + np.arange(block)).reshape(_DRAWS, -1)[:, : len(each)]
+    return float(each[drawn].mean(axis=1).std())
 
 
 class NormalForecast(NamedTuple):
@@ -151,7 +161,7 @@ DRIFT = Baseline("mase_drift", "random walk with drift", drift)
 HOLT_WINTERS = Baseline("mase_holt_winters", "Holt-Winters", holt_winters)
 
 
-def baselines(season: int) -> tuple[Baseline, ...]:
+def baselines_for(season: int) -> tuple[Baseline, ...]:
     """Those for a series with this season."""
     return (SEASONAL_NAIVE, HOLT_WINTERS) if season > 1 else (SEASONAL_NAIVE, DRIFT, HOLT_WINTERS)
 

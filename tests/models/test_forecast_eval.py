@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from models.training.data import Series
 from models.training.forecast_eval import (
+    Inputs,
+    baselines,
     comparisons,
     evaluate,
     forecast_by,
@@ -49,7 +50,8 @@ def test_short_histories_are_padded_with_zeros_and_overlap_counts_origins() -> N
 def test_figures_of_a_forecast_that_is_always_one_too_low() -> None:
     origins = held_out([SERIES], SPEC)
 
-    def forecast(history: Series, length: NDArray[np.int64]) -> Series:
+    def forecast(inputs: Inputs) -> Series:
+        history, length = inputs.values()
         last = history[np.arange(len(length)), length - 1]
         median = last[:, None] + np.array([0, 1, 2], dtype=np.float32)
         return np.stack([median - 2, median, median + 2], axis=2)
@@ -67,7 +69,7 @@ def test_baselines_of_a_seasonal_series() -> None:
     naive = forecast_by(SEASONAL_NAIVE, origins, SPEC)
     assert np.abs(origins.future - naive).mean() == pytest.approx(2, abs=0.1)  # half a unit per step, four steps
     truth = np.repeat(origins.future[:, :, None], 3, axis=2)
-    found = list(comparisons(origins, SPEC, truth, steps))
+    found = list(comparisons(origins, SPEC, truth, baselines(origins, SPEC, steps)))
     assert all(c.model_mase == 0 for c in found)
     figures = {c.baseline.metric: c.baseline_mase for c in found}
     assert figures["mase_seasonal_naive"] == pytest.approx(1, abs=0.05)

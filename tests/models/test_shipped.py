@@ -8,17 +8,15 @@ import shlex
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from models.entry import Corpus, Entry, ImageInput, Shipped
 from models.loading import load_weights
 from models.training import __main__ as training
 from models.training import coverage
 from models.training.data import Series, load_co2, load_etth1, load_mnist, load_sp500
-from models.training.forecast_eval import evaluate, held_out, quantiles_of
+from models.training.forecast_eval import Inputs, evaluate, held_out, quantiles_of
 from models.training.images import prepare
 from models.training.run import TrainingRecord
 from models.training.significance import compare
@@ -49,9 +47,9 @@ def test_forecasters_reach_what_is_recorded(name: str) -> None:
     module = entry.build().eval()
     load_weights(entry, module)
 
-    def forecast(history: Series, length: NDArray[np.int64]) -> Series:
+    def forecast(inputs: Inputs) -> Series:
         with torch.inference_mode():
-            answer: Series = module(torch.from_numpy(history), torch.from_numpy(length)).numpy()
+            answer: Series = module(*map(torch.from_numpy, inputs.values())).numpy()
         return answer
 
     origins = held_out([series_of(entry.corpus)], entry.input)

@@ -11,7 +11,7 @@ from rafaga.evaluation import (
     SEASONAL_NAIVE,
     Baseline,
     Comparison,
-    baselines,
+    baselines_for,
     compared,
     naive_error,
     pinball,
@@ -37,11 +37,13 @@ def test_a_quantile_holds_what_lies_at_it_or_below() -> None:
 
 def test_overlapping_origins_widen_the_standard_error_of_a_share() -> None:
     rng = np.random.default_rng(1)
-    alone = rng.random((2000, 1)) < 0.5
-    together = np.repeat(rng.random((500, 1)) < 0.5, 4, axis=0)
+    alone = (rng.random(2000) < 0.5).astype(float)
+    together = np.repeat((rng.random(500) < 0.5).astype(float), 4)
     assert standard_error(alone, 1) == pytest.approx(0.5 / 2000**0.5, rel=0.1)
     assert standard_error(together, 40) == pytest.approx(0.5 / 500**0.5, rel=0.2)
     assert standard_error(alone[:3], 24) == pytest.approx(0), "there is one block only"
+    two = np.repeat([0, 1], 1000)
+    assert standard_error(alone + 9 * two, 1, two) == pytest.approx(0.5 / 2000**0.5, rel=0.1), "series are not mixed"
 
 
 def test_overlapping_horizons_widen_the_standard_error_of_a_difference() -> None:
@@ -88,4 +90,4 @@ def test_intervals_of_a_baseline_hold_their_share(baseline: Baseline, season: in
         quantiles = baseline.forecast(series[:40], season, 8).quantiles(LEVELS)
         held.append((quantiles[:, 0] <= series[40:]) & (series[40:] <= quantiles[:, 2]))
     assert np.mean(held) == pytest.approx(0.8, abs=0.1)
-    assert baseline in baselines(season)
+    assert baseline in baselines_for(season)

@@ -176,7 +176,8 @@ def _regular(index: Any) -> Any:
 
 def _irregular(times: calendar.Times) -> InvalidTensor:
     steps = np.diff(times).astype(np.int64)
-    worst = int(np.abs(steps - np.median(steps)).argmax())
+    usual = np.sort(steps)[(len(steps) - 1) // 2]
+    worst = int(np.abs(steps - usual).argmax())
     before, after = (calendar.text(time) for time in times[worst : worst + 2])
     return InvalidTensor(
         f"the times of the history must be evenly spaced: at position {worst + 1}, {after} follows {before}. Mark gaps "
