@@ -127,6 +127,13 @@ def inferred(times: Times) -> Frequency | None:
     return None
 
 
+def irregular(times: Times) -> int:
+    """The position, from 1, of that of rising times after the most unusual step."""
+    steps = np.diff(times).astype(np.int64)
+    usual = np.sort(steps)[(len(steps) - 1) // 2]
+    return int(np.abs(steps - usual).argmax()) + 1
+
+
 def _candidates(first: np.datetime64, second: np.datetime64) -> Iterator[str]:
     month, following = (time.astype("datetime64[M]").astype(np.int64) for time in (first, second))
     for unit, every in reversed(_MONTHS.items()):

@@ -175,12 +175,10 @@ def _regular(index: Any) -> Any:
 
 
 def _irregular(times: calendar.Times) -> InvalidTensor:
-    steps = np.diff(times).astype(np.int64)
-    usual = np.sort(steps)[(len(steps) - 1) // 2]
-    worst = int(np.abs(steps - usual).argmax())
-    before, after = (calendar.text(time) for time in times[worst : worst + 2])
+    position = calendar.irregular(times)
+    before, after = map(calendar.text, times[position - 1 : position + 1])
     return InvalidTensor(
-        f"the times of the history must be evenly spaced: at position {worst + 1}, {after} follows {before}. Mark gaps "
+        f"the times of the history must be evenly spaced: at position {position}, {after} follows {before}. Mark gaps "
         "as missing values, series.asfreq('D') for days, or leave the times out, series.reset_index(drop=True)"
     )
 
