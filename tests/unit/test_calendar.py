@@ -82,8 +82,8 @@ def test_features_are_those_of_pandas() -> None:
     times = index.to_numpy().astype("datetime64[us]")
     phases = {
         "month": (index.month - 1) / 12,
-        "day_of_week": index.dayofweek / 7,
-        "day_of_year": (index.dayofyear - 1) / 366,
+        "day_of_week": index.day_of_week / 7,
+        "day_of_year": (index.day_of_year - 1) / 366,
         "hour": (index.hour + index.minute / 60) / 24,
     }
     for name, phase in phases.items():
