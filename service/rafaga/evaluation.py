@@ -18,7 +18,13 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating]
 Errors = npt.NDArray[np.float64]  # [N]: a figure of each origin
 
+TEST_FRACTION = 0.2
 _DRAWS = 2000  # of the bootstrap
+
+
+def training_size(series: Floats) -> int:
+    """The number of observations for training; the last fifth of a series is for tests."""
+    return len(series) - int(len(series) * TEST_FRACTION)
 
 
 def intervals(levels: Sequence[float]) -> Iterator[tuple[int, int]]:
@@ -98,7 +104,7 @@ class NormalForecast(NamedTuple):
 
     def quantiles(self, levels: Sequence[float]) -> Floats:
         """[H, Q]"""
-        scores = np.array([NormalDist().inv_cdf(level) for level in levels])
+        scores: Floats = np.array([NormalDist().inv_cdf(level) for level in levels])
         return self.mean[:, None] + self.deviation[:, None] * scores
 
 

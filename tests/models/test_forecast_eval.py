@@ -16,10 +16,9 @@ from models.training.forecast_eval import (
     overlap,
     quantiles_of,
     rolling_origins,
-    training_size,
 )
 from rafaga.bundle import ForecastSpec
-from rafaga.evaluation import DRIFT, SEASONAL_NAIVE
+from rafaga.evaluation import DRIFT, SEASONAL_NAIVE, training_size
 from tests.models.support import RecordedSteps
 
 SPEC = ForecastSpec(

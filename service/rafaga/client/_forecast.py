@@ -196,7 +196,7 @@ class Forecast:
         index = None if self.history is None else self.history.index
         if isinstance(index, np.ndarray) and self.timestamps is not None:
             return index[-shown:], self.timestamps
-        if hasattr(index, "dtype"):
+        if index is not None and hasattr(index, "dtype"):
             before, after = index[-shown:], self._steps()
             if hasattr(after, "to_timestamp"):
                 before, after = before.to_timestamp(), after.to_timestamp()
