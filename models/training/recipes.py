@@ -46,6 +46,7 @@ class Recipe:
     problem: Callable[[Path | None, Steps], Problem]
     schedule: TrainingSchedule
     half: bool = False  # ship the weights as float16
+    chosen: str = ""  # how it was chosen, and on which data
 
 
 def recipes() -> Mapping[str, Recipe]:
@@ -56,9 +57,10 @@ def recipes() -> Mapping[str, Recipe]:
         problem: Callable[[Entry, Path | None, Steps], Problem],
         schedule: TrainingSchedule,
         half: bool = False,
+        chosen: str = "",
     ) -> tuple[str, Recipe]:
         entry = entries[name]
-        return name, Recipe(entry.architecture, entry.dataset, partial(problem, entry), schedule, half)
+        return name, Recipe(entry.architecture, entry.dataset, partial(problem, entry), schedule, half, chosen)
 
     co2 = partial(forecasting, load=lambda _: load_co2(), drawn=CO2_WINDOWS)
     return dict(
