@@ -24,8 +24,9 @@ from export.arrays import Array, Arrays, pad_symbols
 from export.samples import ImageSet
 from export.verify import Advance, run
 from models.training import reber
-from models.training.forecast_eval import errors, evaluate, held_out, metrics_of, quantiles_of, seasonal_naive
+from models.training.forecast_eval import errors, evaluate, forecast_by, held_out, metrics_of, quantiles_of
 from rafaga.bundle import ForecastSpec, Metric
+from rafaga.evaluation import SEASONAL_NAIVE
 
 _PIXEL_CLASSES = 256  # one byte
 _SEQUENCES = 1024  # of one batch
@@ -206,7 +207,7 @@ def forecast(
     """MASE, pinball loss and coverage by rolling origin, and the seasonal-naive MASE on the same origins."""
     origins = held_out(series, shape, covariates)
     quantiles = quantiles_of(lambda inputs: run(session, inputs)["quantiles"], origins)
-    naive = errors(origins, seasonal_naive(origins, shape))
+    naive = errors(origins, forecast_by(SEASONAL_NAIVE, origins, shape))
     return (
         *evaluate(origins, shape, quantiles, dataset),
         *metrics_of({"mase_seasonal_naive": naive}, dataset, origins),

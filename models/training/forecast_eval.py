@@ -7,7 +7,6 @@ Holt-Winters' exponential smoothing, the statistical baseline, forecast the same
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -17,16 +16,16 @@ import numpy.typing as npt
 
 from models.progress import SILENT, Steps
 from models.training.data import Series
+from rafaga import evaluation
 from rafaga.bundle import ForecastSpec, Metric
+from rafaga.evaluation import Baseline, Comparison, Errors, baselines_for, compared, standard_error
 
 TEST_FRACTION = 0.2
 _ROWS = 64  # origins per run
-_DRAWS = 2000  # of the bootstrap
 
 # The inputs of a forecaster (see ForecastSpec) by name -> quantiles float32 [N, max_horizon, Q]
 Inputs = Mapping[str, npt.NDArray[Any]]
 Forecast = Callable[[Inputs], Series]
-Errors = npt.NDArray[np.float64]  # [N]: a figure of each origin's horizon, such as its mean absolute error
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,7 @@ def training_size(series: Series) -> int:
 
 def naive_error(series: Series, season: int) -> float:
     """Mean absolute error of the seasonal-naive forecast inside the training part; 0 where it repeats itself."""
-    seen = series[: training_size(series)]
-    return float(np.abs(seen[season:] - seen[:-season]).mean())
+    return evaluation.naive_error(series[: training_size(series)], season)
 
 
 def rolling_origins(
@@ -113,17 +111,14 @@ def overlap(origins: Origins) -> int:
 
 
 def evaluate(origins: Origins, spec: ForecastSpec, quantiles: Series, dataset: str) -> tuple[Metric, ...]:
-    """`mase` of the median, `pinball` (mean over levels, in the unit of the series), and the figures of `shares`.
-
-    `quantiles`: the forecasts [N, max_horizon, Q]. At level 0.5 the pinball loss is half the absolute error.
-    """
-    levels = np.array(spec.quantile_levels, dtype=np.float32)
-    error = origins.future[:, :, None] - quantiles  # [N, H, Q]
+    """`mase` of the median, `pinball` (mean over levels, in the unit of the series), and the figures of
+    `evaluation.shares`. `quantiles`: the forecasts [N, max_horizon, Q]."""
+    levels = spec.quantile_levels
     figures = {
-        "mase": errors(origins, quantiles[:, :, spec.quantile_levels.index(0.5)]),
-        "pinball": np.maximum(levels * error, (levels - 1) * error).mean((1, 2), dtype=np.float64),
+        "mase": errors(origins, quantiles[:, :, levels.index(0.5)]),
+        "pinball": evaluation.pinball(origins.future, quantiles, levels),
     }
-    figures |= {share.name: share.held.mean(1) for share in shares(origins, spec, quantiles)}
+    figures |= {share.name: share.held.mean(1) for share in evaluation.shares(origins.future, quantiles, levels)}
     return metrics_of(figures, dataset, origins)
 
 
@@ -133,154 +128,32 @@ def quantiles_of(forecast: Forecast, origins: Origins) -> Series:
     return np.concatenate([forecast({name: x[some] for name, x in origins.inputs.items()}) for some in rows])
 
 
-@dataclass(frozen=True)
-class Share:
-    """`held` bool [N, max_horizon] is True in a share `nominal` of the cases if the forecast is calibrated."""
-
-    name: str
-    nominal: float
-    held: npt.NDArray[np.bool_]
-
-
-def shares(origins: Origins, spec: ForecastSpec, quantiles: Series) -> Iterator[Share]:
-    """`coverage_P`: observations inside the central interval of P percent, its edges included.
-
-    `coverage_qP`: observations at or below the quantile of P percent. It shows when both quantiles of an interval are
-    too high, although the interval holds its share.
-    """
-    levels = spec.quantile_levels
-    below = origins.future[:, :, None] <= quantiles  # [N, H, Q]
-    for low, high in intervals(levels):
-        inside = (quantiles[:, :, low] <= origins.future) & below[:, :, high]
-        yield Share(coverage_name(levels, low, high), levels[high] - levels[low], inside)
-    for number, level in enumerate(levels):
-        yield Share(f"coverage_q{f'{100 * level:g}'.zfill(2)}", level, below[:, :, number])
-
-
-def standard_error(each: Errors, block: int, series: npt.NDArray[np.int64] | None = None, seed: int = 0) -> float:
-    """Of the mean of `each`, by a moving-block bootstrap with blocks of `block` origins (Künsch 1989). 0: unknown.
-
-    `series` [N]: the number of each origin's series; default: all are of one. Series are taken as independent.
-    """
-    parts = [each] if series is None else [each[series == number] for number in np.unique(series)]
-    shares = [len(part) / len(each) for part in parts]
-    return math.hypot(*(share * _bootstrapped(part, block, seed) for share, part in zip(shares, parts, strict=True)))
-
-
-def _bootstrapped(each: Errors, block: int, seed: int) -> float:
-    block = min(block, len(each))
-    starts = np.random.default_rng(seed).integers(0, len(each) - block + 1, (_DRAWS, -(-len(each) // block)))
-    drawn = (starts[:, :, None] + np.arange(block)).reshape(_DRAWS, -1)[:, : len(each)]
-    return float(each[drawn].mean(axis=1).std())
-
-
-def coverage_name(levels: Sequence[float], low: int, high: int) -> str:
-    """Of the figure of the interval between two levels, given by their positions."""
-    return f"coverage_{round(100 * (levels[high] - levels[low]))}"
-
-
-def intervals(levels: tuple[float, ...]) -> Iterator[tuple[int, int]]:
-    """Pairs of levels symmetric around the median, widest first."""
-    return ((i, len(levels) - 1 - i) for i in range(len(levels) // 2))
-
-
-# Baselines by the name of their figure.
-BASELINES = {
-    "mase_seasonal_naive": "seasonal naive",
-    "mase_drift": "random walk with drift",
-    "mase_holt_winters": "Holt-Winters",
-}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """MASE of a network and of a baseline, and the standard error of the difference between them.
-
-    Errors are compared origin by origin (Diebold & Mariano 1995). Horizons of neighbouring origins overlap, so the
-    standard error is that of Newey & West (1987), with lags of twice the overlap. It covers the choice of origins only,
-    not another seed or another decade.
-    """
-
-    metric: str  # a key of BASELINES
-    network_mase: float
-    baseline_mase: float
-    standard_error: float
-
-    @property
-    def baseline(self) -> str:
-        return BASELINES[self.metric]
-
-    @property
-    def difference(self) -> float:
-        """Negative if the network is better."""
-        return self.network_mase - self.baseline_mase
-
-
-def baselines(origins: Origins, spec: ForecastSpec, steps: Steps = SILENT) -> Mapping[str, Errors]:
-    """The errors of every baseline for such series, by the name of its figure."""
-    found = {"mase_seasonal_naive": errors(origins, seasonal_naive(origins, spec))}
-    if spec.season == 1:
-        found["mase_drift"] = errors(origins, drift(origins))
-    return found | {"mase_holt_winters": errors(origins, holt_winters(origins, spec, steps))}
+def baselines(origins: Origins, spec: ForecastSpec, steps: Steps = SILENT) -> Mapping[Baseline, Errors]:
+    """The errors of every baseline for such series."""
+    return {b: errors(origins, forecast_by(b, origins, spec, steps)) for b in baselines_for(spec.season)}
 
 
 def comparisons(
-    origins: Origins, spec: ForecastSpec, quantiles: Series, others: Mapping[str, Errors]
+    origins: Origins, spec: ForecastSpec, quantiles: Series, others: Mapping[Baseline, Errors]
 ) -> Iterator[Comparison]:
     """A network's `quantiles` against the baselines `others`, on the same origins."""
     network = errors(origins, quantiles[:, :, spec.quantile_levels.index(0.5)])
-    return (compared(metric, network, other, overlap(origins)) for metric, other in others.items())
+    return (compared(baseline, network, other, overlap(origins)) for baseline, other in others.items())
 
 
 def errors(origins: Origins, forecast: Series) -> Errors:
     """The mean absolute error of each origin's horizon, in the unit of MASE."""
-    return np.asarray(np.abs(origins.future - forecast).mean(1) / origins.scale, dtype=np.float64)
+    return evaluation.scaled_errors(origins.future, forecast, origins.scale)
 
 
-def compared(metric: str, network: Errors, other: Errors, overlap: int) -> Comparison:
-    from statsmodels.regression.linear_model import OLS
-
-    difference = network - other
-    lags = min(2 * overlap, len(difference) - 1)
-    fit: Any = OLS(difference, np.ones(len(difference))).fit(cov_type="HAC", cov_kwds={"maxlags": lags})
-    return Comparison(metric, float(network.mean()), float(other.mean()), float(fit.bse[0]))
-
-
-def seasonal_naive(origins: Origins, spec: ForecastSpec) -> Series:
-    """The last season, repeated. [N, max_horizon]"""
-    ahead = np.arange(spec.max_horizon) % spec.season
-    return np.take_along_axis(origins.history, origins.length[:, None] - spec.season + ahead, axis=1)
-
-
-def drift(origins: Origins) -> Series:
-    """The last value plus the mean step of the whole history. [N, max_horizon]"""
-    last = np.take_along_axis(origins.history, origins.length[:, None] - 1, axis=1)
-    step = (last - origins.history[:, :1]) / (origins.length[:, None] - 1)
-    return (last + step * np.arange(1, origins.future.shape[1] + 1)).astype(np.float32)
-
-
-def holt_winters(origins: Origins, spec: ForecastSpec, steps: Steps = SILENT) -> Series:
-    """Additive exponential smoothing (statsmodels), damped trend, fitted at every origin. [N, max_horizon]"""
-    from statsmodels.tsa.holtwinters import ExponentialSmoothing
-    from threadpoolctl import threadpool_limits
-
-    seasonal = "add" if spec.season > 1 else None
-    steps.step("fitting Holt-Winters at every origin, the baseline")
-    rows: list[npt.NDArray[np.float64]] = []
-    for history, length in zip(origins.history, origins.length, strict=True):
-        # One thread: such small matrices cost several threads five times the processor time.
-        with threadpool_limits(1), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the optimiser's result is good enough even if it stops early
-            model = ExponentialSmoothing(
-                history[:length].astype(np.float64),
-                trend="add",
-                damped_trend=True,
-                seasonal=seasonal,
-                seasonal_periods=spec.season if seasonal else None,
-            ).fit()
-        rows.append(model.forecast(spec.max_horizon))
-        steps.advance(len(rows), len(origins.length))
-    return np.array(rows, dtype=np.float32)
+def forecast_by(baseline: Baseline, origins: Origins, spec: ForecastSpec, steps: Steps = SILENT) -> Series:
+    """Its mean at every origin. [N, max_horizon]"""
+    steps.step(f"forecasting every origin with {baseline.name}, a baseline")
+    found = np.zeros_like(origins.future)
+    for row, (history, length) in enumerate(zip(origins.history, origins.length, strict=True)):
+        found[row] = baseline.forecast(history[:length], spec.season, spec.max_horizon).mean
+        steps.advance(row + 1, len(found))
+    return found
 
 
 def metrics_of(figures: Mapping[str, Errors], dataset: str, origins: Origins) -> tuple[Metric, ...]:

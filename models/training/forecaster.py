@@ -24,7 +24,7 @@ from models.forecasting import Cell, Forecaster, ForecasterConfig
 from models.own import FORECASTERS, ForecasterRecord, write_series
 from models.training import run
 from models.training.data import Series
-from models.training.forecast_eval import TEST_FRACTION, Comparison, naive_error, training_size
+from models.training.forecast_eval import TEST_FRACTION, naive_error, training_size
 from models.training.loop import TrainingSchedule, training_device
 from models.training.options import add_options
 from models.training.season import find_season
@@ -105,7 +105,9 @@ def train(options: argparse.Namespace, command: str, console: Console) -> None:
     digest = hashlib.sha256(settings + b"".join(one.tobytes() for one in [*series, *covariates])).hexdigest()
     trained = run.train(problem, schedule, f"{options.name}-{digest[:12]}", options.resume, console, device)
     for compared in problem.comparisons:
-        console.print(verdict(compared), style="yellow" if is_better(compared) else "", markup=False, soft_wrap=True)
+        console.print(
+            compared.verdict(), style="yellow" if compared.baseline_is_better else "", markup=False, soft_wrap=True
+        )
     for share, error in problem.coverage:
         held = float(share.held.mean())
         off = abs(held - share.nominal) > max(2 * error, _TOLERATED)
@@ -199,24 +201,6 @@ def require_enough(series: Mapping[str, Series], spec: ForecastSpec) -> None:
             )
         if naive_error(one, spec.season) == 0:
             raise TableInvalid(f"{whose}it repeats itself exactly in its first four fifths: there is nothing to learn")
-
-
-def is_better(compared: Comparison) -> bool:
-    """The baseline, by more than two standard errors."""
-    return compared.difference > 2 * compared.standard_error
-
-
-def verdict(compared: Comparison) -> str:
-    """One sentence: which of the two is better."""
-    figures = (
-        f"MASE {compared.network_mase:.3f}, {compared.baseline} {compared.baseline_mase:.3f}, "
-        f"difference {compared.difference:+.3f} ± {compared.standard_error:.3f}"
-    )
-    if is_better(compared):
-        return f"{compared.baseline} is better than this network: {figures}"
-    if compared.difference < -2 * compared.standard_error:
-        return f"better than {compared.baseline}: {figures}"
-    return f"no clear difference from {compared.baseline}: {figures}"
 
 
 def new_parser() -> argparse.ArgumentParser:

@@ -15,27 +15,22 @@ from models.progress import SILENT, Steps
 from models.training.calibration import IntervalCalibration, calibrated
 from models.training.data import Series
 from models.training.forecast_eval import (
-    Comparison,
     Inputs,
     Origins,
-    Share,
     baselines,
     comparisons,
-    coverage_name,
     evaluate,
     held_out,
-    intervals,
     joined,
     metrics_of,
     overlap,
     quantiles_of,
     rolling_origins,
-    shares,
-    standard_error,
     training_size,
 )
 from models.training.loop import Batch, Problem
 from rafaga.bundle import ForecastSpec, Metric
+from rafaga.evaluation import Comparison, Share, coverage_name, intervals, shares, standard_error
 
 
 @dataclass(frozen=True)
@@ -214,11 +209,12 @@ class ForecastingProblem(Problem):
         quantiles = quantiles_of(self.forecast, origins)
         others = baselines(origins, self.spec, steps)
         self.comparisons = tuple(comparisons(origins, self.spec, quantiles, others))
-        held = islice(shares(origins, self.spec, quantiles), len(self.intervals))
+        held = islice(shares(origins.future, quantiles, self.spec.quantile_levels), len(self.intervals))
         self.coverage = tuple(
             (share, standard_error(share.held.mean(1), overlap(origins), origins.series)) for share in held
         )
-        return evaluate(origins, self.spec, quantiles, dataset) + metrics_of(others, dataset, origins)
+        measured = metrics_of({baseline.metric: each for baseline, each in others.items()}, dataset, origins)
+        return evaluate(origins, self.spec, quantiles, dataset) + measured
 
     def forecast(self, inputs: Inputs) -> Series:
         with torch.inference_mode():

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from models.training.data import Series
-from rafaga.calendar import CALENDAR, calendar_feature, frequency
+from rafaga.calendar import CALENDAR, calendar_feature, inferred
+from rafaga.series import read_time
 
 _MONTHS = {1: "month", 3: "quarter", 12: "year"}
 _MILLISECONDS = {604_800_000: "week", 86_400_000: "day", 3_600_000: "hour", 60_000: "minute", 1000: "second", 1: "ms"}
@@ -76,12 +76,12 @@ def read_table(
         found = ", ".join(f"{name!r}: {step}" for name, step in list(steps.items())[:4])
         raise TableInvalid(f"series of one model need the same step; found {found}")
     step = next(iter(steps.values()))
-    aliases = {_frequency(step, [row.time for row in found if row.time is not None]) for found in items.values()}
+    frequencies = {_frequency(found) for found in items.values()}
     return Table(
         series={name: np.array([row.value for row in found], dtype=np.float32) for name, found in items.items()},
         covariates={name: _covariates(found, covariates, columns) for name, found in items.items()},
         step=step,
-        frequency=aliases.pop() if len(aliases) == 1 else "",
+        frequency=frequencies.pop() if len(frequencies) == 1 else "",
     )
 
 
@@ -132,18 +132,10 @@ def _number(text: str, column: str, line: int) -> float:
 
 
 def _moment(text: str, column: str, line: int) -> datetime:
-    """ISO 8601, a year, or a year and a month. In UTC if the text has a time zone."""
-    stripped = text.strip()
-    if short := re.fullmatch(r"(\d{4})(?:\.0)?(?:-(\d\d))?", stripped):
-        stripped = f"{short[1]}-{short[2] or '01'}-01"
     try:
-        found = datetime.fromisoformat(stripped)
-    except ValueError:
-        raise TableInvalid(
-            f"line {line}: column {column!r} is {text!r}; expected a timestamp like 2024-05-31, 2024-05-31T14:00, "
-            f"2024-05 or 2024"
-        ) from None
-    return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
+        return read_time(text)
+    except ValueError as error:
+        raise TableInvalid(f"line {line}: column {column!r}: {error}") from None
 
 
 def _sorted(rows: list[Row], name: str) -> str:
@@ -185,25 +177,8 @@ def _word(step: int, months: Mapping[int, str]) -> str:
     return _MILLISECONDS[unit] if step == unit else f"{step // unit} {_MILLISECONDS[unit]}s"
 
 
-def _frequency(step: str, times: Sequence[datetime]) -> str:
-    """The pandas alias of `step`, as `_word` gives it, that has all of `times`; empty if none has."""
-    if not times:
-        return ""
-    *count, word = step.removesuffix("s").split()
-    day, month = (f"{times[0]:%a}".upper(), f"{times[0]:%b}".upper())
-    aliases = {
-        "month": ("MS", "ME"),
-        "quarter": (f"QS-{month}", f"QE-{month}"),
-        "year": (f"YS-{month}", f"YE-{month}"),
-        "week": (f"W-{day}",),
-        "day": ("D",),
-        "hour": ("h",),
-        "minute": ("min",),
-        "second": ("s",),
-    }
-    moments = np.array(times, dtype="datetime64[us]")
-    for alias in aliases.get(word, ()):
-        known = frequency("".join([*count, alias]))
-        if (known.times(moments[0], len(moments)) == moments).all():
-            return known.name
-    return ""
+def _frequency(rows: Sequence[Row]) -> str:
+    """As pandas names it; empty without times, or if it has no name."""
+    times = np.array([row.time for row in rows if row.time is not None], dtype="datetime64[us]")
+    found = inferred(times)
+    return found.name if found else ""

@@ -6,6 +6,7 @@ Times are UTC, as numpy's datetime64[us].
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,10 +20,10 @@ FIRST, LAST = np.datetime64("0001-01-01", "us"), np.datetime64("9999-12-31T23:59
 
 _DAY = np.timedelta64(1, "D")
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "D": 86400, "W": 7 * 86400}
-_MONTHS = {"M": 1, "Q": 3, "Y": 12}
+_MONTHS_OF = {"M": 1, "Q": 3, "Y": 12}
 _OLD_NAMES = {"S": "s", "T": "min", "H": "h", "M": "ME", "Q": "QE", "A": "YE", "Y": "YE", "AS": "YS"}
-_WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
-_MONTH_NAMES = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+WEEKDAYS = ("MON", "TUE", "WED", "THU", "FRI", "SAT", "SUN")
+MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _PATTERN = re.compile(r"([1-9][0-9]{0,4})?([A-Za-z]{1,3})(?:-([A-Z]{3}))?")
 _KNOWN = "s, min, h, D, B, W, MS, ME, QS, QE, YS or YE, or a multiple such as 15min"
 
@@ -42,6 +43,11 @@ class Frequency:
     end: bool = False
     month: int = 1
     every: int = 1
+
+    @property
+    def intraday(self) -> bool:
+        """Whether observations are closer than a day."""
+        return 0 < self.step[0] < _SECONDS["D"]
 
     def times(self, start: np.datetime64, count: int) -> Times:
         """`start` and the times that follow it: datetime64[us] [count]. `start` must be one of this frequency's times.
@@ -66,7 +72,7 @@ class Frequency:
         """Where the frequency's times are, such as "the first day of a month", if `time` is none of them; or ""."""
         day = time.astype("datetime64[D]")
         if self.weekday is not None:
-            return "" if _weekday(day) == self.weekday else f"a {_WEEKDAYS[self.weekday].capitalize()}"
+            return "" if _weekday(day) == self.weekday else f"a {WEEKDAYS[self.weekday].capitalize()}"
         if self.step[1]:
             return "" if np.is_busday(day) else "a day from Mon to Fri"
         if self.step[0]:
@@ -74,11 +80,12 @@ class Frequency:
         month = day.astype("datetime64[M]")
         if day == self._of_month(month) and (month.astype(np.int64) + 1 - self.month) % self.every == 0:
             return ""
-        months = [_MONTH_NAMES[(self.month - 1 + m) % 12].capitalize() for m in range(0, 12, self.every)]
+        months = [MONTHS[(self.month - 1 + m) % 12].capitalize() for m in range(0, 12, self.every)]
         return f"the {'last' if self.end else 'first'} day of {'a month' if self.every == 1 else ' or '.join(months)}"
 
     def _of_month(self, months: Times) -> Times:
-        return (months + 1).astype("datetime64[D]") - _DAY if self.end else months.astype("datetime64[D]")
+        days: Times = (months + 1 if self.end else months).astype("datetime64[D]")
+        return np.asarray(days - _DAY) if self.end else days
 
 
 @lru_cache(maxsize=256)
@@ -93,21 +100,54 @@ def frequency(alias: str) -> Frequency:
     if unit in _SECONDS and not (anchor and unit != "W"):
         if unit != "W":
             return Frequency(f"{number}{unit}", (count * _SECONDS[unit], 0, 0))
-        if (anchor := anchor or "SUN") in _WEEKDAYS:
-            return Frequency(f"{number}W-{anchor}", (count * _SECONDS["W"], 0, 0), weekday=_WEEKDAYS.index(anchor))
+        if (anchor := anchor or "SUN") in WEEKDAYS:
+            return Frequency(f"{number}W-{anchor}", (count * _SECONDS["W"], 0, 0), weekday=WEEKDAYS.index(anchor))
     elif unit == "B" and not anchor:
         return Frequency(f"{number}B", (0, count, 0))
-    elif unit[:-1] in _MONTHS and unit[-1] in "SE":
-        every, end = _MONTHS[unit[:-1]], unit[-1] == "E"
+    elif unit[:-1] in _MONTHS_OF and unit[-1] in "SE":
+        every, end = _MONTHS_OF[unit[:-1]], unit[-1] == "E"
         if every > 1:
             anchor = anchor or ("DEC" if end else "JAN")
             unit = f"{unit}-{anchor}"
         if not anchor:
             return Frequency(f"{number}{unit}", (0, 0, count), end=end)
-        if every > 1 and anchor in _MONTH_NAMES:
-            month = _MONTH_NAMES.index(anchor) + 1
+        if every > 1 and anchor in MONTHS:
+            month = MONTHS.index(anchor) + 1
             return Frequency(f"{number}{unit}", (0, 0, count * every), end=end, month=month, every=every)
     raise _unknown(alias)
+
+
+def inferred(times: Times) -> Frequency | None:
+    """Of three and more rising times; None if they are irregular or of a frequency that is not known here."""
+    if len(times) < 3:
+        return None
+    for alias in _candidates(times[0], times[1]):
+        found = frequency(alias)
+        if not found.mismatch(times[0]) and (found.times(times[0], len(times)) == times).all():
+            return found
+    return None
+
+
+def irregular(times: Times) -> int:
+    """The position, from 1, of that of rising times after the most unusual step."""
+    steps = np.diff(times).astype(np.int64)
+    usual = np.sort(steps)[(len(steps) - 1) // 2]
+    return int(np.abs(steps - usual).argmax()) + 1
+
+
+def _candidates(first: np.datetime64, second: np.datetime64) -> Iterator[str]:
+    month, following = (time.astype("datetime64[M]").astype(np.int64) for time in (first, second))
+    for unit, every in reversed(_MONTHS.items()):
+        count, rest = divmod(following - month, every)
+        if count and not rest:
+            anchor = "" if every == 1 else f"-{_MONTH_NAMES[month % 12]}"
+            yield from (f"{count}{unit}{end}{anchor}" for end in "SE")
+    for unit, seconds in reversed(_SECONDS.items()):
+        count, rest = divmod((second - first) // np.timedelta64(1, "us"), seconds * 1_000_000)
+        if count and not rest:
+            yield f"{count}{unit}" + (f"-{_WEEKDAYS[_weekday(first)]}" if unit == "W" else "")
+            break
+    yield "B"
 
 
 def _unknown(alias: str) -> ValueError:
@@ -124,15 +164,16 @@ def text(time: np.datetime64) -> str:
 
 def _weekday(days: Times) -> NDArray[np.int64]:
     """0 Monday; 1970-01-01 was a Thursday."""
-    return (days.astype("datetime64[D]").astype(np.int64) + 3) % 7
+    since: NDArray[np.int64] = days.astype("datetime64[D]").astype(np.int64)
+    return (since + 3) % 7
 
 
 def _phase_of_hour(times: Times) -> NDArray[np.float64]:
-    return (times - times.astype("datetime64[D]")) / _DAY
+    return np.asarray((times - times.astype("datetime64[D]")) / _DAY)
 
 
 def _phase_of_year(times: Times) -> NDArray[np.float64]:
-    return (times.astype("datetime64[D]") - times.astype("datetime64[Y]")) / _DAY / 366
+    return np.asarray((times.astype("datetime64[D]") - times.astype("datetime64[Y]")) / _DAY / 366)
 
 
 _PHASES = {
@@ -157,6 +198,6 @@ def calendar_feature(name: str, times: Times) -> NDArray[np.float32]:
     base, _, form = name.removeprefix(CALENDAR).partition(".")
     phase = _PHASES[CALENDAR + base](times.astype("datetime64[us]"))
     if not form:
-        return (phase - 0.5).astype(np.float32)
+        return np.asarray(phase - 0.5, np.float32)
     wave = np.sin if form == "sin" else np.cos
-    return wave(2 * np.pi * phase).astype(np.float32)
+    return np.asarray(wave(2 * np.pi * phase), np.float32)

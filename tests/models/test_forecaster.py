@@ -15,9 +15,9 @@ from models.forecasting import Cell
 from models.own import FORECASTERS, ForecasterRecord, find_forecaster
 from models.training import forecaster
 from models.training.__main__ import main
-from models.training.forecast_eval import Comparison, seasonal_naive
 from models.training.series import ForecastingProblem, Windows
 from rafaga import bundle as bundles
+from rafaga.evaluation import SEASONAL_NAIVE
 
 OPTIONS = ["--value", "x", "--time", "t", "--id", "shop", "--horizon", "3", "--cell", "gru", "--name", "sales"]
 
@@ -84,9 +84,7 @@ def test_a_covariate_that_decides_the_series_improves_its_forecast(monkeypatch: 
     export proves the model, and publishes the names of its covariates.
     """
     monkeypatch.setattr(forecaster, "WINDOWS", Windows(batch_size=32, batches_per_epoch=20, jitter=0.1, folds=2))
-    monkeypatch.setattr(
-        "models.training.forecast_eval.holt_winters", lambda origins, spec, _: seasonal_naive(origins, spec)
-    )
+    monkeypatch.setattr("models.training.forecast_eval.baselines_for", lambda _: (SEASONAL_NAIVE,))
     rng = np.random.default_rng(0)
     promotion = rng.integers(2, size=120)
     sales = 100 + 20 * np.array([0, 1, 2, 1, 0, 3, 3])[np.arange(120) % 7] + 100 * promotion + rng.normal(0, 3, 120)
@@ -167,14 +165,3 @@ def test_names_of_the_catalogue_are_taken(capsys: pytest.CaptureFixture[str]) ->
         with pytest.raises(SystemExit):
             train("--name", name)
         assert f"--name {name!r}" in capsys.readouterr().err
-
-
-def test_the_verdict_says_which_is_better() -> None:
-    def verdict(network: float, baseline: float) -> str:
-        return forecaster.verdict(Comparison("mase_holt_winters", network, baseline, 0.1))
-
-    assert verdict(1.0, 0.5).startswith("Holt-Winters is better than this network: MASE 1.000, Holt-Winters 0.500")
-    assert verdict(0.5, 1.0).startswith("better than Holt-Winters")
-    assert verdict(0.9, 1.0) == (
-        "no clear difference from Holt-Winters: MASE 0.900, Holt-Winters 1.000, difference -0.100 ± 0.100"
-    )

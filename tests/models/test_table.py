@@ -75,7 +75,7 @@ def test_series_of_one_file_are_told_apart_by_their_ids(tmp_path: Path) -> None:
         ("t,x\n2024,1\n2025,abc\n", "line 3: column 'x' is 'abc'; expected a finite number"),
         ("t,x\n2024,1\n2025,inf\n", "line 3: column 'x' is 'inf'"),
         ("t,x\n2024,1\n2025,\n", "line 3: column 'x' is empty; fill in missing values first"),
-        ("t,x\nyesterday,1\n", "line 2: column 't' is 'yesterday'; expected a timestamp like 2024-05-31"),
+        ("t,x\nyesterday,1\n", "line 2: column 't': 'yesterday' is not a time; expected one like 2024-05-31"),
         ("t,x\n2024,1\n2025,1\n2024,2\n", "line 4: the timestamp 2024-01-01 00:00:00 is also in line 2.*--id"),
         ("t,x\n2024-01,1\n2024-02,1\n2024-03,1\n2024-05,1\n", r"line 5: 2024-05-01 .* follows 2024-03-01 .* per month"),
         ("t,x\n2024-01-01,1\n2024-01-02,1\n2024-01-03,1\n2024-01-06,1\n", "line 5: .* one row per day: fill the gap"),

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from rafaga import calendar
 from rafaga.errors import InvalidImage, InvalidTensor, ModelNotFound, RafagaError, Unsupported, to_status
 from rafaga.inference import open_inference_pb2, open_inference_pb2_grpc
 from rafaga.tensors import DATATYPES
@@ -110,7 +111,7 @@ class Vision(vision_pb2_grpc.VisionServicer):
 
 
 class Forecasting(forecasting_pb2_grpc.ForecastingServicer):
-    """Repeats the last value; the quantiles lie one unit below and above."""
+    """Repeats the last value; the quantiles lie one unit below and above. Checked observations are compared with 0."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -118,10 +119,29 @@ class Forecasting(forecasting_pb2_grpc.ForecastingServicer):
     def Forecast(self, request: forecasting_pb2.ForecastRequest, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self.script.received(request, context)
         response = forecasting_pb2.ForecastResponse(model=info(request.model), timing=TIMING)
-        for history in [series.values for series in request.series] or [request.history]:
-            add = (response.forecasts.add() if request.series else response).quantiles.add
-            for level, offset in zip(LEVELS, (-1.0, 0.0, 1.0), strict=True):
-                add(level=level, values=[history[-1] + offset] * (request.horizon or 24))
+        steps = request.horizon or 24
+        for series in request.series or [forecasting_pb2.Series(values=request.history)]:
+            answer = response.forecasts.add() if request.series else response
+            for level, offset in zip(request.quantiles or LEVELS, (-1.0, 0.0, 1.0), strict=False):
+                answer.quantiles.add(level=level, values=[series.values[-1] + offset] * steps)
+            if not request.series:
+                continue
+            answer.id, answer.filled = series.id, len(series.missing)
+            if series.HasField("start"):
+                start = np.datetime64(series.start.ToMicroseconds(), "us")
+                times = calendar.frequency(request.frequency).times(start, len(series.values) + steps)
+                for time in times[len(series.values) :].astype(int):
+                    answer.timestamps.add().FromMicroseconds(int(time))
+            first = len(series.values) - request.check_last
+            for position, observed in enumerate(series.values[first:], start=first):
+                answer.checks.add(
+                    position=position,
+                    observed=observed,
+                    lower=-2,
+                    upper=2,
+                    score=abs(observed) / 2,
+                    anomaly=abs(observed) > 2,
+                )
         return response
 
 

@@ -66,12 +66,15 @@ def submit(
     call: Call,
     model: ServedModel,
     inputs: Arrays,
-    reply: Callable[[Arrays, JobTiming], Message | bytes],
+    reply: Callable[[Arrays, JobTiming], Message | bytes | None],
     priority: Priority | None = None,
+    *,
+    inline: bool = True,
 ) -> None:
     """Queues `inputs`, and answers `call` with what `reply` makes of the outputs. Raises Refused errors.
 
-    `priority`: of the request itself; None takes the priority of the call's metadata.
+    `reply` returns None if it has queued more work for the call. `priority`: of the request itself; None takes the
+    priority of the call's metadata. `inline`: the thread that received the call may run the model; False for others.
     """
     # Series of any length share a batch. Other inputs share one only with inputs of the same shape.
     key = None if model.ragged else tuple(a.shape[1:] for a in inputs)
@@ -79,18 +82,20 @@ def submit(
     def succeed(outputs: Arrays, timing: JobTiming) -> None:
         call.served = (model.bundle.name, timing)
         answer = reply(outputs, timing)
-        call.reply(answer if isinstance(answer, bytes) else answer.SerializeToString())
+        if answer is not None:
+            call.reply(answer if isinstance(answer, bytes) else answer.SerializeToString())
 
     job = Job(inputs, succeed, call.fail, call.deadline, key, model.cost(inputs), priority or call.priority)
-    if model.submit(job, inline=call.inline is not None) and call.inline is not None:
-        call.inline.add(model)
+    runner = call.inline if inline else None
+    if model.submit(job, inline=runner is not None) and runner is not None:
+        runner.add(model)
     call.on_cancel(lambda: model.cancel(job))
 
 
 def padded(rows: Sequence[NDArray[Any]]) -> Arrays:
-    """Rows [T] as the inputs of a ragged model: [N, longest], padded with zeros, and their lengths, int64 [N]."""
+    """Rows [T, …] as the inputs of a ragged model: [N, longest, …], padded with zeros, and their lengths, int64 [N]."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    values = np.zeros((len(rows), lengths.max()), rows[0].dtype)
+    values = np.zeros((len(rows), lengths.max(), *rows[0].shape[1:]), rows[0].dtype)
     for row, (value, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
         values[row, :length] = value
     return values, lengths
