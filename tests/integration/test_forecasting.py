@@ -93,6 +93,16 @@ class TestTimes:
         (found,) = ask(served, series, model=model, frequency=alias)
         assert list(found.timestamps) == every[5:]
 
+    def test_large_requests_are_read_in_another_thread(self, served: Served) -> None:
+        every, history = times("2000-01-01", "h", 10_004), messages.random_history(9, 10_000)
+        series = pb.Series(values=history, timestamps=every[:10_000])
+        (found,) = ask(served, series, model="series", frequency="h")
+        assert list(found.timestamps) == every[10_000:]
+        assert array(found) == pytest.approx(bundles.forecast(history[-64:]), abs=1e-4)
+        every[5_000] = every[4_999]
+        wrong = request(pb.Series(values=history, timestamps=every[:10_000]), model="series", frequency="h")
+        assert "position 5000" in refusal(lambda: served.forecasting.Forecast(wrong, timeout=PATIENCE_S)).message
+
 
 class TestGaps:
     def test_gaps_are_filled_between_their_neighbours(self, served: Served) -> None:
@@ -163,10 +173,8 @@ class TestChecks:
     def test_missing_values_are_not_checked_and_later_ones_fill_no_gap(self, served: Served) -> None:
         values = [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, NAN, 7]
         series = pb.Series(values=values, missing=[10])
-        (check,) = (
-            ask(served, pb.Series(values=[2, 3]), series, check_last=0)[1:2]
-            and ask(served, series, check_last=2)[0].checks
-        )
+        (found,) = ask(served, series, check_last=2)
+        (check,) = found.checks
         low, _, high = bundles.forecast(np.ones(11, np.float32))[0]
         assert (check.position, check.lower, check.upper) == pytest.approx((11, low, high), abs=1e-4)
 
@@ -204,7 +212,7 @@ class TestCovariates:
 
     def test_tensors_of_the_open_protocol(self, served: Served) -> None:
         stub, past, future = oip.stub(served), np.ones((2, 3, 2), np.float32), np.ones((2, 4, 2), np.float32)
-        given = {"history": past[:, :, 0], "length": np.array([3, 2]), "past_covariates": past}
+        given: dict[str, Any] = {"history": past[:, :, 0], "length": np.array([3, 2]), "past_covariates": past}
         answer = stub.ModelInfer(oip.request("sales", **given, future_covariates=future), timeout=PATIENCE_S)
         assert oip.arrays(answer)["quantiles"][:, 0, 2].tolist() == [3, 2]
         for bad, says in (
@@ -220,7 +228,7 @@ def dated(*days: str, **fields: Any) -> pb.Series:
 
 
 def sale(**fields: Any) -> pb.ForecastRequest:
-    return request(pb.Series(**{"values": [1, 2, 3], "start": at("2001-01-01")} | fields), model="sales", horizon=1)
+    return request(pb.Series(values=[1, 2, 3], start=at("2001-01-01"), **fields), model="sales", horizon=1)
 
 
 def priced(*values: float) -> dict[str, pb.Covariate]:

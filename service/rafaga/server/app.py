@@ -116,7 +116,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load, trials
     expiry = Expiry()
     services = (
         Vision(repository, workers, limits),
-        Forecasting(repository, limits),
+        Forecasting(repository, workers, limits),
         Sequences(repository, limits),
         Catalog(repository),
         OpenInference(repository, workers, limits, expiry, health, version("rafaga")),

@@ -95,6 +95,8 @@ def submit(
 def padded(rows: Sequence[NDArray[Any]]) -> Arrays:
     """Rows [T, …] as the inputs of a ragged model: [N, longest, …], padded with zeros, and their lengths, int64 [N]."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    if len(rows) == 1:
+        return rows[0][np.newaxis], lengths
     values = np.zeros((len(rows), lengths.max(), *rows[0].shape[1:]), rows[0].dtype)
     for row, (value, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
         values[row, :length] = value

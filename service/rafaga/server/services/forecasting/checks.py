@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rafaga.errors import InvalidTensor
 from rafaga.server.services.forecasting.quantiles import widest_interval
-from rafaga.server.services.forecasting.series import Floats, Observations
+from rafaga.server.services.forecasting.series import Observations
 from rafaga.v1 import forecasting_pb2 as pb
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -23,11 +24,11 @@ def positions(series: Observations, last: int) -> list[int]:
     return [at for at in range(count - last, count) if series.present is None or series.present[at]]
 
 
-def check(series: Observations, position: int, forecast: Floats) -> pb.ObservationCheck:
+def check(series: Observations, position: int, forecast: NDArray[np.generic]) -> pb.ObservationCheck:
     """`forecast`: [L], of the step at `position`."""
     interval = widest_interval(series.spec)
     assert interval is not None  # Options checks it
-    lower, upper = (float(forecast[level]) for level in interval)
+    lower, upper = forecast[list(interval)].tolist()
     observed = float(series.values[position])
     distance, half = abs(observed - (lower + upper) / 2), abs(upper - lower) / 2
     score = min(distance / half, _LARGEST) if half else (_LARGEST if distance else 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,7 @@ MAX_BLOCKS = 10
 MAX_CHECKS = 64
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """blocks: how often the model runs, each time for its whole horizon. levels: float32 [K], rising; None: the
     model's. frequency: of the series' times; None: unknown."""
 
@@ -36,12 +35,8 @@ class Options:
     def of(cls, request: pb.ForecastRequest, spec: ForecastSpec) -> Options:
         """Raises InvalidRequest."""
         longest, horizon = spec.max_horizon, request.horizon or spec.max_horizon
-        has_median = spec.quantile_levels[0] <= 0.5 <= spec.quantile_levels[-1]
-        most, why = (
-            (MAX_BLOCKS * longest, f"{MAX_BLOCKS} times the model's") if has_median else (longest, "the model's")
-        )
-        if horizon > most:
-            raise InvalidRequest(f"expected a horizon of at most {most} steps, {why}; got {horizon}")
+        if horizon > longest:
+            _check_long(horizon, spec)
         if request.history and request.series:
             raise InvalidRequest("expected either `history` or `series`, got both")
         if request.check_last:
@@ -59,6 +54,14 @@ class Options:
     def steps(self) -> int:
         """That the model forecasts in all its blocks."""
         return self.blocks * self.spec.max_horizon
+
+
+def _check_long(horizon: int, spec: ForecastSpec) -> None:
+    most, why = MAX_BLOCKS * spec.max_horizon, f"{MAX_BLOCKS} times the model's"
+    if not spec.quantile_levels[0] <= 0.5 <= spec.quantile_levels[-1]:
+        most, why = spec.max_horizon, "the model's, which gives no median to continue with"
+    if horizon > most:
+        raise InvalidRequest(f"expected a horizon of at most {most} steps, {why}; got {horizon}")
 
 
 def _check_checks(request: pb.ForecastRequest, spec: ForecastSpec) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +32,7 @@ class Row(NamedTuple):
     future: Floats | None = None
 
 
-@dataclass(frozen=True)
-class Observations:
+class Observations(NamedTuple):
     """values: float32 [T]; what is at missing positions does not count. present: bool [T]; None: all. times:
     datetime64[us] [T + steps], with the steps that are forecast. covariates: float32 [T + steps, C].
     """
@@ -51,11 +49,10 @@ class Observations:
         most = self.spec.max_history
         history = self._filled(min(end, len(self.values)))
         if continued is not None:
-            history = np.concatenate((history, continued))
+            history = np.concatenate((history, continued))[-most:]
         if self.covariates is None:
-            return Row(history[-most:])
-        past, future = self.covariates[:end], self.covariates[end : end + self.spec.max_horizon]
-        return Row(history[-most:], past[-most:], future)
+            return Row(history)
+        return Row(history, self.covariates[:end][-most:], self.covariates[end : end + self.spec.max_horizon])
 
     def times_after(self, steps: int) -> list[Timestamp]:
         """Of the first steps that are forecast; empty for a series without times."""
@@ -67,28 +64,28 @@ class Observations:
         return 0 if self.present is None else int((~self.present[-self.spec.max_history :]).sum())
 
     def _filled(self, end: int) -> Floats:
-        """The first `end` values. Nothing after them fills a gap, so that forecasts of known values are honest."""
-        values = self.values[:end]
-        if self.present is None or self.present[:end].all():
+        """Those of the first `end` values that the model reads. Values after them fill no gap: a check would know the
+        value that it predicts."""
+        first = max(0, end - self.spec.max_history)
+        values = self.values[first:end]
+        if self.present is None or self.present[first:end].all():
             return values
-        present = self.present[:end]
-        self._check_gaps(present)
-        at = np.flatnonzero(present)
-        return np.interp(np.arange(end), at, values[at]).astype(np.float32)
+        present = self.present[first:end]
+        self._check_gaps(present, first)
+        known = np.flatnonzero(present)
+        return np.interp(np.arange(len(values)), known, values[known]).astype(np.float32)
 
-    def _check_gaps(self, present: NDArray[np.bool_]) -> None:
-        first = max(0, len(present) - self.spec.max_history)
-        gaps = (np.flatnonzero(~present[first:]) + first).tolist()
-        read = len(present) - first
-        most = int(MAX_MISSING * read)
+    def _check_gaps(self, present: NDArray[np.bool_], first: int) -> None:
+        gaps = (np.flatnonzero(~present) + first).tolist()
+        count, most = len(present), int(MAX_MISSING * len(present))
         if len(gaps) > most:
             raise InvalidTensor(
-                f"{self.where}expected at most {most} missing values ({MAX_MISSING:.0%}) of the {read} up to position "
-                f"{len(present) - 1}; got {len(gaps)}, one too many at position {gaps[most]}"
+                f"{self.where}expected at most {most} missing values ({MAX_MISSING:.0%}) of the {count} up to position "
+                f"{first + count - 1}; got {len(gaps)}, one too many at position {gaps[most]}"
             )
-        if read - len(gaps) < self.spec.min_history:
+        if count - len(gaps) < self.spec.min_history:
             raise InvalidTensor(
-                f"{self.where}expected at least {self.spec.min_history} observations, got {read - len(gaps)} and "
+                f"{self.where}expected at least {self.spec.min_history} observations, got {count - len(gaps)} and "
                 f"missing values from position {gaps[0]} on"
             )
 
