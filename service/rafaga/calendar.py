@@ -137,15 +137,15 @@ def irregular(times: Times) -> int:
 
 def _candidates(first: np.datetime64, second: np.datetime64) -> Iterator[str]:
     month, following = (time.astype("datetime64[M]").astype(np.int64) for time in (first, second))
-    for unit, every in reversed(_MONTHS.items()):
+    for unit, every in reversed(_MONTHS_OF.items()):
         count, rest = divmod(following - month, every)
         if count and not rest:
-            anchor = "" if every == 1 else f"-{_MONTH_NAMES[month % 12]}"
+            anchor = "" if every == 1 else f"-{MONTHS[month % 12]}"
             yield from (f"{count}{unit}{end}{anchor}" for end in "SE")
     for unit, seconds in reversed(_SECONDS.items()):
         count, rest = divmod((second - first) // np.timedelta64(1, "us"), seconds * 1_000_000)
         if count and not rest:
-            yield f"{count}{unit}" + (f"-{_WEEKDAYS[_weekday(first)]}" if unit == "W" else "")
+            yield f"{count}{unit}" + (f"-{WEEKDAYS[_weekday(first)]}" if unit == "W" else "")
             break
     yield "B"
 
