@@ -150,7 +150,8 @@ def _forecasters() -> Iterator[Entry]:
     co2, ett, sp500 = "CO2 at Mauna Loa, monthly", "ETTh1, oil temperature, hourly", "S&P 500, daily close"
     yield entry("lstm-co2", co2, CO2_INPUT, Corpus.CO2, cell=Cell.LSTM, hidden=16, recent=120, drift=True)
     yield entry("rnn-co2", co2, CO2_INPUT, Corpus.CO2, cell=Cell.RNN, hidden=16, recent=120, drift=True)
-    yield entry("lstm-ett", ett, ETT_INPUT, Corpus.ETTH1, cell=Cell.LSTM, hidden=32, recent=240, drift=False)
+    linear = {"hidden": 16, "recent": 240, "drift": False, "linear": ETT_INPUT.max_history}
+    yield entry("lstm-ett", ett, ETT_INPUT, Corpus.ETTH1, cell=Cell.LSTM, **linear)
     walk = {"cell": Cell.LSTM, "hidden": 16, "recent": 20, "drift": False, "adaptive": True}
     why = "a random walk except for its volatility: no accuracy is promised for its median"
     yield replace(entry("lstm-sp500", sp500, SP500_INPUT, Corpus.SP500, **walk), expected={}, unpromised=why)

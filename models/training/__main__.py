@@ -66,6 +66,8 @@ def train(options: argparse.Namespace, console: Console) -> None:
         dataset=recipe.dataset,
         parameters=sum(p.numel() for p in problem.module.parameters()),
         metrics=trained.metrics,
+        schedule=schedule,
+        chosen=recipe.chosen,
         calibration=trained.calibration,
         command=f"python -m models.training {name} --epochs {schedule.epochs} --seed {options.seed}",
         seed=options.seed,

@@ -122,6 +122,7 @@ def train(options: argparse.Namespace, command: str, console: Console) -> None:
         dataset=dataset,
         parameters=sum(p.numel() for p in problem.module.parameters()),
         metrics=trained.metrics,
+        schedule=schedule,
         calibration=trained.calibration,
         command=f"python -m models.training forecaster {command}",
         seed=options.seed,

@@ -36,6 +36,8 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
     torch: str = str(torch.__version__)
     dtype: str
     sha256: str = ""  # of the weights; `save` fills it in
+    schedule: TrainingSchedule | None = None
+    chosen: str = ""  # how the recipe was chosen, and on which data
     # Of forecasters: how the width of their intervals was fitted.
     calibration: IntervalCalibration | None = None
 

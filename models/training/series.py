@@ -38,12 +38,14 @@ class Windows:
 
     `jitter`: noise added to them, in units of the mean change from season to season. `folds`: blocks of the
     calibration; many if data are few, so that a network trained without one of them is almost as good as the final one.
+    `full`: share of histories that are as long as possible; the others are of any length.
     """
 
     batch_size: int
     batches_per_epoch: int
     jitter: float
     folds: int
+    full: float = 0.0
 
 
 class ForecastingProblem(Problem):
@@ -94,6 +96,9 @@ class ForecastingProblem(Problem):
         )  # how many histories may be drawn from it and those before
         self.unit = torch.stack([(one[spec.season :] - one[: -spec.season]).abs().mean() for one in self._parts()])
         self.kept_start, self.kept_stop = torch.tensor([[block.start, block.stop] for block in self.kept]).T
+        if module.config.linear:
+            origins, unit = self._seen_origins()
+            module.fit_linear(*(torch.from_numpy(x) for x in (origins.history, origins.length, origins.future)), unit)
 
     def _parts(self) -> Sequence[Tensor]:
         return torch.split(self.values, self.total.tolist())
@@ -120,6 +125,8 @@ class ForecastingProblem(Problem):
         end = drawn - (self.ends[series] - total)  # min_history .. total - 1
         longest = end.clamp(max=spec.max_history)
         length = spec.min_history + (torch.rand(n) * (longest - spec.min_history + 1)).long()
+        if self.drawn.full:
+            length = torch.where(torch.rand(n) < self.drawn.full, longest, length)
         step = torch.arange(int(length.max()))
         inside = step < length[:, None]
         unit = self.unit[series]
@@ -148,6 +155,16 @@ class ForecastingProblem(Problem):
         future = torch.from_numpy(origins.future)
         known = torch.ones_like(future, dtype=torch.bool)
         yield future, known, unit, *map(torch.from_numpy, origins.inputs.values())
+
+    def _seen_origins(self) -> tuple[Origins, Tensor]:
+        """Every second one whose horizon training may use, and its unit [N]."""
+        parts, units = [], []
+        for number, (one, kept) in enumerate(zip(self.seen, self.kept, strict=True)):
+            for start, stop in ((0, kept.start), (kept.stop, len(one))):
+                if stop - max(start, self.spec.min_history) >= self.spec.max_horizon:
+                    parts.append(rolling_origins(one, self.spec, start, stop, stride=2))
+                    units.append(self.unit[number].expand(len(parts[-1].length)))
+        return joined(parts), torch.cat(units)
 
     def _kept_origins(self, number: int, stride: int = 1) -> Origins:
         kept = self.kept[number]

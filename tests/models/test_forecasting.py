@@ -54,7 +54,7 @@ def test_ragged_histories_share_a_batch_and_padding_is_never_read(module: Foreca
 
 def test_padding_of_covariates_is_never_read_and_their_future_moves_the_forecast() -> None:
     torch.manual_seed(0)
-    module = Forecaster(replace(KNOWN, direct=12)).eval()
+    module = Forecaster(replace(KNOWN, linear=12)).eval()
     history, length = histories([8, 30], total=30, season=4)
     past, future = torch.randn(2, 30, 2), torch.randn(2, 6, 2)
     together = module(history, length, past, future)
@@ -67,10 +67,11 @@ def test_padding_of_covariates_is_never_read_and_their_future_moves_the_forecast
     assert moved.tolist() == [[False, False, False, True, False, False], [False] * 6]
 
 
-def test_the_latest_steps_reach_the_head_and_the_first_season_repeats_before_the_start() -> None:
-    module = Forecaster(replace(CONFIG, direct=6))
+def test_the_first_season_repeats_before_the_start() -> None:
+    module = Forecaster(replace(CONFIG, linear=6))
     x = torch.tensor([[1.0, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 0, 0, 0, 0]])
-    assert module.latest(x, torch.tensor([[7], [3]])).tolist() == [[3, 4, 5, 6, 7, 8], [3, 4, 1, 2, 3, 4]]
+    found = module.latest(x, torch.tensor([[7], [3]]))
+    assert found.tolist() == [[-5, -4, -3, -2, -1, 0], [-1, 0, -3, -2, -1, 0]]
 
 
 def test_quantiles_ascend_follow_the_unit_and_stay_finite(module: Forecaster) -> None:
