@@ -162,6 +162,7 @@ class Metric(Frozen, frozen=True):
     value: float
     dataset: str
     samples: int
+    standard_error: float = 0.0  # of `value`, from the choice of samples; 0 unknown
 
 
 class Parity(Frozen, frozen=True):
