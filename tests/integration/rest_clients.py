@@ -95,6 +95,7 @@ def triton_aio(url: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
 def kserve(url: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
     import httpx
     from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+    from kserve.protocol.rest.timeseries import types
 
     def request(binary: bool) -> InferRequest:
         given = InferInput("image", list(inputs["images"].shape), "UINT8")
@@ -116,7 +117,33 @@ def kserve(url: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
             except httpx.HTTPStatusError as error:
                 facts["unknown model"] = [error.response.status_code, str(error)]
             binary, in_json = (answer.outputs[0].as_numpy() for answer in answers)
-            return {"binary": binary, "json": in_json}, facts
+            forecasts, facts["forecast"], facts["refused"] = await forecast()
+            return {"binary": binary, "json": in_json, **forecasts}, facts
+
+    async def forecast() -> tuple[Arrays, dict[str, Any], dict[str, Any]]:
+        """Checked by KServe's own types, since its client has no method for it."""
+        series = {
+            "type": "univariate_time_series",
+            "name": "one",
+            "series": inputs["history"][0].tolist(),
+            "frequency": "month",
+            "start_timestamp": "2020-01-31T00:00:00Z",
+        }
+        asked = types.ForecastRequest(
+            model="series", inputs=[series, series], options={"horizon": 3, "quantiles": [0.9, 0.1]}
+        )
+        async with httpx.AsyncClient() as client:
+
+            async def ask(**changed: Any) -> httpx.Response:
+                body = asked.model_dump(mode="json") | changed
+                return await client.post(f"{url}/v1/timeseries/forecast", json=body)
+
+            reply = types.ForecastResponse.model_validate((await ask()).raise_for_status().json())
+            refused = types.ErrorResponse.model_validate((await ask(model="unknown")).json())
+        (found,) = reply.outputs[1].content
+        assert found.quantiles is not None
+        columns = found.quantiles["0.1"], found.mean_forecast, found.quantiles["0.9"]
+        return {"forecast": np.array(columns).T}, reply.model_dump(mode="json"), refused.model_dump(mode="json")
 
     return asyncio.run(ask())
 

@@ -138,6 +138,12 @@ def test_kserve_over_http(server: Served, tmp_path: Path) -> None:
     assert facts["id"] == "seven"
     assert facts["unknown model"][0] == 404
     assert "no model 'unknown'" in facts["unknown model"][1]
+    np.testing.assert_allclose(outputs["forecast"], bundles.forecast(HISTORY[0])[:3], atol=1e-4)
+    found = facts["forecast"]
+    assert (found["status"], found["model"], len(found["outputs"])) == ("completed", "series", 2)
+    assert {each["content"][0]["start_timestamp"] for each in found["outputs"]} == {"2021-01-31T00:00:00Z"}
+    assert facts["refused"]["error"]["code"] == "404"
+    assert "no model 'unknown'" in facts["refused"]["error"]["message"]
 
 
 @pytest.fixture

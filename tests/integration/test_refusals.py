@@ -70,7 +70,9 @@ BAD: dict[str, Bad] = {
     ),
     "too short a history": Bad(messages.forecast([1]), TENSOR, "at least 2 observations, got 1"),
     "NaN in the history": Bad(messages.forecast([1, float("nan"), 2]), TENSOR, "finite"),
-    "too long a horizon": Bad(messages.forecast([1, 2, 3], 5), REQUEST, "at most 4 steps, got 5"),
+    "too long a horizon": Bad(
+        messages.forecast([1, 2, 3], 41), REQUEST, "at most 40 steps, 10 times the model's; got 41"
+    ),
     "forecast of a classifier": Bad(messages.forecast([1, 2], model="digits"), REQUEST, "for class"),
     "unknown model of the catalogue": Bad(catalog_pb2.GetModelRequest(name="unknown"), NO_MODEL, "no model 'unknown'"),
 }

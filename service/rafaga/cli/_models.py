@@ -64,6 +64,7 @@ def _lines(model: ModelDescription) -> Iterator[str]:
         ("task", model.task or "none: ask with rafaga infer"),
         ("architecture", model.architecture),
         ("precision", model.precision),
+        ("engine", f"{model.engine}: {model.engine_reason}" if model.engine_reason else model.engine),
         ("dataset", model.dataset),
         ("weights", f"{kind}: {model.weights_source}" if model.task else model.weights_source),
         ("license", model.weights_license),

@@ -16,6 +16,7 @@ from export.variants import to_fp16
 from rafaga import bundle as bundles
 from rafaga import publishing
 from rafaga.bundle import Bundle, Parity, Precision, Variant
+from rafaga.server.config.per_model import PerModel
 from rafaga.server.engines.selection import Placement
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository.golden import Golden
@@ -71,7 +72,7 @@ def test_it_is_carried_without_its_weights(tmp_path: Path, folder: Path, precisi
     assert {tuple(t.dims) for t in onnx.load(unpacked / "model.onnx").graph.initializer} >= {(784, 10)}
     bundle = bundles.load(unpacked)
     assert (bundle.max_batch_size, [v.precision for v in bundle.variants]) == (64, [precision])
-    Loader(BatchPolicy(), 8, None, Placement(), Metrics()).load(unpacked, bundle).close()
+    Loader(BatchPolicy(), 8, PerModel(None), Placement(), Metrics()).load(unpacked, bundle).close()
 
 
 def test_small_models_keep_their_weights(tmp_path: Path, folder: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from rafaga.bundle import Bundle, Variant
+from rafaga.bundle import Bundle
 from rafaga.errors import ModelNotFound, ModelNotReady
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines.contract import Engine, whole
 from rafaga.server.engines.loading import Samples
+from rafaga.server.engines.runtimes import Runtime
 from rafaga.server.execution.queue import JobQueue
 from rafaga.server.execution.supervisor import Supervisor, SupervisorPolicy
 from rafaga.server.execution.worker import WorkerContext
@@ -24,13 +25,14 @@ class ServedModel:
 
     submit, cancel: see JobQueue. run_inline: see Worker. sized_by: the input whose size decides the cost of a row: of
     those with free dimensions, the largest; None: every row costs the same, or nothing is known. reference_size:
-    elements of a row of that input when the latency table was measured.
+    elements of a row of that input when the latency table was measured. timed: the inputs whose second axis is the
+    length of a ragged row.
     """
 
     def __init__(
         self,
         bundle: Bundle | PlainModel,
-        variant: Variant | None,
+        runtime: Runtime,
         engines: Sequence[Engine],
         latency: LatencyTable,
         policy: BatchPolicy,
@@ -40,10 +42,10 @@ class ServedModel:
         supervision: SupervisorPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`variant` None: a PlainModel has none. `load_engine` returns a verified and warm engine to replace the one of
+        """`load_engine` returns a verified and warm engine to replace the one of
         `engines` with that number."""
         self.bundle = bundle
-        self.variant = variant
+        self.runtime = runtime
         self.batched = bundle.max_batch_size > 0
         self.ragged = bundle.ragged
         self.max_batch_size = latency.buckets[-1] if self.batched else 0
@@ -51,6 +53,7 @@ class ServedModel:
         free = [i for i, spec in enumerate(bundle.inputs) if None in spec.shape[1 if self.batched else 0 :]]
         sizes = [int(array[0].size) for array in samples.inputs]
         self.sized_by = max(free, key=lambda i: sizes[i]) if free and samples.valid else None
+        self.timed = tuple(i for i, spec in enumerate(bundle.inputs) if self.ragged and spec.shape[1:2] == (None,))
         self.reference_size = max(1, sizes[self.sized_by or 0])
         # Batches of an engine that takes the next one while it runs, or of one among several, never run inline.
         inline = len(engines) == 1 and engines[0].depth == 1

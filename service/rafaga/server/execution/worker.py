@@ -349,7 +349,8 @@ def _refuse_non_finite(model: WorkerContext, parts: Sequence[Part], outputs: Arr
         end = at + stop - start
         wrong = next((i for i, o in enumerate(outputs) if not _finite((o[at:end],))), None)
         if wrong is not None and not job.finished:
-            bad = np.flatnonzero(~np.isfinite(outputs[wrong][at:end]).reshape(end - at, -1).all(axis=1)) + start
+            numbers = np.arange(job.rows)[job.numbers(start, stop)]
+            bad = np.sort(numbers[~np.isfinite(outputs[wrong][at:end]).reshape(end - at, -1).all(axis=1)])
             rows = ", ".join(map(str, bad[:_MOST_LISTED].tolist())) + (", …" if len(bad) > _MOST_LISTED else "")
             error = NonFiniteOutput(
                 f"the model's output {model.finite[wrong]} is NaN or infinite for row {rows} of this input: the model "

@@ -1,4 +1,4 @@
-"""rafaga.v1.Sequences: the next symbol of one or more sequences per request; any lengths share a batch."""
+"""rafaga.v1.Sequences: the next symbol of one or more sequences per request, of any lengths."""
 
 from __future__ import annotations
 

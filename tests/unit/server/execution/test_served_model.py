@@ -22,6 +22,7 @@ from rafaga.errors import (
 )
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines.loading import Samples
+from rafaga.server.engines.runtimes import Runtime
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.scheduling.batcher import BatchPolicy
@@ -83,7 +84,7 @@ def test_a_model_that_was_never_started_can_be_closed(served: Served) -> None:
     engine = FakeEngine()
     samples, metrics = Samples((np.zeros(1, np.int64),)), served.metrics.model("doubler")
     model = ServedModel(
-        served.model.bundle, None, [engine], served.latency, BatchPolicy(), metrics, samples, served.load
+        served.model.bundle, Runtime(), [engine], served.latency, BatchPolicy(), metrics, samples, served.load
     )
     model.close()
     assert engine.closed
@@ -162,7 +163,7 @@ def test_the_largest_input_of_free_size_decides_the_cost_of_a_row(
     samples, metrics = Samples(tuple(rows)), Metrics().model("many")
     engine = FakeEngine()
     model = ServedModel(
-        described, None, [engine], LatencyTable([1], [1.0]), BatchPolicy(), metrics, samples, lambda _: engine
+        described, Runtime(), [engine], LatencyTable([1], [1.0]), BatchPolicy(), metrics, samples, lambda _: engine
     )
     assert (model.sized_by, model.reference_size) == (sized_by, size)
 

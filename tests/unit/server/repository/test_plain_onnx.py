@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 
 from rafaga.errors import BundleError, RafagaError, RejectedByModel
 from rafaga.server.config.device import CPU, Device, DeviceKind
+from rafaga.server.config.per_model import PerModel
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace
 from rafaga.server.engines.selection import Placement
 from rafaga.server.execution.served_model import ServedModel
@@ -32,7 +33,7 @@ def loaded(root: Path, model: onnx.ModelProto, shapes: object = None) -> ServedM
     if shapes is not None:
         text = shapes if isinstance(shapes, str) else json.dumps(shapes)
         file.with_name("samples.json").write_text(text)
-    return Loader(BatchPolicy(), 4, None, Placement(), Metrics()).load_plain(file.parent, "m", 1)
+    return Loader(BatchPolicy(), 4, PerModel(None), Placement(), Metrics()).load_plain(file.parent, "m", 1)
 
 
 @pytest.fixture
@@ -168,7 +169,9 @@ def test_no_gpu_takes_a_model_without_a_valid_sample(tmp_path: Path) -> None:
     placement = Placement((Device(DeviceKind.CUDA, 0),))
     file = plain.publish(tmp_path, "m", blocks())
     with pytest.raises(BundleError, match="fails on every input that was tried"):
-        Loader(BatchPolicy(), 4, None, placement, Metrics(), engine_factory=load).load_plain(file.parent, "m", 1)
+        Loader(BatchPolicy(), 4, PerModel(None), placement, Metrics(), engine_factory=load).load_plain(
+            file.parent, "m", 1
+        )
 
 
 def test_a_division_that_would_end_the_process(load: Callable[..., ServedModel]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Loss, Parity, Precision, Variant
-from rafaga.server.repository.loader import fastest_eligible
+from rafaga.server.engines.runtimes import fastest_eligible
 from tests.bundles import publish_classifier
 
 

@@ -15,6 +15,7 @@ import pytest
 from rafaga.errors import BundleError, ModelNotFound, ModelNotReady
 from rafaga.plain_model import PlainModel
 from rafaga.server.config.model_versions import VersionPolicy, Versions, parse_versions
+from rafaga.server.engines.runtimes import Runtime
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository import discovery, reconciler
 from rafaga.server.repository.repository import Repository
@@ -29,7 +30,7 @@ LATEST, ALL = Versions(VersionPolicy()), Versions(VersionPolicy(newest=None))
 class FakeModel:
     """A ServedModel that records the calls it gets."""
 
-    variant = None
+    runtime = Runtime()
     idle = True
 
     def __init__(self, name: str, version: int, metrics: Metrics) -> None:
