@@ -18,6 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from rafaga import calendar
 from rafaga.errors import BundleError
