@@ -8,8 +8,13 @@ import os
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 
 import pytest
+from hypothesis import settings
 
 from rafaga.server.transport import grpc
+
+# The machine may be busy, and a failure must come back.
+settings.register_profile("tests", deadline=None, derandomize=True)
+settings.load_profile("tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -18,7 +18,6 @@ from enum import StrEnum
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from rafaga import calendar
 from rafaga.errors import BundleError
@@ -134,8 +133,9 @@ class ForecastSpec(Frozen, frozen=True):
         if self.frequency:
             calendar.frequency(self.frequency)
         for name in self.covariates:
-            if name.startswith(calendar.CALENDAR):
-                calendar.calendar_feature(name, np.empty(0, "datetime64[us]"))
+            if name.startswith(calendar.CALENDAR) and name not in calendar.CALENDAR_FEATURES:
+                known = ", ".join(calendar.CALENDAR_FEATURES)
+                raise ValueError(f"no calendar feature {name[:40]!r}; there are {known}")
 
 
 class DetectionSpec(Frozen, frozen=True):

@@ -53,8 +53,8 @@ class ServedModel:
         free = [i for i, spec in enumerate(bundle.inputs) if None in spec.shape[1 if self.batched else 0 :]]
         sizes = [int(array[0].size) for array in samples.inputs]
         self.sized_by = max(free, key=lambda i: sizes[i]) if free and samples.valid else None
-        self.timed = tuple(i for i, spec in enumerate(bundle.inputs) if self.ragged and spec.shape[1:2] == (None,))
         self.reference_size = max(1, sizes[self.sized_by or 0])
+        self.timed = tuple(i for i, spec in enumerate(bundle.inputs) if self.ragged and spec.shape[1:2] == (None,))
         # Batches of an engine that takes the next one while it runs, or of one among several, never run inline.
         inline = len(engines) == 1 and engines[0].depth == 1
         self.queue = JobQueue(Batcher(policy, latency, len(engines)), metrics, bundle.name, inline=inline)
