@@ -189,7 +189,7 @@ class TestChecks:
 class TestCovariates:
     @pytest.mark.parametrize("horizon", [2, 4, 7])
     def test_they_reach_the_model(self, served: Served, horizon: int) -> None:
-        """Where the horizon ends before the model's, the last price counts for the steps that nobody sees."""
+        """Where the horizon ends before the model's, the last price counts for the steps beyond the horizon."""
         prices = [messages.random_history(n, n + horizon) for n in (9, 5)]
         series = [
             pb.Series(values=[1] * n, start=at("2001-11-01"), covariates={"price": pb.Covariate(values=p)})
@@ -467,7 +467,7 @@ class TestKServe:
     @pytest.mark.parametrize(
         ("changed", "status", "says"),
         [
-            ({"model": "nobody"}, 404, "no model 'nobody'"),
+            ({"model": "unknown"}, 404, "no model 'unknown'"),
             ({"inputs": []}, 400, "`$.inputs`"),
             ({"options": {"horizon": 0}}, 400, "`$.options.horizon`"),
             ({"options": {"horizon": 2, "quantiles": [0.99]}}, 400, "expected quantiles from 0.1 to 0.9"),
