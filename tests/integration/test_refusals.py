@@ -8,10 +8,26 @@ import grpc
 import numpy as np
 import pytest
 
-from rafaga.v1 import catalog_pb2, vision_pb2
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.v1 import catalog_pb2, forecasting_pb2, vision_pb2
 from tests import bundles
 from tests.integration import messages
-from tests.integration.serving import IMAGE, NO_MODEL, PATIENCE_S, REQUEST, TENSOR, Serve, Served, Stubs, refusal
+from tests.integration import open_inference as oip
+from tests.integration.malformed import METHOD_OF
+from tests.integration.rest import send
+from tests.integration.serving import (
+    IMAGE,
+    NO_MODEL,
+    PATIENCE_S,
+    REQUEST,
+    TENSOR,
+    Serve,
+    Served,
+    Stubs,
+    refusal,
+    refusal_of,
+)
+from tests.integration.test_open_inference_errors import changed
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 DIGIT = messages.random_digits(0)
@@ -78,12 +94,9 @@ BAD: dict[str, Bad] = {
 }
 
 
-PATH = {request: path for path, (request, _) in messages.METHODS.items()}
-
-
 def ask(stubs: Stubs, request: Any) -> Any:
     """Calls the method that takes this kind of request."""
-    return stubs.channel.unary_unary(PATH[type(request)])(request.SerializeToString(), timeout=PATIENCE_S)
+    return stubs.channel.unary_unary(METHOD_OF[type(request)])(request.SerializeToString(), timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
@@ -101,6 +114,47 @@ def test_bytes_that_are_no_protobuf_are_an_invalid_request(server: Served, metho
     refused = refusal(lambda: server.channel.unary_unary(method)(b"\xff" * 20, timeout=PATIENCE_S))
     assert (refused.code, refused.reason) == (INVALID, "INVALID_REQUEST")
     assert "expected a serialised rafaga.v1." in refused.message
+
+
+HUGE = 9 * 2**20
+ECHOED = {
+    "300 sizes": changed(oip.images(DIGIT), shape=[2**62] * 300),
+    "a name of a tensor": oip.request("digits", **{"x" * HUGE: DIGIT}),
+    "a name of a model": pb.ModelMetadataRequest(name="☃" * (HUGE // 3)),
+    "a datatype": changed(oip.images(DIGIT), datatype="x" * HUGE),
+    "a name of an output": oip.asking_for(oip.images(DIGIT), "x" * HUGE),
+    "a frequency": forecasting_pb2.ForecastRequest(model="series", history=[1, 2], frequency="x" * HUGE),
+    "an id": forecasting_pb2.ForecastRequest(
+        model="series", series=[forecasting_pb2.Series(id="x" * HUGE, values=[1])]
+    ),
+}
+
+
+@pytest.mark.parametrize("request_", ECHOED.values(), ids=ECHOED.keys())
+def test_no_error_is_as_long_as_its_request(server: Served, request_: Any) -> None:
+    """gRPC drops a status that is too long, and a message of megabytes costs memory a second time."""
+    with pytest.raises(grpc.RpcError) as failed:
+        ask(server, request_)
+    assert refusal_of(failed.value).reason
+    sent = [failed.value.details(), *(value for _, value in failed.value.trailing_metadata())]  # type: ignore[attr-defined]
+    assert sum(map(len, sent)) < 4096
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v2/models/digits/infer", {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [2**62] * 300}]}),
+        ("/v2/models/digits/infer", {"inputs": [{"name": "x" * HUGE, "datatype": "UINT8", "shape": [1], "data": [1]}]}),
+        ("/v2/models/digits/infer", {"x" * HUGE: 1}),
+        ("/v1/models/series:forecast", {"history": ["x" * HUGE]}),
+        (f"/v1/models/{'x' * 30_000}:classify", {}),
+    ],
+    ids=["300 sizes", "a name of a tensor", "a key", "a value", "a path"],
+)
+def test_nor_over_http(server: Served, path: str, body: Any) -> None:
+    answer = send(server, path, body)
+    assert answer.status >= 400
+    assert len(answer.body) < 4096
 
 
 @pytest.mark.parametrize("method", ["/rafaga.v1.Vision/Dream", "/no.Service/Nothing", "/x"])
