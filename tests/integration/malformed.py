@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import strategies as st
 
 from rafaga.inference import open_inference_pb2 as pb
@@ -327,6 +329,41 @@ def requests(draw: st.DrawFn) -> Request:
     message = draw(st.one_of(infer_requests(), WELL_FORMED))
     method = draw(st.sampled_from(UNARY)) if draw(st.integers(0, 9)) == 0 else METHOD_OF[type(message)]
     return Request(method, draw(_spoilt(message.SerializeToString())), metadata)
+
+
+HEALTH = "/grpc.health.v1.Health/"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+_SYMBOLS = _mostly(
+    st.sampled_from(["rafaga.v1.Vision", "rafaga/v1/vision.proto", "grpc.health.v1.Health", "*"]),
+    st.one_of(st.sampled_from(_STRANGE), st.text(max_size=80)),
+)
+_TEXT_FIELDS = ("file_by_filename", "file_containing_symbol", "all_extension_numbers_of_type", "list_services", "host")
+_REFLECTED: st.SearchStrategy[Message] = st.one_of(
+    st.builds(
+        lambda field, text: reflection_pb2.ServerReflectionRequest(**{field: text}),
+        st.sampled_from(_TEXT_FIELDS),
+        _SYMBOLS,
+    ),
+    st.builds(
+        lambda text, number: reflection_pb2.ServerReflectionRequest(
+            file_containing_extension=reflection_pb2.ExtensionRequest(containing_type=text, extension_number=number)
+        ),
+        _SYMBOLS,
+        st.integers(-(2**31), 2**31 - 1),
+    ),
+)
+_CHECKED: st.SearchStrategy[Message] = st.builds(
+    health_pb2.HealthCheckRequest, service=_names("digits", "", "rafaga.v1.Catalog")
+)
+
+
+@st.composite
+def public_requests(draw: st.DrawFn) -> Request:
+    """Of health and reflection, which grpcio's own server answers."""
+    message = draw(_mostly(st.just(None), st.binary(max_size=100)))
+    method = draw(st.sampled_from([f"{HEALTH}Check", f"{HEALTH}Watch", REFLECTION]))
+    own = draw(_REFLECTED if method == REFLECTION else _CHECKED)
+    return Request(method, draw(_spoilt(own.SerializeToString())) if message is None else message, ())
 
 
 @st.composite

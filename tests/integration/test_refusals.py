@@ -117,6 +117,7 @@ def test_bytes_that_are_no_protobuf_are_an_invalid_request(server: Served, metho
 
 
 HUGE = 9 * 2**20
+ONE = {"name": "image", "datatype": "UINT8", "shape": [1], "data": [1]}
 ECHOED = {
     "300 sizes": changed(oip.images(DIGIT), shape=[2**62] * 300),
     "a name of a tensor": oip.request("digits", **{"x" * HUGE: DIGIT}),
@@ -143,7 +144,10 @@ def test_no_error_is_as_long_as_its_request(server: Served, request_: Any) -> No
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/v2/models/digits/infer", {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [2**62] * 300}]}),
+        (
+            "/v2/models/digits/infer",
+            {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [2**62] * 300, "data": [1]}]},
+        ),
         ("/v2/models/digits/infer", {"inputs": [{"name": "x" * HUGE, "datatype": "UINT8", "shape": [1], "data": [1]}]}),
         ("/v2/models/digits/infer", {"x" * HUGE: 1}),
         ("/v1/models/series:forecast", {"history": ["x" * HUGE]}),
