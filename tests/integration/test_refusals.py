@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import grpc
@@ -117,46 +118,49 @@ def test_bytes_that_are_no_protobuf_are_an_invalid_request(server: Served, metho
 
 
 HUGE = 9 * 2**20
-ONE = {"name": "image", "datatype": "UINT8", "shape": [1], "data": [1]}
-ECHOED = {
-    "300 sizes": changed(oip.images(DIGIT), shape=[2**62] * 300),
-    "a name of a tensor": oip.request("digits", **{"x" * HUGE: DIGIT}),
-    "a name of a model": pb.ModelMetadataRequest(name="☃" * (HUGE // 3)),
-    "a datatype": changed(oip.images(DIGIT), datatype="x" * HUGE),
-    "a name of an output": oip.asking_for(oip.images(DIGIT), "x" * HUGE),
-    "a frequency": forecasting_pb2.ForecastRequest(model="series", history=[1, 2], frequency="x" * HUGE),
-    "an id": forecasting_pb2.ForecastRequest(
-        model="series", series=[forecasting_pb2.Series(id="x" * HUGE, values=[1])]
-    ),
+
+
+def forecasts(**fields: Any) -> forecasting_pb2.ForecastRequest:
+    return forecasting_pb2.ForecastRequest(model="series", **fields)
+
+
+ECHOED: dict[str, Callable[[], Any]] = {
+    "300 sizes": lambda: changed(oip.images(DIGIT), shape=[2**62] * 300),
+    "a name of a tensor": lambda: changed(oip.images(DIGIT), name="x" * HUGE),
+    "a name of a model": lambda: pb.ModelMetadataRequest(name="☃" * (HUGE // 3)),
+    "a datatype": lambda: changed(oip.images(DIGIT), datatype="x" * HUGE),
+    "a name of an output": lambda: oip.asking_for(oip.images(DIGIT), "x" * HUGE),
+    "a frequency": lambda: forecasts(history=[1, 2], frequency="x" * HUGE),
+    "an id": lambda: forecasts(series=[forecasting_pb2.Series(id="x" * HUGE, values=[1])]),
 }
 
 
-@pytest.mark.parametrize("request_", ECHOED.values(), ids=ECHOED.keys())
-def test_no_error_is_as_long_as_its_request(server: Served, request_: Any) -> None:
+@pytest.mark.parametrize("made", ECHOED.values(), ids=ECHOED.keys())
+def test_no_error_is_as_long_as_its_request(server: Served, made: Callable[[], Any]) -> None:
     """gRPC drops a status that is too long, and a message of megabytes costs memory a second time."""
     with pytest.raises(grpc.RpcError) as failed:
-        ask(server, request_)
-    assert refusal_of(failed.value).reason
-    sent = [failed.value.details(), *(value for _, value in failed.value.trailing_metadata())]  # type: ignore[attr-defined]
-    assert sum(map(len, sent)) < 4096
+        ask(server, made())
+    error: Any = failed.value
+    assert refusal_of(error).reason
+    assert sum(map(len, [error.details(), *dict(error.trailing_metadata()).values()])) < 4096
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        (
-            "/v2/models/digits/infer",
-            {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [2**62] * 300, "data": [1]}]},
-        ),
-        ("/v2/models/digits/infer", {"inputs": [{"name": "x" * HUGE, "datatype": "UINT8", "shape": [1], "data": [1]}]}),
-        ("/v2/models/digits/infer", {"x" * HUGE: 1}),
-        ("/v1/models/series:forecast", {"history": ["x" * HUGE]}),
-        (f"/v1/models/{'x' * 30_000}:classify", {}),
-    ],
-    ids=["300 sizes", "a name of a tensor", "a key", "a value", "a path"],
-)
-def test_nor_over_http(server: Served, path: str, body: Any) -> None:
-    answer = send(server, path, body)
+def tensor(**fields: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1], "data": [1]} | fields]}
+
+
+ECHOED_OVER_HTTP: dict[str, Callable[[], tuple[str, Any]]] = {
+    "300 sizes": lambda: ("/v2/models/digits/infer", tensor(shape=[2**62] * 300)),
+    "a name of a tensor": lambda: ("/v2/models/digits/infer", tensor(name="x" * HUGE)),
+    "a key": lambda: ("/v2/models/digits/infer", {"x" * HUGE: 1}),
+    "a value": lambda: ("/v1/models/series:forecast", {"history": ["x" * HUGE]}),
+    "a path": lambda: (f"/v1/models/{'x' * 30_000}:classify", {}),
+}
+
+
+@pytest.mark.parametrize("made", ECHOED_OVER_HTTP.values(), ids=ECHOED_OVER_HTTP.keys())
+def test_nor_over_http(server: Served, made: Callable[[], tuple[str, Any]]) -> None:
+    answer = send(server, *made())
     assert answer.status >= 400
     assert len(answer.body) < 4096
 
