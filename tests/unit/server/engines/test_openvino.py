@@ -69,6 +69,12 @@ def test_every_kind_of_model(tmp_path: Path, publish: Callable[[Path], Path], pi
 
 
 @needs_openvino
+def test_it_reports_nothing_to_its_vendor() -> None:
+    package, _ = openvino.runtime()
+    assert type(package.tools.ovc.telemetry).__module__ == "openvino.tools.ovc.telemetry_stub"
+
+
+@needs_openvino
 def test_a_model_without_batches() -> None:
     total = plain.model("(float[n,2] x) => (float[2] y) { y = ReduceSum<keepdims=0>(x, axis) }", axis=np.array([0]))
     engine = engine_of(total, most=0)
