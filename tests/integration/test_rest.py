@@ -167,11 +167,11 @@ CLASSIFY, FORECAST, PREDICT = "/v1/models/digits:classify", "/v1/models/series:f
 @pytest.mark.parametrize(
     ("path", "body", "status", "says"),
     [
-        ("/v1/models/nobody:classify", DIGIT, 404, "no model 'nobody'"),
+        ("/v1/models/unknown:classify", DIGIT, 404, "no model 'unknown'"),
         ("/v1/models/digits/versions/7:classify", DIGIT, 404, "available: 1"),
         ("/v1/models/digits/versions/x:classify", DIGIT, 404, "a version is an integer"),
         (f"/v1/models/digits/versions/{'9' * 19}:classify", DIGIT, 404, "a version is an integer"),
-        ("/v1/models/nobody", None, 404, "no model 'nobody'"),
+        ("/v1/models/unknown", None, 404, "no model 'unknown'"),
         ("/v1/models/digits:dance", DIGIT, 405, "Method Not Allowed"),
         (CLASSIFY, None, 405, "Method Not Allowed"),
         ("/v1/elsewhere", None, 404, "see /openapi.json"),
@@ -228,7 +228,7 @@ def test_forms_are_refused_with_the_command_that_works(served: Served) -> None:
 def test_requests_are_counted_under_their_method(serve: Callable[..., Served]) -> None:
     served = serve()
     send(served, CLASSIFY, DIGIT)
-    send(served, "/v1/models/nobody:classify", DIGIT)
+    send(served, "/v1/models/unknown:classify", DIGIT)
     method = "/rafaga.v1.Vision/Classify"
     assert served.metric("rafaga_requests_total", method=method, code="OK") == 1
     assert served.metric("rafaga_requests_total", method=method, code="NOT_FOUND") == 1

@@ -96,7 +96,7 @@ def test_the_asyncio_client_gets_the_same_answers(server: Served) -> None:
         async with AsyncClient(server.address, timeout_s=PATIENCE_S) as client:
             await client.wait_until_ready(PATIENCE_S, model="digits")
             with pytest.raises(ModelNotFound):
-                await client.classify(pixels[0], model="nobody")
+                await client.classify(pixels[0], model="unknown")
             answers = await asyncio.gather(*(client.classify(row, model="digits") for row in pixels))
             return [answer.top.index for answer in answers]
 

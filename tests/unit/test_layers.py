@@ -18,6 +18,7 @@ LAYERS = (
         "priority",
         "tensors",
         "bundle",
+        "calendar",
         "plain_model",
         "processor",
         "formats",
