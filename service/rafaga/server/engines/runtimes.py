@@ -15,8 +15,8 @@ from rafaga.errors import BundleError
 _WORTHWHILE_SPEEDUP = 1.2
 # Errors to allow where export measured none: of a plain file, and of products of 8 bits each.
 _PLAIN, _UNMEASURED = 1e-3, 0.05
-# Indices and lengths. ONNX Runtime refuses indices out of range, OpenVINO answers zeros; int64 has 32 bits in it, and an
-# LSTM ignores the lengths of its series.
+# Indices and lengths. ONNX Runtime refuses indices out of range. OpenVINO answers zeros, has int64 in 32 bits, and
+# ignores the lengths of an LSTM's series.
 _INTEGERS = frozenset({"int32", "int64"})
 _ORDER = tuple(Precision)
 _CONFIGURED = "as configured"
