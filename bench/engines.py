@@ -6,6 +6,7 @@ have random weights, so the server does not choose a precision for them whose lo
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def benchmark_app(path: Path, precision: str, rows: int, seconds: float) -> Figu
             inputs.append(f"{name}:{folder}/{name}.npy")
             shapes.append(f"{name}{list(array.shape)}".replace(" ", ""))
         command = [str(Path(sys.executable).with_name("benchmark_app")), "-m", str(path), "-d", "CPU"]
-        command += ["-hint", "throughput", "-t", str(round(seconds))]
+        command += ["-hint", "throughput", "-t", str(math.ceil(seconds))]
         command += ["-infer_precision", "bf16" if precision == "bf16" else "f32"]
         command += ["-data_shape", ",".join(shapes), "-i", ",".join(inputs)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

@@ -23,9 +23,9 @@ CONSTRAINTS = {
 ORT = CONSTRAINTS["onnxruntime-gpu"]
 # By file of requirements/images: the arguments of requirements.py, as `make hashes` gives them.
 LOCKED = {
-    "server": ("server", "tracing", "gpu", "--replace", f"onnxruntime=onnxruntime=={ORT}"),
+    "server": ("server", "tracing", "gpu", "openvino", "--replace", f"onnxruntime=onnxruntime=={ORT}"),
     "server-gpu": ("server", "tracing", "gpu", "--replace", f"onnxruntime=onnxruntime-gpu[cuda,cudnn]=={ORT}"),
-    "export": ("export", "--replace", f"onnxruntime=onnxruntime=={ORT}"),
+    "export": ("export", "openvino", "--replace", f"onnxruntime=onnxruntime=={ORT}"),
     "load": ("load",),
 }
 
