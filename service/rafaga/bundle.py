@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from rafaga import calendar
 from rafaga.errors import BundleError
 from rafaga.files import MOST_TEXT_BYTES, contents, opened_in
 
@@ -127,6 +128,10 @@ class ForecastSpec(Frozen, frozen=True):
     frequency: str = ""  # `step` as pandas names it: "MS", "h", "B"; empty: unknown
     covariates: tuple[str, ...] = ()  # names, in the order of the axis C; "calendar.month" etc. follow from timestamps
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a frequency or a calendar feature that is not known."""
+        calendar.check(self.frequency, self.covariates)
+
 
 class DetectionSpec(Frozen, frozen=True):
     """Outputs of a detector: always `max_objects` rows per image, so that images share a batch.
@@ -157,6 +162,7 @@ class Metric(Frozen, frozen=True):
     value: float
     dataset: str
     samples: int
+    standard_error: float = 0.0  # of `value`, from the choice of samples; 0 unknown
 
 
 class Parity(Frozen, frozen=True):
@@ -335,14 +341,20 @@ class Bundle(Frozen, frozen=True):
                 raise ValueError(f"task {task} needs the whole image: resize_shorter does not go with a fixed size")
             if image.max_longer is not None and image.resize_shorter is None:
                 raise ValueError("max_longer needs resize_shorter")
-        for given, expected in ((self.inputs, _INPUTS.get(task)), (self.outputs, _OUTPUTS.get(task))):
+        inputs = _COVARIATE_INPUTS if self.forecast and self.forecast.covariates else _INPUTS.get(task)
+        for given, expected in ((self.inputs, inputs), (self.outputs, _OUTPUTS.get(task))):
             if expected is not None and tuple((t.name, t.dtype, len(t.shape)) for t in given) != expected:
                 words = ", ".join(f"{name} {dtype} of {axes} axes" for name, dtype, axes in expected)
                 raise ValueError(f"task {task} has the tensors {words}")
 
 
 # Name, dtype and number of axes, of the tasks whose services go by them.
-_INPUTS = {Task.SEQUENCE: (("symbols", "int64", 2), ("length", "int64", 1))}
+_Tensors = tuple[tuple[str, str, int], ...]
+_INPUTS: dict[Task, _Tensors] = {Task.SEQUENCE: (("symbols", "int64", 2), ("length", "int64", 1))}
+_COVARIATE_INPUTS: _Tensors = (
+    *(("history", "float32", 2), ("length", "int64", 1)),
+    *(("past_covariates", "float32", 3), ("future_covariates", "float32", 3)),
+)
 _OUTPUTS = {
     Task.DETECTION: (("boxes", "float32", 3), ("scores", "float32", 2), ("labels", "int64", 2)),
     Task.SEGMENTATION: (("labels", "uint8", 3), ("probabilities", "float32", 3)),

@@ -90,7 +90,7 @@ def test_the_grace_period_covers_the_drain(objects: tuple[Object, ...], config: 
 
 
 def test_readiness_is_lost_within_the_drain_delay_and_prestop(objects: tuple[Object, ...], config: Config) -> None:
-    """Balancers that go by readiness alone hear of the drain while calls are still answered."""
+    """Balancers that use readiness alone notice the drain while calls are still answered."""
     probe = container(objects)["readinessProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] <= config.network.drain_delay_s
 

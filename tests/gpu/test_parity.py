@@ -1,4 +1,4 @@
-"""Answers on the device: those of numpy for small models, those of PyTorch for every bundle and variant at hand."""
+"""Answers on the device: those of numpy for small models, those of PyTorch for every bundle and variant."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def damaged(content: bytes, data: Callable[[st.SearchStrategy[int]], int]) -> by
 
 
 def replace(path: Path, kind: int) -> None:
-    """By what is no file, or not its own."""
+    """By something that is not a file, or a file of another model."""
     path.unlink(missing_ok=True)
     if kind == 0:
         os.mkfifo(path)

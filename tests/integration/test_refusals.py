@@ -1,4 +1,4 @@
-"""A bad request gets one clear, typed status that says what was expected, and costs nobody else anything."""
+"""A bad request gets one clear, typed status that says what was expected, and other requests are unaffected."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BAD: dict[str, Bad] = {
     "neither pixels nor encoded": Bad(
         vision_pb2.ClassifyRequest(model="digits"), REQUEST, "either `encoded` or `pixels`"
     ),
-    "unknown model": Bad(messages.classify(DIGIT, "nobody"), NO_MODEL, "available: backbone, digits"),
+    "unknown model": Bad(messages.classify(DIGIT, "unknown"), NO_MODEL, "available: backbone, digits"),
     "path as model": Bad(messages.classify(DIGIT, "../digits"), NO_MODEL, "available"),
     "unknown version": Bad(messages.classify(DIGIT, version=9), NO_MODEL, "available: 1"),
     "wrong task": Bad(messages.classify(DIGIT, "series"), REQUEST, "for forecasting"),
@@ -70,9 +70,11 @@ BAD: dict[str, Bad] = {
     ),
     "too short a history": Bad(messages.forecast([1]), TENSOR, "at least 2 observations, got 1"),
     "NaN in the history": Bad(messages.forecast([1, float("nan"), 2]), TENSOR, "finite"),
-    "too long a horizon": Bad(messages.forecast([1, 2, 3], 5), REQUEST, "at most 4 steps, got 5"),
+    "too long a horizon": Bad(
+        messages.forecast([1, 2, 3], 41), REQUEST, "at most 40 steps, 10 times the model's; got 41"
+    ),
     "forecast of a classifier": Bad(messages.forecast([1, 2], model="digits"), REQUEST, "for class"),
-    "unknown model of the catalogue": Bad(catalog_pb2.GetModelRequest(name="nobody"), NO_MODEL, "no model 'nobody'"),
+    "unknown model of the catalogue": Bad(catalog_pb2.GetModelRequest(name="unknown"), NO_MODEL, "no model 'unknown'"),
 }
 
 
@@ -134,8 +136,8 @@ def test_a_defect_tells_the_caller_nothing_about_the_server(
     def broken(*_: object) -> None:
         raise OSError("/secret/path: no such file")
 
-    monkeypatch.setattr(served.server.repository, "model", broken)
-    refused = refusal(lambda: served.vision.Classify(messages.classify(DIGIT)))
+    monkeypatch.setattr(served.server.repository, "model", broken)  # asked for models that are not served
+    refused = refusal(lambda: served.vision.Classify(messages.classify(DIGIT, "unknown")))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert "secret" not in refused.message
     assert "/secret/path" in caplog.text

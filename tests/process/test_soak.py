@@ -1,4 +1,4 @@
-"""Hours in small: cancelled calls, bad inputs and reloads by the thousand, and the server is no larger for it.
+"""Hours in small: cancelled calls, bad inputs and reloads by the thousand, and the server does not grow.
 
 RAFAGA_SOAK_S sets the seconds of the long run (600). A process that leaks on purpose shows that the judge can say no.
 """

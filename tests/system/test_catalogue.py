@@ -112,7 +112,7 @@ def test_every_answer_of_an_untrained_model_says_so(tmp_path: Path) -> None:
 def test_makes_the_whole_way(entry: Entry, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """1. Export. 2. Serve. 3. Ask with raw tensors (Open Inference Protocol) and over the task's own service.
 
-    That nothing was trained stands in the bundle, the server's log and its list of models.
+    The bundle, the server's log and its list of models say that nothing was trained.
     """
     precisions = tuple(precisions_of(entry))
     wanted = ExportRequest(tmp_path, weights="random", precisions=precisions)
@@ -131,7 +131,7 @@ def test_makes_the_whole_way(entry: Entry, tmp_path: Path, caplog: pytest.LogCap
     for variant in bundle.variants:
         if variant is full:
             expected = {name: array[:1] for name, array in golden.outputs.items()}
-        else:  # how far smaller files are from PyTorch is no matter of serving, and measured elsewhere
+        else:  # how far smaller files are from PyTorch does not concern serving, and is measured elsewhere
             expected = run(open_session(published.folder / variant.file, threads=1), asked)
         with serving(tmp_path, precision=variant.precision) as served:
             require_answers(served, entry, asked, expected)

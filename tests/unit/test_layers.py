@@ -14,10 +14,12 @@ LAYERS = (
     (
         "addresses",
         "errors",
+        "evaluation",
         "files",
         "priority",
         "tensors",
         "bundle",
+        "calendar",
         "plain_model",
         "processor",
         "formats",

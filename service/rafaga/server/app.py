@@ -36,11 +36,11 @@ from rafaga.server.scheduling.batcher import BatchPolicy
 from rafaga.server.services import page
 from rafaga.server.services.catalog import Catalog
 from rafaga.server.services.decoding import DecodePool
-from rafaga.server.services.forecasting import Forecasting
+from rafaga.server.services.forecasting.service import Forecasting
 from rafaga.server.services.open_inference.admin import RepositoryAdmin
 from rafaga.server.services.open_inference.service import OpenInference
 from rafaga.server.services.open_inference.stream import Streams
-from rafaga.server.services.rest import ask, openapi, probes
+from rafaga.server.services.rest import ask, openapi, probes, timeseries
 from rafaga.server.services.rest import open_inference as rest_open_inference
 from rafaga.server.services.sequences import Sequences
 from rafaga.server.services.submission import RequestLimits
@@ -117,7 +117,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load, trials
     expiry = Expiry()
     services = (
         Vision(repository, workers, limits),
-        Forecasting(repository, limits),
+        Forecasting(repository, workers, limits),
         Sequences(repository, limits),
         Catalog(repository),
         OpenInference(repository, workers, limits, expiry, health, version("rafaga")),
@@ -188,7 +188,8 @@ def _http(config: Config, router: Router, health: Health, metrics: Metrics) -> H
     limits, security = config.limits, config.security
     mutual = security.tls_client_ca is not None
     calls = HttpCalls(router, limits.max_request_bytes, limits.max_bytes_in_flight, certificates=mutual)
-    routes = [*probes.routes(health, metrics.registry), *ask.routes(calls), *rest_open_inference.routes(calls)]
+    routes = [*probes.routes(health, metrics.registry), *ask.routes(calls), *timeseries.routes(calls)]
+    routes += rest_open_inference.routes(calls)
     routes.append(openapi.route(routes, version("rafaga"), secured=bool(security.bearer_token_sha256)))
     if config.network.page:
         routes += page.routes()

@@ -152,9 +152,7 @@ def assemble(parts: Sequence[Part], rows: int = 0) -> Arrays:
 
 def _blocks(parts: Sequence[Part], index: int) -> list[_Array]:
     """The rows of all parts for one input of the model, without a copy."""
-    return [
-        job.inputs[index] if stop - start == job.rows else job.inputs[index][start:stop] for job, start, stop in parts
-    ]
+    return [job.block(index, start, stop) for job, start, stop in parts]
 
 
 def _joined(blocks: Sequence[_Array], rows: int) -> _Array:
@@ -178,4 +176,4 @@ def _joined(blocks: Sequence[_Array], rows: int) -> _Array:
 
 def _aligned(array: _Array) -> _Array:
     """Kernels may rely on alignment, and tensors of a request start at any byte."""
-    return array if array.flags.aligned else array.copy()
+    return array if array.flags.aligned and array.flags.c_contiguous else array.copy()

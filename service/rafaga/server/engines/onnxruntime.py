@@ -32,7 +32,7 @@ def session_options(threads: int, spinning: bool) -> ort.SessionOptions:
 
 
 def create_session(model: bytes, threads: int, spinning: bool = False) -> ort.InferenceSession:
-    """A CPU session. The model comes as bytes, so that what was hashed is what runs."""
+    """A CPU session. The model comes as bytes, so that exactly the hashed bytes run."""
     return ort.InferenceSession(model, session_options(threads, spinning), providers=["CPUExecutionProvider"])
 
 

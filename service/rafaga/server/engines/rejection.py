@@ -1,4 +1,4 @@
-"""What a caller is told when its input alone made a run fail."""
+"""The error for a caller whose input alone made a run fail."""
 
 from __future__ import annotations
 

@@ -63,8 +63,9 @@ def on_cpu(bundle: Bundle, engine: EngineName | None, precision: Precision | Non
         return Choice(default, left_out=left_out)
     full = bundle.variant(Precision.FP32)
     reference = () if precision or full is None or full.file == default.file else (_runtime(full),)
-    rivals = sorted((*reference, default, *others), key=lambda r: (_ORDER.index(r.precision or _ORDER[0]), r.engine))
-    return Choice(default, tuple(rivals), left_out)
+    rivals = (*reference, default, *others)
+    order = sorted(rivals, key=lambda r: (_ORDER.index(r.precision or Precision.FP32), r.engine))
+    return Choice(default, tuple(order), left_out)
 
 
 def on_gpu(bundle: Bundle, precision: Precision | None) -> Choice:

@@ -89,7 +89,8 @@ RESTARTS = _counter(
 BATCH_SIZE = _histogram("rafaga_batch_size", "Rows per run of an engine.", "model", buckets=_ROWS)
 PADDING_ROWS = _counter(
     "rafaga_padding_rows",
-    "Padding computed, in rows: series padded to the longest in their batch, batches padded to a GPU bucket.",
+    "Padding computed, in rows: series padded to the longest in their batch (up to a fifth of it), batches padded to a "
+    "GPU bucket.",
     "model",
 )
 QUEUE_SECONDS = _histogram("rafaga_queue_seconds", "Time from entering the queue to joining a batch.", "model")

@@ -87,7 +87,7 @@ class DecodePool:
         """Runs `work` in a thread; if it raises, `call` fails. Raises QueueFull if too much is pending."""
         call.inline = None
         if not self._free.acquire(blocking=False):
-            raise QueueFull("too many images are waiting to be decoded: retry later", 0.1)
+            raise QueueFull("too many requests are waiting to be decoded: retry later", 0.1)
 
         def guarded() -> None:
             try:

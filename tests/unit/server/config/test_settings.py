@@ -308,7 +308,7 @@ def test_what_is_no_host(host: str) -> None:
 
 
 def test_ports_that_kubernetes_sets_for_services_are_ignored() -> None:
-    """RAFAGA_GRPC_PORT=tcp://… comes from a Service named rafaga-grpc; other variables of it are no settings."""
+    """RAFAGA_GRPC_PORT=tcp://… comes from a Service named rafaga-grpc; its other variables are not settings."""
     link = "tcp://10.0.0.1:50051"
     links = {"RAFAGA_GRPC_PORT": link, "RAFAGA_HTTP_PORT": "udp://10.0.0.1:80"}
     assert config(**links, RAFAGA_GRPC_PORT_50051_TCP=link, RAFAGA_GRPC_SERVICE_HOST="10.0.0.1") == Config()

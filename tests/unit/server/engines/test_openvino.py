@@ -62,7 +62,7 @@ def test_every_kind_of_model(tmp_path: Path, publish: Callable[[Path], Path], pi
     for row in range(7):
         alone = run(engine, tuple(a[row : row + 1] for a in given))
         for one, many in zip(alone, together, strict=True):
-            np.testing.assert_allclose(one, many[row : row + 1], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(np.float32(one), np.float32(many[row : row + 1]), rtol=1e-5, atol=1e-6)
     for now, then in zip((*together, *given), (*kept, *before), strict=True):
         np.testing.assert_array_equal(now, then)
     assert engine.close()
@@ -70,14 +70,16 @@ def test_every_kind_of_model(tmp_path: Path, publish: Callable[[Path], Path], pi
 
 @needs_openvino
 def test_a_model_without_batches() -> None:
-    total = plain.model("(float[n,2] x) => (float[2] y) { y = ReduceSum<keepdims=0>(x, axis) }", axis=[0])
+    total = plain.model("(float[n,2] x) => (float[2] y) { y = ReduceSum<keepdims=0>(x, axis) }", axis=np.array([0]))
     engine = engine_of(total, most=0)
     assert run(engine, (np.ones((1, 4, 2), np.float32),))[0].tolist() == [[4.0, 4.0]]
 
 
 @needs_openvino
 def test_a_run_that_fails_is_an_error_and_not_the_answer_of_the_run_before() -> None:
-    engine = engine_of(plain.model("(float[n] x) => (float[n,7] y) { y = Reshape(x, shape) }", shape=[-1, 7]), most=0)
+    engine = engine_of(
+        plain.model("(float[n] x) => (float[n,7] y) { y = Reshape(x, shape) }", shape=np.array([-1, 7])), most=0
+    )
     assert run(engine, (np.ones((1, 7), np.float32),))[0].shape == (1, 1, 7)
     with pytest.raises(RuntimeError) as raised:
         run(engine, (np.ones((1, 10), np.float32),))

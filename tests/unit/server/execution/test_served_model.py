@@ -148,14 +148,14 @@ def test_predictions_learn_from_what_a_batch_really_takes(served: Served) -> Non
 @pytest.mark.parametrize(
     ("batch", "shapes", "sized_by", "size"),
     [
-        (8, [(None,), (None, 4)], 0, 1),  # none of them: one is as good as another
+        (8, [(None,), (None, 4)], None, 1),
         (8, [(None, 4), (None, None), (None, 2, None)], 2, 6),
         (0, [(4,), (None,)], 1, 3),
     ],
     ids=["fixed", "free", "without batches"],
 )
 def test_the_largest_input_of_free_size_decides_the_cost_of_a_row(
-    batch: int, shapes: list[tuple[int | None, ...]], sized_by: int, size: int
+    batch: int, shapes: list[tuple[int | None, ...]], sized_by: int | None, size: int
 ) -> None:
     specs = tuple(TensorSpec(name=f"x{i}", dtype="int64", shape=shape) for i, shape in enumerate(shapes))
     described = PlainModel("many", 1, specs, SPEC, batch)

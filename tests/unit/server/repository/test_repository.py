@@ -179,7 +179,7 @@ def test_what_is_being_loaded_is_known_before(latest: Harness) -> None:
                 latest.repository.model("b", 0)
             assert error.value.retry_after_s == 1.0
             with pytest.raises(ModelNotFound):
-                latest.repository.model("nobody", 0)
+                latest.repository.model("unknown", 0)
         return load_plain(folder, name, version)
 
     latest.loader.load_plain = while_loading  # type: ignore[method-assign]
@@ -371,7 +371,7 @@ def test_an_unreadable_folder_affects_no_other_model(
 
 @pytest.fixture
 def another_user(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of a user who is not root: root may read everything."""
+    """Permissions matter only without root: root reads everything."""
     with tempfile.TemporaryDirectory() as folder:
         if root := os.geteuid() == 0:
             os.chown(folder, NOBODY, NOBODY)

@@ -16,23 +16,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from rafaga.errors import InvalidRequest, InvalidTensor, RequestTooLarge, listed, quoted
-from rafaga.series import SeriesError, read_series
-from rafaga.server.services.rest.conversion import decoded, plain
+from rafaga.errors import InvalidRequest, listed, quoted
+from rafaga.server.services.rest.conversion import Count, decoded, plain, text_of
+from rafaga.server.services.rest.forecast import Forecast
 from rafaga.server.services.submission import version_number
 from rafaga.server.transport.http_calls import HttpCalls, json_response
 from rafaga.v1 import catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2
-
-# Text takes a hundred times its size while it is read. This is more than any model looks back.
-_MAX_TEXT_BYTES = 2**20
-
-_Count = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 
 
 class Tensor(Struct, forbid_unknown_fields=True):
     """`data`: row-major, in base64."""
 
-    shape: Annotated[list[_Count], Meta(min_length=4, max_length=4, description="[N, height, width, channels]")]
+    shape: Annotated[list[Count], Meta(min_length=4, max_length=4, description="[N, height, width, channels]")]
     data: bytes
     dtype: Literal["uint8"] = "uint8"
 
@@ -59,12 +54,12 @@ class _Images(Struct, forbid_unknown_fields=True):
 
 
 class Classify(_Images):
-    top_k: _Count = 0
+    top_k: Count = 0
 
 
 class Detect(_Images):
     min_score: float = 0.0
-    max_objects: _Count = 0
+    max_objects: Count = 0
 
 
 class Segment(_Images):
@@ -75,32 +70,15 @@ class Features(_Images):
     pass
 
 
-class Forecast(Struct, forbid_unknown_fields=True):
-    history: list[float] = []
-    series: list[list[float]] = []
-    horizon: _Count = 0
-
-    @classmethod
-    def of_raw(cls, body: bytes, query: Mapping[str, str]) -> Self:
-        try:
-            return cls(history=read_series(_text(body).splitlines(), query.get("column")))
-        except SeriesError as error:
-            raise InvalidTensor(f"CSV: {str(error).replace('--column', '?column=')}") from None
-
-    @property
-    def given(self) -> dict[str, object]:
-        return {"history": self.history, "series": [forecasting_pb2.Series(values=values) for values in self.series]}
-
-
 class Predict(Struct, forbid_unknown_fields=True):
     symbols: list[str] = []
     sequences: list[list[str]] = []
-    top_k: _Count = 0
+    top_k: Count = 0
 
     @classmethod
     def of_raw(cls, body: bytes, _: Mapping[str, str]) -> Self:
         """One word is a symbol per character, several are one symbol each."""
-        words = [word for word in re.split(r"[\s,]+", _text(body)) if word]
+        words = [word for word in re.split(r"[\s,]+", text_of(body)) if word]
         return cls(symbols=list(words[0]) if len(words) == 1 else words)
 
     @property
@@ -266,23 +244,14 @@ def _body(action: Action, request: Request, content: bytes) -> Body:
     else:
         body = action.body.of_raw(content, query)
     query.pop("column", None)
+    lists = {name: text.split(",") if name == "quantiles" else text for name, text in query.items()}
     try:
-        given = msgspec.convert(query, action.body, strict=False)
+        given = msgspec.convert(lists, action.body, strict=False)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"query parameters: {error}") from None
     for name in query:
         setattr(body, name, getattr(given, name))
     return body
-
-
-def _text(body: bytes) -> str:
-    """Raises InvalidTensor or RequestTooLarge."""
-    if len(body) > _MAX_TEXT_BYTES:
-        raise RequestTooLarge(f"expected at most {_MAX_TEXT_BYTES} bytes of text, got {len(body)}: send JSON")
-    try:
-        return body.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InvalidTensor("expected text in UTF-8, or JSON") from None
 
 
 def _version(request: Request) -> int:
