@@ -139,7 +139,7 @@ def kserve(url: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
                 return await client.post(f"{url}/v1/timeseries/forecast", json=body)
 
             reply = types.ForecastResponse.model_validate((await ask()).raise_for_status().json())
-            refused = types.ErrorResponse.model_validate((await ask(model="nobody")).json())
+            refused = types.ErrorResponse.model_validate((await ask(model="unknown")).json())
         (found,) = reply.outputs[1].content
         assert found.quantiles is not None
         columns = found.quantiles["0.1"], found.mean_forecast, found.quantiles["0.9"]

@@ -49,7 +49,6 @@ def fuzz(examples: int, drawn: st.SearchStrategy[Any], check: Callable[[Any], No
 
     @settings(
         max_examples=examples,
-        deadline=None,
         database=None,
         derandomize=examples <= 1000,
         suppress_health_check=list(HealthCheck),

@@ -42,4 +42,4 @@ def test_the_files_that_classify_enters(tmp_path: Path, request: pytest.FixtureR
     finally:
         threading.setprofile(None)
     section = DOCS.read_text().partition("## The path of a request")[2].partition("\n## ")[0]
-    assert {str(path) for path in found} == set(re.findall(r"^\| `(\S+\.py)` \|", section, re.MULTILINE))
+    assert {str(path) for path in found} == set(re.findall(r"^\| `(\S+\.py)`", section, re.MULTILINE))

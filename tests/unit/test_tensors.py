@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -22,7 +22,6 @@ from rafaga.tensors import (
 UINT8, FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
 
-@settings(derandomize=True, deadline=None)
 @given(
     arrays.arrays(
         st.sampled_from([np.uint8, np.int64, np.float32, np.float64, np.bool_]).map(np.dtype),

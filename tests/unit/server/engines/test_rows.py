@@ -47,7 +47,7 @@ def test_a_part_of_ragged_rows_is_as_long_as_its_longest() -> None:
     assert assemble([Part(job, 2, 3), part(np.array([[8, 9, 10]]), np.ones((1, 5)))])[0].shape == (2, 3)
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3)), min_size=1, max_size=6))
 def test_ragged_rows_come_out_as_they_went_in(shapes: list[tuple[int, int, int]]) -> None:
     blocks = [np.full(shape, n + 1, np.int32) for n, shape in enumerate(shapes)]

@@ -245,4 +245,4 @@ class BatcherMachine(RuleBasedStateMachine):
 
 
 TestBatcherMachine = BatcherMachine.TestCase
-TestBatcherMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, derandomize=True)
+TestBatcherMachine.settings = settings(max_examples=150, stateful_step_count=40)
