@@ -69,8 +69,9 @@ def test_the_page_shows_what_is_printed(walk: Walk, number: int, command: str) -
     found = [sentence(line) for line in said(walk, command).splitlines()]
     for line in blocks(PAGE, "text")[number].lines:
         words, numbers = sentence(line)
-        if isinstance(walk, QuickWalk):  # another network, with other verdicts
-            assert words in [other for other, _ in found] or "difference" in words or "forecasts of" in words, line
+        if isinstance(walk, QuickWalk):  # another network and fewer origins, with other verdicts
+            beginnings = {other[:6] for other, _ in found}
+            assert words[:6] in beginnings or "difference" in words or "forecasts of" in words, line
         else:
             same = pytest.approx(numbers, rel=0.3, abs=0.1)
             assert any(words == other and values == same for other, values in found), line

@@ -29,7 +29,11 @@ README = "README.md"
 GUIDES = ("docs/client.md", "docs/http.md", "docs/models.md", "docs/from-torchserve.md", "docs/from-triton.md")
 COMMANDS = sorted({command for document in (README, *GUIDES) for command in commands(document)})
 SHIPPED = ROOT / "service/rafaga/demo/models"
-QUICK = {"backtest": ["--origins", "3"], "load": ["--duration", "0.3", "--warm-up", "0.1"], "top": ["--interval", "0.1"]}
+QUICK = {
+    "backtest": ["--origins", "3"],
+    "load": ["--duration", "0.3", "--warm-up", "0.1"],
+    "top": ["--interval", "0.1"],
+}
 
 
 def of(*programs: str) -> list[str]:
