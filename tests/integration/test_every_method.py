@@ -114,7 +114,7 @@ class Asked:
 
 def in_flight(served: Served) -> int:
     """Read hundreds of times, so without a scrape of all metrics."""
-    return served.server._router.in_flight.count
+    return served.server.router.in_flight.count
 
 
 def assert_serves(served: Served, method: Method) -> None:
@@ -126,7 +126,7 @@ def assert_serves(served: Served, method: Method) -> None:
 
 def test_the_list_of_methods_is_complete(standing: tuple[Served, Valve]) -> None:
     served, _ = standing
-    assert {method.path for method in METHODS.values()} == {*served.server._router.methods, messages.STREAM}
+    assert {method.path for method in METHODS.values()} == {*served.server.router.methods, messages.STREAM}
 
 
 @every_method

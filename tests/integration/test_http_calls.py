@@ -260,7 +260,7 @@ def test_every_signal_of_readiness_agrees_from_start_to_end(
         loaded.result(PATIENCE_S)
         assert signals(served) == {True, "ready"}
         with monkeypatch.context() as dead:
-            dead.setattr(server._health, "_dead", True)
+            dead.setattr(server.health, "_dead", True)
             assert signals(served) == {False, "not ready: a restart is required"}
             assert send(served, "/v2/health/live").status == send(served, "/healthz").status == 503
         assert signals(served) == {True, "ready"}

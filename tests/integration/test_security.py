@@ -234,7 +234,7 @@ def test_http_calls_need_a_client_certificate_and_probes_do_not(repository: Path
             assert https(served, path, certificates, "client") == 200
         with pytest.raises(OSError):
             https(served, "/v1/models", certificates, "stranger")
-        assert served.server._router.in_flight.count == 0
+        assert served.server.router.in_flight.count == 0
 
 
 def test_a_key_of_another_certificate_is_named_at_the_start(repository: Path, certificates: Certificates) -> None:
