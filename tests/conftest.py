@@ -8,12 +8,12 @@ import os
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from rafaga.server.transport import grpc
 
-# The machine may be busy, and a failure must come back.
-settings.register_profile("tests", deadline=None, derandomize=True)
+# The same examples every time, and no limit to how long they take: machines may be busy.
+settings.register_profile("tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
 

@@ -130,12 +130,7 @@ class ForecastSpec(Frozen, frozen=True):
 
     def __post_init__(self) -> None:
         """Raises ValueError for a frequency or a calendar feature that is not known."""
-        if self.frequency:
-            calendar.frequency(self.frequency)
-        for name in self.covariates:
-            if name.startswith(calendar.CALENDAR) and name not in calendar.CALENDAR_FEATURES:
-                known = ", ".join(calendar.CALENDAR_FEATURES)
-                raise ValueError(f"no calendar feature {name[:40]!r}; there are {known}")
+        calendar.check(self.frequency, self.covariates)
 
 
 class DetectionSpec(Frozen, frozen=True):
@@ -167,6 +162,7 @@ class Metric(Frozen, frozen=True):
     value: float
     dataset: str
     samples: int
+    standard_error: float = 0.0  # of `value`, from the choice of samples; 0 unknown
 
 
 class Parity(Frozen, frozen=True):

@@ -6,6 +6,7 @@ Times are UTC, as numpy's datetime64[us].
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -42,6 +43,11 @@ class Frequency:
     end: bool = False
     month: int = 1
     every: int = 1
+
+    @property
+    def intraday(self) -> bool:
+        """Whether observations are closer than a day."""
+        return 0 < self.step[0] < _SECONDS["D"]
 
     def times(self, start: np.datetime64, count: int) -> Times:
         """`start` and the times that follow it: datetime64[us] [count]. `start` must be one of this frequency's times.
@@ -111,6 +117,39 @@ def frequency(alias: str) -> Frequency:
     raise _unknown(alias)
 
 
+def inferred(times: Times) -> Frequency | None:
+    """Of three and more rising times; None if they are irregular or of a frequency that is not known here."""
+    if len(times) < 3:
+        return None
+    for alias in _candidates(times[0], times[1]):
+        found = frequency(alias)
+        if not found.mismatch(times[0]) and (found.times(times[0], len(times)) == times).all():
+            return found
+    return None
+
+
+def irregular(times: Times) -> int:
+    """The position, from 1, of that of rising times after the most unusual step."""
+    steps = np.diff(times).astype(np.int64)
+    usual = np.sort(steps)[(len(steps) - 1) // 2]
+    return int(np.abs(steps - usual).argmax()) + 1
+
+
+def _candidates(first: np.datetime64, second: np.datetime64) -> Iterator[str]:
+    month, following = (time.astype("datetime64[M]").astype(np.int64) for time in (first, second))
+    for unit, every in reversed(_MONTHS_OF.items()):
+        count, rest = divmod(following - month, every)
+        if count and not rest:
+            anchor = "" if every == 1 else f"-{MONTHS[month % 12]}"
+            yield from (f"{count}{unit}{end}{anchor}" for end in "SE")
+    for unit, seconds in reversed(_SECONDS.items()):
+        count, rest = divmod((second - first) // np.timedelta64(1, "us"), seconds * 1_000_000)
+        if count and not rest:
+            yield f"{count}{unit}" + (f"-{WEEKDAYS[int(_weekday(np.asarray(first)))]}" if unit == "W" else "")
+            break
+    yield "B"
+
+
 def _unknown(alias: str) -> ValueError:
     return ValueError(f"expected a frequency as pandas names it ({_KNOWN}), got {alias[:20]!r}")
 
@@ -145,6 +184,15 @@ _PHASES = {
 }
 CALENDAR = "calendar."
 CALENDAR_FEATURES = tuple(f"{name}{form}" for name in _PHASES for form in ("", ".sin", ".cos"))
+
+
+def check(alias: str, covariates: Iterable[str]) -> None:
+    """Raises ValueError for an unknown frequency, unless it is empty, or an unknown calendar feature."""
+    if alias:
+        frequency(alias)
+    for name in covariates:
+        if name.startswith(CALENDAR):
+            calendar_feature(name, np.empty(0, "datetime64[us]"))
 
 
 def calendar_feature(name: str, times: Times) -> NDArray[np.float32]:

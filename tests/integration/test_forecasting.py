@@ -145,9 +145,11 @@ class TestLongHorizons:
     def test_intervals_never_get_narrower_and_levels_stay_in_order(self) -> None:
         rng = np.random.default_rng(5)
         block, before = np.sort(rng.normal(size=(2, 3, 6, 3)), axis=-1).astype(np.float32)
-        found = quantiles.widened(block, before, OWN)
+        _, distance = quantiles.widened(before, np.zeros((3, 3), np.float32), OWN)
+        found, later = quantiles.widened(block, distance, OWN)
         assert (np.diff(found, axis=-1) >= 0).all()
         assert (found[..., 2] - found[..., 0] >= (before[..., 2] - before[..., 0])[:, -1:]).all()
+        assert (later >= distance).all()
         np.testing.assert_allclose(found[..., 1], block[..., 1], atol=1e-6)
 
     def test_rolled_out_series_with_other_quantiles(self, served: Served) -> None:

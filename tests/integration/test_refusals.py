@@ -136,8 +136,8 @@ def test_a_defect_tells_the_caller_nothing_about_the_server(
     def broken(*_: object) -> None:
         raise OSError("/secret/path: no such file")
 
-    monkeypatch.setattr(served.server.repository, "model", broken)
-    refused = refusal(lambda: served.vision.Classify(messages.classify(DIGIT)))
+    monkeypatch.setattr(served.server.repository, "model", broken)  # asked for models that are not served
+    refused = refusal(lambda: served.vision.Classify(messages.classify(DIGIT, "unknown")))
     assert (refused.code, refused.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert "secret" not in refused.message
     assert "/secret/path" in caplog.text

@@ -72,7 +72,8 @@ class TestClassify:
             expected = plain(served.vision.Classify(messages.classify(DIGITS[:1], top_k=0)))
             assert found == without_timing(json.loads(json.dumps(expected)))
         assert len(found["results"][0]["labels"]) == 5
-        assert found["model"] == {"name": "digits", "version": 1, "trained": True, "precision": "fp32"}
+        model = {"name": "digits", "version": 1, "trained": True, "precision": "fp32", "engine": "onnxruntime"}
+        assert found["model"] == model
 
     def test_json(self, served: Served) -> None:
         files = [base64_of(messages.png(digit[:, :, 0])) for digit in DIGITS]

@@ -95,3 +95,35 @@ def test_features_are_those_of_pandas() -> None:
     assert {f"calendar.{name}{form}" for name in phases for form in forms} == set(calendar.CALENDAR_FEATURES)
     with pytest.raises(ValueError, match=r"no calendar feature 'calendar\.week'"):
         calendar.calendar_feature("calendar.week", times)
+
+
+def test_unknown_frequencies_and_features_of_a_bundle_are_refused() -> None:
+    calendar.check("", ("price", "calendar.hour.sin"))
+    for alias, name in (("monthly", "price"), ("MS", "calendar.second")):
+        with pytest.raises(ValueError, match=r"frequency as pandas|no calendar feature"):
+            calendar.check(alias, (name,))
+
+
+@pytest.mark.parametrize("alias", sorted({*ALIASES} - {"3B"}))
+def test_the_frequency_of_times_is_found(alias: str) -> None:
+    for start in STARTS:
+        times = pd.date_range(start, periods=200, freq=alias).to_numpy().astype("datetime64[us]")
+        found = calendar.inferred(times)
+        assert found is not None
+        assert (found.times(times[0], 200) == times).all()
+        assert found.step == calendar.frequency(alias).step
+
+
+@pytest.mark.parametrize(
+    ("times", "position"),
+    [
+        (["2020-01-01", "2020-01-02", "2020-01-05"], 2),
+        (["2020-01-01", "2020-01-08", "2020-01-09", "2020-01-10"], 1),
+        (["2020-01-15", "2020-02-15", "2020-03-15", "2020-06-15"], 3),
+    ],
+)
+def test_irregular_times_have_none(times: list[str], position: int) -> None:
+    moments = np.array(times, "datetime64[us]")
+    assert calendar.inferred(moments) is None
+    assert calendar.irregular(moments) == position
+    assert calendar.inferred(moments[:2]) is None, "two are too few"

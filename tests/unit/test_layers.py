@@ -14,6 +14,7 @@ LAYERS = (
     (
         "addresses",
         "errors",
+        "evaluation",
         "files",
         "priority",
         "tensors",

@@ -316,10 +316,13 @@ class Metric(google.protobuf.message.Message):
     VALUE_FIELD_NUMBER: builtins.int
     DATASET_FIELD_NUMBER: builtins.int
     SAMPLES_FIELD_NUMBER: builtins.int
+    STANDARD_ERROR_FIELD_NUMBER: builtins.int
     name: builtins.str
     value: builtins.float
     dataset: builtins.str
     samples: builtins.int
+    standard_error: builtins.float
+    """Of `value`, from the choice of samples; zero: unknown."""
     def __init__(
         self,
         *,
@@ -327,8 +330,9 @@ class Metric(google.protobuf.message.Message):
         value: builtins.float = ...,
         dataset: builtins.str = ...,
         samples: builtins.int = ...,
+        standard_error: builtins.float = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "name", b"name", "samples", b"samples", "value", b"value"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "name", b"name", "samples", b"samples", "standard_error", b"standard_error", "value", b"value"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Metric: typing_extensions.TypeAlias = Metric
@@ -344,6 +348,8 @@ class ForecastInfo(google.protobuf.message.Message):
     STEP_FIELD_NUMBER: builtins.int
     UNIT_FIELD_NUMBER: builtins.int
     SEASON_FIELD_NUMBER: builtins.int
+    FREQUENCY_FIELD_NUMBER: builtins.int
+    COVARIATES_FIELD_NUMBER: builtins.int
     min_history: builtins.int
     max_history: builtins.int
     max_horizon: builtins.int
@@ -352,8 +358,14 @@ class ForecastInfo(google.protobuf.message.Message):
     unit: builtins.str
     season: builtins.int
     """Steps in one period; 1 without a season."""
+    frequency: builtins.str
+    """`step` as pandas names it: "MS", "h"; empty: unknown."""
     @property
     def quantile_levels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def covariates(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of what requests must give besides the series. Those beginning with "calendar." follow from timestamps."""
+
     def __init__(
         self,
         *,
@@ -364,8 +376,10 @@ class ForecastInfo(google.protobuf.message.Message):
         step: builtins.str = ...,
         unit: builtins.str = ...,
         season: builtins.int = ...,
+        frequency: builtins.str = ...,
+        covariates: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["max_history", b"max_history", "max_horizon", b"max_horizon", "min_history", b"min_history", "quantile_levels", b"quantile_levels", "season", b"season", "step", b"step", "unit", b"unit"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["covariates", b"covariates", "frequency", b"frequency", "max_history", b"max_history", "max_horizon", b"max_horizon", "min_history", b"min_history", "quantile_levels", b"quantile_levels", "season", b"season", "step", b"step", "unit", b"unit"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ForecastInfo: typing_extensions.TypeAlias = ForecastInfo
