@@ -169,6 +169,8 @@ def test_a_call_that_is_cancelled_after_its_answer(standing: tuple[Served, Valve
 def test_in_the_queue(standing: tuple[Served, Valve], method: Method, end: str) -> None:
     """1. The engine is busy. 2. A call queues and ends. 3. It is never computed; the one before it is answered."""
     served, valve = standing
+    cause = {"model": method.model, "cause": "cancelled" if end == "cancel" else "deadline"}
+    before = served.metric("rafaga_dropped_total", **cause)
     with valve.closed():
         first = Asked(served, method)
         valve.wait_for_engine()
@@ -181,6 +183,7 @@ def test_in_the_queue(standing: tuple[Served, Valve], method: Method, end: str) 
     assert first.answer()
     eventually(lambda: in_flight(served) == 0, "the first ended too")
     assert valve.runs == [1]
+    assert served.metric("rafaga_dropped_total", **cause) == before + 1
     assert_serves(served, method)
 
 

@@ -115,19 +115,6 @@ def test_fields_of_a_newer_client_are_ignored(server: Served) -> None:
     assert vision_pb2.ClassifyResponse.FromString(answer).results
 
 
-def test_refusals_are_counted_by_their_reason(serve: Serve) -> None:
-    served = serve()
-    for bad in BAD.values():
-        refusal(lambda bad=bad: ask(served, bad.request))
-    classify = {"method": "/rafaga.v1.Vision/Classify"}
-    for reason in ("INVALID_TENSOR", "INVALID_REQUEST", "INVALID_IMAGE", "MODEL_NOT_FOUND"):
-        expected = sum(b.reason == reason for b in BAD.values() if isinstance(b.request, vision_pb2.ClassifyRequest))
-        assert served.metric("rafaga_refusals_total", reason=reason, **classify) == expected
-    assert served.metric("rafaga_requests_total") == len(BAD)
-    assert served.metric("rafaga_requests_total", code="OK") == 0
-    assert served.in_flight == 0
-
-
 def test_a_defect_tells_the_caller_nothing_about_the_server(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
