@@ -168,7 +168,7 @@ class TestSize:
         eventually(refused_beside_a_slow_one, "a large one was refused")
         eventually(lambda: send(served, CLASSIFY, large).status == 400, "the slow one has left")
 
-    def test_large_bodies_are_translated_beside_the_loop(
+    def test_large_bodies_are_translated_outside_the_loop(
         self, server: Served, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Health is answered while a large JSON body is."""
