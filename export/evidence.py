@@ -168,7 +168,7 @@ class SeriesEvidence:
     def golden(self) -> Arrays:
         return self._take(4, 1)
 
-    def measure(self, session: ort.InferenceSession, advance: Advance) -> Measured:
+    def measure(self, session: ort.InferenceSession, advance: Advance, fp32: Reference | None = None) -> Measured:
         if not self.series:
             return Measured()
         dataset = f"{self.entry.dataset}, last fifth"
@@ -210,7 +210,7 @@ class SequenceEvidence:
     def golden(self) -> Arrays:
         return self._take(4, 1)
 
-    def measure(self, session: ort.InferenceSession, advance: Advance) -> Measured:
+    def measure(self, session: ort.InferenceSession, advance: Advance, fp32: Reference | None = None) -> Measured:
         return Measured(accuracy.next_symbols(session) if self.entry.corpus is Corpus.REBER else ())
 
     def _take(self, count: int, seed: int) -> Arrays:

@@ -249,7 +249,7 @@ def _in_order(result: Result, names: Sequence[str]) -> tuple[Tensor, ...]:
 
 
 def _only(result: Result) -> Tensor:
-    """Of a module with one output, or with auxiliary heads beside it. Raises ProofFailed."""
+    """Of a module with one output, or with auxiliary heads in addition. Raises ProofFailed."""
     if isinstance(result, Mapping):
         main = next((name for name in _MAIN_OUTPUTS if name in result), None)
         result = (result[main],) if main else tuple(result.values())

@@ -250,7 +250,7 @@ class Plot:
 
     @property
     def cut(self) -> list[str]:
-        """Words that reach beyond the plot, where nobody sees them."""
+        """Words that reach beyond the plot, where they are hidden."""
         within = (-1.0, -1.0, 1.0, 1.0)
         left, top, right, bottom = (a + b for a, b in zip(vars(self.box).values(), within, strict=True))
         words = ((w.text, w.box) for w in self.words)
@@ -266,7 +266,7 @@ class Page:
     plots: tuple[Plot, ...]
 
     def colourful(self, box: Box) -> float:
-        """The share of pixels in the box that are no grey: curves and bars are coloured, axes and words are not."""
+        """The share of pixels in the box that are not grey: curves and bars are coloured, axes and words are not."""
         inside = self.pixels[round(box.top) : round(box.bottom), round(box.left) : round(box.right)].astype(int)
         assert inside.size, f"{box} is not on the screenshot"
         return float((np.ptp(inside, axis=2) > 60).mean())

@@ -18,9 +18,8 @@ from models.progress import SILENT, Steps
 from models.training.data import Series
 from rafaga import evaluation
 from rafaga.bundle import ForecastSpec, Metric
-from rafaga.evaluation import Baseline, Comparison, Errors, baselines_for, compared, standard_error
+from rafaga.evaluation import Baseline, Comparison, Errors, baselines_for, compared, standard_error, training_size
 
-TEST_FRACTION = 0.2
 _ROWS = 64  # origins per run
 
 # The inputs of a forecaster (see ForecastSpec) by name -> quantiles float32 [N, max_horizon, Q]
@@ -48,11 +47,6 @@ class Origins:
         if self.past_covariates.shape[2]:
             found |= {"past_covariates": self.past_covariates, "future_covariates": self.future_covariates}
         return found
-
-
-def training_size(series: Series) -> int:
-    """The number of observations for training."""
-    return len(series) - int(len(series) * TEST_FRACTION)
 
 
 def naive_error(series: Series, season: int) -> float:

@@ -24,7 +24,7 @@ from models.forecasting import Cell, Forecaster, ForecasterConfig
 from models.own import FORECASTERS, ForecasterRecord, write_series
 from models.training import run
 from models.training.data import Series
-from models.training.forecast_eval import TEST_FRACTION, naive_error, training_size
+from models.training.forecast_eval import naive_error
 from models.training.loop import TrainingSchedule, training_device
 from models.training.options import add_options
 from models.training.season import find_season
@@ -34,6 +34,7 @@ from models.zoo import QUANTILES, catalogue
 from rafaga.bundle import NAME_PATTERN, ForecastSpec
 from rafaga.calendar import CALENDAR
 from rafaga.errors import DeviceError
+from rafaga.evaluation import TEST_FRACTION, training_size
 
 SCHEDULE = TrainingSchedule(epochs=10, peak_rate=5e-3, weight_decay=0.1, clip_norm=1.0, patience=5)
 WINDOWS = Windows(batch_size=64, batches_per_epoch=25, jitter=0.1, folds=4)

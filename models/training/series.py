@@ -26,11 +26,10 @@ from models.training.forecast_eval import (
     overlap,
     quantiles_of,
     rolling_origins,
-    training_size,
 )
 from models.training.loop import Batch, Problem
 from rafaga.bundle import ForecastSpec, Metric
-from rafaga.evaluation import Comparison, Share, coverage_name, intervals, shares, standard_error
+from rafaga.evaluation import Comparison, Share, coverage_name, intervals, shares, standard_error, training_size
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ from enum import StrEnum
 from pathlib import Path
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from rafaga import calendar
 from rafaga.errors import BundleError
@@ -43,9 +41,17 @@ class Task(StrEnum):
 
 
 class Precision(StrEnum):
+    """Of a file, except bf16: some engines multiply the numbers of the fp32 file in it."""
+
     FP32 = "fp32"
+    BF16 = "bf16"
     FP16 = "fp16"
     INT8 = "int8"
+
+
+class EngineName(StrEnum):
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
 
 
 class Head(StrEnum):
@@ -124,11 +130,7 @@ class ForecastSpec(Frozen, frozen=True):
 
     def __post_init__(self) -> None:
         """Raises ValueError for a frequency or a calendar feature that is not known."""
-        if self.frequency:
-            calendar.frequency(self.frequency)
-        for name in self.covariates:
-            if name.startswith(calendar.CALENDAR):
-                calendar.calendar_feature(name, np.empty(0, "datetime64[us]"))
+        calendar.check(self.frequency, self.covariates)
 
 
 class DetectionSpec(Frozen, frozen=True):
@@ -173,6 +175,16 @@ class Parity(Frozen, frozen=True):
     max_relative_error: float
     batch_sizes: tuple[int, ...]
     largest_input: tuple[int, ...] = ()
+
+    @property
+    def golden_tolerance(self) -> float:
+        """Largest `relative_error` at which answers to the golden inputs count as right on any machine.
+
+        Wider than the error that export measured, because other processors add in another order and GPUs may round to
+        TF32. The smaller of the two measured errors counts: for small probabilities the relative one would let anything
+        pass.
+        """
+        return tolerance(min(self.max_relative_error, self.max_absolute_error))
 
 
 def tolerance(measured: float) -> float:
@@ -225,15 +237,21 @@ class Variant(Frozen, frozen=True):
     losses: tuple[Loss, ...] = ()
     calibration: Calibration | None = None
 
-    @property
-    def golden_tolerance(self) -> float:
-        """Largest `relative_error` at which answers to the golden inputs count as right on any machine.
 
-        Wider than the error that export measured, because other processors add in another order and GPUs may round to
-        TF32. The smaller of the two measured errors counts: for small probabilities the relative one would let anything
-        pass.
-        """
-        return tolerance(min(self.parity.max_relative_error, self.parity.max_absolute_error))
+class EngineAccuracy(Frozen, frozen=True):
+    """A variant in another engine than ONNX Runtime's CPU provider, which `Variant` describes. bf16 runs the fp32 file.
+
+    The figures hold on processors that multiply with the same `instruction_set`, see `rafaga.processor`; "" unknown.
+    """
+
+    engine: EngineName
+    precision: Precision
+    instruction_set: str
+    parity: Parity
+    metrics: tuple[Metric, ...] = ()
+    default_eligible: bool = True
+    loss: Loss | None = None
+    losses: tuple[Loss, ...] = ()
 
 
 class Weights(Frozen, frozen=True):
@@ -279,6 +297,7 @@ class Bundle(Frozen, frozen=True):
     head: Head = Head.LOGITS
     allow_non_finite: bool = False  # NaN and infinity are answers; otherwise the server answers with an error
     assumptions: tuple[str, ...] = ()  # what export took for granted about your own model's inputs and labels
+    engines: tuple[EngineAccuracy, ...] = ()
 
     def variant(self, precision: Precision) -> Variant | None:
         return next((v for v in self.variants if v.precision == precision), None)
@@ -341,19 +360,6 @@ _OUTPUTS = {
     Task.SEGMENTATION: (("labels", "uint8", 3), ("probabilities", "float32", 3)),
     Task.SEQUENCE: (("probabilities", "float32", 2),),
 }
-
-
-def relative_error(found: NDArray[np.generic], reference: NDArray[np.generic]) -> float:
-    """max|a - b| / max(1, max|b|), b being the reference; NaN where either holds one. Shapes must be equal.
-
-    For integers, which are classes, it is the share that differs: a class is right or wrong.
-    """
-    if found.shape != reference.shape:
-        raise ValueError(f"shapes differ: {found.shape} and {reference.shape}")
-    if reference.dtype.kind in "iu":
-        return float(np.mean(found != reference)) if reference.size else 0.0
-    a, b = found.astype(np.float64), reference.astype(np.float64)
-    return float(np.max(np.abs(a - b), initial=0.0) / max(1.0, np.max(np.abs(b), initial=0.0)))
 
 
 def sha256_of(path: Path) -> str:

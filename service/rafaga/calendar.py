@@ -6,7 +6,7 @@ Times are UTC, as numpy's datetime64[us].
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -145,7 +145,7 @@ def _candidates(first: np.datetime64, second: np.datetime64) -> Iterator[str]:
     for unit, seconds in reversed(_SECONDS.items()):
         count, rest = divmod((second - first) // np.timedelta64(1, "us"), seconds * 1_000_000)
         if count and not rest:
-            yield f"{count}{unit}" + (f"-{WEEKDAYS[_weekday(first)]}" if unit == "W" else "")
+            yield f"{count}{unit}" + (f"-{WEEKDAYS[int(_weekday(np.asarray(first)))]}" if unit == "W" else "")
             break
     yield "B"
 
@@ -184,6 +184,15 @@ _PHASES = {
 }
 CALENDAR = "calendar."
 CALENDAR_FEATURES = tuple(f"{name}{form}" for name in _PHASES for form in ("", ".sin", ".cos"))
+
+
+def check(alias: str, covariates: Iterable[str]) -> None:
+    """Raises ValueError for an unknown frequency, unless it is empty, or an unknown calendar feature."""
+    if alias:
+        frequency(alias)
+    for name in covariates:
+        if name.startswith(CALENDAR):
+            calendar_feature(name, np.empty(0, "datetime64[us]"))
 
 
 def calendar_feature(name: str, times: Times) -> NDArray[np.float32]:

@@ -38,7 +38,7 @@ def triton(url: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
         "live": client.is_server_live(),
         "ready": client.is_server_ready(),
         "model ready": client.is_model_ready("digits", "1"),
-        "unknown ready": client.is_model_ready("nobody"),
+        "unknown ready": client.is_model_ready("unknown"),
         "server": client.get_server_metadata(),
         "metadata": client.get_model_metadata("digits"),
         "config": client.get_model_config("digits"),
@@ -56,7 +56,7 @@ def triton(url: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
     series = client.infer("series", [tensor("history", inputs["history"], "FP32", binary=False)], outputs=as_json)
     later = client.async_infer("digits", images).get_result()
     facts["statistics"] = client.get_inference_statistics("digits")
-    facts["unknown model"] = refused(lambda: client.infer("nobody", images))
+    facts["unknown model"] = refused(lambda: client.infer("unknown", images))
     facts["unknown version"] = refused(lambda: client.get_model_metadata("digits", "7"))
     wrong = [tensor("image", inputs["images"][:, 1:], "UINT8")]
     facts["shape"] = refused(lambda: client.infer("digits", wrong))
@@ -108,12 +108,12 @@ def kserve(url: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
                 "live": await client.is_server_live(url),
                 "ready": await client.is_server_ready(url),
                 "model ready": await client.is_model_ready(url, "digits"),
-                "unknown ready": await client.is_model_ready(url, "nobody"),
+                "unknown ready": await client.is_model_ready(url, "unknown"),
             }
             answers = [await client.infer(url, request(binary), model_name="digits") for binary in (True, False)]
             facts["id"] = answers[0].id
             try:
-                await client.infer(url, request(True), model_name="nobody")
+                await client.infer(url, request(True), model_name="unknown")
             except httpx.HTTPStatusError as error:
                 facts["unknown model"] = [error.response.status_code, str(error)]
             binary, in_json = (answer.outputs[0].as_numpy() for answer in answers)
@@ -139,7 +139,7 @@ def kserve(url: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
                 return await client.post(f"{url}/v1/timeseries/forecast", json=body)
 
             reply = types.ForecastResponse.model_validate((await ask()).raise_for_status().json())
-            refused = types.ErrorResponse.model_validate((await ask(model="nobody")).json())
+            refused = types.ErrorResponse.model_validate((await ask(model="unknown")).json())
         (found,) = reply.outputs[1].content
         assert found.quantiles is not None
         columns = found.quantiles["0.1"], found.mean_forecast, found.quantiles["0.9"]

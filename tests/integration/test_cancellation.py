@@ -96,7 +96,7 @@ def test_a_call_is_freed_when_it_ends_and_not_by_the_garbage_collector(served: S
         for _ in range(20):
             served.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S)
             with pytest.raises(grpc.RpcError):
-                served.vision.Classify(messages.classify(IMAGE, model="nobody"), timeout=PATIENCE_S)
+                served.vision.Classify(messages.classify(IMAGE, model="unknown"), timeout=PATIENCE_S)
             served.vision.Classify.future(messages.classify(IMAGE)).cancel()
         # The threads that serve hold on to the last they saw.
         eventually(lambda: len(_calls()) <= len(others) + 3, "calls are freed")

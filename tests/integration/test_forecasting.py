@@ -145,9 +145,11 @@ class TestLongHorizons:
     def test_intervals_never_get_narrower_and_levels_stay_in_order(self) -> None:
         rng = np.random.default_rng(5)
         block, before = np.sort(rng.normal(size=(2, 3, 6, 3)), axis=-1).astype(np.float32)
-        found = quantiles.widened(block, before, OWN)
+        _, distance = quantiles.widened(before, np.zeros((3, 3), np.float32), OWN)
+        found, later = quantiles.widened(block, distance, OWN)
         assert (np.diff(found, axis=-1) >= 0).all()
         assert (found[..., 2] - found[..., 0] >= (before[..., 2] - before[..., 0])[:, -1:]).all()
+        assert (later >= distance).all()
         np.testing.assert_allclose(found[..., 1], block[..., 1], atol=1e-6)
 
     def test_rolled_out_series_with_other_quantiles(self, served: Served) -> None:
@@ -187,7 +189,7 @@ class TestChecks:
 class TestCovariates:
     @pytest.mark.parametrize("horizon", [2, 4, 7])
     def test_they_reach_the_model(self, served: Served, horizon: int) -> None:
-        """Where the horizon ends before the model's, the last price counts for the steps that nobody sees."""
+        """Where the horizon ends before the model's, the last price counts for the steps beyond the horizon."""
         prices = [messages.random_history(n, n + horizon) for n in (9, 5)]
         series = [
             pb.Series(values=[1] * n, start=at("2001-11-01"), covariates={"price": pb.Covariate(values=p)})
@@ -465,7 +467,7 @@ class TestKServe:
     @pytest.mark.parametrize(
         ("changed", "status", "says"),
         [
-            ({"model": "nobody"}, 404, "no model 'nobody'"),
+            ({"model": "unknown"}, 404, "no model 'unknown'"),
             ({"inputs": []}, 400, "`$.inputs`"),
             ({"options": {"horizon": 0}}, 400, "`$.options.horizon`"),
             ({"options": {"horizon": 2, "quantiles": [0.99]}}, 400, "expected quantiles from 0.1 to 0.9"),

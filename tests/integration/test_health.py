@@ -43,7 +43,7 @@ def test_a_server_and_its_models_are_serving(server: Served, service: str) -> No
 
 
 def test_health_of_an_unknown_model_is_not_found(server: Served) -> None:
-    assert refusal(lambda: check(server, "nobody")).code is grpc.StatusCode.NOT_FOUND
+    assert refusal(lambda: check(server, "unknown")).code is grpc.StatusCode.NOT_FOUND
 
 
 def test_watch_tells_at_once_and_again_when_the_server_drains(serve: Serve) -> None:

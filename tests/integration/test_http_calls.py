@@ -117,7 +117,7 @@ class TestTokens:
         before = guarded.metric("rafaga_refusals_total", reason="UNAUTHENTICATED")
         for path, body in (
             (CLASSIFY, DIGIT),
-            ("/v1/models/nobody:classify", DIGIT),
+            ("/v1/models/unknown:classify", DIGIT),
             ("/v1/models", None),
             ("/v1/models/digits", None),
             ("/v2", None),

@@ -98,8 +98,8 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(
 
 
 def test_an_unknown_model_is_exit_code_4(paced: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--measure", paced.address, "--model", "nobody", "--rate", "1", "--slo-p99-ms", "5"]) == 4
-    assert "no model 'nobody'" in capsys.readouterr().err
+    assert main(["plan", "--measure", paced.address, "--model", "unknown", "--rate", "1", "--slo-p99-ms", "5"]) == 4
+    assert "no model 'unknown'" in capsys.readouterr().err
 
 
 def test_without_the_load_extra_it_says_what_to_install() -> None:

@@ -63,7 +63,7 @@ def test_anything_else_is_not(guarded: Served, authorization: tuple[str, ...]) -
 
 def test_refused_callers_are_counted_and_learn_nothing_of_the_models(guarded: Served) -> None:
     before = guarded.metric("rafaga_refusals_total", reason="UNAUTHENTICATED")
-    refused = refusal(lambda: guarded.vision.Classify(messages.classify(IMAGE, "nobody"), timeout=PATIENCE_S))
+    refused = refusal(lambda: guarded.vision.Classify(messages.classify(IMAGE, "unknown"), timeout=PATIENCE_S))
     assert refused.code is grpc.StatusCode.UNAUTHENTICATED
     assert "digits" not in refused.message
     assert guarded.metric("rafaga_refusals_total", reason="UNAUTHENTICATED") == before + 1

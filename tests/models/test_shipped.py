@@ -92,7 +92,7 @@ def test_the_sp500_forecaster_is_as_good_as_a_random_walk_with_drift() -> None:
     with_drift = found["random walk with drift"]
     assert abs(with_drift.difference) < with_drift.standard_error
     assert found["seasonal naive"].difference < 0
-    assert found["seasonal naive"].model_mase == pytest.approx(recorded(SHIPPED["lstm-sp500"])["mase"], abs=2e-3)
+    assert found["seasonal naive"].model_error == pytest.approx(recorded(SHIPPED["lstm-sp500"])["mase"], abs=2e-3)
 
 
 def test_the_coverage_command_prints_what_is_recorded(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The end of a server: what was accepted is answered, what comes is refused, and the exit code tells how it went."""
+"""The end of a server: accepted calls are answered, later ones refused, and the exit code says whether that worked."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_falling_back_is_allowed_and_told(repository: Path) -> None:
 def test_every_line_of_the_log_is_json(repository: Path) -> None:
     with running(repository) as served:
         served.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S)
-        refusal(lambda: served.vision.Classify(messages.classify(IMAGE, "nobody"), timeout=PATIENCE_S))
+        refusal(lambda: served.vision.Classify(messages.classify(IMAGE, "unknown"), timeout=PATIENCE_S))
         served.process.send(signal.SIGTERM)
         assert served.process.exit_code() == 0
         log = served.process.log

@@ -97,6 +97,13 @@ def test_features_are_those_of_pandas() -> None:
         calendar.calendar_feature("calendar.week", times)
 
 
+def test_unknown_frequencies_and_features_of_a_bundle_are_refused() -> None:
+    calendar.check("", ("price", "calendar.hour.sin"))
+    for alias, name in (("monthly", "price"), ("MS", "calendar.second")):
+        with pytest.raises(ValueError, match=r"frequency as pandas|no calendar feature"):
+            calendar.check(alias, (name,))
+
+
 @pytest.mark.parametrize("alias", sorted({*ALIASES} - {"3B"}))
 def test_the_frequency_of_times_is_found(alias: str) -> None:
     for start in STARTS:

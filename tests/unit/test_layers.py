@@ -21,6 +21,7 @@ LAYERS = (
         "bundle",
         "calendar",
         "plain_model",
+        "processor",
         "formats",
         "images",
         "int8",

@@ -137,8 +137,8 @@ def forecast(
     model: str,
     version: int | None,
     horizon: int | None,
-    quantiles: Sequence[float] | None,
-    check_last: int,
+    quantiles: Sequence[float] | None = None,
+    check_last: int = 0,
 ) -> UnaryCall[list[Forecast]]:
     """Of series with one frequency."""
     if horizon is not None and horizon < 1:

@@ -52,13 +52,13 @@ def asked(given: SeriesInput, covariates: Mapping[str, npt.ArrayLike] | None = N
     if isinstance(given, History):
         history = given._replace(values=_values(given.values, gaps=True))
     else:
-        given = column(given)
-        index: Any = getattr(given, "index", None)
+        series: Any = column(given)
+        index = getattr(series, "index", None)
         if hasattr(index, "dtype"):  # of pandas; lists and tuples have a method of that name
-            name = "" if given.name is None else str(given.name)
-            history = History(_values(given, gaps=True), index, id=name)
+            name = "" if series.name is None else str(series.name)
+            history = History(_values(series, gaps=True), index, id=name)
         else:
-            history = History(_values(given, gaps=False))
+            history = History(_values(series, gaps=False))
     if covariates is not None:
         history = history._replace(covariates=covariates)
     missing = np.isnan(history.values)

@@ -101,6 +101,8 @@ class ModelDescription:
     detection: DetectionDescription | None
     sequence: SequenceDescription | None
     labels: tuple[str, ...] = ()
+    engine: str = ""  # "onnxruntime" or "openvino"
+    engine_reason: str = ""  # why it was chosen, and the precision
 
     def __repr__(self) -> str:
         weights = "" if self.trained else "UNTRAINED"
@@ -145,6 +147,8 @@ def model_description(model: catalog_pb2.Model, labels: Sequence[str] = ()) -> M
         detection=_detection(model.detection) if model.HasField("detection") else None,
         sequence=SequenceDescription(model.sequence.max_length) if model.HasField("sequence") else None,
         labels=tuple(labels),
+        engine=model.engine,
+        engine_reason=model.engine_reason,
     )
 
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from rafaga.addresses import UNIX, joined
+from rafaga.bundle import EngineName
 from rafaga.errors import DeviceError
 from rafaga.server.config.settings import (
     Config,
@@ -20,7 +21,7 @@ from rafaga.server.config.settings import (
     ObservabilitySettings,
     SecuritySettings,
 )
-from rafaga.server.engines import devices
+from rafaga.server.engines import devices, openvino
 from rafaga.server.engines.cpu_count import available_cores
 from rafaga.server.engines.selection import EngineFactory, Placement
 from rafaga.server.execution.supervisor import SupervisorPolicy
@@ -92,7 +93,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load, trials
     loader = Loader(
         policy,
         config.batching.max_batch_size,
-        config.models.precision.precision,
+        config.models.precision,
         _placement(config.engines),
         metrics,
         SupervisorPolicy(timeout_s=config.engines.engine_timeout_s),
@@ -155,9 +156,15 @@ def _placement(engines: EngineSettings) -> Placement:
         choice = devices.choose(engines.device, engines.device_fallback, devices.Nvidia())
         level = logging.WARNING if choice.degraded else logging.INFO
         _LOG.log(level, "device chosen: %s", choice.why, extra={"devices": [str(d) for d in choice.devices]})
-        return Placement.on(choice, engines)
+        placement = Placement.on(choice, engines)
     except DeviceError as error:
         raise ConfigError(f"device: {error} (to use the CPU instead, set --device-fallback cpu)") from None
+    if EngineName.OPENVINO in (engines.engine.default, *engines.engine.by_model.values()):
+        try:
+            openvino.runtime()
+        except DeviceError as error:
+            raise ConfigError(f"engine: {error}") from None
+    return placement
 
 
 def _transport(

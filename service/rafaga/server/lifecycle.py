@@ -162,7 +162,7 @@ class Server:
 
     def _warn_of_unknown_models(self) -> None:
         known = {name for name, _ in self.repository.on_disk()}
-        for name in self._config.engines.named_models - known:
+        for name in self._config.named_models - known:
             _LOG.warning("per-model settings name an unknown model", extra={"model": name})
 
     def _wait_for_calls(self, hurry: threading.Event) -> bool:

@@ -47,6 +47,7 @@ class Script:
             "backbone": catalog_pb2.Model.READY,
         }
     )
+    covariates: tuple[str, ...] = ()  # of the forecaster
     requests: list[Any] = field(default_factory=list)
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     remaining_s: list[float] = field(default_factory=list)
@@ -119,30 +120,28 @@ class Forecasting(forecasting_pb2_grpc.ForecastingServicer):
     def Forecast(self, request: forecasting_pb2.ForecastRequest, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self.script.received(request, context)
         response = forecasting_pb2.ForecastResponse(model=info(request.model), timing=TIMING)
-        steps = request.horizon or 24
-        for series in request.series or [forecasting_pb2.Series(values=request.history)]:
-            answer = response.forecasts.add() if request.series else response
-            for level, offset in zip(request.quantiles or LEVELS, (-1.0, 0.0, 1.0), strict=False):
-                answer.quantiles.add(level=level, values=[series.values[-1] + offset] * steps)
-            if not request.series:
-                continue
-            answer.id, answer.filled = series.id, len(series.missing)
+        if not request.series:
+            response.quantiles.extend(self._quantiles(request.history, request))
+        for series in request.series:
+            answer = response.forecasts.add(id=series.id, filled=len(series.missing))
+            answer.quantiles.extend(self._quantiles(series.values, request))
             if series.HasField("start"):
-                start = np.datetime64(series.start.ToMicroseconds(), "us")
-                times = calendar.frequency(request.frequency).times(start, len(series.values) + steps)
-                for time in times[len(series.values) :].astype(int):
+                start, count = np.datetime64(series.start.ToMicroseconds(), "us"), len(series.values)
+                times = calendar.frequency(request.frequency).times(start, count + (request.horizon or 24))
+                for time in times[count:].astype(int):
                     answer.timestamps.add().FromMicroseconds(int(time))
-            first = len(series.values) - request.check_last
-            for position, observed in enumerate(series.values[first:], start=first):
-                answer.checks.add(
-                    position=position,
-                    observed=observed,
-                    lower=-2,
-                    upper=2,
-                    score=abs(observed) / 2,
-                    anomaly=abs(observed) > 2,
-                )
+            for position in range(len(series.values) - request.check_last, len(series.values)):
+                value = series.values[position]
+                check = {"position": position, "observed": value, "lower": -2, "upper": 2}
+                answer.checks.add(**check, score=abs(value) / 2, anomaly=abs(value) > 2)
         return response
+
+    def _quantiles(self, values: Any, request: Any) -> list[forecasting_pb2.QuantileForecast]:
+        steps = request.horizon or 24
+        return [
+            forecasting_pb2.QuantileForecast(level=level, values=[values[-1] + offset] * steps)
+            for level, offset in zip(request.quantiles or LEVELS, (-1.0, 0.0, 1.0), strict=False)
+        ]
 
 
 class Catalog(catalog_pb2_grpc.CatalogServicer):
@@ -186,6 +185,7 @@ class Catalog(catalog_pb2_grpc.CatalogServicer):
                     unit="ppm",
                     season=12,
                     frequency="MS",
+                    covariates=self.script.covariates,
                 )
             )
         return model

@@ -83,7 +83,10 @@ def test_missing_values(client: Client, script: Script, series: Any) -> None:
             "at position 3, 2020-06-30 follows 2020-03-31. Mark gaps as mis",
         ),
         (pd.Series([1, 2, 3], pd.PeriodIndex(["2020", "2021", "2024"], freq="Y")), "2024-01-01 follows 2021-01-01"),
-        (History(np.arange(3.0), np.array(["2020", "2021", "2021-02"], "datetime64[D]")), "at position 1, 2021-01-01"),
+        (
+            History(np.arange(3, dtype=np.float32), np.array(["2020", "2021", "2021-02"], "datetime64[D]")),
+            "at position 1, 2021-01-01",
+        ),
         (7, "one row of numbers"),
     ],
 )

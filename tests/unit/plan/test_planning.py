@@ -80,7 +80,7 @@ def test_an_objective_below_one_run_is_out_of_reach() -> None:
 
 
 def test_a_check_that_fails_is_warned_of() -> None:
-    """In the text and the JSON alike, beside the profile's own warnings."""
+    """In the text and the JSON alike, together with the profile's own warnings."""
 
     def made(p99_ms: float) -> Plan:
         steps = (MeasuredLoad(0, 50.0, 50.0, 10.5, p99_ms, 1.2, 0.1),)

@@ -70,7 +70,7 @@ def _forecast(model: ModelDescription, payloads: Payloads) -> Calls:
     # The longest history that the model uses: callers with a long history send that much.
     histories = payloads.series or payloads.histories(model.forecast.max_history)
     calls = [
-        Payload(_calls.forecast([_calls.history(each).content], model=model.name, version=0, horizon=None))
+        Payload(_calls.forecast([_calls.series(each).content], model=model.name, version=0, horizon=None))
         for each in histories
     ]
     return calls, Replies.FORECAST

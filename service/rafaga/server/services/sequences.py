@@ -1,4 +1,4 @@
-"""rafaga.v1.Sequences: the next symbol of one or more sequences per request; any lengths share a batch."""
+"""rafaga.v1.Sequences: the next symbol of one or more sequences per request, of any lengths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from rafaga.bundle import SequenceSpec, Task
 from rafaga.errors import InvalidRequest, InvalidTensor, quoted
 from rafaga.server.repository.repository import Repository
 from rafaga.server.scheduling.job import Arrays, JobTiming
-from rafaga.server.services.submission import RequestLimits, best_of, model_info, padded, parse, submit, timing_message
+from rafaga.server.services.submission import (
+    RequestLimits,
+    best_of,
+    find,
+    model_info,
+    padded,
+    parse,
+    submit,
+    timing_message,
+)
 from rafaga.server.transport.call import Call, Handler
 from rafaga.v1 import sequences_pb2 as pb
 
@@ -28,7 +37,7 @@ class Sequences:
 
     def predict(self, call: Call) -> None:
         request = parse(pb.PredictRequest, call)
-        model = self._repository.model(request.model, request.version, Task.SEQUENCE)
+        model = find(self._repository, request.model, request.version, Task.SEQUENCE)
         spec, labels = model.bundle.sequence, model.bundle.labels
         assert spec is not None  # Bundle checks it for this task
         if request.symbols and request.sequences:

@@ -138,7 +138,7 @@ class GrpcTransport:
     def close(self, grace_s: float) -> None:
         """Takes no new calls, lets replies leave for `grace_s`, then closes every connection."""
         if self._server is not None and self._pool is not None:
-            # The port stays open until callers have heard that the server is draining.
+            # The port stays open until callers know that the server is draining.
             time.sleep(min(PAUSE_BEFORE_CLOSE_S, grace_s))
             if self._loop is not None:
                 self._loop.flush(grace_s)

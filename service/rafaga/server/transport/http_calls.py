@@ -158,7 +158,7 @@ class HttpCalls:
             outcome = await call.outcome
         if outcome is None:
             call.cancel()
-            return Response(status_code=STATUS_OF[grpc.StatusCode.CANCELLED])  # read by nobody
+            return Response(status_code=STATUS_OF[grpc.StatusCode.CANCELLED])  # the client has gone
         if isinstance(outcome, Status):
             return error_response(outcome)
         return await _off_loop(len(outcome), lambda: render(outcome))

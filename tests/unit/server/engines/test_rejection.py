@@ -1,4 +1,4 @@
-"""What callers are told of ONNX Runtime's messages."""
+"""Errors made from ONNX Runtime's messages."""
 
 from __future__ import annotations
 

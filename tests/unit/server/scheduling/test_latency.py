@@ -104,7 +104,7 @@ class TestLearning:
             table.observe(1, SECONDS[0] * (1.2 if n % 2 else 0.8))
         assert table.spread == pytest.approx(0.2, abs=0.05)
 
-    @settings(derandomize=True, deadline=None, max_examples=50)
+    @settings(max_examples=50)
     @given(
         st.lists(
             st.tuples(

@@ -29,7 +29,7 @@ def expiry() -> Iterator[Expiry]:
 
 
 class Awaited(FakeCall):
-    """Tells when its work was dropped."""
+    """Records when its work was dropped."""
 
     def __init__(self) -> None:
         super().__init__()

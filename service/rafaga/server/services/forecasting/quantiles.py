@@ -46,15 +46,16 @@ def median(forecast: Floats, own: Floats) -> Floats:
     return at(np.array([0.5], np.float32), forecast, own)
 
 
-def widened(block: Floats, before: Floats, own: Floats) -> Floats:
-    """[N, T, L]: a block of a forecast that continues another. `before`: that one, widened itself, [N, T, L].
+def widened(block: Floats, before: Floats, own: Floats) -> tuple[Floats, Floats]:
+    """A block of a forecast that continues another, [N, T, L], and its distances from the median at its last step,
+    [N, L]. `before`: those of the block before, zeros for the first.
 
     The block's own quantiles take the continued history for certain. So each quantile's distance d from the median
     becomes sqrt(d² + e²), e being the distance at the last step of the block before: errors of independent blocks add.
     """
-    end = before[:, -1:]
-    distance = np.hypot(block - median(block, own), end - median(end, own))
-    return np.asarray(median(block, own) + np.sign(own - np.float32(0.5)) * distance)
+    middle = median(block, own)
+    distance = np.hypot(block - middle, before[:, np.newaxis])
+    return np.asarray(middle + np.sign(own - np.float32(0.5)) * distance), distance[:, -1]
 
 
 def widest_interval(spec: ForecastSpec) -> tuple[int, int] | None:

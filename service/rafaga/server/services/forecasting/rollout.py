@@ -32,27 +32,28 @@ class RollOut:
     ) -> None:
         self._call, self._model, self._series, self._left, self._finish = call, model, series, blocks, finish
         self._levels = quantiles.stored(series[0].spec)
-        self._forecast: Floats | None = None
+        self._blocks: list[Floats] = []
+        self._medians: list[Floats] = []  # [N, max_horizon] each
+        self._distances = np.zeros((len(series), len(self._levels)), np.float32)  # see `widened`
         self._timing = JobTiming(0.0, 0.0, 0)
 
     def proceed(self, outputs: Arrays, timing: JobTiming) -> Message | None:
         """Takes a block, [N, max_horizon, L]. None: the next one is queued, and the call is answered later."""
         block = outputs[0].astype(np.float32, copy=False)
-        if self._forecast is not None:
-            block = quantiles.widened(block, self._forecast, self._levels)
-            block = np.concatenate((self._forecast, block), axis=1)
-        self._forecast = block
+        self._medians.append(quantiles.median(block, self._levels)[..., 0])
+        wide, self._distances = quantiles.widened(block, self._distances, self._levels)
+        self._blocks.append(wide if self._blocks else block)
         self._left -= 1
         queue_s, inference_s, batch_size = self._timing
         self._timing = JobTiming(
             queue_s + timing.queue_s, inference_s + timing.inference_s, max(batch_size, timing.batch_size)
         )
         if not self._left:
-            return self._finish(block, self._timing)
+            return self._finish(np.concatenate(self._blocks, axis=1), self._timing)
         if self._call.finished:  # cancelled
             return None
         try:
-            medians = quantiles.median(block, self._levels)[..., 0]
+            medians = np.concatenate(self._medians, axis=1)
             rows = [
                 each.row(len(each.values) + len(median), median)
                 for each, median in zip(self._series, medians, strict=True)

@@ -16,7 +16,7 @@ from rafaga.server.services.forecasting import checks, quantiles
 from rafaga.server.services.forecasting.options import Options
 from rafaga.server.services.forecasting.rollout import RollOut
 from rafaga.server.services.forecasting.series import inputs, of_history, of_series
-from rafaga.server.services.submission import RequestLimits, model_info, parse, submit, timing_message
+from rafaga.server.services.submission import RequestLimits, find, model_info, parse, submit, timing_message
 from rafaga.server.transport.call import Call, Handler
 from rafaga.v1 import forecasting_pb2 as pb
 
@@ -41,7 +41,7 @@ class Forecasting:
 
     def _answer(self, call: Call) -> None:
         request = parse(pb.ForecastRequest, call)
-        model = self._repository.model(request.model, request.version, Task.FORECASTING)
+        model = find(self._repository, request.model, request.version, Task.FORECASTING)
         spec = model.bundle.forecast
         assert spec is not None  # Bundle checks it for this task
         options = Options.of(request, spec)

@@ -28,7 +28,7 @@ from rafaga.server.services.open_inference.tensors import (
     response,
     wanted_outputs,
 )
-from rafaga.server.services.submission import RequestLimits, parse, submit, version_number
+from rafaga.server.services.submission import RequestLimits, find, parse, submit, version_number
 from rafaga.server.transport.call import Call, Handler
 from rafaga.server.transport.expiry import Expiry
 from rafaga.server.transport.health import Health
@@ -139,7 +139,7 @@ class OpenInference:
         if match is None:
             return None
         template, identity, rows = match
-        model = self._repository.model(template.options.name, template.version)
+        model = find(self._repository, template.options.name, template.version)
         if model is not template.model():
             return None  # the name now refers to another model
         if model.ragged:
@@ -167,7 +167,7 @@ class OpenInference:
     def _find(self, name: str, version: str) -> NamedModel:
         """Raises ModelNotFound or ModelNotReady."""
         own_name = self._own_name(name)
-        model = self._repository.model(own_name, version_number(version))
+        model = find(self._repository, own_name, version_number(version))
         files = name != own_name
         if files and model.bundle.image is None:
             raise ModelNotFound(f"model {own_name!r} takes no images, so there is no {name!r}")

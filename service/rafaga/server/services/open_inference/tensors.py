@@ -179,7 +179,7 @@ def _empty(tensor: InputTensor, raw: bytes | None, sizes: Sequence[int], batched
     if batched and not sizes[0]:
         raise InvalidTensor(f"expected at least one row, got shape {list(sizes)}")
     if math.prod(size for size in sizes if size) > _MAX_EMPTY_SIZE:
-        raise InvalidTensor(f"expected sizes of at most {_MAX_EMPTY_SIZE} beside a zero")
+        raise InvalidTensor(f"expected other sizes of at most {_MAX_EMPTY_SIZE} in an empty tensor")
     if raw or tensor.contents.ByteSize():
         raise InvalidTensor(f"expected no contents for shape {list(sizes)}")
     return np.empty(sizes, DATATYPES[tensor.datatype])
