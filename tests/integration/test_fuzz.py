@@ -106,7 +106,7 @@ def assert_serves(served: Served) -> None:
 
 
 def test_every_unary_method_is_among_them(served: Served) -> None:
-    assert sorted(served.server._router.methods) == UNARY
+    assert sorted(served.server.router.methods) == UNARY
 
 
 @pytest.mark.parametrize("examples", [600, pytest.param(100_000, marks=NIGHTLY)])

@@ -56,7 +56,7 @@ class Soak:
         self._end = time.monotonic() + seconds
 
     def call(self, number: int) -> Counter[str]:
-        """One caller, with a new connection now and then; gives what became of its calls."""
+        """One caller, with a new connection at times; gives what became of its calls."""
         rng, seen = Random(number), Counter[str]()
         while time.monotonic() < self._end:
             with connected(self._served.address) as channel:

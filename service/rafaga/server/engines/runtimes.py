@@ -141,7 +141,7 @@ def fastest_eligible(bundle: Bundle, quick_int8: bool) -> tuple[Variant, str]:
     """The variant to serve on a CPU when the configuration names none, and why. `quick_int8`: see `rafaga.int8.quick`.
 
     A variant other than fp32 must have kept its accuracy, as measured by export, and be clearly faster. The speed of
-    int8 on a processor with VNNI is no evidence for one without.
+    int8 on a processor with VNNI says nothing about one without.
     """
     full = bundle.variant(Precision.FP32) or bundle.variants[0]
     faster = [v for v in bundle.variants if v is not full and v.cpu_speedup >= _WORTHWHILE_SPEEDUP]
