@@ -61,7 +61,7 @@ def test_covariates_are_columns_and_features_of_the_timestamps(tmp_path: Path) -
         read_table(table(tmp_path, "t,x,price\n2024-01,1,1\n2024-02,1,\n"), "x", "t", covariates=["price"])
 
 
-def test_series_of_one_file_are_told_apart_by_their_ids(tmp_path: Path) -> None:
+def test_series_of_one_file_are_distinguished_by_their_ids(tmp_path: Path) -> None:
     text = "shop,t,x\na,2024,1\nb,2024,10\na,2026,3\na,2025,2\nb,2025,20\nb,2026,30\n"
     found = read_table(table(tmp_path, text), "x", "t", "shop")
     assert {name: series.tolist() for name, series in found.series.items()} == {"a": [1, 2, 3], "b": [10, 20, 30]}

@@ -106,7 +106,7 @@ def test_the_future_of_covariates_sets_the_horizon(
 def test_a_backtest_compares_with_baselines(
     script: Script, north: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The server repeats the last value, which no one should."""
+    """The server repeats the last value: worse than any useful forecast."""
     plot = tmp_path / "backtest.svg"
     columns = ["--column", "sold", "--time", "month"]
     options = ["--horizon", "6", "--origins", "5", "--plot", str(plot)]
