@@ -71,11 +71,11 @@ def read_table(
     items: dict[str, list[Row]] = {}
     for name, row in rows:
         items.setdefault(name, []).append(row)
-    for found in items.values():
-        while columns and len(found) > 1 and math.isnan(found[-1].value):
-            found.pop()
-        _require_values(found, value)
     steps = {name: _sorted(found, name) if time is not None else "step" for name, found in items.items()}
+    for of_item in items.values():
+        while columns and len(of_item) > 1 and math.isnan(of_item[-1].value):
+            of_item.pop()
+        _require_values(of_item, value)
     if len(set(steps.values())) > 1:
         found = ", ".join(f"{name!r}: {step}" for name, step in list(steps.items())[:4])
         raise TableInvalid(f"series of one model need the same step; found {found}")
@@ -125,8 +125,9 @@ def _rows(
 
 
 def _require_values(rows: Sequence[Row], column: str) -> None:
-    if empty := next((row for row in rows if math.isnan(row.value)), None):
-        raise _empty(column, empty.line)
+    for row in rows:
+        if math.isnan(row.value):
+            raise _empty(column, row.line)
 
 
 def _empty(column: str, line: int) -> TableInvalid:
