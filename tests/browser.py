@@ -103,7 +103,7 @@ class Tab:
         self.drag([((box.left + box.right) / 2, (box.top + box.bottom) / 2)])
 
     def drag(self, points: Sequence[tuple[float, float]]) -> None:
-        """Presses the mouse at the first point of the window, moves it over the others, and lets go."""
+        """Presses the mouse at the first point of the window, moves it over the others, and releases it."""
         for kind, (x, y) in (("Pressed", points[0]), *(("Moved", p) for p in points[1:]), ("Released", points[-1])):
             button = {"button": "left", "buttons": int(kind != "Released"), "clickCount": int(kind != "Moved")}
             self._call("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, **button)

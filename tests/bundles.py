@@ -375,7 +375,7 @@ def forecast_with_covariates(past: np.ndarray, future: np.ndarray) -> np.ndarray
 
 
 def publish_forecaster_with_covariates(repository: Path, name: str = "sales") -> Path:
-    """Monthly. Its answers show its covariates: they are no quantiles."""
+    """Monthly. Its answers show its covariates instead of quantiles."""
     graph = """(float[n,t] history, int64[n] length, float[n,t,2] past_covariates, float[n,4,2] future_covariates) =>
     (float[n,4,3] quantiles)
     <int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[3] repeats = {1, 4, 1}> {

@@ -141,7 +141,7 @@ def test_a_segmenters_class_is_judged_by_the_images_that_show_it() -> None:
     }
 
 
-def test_a_channel_that_is_lost_beside_a_large_one() -> None:
+def test_a_channel_that_is_lost_next_to_a_large_one() -> None:
     """The cosine of the whole map stays at 1.00."""
     rng = np.random.default_rng(0)
     reference = rng.normal(size=(3, 4, 5, 5)) * np.array([1000, 1, 1, 0])[:, None, None]

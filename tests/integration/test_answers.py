@@ -1,4 +1,4 @@
-"""Answers are numpy's, alone and in company: neither batches nor neighbours that fail show in an answer."""
+"""Answers are numpy's, alone and in batches: other requests, even failing ones, do not change them."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def test_a_kernel_that_never_returns(serve: Serve, tmp_path: Path) -> None:
     assert served.in_flight == 0
 
 
-def test_when_nobody_can_receive_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_no_thread_can_receive_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system has no thread to replace the one that hangs: liveness fails, so that the process is restarted."""
     kernel = Kernel(tmp_path)
     with serving(tmp_path, kernel.load, engine_timeout_s=0.5) as served:

@@ -60,11 +60,11 @@ def prepared(served: Served, *models: str, wire: Wire = Wire.RAFAGA) -> tuple[Ta
     return targets.prepare(Connection(served.address), wire, dict.fromkeys(models, 1.0), Payloads(), PATIENCE_S)
 
 
-def test_an_open_loop_sends_its_schedule_and_tells_everything(
+def test_an_open_loop_sends_its_schedule_and_reports_everything(
     server: Served, load: Callable[..., tuple[int, LoadRun]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """1. Poisson arrivals over rafaga.v1. 2. Every request of the window is answered, some checked. 3. The replies
-    tell where the time went, and so does /metrics."""
+    show where the time went, and so does /metrics."""
     metrics = f"http://127.0.0.1:{server.server.http_port}/metrics"
     code, run = load(server, "--model", "digits", "--rate", "100", "--check-every", "2", "--metrics", metrics)
     assert code == 0

@@ -181,7 +181,7 @@ def test_callers_that_wait_agree_with_loadgen(
 
 @contextmanager
 def stalling(pace: Pace) -> Iterator[None]:
-    """Now and then a second without any answer."""
+    """At times a second without any answer."""
     done = threading.Event()
 
     def stall() -> None:

@@ -213,7 +213,7 @@ def infer(served: Served, request: pb.ModelInferRequest) -> pb.ModelInferRespons
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
-def test_a_bad_request_is_told_what_was_expected(server: Served, bad: Bad) -> None:
+def test_the_error_says_what_was_expected(server: Served, bad: Bad) -> None:
     refused = refusal(lambda: infer(server, bad.request))
     code = {"MODEL_NOT_FOUND": NOT_FOUND, "UNSUPPORTED": UNIMPLEMENTED}.get(bad.reason, INVALID)
     assert (refused.code, refused.reason) == (code, bad.reason)

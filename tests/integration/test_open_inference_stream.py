@@ -292,7 +292,7 @@ def test_messages_sent_before_the_drain_are_answered(
         stream.send(oip.images(digits(2)), "2")
         wait_for_queue(served, "digits", 3)
         draining.start()
-        eventually(lambda: served.server._router._draining, "the server drains")
+        eventually(lambda: served.server.router._draining, "the server drains")
         stream.send(oip.images(digits(1)), "1")
         refused = next(stream)
         assert (refused.infer_response.id, "stopping" in refused.error_message) == ("1", True)

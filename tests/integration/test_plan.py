@@ -65,7 +65,7 @@ def test_a_server_is_measured_and_its_profile_planned_with(
 
 
 @pytest.mark.usefixtures("few")
-def test_callers_that_are_refused_are_no_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_callers_are_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundles.publish_classifier(tmp_path / "repository")
     path = tmp_path / "digits.json"
     with serving(tmp_path / "repository", Pace(ROW_MS / 1e3).load, max_batch_size=2, max_queue_requests=2) as served:

@@ -297,7 +297,7 @@ def test_a_repository_that_is_away_changes_nothing(serve: Serve, tmp_path: Path)
 
 
 def test_requests_of_the_old_version_are_answered_by_it(serve: Serve, tmp_path: Path) -> None:
-    """1. Requests run and queue at version 1. 2. Version 2 takes over. 3. Version 1 answers what it owes, then ends."""
+    """1. Requests run and queue at version 1. 2. Version 2 takes over. 3. Version 1 answers its requests, then ends."""
     publish(tmp_path, 1)
     valve, loads = Valve(), count()
 

@@ -234,7 +234,7 @@ def test_requests_are_counted_under_their_method(serve: Callable[..., Served]) -
 def test_the_description_is_valid_and_has_every_route(served: Served) -> None:
     document = send(served, "/openapi.json").json
     validate(document)
-    routes = {r.path: (r.methods or set()) - {"HEAD"} for r in served.server._http.routes}
+    routes = {r.path: (r.methods or set()) - {"HEAD"} for r in served.server.http.routes}
     described = {path: {verb.upper() for verb in verbs} for path, verbs in document["paths"].items()}
     assert described == {path: verbs for path, verbs in routes.items() if not re.match(r"/($|page/)", path)}
 

@@ -1,4 +1,4 @@
-"""Spans of calls: what they tell, whose trace they continue, and that errors carry their reason."""
+"""Spans of calls: what they contain, whose trace they continue, and that errors carry their reason."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def traced(
     return start
 
 
-def test_a_span_tells_where_the_time_went(traced: Callable[..., tuple[Served, Tracer, InMemorySpanExporter]]) -> None:
+def test_a_span_shows_where_the_time_went(traced: Callable[..., tuple[Served, Tracer, InMemorySpanExporter]]) -> None:
     served, tracer, exporter = traced(1.0)
     served.forecasting.Forecast(pb.ForecastRequest(model="series", history=[1, 2, 3]))
     refused = refusal(lambda: served.forecasting.Forecast(pb.ForecastRequest(model="series", history=[1])))

@@ -114,7 +114,7 @@ def story(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
             return stack.enter_context(Client(address))
 
         loads = {
-            # So many that three tries in a row would hit the draining one now and then.
+            # So many that three tries in a row would sometimes hit the draining one.
             "list": Load(by(client(listed)), callers=12),
             "asyncio": Load(stack.enter_context(by_asyncio(listed))),
             "dns": Load(by(client(names.target(int(ports[0]))))),

@@ -136,7 +136,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load, trials
     streams = Streams(router)
     metrics.watch_in_flight(lambda: router.in_flight.count)
     return Server(
-        config,
+        config=config,
         repository=repository,
         health=health,
         router=router,

@@ -116,7 +116,7 @@ class Supervisor:
             self._changed.notify_all()
 
     def lose(self, worker: Worker, why: str, run: EngineRun | None = None) -> None:
-        """Ends an engine and fails exactly what it owes. `run`: what it computes, claimed from it.
+        """Ends an engine and fails exactly the jobs that it has taken. `run`: what it computes, claimed from it.
 
         Clients must not retry that run's jobs, since one of them may be why the engine hangs. They may retry all
         others. Queued jobs go on waiting while another engine serves.

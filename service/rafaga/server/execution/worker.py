@@ -27,11 +27,11 @@ _MOST_LISTED = 5
 
 
 class GivenUp(Exception):
-    """The engine was given up during this run: its thread owes no answers any more."""
+    """The engine was given up during this run: its thread must not answer any more."""
 
 
 class EngineRun:
-    """A run of an engine, and its time limit. The first to claim it, worker or supervisor, owes the answers.
+    """A run of an engine, and its time limit. The first to claim it, worker or supervisor, must give the answers.
 
     parts: (): the engine's own sample. bound_s: how long it may take. deadline: in the supervisor's seconds. on_hung:
     called when the run is given up.
@@ -115,7 +115,7 @@ class Worker:
         return tuple(batch for batch in (self._ahead, self._batch) if batch is not None)
 
     def give_up(self) -> tuple[Batch, ...]:
-        """Lock held. The worker takes no more batches; the caller takes over what it owes."""
+        """Lock held. The worker takes no more batches; the caller must answer its batches."""
         self.lost = True
         return self.owed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,23 +28,23 @@ from rafaga.v1 import sequences_pb2 as pb
 _MOST_SHOWN = 20
 
 
+@dataclass(frozen=True)
 class Sequences:
-    def __init__(self, repository: Repository, limits: RequestLimits) -> None:
-        self._repository = repository
-        self._limits = limits
+    repository: Repository
+    limits: RequestLimits
 
     def handlers(self) -> dict[str, Handler]:
         return {"/rafaga.v1.Sequences/Predict": self.predict}
 
     def predict(self, call: Call) -> None:
         request = parse(pb.PredictRequest, call)
-        model = find(self._repository, request.model, request.version, Task.SEQUENCE)
+        model = find(self.repository, request.model, request.version, Task.SEQUENCE)
         spec, labels = model.bundle.sequence, model.bundle.labels
         assert spec is not None  # Bundle checks it for this task
         if request.symbols and request.sequences:
             raise InvalidRequest("expected either `symbols` or `sequences`, got both")
         if request.sequences:
-            self._limits.check_rows(len(request.sequences))
+            self.limits.check_rows(len(request.sequences))
         several = [_indices(s.symbols, labels, spec, f"sequence {i}: ") for i, s in enumerate(request.sequences)]
         inputs = padded(several or [_indices(request.symbols, labels, spec)])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -41,11 +42,11 @@ class _Answer(NamedTuple):
         return timing_message(self.timing, self.images.seconds)
 
 
+@dataclass(frozen=True)
 class Vision:
-    def __init__(self, repository: Repository, decode_pool: DecodePool, limits: RequestLimits) -> None:
-        self._repository = repository
-        self._decode_pool = decode_pool
-        self._limits = limits
+    repository: Repository
+    decode_pool: DecodePool
+    limits: RequestLimits
 
     def handlers(self) -> dict[str, Handler]:
         return {
@@ -72,7 +73,7 @@ class Vision:
 
     def _serve(self, call: Call, request: R, task: Task, reply: Callable[[R, _Answer], Message]) -> None:
         """Queues tensors at once; encoded images are decoded in the pool first."""
-        model = find(self._repository, request.model, request.version, task)
+        model = find(self.repository, request.model, request.version, task)
         preparation = model.bundle.image
         assert preparation is not None  # Bundle checks it for these tasks
 
@@ -88,7 +89,7 @@ class Vision:
         if given == "pixels":
             send(self._pixels(request.pixels, preparation))
         elif given == "encoded":
-            self._decode_pool.run(call, lambda: send(decode(call, request.encoded.images, model, self._limits)))
+            self.decode_pool.run(call, lambda: send(decode(call, request.encoded.images, model, self.limits)))
         else:
             raise InvalidRequest("expected either `encoded` or `pixels`, got neither")
 
@@ -97,8 +98,8 @@ class Vision:
         shape = (count, height, width, tensor.channels)
         if shape[1:] != (preparation.height or height, preparation.width or width, preparation.channels):
             check_shape("uint8 pixels", shape, (None, preparation.height, preparation.width, preparation.channels))
-        self._limits.check_rows(count)
-        self._limits.check_free_size(preparation, height, width)
+        self.limits.check_rows(count)
+        self.limits.check_free_size(preparation, height, width)
         if not 0 < len(data) == math.prod(shape):
             from_wire(data, np.dtype(np.uint8), shape)  # raises, and says why
         return Decoded(np.frombuffer(data, np.uint8).reshape(shape), ((height, width),) * count)

@@ -302,7 +302,7 @@ def test_an_empty_list_of_tokens_in_a_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["", "10.0.0.1/8", "a,b", "unix:/run/rafaga.sock", "http://localhost"])
-def test_what_is_no_host(host: str) -> None:
+def test_invalid_hosts(host: str) -> None:
     with pytest.raises(ConfigError, match="expected a host name or an IP address, without a port"):
         config("--host", host)
 

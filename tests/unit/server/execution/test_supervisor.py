@@ -1,4 +1,4 @@
-"""Engines that hang, break or die: what they owe fails, nothing else does, and a new engine takes over."""
+"""Engines that hang, break or die: the jobs they have taken fail, no others do, and a new engine takes over."""
 
 from __future__ import annotations
 

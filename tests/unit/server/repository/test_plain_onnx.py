@@ -95,7 +95,7 @@ def test_sizes_from_the_graph_are_tried(load: Callable[..., ServedModel], in_con
     assert y.tolist() == [[[5000, 5000]]] * 2
 
 
-def test_lengths_beside_the_data_may_have_to_be_as_large(load: Callable[..., ServedModel]) -> None:
+def test_lengths_next_to_the_data_may_have_to_be_as_large(load: Callable[..., ServedModel]) -> None:
     """The first 200 of the length that each row gives are taken: a length of 1 would fail."""
     model = plain.model(
         """(float[1,1,t] x, int64[1] length) => (float[1,1,u] y) <int64[1] none = {0}, int64[1] two = {2}> {

@@ -94,7 +94,7 @@ class TestBatching:
         assert lone.queue_s == 0.0
 
     def test_batches_stop_at_the_efficient_size(self, job: Callable[..., Job]) -> None:
-        """Where rows cost the same in any company, larger batches only make everybody wait."""
+        """Where rows cost the same in every batch, larger batches only add waiting."""
         queue = batcher(LatencyTable((1, 2, 4, 8), (0.1, 0.2, 0.4, 0.8)))
         for name in "abcd":
             queue.submit(job(name), 0.0)
@@ -109,7 +109,7 @@ class TestBatching:
         assert (batch.rows, batch.cost) == (2, 4.0)
         assert batch.predicted_end == pytest.approx(4 * 0.091)
 
-    def test_a_queue_delay_waits_for_company(self, job: Callable[..., Job]) -> None:
+    def test_a_queue_delay_waits_for_more_jobs(self, job: Callable[..., Job]) -> None:
         queue = batcher(max_queue_delay_s=0.5)
         queue.submit(job("first"), 0.0)
         assert queue.take(0.1) == (None, 0.5, ())
@@ -346,21 +346,21 @@ class TestRefusals:
 
 
 class TestDropping:
-    def test_hopeless_jobs_are_dropped_before_any_work(self, job: Callable[..., Job]) -> None:
+    def test_late_jobs_are_dropped_before_any_work(self, job: Callable[..., Job]) -> None:
         queue = batcher(gpu())
         queue.submit(running := job("running"), 0.0)
         first = taken(queue)
         assert jobs_of(first) == [running]
-        queue.submit(hopeless := job("hopeless", deadline=0.3), 0.0)
+        queue.submit(late := job("late", deadline=0.3), 0.0)
         queue.submit(patient := job("patient"), 0.0)
         queue.finished(first, 0.25)
         decision = queue.take(0.25)
-        assert decision.dropped == (hopeless,)
+        assert decision.dropped == (late,)
         assert decision.batch is not None
         assert jobs_of(decision.batch) == [patient]
         assert_empty(queue)
 
-    def test_the_rest_of_a_large_job_is_dropped_once_it_is_hopeless(self, job: Callable[..., Job]) -> None:
+    def test_the_rest_of_a_large_job_is_dropped_once_it_is_late(self, job: Callable[..., Job]) -> None:
         queue = batcher(gpu())
         queue.submit(large := job("large", rows=40, deadline=1.0), 0.0)
         first = taken(queue, 0.0)
@@ -493,7 +493,7 @@ class TestPrediction:
             queue.finished(running, None)
             queue.begun(following, now)
             assert queue.predicted_wait(job(), now) == pytest.approx(queue.latency.predict(8))
-            assert jobs_of(following)[0].queue_s == pytest.approx(1.5 * running.seconds), "the truth is told"
+            assert jobs_of(following)[0].queue_s == pytest.approx(1.5 * running.seconds), "the actual wait"
             running = following
 
     def test_deadlines_are_judged_by_when_a_batch_taken_ahead_would_end(self, job: Callable[..., Job]) -> None:

@@ -120,9 +120,9 @@ class BatcherMachine(RuleBasedStateMachine):
         due = {caller.job: caller.job.due for caller in self.queued}
         decision = self.batcher.take(self.now, after)
         assert decision.wake_at is None
-        hopeless_at = self.now + (0.0 if after is None else 1.4 * after.left_s(self.now))
+        late_at = self.now + (0.0 if after is None else 1.4 * after.left_s(self.now))
         for job in decision.dropped:
-            assert job.deadline < hopeless_at + self.batcher.latency.predict(min(job.rest, 8) + 8, 3.0) * 3
+            assert job.deadline < late_at + self.batcher.latency.predict(min(job.rest, 8) + 8, 3.0) * 3
             caller = self.accepted[job]
             caller.dropped = True
             self.queued.remove(caller)

@@ -55,7 +55,7 @@ class TestEfficientRows:
     def test_larger_batches_that_are_better(self, table: LatencyTable) -> None:
         assert table.efficient_rows == 8
 
-    def test_rows_that_cost_the_same_in_any_company(self) -> None:
+    def test_rows_that_cost_the_same_in_every_batch(self) -> None:
         assert LatencyTable(BUCKETS, (0.020, 0.040, 0.080, 0.160)).efficient_rows == 1
 
     def test_five_percent_are_not_worth_waiting_for(self) -> None:

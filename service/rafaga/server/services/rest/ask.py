@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from msgspec import Meta, Struct
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -21,7 +24,7 @@ from rafaga.server.services.rest.conversion import Count, decoded, plain, text_o
 from rafaga.server.services.rest.forecast import Forecast
 from rafaga.server.services.submission import version_number
 from rafaga.server.transport.http_calls import HttpCalls, json_response
-from rafaga.v1 import catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2
+from rafaga.v1 import catalog_pb2, sequences_pb2, vision_pb2
 
 
 class Tensor(Struct, forbid_unknown_fields=True):
@@ -95,15 +98,29 @@ _INPUTS = {"images", "pixels", "history", "series", "symbols", "sequences"}
 
 @dataclass(frozen=True)
 class Action:
-    """inputs: what the body may be besides JSON."""
+    """name: of the method, in rafaga.v1. inputs: what the body may be besides JSON."""
 
-    method: str
+    name: str
     body: type[Body]
-    request: type[Message]
-    reply: type[Message]
     inputs: tuple[str, ...]
     summary: str
     convert: Callable[[Any], dict[str, Any]] = plain
+
+    @property
+    def method(self) -> str:
+        return "/rafaga.v1." + self.name.replace(".", "/")
+
+    @cached_property
+    def request(self) -> type[Message]:
+        return GetMessageClass(self._described.input_type)
+
+    @cached_property
+    def reply(self) -> type[Message]:
+        return GetMessageClass(self._described.output_type)
+
+    @property
+    def _described(self) -> MethodDescriptor:
+        return descriptor_pool.Default().FindMethodByName(f"rafaga.v1.{self.name}")
 
     @property
     def options(self) -> list[str]:
@@ -131,56 +148,14 @@ def _with_dtypes(reply: vision_pb2.ExtractFeaturesResponse) -> dict[str, Any]:
 _FILES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp")
 _CSV, _TEXT = ("text/csv",), ("text/plain",)
 ACTIONS = {
-    "classify": Action(
-        "/rafaga.v1.Vision/Classify",
-        Classify,
-        vision_pb2.ClassifyRequest,
-        vision_pb2.ClassifyResponse,
-        _FILES,
-        "The most probable labels of each image",
-    ),
-    "detect": Action(
-        "/rafaga.v1.Vision/Detect",
-        Detect,
-        vision_pb2.DetectRequest,
-        vision_pb2.DetectResponse,
-        _FILES,
-        "The objects in each image, with their boxes",
-    ),
-    "segment": Action(
-        "/rafaga.v1.Vision/Segment",
-        Segment,
-        vision_pb2.SegmentRequest,
-        vision_pb2.SegmentResponse,
-        _FILES,
-        "The class of every pixel of each image",
-        _with_maps,
-    ),
+    "classify": Action("Vision.Classify", Classify, _FILES, "The most probable labels of each image"),
+    "detect": Action("Vision.Detect", Detect, _FILES, "The objects in each image, with their boxes"),
+    "segment": Action("Vision.Segment", Segment, _FILES, "The class of every pixel of each image", _with_maps),
     "features": Action(
-        "/rafaga.v1.Vision/ExtractFeatures",
-        Features,
-        vision_pb2.ExtractFeaturesRequest,
-        vision_pb2.ExtractFeaturesResponse,
-        _FILES,
-        "Feature maps or embeddings of each image",
-        _with_dtypes,
+        "Vision.ExtractFeatures", Features, _FILES, "Feature maps or embeddings of each image", _with_dtypes
     ),
-    "forecast": Action(
-        "/rafaga.v1.Forecasting/Forecast",
-        Forecast,
-        forecasting_pb2.ForecastRequest,
-        forecasting_pb2.ForecastResponse,
-        _CSV,
-        "Quantiles for every step of the horizon",
-    ),
-    "predict": Action(
-        "/rafaga.v1.Sequences/Predict",
-        Predict,
-        sequences_pb2.PredictRequest,
-        sequences_pb2.PredictResponse,
-        _TEXT,
-        "The most probable next symbols",
-    ),
+    "forecast": Action("Forecasting.Forecast", Forecast, _CSV, "Quantiles for every step of the horizon"),
+    "predict": Action("Sequences.Predict", Predict, _TEXT, "The most probable next symbols"),
 }
 
 
