@@ -32,9 +32,9 @@ def export(repository: Path, maps_and_objects: bool) -> None:
 
 
 def file(repository: Path, name: str, precision: str = "fp32") -> Path:
-    """The graph of the newest version."""
+    """The graph of the newest version; bf16 has the fp32 file."""
     newest = max((repository / name).glob("[1-9]*"), key=lambda folder: int(folder.name))
-    return newest / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
+    return newest / ("model.onnx" if precision in ("fp32", "bf16") else f"model.{precision}.onnx")
 
 
 def _fixed_length(model: onnx.ModelProto) -> onnx.ModelProto:

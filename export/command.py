@@ -268,8 +268,9 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--precisions",
         type=_precisions,
-        metavar="fp32,fp16,int8",
-        help="files to publish; default: all, but fp32 only for recurrent models and detectors",
+        metavar="fp32,bf16,fp16,int8",
+        help="files to publish, and whether to measure bf16, which is no file: OpenVINO runs the fp32 file in it; "
+        "default: all, but fp32 only for recurrent models and detectors",
     )
     group.add_argument(
         "--max-accuracy-drop",

@@ -7,9 +7,7 @@ it.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,10 @@ from export.losses import decisive, eligible
 from export.precisions import Judge
 from export.verify import PARITY_GATE, open_session
 from rafaga.bundle import EngineAccuracy, EngineName, Precision, Variant
+from rafaga.errors import DeviceError
 from rafaga.processor import instruction_set
+from rafaga.server.engines.cpu_count import available_cores
+from rafaga.server.engines.openvino import compiled, runtime
 
 # Seven bits of mantissa, rounded in every layer: eight times as much as fp16's limit.
 BF16_PARITY_GATE = 0.16
@@ -30,12 +31,10 @@ _MEASURED = (Precision.FP32, Precision.INT8)  # files: on CPUs, fp16 would be co
 
 
 class OpenVinoSession:
-    """Runs an ONNX file, and answers as a session of ONNX Runtime does."""
+    """Runs an ONNX file as the server does, and answers as a session of ONNX Runtime."""
 
     def __init__(self, path: Path, precision: Precision) -> None:
-        """Never in bf16, unless asked for: OpenVINO's own default is bf16 where the processor has it."""
-        hint = {"INFERENCE_PRECISION_HINT": "bf16" if precision is Precision.BF16 else "f32"}
-        self._model = _core().compile_model(path, "CPU", hint)
+        self._model = compiled(path.read_bytes(), available_cores(), precision)
         self._outputs = open_session(path).get_outputs()
 
     def get_outputs(self) -> Any:
@@ -55,8 +54,10 @@ def in_openvino(
     """The figures of the fp32 and int8 files, and of the fp32 file in bf16 if asked for. The second part: precisions
     without figures, and why."""
     wanted = [v.precision for v in variants if v.precision in _MEASURED] + ([Precision.BF16] if bf16 else [])
-    if not installed():
-        return [], {Precision.BF16: "OpenVINO is not installed"} if bf16 else {}
+    try:
+        runtime()
+    except DeviceError as error:
+        return [], {Precision.BF16: str(error)} if bf16 else {}
     files = {v.precision: judge.fp32.with_name(v.file) for v in variants} | {Precision.BF16: judge.fp32}
     measured: list[EngineAccuracy] = []
     reasons: dict[Precision, str] = {}
@@ -71,13 +72,10 @@ def in_openvino(
     return measured, reasons
 
 
-def installed() -> bool:
-    return importlib.util.find_spec("openvino") is not None
-
-
 def has_bf16() -> bool:
     """Whether OpenVINO multiplies in bf16 on this processor."""
-    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    _, core = runtime()
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _measured(judge: Judge, path: Path, precision: Precision) -> EngineAccuracy:
@@ -104,10 +102,3 @@ def _measured(judge: Judge, path: Path, precision: Precision) -> EngineAccuracy:
         loss=decisive(losses),
         losses=losses,
     )
-
-
-@cache
-def _core() -> Any:
-    import openvino  # optional, and slow to import
-
-    return openvino.Core()

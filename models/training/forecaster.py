@@ -51,17 +51,13 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(
             f"--name {options.name!r}: expected lower-case letters, digits, '_', '.', '-', and no name of the catalogue"
         )
-    # More threads cost such small networks more than they gain, and the sums would depend on their number.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
-        train(options, shlex.join(arguments), console)
+        with run.one_thread():
+            train(options, shlex.join(arguments), console)
     except (TableInvalid, DeviceError) as error:
         where = f"{options.csv}: " if isinstance(error, TableInvalid) else ""
         console.print(f"{where}{error}", style="red", markup=False, soft_wrap=True)
         return 1
-    finally:
-        torch.set_num_threads(threads)
     return 0
 
 

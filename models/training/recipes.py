@@ -32,11 +32,11 @@ CO2_SCHEDULE = TrainingSchedule(epochs=10, peak_rate=5e-3, weight_decay=0.1, cli
 CO2_WINDOWS = Windows(batch_size=64, batches_per_epoch=25, jitter=0.1, folds=8)
 LONG_SCHEDULE = TrainingSchedule(epochs=10, peak_rate=5e-3, weight_decay=0.05, clip_norm=1.0)
 LONG_WINDOWS = Windows(batch_size=64, batches_per_epoch=40, jitter=0.05, folds=3)
-ETT_SCHEDULE = replace(LONG_SCHEDULE, epochs=25, peak_rate=2e-3)
+ETT_SCHEDULE = replace(LONG_SCHEDULE, peak_rate=2e-3)
 ETT_WINDOWS = replace(LONG_WINDOWS, full=0.5)
 ETT_CHOSEN = (
-    "on the last fifth of the training part, seed 0: MASE 0.491 (Holt-Winters 0.515); without the linear forecast, "
-    "10 epochs at 5e-3: 0.527"
+    "on the last fifth of the training part, seed 0: MASE 0.493 (Holt-Winters 0.515); without the linear forecast "
+    "and with a rate of 5e-3: 0.527"
 )
 
 CIFAR_NETWORKS = ("resnet20-cifar10", "plain20-cifar10", "resnet56-cifar10", "plain56-cifar10")

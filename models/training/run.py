@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +42,17 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
     chosen: str = ""  # how the recipe was chosen, and on which data
     # Of forecasters: how the width of their intervals was fitted.
     calibration: IntervalCalibration | None = None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For small networks: more threads cost them more than they gain, and the sums would depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

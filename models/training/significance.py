@@ -25,7 +25,7 @@ def compare(name: str, root: Path | None, steps: Steps = SILENT) -> Iterator[Com
 def rows(name: str, root: Path | None, steps: Steps) -> Iterator[tuple[str, ...]]:
     for c in compare(name, root, steps):
         difference = f"{c.difference:+.3f} ± {c.standard_error:.3f}"
-        yield c.baseline.name, f"{c.baseline_mase:.3f}", f"{c.model_mase:.3f}", difference
+        yield c.baseline.name, f"{c.baseline_error:.3f}", f"{c.model_error:.3f}", difference
 
 
 def main(arguments: list[str] | None = None) -> int:

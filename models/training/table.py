@@ -52,8 +52,8 @@ class Table:
 def read_table(
     path: Path, value: str, time: str | None = None, item: str | None = None, covariates: Sequence[str] = ()
 ) -> Table:
-    """`covariates`: names of columns, and calendar features, which are computed from the timestamps. Raises
-    TableInvalid.
+    """`covariates`: names of columns, and calendar features, which are computed from the timestamps. Last rows that
+    have covariates but no value are the future, and are left out. Raises TableInvalid.
     """
     columns = [name for name in covariates if not name.startswith(CALENDAR)]
     try:
@@ -71,6 +71,10 @@ def read_table(
     items: dict[str, list[Row]] = {}
     for name, row in rows:
         items.setdefault(name, []).append(row)
+    for found in items.values():
+        while columns and len(found) > 1 and math.isnan(found[-1].value):
+            found.pop()
+        _require_values(found, value)
     steps = {name: _sorted(found, name) if time is not None else "step" for name, found in items.items()}
     if len(set(steps.values())) > 1:
         found = ", ".join(f"{name!r}: {step}" for name, step in list(steps.items())[:4])
@@ -113,14 +117,25 @@ def _rows(
 ) -> Iterator[tuple[str, Row]]:
     for cells in reader:
         line = reader.line_num
-        number, *beside = (_number(cells[column] or "", column, line) for column in (value, *covariates))
+        # `read_table` refuses empty values that are not in the last rows.
+        number = math.nan if not (cells[value] or "").strip() else _number(cells[value] or "", value, line)
+        beside = [_number(cells[column] or "", column, line) for column in covariates]
         moment = None if time is None else _moment(cells[time] or "", time, line)
         yield "" if item is None else cells[item] or "", Row(line, number, moment, tuple(beside))
 
 
+def _require_values(rows: Sequence[Row], column: str) -> None:
+    if empty := next((row for row in rows if math.isnan(row.value)), None):
+        raise _empty(column, empty.line)
+
+
+def _empty(column: str, line: int) -> TableInvalid:
+    return TableInvalid(f"line {line}: column {column!r} is empty; fill in missing values first")
+
+
 def _number(text: str, column: str, line: int) -> float:
     if not text.strip():
-        raise TableInvalid(f"line {line}: column {column!r} is empty; fill in missing values first")
+        raise _empty(column, line)
     try:
         number = float(text)
     except ValueError:

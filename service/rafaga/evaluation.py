@@ -174,7 +174,7 @@ def baselines_for(season: int) -> tuple[Baseline, ...]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """MASE of a model and of a baseline, and the standard error of the difference between them.
+    """Mean errors of a model and of a baseline, and the standard error of the difference between them.
 
     Errors are compared origin by origin (Diebold & Mariano 1995). Horizons of neighbouring origins overlap, so the
     standard error is that of Newey & West (1987), with lags of twice the overlap. It covers the choice of origins only,
@@ -182,25 +182,25 @@ class Comparison:
     """
 
     baseline: Baseline
-    model_mase: float
-    baseline_mase: float
+    model_error: float
+    baseline_error: float
     standard_error: float
 
     @property
     def difference(self) -> float:
         """Negative if the model is better."""
-        return self.model_mase - self.baseline_mase
+        return self.model_error - self.baseline_error
 
     @property
     def baseline_is_better(self) -> bool:
         """By more than two standard errors."""
         return self.difference > 2 * self.standard_error
 
-    def verdict(self, model: str = "this network") -> str:
-        """One sentence: which of the two is better."""
+    def verdict(self, model: str = "this network", figure: str = "MASE") -> str:
+        """One sentence: which of the two is better by the errors' mean, called `figure`."""
         name = self.baseline.name
         figures = (
-            f"MASE {self.model_mase:.3f}, {name} {self.baseline_mase:.3f}, "
+            f"{figure} {self.model_error:.3f}, {name} {self.baseline_error:.3f}, "
             f"difference {self.difference:+.3f} ± {self.standard_error:.3f}"
         )
         if self.baseline_is_better:
@@ -211,7 +211,7 @@ class Comparison:
 
 
 def compared(baseline: Baseline, model: Errors, other: Errors, overlap: int) -> Comparison:
-    """`model` and `other`: scaled errors of the same origins. `overlap`: how many origins a horizon spans."""
+    """`model` and `other`: errors of the same origins. `overlap`: how many origins a horizon spans."""
     difference = model - other
     lags = min(2 * overlap, len(difference) - 1)
     return Comparison(baseline, float(model.mean()), float(other.mean()), _newey_west(difference, lags))

@@ -85,7 +85,7 @@ def test_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
         (["lenet5-mnist", "cnn-mnist", "--weights", "a.pth"], "--weights FILE takes one model"),
         (["lenet5-mnist", "--license", "MIT"], "--license needs --weights FILE"),
         (["lenet5-mnist", "--version", "0"], "must be an integer ≥ 1"),
-        (["lenet5-mnist", "--precisions", "int4"], "expected some of fp32,fp16,int8"),
+        (["lenet5-mnist", "--precisions", "int4"], "expected some of fp32,bf16,fp16,int8"),
         (["--factory", "a:b"], "needs --name"),
         (["--factory", "a:b", "--name", "n", "--labels", "/nowhere/labels.txt"], "No such file"),
         (["--factory", "a:b", "--name", "n", "--task", "detection"], "write an entry in models/zoo.py"),

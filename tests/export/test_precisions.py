@@ -27,6 +27,7 @@ from export.verify import ParityCase, open_session, tensor_specs
 from models.entry import Entry, ImageInput
 from models.progress import Silent
 from rafaga.bundle import Precision, Task, Variant
+from rafaga.errors import DeviceError
 from rafaga.processor import instruction_set
 
 SIZE = 8
@@ -204,10 +205,14 @@ def test_openvino_is_measured_like_a_file(
 
 def test_bf16_needs_openvino_and_its_instructions(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "has_bf16", lambda: False)
-    monkeypatch.setattr(engines, "installed", lambda: True)
+    monkeypatch.setattr(engines, "runtime", lambda: None)
     lacking = {Precision.BF16: "this processor has no instructions for bf16"}
     assert in_openvino(judge, (), bf16=True) == ([], lacking)
-    monkeypatch.setattr(engines, "installed", lambda: False)
+
+    def missing() -> None:
+        raise DeviceError("OpenVINO is not installed")
+
+    monkeypatch.setattr(engines, "runtime", missing)
     assert in_openvino(judge, (), bf16=True) == ([], {Precision.BF16: "OpenVINO is not installed"})
     assert in_openvino(judge, (), bf16=False) == ([], {})
 

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
-from rafaga.v1 import catalog_pb2, vision_pb2
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.v1 import catalog_pb2, forecasting_pb2, vision_pb2
 from tests import bundles
 from tests.integration import messages
-from tests.integration.serving import IMAGE, NO_MODEL, PATIENCE_S, REQUEST, TENSOR, Bad, Serve, Served, Stubs, refusal
+from tests.integration import open_inference as oip
+from tests.integration.malformed import METHOD_OF
+from tests.integration.rest import send
+from tests.integration.serving import (
+    IMAGE,
+    NO_MODEL,
+    PATIENCE_S,
+    REQUEST,
+    TENSOR,
+    Bad,
+    Serve,
+    Served,
+    Stubs,
+    refusal,
+    refusal_of,
+)
+from tests.integration.test_open_inference_errors import changed
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 DIGIT = messages.random_digits(0)
@@ -70,12 +88,9 @@ BAD: dict[str, Bad] = {
 }
 
 
-PATH = {request: path for path, (request, _) in messages.METHODS.items()}
-
-
 def ask(stubs: Stubs, request: Any) -> Any:
     """Calls the method that takes this kind of request."""
-    return stubs.channel.unary_unary(PATH[type(request)])(request.SerializeToString(), timeout=PATIENCE_S)
+    return stubs.channel.unary_unary(METHOD_OF[type(request)])(request.SerializeToString(), timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
@@ -96,6 +111,54 @@ def test_bytes_that_do_not_parse_are_an_invalid_request(server: Served, method: 
     refused = refusal(lambda: server.channel.unary_unary(method)(b"\xff" * 20, timeout=PATIENCE_S))
     assert (refused.code, refused.reason) == (INVALID, "INVALID_REQUEST")
     assert f"expected a serialised {method[1:].partition('.')[0]}." in refused.message
+
+
+HUGE = 9 * 2**20
+
+
+def forecasts(**fields: Any) -> forecasting_pb2.ForecastRequest:
+    return forecasting_pb2.ForecastRequest(model="series", **fields)
+
+
+ECHOED: dict[str, Callable[[], Any]] = {
+    "300 sizes": lambda: changed(oip.images(DIGIT), shape=[2**62] * 300),
+    "a name of a tensor": lambda: changed(oip.images(DIGIT), name="x" * HUGE),
+    "a name of a model": lambda: pb.ModelMetadataRequest(name="☃" * (HUGE // 3)),
+    "a datatype": lambda: changed(oip.images(DIGIT), datatype="x" * HUGE),
+    "a name of an output": lambda: oip.asking_for(oip.images(DIGIT), "x" * HUGE),
+    "a frequency": lambda: forecasts(history=[1, 2], frequency="x" * HUGE),
+    "an id": lambda: forecasts(series=[forecasting_pb2.Series(id="x" * HUGE, values=[1])]),
+}
+
+
+@pytest.mark.parametrize("made", ECHOED.values(), ids=ECHOED.keys())
+def test_no_error_is_as_long_as_its_request(server: Served, made: Callable[[], Any]) -> None:
+    """gRPC drops a status that is too long, and a message of megabytes costs memory a second time."""
+    with pytest.raises(grpc.RpcError) as failed:
+        ask(server, made())
+    error: Any = failed.value
+    assert refusal_of(error).reason
+    assert sum(map(len, [error.details(), *dict(error.trailing_metadata()).values()])) < 4096
+
+
+def tensor(**fields: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1], "data": [1]} | fields]}
+
+
+ECHOED_OVER_HTTP: dict[str, Callable[[], tuple[str, Any]]] = {
+    "300 sizes": lambda: ("/v2/models/digits/infer", tensor(shape=[2**62] * 300)),
+    "a name of a tensor": lambda: ("/v2/models/digits/infer", tensor(name="x" * HUGE)),
+    "a key": lambda: ("/v2/models/digits/infer", {"x" * HUGE: 1}),
+    "a value": lambda: ("/v1/models/series:forecast", {"history": ["x" * HUGE]}),
+    "a path": lambda: (f"/v1/models/{'x' * 30_000}:classify", {}),
+}
+
+
+@pytest.mark.parametrize("made", ECHOED_OVER_HTTP.values(), ids=ECHOED_OVER_HTTP.keys())
+def test_nor_over_http(server: Served, made: Callable[[], tuple[str, Any]]) -> None:
+    answer = send(server, *made())
+    assert answer.status >= 400
+    assert len(answer.body) < 4096
 
 
 OF_TRITON = (

@@ -69,8 +69,8 @@ def test_baselines_of_a_seasonal_series() -> None:
     assert np.abs(origins.future - naive).mean() == pytest.approx(2, abs=0.1)  # half a unit per step, four steps
     truth = np.repeat(origins.future[:, :, None], 3, axis=2)
     found = list(comparisons(origins, SPEC, truth, baselines(origins, SPEC, steps)))
-    assert all(c.model_mase == 0 for c in found)
-    figures = {c.baseline.metric: c.baseline_mase for c in found}
+    assert all(c.model_error == 0 for c in found)
+    figures = {c.baseline.metric: c.baseline_error for c in found}
     assert figures["mase_seasonal_naive"] == pytest.approx(1, abs=0.05)
     assert figures["mase_holt_winters"] < 0.2
     assert list(steps.progress.values()) == 2 * [(len(origins.length), len(origins.length))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,13 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 from export.__main__ import main as export
+from export.arrays import pad_time
 from models.forecasting import Cell
-from models.own import FORECASTERS, ForecasterRecord, find_forecaster
+from models.own import FORECASTERS, ForecasterRecord, find_forecaster, forecaster_entry
 from models.training import forecaster
 from models.training.__main__ import main
 from models.training.series import ForecastingProblem, Windows
+from rafaga import Client, History, InvalidRequest
 from rafaga import bundle as bundles
-from rafaga.evaluation import SEASONAL_NAIVE
+from rafaga.evaluation import SEASONAL_NAIVE, Floats
+from tests.integration.serving import PATIENCE_S, serving
 
 OPTIONS = ["--value", "x", "--time", "t", "--id", "shop", "--horizon", "3", "--cell", "gru", "--name", "sales"]
 
@@ -81,7 +85,8 @@ def test_series_of_one_file_train_one_model_that_is_exported_by_name(capsys: pyt
 
 def test_a_covariate_that_decides_the_series_improves_its_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
     """1. Sales double on days of promotions, which follow no pattern: without them, they cannot be forecast. 2. The
-    export proves the model, and publishes the names of its covariates.
+    export proves the model, and publishes the names of its covariates. 3. The server computes those of the calendar,
+    and forecasts as the network does; without the promotions of the next days it refuses.
     """
     monkeypatch.setattr(forecaster, "WINDOWS", Windows(batch_size=32, batches_per_epoch=20, jitter=0.1, folds=2))
     monkeypatch.setattr("models.training.forecast_eval.baselines_for", lambda _: (SEASONAL_NAIVE,))
@@ -114,6 +119,29 @@ def test_a_covariate_that_decides_the_series_improves_its_forecast(monkeypatch: 
     }
     (mase,) = (metric for metric in bundle.variants[0].metrics if metric.name == "mase")
     assert mase.value == pytest.approx(found[bundle.forecast.covariates], rel=1e-3)
+
+    history = History(sales.astype(np.float32), days)
+    with serving(Path("repository")) as server, Client(server.address) as client:
+        for future in ([0, 1, 0], [1, 0, 1]):
+            known = {"promotion": [*promotion, *future]}
+            answer = client.forecast(history, model="sales", covariates=known, timeout_s=PATIENCE_S)
+            expected = promised(folder, sales, promotion, future)
+            for level, values in zip(record.spec.quantile_levels, expected.T, strict=True):
+                np.testing.assert_allclose(answer.quantile(level), values, rtol=1e-4)
+        with pytest.raises(InvalidRequest, match="promotion"):
+            client.forecast(history, model="sales", timeout_s=PATIENCE_S)
+
+
+def promised(folder: Path, sales: Floats, promotion: Floats, future: Sequence[int]) -> Floats:
+    """What the network says of the three days after `sales`. [horizon, levels]"""
+    module = forecaster_entry(folder).build()
+    module.load_state_dict(load_file(folder / "forecaster.safetensors"))
+    phase = 2 * np.pi * (np.arange(len(sales) + len(future)) % 7) / 7  # the first day is a Monday
+    beside = np.stack([[*promotion, *future], np.sin(phase), np.cos(phase)], axis=1)
+    inputs = pad_time([sales], [beside])
+    with torch.inference_mode():
+        quantiles: Floats = module.eval()(*(torch.from_numpy(x) for x in inputs.values()))[0].numpy()
+    return quantiles
 
 
 def test_a_stopped_run_is_resumed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

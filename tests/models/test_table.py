@@ -42,11 +42,14 @@ def test_the_step_is_read_from_the_timestamps(
 
 
 def test_covariates_are_columns_and_features_of_the_timestamps(tmp_path: Path) -> None:
-    text = "t,x,price,open\n2024-02,2,20,0\n2024-01,1,10,1\n2024-03,3,30,1\n"
+    text = "t,x,price,open\n2024-02,2,20,0\n2024-01,1,10,1\n2024-03,3,30,1\n2024-04,,40,1\n"
     names = ("price", "calendar.month.sin", "open")
-    found = read_table(table(tmp_path, text), "x", "t", covariates=names).covariates[""]
-    np.testing.assert_allclose(found, [[10, 0, 1], [20, 0.5, 0], [30, 3**0.5 / 2, 1]], atol=1e-6)
-    assert read_table(table(tmp_path, text), "x", "t").covariates[""].shape == (3, 0)
+    read = read_table(table(tmp_path, text), "x", "t", covariates=names)
+    assert read.series[""].tolist() == [1, 2, 3], "the last row is the future"
+    np.testing.assert_allclose(read.covariates[""], [[10, 0, 1], [20, 0.5, 0], [30, 3**0.5 / 2, 1]], atol=1e-6)
+    with pytest.raises(TableInvalid, match="line 5: column 'x' is empty"):
+        read_table(tmp_path / "table.csv", "x", "t")
+    assert read_table(table(tmp_path, text.replace(",,", ",4,")), "x", "t").covariates[""].shape == (4, 0)
     for covariate, time, message in (
         ("prize", "t", "no column 'prize'"),
         ("calendar.month", None, "name their column with --time"),

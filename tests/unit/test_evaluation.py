@@ -54,7 +54,7 @@ def test_overlapping_horizons_widen_the_standard_error_of_a_difference() -> None
     assert alone.standard_error == pytest.approx(1 / 6002**0.5, rel=0.1)
     assert compared(SEASONAL_NAIVE, together, np.zeros(6000), 3).standard_error == pytest.approx(1 / 6000**0.5, rel=0.2)
     found = compared(SEASONAL_NAIVE, np.array([1.0, 2, 3, 4] * 20), np.array([2.0, 3, 4, 5] * 20), 2)
-    assert (found.model_mase, found.baseline_mase, found.difference) == (2.5, 3.5, -1)
+    assert (found.model_error, found.baseline_error, found.difference) == (2.5, 3.5, -1)
 
 
 def test_the_verdict_says_which_is_better() -> None:

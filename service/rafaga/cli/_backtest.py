@@ -76,8 +76,12 @@ class Method:
         return median
 
     @cached_property
-    def errors(self) -> Errors:
-        return scaled_errors(self.truth, self.median, self.scale)
+    def errors(self) -> dict[str, Errors]:
+        """Of every origin, by the name of their mean."""
+        return {
+            "MASE": scaled_errors(self.truth, self.median, self.scale),
+            "pinball loss": pinball(self.truth, self.quantiles, self.levels),
+        }
 
     @cached_property
     def coverage(self) -> list[Share]:
@@ -93,8 +97,8 @@ class Method:
     def figures(self) -> dict[str, tuple[float, float]]:
         """By the names that a bundle gives them."""
         return {
-            "mase": self.measured(self.errors),
-            "pinball": self.measured(pinball(self.truth, self.quantiles, self.levels)),
+            "mase": self.measured(self.errors["MASE"]),
+            "pinball": self.measured(self.errors["pinball loss"]),
             **{share.name: self.measured(share.held.mean(axis=1)) for share in self.coverage},
         }
 
@@ -113,12 +117,16 @@ def backtest(args: Namespace, client: Client) -> int:
     origins, found = _answers(origins, client, args, model, horizon)
     levels, overlap = found[0].levels, math.ceil(horizon / stride)
     ours = Method(model.name, np.stack([one.values.T for one in found]), levels, origins, overlap)
-    methods, comparisons = [ours], []
+    methods = [ours]
+    comparisons: list[tuple[str, Comparison]] = []
     for baseline in baselines_for(spec.season):
         quantiles = _quantiles(baseline, origins, spec, horizon, levels)
         if quantiles is not None:
             methods.append(Method(baseline.name, quantiles, levels, origins, overlap))
-            comparisons.append(compared(baseline, ours.errors, methods[-1].errors, overlap))
+            comparisons += [
+                (figure, compared(baseline, each, methods[-1].errors[figure], overlap))
+                for figure, each in ours.errors.items()
+            ]
     if args.json:
         show_json(_document(model, methods, comparisons, horizon, stride))
     else:
@@ -233,7 +241,11 @@ def _progress(text: str) -> None:
 
 
 def _show(
-    methods: Sequence[Method], comparisons: Sequence[Comparison], spec: ForecastDescription, horizon: int, stride: int
+    methods: Sequence[Method],
+    comparisons: Sequence[tuple[str, Comparison]],
+    spec: ForecastDescription,
+    horizon: int,
+    stride: int,
 ) -> None:
     figures = [method.figures for method in methods]
     rows = [
@@ -247,8 +259,8 @@ def _show(
     show_table(("", *(method.name for method in methods)), rows)
     every = f"every {stride} {spec.step}s" if stride > 1 else f"every {spec.step}"
     print("\n" + wrapped("", f"{len(methods[0].origins)} forecasts of {horizon} steps, {every} of the last fifth"))
-    for comparison in comparisons:
-        print(wrapped("", comparison.verdict(methods[0].name)))
+    for figure, comparison in comparisons:
+        print(wrapped("", comparison.verdict(methods[0].name, figure)))
 
 
 def _number(figure: tuple[float, float]) -> Figure:
@@ -262,7 +274,11 @@ def _percent(figure: tuple[float, float]) -> Figure:
 
 
 def _document(
-    model: ModelDescription, methods: Sequence[Method], comparisons: Sequence[Comparison], horizon: int, stride: int
+    model: ModelDescription,
+    methods: Sequence[Method],
+    comparisons: Sequence[tuple[str, Comparison]],
+    horizon: int,
+    stride: int,
 ) -> dict[str, Any]:
     return {
         "model": model.name,
@@ -282,11 +298,12 @@ def _document(
         "comparisons": [
             {
                 "baseline": comparison.baseline.name,
+                "figure": figure,
                 "difference": comparison.difference,
                 "standard_error": comparison.standard_error,
                 "baseline_is_better": comparison.baseline_is_better,
             }
-            for comparison in comparisons
+            for figure, comparison in comparisons
         ],
     }
 

@@ -131,8 +131,9 @@ class Forecast:
         middle = min(range(len(self.levels)), key=lambda row: abs(self.levels[row] - 0.5))
         name = "median" if self.levels[middle] == 0.5 else f"quantile {self.levels[middle]:g}"
         axes.plot(after, values[:, middle], color="tab:blue", label=f"forecast, {name}")
-        for low, high in self._intervals():
-            style = {"color": "tab:blue", "alpha": 0.2, "linewidth": 0}
+        intervals = self._intervals()
+        for number, (low, high) in enumerate(intervals, start=1):
+            style = {"color": _blue(0.15 + 0.35 * number / len(intervals)), "linewidth": 0, "zorder": 1}
             label = f"{100 * (self.levels[high] - self.levels[low]):g} % interval"
             axes.fill_between(after, values[:, low], values[:, high], label=label, **style)
         axes.set_title(f"{self.id}, {self.model}" if self.id else str(self.model))
@@ -234,3 +235,8 @@ def _values(quantiles: Sequence[forecasting_pb2.QuantileForecast]) -> Float32Arr
     values = np.array([q.values for q in quantiles], dtype=np.float32)
     values.flags.writeable = False
     return values
+
+
+def _blue(strength: float) -> tuple[float, ...]:
+    """Between white, 0, and the colour of the median."""
+    return tuple(1 - strength * (1 - part) for part in (0.12, 0.47, 0.71))

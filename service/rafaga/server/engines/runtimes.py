@@ -15,8 +15,9 @@ from rafaga.errors import BundleError
 _WORTHWHILE_SPEEDUP = 1.2
 # Errors to allow where export measured none: of a plain file, and of products of 8 bits each.
 _PLAIN, _UNMEASURED = 1e-3, 0.05
-# ONNX Runtime refuses indices out of range; OpenVINO answers zeros, and has int64 in 32 bits.
-_INDICES = frozenset({"int32", "int64"})
+# Indices and lengths. ONNX Runtime refuses indices out of range. OpenVINO answers zeros, has int64 in 32 bits, and
+# ignores the lengths of an LSTM's series.
+_INTEGERS = frozenset({"int32", "int64"})
 _ORDER = tuple(Precision)
 _CONFIGURED = "as configured"
 
@@ -56,8 +57,8 @@ def on_cpu(bundle: Bundle, engine: EngineName | None, precision: Precision | Non
     default = _named(bundle, precision) if precision else _runtime(*fastest_eligible(bundle, int8.quick()))
     if engine is not None or not openvino:
         return Choice(default)
-    if any(spec.dtype in _INDICES for spec in bundle.inputs):
-        return Choice(default, left_out=("openvino: it does not check indices",))
+    if any(spec.dtype in _INTEGERS for spec in bundle.inputs):
+        return Choice(default, left_out=("openvino: it does not check integers",))
     others, left_out = _in_openvino(bundle, precision, named=False)
     if not others:
         return Choice(default, left_out=left_out)

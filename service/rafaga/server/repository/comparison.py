@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Frozen, Precision
@@ -65,15 +66,19 @@ class Compared(Frozen, frozen=True):
     reasons: tuple[str, ...] = ()
 
 
+class _GuardedFile(NamedTuple):
+    content: bytes
+    guards: tuple[int, ...]
+
+
 class _Loaded:
     """A rival that gives the right answers. Raises BundleError where it does not, and what its runtime raises."""
 
-    def __init__(self, comparison: Comparison, runtime: Runtime, golden: Golden) -> None:
-        content = _read(comparison, runtime.file)
-        self.guards = tuple(kinds_to_guard(parse(content), content))
+    def __init__(self, comparison: Comparison, runtime: Runtime, golden: Golden, file: _GuardedFile) -> None:
+        self.guards = file.guards
         self.model = ModelToPlace(
             comparison.model,
-            guarded(content, self.guards),
+            file.content,
             runtime.precision or Precision.FP32,
             golden,
             comparison.max_rows,
@@ -91,11 +96,12 @@ class _Loaded:
 def compare(comparison: Comparison) -> Compared:
     """Two at a time, in turns: the fastest so far, and the next. Raises OSError and BundleError."""
     golden = _golden(comparison)
+    read = lru_cache(maxsize=1)(partial(_guarded_file, comparison))  # large files are shared by rivals in a row
     best, fastest = None, None
     speeds, reasons = [], []
     for number, runtime in enumerate(comparison.rivals):
         try:
-            rival = _Loaded(comparison, runtime, golden)
+            rival = _Loaded(comparison, runtime, golden, read(runtime.file))
             if best is not None:
                 rival.speed = best.speed * _speedup(best, rival, comparison.max_rows)
         except Exception as error:  # runtimes raise bare exceptions of many kinds
@@ -122,16 +128,21 @@ def _golden(comparison: Comparison) -> Golden:
     """Of the bundle; without one, what ONNX Runtime answers to the samples."""
     model, recipe = comparison.model, comparison.recipe
     if isinstance(model, Bundle):
-        return Golden.load(model, io.BytesIO(_read(comparison, bundles.GOLDEN)))
+        return Golden.load(model, io.BytesIO(_content(comparison, bundles.GOLDEN)))
     assert recipe is not None
     inputs = recipe.samples(model.inputs).inputs
-    content = _read(comparison, "")
-    session = create_session(guarded(content, kinds_to_guard(parse(content), content)), comparison.threads)
+    session = create_session(_guarded_file(comparison, "").content, comparison.threads)
     outputs = run(SessionEngine(model, session), inputs)
     arrays = {f"input.{spec.name}": a for spec, a in zip(model.inputs, inputs, strict=True)}
     return Golden(model, arrays | {f"output.{spec.name}": a for spec, a in zip(model.outputs, outputs, strict=True)})
 
 
-def _read(comparison: Comparison, file: str) -> bytes:
+def _guarded_file(comparison: Comparison, file: str) -> _GuardedFile:
+    content = _content(comparison, file)
+    guards = tuple(kinds_to_guard(parse(content), content))
+    return _GuardedFile(guarded(content, guards), guards)
+
+
+def _content(comparison: Comparison, file: str) -> bytes:
     path, model = Path(comparison.path), comparison.model
     return bundles.read_verified(path, model, file) if isinstance(model, Bundle) else plain.read(path)

@@ -18,6 +18,7 @@ from rafaga.errors import DeviceError
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines import openvino
 from rafaga.server.engines.contract import run
+from rafaga.server.engines.onnxruntime import SessionEngine, create_session
 from rafaga.server.engines.openvino import OpenVinoEngine, compiled
 from rafaga.server.engines.rejection import rejection
 from rafaga.server.repository.golden import Golden
@@ -66,6 +67,24 @@ def test_every_kind_of_model(tmp_path: Path, publish: Callable[[Path], Path], pi
     for now, then in zip((*together, *given), (*kept, *before), strict=True):
         np.testing.assert_array_equal(now, then)
     assert engine.close()
+
+
+@needs_openvino
+def test_recurrent_models_answer_as_in_onnx_runtime() -> None:
+    model = plain.lstm().SerializeToString()
+    x, y = (TensorSpec(name=name, dtype="float32", shape=(None,)) for name in "xy")
+    described = PlainModel("lstm", 1, (x,), (y,), 0)
+    engine = OpenVinoEngine(described, compiled(model, 1, Precision.FP32))
+    for length in (3, 20, 7):
+        given = (np.random.default_rng(length).normal(size=(1, length, 3, 2)).astype(np.float32),)
+        (expected,) = run(SessionEngine(described, create_session(model, 1)), given)
+        np.testing.assert_allclose(np.float32(run(engine, given)[0]), np.float32(expected), atol=1e-5)
+
+
+@needs_openvino
+def test_it_reports_nothing_to_its_vendor() -> None:
+    package, _ = openvino.runtime()
+    assert type(package.tools.ovc.telemetry).__module__ == "openvino.tools.ovc.telemetry_stub"
 
 
 @needs_openvino

@@ -118,7 +118,7 @@ def test_indices_stay_with_the_engine_that_checks_them(tmp_path: Path) -> None:
     symbols = bundles.load(publish_sequence_model(tmp_path))
     choice = runtimes.on_cpu(symbols, None, None, openvino=True)
     assert (str(choice.default), names(choice)) == ("onnxruntime fp32", [])
-    assert choice.left_out == ("openvino: it does not check indices",)
+    assert choice.left_out == ("openvino: it does not check integers",)
     assert names(runtimes.on_cpu(symbols, OPENVINO, None, openvino=True)) == ["openvino fp32"]
 
 

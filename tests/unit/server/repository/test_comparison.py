@@ -160,3 +160,10 @@ def test_plain_files_answer_as_in_onnx_runtime(tmp_path: Path) -> None:
     file = plain.publish(tmp_path, "text", plain.identity("string", ("n",)))
     with pytest.raises(BundleError, match="text: openvino: "):
         loader(DirectTrials(), engine="openvino").load_plain(file.parent, "text", 1)
+
+
+def test_a_plain_file_whose_answers_differ_is_refused(tmp_path: Path) -> None:
+    """OpenVINO ignores the lengths of series in an LSTM, as of 2026.4."""
+    file = plain.publish(tmp_path, "lstm", plain.lstm(lengths=True))
+    with pytest.raises(BundleError, match="lstm: openvino: golden outputs differ by"):
+        loader(DirectTrials(), engine="openvino").load_plain(file.parent, "lstm", 1)
