@@ -279,9 +279,9 @@ def require_equal_to_the_demos(exported: Path) -> None:
 
 
 def described(bundle: Bundle) -> Bundle:
-    """Without what differs between two exports: the time, the measured figures, other precisions."""
+    """Without what differs between two exports: the time, the measured figures, other precisions and engines."""
     fp32 = bundle.variant(Precision.FP32)
     assert fp32 is not None
     nothing = msgspec.structs.replace(fp32.parity, max_absolute_error=0, max_relative_error=0)
     fp32 = msgspec.structs.replace(fp32, metrics=(), parity=nothing)
-    return msgspec.structs.replace(bundle, variants=(fp32,), files={}, provenance=NOWHERE)
+    return msgspec.structs.replace(bundle, variants=(fp32,), engines=(), files={}, provenance=NOWHERE)
