@@ -117,8 +117,9 @@ def _rows(
 ) -> Iterator[tuple[str, Row]]:
     for cells in reader:
         line = reader.line_num
-        # `read_table` refuses empty values that are not in the last rows.
-        number = math.nan if not (cells[value] or "").strip() else _number(cells[value] or "", value, line)
+        text = cells[value] or ""
+        # With covariates, `read_table` refuses empty values that are not in the last rows.
+        number = math.nan if covariates and not text.strip() else _number(text, value, line)
         beside = [_number(cells[column] or "", column, line) for column in covariates]
         moment = None if time is None else _moment(cells[time] or "", time, line)
         yield "" if item is None else cells[item] or "", Row(line, number, moment, tuple(beside))
