@@ -96,6 +96,7 @@ class ModelDescription:
     detection: DetectionDescription | None
     sequence: SequenceDescription | None
     labels: tuple[str, ...] = ()
+    head: str = ""  # of a classifier: "logits", "probabilities", "multilabel", "binary" or "regression"
 
     def __repr__(self) -> str:
         weights = "" if self.trained else "UNTRAINED"
@@ -130,6 +131,7 @@ def model_description(model: catalog_pb2.Model, labels: Sequence[str] = ()) -> M
         detection=_detection(model.detection) if model.HasField("detection") else None,
         sequence=SequenceDescription(model.sequence.max_length) if model.HasField("sequence") else None,
         labels=tuple(labels),
+        head=model.head,
     )
 
 

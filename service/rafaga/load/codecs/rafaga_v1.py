@@ -40,7 +40,7 @@ Calls = tuple[Sequence[Payload[_calls.UnaryCall[Any]]], Replies]
 
 
 def _classify(model: ModelDescription, payloads: Payloads) -> Calls:
-    return _of_images(_calls.classify, model, payloads, top_k=_TOP_K), Replies.CLASSIFY
+    return _of_images(_calls.classify, model, payloads, top_k=_TOP_K, min_probability=0.0), Replies.CLASSIFY
 
 
 def _features(model: ModelDescription, payloads: Payloads) -> Calls:
@@ -103,9 +103,16 @@ class ClassifyReader:
         return _timing(vision_pb2.ClassifyResponse.FromString(reply).timing)
 
     def same(self, reply: bytes, reference: bytes) -> bool:
-        """Equal probabilities by rank, and equal labels except where neighbours in rank are equally probable."""
+        """Equal values of a regression model; otherwise equal probabilities by rank, and equal labels except where
+        neighbours in rank are equally probable."""
+        if (values := self._values(reply)).size:
+            return close([values], [self._values(reference)])
         (probabilities, labels), (expected, expected_labels) = self._ranked(reply), self._ranked(reference)
         return close([probabilities], [expected]) and bool((labels == expected_labels)[_clear(expected)].all())
+
+    def _values(self, reply: bytes) -> NDArray[np.float32]:
+        results = vision_pb2.ClassifyResponse.FromString(reply).results
+        return np.array([[each.value for each in result.values] for result in results], np.float32)
 
     @staticmethod
     def _ranked(reply: bytes) -> Ranked:

@@ -60,6 +60,7 @@ class _Images(Struct, forbid_unknown_fields=True):
 
 class Classify(_Images):
     top_k: _Count = 0
+    min_probability: float = 0.0
 
 
 class Detect(_Images):
@@ -134,6 +135,13 @@ class Action:
         return [*own, "column"] if self.body is Forecast else own
 
 
+def _labels_or_values(reply: vision_pb2.ClassifyResponse) -> dict[str, Any]:
+    found = plain(reply)
+    for result in found["results"]:
+        del result["labels" if result["values"] else "values"]
+    return found
+
+
 def _with_maps(reply: vision_pb2.SegmentResponse) -> dict[str, Any]:
     found = plain(reply)
     for result in found["results"]:
@@ -159,7 +167,8 @@ ACTIONS = {
         vision_pb2.ClassifyRequest,
         vision_pb2.ClassifyResponse,
         _FILES,
-        "The most probable labels of each image",
+        "The most probable labels of each image, or the values of a regression model",
+        _labels_or_values,
     ),
     "detect": Action(
         "/rafaga.v1.Vision/Detect",
