@@ -102,9 +102,9 @@ images: setup  ## As root on Debian: build the images, without a registry or a d
 # What goes into the images: by image, the extras and the build of ONNX Runtime; `build` builds the package itself.
 IMAGES := server server-gpu export load
 ORT    := $(shell sed -n 's/^onnxruntime-gpu==//p' requirements/constraints.txt)
-WHAT_server     := server tracing gpu --replace onnxruntime=onnxruntime==$(ORT)
+WHAT_server     := server tracing gpu openvino --replace onnxruntime=onnxruntime==$(ORT)
 WHAT_server-gpu := server tracing gpu --replace 'onnxruntime=onnxruntime-gpu[cuda,cudnn]==$(ORT)'
-WHAT_export     := export --replace onnxruntime=onnxruntime==$(ORT)
+WHAT_export     := export openvino --replace onnxruntime=onnxruntime==$(ORT)
 WHAT_load       := load
 # One line for each package, with the hashes of all its files; no address of an index.
 LOCK = $(SUPPLY)/bin/uv pip compile --quiet --system-certs --generate-hashes --no-header --no-annotate --no-emit-index-url \

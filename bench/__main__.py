@@ -12,10 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import bench
-from bench import gpu, large, lone, machine, models, overload, sdk, small
+from bench import engines, gpu, large, lone, machine, models, overload, sdk, small
 from bench.blocks import Blocks, Plan, Section, interleaved
 
-SECTIONS: dict[str, Section] = {"small": small, "large": large, "overload": overload, "lone": lone, "sdk": sdk}
+SECTIONS: dict[str, Section] = {
+    "small": small,
+    "large": large,
+    "overload": overload,
+    "lone": lone,
+    "sdk": sdk,
+    "engines": engines,
+}
 GPU: dict[str, Section] = {"gpu": gpu}  # only on request
 
 
@@ -31,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unknown section: {', '.join(sorted(unknown))}")
     plan = Plan(options.blocks, options.seconds, options.repository, options.device, options.baseline)
     if chosen != list(GPU):
-        models.export(plan.repository)
+        models.export(plan.repository, maps_and_objects="engines" in chosen)
     failed = [name for name in chosen if not measure(name, plan, options.output)]
     print(f"\n{options.output} has the raw figures" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0

@@ -11,27 +11,30 @@ from onnx import TensorProto, helper
 
 LENET, LSTM, RESNET = "lenet5-mnist", "lstm", "resnet50"
 LARGE = (RESNET, "googlenet", "vgg16")
-_LSTM_BUNDLE, _STEPS = "lstm-co2", 96
+LSTM_BUNDLE, FPN, SSD = "lstm-co2", "resnet50-fpn", "ssd300-vgg16"
+INT8 = (*LARGE, FPN, LENET)
+_STEPS = 96
 
 
-def export(repository: Path) -> None:
+def export(repository: Path, maps_and_objects: bool) -> None:
     """Exports the missing models. Large ones get random weights, which does not change their speed."""
-    wanted = {LENET: "auto", _LSTM_BUNDLE: "auto"} | dict.fromkeys(LARGE, "random")
+    large = (*LARGE, FPN, SSD) if maps_and_objects else LARGE
+    wanted = {LENET: "auto", LSTM_BUNDLE: "auto"} | dict.fromkeys(large, "random")
     for name, weights in wanted.items():
         if not (repository / name).is_dir():
             command = [sys.executable, "-m", "export", name, "--weights", weights, "--output", str(repository)]
-            subprocess.run([*command, "--precisions", "fp32,int8" if name in LARGE else "fp32"], check=True)
+            subprocess.run([*command, "--precisions", "fp32,int8" if name in INT8 else "fp32"], check=True)
     if not (repository / LSTM).is_dir():
-        model = _fixed_length(onnx.load(file(repository, _LSTM_BUNDLE)))
+        model = _fixed_length(onnx.load(file(repository, LSTM_BUNDLE)))
         folder = repository / LSTM / "1"
         folder.mkdir(parents=True)
         onnx.save(model, folder / "model.onnx")
 
 
 def file(repository: Path, name: str, precision: str = "fp32") -> Path:
-    """The graph of the newest version."""
+    """The graph of the newest version; bf16 has the fp32 file."""
     newest = max((repository / name).glob("[1-9]*"), key=lambda folder: int(folder.name))
-    return newest / ("model.onnx" if precision == "fp32" else f"model.{precision}.onnx")
+    return newest / ("model.onnx" if precision in ("fp32", "bf16") else f"model.{precision}.onnx")
 
 
 def _fixed_length(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -85,7 +85,8 @@ def unpack(packed: Path, repository: Path, precision: Precision, max_batch_size:
         np.savez(folder / bundles.GOLDEN, allow_pickle=False, **golden)
         only = Variant(precision=precision, file="model.onnx", parity=parity)
         most = bundle.max_batch_size if max_batch_size is None else max_batch_size
-        return msgspec.structs.replace(bundle, variants=(only,), files={}, version=version, max_batch_size=most)
+        taken = msgspec.structs.replace(bundle, variants=(only,), engines=(), files={}, version=version)
+        return msgspec.structs.replace(taken, max_batch_size=most)
 
     return publishing.publish(repository, bundle.name, 1, fill)
 

@@ -1,9 +1,11 @@
-"""ONNX Runtime alone, with no option of the server except the thread count: the limit of the hardware."""
+"""ONNX Runtime and OpenVINO alone, with no option of the server except the thread count: the limit of the hardware."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,8 @@ class RawModel:
     def __init__(self, file: Path, threads: int) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        self._session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self.session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self._run: Callable[[dict[str, np.ndarray]], object] = partial(self.session.run, None)
 
     def best_rows(self) -> int:
         """The batch size with the highest rate, among those that a measurement holds several of."""
@@ -34,13 +37,25 @@ class RawModel:
 
     def measure(self, rows: int, seconds: float) -> Figures:
         """Batches of `rows` for `seconds`: rows per second, and the median time of a batch."""
-        inputs = random_inputs(self._session, rows)
+        inputs = random_inputs(self.session, rows)
         times_s: list[float] = []
         while sum(times_s) < seconds:
             start = time.perf_counter()
-            self._session.run(None, inputs)
+            self._run(inputs)
             times_s.append(time.perf_counter() - start)
         return {"rate": rows * len(times_s) / sum(times_s), "p50_ms": 1e3 * statistics.median(times_s), "rows": rows}
+
+
+class RawOpenVino(RawModel):
+    """`precision` bf16: of the fp32 file."""
+
+    def __init__(self, file: Path, threads: int, precision: str) -> None:
+        import openvino  # optional
+
+        super().__init__(file, threads)  # for the types of the inputs
+        hints = {"INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+        model = openvino.Core().compile_model(file, "CPU", hints | {"INFERENCE_NUM_THREADS": threads})
+        self._run = partial(model.create_infer_request().infer, share_inputs=True)
 
 
 def random_inputs(session: ort.InferenceSession, rows: int) -> dict[str, np.ndarray]:

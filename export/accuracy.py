@@ -25,8 +25,9 @@ from export.arrays import Array, Arrays, pad_symbols
 from export.samples import ImageSet
 from export.verify import Advance, run
 from models.training import reber
-from models.training.forecast_eval import errors, evaluate, held_out, metrics_of, quantiles_of, seasonal_naive
+from models.training.forecast_eval import errors, evaluate, forecast_by, held_out, metrics_of, quantiles_of
 from rafaga.bundle import ForecastSpec, Metric
+from rafaga.evaluation import SEASONAL_NAIVE
 
 _PIXEL_CLASSES = 256  # one byte
 _SEQUENCES = 1024  # of one batch
@@ -210,17 +211,18 @@ def recall(found: Array, reference: Array, neighbours: int = 10) -> float:
 
 
 def forecast(
-    session: ort.InferenceSession, series: Sequence[Array], shape: ForecastSpec, dataset: str
+    session: ort.InferenceSession,
+    series: Sequence[Array],
+    covariates: Sequence[Array],
+    shape: ForecastSpec,
+    dataset: str,
 ) -> tuple[Metric, ...]:
     """MASE, pinball loss and coverage by rolling origin, and the seasonal-naive MASE on the same origins."""
-
-    def quantiles(history: Array, length: NDArray[np.int64]) -> Array:
-        return run(session, {"history": history, "length": length})["quantiles"]
-
-    origins = held_out(series, shape)
-    naive = float(errors(origins, seasonal_naive(origins, shape)).mean())
+    origins = held_out(series, shape, covariates)
+    quantiles = quantiles_of(lambda inputs: run(session, inputs)["quantiles"], origins)
+    naive = errors(origins, forecast_by(SEASONAL_NAIVE, origins, shape))
     return (
-        *evaluate(origins, shape, quantiles_of(quantiles, origins), dataset),
+        *evaluate(origins, shape, quantiles, dataset),
         *metrics_of({"mase_seasonal_naive": naive}, dataset, origins),
     )
 

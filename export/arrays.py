@@ -21,9 +21,19 @@ def row_count(arrays: Arrays) -> int:
     return len(next(iter(arrays.values())))
 
 
-def pad_time(histories: Sequence[Array]) -> dict[str, Array]:
-    """A forecaster's inputs: `history` float32 [N, T] right-padded with zeros, `length` int64 [N]."""
-    return _padded("history", histories, np.float32)
+def pad_time(histories: Sequence[Array], covariates: Sequence[Array] = ()) -> dict[str, Array]:
+    """A forecaster's inputs: `history` float32 [N, T] right-padded with zeros, `length` int64 [N]. With `covariates` of
+    the history and the horizon after it, [T + horizon, C] each, also `past_covariates` float32 [N, T, C], padded
+    likewise, and `future_covariates` float32 [N, horizon, C].
+    """
+    inputs = _padded("history", histories, np.float32)
+    if covariates:
+        split = [
+            (known[: len(history)], known[len(history) :]) for history, known in zip(histories, covariates, strict=True)
+        ]
+        inputs["past_covariates"] = _padded("", [past for past, _ in split], np.float32)[""]
+        inputs["future_covariates"] = np.stack([future for _, future in split]).astype(np.float32)
+    return inputs
 
 
 def pad_symbols(sequences: Sequence[Array]) -> dict[str, Array]:
@@ -36,13 +46,14 @@ def alone(inputs: Arrays, row: int) -> dict[str, Array]:
     single = rows(inputs, slice(row, row + 1))
     if "length" in single:
         length = int(single["length"][0])
-        single |= {name: array[:, :length] for name, array in single.items() if name != "length"}
+        padded = single.keys() - {"length", "future_covariates"}
+        single |= {name: single[name][:, :length] for name in padded}
     return single
 
 
 def _padded(name: str, sequences: Sequence[Array], dtype: type[np.generic]) -> dict[str, Array]:
     length = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-    padded = np.zeros((len(sequences), int(length.max())), dtype=dtype)
+    padded = np.zeros((len(sequences), int(length.max()), *np.shape(sequences[0])[1:]), dtype=dtype)
     for row, values in zip(padded, sequences, strict=True):
         row[: len(values)] = values
     return {name: padded, "length": length}

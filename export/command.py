@@ -36,6 +36,7 @@ from models.own import FORECASTERS, find_forecaster, forecaster_entry
 from models.progress import shown
 from models.zoo import QUANTILES, catalogue
 from rafaga.bundle import Bundle, ForecastSpec, Head, Interpolation, Precision, Task
+from rafaga.calendar import frequency
 
 # Errors of one model that do not affect the others.
 FAILURES = (WeightsError, ProofFailed, FileExistsError, LabelsInvalid, OwnModelInvalid, PhotoInvalid)
@@ -198,6 +199,7 @@ def _forecast_spec(options: argparse.Namespace) -> ForecastSpec | None:
         season=options.season,
         step=options.step,
         unit=options.unit,
+        frequency=options.frequency or "",
     )
 
 
@@ -266,8 +268,9 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--precisions",
         type=_precisions,
-        metavar="fp32,fp16,int8",
-        help="files to publish; default: all, but fp32 only for recurrent models and detectors",
+        metavar="fp32,bf16,fp16,int8",
+        help="files to publish, and whether to measure bf16, which is no file: OpenVINO runs the fp32 file in it; "
+        "default: all, but fp32 only for recurrent models and detectors",
     )
     group.add_argument(
         "--max-accuracy-drop",
@@ -357,6 +360,12 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--step", metavar="WORD", default="step", help="time between observations, such as hour")
     group.add_argument("--unit", metavar="TEXT", default="", help="unit of its values, such as ppm")
     group.add_argument(
+        "--frequency",
+        type=_frequency,
+        metavar="ALIAS",
+        help="time between observations as pandas names it, such as h, 15min, MS or W-MON; default: unknown",
+    )
+    group.add_argument(
         "--eval-series",
         metavar="FILE[:COLUMN]",
         help="a series that it was not trained on the last fifth of: there it is measured by rolling origin",
@@ -369,6 +378,13 @@ def _precisions(text: str) -> tuple[Precision, ...]:
         return tuple(Precision(word) for word in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected some of {','.join(Precision)}, got {text}") from None
+
+
+def _frequency(text: str) -> str:
+    try:
+        return frequency(text).name
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> int:

@@ -168,21 +168,24 @@ class SeriesEvidence:
         """A row of each length, but at least of the shortest history. A series that is too short is repeated."""
         rng = np.random.default_rng(self.sources.seed)
         series = max(self.series, key=len, default=samples.synthetic_series(self.shape, max(lengths), rng))
-        return pad_time([np.resize(series, max(length, self.shape.min_history)) for length in lengths])
+        histories = [np.resize(series, max(length, self.shape.min_history)) for length in lengths]
+        return pad_time(histories, samples.any_covariates(self.shape, histories, rng))
 
     def golden(self) -> Arrays:
         return self._take(4, 1)
 
-    def measure(self, session: ort.InferenceSession, advance: Advance) -> Measured:
+    def measure(self, session: ort.InferenceSession, advance: Advance, fp32: Reference | None = None) -> Measured:
         if not self.series:
             return Measured()
-        measured = accuracy.forecast(session, self.series, self.shape, f"{self.entry.dataset}, last fifth")
+        dataset = f"{self.entry.dataset}, last fifth"
+        measured = accuracy.forecast(session, self.series, self.entry.covariates, self.shape, dataset)
         weights = self.entry.weights
         baseline = accuracy.recorded_baseline(weights.path, measured) if isinstance(weights, Shipped | Trained) else ()
         return Measured((*measured, *baseline))
 
     def _take(self, count: int, seed: int) -> Arrays:
-        return samples.take_histories(self.series, self.shape, count, self.sources.seed + seed)
+        seed += self.sources.seed
+        return samples.take_histories(self.series, self.shape, count, seed, self.entry.covariates)
 
 
 @dataclass(frozen=True)
@@ -213,7 +216,7 @@ class SequenceEvidence:
     def golden(self) -> Arrays:
         return self._take(4, 1)
 
-    def measure(self, session: ort.InferenceSession, advance: Advance) -> Measured:
+    def measure(self, session: ort.InferenceSession, advance: Advance, fp32: Reference | None = None) -> Measured:
         return Measured(accuracy.next_symbols(session) if self.entry.corpus is Corpus.REBER else ())
 
     def _take(self, count: int, seed: int) -> Arrays:

@@ -6,6 +6,7 @@ import numpy as np
 
 from export.arrays import Array, Arrays, pad_symbols, pad_time, row_count, rows
 from export.graph import ServingGraph
+from export.samples import any_covariates
 from export.verify import ParityCase
 from models.entry import Entry, ImageInput
 from rafaga.bundle import ForecastSpec, Task
@@ -30,7 +31,8 @@ def extremes(entry: Entry) -> tuple[tuple[str, ...], Arrays]:
             "a series of two values": 100 + np.arange(length) % 2,
             "a series around a million": 1e6 + np.arange(length),
         }
-        return tuple(named), pad_time(list(named.values()))
+        histories = list(named.values())
+        return tuple(named), pad_time(histories, any_covariates(shape, histories, np.random.default_rng(0)))
     longest = min(entry.input.max_length, _LONGEST)
     symbols = {
         "one symbol": np.zeros(1, np.int64),

@@ -50,12 +50,10 @@ class ServingGraph:
 def serving_graph(entry: Entry, model: nn.Module) -> ServingGraph:
     """Wraps `model`, which is put into evaluation mode."""
     if isinstance(entry.input, ForecastSpec):
-        return ServingGraph(
-            ForecastGraph(model).eval(),
-            inputs=("history", "length"),
-            outputs=("quantiles",),
-            dynamic={"history": {0: "batch", 1: "time"}, "length": {0: "batch"}},
-        )
+        dynamic = {"history": {0: "batch", 1: "time"}, "length": {0: "batch"}}
+        if entry.input.covariates:
+            dynamic |= {"past_covariates": {0: "batch", 1: "time"}, "future_covariates": {0: "batch"}}
+        return ServingGraph(ForecastGraph(model).eval(), tuple(dynamic), ("quantiles",), dynamic)
     if isinstance(entry.input, SequenceSpec):
         return ServingGraph(
             SequenceGraph(model).eval(),
@@ -207,15 +205,23 @@ _IMAGE_OUTPUTS = {
 
 
 class ForecastGraph(nn.Module):
-    """history float32 [N, T], length int64 [N] -> quantiles float32 [N, horizon, levels]; the model scales."""
+    """history float32 [N, T], length int64 [N], and covariates -> quantiles float32 [N, horizon, levels]; the model
+    scales."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, history: Tensor, length: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        history: Tensor,
+        length: Tensor,
+        past_covariates: Tensor | None = None,
+        future_covariates: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        covariates = [known.clone() for known in (past_covariates, future_covariates) if known is not None]
         # Of a copy: a module that works in place would add an output to the graph.
-        return (_only(self.model(history.clone(), length)),)
+        return (_only(self.model(history.clone(), length, *covariates)),)
 
 
 class SequenceGraph(nn.Module):
@@ -248,7 +254,7 @@ def _in_order(result: Result, names: Sequence[str]) -> tuple[Tensor, ...]:
 
 
 def _only(result: Result) -> Tensor:
-    """Of a module with one output, or with auxiliary heads beside it. Raises ProofFailed."""
+    """Of a module with one output, or with auxiliary heads in addition. Raises ProofFailed."""
     if isinstance(result, Mapping):
         main = next((name for name in _MAIN_OUTPUTS if name in result), None)
         result = (result[main],) if main else tuple(result.values())

@@ -24,6 +24,8 @@ from rafaga.bundle import Loss, Metric
 # network that loses half a point of top-1 may answer some points of the photos in another way.
 AGREEMENT_LOSS, PART_LOSS, CHANNEL_LOSS = 20, 10, 5
 SIGNIFICANCE = 0.05
+# Half a point of accuracy is one sample of 200. Fewer samples cannot show a loss of that size.
+REQUIRED_SAMPLES = 200
 _STORED_PARTS = 10
 
 
@@ -78,6 +80,16 @@ class Criterion:
         samples = next(metric.samples for metric in found if metric.name == name)
         # Rounded: in floating point, 0.805 - 0.8 is slightly more than half a point.
         return Loss(metric=name, drop=round(before - after, 12), allowed_drop=allowed, samples=samples)
+
+
+def eligible(losses: Sequence[Loss]) -> bool:
+    """Whether servers may choose a variant that lost this; False if its main figure is unknown."""
+    return bool(losses) and all(loss.within for loss in losses) and losses[0].samples >= REQUIRED_SAMPLES
+
+
+def decisive(losses: Sequence[Loss]) -> Loss | None:
+    """The first that exceeds its limit, or the main figure's; None if that is unknown."""
+    return next((loss for loss in losses if not loss.within), losses[0] if losses else None)
 
 
 def allowed_loss(samples: int, rate: float, significance: float) -> float:

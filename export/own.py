@@ -30,8 +30,9 @@ from export.labels import Labels
 from export.preprocessing import Preset, preset_of
 from models.entry import Entry, ImageInput
 from models.training.data import Series
-from models.training.forecast_eval import TEST_FRACTION, naive_error
+from models.training.forecast_eval import naive_error
 from rafaga.bundle import NAME_PATTERN, ForecastSpec, Head, Interpolation, SequenceSpec, Task
+from rafaga.evaluation import TEST_FRACTION
 from rafaga.series import SeriesError, read_series
 
 # Mean and deviation of ImageNet's channels, with which torchvision's models were trained.

@@ -17,22 +17,18 @@ from pathlib import Path
 
 from export import verify
 from export.accuracy import Measured
-from export.evidence import ImageEvidence, Reference
-from export.losses import Criterion
+from export.evidence import Evidence, ImageEvidence, Reference
+from export.losses import Criterion, decisive, eligible
 from export.speed import speedup
 from export.variants import calibrated, to_fp16
 from export.verify import ParityCase, ProofFailed, open_session
 from models.entry import Entry
 from models.progress import Steps
 from rafaga import int8
-from rafaga.bundle import Calibration, ForecastSpec, Head, Parity, Precision, SequenceSpec, Task, Variant
+from rafaga.bundle import Calibration, ForecastSpec, Head, Loss, Parity, Precision, SequenceSpec, Task, Variant
 
 # Ten bits of mantissa, rounded in every layer: the loss of a sound network, with a margin for deep ones.
 FP16_PARITY_GATE = 2e-2
-
-# Half a point of accuracy is one sample of 200. Fewer samples cannot show a loss of that size.
-REQUIRED_SAMPLES = 200
-
 
 TOP1 = Criterion("top1", 0.005)
 # A cosine of 0.99 is noise of a seventh of the signal. Of two trained ImageNet networks quantised as a whole, the one
@@ -84,10 +80,11 @@ def unsupported(entry: Entry, precisions: Sequence[Precision]) -> list[LeftOut]:
     if isinstance(entry.input, ForecastSpec | SequenceSpec):
         fp16 = "ONNX Runtime may crash while loading recurrent layers in half precision"
         recurrent = "ONNX Runtime's static quantiser does not support recurrent layers"
-        reasons = {Precision.FP16: fp16, Precision.INT8: recurrent}
+        bf16 = "bf16 keeps two or three digits of the values of a series and of recurrent states"
+        reasons = {Precision.BF16: bf16, Precision.FP16: fp16, Precision.INT8: recurrent}
     elif entry.task is Task.DETECTION:
         why = "which boxes survive depends on score order; accuracy loss unknown"
-        reasons = {Precision.FP16: why, Precision.INT8: why}
+        reasons = dict.fromkeys((Precision.BF16, Precision.FP16, Precision.INT8), why)
     else:
         return []
     return [LeftOut(precision, reasons[precision]) for precision in precisions if precision in reasons]
@@ -95,12 +92,13 @@ def unsupported(entry: Entry, precisions: Sequence[Precision]) -> list[LeftOut]:
 
 @dataclass(frozen=True)
 class Judge:
-    """Makes and measures the variants of one fp32 file. `max_accuracy_drop` None: the criterion's default."""
+    """Makes and measures the variants of one fp32 file; smaller ones of vision models only. `max_accuracy_drop` None:
+    the criterion's default."""
 
     fp32: Path
     baseline: Measured
     cases: Sequence[ParityCase]
-    evidence: ImageEvidence
+    evidence: Evidence
     trained: bool
     max_accuracy_drop: float | None
     steps: Steps
@@ -110,6 +108,10 @@ class Judge:
         criterion = criterion_of(self.evidence.entry)
         allowed = self.max_accuracy_drop
         return criterion if allowed is None else replace(criterion, allowed_drop=allowed)
+
+    def losses(self, found: Measured) -> tuple[Loss, ...]:
+        """On the samples that are reported. Empty if unknown."""
+        return self.criterion.losses(found, self.baseline, self._labels)
 
     def variants(self, precisions: Sequence[Precision]) -> tuple[list[Variant], list[LeftOut]]:
         """Writes the files next to the fp32 file. The second list: those that could not be made, with the reason."""
@@ -146,8 +148,8 @@ class Judge:
 
     def _int8(self, path: Path) -> Variant:
         self.steps.step("int8: calibrating")
-        batches = self.evidence.calibration()
-        values = self.evidence.entry.head is Head.REGRESSION
+        batches = self._images.calibration()
+        values = self._images.entry.head is Head.REGRESSION
         with calibrated(self.fp32, batches, self.steps.advance, last_in_float=values) as graph:
             float_layers: list[str] = []
             graph.quantise(path)
@@ -160,7 +162,7 @@ class Judge:
                     if not self._loses_too_much(path, float_layers):
                         break
         self.steps.step("int8: measuring accuracy")
-        trial = replace(self._try(path, float_layers), calibration=self.evidence.calibrated_on)
+        trial = replace(self._try(path, float_layers), calibration=self._images.calibrated_on)
         return self._judged(Precision.INT8, trial, self._parity(Precision.INT8, path))
 
     def _loses_too_much(self, path: Path, float_layers: Sequence[str]) -> bool:
@@ -169,13 +171,18 @@ class Judge:
             return False
         self.steps.step(f"int8, {len(float_layers)} layers in float" if float_layers else "int8")
         reference = self._reference_to_choose
-        found = self.evidence.measure_to_choose(open_session(path), self.steps.advance, reference)
+        found = self._images.measure_to_choose(open_session(path), self.steps.advance, reference)
         losses = self.criterion.losses(found, reference.measured, self._labels, for_choosing=True)
         return not all(loss.within for loss in losses)
 
     @cached_property
     def _reference_to_choose(self) -> Reference:
-        return Reference(self.fp32, self.evidence.measure_to_choose(open_session(self.fp32), self.steps.advance))
+        return Reference(self.fp32, self._images.measure_to_choose(open_session(self.fp32), self.steps.advance))
+
+    @property
+    def _images(self) -> ImageEvidence:
+        assert isinstance(self.evidence, ImageEvidence)
+        return self.evidence
 
     @property
     def _labels(self) -> tuple[str, ...]:
@@ -188,8 +195,7 @@ class Judge:
         return Trial(path, measured, tuple(float_layers))
 
     def _judged(self, precision: Precision, trial: Trial, parity: Parity) -> Variant:
-        losses = self.criterion.losses(trial.measured, self.baseline, self._labels)
-        within = all(loss.within for loss in losses)
+        losses = self.losses(trial.measured)
         self.steps.step(f"{precision}: timing")
         faster = speedup(self.fp32, trial.path, self.cases[-1].inputs, self.steps.advance)
         return Variant(
@@ -197,8 +203,8 @@ class Judge:
             file=trial.path.name,
             parity=parity,
             metrics=trial.measured.metrics,
-            default_eligible=bool(losses) and within and losses[0].samples >= REQUIRED_SAMPLES,
-            loss=next((loss for loss in losses if not loss.within), losses[0] if losses else None),
+            default_eligible=eligible(losses),
+            loss=decisive(losses),
             losses=losses,
             calibration=trial.calibration,
             float_layers=trial.float_layers,

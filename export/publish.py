@@ -25,6 +25,7 @@ from export.accuracy import Measured
 from export.arrays import Arrays, row_count
 from export.detectors import require_same_objects
 from export.doubts import gives_non_finite, guesses
+from export.engines import in_openvino
 from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
 from export.extremes import extremes, finite_part
 from export.failures import first_run
@@ -47,6 +48,7 @@ from rafaga.bundle import (
     GOLDEN,
     SCHEMA,
     Bundle,
+    EngineAccuracy,
     FeatureSpec,
     ForecastSpec,
     Head,
@@ -175,8 +177,10 @@ class _Export:
             self.steps.step("measuring accuracy")
             measured = self.evidence.measure(session, self.steps.advance)
         fp32 = Variant(precision=Precision.FP32, file=path.name, parity=parity, metrics=measured.metrics)
-        variants = (fp32, *self._smaller(path, measured, cases, extreme))
-        return self._bundle(version, session, variants, limits)
+        allowed = self.request.max_accuracy_drop
+        judge = Judge(path, measured, cases, self.evidence, self.weights.trained, allowed, self.steps)
+        variants = (fp32, *self._smaller(judge, extreme))
+        return self._bundle(version, session, variants, self._in_openvino(judge, variants), limits)
 
     def _cases(self) -> list[ParityCase]:
         """Inputs with PyTorch's answers, the golden ones last. Raises ProofFailed where these cannot be right."""
@@ -210,20 +214,16 @@ class _Export:
             verify.require_within(PARITY_GATE, parity.max_relative_error, "on uniform and extreme inputs")
         return case
 
-    def _smaller(
-        self, path: Path, measured: Measured, cases: list[ParityCase], extreme: ParityCase | None
-    ) -> list[Variant]:
+    def _smaller(self, judge: Judge, extreme: ParityCase | None) -> list[Variant]:
         """The fp16 and int8 files. `extreme`: inputs to which their answers must be finite too."""
-        precisions = tuple(Precision) if self.request.precisions is None else self.request.precisions
+        precisions = self._precisions
         if not isinstance(self.evidence, ImageEvidence) or unsupported(self.entry, precisions):
             return []
-        allowed = self.request.max_accuracy_drop
-        judge = Judge(path, measured, cases, self.evidence, self.weights.trained, allowed, self.steps)
         variants, failed = judge.variants(precisions)
         self.left_out.extend(failed)
         finite = []
         for variant in variants:
-            file = path.with_name(variant.file)
+            file = judge.fp32.with_name(variant.file)
             try:
                 verify.measure_parity(open_session(file), [extreme] if extreme else [])
                 finite.append(variant)
@@ -232,8 +232,27 @@ class _Export:
                 self.left_out.append(LeftOut(variant.precision, f"{error} on uniform or extreme images"))
         return finite
 
+    def _in_openvino(self, judge: Judge, variants: tuple[Variant, ...]) -> tuple[EngineAccuracy, ...]:
+        wanted = Precision.BF16 in self._precisions and not unsupported(self.entry, (Precision.BF16,))
+        engines, reasons = in_openvino(judge, variants, bf16=wanted)
+        for precision, reason in reasons.items():
+            if precision is Precision.BF16:
+                self.left_out.append(LeftOut(precision, reason))
+            else:  # the file is published
+                self.notes.append(f"{precision} {reason}")
+        return tuple(engines)
+
+    @property
+    def _precisions(self) -> tuple[Precision, ...]:
+        return tuple(Precision) if self.request.precisions is None else self.request.precisions
+
     def _bundle(
-        self, version: int, session: ort.InferenceSession, variants: tuple[Variant, ...], limits: Limits
+        self,
+        version: int,
+        session: ort.InferenceSession,
+        variants: tuple[Variant, ...],
+        engines: tuple[EngineAccuracy, ...],
+        limits: Limits,
     ) -> Bundle:
         inputs, outputs = verify.tensor_specs(session)
         entry, taken = self.entry, _within(self.entry.input, limits)
@@ -261,6 +280,7 @@ class _Export:
             head=entry.head,
             allow_non_finite=self.request.allow_non_finite,
             assumptions=self.assumptions,
+            engines=engines,
         )
 
 

@@ -24,7 +24,7 @@ from export.speed import BatchTiming
 from export.verify import open_session, read_golden
 from models.progress import Steps
 from rafaga import bundle as bundles
-from rafaga.bundle import GOLDEN, Bundle, Metric, Precision, Variant
+from rafaga.bundle import GOLDEN, Bundle, EngineAccuracy, Metric, Precision, Variant
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # The accuracy figures of the summary; all figures are in the model's own section.
@@ -119,7 +119,7 @@ def _summary_rows(one: MeasuredBundle) -> str:
             f'<td>{_accuracy(variant)}</td><td class="n">{_milliseconds(timings[0].median_ms)}</td>'
             f'<td class="n">{_rate(best.rows_per_second)} <small>at {best.batch_size}</small></td>'
             f'<td class="n">{best.rows_per_second / reference.rows_per_second:.2f}×</td>'
-            f"<td>{_chosen(bundle, variant)}</td></tr>"
+            f"<td>{_chosen(variant, len(variant.float_layers))}</td></tr>"
         )
     return "\n".join(rows)
 
@@ -144,6 +144,7 @@ def _section(one: MeasuredBundle) -> str:
 {_plots(one)}
 {_metric_table(bundle)}
 {_loss_table(bundle)}
+{_engine_table(bundle)}
 {_timing_table(one)}
 </section>"""
 
@@ -184,6 +185,20 @@ def _loss_table(bundle: Bundle) -> str:
         "<th>variant</th><th>loss of</th><th class='n'>samples</th><th class='n'>points</th><th class='n'>allowed</th>"
     )
     return f"<table><thead><tr>{head}<th>within</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _engine_table(bundle: Bundle) -> str:
+    """The same files in other engines, as measured at export."""
+    rows = [
+        f"<tr><td>{engine.engine}</td><td>{engine.precision}</td><td>{escape(engine.instruction_set)}</td>"
+        f"<td class='n'>{engine.parity.max_relative_error:.1e}</td><td>{_accuracy(engine)}</td>"
+        f"<td>{_chosen(engine)}</td></tr>"
+        for engine in bundle.engines
+    ]
+    if not rows:
+        return ""
+    head = "<th>engine</th><th>precision</th><th>instructions</th><th class='n'>parity</th><th>accuracy</th>"
+    return f"<table><thead><tr>{head}<th>may be chosen</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _timing_table(one: MeasuredBundle) -> str:
@@ -250,12 +265,12 @@ def _best(timings: Sequence[BatchTiming]) -> BatchTiming:
     return max(timings, key=lambda timing: timing.rows_per_second)
 
 
-def _accuracy(variant: Variant) -> str:
+def _accuracy(variant: Variant | EngineAccuracy) -> str:
     shown = [_metric(variant, name, named=True) for name in JUDGED if _find(variant, name)]
     return ", ".join(shown) or "–"
 
 
-def _metric(variant: Variant, name: str, named: bool = False) -> str:
+def _metric(variant: Variant | EngineAccuracy, name: str, named: bool = False) -> str:
     metric = _find(variant, name)
     if metric is None:
         return "–"
@@ -264,12 +279,12 @@ def _metric(variant: Variant, name: str, named: bool = False) -> str:
     return f"{name} {value}" if named else value
 
 
-def _find(variant: Variant, name: str) -> Metric | None:
+def _find(variant: Variant | EngineAccuracy, name: str) -> Metric | None:
     return next((metric for metric in variant.metrics if metric.name == name), None)
 
 
-def _chosen(bundle: Bundle, variant: Variant) -> str:
-    left = f", {len(variant.float_layers)} layers in float" if variant.float_layers else ""
+def _chosen(variant: Variant | EngineAccuracy, float_layers: int = 0) -> str:
+    left = f", {float_layers} layers in float" if float_layers else ""
     loss = variant.loss
     lost = f"{100 * loss.drop:.2f} of {100 * loss.allowed_drop:.3g} lost" if loss else "accuracy unknown"
     if loss and not loss.within:

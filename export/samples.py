@@ -231,18 +231,34 @@ def load_series(entry: Entry, root: Path | None) -> tuple[Sequence[Array], str]:
         return (), str(error)
 
 
-def take_histories(every: Sequence[Array], shape: ForecastSpec, count: int, seed: int) -> dict[str, Array]:
+def take_histories(
+    every: Sequence[Array], shape: ForecastSpec, count: int, seed: int, covariates: Sequence[Array] = ()
+) -> dict[str, Array]:
     """Ragged inputs of a forecaster: `count` stretches of the longest series, of all supported lengths."""
     rng = np.random.default_rng(seed)
     longest = min(shape.max_history, 1000)
-    series = max(every, key=len, default=np.zeros(0, np.float32))
-    if len(series) < shape.min_history:
-        series = synthetic_series(shape, 4 * longest, rng)
-    lengths = rng.integers(shape.min_history, min(longest, len(series)), size=count, endpoint=True)
+    series, known = longest_series(every, covariates)
+    ahead = shape.max_horizon if shape.covariates else 0  # whose covariates are needed
+    if len(series) < shape.min_history + ahead:
+        series = synthetic_series(shape, 4 * longest + ahead, rng)
+        known = rng.normal(size=(len(series), len(shape.covariates)))
+    total = len(series) - ahead
+    lengths = rng.integers(shape.min_history, min(longest, total), size=count, endpoint=True)
     # Off-by-one errors show at the extremes.
-    lengths[: min(2, count)] = [shape.min_history, min(longest, len(series))][:count]
-    ends = [int(rng.integers(length, len(series), endpoint=True)) for length in lengths]
-    return pad_time([series[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)])
+    lengths[: min(2, count)] = [shape.min_history, min(longest, total)][:count]
+    ends = [int(rng.integers(length, total, endpoint=True)) for length in lengths]
+    stretches = [slice(end - length, end + ahead) for end, length in zip(ends, lengths.tolist(), strict=True)]
+    histories = [series[stretch][:length] for stretch, length in zip(stretches, lengths.tolist(), strict=True)]
+    return pad_time(histories, [known[stretch] for stretch in stretches] if ahead else ())
+
+
+def longest_series(every: Sequence[Array], covariates: Sequence[Array]) -> tuple[Array, Array]:
+    """With its covariates [T, C]; both empty where there is none."""
+    number = max(range(len(every)), key=lambda number: len(every[number]), default=None)
+    if number is None:
+        return np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
+    series = every[number]
+    return series, covariates[number] if covariates else np.zeros((len(series), 0), np.float32)
 
 
 def synthetic_series(shape: ForecastSpec, length: int, rng: np.random.Generator) -> Array:
@@ -250,6 +266,12 @@ def synthetic_series(shape: ForecastSpec, length: int, rng: np.random.Generator)
     time = np.arange(length)
     period = max(shape.season, 2)
     return np.asarray(100 + 0.01 * time + 5 * np.sin(2 * np.pi * time / period) + rng.normal(size=length))
+
+
+def any_covariates(shape: ForecastSpec, histories: Sequence[Array], rng: np.random.Generator) -> list[Array]:
+    """Noise for each history and the horizon after it, [T + max_horizon, C] each; empty for a model without any."""
+    count = len(shape.covariates)
+    return [rng.normal(size=(len(one) + shape.max_horizon, count)) for one in histories] if count else []
 
 
 def take_reber(count: int, longest: int, seed: int) -> dict[str, Array]:

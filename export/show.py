@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from export.verify import VariantCheck
-from rafaga.bundle import Metric, Variant
+from rafaga.bundle import EngineAccuracy, Metric, Variant
 
 if TYPE_CHECKING:  # `verify` prints its table without torch
     from export.publish import Published
@@ -121,9 +121,13 @@ def outcome_table(outcomes: Iterable[ExportOutcome]) -> Table:
                 f"{variant.parity.max_relative_error:.1e}",
                 f"{variant.cpu_speedup:.2f}×" if variant.cpu_speedup else "1",
                 f"{outcome.seconds:.1f}",
-                _accuracy(outcome.published, variant),
+                _accuracy(outcome.published, variant, len(variant.float_layers)),
                 "yes" if bundle.weights.trained else "[yellow]no, random[/yellow]",
             )
+        for engine in bundle.engines:
+            parity, figures = f"{engine.parity.max_relative_error:.1e}", _accuracy(outcome.published, engine)
+            what = f"{engine.precision} in {engine.engine}"
+            table.add_row(outcome.name, str(bundle.version), what, "–", parity, "–", "–", figures, "")
         for left_out in outcome.published.left_out:
             missing = ("–",) * 4
             table.add_row(
@@ -156,13 +160,13 @@ def check_table(checks: Iterable[VariantCheck]) -> Table:
     return table
 
 
-def _accuracy(published: Published, variant: Variant) -> str:
+def _accuracy(published: Published, variant: Variant | EngineAccuracy, float_layers: int = 0) -> str:
     """Measured figures, or why there are none, and why the server does not choose this variant by itself."""
     figures = _figures(variant.metrics)
     if not figures:
         return f"[yellow]not measured: {escape(published.note)}[/yellow]" if published.note else "–"
-    if variant.float_layers:
-        figures += f", {len(variant.float_layers)} layers in float"
+    if float_layers:
+        figures += f", {float_layers} layers in float"
     if variant.default_eligible:
         return figures
     why = "loses too much"

@@ -19,6 +19,7 @@ from rafaga import int8
 from rafaga.bundle import GOLDEN, Bundle, Parity, TensorSpec, Variant
 from rafaga.errors import BundleError
 from rafaga.objects import paired
+from rafaga.tensors import relative_error
 
 # The largest error that float32 arithmetic in another order may cause; every fp32 file must stay within it.
 PARITY_GATE = 1e-4
@@ -210,7 +211,7 @@ def _worst(found: Arrays, reference: Arrays, measure: Measure) -> float:
 def _relative_error(found: Array, reference: Array) -> float:
     """max|a - b| / max|b|; absolute if the reference is all zeros. For integers (classes), as in a bundle."""
     if reference.dtype.kind in "iu":
-        return bundles.relative_error(found, reference)
+        return relative_error(found, reference)
     return _absolute_error(found, reference) / (float(np.max(np.abs(reference), initial=0.0)) or 1.0)
 
 

@@ -97,6 +97,8 @@ class Entry:
     corpus: Corpus | None = None
     # Forecasters of your own only, float32 [T] each: what they are measured on.
     series: tuple[npt.NDArray[np.float32], ...] = ()
+    # Their covariates, float32 [T, C] each; empty without any.
+    covariates: tuple[npt.NDArray[np.float32], ...] = ()
     # Output names in the module's order, with the stride of each map (0: an embedding); features only.
     strides: Mapping[str, int] = field(default_factory=dict)
     # Detection only.

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_RIDGE = 0.02  # penalty of squared weights, in units of the errors
 
 
 class Cell(StrEnum):
@@ -35,6 +37,8 @@ class ForecasterConfig:
     )
     drift: bool  # repeat the mean change from season to season; off for series without a trend
     adaptive: bool = False  # scale the quantiles by how far the history moved; for series without a season
+    linear: int = 0  # the latest steps of a linear forecast, to which the network adds (LSTNet, Lai et al. 2018)
+    covariates: int = 0  # series known in advance
 
 
 class ElmanRNN(nn.RNN):
@@ -95,13 +99,30 @@ def _as_operator(
     return states[:, 0].transpose(0, 1), final
 
 
+class Scaled(NamedTuple):
+    """What the network reads of a history. Padding is zero in `change` and `features`."""
+
+    last: Tensor  # [N, 1], the last valid step
+    valid: Tensor  # [N, T]
+    change: Tensor  # [N, T], from season to season
+    features: Tensor  # [N, T, 3], in the unit of the history
+    scale: Tensor  # [N, 1]
+    before: Tensor  # [N, H], the step of the last season with the phase of the step to forecast
+    naive: Tensor  # [N, H], the seasonal-naive forecast
+
+
 class Forecaster(nn.Module):
     """history float32 [N, T] right-padded, length int64 [N] -> quantiles float32 [N, max_horizon, Q], same unit.
 
     Every `length` must be at least two seasons (two steps without a season) and at most T. Quantiles never cross.
+    With C covariates, also past_covariates float32 [N, T, C], padded likewise, and future_covariates
+    float32 [N, max_horizon, C].
     """
 
     spread: Tensor
+    linear: Tensor
+    covariate_mean: Tensor
+    covariate_deviation: Tensor
 
     def __init__(self, config: ForecasterConfig) -> None:
         super().__init__()
@@ -111,18 +132,60 @@ class Forecaster(nn.Module):
             )
         self.config = config
         self.median = config.quantile_levels.index(0.5)
+        hidden, inputs, levels = config.hidden, 3 + config.covariates, len(config.quantile_levels)
         match config.cell:
             case Cell.LSTM:
-                self.recurrent: nn.Module = nn.LSTM(3, config.hidden, batch_first=True)
+                self.recurrent: nn.Module = nn.LSTM(inputs, hidden, batch_first=True)
             case Cell.GRU:
-                self.recurrent = GRU(3, config.hidden)
+                self.recurrent = GRU(inputs, hidden)
             case Cell.RNN:
-                self.recurrent = ElmanRNN(3, config.hidden)
-        self.head = nn.Linear(config.hidden, config.max_horizon * len(config.quantile_levels))
+                self.recurrent = ElmanRNN(inputs, hidden)
+        self.head = nn.Linear(hidden, config.max_horizon * levels)
         # Widens or narrows the quantiles around the median; fitted after training, to data that training did not see.
         self.register_buffer("spread", torch.ones(()))
+        if config.linear:  # fitted in closed form, not by gradients
+            self.register_buffer("linear", torch.zeros(config.linear, config.max_horizon))
+        if config.covariates:
+            # What the covariates of a step change in its quantiles: the local network of Wen et al. 2017.
+            self.local = nn.Sequential(
+                nn.Linear(hidden + 2 * config.covariates, hidden), nn.Tanh(), nn.Linear(hidden, levels)
+            )
+            # In the training data.
+            self.register_buffer("covariate_mean", torch.zeros(config.covariates))
+            self.register_buffer("covariate_deviation", torch.ones(config.covariates))
 
-    def forward(self, history: Tensor, length: Tensor) -> Tensor:
+    def forward(
+        self,
+        history: Tensor,
+        length: Tensor,
+        past_covariates: Tensor | None = None,
+        future_covariates: Tensor | None = None,
+    ) -> Tensor:
+        view = self.scaled(history, length)
+        features = view.features / view.scale[:, :, None]  # [N, T, 3]
+        if past_covariates is not None:
+            past_covariates = self.standardised(past_covariates)
+            features = torch.cat([features, past_covariates * view.valid[:, :, None]], dim=2)  # [N, T, 3 + C]
+        states, _ = self.recurrent(features)  # [N, T, hidden]
+        # The network is causal: the state at the last valid step does not depend on the padding after it.
+        state = rows_of(states, view.last)[:, 0]  # [N, hidden]
+
+        residual = self.head(state).unflatten(1, (self.config.max_horizon, -1))  # [N, H, Q]
+        if past_covariates is not None and future_covariates is not None:
+            # Those of the naive forecast too: the residual is the difference from it.
+            beside = [self.standardised(future_covariates), rows_of(past_covariates, view.before)]
+            states_ahead = state[:, None].expand(-1, self.config.max_horizon, -1)
+            residual = residual + self.local(torch.cat([states_ahead, *beside], dim=2))
+        width = self.spread
+        if self.config.adaptive and not self.training:  # like the spread, not trained
+            width = width * self.past_moves(history, view.change.abs(), view.valid)[:, :, None]
+        base = view.naive
+        if self.config.linear:
+            base = base + self.latest(history, view.last) @ self.linear
+        return base[:, :, None] + view.scale[:, :, None] * self.ordered(residual, width)
+
+    def scaled(self, history: Tensor, length: Tensor) -> Scaled:
+        """The history in terms that do not depend on its level and unit."""
         season = self.config.season
         last = length[:, None] - 1  # [N, 1]
         step = torch.arange(history.size(1), device=history.device)[None, :]  # [1, T]
@@ -141,19 +204,29 @@ class Forecaster(nn.Module):
         local = F.avg_pool1d(F.pad(centred, (season - 1, 0)), season, stride=1)  # [N, T], mean of the season up to here
         surprise = (change - drift) * valid * seasoned  # [N, T]
         features = torch.stack([surprise, centred - local, centred], dim=2)  # [N, T, 3]
-        states, _ = self.recurrent(features / scale[:, :, None])  # [N, T, hidden]
-        # The network is causal: the state at the last valid step does not depend on the padding after it.
-        state = states.gather(1, last[:, :, None].expand(-1, -1, states.size(2)))[:, 0]  # [N, hidden]
 
         ahead = torch.arange(self.config.max_horizon, device=history.device)[None, :]  # [1, H]
-        naive = history.gather(1, length[:, None] - season + ahead % season)  # [N, H]
+        before = length[:, None] - season + ahead % season  # [N, H]
+        naive = history.gather(1, before)  # [N, H]
         if self.config.drift:
             naive = naive + drift * (1 + ahead // season)
-        residual = self.head(state).unflatten(1, (self.config.max_horizon, -1))  # [N, H, Q]
-        width = self.spread
-        if self.config.adaptive and not self.training:  # like the spread, not trained
-            width = width * self.past_moves(history, change.abs(), valid)[:, :, None]
-        return naive[:, :, None] + scale[:, :, None] * self.ordered(residual, width)
+        return Scaled(last, valid, change, features, scale, before, naive)
+
+    def fit_linear(self, history: Tensor, length: Tensor, future: Tensor, unit: Tensor) -> None:
+        """Fits the linear forecast to `future` [N, max_horizon] by ridge regression. `unit` [N] divides errors."""
+        view = self.scaled(history, length)
+        x, y = self.latest(history, view.last) / unit[:, None], (future - view.naive) / unit[:, None]
+        penalty = _RIDGE * len(x) * torch.eye(self.config.linear)
+        self.linear.copy_(torch.linalg.solve(x.T @ x + penalty, x.T @ y))
+
+    def standardised(self, covariates: Tensor) -> Tensor:
+        return (covariates - self.covariate_mean) / self.covariate_deviation
+
+    def latest(self, history: Tensor, last: Tensor) -> Tensor:
+        """The `linear` steps up to `last` [N, 1], minus the value there; before the start, the first season repeats."""
+        index = last - torch.arange(self.config.linear - 1, -1, -1, device=history.device)[None, :]  # [N, linear]
+        found = history.gather(1, torch.where(index < 0, index % self.config.season, index))
+        return found - found[:, -1:]
 
     def past_moves(self, history: Tensor, change: Tensor, valid: Tensor) -> Tensor:
         """How far the history moved over several steps, relative to what its single steps predict. [N, 1]
@@ -184,6 +257,11 @@ class Forecaster(nn.Module):
         above = gaps[:, :, self.median + 1 :].cumsum(2)
         below = gaps[:, :, : self.median].flip(2).cumsum(2).flip(2)
         return middle + width * torch.cat([-below, torch.zeros_like(middle), above], dim=2)
+
+
+def rows_of(x: Tensor, index: Tensor) -> Tensor:
+    """The steps `index` [N, S] of `x` [N, T, C]. [N, S, C]"""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.size(2)))
 
 
 def mean_where(x: Tensor, chosen: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 forecaster.safetensors   the weights
 forecaster.json          ForecasterRecord: the network, its figures, and how to reproduce them
-series.npz               the series, so that the export can measure what it publishes
+series.npz               the series and their covariates, so that the export can measure what it publishes
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def forecaster_entry(folder: Path) -> Entry:
     weights = folder / _WEIGHTS
     try:
         record = msgspec.json.decode(weights.with_suffix(".json").read_bytes(), type=ForecasterRecord)
-        series = read_series(folder)
+        series, covariates = read_series(folder)
     except (OSError, msgspec.DecodeError) as error:
         raise ValueError(f"{folder}: not the folder of a trained forecaster ({error})") from error
     baselines = [metric.value for metric in record.metrics if metric.name.startswith("mase_")]
@@ -56,14 +56,17 @@ def forecaster_entry(folder: Path) -> Entry:
         input=record.spec,
         weights=Trained(weights, f"python -m models.training forecaster, on {record.dataset}"),
         series=series,
+        covariates=covariates,
         expected={"mase": min(baselines)},
     )
 
 
-def write_series(folder: Path, series: Sequence[Series]) -> None:
-    np.savez_compressed(folder / _SERIES, *series, allow_pickle=False)
+def write_series(folder: Path, series: Sequence[Series], covariates: Sequence[Series]) -> None:
+    np.savez_compressed(folder / _SERIES, *series, *covariates, allow_pickle=False)
 
 
-def read_series(folder: Path) -> tuple[Series, ...]:
+def read_series(folder: Path) -> tuple[tuple[Series, ...], tuple[Series, ...]]:
+    """The series, float32 [T] each, and their covariates, [T, C] each; none in folders written without any."""
     with np.load(folder / _SERIES, allow_pickle=False) as file:
-        return tuple(file[f"arr_{number}"] for number in range(len(file.files)))
+        arrays = [file[f"arr_{number}"] for number in range(len(file.files))]
+    return tuple(one for one in arrays if one.ndim == 1), tuple(one for one in arrays if one.ndim == 2)

@@ -23,10 +23,24 @@ DIGIT_INPUT = ImageInput(height=28, width=28, channels=1, mean=(0.0,), std=(1.0,
 CIFAR_INPUT = ImageInput(height=32, width=32, channels=3, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 QUANTILES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 CO2_INPUT = ForecastSpec(
-    min_history=24, max_history=480, max_horizon=24, quantile_levels=QUANTILES, season=12, step="month", unit="ppm"
+    min_history=24,
+    max_history=480,
+    max_horizon=24,
+    quantile_levels=QUANTILES,
+    season=12,
+    step="month",
+    unit="ppm",
+    frequency="MS",
 )
 ETT_INPUT = ForecastSpec(
-    min_history=48, max_history=336, max_horizon=24, quantile_levels=QUANTILES, season=24, step="hour", unit="°C"
+    min_history=48,
+    max_history=336,
+    max_horizon=24,
+    quantile_levels=QUANTILES,
+    season=24,
+    step="hour",
+    unit="°C",
+    frequency="h",
 )
 SP500_INPUT = ForecastSpec(
     min_history=20,
@@ -36,6 +50,7 @@ SP500_INPUT = ForecastSpec(
     season=1,
     step="trading day",
     unit="points",
+    frequency="B",
 )
 
 
@@ -132,7 +147,8 @@ def _forecasters() -> Iterator[Entry]:
     co2, ett, sp500 = "CO2 at Mauna Loa, monthly", "ETTh1, oil temperature, hourly", "S&P 500, daily close"
     yield entry("lstm-co2", co2, CO2_INPUT, Corpus.CO2, cell=Cell.LSTM, hidden=16, recent=120, drift=True)
     yield entry("rnn-co2", co2, CO2_INPUT, Corpus.CO2, cell=Cell.RNN, hidden=16, recent=120, drift=True)
-    yield entry("lstm-ett", ett, ETT_INPUT, Corpus.ETTH1, cell=Cell.LSTM, hidden=32, recent=240, drift=False)
+    linear = {"hidden": 16, "recent": 240, "drift": False, "linear": ETT_INPUT.max_history}
+    yield entry("lstm-ett", ett, ETT_INPUT, Corpus.ETTH1, cell=Cell.LSTM, **linear)
     walk = {"cell": Cell.LSTM, "hidden": 16, "recent": 20, "drift": False, "adaptive": True}
     why = "a random walk except for its volatility: no accuracy is promised for its median"
     yield replace(entry("lstm-sp500", sp500, SP500_INPUT, Corpus.SP500, **walk), expected={}, unpromised=why)

@@ -103,7 +103,7 @@ class Tab:
         self.drag([((box.left + box.right) / 2, (box.top + box.bottom) / 2)])
 
     def drag(self, points: Sequence[tuple[float, float]]) -> None:
-        """Presses the mouse at the first point of the window, moves it over the others, and lets go."""
+        """Presses the mouse at the first point of the window, moves it over the others, and releases it."""
         for kind, (x, y) in (("Pressed", points[0]), *(("Moved", p) for p in points[1:]), ("Released", points[-1])):
             button = {"button": "left", "buttons": int(kind != "Released"), "clickCount": int(kind != "Moved")}
             self._call("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, **button)
@@ -250,7 +250,7 @@ class Plot:
 
     @property
     def cut(self) -> list[str]:
-        """Words that reach beyond the plot, where nobody sees them."""
+        """Words that reach beyond the plot, where they are hidden."""
         within = (-1.0, -1.0, 1.0, 1.0)
         left, top, right, bottom = (a + b for a, b in zip(vars(self.box).values(), within, strict=True))
         words = ((w.text, w.box) for w in self.words)
@@ -266,7 +266,7 @@ class Page:
     plots: tuple[Plot, ...]
 
     def colourful(self, box: Box) -> float:
-        """The share of pixels in the box that are no grey: curves and bars are coloured, axes and words are not."""
+        """The share of pixels in the box that are not grey: curves and bars are coloured, axes and words are not."""
         inside = self.pixels[round(box.top) : round(box.bottom), round(box.left) : round(box.right)].astype(int)
         assert inside.size, f"{box} is not on the screenshot"
         return float((np.ptp(inside, axis=2) > 60).mean())

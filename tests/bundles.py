@@ -330,7 +330,7 @@ def forecast(history: np.ndarray) -> np.ndarray:
     return np.tile(np.array([last - band, last, last + band], np.float32), (HORIZON, 1))
 
 
-def publish_forecaster(repository: Path, name: str = "series") -> Path:
+def publish_forecaster(repository: Path, name: str = "series", frequency: str = "") -> Path:
     graph = """(float[n,t] history, int64[n] length) => (float[n,4,3] quantiles)
     <int64[1] one = {1}, float[1,3] bands = {-0.1, 0, 0.1}, int64[3] repeats = {1, 4, 1}> {
         last_index = Sub(length, one)
@@ -353,7 +353,63 @@ def publish_forecaster(repository: Path, name: str = "series") -> Path:
         {"quantiles": np.stack([forecast(h[:n]) for h, n in zip(history, length, strict=True)])},
         task=Task.FORECASTING,
         forecast=ForecastSpec(
-            min_history=2, max_history=64, max_horizon=HORIZON, quantile_levels=LEVELS, season=1, step="day", unit="°C"
+            min_history=2,
+            max_history=64,
+            max_horizon=HORIZON,
+            quantile_levels=LEVELS,
+            season=1,
+            step="day",
+            unit="°C",
+            frequency=frequency,
+        ),
+    )
+
+
+COVARIATES = ("price", "calendar.month")
+
+
+def forecast_with_covariates(past: np.ndarray, future: np.ndarray) -> np.ndarray:
+    """[T, 2] and [HORIZON, 2] -> [HORIZON, 3]: price and month of each step, and the sum of all prices before."""
+    total = np.full(HORIZON, past[:, 0].sum(dtype=np.float32))
+    return np.stack([future[:, 0], future[:, 1], total], axis=1)
+
+
+def publish_forecaster_with_covariates(repository: Path, name: str = "sales") -> Path:
+    """Monthly. Its answers show its covariates instead of quantiles."""
+    graph = """(float[n,t] history, int64[n] length, float[n,t,2] past_covariates, float[n,4,2] future_covariates) =>
+    (float[n,4,3] quantiles)
+    <int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[3] repeats = {1, 4, 1}> {
+        prices = Slice(past_covariates, zero, one, two)
+        total = ReduceSum<keepdims = 1>(prices, one)
+        totals = Tile(total, repeats)
+        kept = Concat<axis = 2>(future_covariates, totals)
+        observed = Slice(history, zero, zero, one)
+        nothing = ReduceSum<keepdims = 1>(observed, one)
+        lengths = Unsqueeze(length, one)
+        as_float = Cast<to = 1>(lengths)
+        naught = Mul(nothing, as_float)
+        column = Unsqueeze(naught, one)
+        quantiles = Add(kept, column)
+    }"""
+    rng = np.random.default_rng(4)
+    past, future = rng.normal(size=(2, 5, 2)).astype(np.float32), rng.normal(size=(2, HORIZON, 2)).astype(np.float32)
+    return publish(
+        repository,
+        name,
+        plain.model(graph),
+        {"history": past[:, :, 0], "length": np.array([5, 5]), "past_covariates": past, "future_covariates": future},
+        {"quantiles": np.stack([forecast_with_covariates(*each) for each in zip(past, future, strict=True)])},
+        task=Task.FORECASTING,
+        forecast=ForecastSpec(
+            min_history=2,
+            max_history=64,
+            max_horizon=HORIZON,
+            quantile_levels=LEVELS,
+            season=12,
+            step="month",
+            unit="€",
+            frequency="MS",
+            covariates=COVARIATES,
         ),
     )
 

@@ -8,8 +8,13 @@ import os
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from rafaga.server.transport import grpc
+
+# The same examples every time, and no limit to how long they take: machines may be busy.
+settings.register_profile("tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -39,6 +39,18 @@ def scaled(factor: float, shape: Sequence[int | str | None] = ("batch", 3)) -> o
     return model(f"({x} x) => ({x} y) {{ y = Mul(x, factor) }}", factor=np.array(factor, np.float32))
 
 
+def lstm(lengths: bool = False) -> onnx.ModelProto:
+    """x float32 [time, n, 2] -> y, the last states [1, n, 4]; of shorter series too, with their lengths, int32 [n]."""
+    rng = np.random.default_rng(0)
+    shapes = {"w": (1, 16, 2), "r": (1, 16, 4), "b": (1, 32)}
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    more, length = (", int32[n] length", "length") if lengths else ("", "")
+    return model(
+        f"(float[t,n,2] x{more}) => (float[1,n,4] y) {{ all, y = LSTM<hidden_size = 4>(x, w, r, b, {length}) }}",
+        **weights,
+    )
+
+
 def spinning() -> onnx.ModelProto:
     """y = x, int64, after as many turns of a loop as the largest x: some 1.2 million turns a second."""
     return model(

@@ -22,8 +22,10 @@ RUN python3 -m pip install --no-cache-dir --require-hashes --target build -r req
 COPY README.md LICENSE pyproject.toml ./
 COPY service service
 RUN PYTHONPATH=/src/build python3 -m pip --python /opt/rafaga/bin/python install --no-cache-dir --no-deps --no-build-isolation . \
-    # Packages' own tests are a tenth of the size.
-    && find /opt/rafaga/lib -type d -name tests -prune -exec rm -r {} +
+    # Packages' own tests are a tenth of the size. Of OpenVINO, other devices and other formats than ONNX are not used.
+    && find /opt/rafaga/lib -type d -name tests -prune -exec rm -r {} + \
+    && find /opt/rafaga/lib -path '*/openvino/libs/*' \( -name '*_[gn]pu_plugin.so' -o -name cache.json -o -name '*_auto*_plugin.so' \
+        -o -name '*_hetero_plugin.so' -o -name '*_frontend.so*' ! -name '*_onnx_*' ! -name '*_ir_*' \) -delete
 
 FROM ${BASE_IMAGE}
 COPY --from=build /opt/rafaga /opt/rafaga

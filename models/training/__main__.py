@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from models.training.data import DataUnavailable
 from models.training.loop import training_device
 from models.training.options import add_data_option, add_options
 from models.training.recipes import recipes
+from models.training.series import ForecastingProblem
 from models.zoo import catalogue
 from rafaga.errors import DeviceError
 
@@ -57,7 +59,8 @@ def train(options: argparse.Namespace, console: Console) -> None:
     torch.manual_seed(options.seed)
     with shown(console, name) as steps:
         problem = recipe.problem(options.data, steps)
-    trained = run.train(problem, schedule, name, options.resume, console, device, recipe.half)
+    with run.one_thread() if isinstance(problem, ForecastingProblem) else nullcontext():
+        trained = run.train(problem, schedule, name, options.resume, console, device, recipe.half)
     for shortfall in shortfalls(catalogue()[name], trained.metrics):
         console.print(str(shortfall), style="yellow", markup=False)
     record = run.TrainingRecord(
@@ -66,6 +69,9 @@ def train(options: argparse.Namespace, console: Console) -> None:
         dataset=recipe.dataset,
         parameters=sum(p.numel() for p in problem.module.parameters()),
         metrics=trained.metrics,
+        schedule=schedule,
+        chosen=recipe.chosen,
+        calibration=trained.calibration,
         command=f"python -m models.training {name} --epochs {schedule.epochs} --seed {options.seed}",
         seed=options.seed,
         epochs=trained.epochs,

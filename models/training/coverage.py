@@ -11,14 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from models.progress import Steps
-from models.training.forecast_eval import overlap, shares, standard_error
+from models.training.forecast_eval import overlap
 from models.training.shipped import forecasts, tabulate
+from rafaga.evaluation import shares, standard_error
 
 
 def rows(name: str, root: Path | None, steps: Steps) -> Iterator[tuple[str, ...]]:
     found = forecasts(name, root, steps)
-    for share in shares(found.origins, found.spec, found.quantiles):
-        held, error = float(share.held.mean()), standard_error(share, overlap(found.origins))
+    for share in shares(found.origins.future, found.quantiles, found.spec.quantile_levels):
+        error = standard_error(share.held.mean(1), overlap(found.origins))
+        held = float(share.held.mean())
         points = f"{100 * (held - share.nominal):+.1f} ± {100 * error:.1f}"
         yield share.name, f"{100 * share.nominal:g} %", f"{100 * held:.1f} %", points
 

@@ -24,7 +24,7 @@ from models.forecasting import Cell, Forecaster, ForecasterConfig
 from models.own import FORECASTERS, ForecasterRecord, write_series
 from models.training import run
 from models.training.data import Series
-from models.training.forecast_eval import TEST_FRACTION, Comparison, naive_error, training_size
+from models.training.forecast_eval import naive_error
 from models.training.loop import TrainingSchedule, training_device
 from models.training.options import add_options
 from models.training.season import find_season
@@ -32,7 +32,9 @@ from models.training.series import ForecastingProblem, Windows
 from models.training.table import TableInvalid, read_table
 from models.zoo import QUANTILES, catalogue
 from rafaga.bundle import NAME_PATTERN, ForecastSpec
+from rafaga.calendar import CALENDAR
 from rafaga.errors import DeviceError
+from rafaga.evaluation import TEST_FRACTION, training_size
 
 SCHEDULE = TrainingSchedule(epochs=10, peak_rate=5e-3, weight_decay=0.1, clip_norm=1.0, patience=5)
 WINDOWS = Windows(batch_size=64, batches_per_epoch=25, jitter=0.1, folds=4)
@@ -49,27 +51,31 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(
             f"--name {options.name!r}: expected lower-case letters, digits, '_', '.', '-', and no name of the catalogue"
         )
-    # More threads cost such small networks more than they gain, and the sums would depend on their number.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
-        train(options, shlex.join(arguments), console)
+        with run.one_thread():
+            train(options, shlex.join(arguments), console)
     except (TableInvalid, DeviceError) as error:
         where = f"{options.csv}: " if isinstance(error, TableInvalid) else ""
         console.print(f"{where}{error}", style="red", markup=False, soft_wrap=True)
         return 1
-    finally:
-        torch.set_num_threads(threads)
     return 0
 
 
 def train(options: argparse.Namespace, command: str, console: Console) -> None:
     """Raises TableInvalid, DeviceError."""
     device = training_device(options.device)
-    table = read_table(options.csv, options.value, options.time, options.id)
+    names = covariate_names(options.covariates, options.calendar)
+    if options.value in names:
+        raise TableInvalid(f"column {options.value!r} is not known in advance: leave it out of --covariates")
+    table = read_table(options.csv, options.value, options.time, options.id, names)
     series = list(table.series.values())
+    covariates = list(table.covariates.values()) if names else []
     season = options.season or find_season([one[: training_size(one)] for one in series])
-    spec = spec_of(series, season, options.horizon, options.step or table.step, options.unit or options.value)
+    spec = msgspec.structs.replace(
+        spec_of(series, season, options.horizon, options.step or table.step, options.unit or options.value),
+        frequency=table.frequency,
+        covariates=names,
+    )
     require_enough(table.series, spec)
     config = config_of(series, spec, options.cell)
     schedule = replace(SCHEDULE, epochs=options.epochs or SCHEDULE.epochs)
@@ -78,22 +84,27 @@ def train(options: argparse.Namespace, command: str, console: Console) -> None:
     what = (
         f"{lengths[0]} observations" if len(series) == 1 else f"{len(series)} series of {lengths[0]} to {lengths[-1]}"
     )
-    chosen = f"season {season} steps" if season > 1 else "no season"
+    chosen = (f"season {season} steps" if season > 1 else "no season") + ("" if options.season else " (found)")
+    if names:
+        chosen += f", {len(names)} covariates"
     console.print(
         f"{options.name}: {config.cell.upper()} for {options.csv.name}, {what}, one per {spec.step}, {chosen}"
-        f"{'' if options.season else ' (found)'}, up to {schedule.epochs} epochs, seed {options.seed}, on {device}",
+        f", up to {schedule.epochs} epochs, seed {options.seed}, on {device}",
         soft_wrap=True,
         highlight=False,
     )
     torch.manual_seed(options.seed)
     dataset = f"{options.csv.name}, {options.value}"
-    problem = ForecastingProblem(Forecaster(config), spec, series, dataset, WINDOWS, validation_blocks(series, spec))
+    kept = validation_blocks(series, spec)
+    problem = ForecastingProblem(Forecaster(config), spec, series, dataset, WINDOWS, kept, covariates)
     # A run continues only with the same data and options.
     settings = msgspec.json.encode((config, spec, schedule, WINDOWS, options.seed))
-    digest = hashlib.sha256(settings + b"".join(one.tobytes() for one in series)).hexdigest()
+    digest = hashlib.sha256(settings + b"".join(one.tobytes() for one in [*series, *covariates])).hexdigest()
     trained = run.train(problem, schedule, f"{options.name}-{digest[:12]}", options.resume, console, device)
     for compared in problem.comparisons:
-        console.print(verdict(compared), style="yellow" if is_better(compared) else "", markup=False, soft_wrap=True)
+        console.print(
+            compared.verdict(), style="yellow" if compared.baseline_is_better else "", markup=False, soft_wrap=True
+        )
     for share, error in problem.coverage:
         held = float(share.held.mean())
         off = abs(held - share.nominal) > max(2 * error, _TOLERATED)
@@ -107,6 +118,8 @@ def train(options: argparse.Namespace, command: str, console: Console) -> None:
         dataset=dataset,
         parameters=sum(p.numel() for p in problem.module.parameters()),
         metrics=trained.metrics,
+        schedule=schedule,
+        calibration=trained.calibration,
         command=f"python -m models.training forecaster {command}",
         seed=options.seed,
         epochs=trained.epochs,
@@ -117,9 +130,15 @@ def train(options: argparse.Namespace, command: str, console: Console) -> None:
         spec=spec,
     )
     run.save(problem.module, folder / "forecaster.safetensors", record, console)
-    write_series(folder, series)
+    write_series(folder, series, covariates)
     where = options.name if options.output is None else folder
     console.print(f"publish it: python -m export {where}", markup=False, highlight=False)
+
+
+def covariate_names(columns: Sequence[str], calendar: Sequence[str]) -> tuple[str, ...]:
+    """Columns, calendar features by their full names, and both waves of each `calendar` period. Without repetitions."""
+    waves = [f"{CALENDAR}{period}.{wave}" for period in calendar for wave in ("sin", "cos")]
+    return tuple(dict.fromkeys([*columns, *waves]))
 
 
 def spec_of(series: Sequence[Series], season: int, horizon: int, step: str, unit: str) -> ForecastSpec:
@@ -149,6 +168,7 @@ def config_of(series: Sequence[Series], spec: ForecastSpec, cell: Cell) -> Forec
         recent=min(10 * season if season > 1 else _FEWEST_WALK, spec.max_history),
         drift=float(np.mean([_steadiness(one[: training_size(one)], season) for one in series])) > 0.5,
         adaptive=season == 1,
+        covariates=len(spec.covariates),
     )
 
 
@@ -180,28 +200,10 @@ def require_enough(series: Mapping[str, Series], spec: ForecastSpec) -> None:
             raise TableInvalid(f"{whose}it repeats itself exactly in its first four fifths: there is nothing to learn")
 
 
-def is_better(compared: Comparison) -> bool:
-    """The baseline, by more than two standard errors."""
-    return compared.difference > 2 * compared.standard_error
-
-
-def verdict(compared: Comparison) -> str:
-    """One sentence: which of the two is better."""
-    figures = (
-        f"MASE {compared.network_mase:.3f}, {compared.baseline} {compared.baseline_mase:.3f}, "
-        f"difference {compared.difference:+.3f} ± {compared.standard_error:.3f}"
-    )
-    if is_better(compared):
-        return f"{compared.baseline} is better than this network: {figures}"
-    if compared.difference < -2 * compared.standard_error:
-        return f"better than {compared.baseline}: {figures}"
-    return f"no clear difference from {compared.baseline}: {figures}"
-
-
 def new_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m models.training forecaster",
-        description="Train, calibrate and measure a forecaster of your own series. Covariates are not supported.",
+        description="Train, calibrate and measure a forecaster of your own series.",
     )
     parser.add_argument("--csv", type=Path, required=True, metavar="FILE", help="a CSV file with a header")
     parser.add_argument("--value", required=True, metavar="COLUMN", help="the column to forecast")
@@ -210,6 +212,20 @@ def new_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--id", metavar="COLUMN", help="which series a row belongs to; all series train one model; default: one series"
+    )
+    parser.add_argument(
+        "--covariates",
+        type=_words,
+        default=(),
+        metavar="COLUMN,...",
+        help="columns that are known in advance, such as prices or holidays; every forecast then needs their future",
+    )
+    parser.add_argument(
+        "--calendar",
+        type=_words,
+        default=(),
+        metavar="PERIOD,...",
+        help="covariates that follow from --time: month, day_of_week, day_of_year, hour",
     )
     parser.add_argument(
         "--season", type=_season, default=None, metavar="N|auto", help="steps in a period, 1 for none; default: auto"
@@ -226,6 +242,10 @@ def new_parser() -> argparse.ArgumentParser:
 
 def _season(text: str) -> int | None:
     return None if text == "auto" else _positive(text)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _positive(text: str) -> int:

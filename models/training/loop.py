@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from models.progress import SILENT, Steps
+from models.training.calibration import IntervalCalibration
 from rafaga.bundle import Metric
 from rafaga.errors import DeviceError
 
@@ -90,7 +91,7 @@ class Problem(ABC):
         """The same problem on parts of its training data; the rest of the data calibrates the model."""
         return ()
 
-    def calibrate(self, rehearsals: Sequence[Problem], steps: Steps = SILENT) -> None:
+    def calibrate(self, rehearsals: Sequence[Problem], steps: Steps = SILENT) -> IntervalCalibration:
         """Fits parameters outside the loss to the errors of the trained `rehearsals` on data that they did not see."""
         raise NotImplementedError
 

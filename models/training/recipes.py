@@ -32,6 +32,12 @@ CO2_SCHEDULE = TrainingSchedule(epochs=10, peak_rate=5e-3, weight_decay=0.1, cli
 CO2_WINDOWS = Windows(batch_size=64, batches_per_epoch=25, jitter=0.1, folds=8)
 LONG_SCHEDULE = TrainingSchedule(epochs=10, peak_rate=5e-3, weight_decay=0.05, clip_norm=1.0)
 LONG_WINDOWS = Windows(batch_size=64, batches_per_epoch=40, jitter=0.05, folds=3)
+ETT_SCHEDULE = replace(LONG_SCHEDULE, peak_rate=2e-3)
+ETT_WINDOWS = replace(LONG_WINDOWS, full=0.5)
+ETT_CHOSEN = (
+    "on the last fifth of the training part, seed 0: MASE 0.493 (Holt-Winters 0.515); without the linear forecast "
+    "and with a rate of 5e-3: 0.527"
+)
 
 CIFAR_NETWORKS = ("resnet20-cifar10", "plain20-cifar10", "resnet56-cifar10", "plain56-cifar10")
 CIFAR_SCHEDULE = TrainingSchedule(epochs=20, peak_rate=0.2, weight_decay=5e-4, optimiser=Optimiser.SGD, warmup=0.25)
@@ -46,6 +52,7 @@ class Recipe:
     problem: Callable[[Path | None, Steps], Problem]
     schedule: TrainingSchedule
     half: bool = False  # ship the weights as float16
+    chosen: str = ""  # how it was chosen, and on which data
 
 
 def recipes() -> Mapping[str, Recipe]:
@@ -56,9 +63,10 @@ def recipes() -> Mapping[str, Recipe]:
         problem: Callable[[Entry, Path | None, Steps], Problem],
         schedule: TrainingSchedule,
         half: bool = False,
+        chosen: str = "",
     ) -> tuple[str, Recipe]:
         entry = entries[name]
-        return name, Recipe(entry.architecture, entry.dataset, partial(problem, entry), schedule, half)
+        return name, Recipe(entry.architecture, entry.dataset, partial(problem, entry), schedule, half, chosen)
 
     co2 = partial(forecasting, load=lambda _: load_co2(), drawn=CO2_WINDOWS)
     return dict(
@@ -68,7 +76,12 @@ def recipes() -> Mapping[str, Recipe]:
             *(recipe(name, photos, CIFAR_SCHEDULE) for name in CIFAR_NETWORKS),
             recipe("lstm-co2", co2, CO2_SCHEDULE),
             recipe("rnn-co2", co2, replace(CO2_SCHEDULE, epochs=20)),
-            recipe("lstm-ett", partial(forecasting, load=load_etth1, drawn=LONG_WINDOWS), LONG_SCHEDULE),
+            recipe(
+                "lstm-ett",
+                partial(forecasting, load=load_etth1, drawn=ETT_WINDOWS),
+                ETT_SCHEDULE,
+                chosen=ETT_CHOSEN,
+            ),
             recipe("lstm-sp500", partial(forecasting, load=load_sp500, drawn=LONG_WINDOWS), LONG_SCHEDULE),
             recipe(
                 "lstm-reber", next_symbol, TrainingSchedule(epochs=15, peak_rate=1e-2, weight_decay=0.0, clip_norm=1.0)

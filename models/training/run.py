@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models.progress import shown
+from models.training.calibration import IntervalCalibration
 from models.training.loop import Problem, TrainingSchedule, fit
 from models.training.options import CHECKPOINTS
 from rafaga.bundle import Metric, sha256_of
@@ -35,6 +38,21 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True):
     torch: str = str(torch.__version__)
     dtype: str
     sha256: str = ""  # of the weights; `save` fills it in
+    schedule: TrainingSchedule | None = None
+    chosen: str = ""  # how the recipe was chosen, and on which data
+    # Of forecasters: how the width of their intervals was fitted.
+    calibration: IntervalCalibration | None = None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For small networks: more threads cost them more than they gain, and the sums would depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,7 @@ class Trained:
     metrics: tuple[Metric, ...]
     epochs: int
     seconds: float
+    calibration: IntervalCalibration | None
 
 
 def train(
@@ -67,14 +86,14 @@ def train(
         place = CHECKPOINTS / f"{checkpoint}-{number}.pt"
         seconds += fit(rehearsal, same, place, resume, console, device).seconds
     with shown(console, checkpoint) as steps:
-        if rehearsals:
-            problem.calibrate(rehearsals, steps)
+        calibration = problem.calibrate(rehearsals, steps) if rehearsals else None
         if half:  # measured as saved, rounded
             problem.module.half().float()
         metrics = problem.evaluate(steps)
     for metric in metrics:
-        console.print(f"{metric.name:>24} {metric.value:.4f}  {metric.dataset}, {metric.samples} samples")
-    return Trained(metrics, fitted.epochs, round(seconds, 1))
+        error = f" ± {metric.standard_error:.4f}" if metric.standard_error else ""
+        console.print(f"{metric.name:>24} {metric.value:.4f}{error}  {metric.dataset}, {metric.samples} samples")
+    return Trained(metrics, fitted.epochs, round(seconds, 1), calibration)
 
 
 def save(module: nn.Module, output: Path, record: TrainingRecord, console: Console) -> None:

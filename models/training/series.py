@@ -7,32 +7,29 @@ from dataclasses import dataclass
 from itertools import islice, pairwise
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from models.forecasting import Forecaster
 from models.progress import SILENT, Steps
+from models.training.calibration import IntervalCalibration, calibrated
 from models.training.data import Series
 from models.training.forecast_eval import (
-    Comparison,
+    Inputs,
     Origins,
-    Share,
+    baselines,
     comparisons,
     evaluate,
     held_out,
-    intervals,
     joined,
     metrics_of,
     overlap,
     quantiles_of,
     rolling_origins,
-    shares,
-    standard_error,
-    training_size,
 )
 from models.training.loop import Batch, Problem
 from rafaga.bundle import ForecastSpec, Metric
+from rafaga.evaluation import Comparison, Share, coverage_name, intervals, shares, standard_error, training_size
 
 
 @dataclass(frozen=True)
@@ -41,18 +38,21 @@ class Windows:
 
     `jitter`: noise added to them, in units of the mean change from season to season. `folds`: blocks of the
     calibration; many if data are few, so that a network trained without one of them is almost as good as the final one.
+    `full`: share of histories that are as long as possible; the others are of any length.
     """
 
     batch_size: int
     batches_per_epoch: int
     jitter: float
     folds: int
+    full: float = 0.0
 
 
 class ForecastingProblem(Problem):
     """Quantile regression: the pinball loss of every level at every step of the horizon, in units of each series.
 
     `kept`: for each series, the observations that training must not forecast: to validate or to calibrate with.
+    `covariates`: [T, C] for each series; empty without any.
     `evaluate` fills in `comparisons` with the baselines, and the `coverage` of intervals, each with its standard error.
     """
 
@@ -64,6 +64,7 @@ class ForecastingProblem(Problem):
         name: str,
         drawn: Windows,
         kept: Sequence[range] = (),
+        covariates: Sequence[Series] = (),
     ) -> None:
         self.module: Forecaster = module
         self.spec = spec
@@ -71,6 +72,7 @@ class ForecastingProblem(Problem):
         self.name = name
         self.drawn = drawn
         self.kept = kept or [range(0)] * len(series)
+        self.covariates = covariates or [np.zeros((len(one), 0), np.float32) for one in series]
         self.batches_per_epoch = drawn.batches_per_epoch
         self.seen = [one[: training_size(one)] for one in series]
         self.intervals = tuple(intervals(spec.quantile_levels))
@@ -80,6 +82,13 @@ class ForecastingProblem(Problem):
 
         # All series end to end; `start`, `total`, `ends`, `unit` and `kept_*` have one value for each.
         self.values = torch.from_numpy(np.concatenate(self.seen))
+        self.beside = torch.from_numpy(
+            np.concatenate([one[: len(seen)] for one, seen in zip(self.covariates, self.seen, strict=True)])
+        )  # [T, C]
+        if module.config.covariates:
+            deviation = self.beside.std(0)
+            module.covariate_mean.copy_(self.beside.mean(0))
+            module.covariate_deviation.copy_(torch.where(deviation > 0, deviation, 1.0))
         self.total = torch.tensor([len(one) for one in self.seen])
         self.start = self.total.cumsum(0) - self.total
         self.ends = (self.total - spec.min_history).cumsum(
@@ -87,6 +96,9 @@ class ForecastingProblem(Problem):
         )  # how many histories may be drawn from it and those before
         self.unit = torch.stack([(one[spec.season :] - one[: -spec.season]).abs().mean() for one in self._parts()])
         self.kept_start, self.kept_stop = torch.tensor([[block.start, block.stop] for block in self.kept]).T
+        if module.config.linear:
+            origins, unit = self._seen_origins()
+            module.fit_linear(*(torch.from_numpy(x) for x in (origins.history, origins.length, origins.future)), unit)
 
     def _parts(self) -> Sequence[Tensor]:
         return torch.split(self.values, self.total.tolist())
@@ -96,18 +108,16 @@ class ForecastingProblem(Problem):
         folds = self.drawn.folds
         edges = [np.linspace(self.spec.min_history, len(one), folds + 1).astype(int).tolist() for one in self.seen]
         blocks = zip(*([range(*pair) for pair in pairwise(of_one)] for of_one in edges), strict=True)
-        return [
-            ForecastingProblem(Forecaster(self.module.config), self.spec, self.series, self.name, self.drawn, kept)
-            for kept in blocks
-        ]
+        parts = (self.spec, self.series, self.name, self.drawn)
+        return [ForecastingProblem(Forecaster(self.module.config), *parts, kept, self.covariates) for kept in blocks]
 
     def batches(self) -> Iterator[Batch]:
         for _ in range(self.batches_per_epoch):
             yield self.windows()
 
     def windows(self) -> Batch:
-        """history [N, T], length [N], future [N, H], known [N, H]: the part of the future that training may use,
-        unit [N]."""
+        """future [N, H], known [N, H]: the part of the future that training may use, unit [N], and the inputs: history
+        [N, T], length [N], and with C covariates these, [N, T, C] and [N, H, C]."""
         spec, n = self.spec, self.drawn.batch_size
         drawn = torch.randint(int(self.ends[-1]), (n,))
         series = torch.searchsorted(self.ends, drawn, right=True)
@@ -115,20 +125,24 @@ class ForecastingProblem(Problem):
         end = drawn - (self.ends[series] - total)  # min_history .. total - 1
         longest = end.clamp(max=spec.max_history)
         length = spec.min_history + (torch.rand(n) * (longest - spec.min_history + 1)).long()
+        if self.drawn.full:
+            length = torch.where(torch.rand(n) < self.drawn.full, longest, length)
         step = torch.arange(int(length.max()))
         inside = step < length[:, None]
         unit = self.unit[series]
-        history = self.values[(start + end - length)[:, None] + step * inside]
+        past = (start + end - length)[:, None] + step * inside
+        history = self.values[past]
         history = (history + self.drawn.jitter * unit[:, None] * torch.randn(history.shape)) * inside
         ahead = end[:, None] + torch.arange(spec.max_horizon)
         before, after = ahead < self.kept_start[series][:, None], ahead >= self.kept_stop[series][:, None]
         known = (ahead < total[:, None]) & (before | after)
-        future = self.values[start[:, None] + torch.minimum(ahead, total[:, None] - 1)]
-        return history, length, future, known, unit
+        later = start[:, None] + torch.minimum(ahead, total[:, None] - 1)
+        covariates = (self.beside[past], self.beside[later]) if self.module.config.covariates else ()
+        return self.values[later], known, unit, history, length, *covariates
 
     def loss(self, batch: Batch) -> Tensor:
-        history, length, future, known, unit = batch
-        error = (future[:, :, None] - self.module(history, length)) / unit[:, None, None]  # [N, H, Q]
+        future, known, unit, *inputs = batch
+        error = (future[:, :, None] - self.module(*inputs)) / unit[:, None, None]  # [N, H, Q]
         levels = self.levels.to(error.device)
         pinball = torch.maximum(levels * error, (levels - 1) * error).mean(2)
         return (pinball * known).sum() / known.sum()
@@ -140,18 +154,27 @@ class ForecastingProblem(Problem):
         origins = joined(parts)
         future = torch.from_numpy(origins.future)
         known = torch.ones_like(future, dtype=torch.bool)
-        yield torch.from_numpy(origins.history), torch.from_numpy(origins.length), future, known, unit
+        yield future, known, unit, *map(torch.from_numpy, origins.inputs.values())
+
+    def _seen_origins(self) -> tuple[Origins, Tensor]:
+        """Every second one whose horizon training may use, and its unit [N]."""
+        parts, units = [], []
+        for number, (one, kept) in enumerate(zip(self.seen, self.kept, strict=True)):
+            for start, stop in ((0, kept.start), (kept.stop, len(one))):
+                if stop - max(start, self.spec.min_history) >= self.spec.max_horizon:
+                    parts.append(rolling_origins(one, self.spec, start, stop, stride=2))
+                    units.append(self.unit[number].expand(len(parts[-1].length)))
+        return joined(parts), torch.cat(units)
 
     def _kept_origins(self, number: int, stride: int = 1) -> Origins:
         kept = self.kept[number]
-        return rolling_origins(self.seen[number], self.spec, kept.start, kept.stop, stride)
+        series, covariates = self.seen[number], self.covariates[number]
+        return rolling_origins(series, self.spec, kept.start, kept.stop, stride, covariates)
 
-    def calibrate(self, rehearsals: Sequence[Problem], steps: Steps = SILENT) -> None:
+    def calibrate(self, rehearsals: Sequence[Problem], steps: Steps = SILENT) -> IntervalCalibration:
         """Sets the spread that `rehearsals` would have needed on the blocks they were not trained on.
 
-        A network is overconfident on its training data. For each interval, the factor that gives the nominal coverage
-        is a quantile of the distances of observations from the median, in widths of the forecast (cross-conformal
-        prediction, Vovk 2015, with the score of Romano et al. 2019). Their mean is used, so that quantiles never cross.
+        A network is overconfident on its training data.
         """
         steps.step("comparing with the held-out blocks")
         blocks = []
@@ -159,10 +182,12 @@ class ForecastingProblem(Problem):
             assert isinstance(rehearsal, ForecastingProblem)  # its own
             blocks.append(rehearsal.outside())
             steps.advance(number, len(rehearsals))
-        outside = np.concatenate(blocks)  # [M, intervals]
-        shares = [self.spec.quantile_levels[high] - self.spec.quantile_levels[low] for low, high in self.intervals]
-        factors = [np.quantile(outside[:, i], share) for i, share in enumerate(shares)]
-        self.module.spread.fill_(float(np.mean(factors)))
+        levels = self.spec.quantile_levels
+        found = calibrated(
+            blocks, {coverage_name(levels, *pair): levels[pair[1]] - levels[pair[0]] for pair in self.intervals}
+        )
+        self.module.spread.fill_(found.spread)
+        return found
 
     def outside(self) -> Series:
         """Distance of its held-out observations from the median, 1 at the edge of the interval. [M, intervals]"""
@@ -177,17 +202,20 @@ class ForecastingProblem(Problem):
         return np.stack(columns, axis=1)
 
     def evaluate(self, steps: Steps = SILENT) -> tuple[Metric, ...]:
-        origins = held_out(self.series, self.spec)
+        origins = held_out(self.series, self.spec, self.covariates)
         dataset = f"{self.name}, last fifth"
         steps.step("forecasting the last fifth")
         quantiles = quantiles_of(self.forecast, origins)
-        self.comparisons = tuple(comparisons(origins, self.spec, quantiles, steps))
-        held = islice(shares(origins, self.spec, quantiles), len(self.intervals))
-        self.coverage = tuple((share, standard_error(share, overlap(origins))) for share in held)
-        baselines = {compared.metric: compared.baseline_mase for compared in self.comparisons}
-        return evaluate(origins, self.spec, quantiles, dataset) + metrics_of(baselines, dataset, origins)
+        others = baselines(origins, self.spec, steps)
+        self.comparisons = tuple(comparisons(origins, self.spec, quantiles, others))
+        held = islice(shares(origins.future, quantiles, self.spec.quantile_levels), len(self.intervals))
+        self.coverage = tuple(
+            (share, standard_error(share.held.mean(1), overlap(origins), origins.series)) for share in held
+        )
+        measured = metrics_of({baseline.metric: each for baseline, each in others.items()}, dataset, origins)
+        return evaluate(origins, self.spec, quantiles, dataset) + measured
 
-    def forecast(self, history: Series, length: npt.NDArray[np.int64]) -> Series:
+    def forecast(self, inputs: Inputs) -> Series:
         with torch.inference_mode():
-            quantiles: Series = self.module(torch.from_numpy(history), torch.from_numpy(length)).numpy()
+            quantiles: Series = self.module(*map(torch.from_numpy, inputs.values())).numpy()
         return quantiles

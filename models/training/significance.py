@@ -10,20 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from models.progress import SILENT, Steps
-from models.training.forecast_eval import Comparison, comparisons
+from models.training.forecast_eval import baselines, comparisons
 from models.training.shipped import forecasts, tabulate
+from rafaga.evaluation import Comparison
 
 
 def compare(name: str, root: Path | None, steps: Steps = SILENT) -> Iterator[Comparison]:
     """The shipped forecaster `name` against every baseline for its series. Raises DataUnavailable."""
     found = forecasts(name, root, steps)
-    return comparisons(found.origins, found.spec, found.quantiles, steps)
+    others = baselines(found.origins, found.spec, steps)
+    return comparisons(found.origins, found.spec, found.quantiles, others)
 
 
 def rows(name: str, root: Path | None, steps: Steps) -> Iterator[tuple[str, ...]]:
     for c in compare(name, root, steps):
         difference = f"{c.difference:+.3f} ± {c.standard_error:.3f}"
-        yield c.baseline, f"{c.baseline_mase:.3f}", f"{c.network_mase:.3f}", difference
+        yield c.baseline.name, f"{c.baseline_error:.3f}", f"{c.model_error:.3f}", difference
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,5 @@
-"""Series from a CSV file with a header: a column of values, and optionally one of timestamps and one of series' names.
+"""Series from a CSV file with a header: a column of values, and optionally one of timestamps, one of series' names, and
+columns of covariates.
 
 Rows are sorted by timestamp, and these must be equally spaced. Without timestamps, rows are taken in their order.
 """
@@ -7,17 +8,18 @@ from __future__ import annotations
 
 import csv
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from models.training.data import Series
+from rafaga.calendar import CALENDAR, calendar_feature, inferred
+from rafaga.series import read_time
 
 _MONTHS = {1: "month", 3: "quarter", 12: "year"}
 _MILLISECONDS = {604_800_000: "week", 86_400_000: "day", 3_600_000: "hour", 60_000: "minute", 1000: "second", 1: "ms"}
@@ -32,23 +34,34 @@ class Row:
     line: int
     value: float
     time: datetime | None
+    covariates: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """`series` float32 [T] each, by id ("" where the file holds one). `step`: time between two observations."""
+    """`series` float32 [T] each, by id ("" where the file holds one), and `covariates` float32 [T, C] of each. `step`:
+    time between two observations, and `frequency`, as pandas names it; empty: unknown.
+    """
 
     series: Mapping[str, Series]
+    covariates: Mapping[str, Series]
     step: str
+    frequency: str
 
 
-def read_table(path: Path, value: str, time: str | None = None, item: str | None = None) -> Table:
-    """Raises TableInvalid."""
+def read_table(
+    path: Path, value: str, time: str | None = None, item: str | None = None, covariates: Sequence[str] = ()
+) -> Table:
+    """`covariates`: names of columns, and calendar features, which are computed from the timestamps. Last rows that
+    have covariates but no value are the future, and are left out. Raises TableInvalid.
+    """
+    columns = [name for name in covariates if not name.startswith(CALENDAR)]
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True)
-            _require_columns(reader.fieldnames or (), [name for name in (value, time, item) if name is not None])
-            rows = list(_rows(reader, value, time, item))
+            needed = [name for name in (value, time, item) if name is not None]
+            _require_columns(reader.fieldnames or (), [*needed, *columns])
+            rows = list(_rows(reader, value, time, item, columns))
     except OSError as error:
         raise TableInvalid(f"{error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -58,12 +71,39 @@ def read_table(path: Path, value: str, time: str | None = None, item: str | None
     items: dict[str, list[Row]] = {}
     for name, row in rows:
         items.setdefault(name, []).append(row)
+    for found in items.values():
+        while columns and len(found) > 1 and math.isnan(found[-1].value):
+            found.pop()
+        _require_values(found, value)
     steps = {name: _sorted(found, name) if time is not None else "step" for name, found in items.items()}
     if len(set(steps.values())) > 1:
         found = ", ".join(f"{name!r}: {step}" for name, step in list(steps.items())[:4])
         raise TableInvalid(f"series of one model need the same step; found {found}")
-    series = {name: np.array([row.value for row in found], dtype=np.float32) for name, found in items.items()}
-    return Table(series, next(iter(steps.values())))
+    step = next(iter(steps.values()))
+    frequencies = {_frequency(found) for found in items.values()}
+    return Table(
+        series={name: np.array([row.value for row in found], dtype=np.float32) for name, found in items.items()},
+        covariates={name: _covariates(found, covariates, columns) for name, found in items.items()},
+        step=step,
+        frequency=frequencies.pop() if len(frequencies) == 1 else "",
+    )
+
+
+def _covariates(rows: Sequence[Row], names: Sequence[str], columns: Sequence[str]) -> Series:
+    """In the order of `names`. [T, C]"""
+    given = np.array([row.covariates for row in rows], dtype=np.float32)
+    found = [given[:, columns.index(name)] if name in columns else _of_calendar(name, rows) for name in names]
+    return np.stack(found, axis=1) if found else np.zeros((len(rows), 0), np.float32)
+
+
+def _of_calendar(name: str, rows: Sequence[Row]) -> Series:
+    times = np.array([row.time for row in rows], dtype="datetime64[us]")
+    if np.isnat(times).any():
+        raise TableInvalid(f"covariate {name!r} follows from timestamps: name their column with --time")
+    try:
+        return calendar_feature(name, times)
+    except ValueError as error:
+        raise TableInvalid(str(error)) from None
 
 
 def _require_columns(header: Sequence[str], names: Iterable[str]) -> None:
@@ -72,17 +112,30 @@ def _require_columns(header: Sequence[str], names: Iterable[str]) -> None:
             raise TableInvalid(f"no column {name!r}; the file has {', '.join(header) or 'no header'}")
 
 
-def _rows(reader: csv.DictReader[str], value: str, time: str | None, item: str | None) -> Iterator[tuple[str, Row]]:
+def _rows(
+    reader: csv.DictReader[str], value: str, time: str | None, item: str | None, covariates: Sequence[str]
+) -> Iterator[tuple[str, Row]]:
     for cells in reader:
         line = reader.line_num
-        number = _number(cells[value] or "", value, line)
+        # `read_table` refuses empty values that are not in the last rows.
+        number = math.nan if not (cells[value] or "").strip() else _number(cells[value] or "", value, line)
+        beside = [_number(cells[column] or "", column, line) for column in covariates]
         moment = None if time is None else _moment(cells[time] or "", time, line)
-        yield "" if item is None else cells[item] or "", Row(line, number, moment)
+        yield "" if item is None else cells[item] or "", Row(line, number, moment, tuple(beside))
+
+
+def _require_values(rows: Sequence[Row], column: str) -> None:
+    if empty := next((row for row in rows if math.isnan(row.value)), None):
+        raise _empty(column, empty.line)
+
+
+def _empty(column: str, line: int) -> TableInvalid:
+    return TableInvalid(f"line {line}: column {column!r} is empty; fill in missing values first")
 
 
 def _number(text: str, column: str, line: int) -> float:
     if not text.strip():
-        raise TableInvalid(f"line {line}: column {column!r} is empty; fill in missing values first")
+        raise _empty(column, line)
     try:
         number = float(text)
     except ValueError:
@@ -94,18 +147,10 @@ def _number(text: str, column: str, line: int) -> float:
 
 
 def _moment(text: str, column: str, line: int) -> datetime:
-    """ISO 8601, a year, or a year and a month. In UTC if the text has a time zone."""
-    stripped = text.strip()
-    if short := re.fullmatch(r"(\d{4})(?:\.0)?(?:-(\d\d))?", stripped):
-        stripped = f"{short[1]}-{short[2] or '01'}-01"
     try:
-        found = datetime.fromisoformat(stripped)
-    except ValueError:
-        raise TableInvalid(
-            f"line {line}: column {column!r} is {text!r}; expected a timestamp like 2024-05-31, 2024-05-31T14:00, "
-            f"2024-05 or 2024"
-        ) from None
-    return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
+        return read_time(text)
+    except ValueError as error:
+        raise TableInvalid(f"line {line}: column {column!r}: {error}") from None
 
 
 def _sorted(rows: list[Row], name: str) -> str:
@@ -145,3 +190,10 @@ def _word(step: int, months: Mapping[int, str]) -> str:
         return months.get(step, f"{step} months")
     unit = next(unit for unit in _MILLISECONDS if step % unit == 0)  # the longest
     return _MILLISECONDS[unit] if step == unit else f"{step // unit} {_MILLISECONDS[unit]}s"
+
+
+def _frequency(rows: Sequence[Row]) -> str:
+    """As pandas names it; empty without times, or if it has no name."""
+    times = np.array([row.time for row in rows if row.time is not None], dtype="datetime64[us]")
+    found = inferred(times)
+    return found.name if found else ""

@@ -18,9 +18,8 @@ from enum import StrEnum
 from pathlib import Path
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
+from rafaga import calendar
 from rafaga.errors import BundleError
 from rafaga.files import MOST_TEXT_BYTES, contents, opened_in
 
@@ -42,9 +41,17 @@ class Task(StrEnum):
 
 
 class Precision(StrEnum):
+    """Of a file, except bf16: some engines multiply the numbers of the fp32 file in it."""
+
     FP32 = "fp32"
+    BF16 = "bf16"
     FP16 = "fp16"
     INT8 = "int8"
+
+
+class EngineName(StrEnum):
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
 
 
 class Head(StrEnum):
@@ -123,6 +130,10 @@ class ForecastSpec(Frozen, frozen=True):
     frequency: str = ""  # `step` as pandas names it: "MS", "h", "B"; empty: unknown
     covariates: tuple[str, ...] = ()  # names, in the order of the axis C; "calendar.month" etc. follow from timestamps
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a frequency or a calendar feature that is not known."""
+        calendar.check(self.frequency, self.covariates)
+
 
 class DetectionSpec(Frozen, frozen=True):
     """Outputs of a detector: always `max_objects` rows per image, so that images share a batch.
@@ -153,6 +164,7 @@ class Metric(Frozen, frozen=True):
     value: float
     dataset: str
     samples: int
+    standard_error: float = 0.0  # of `value`, from the choice of samples; 0 unknown
 
 
 class Parity(Frozen, frozen=True):
@@ -165,6 +177,16 @@ class Parity(Frozen, frozen=True):
     max_relative_error: float
     batch_sizes: tuple[int, ...]
     largest_input: tuple[int, ...] = ()
+
+    @property
+    def golden_tolerance(self) -> float:
+        """Largest `relative_error` at which answers to the golden inputs count as right on any machine.
+
+        Wider than the error that export measured, because other processors add in another order and GPUs may round to
+        TF32. The smaller of the two measured errors counts: for small probabilities the relative one would let anything
+        pass.
+        """
+        return tolerance(min(self.max_relative_error, self.max_absolute_error))
 
 
 def tolerance(measured: float) -> float:
@@ -217,15 +239,21 @@ class Variant(Frozen, frozen=True):
     losses: tuple[Loss, ...] = ()
     calibration: Calibration | None = None
 
-    @property
-    def golden_tolerance(self) -> float:
-        """Largest `relative_error` at which answers to the golden inputs count as right on any machine.
 
-        Wider than the error that export measured, because other processors add in another order and GPUs may round to
-        TF32. The smaller of the two measured errors counts: for small probabilities the relative one would let anything
-        pass.
-        """
-        return tolerance(min(self.parity.max_relative_error, self.parity.max_absolute_error))
+class EngineAccuracy(Frozen, frozen=True):
+    """A variant in another engine than ONNX Runtime's CPU provider, which `Variant` describes. bf16 runs the fp32 file.
+
+    The figures hold on processors that multiply with the same `instruction_set`, see `rafaga.processor`; "" unknown.
+    """
+
+    engine: EngineName
+    precision: Precision
+    instruction_set: str
+    parity: Parity
+    metrics: tuple[Metric, ...] = ()
+    default_eligible: bool = True
+    loss: Loss | None = None
+    losses: tuple[Loss, ...] = ()
 
 
 class Weights(Frozen, frozen=True):
@@ -271,6 +299,7 @@ class Bundle(Frozen, frozen=True):
     head: Head = Head.LOGITS
     allow_non_finite: bool = False  # NaN and infinity are answers; otherwise the server answers with an error
     assumptions: tuple[str, ...] = ()  # what export took for granted about your own model's inputs and labels
+    engines: tuple[EngineAccuracy, ...] = ()
 
     def variant(self, precision: Precision) -> Variant | None:
         return next((v for v in self.variants if v.precision == precision), None)
@@ -314,32 +343,25 @@ class Bundle(Frozen, frozen=True):
                 raise ValueError(f"task {task} needs the whole image: resize_shorter does not go with a fixed size")
             if image.max_longer is not None and image.resize_shorter is None:
                 raise ValueError("max_longer needs resize_shorter")
-        for given, expected in ((self.inputs, _INPUTS.get(task)), (self.outputs, _OUTPUTS.get(task))):
+        inputs = _COVARIATE_INPUTS if self.forecast and self.forecast.covariates else _INPUTS.get(task)
+        for given, expected in ((self.inputs, inputs), (self.outputs, _OUTPUTS.get(task))):
             if expected is not None and tuple((t.name, t.dtype, len(t.shape)) for t in given) != expected:
                 words = ", ".join(f"{name} {dtype} of {axes} axes" for name, dtype, axes in expected)
                 raise ValueError(f"task {task} has the tensors {words}")
 
 
 # Name, dtype and number of axes, of the tasks whose services go by them.
-_INPUTS = {Task.SEQUENCE: (("symbols", "int64", 2), ("length", "int64", 1))}
+_Tensors = tuple[tuple[str, str, int], ...]
+_INPUTS: dict[Task, _Tensors] = {Task.SEQUENCE: (("symbols", "int64", 2), ("length", "int64", 1))}
+_COVARIATE_INPUTS: _Tensors = (
+    *(("history", "float32", 2), ("length", "int64", 1)),
+    *(("past_covariates", "float32", 3), ("future_covariates", "float32", 3)),
+)
 _OUTPUTS = {
     Task.DETECTION: (("boxes", "float32", 3), ("scores", "float32", 2), ("labels", "int64", 2)),
     Task.SEGMENTATION: (("labels", "uint8", 3), ("probabilities", "float32", 3)),
     Task.SEQUENCE: (("probabilities", "float32", 2),),
 }
-
-
-def relative_error(found: NDArray[np.generic], reference: NDArray[np.generic]) -> float:
-    """max|a - b| / max(1, max|b|), b being the reference; NaN where either holds one. Shapes must be equal.
-
-    For integers, which are classes, it is the share that differs: a class is right or wrong.
-    """
-    if found.shape != reference.shape:
-        raise ValueError(f"shapes differ: {found.shape} and {reference.shape}")
-    if reference.dtype.kind in "iu":
-        return float(np.mean(found != reference)) if reference.size else 0.0
-    a, b = found.astype(np.float64), reference.astype(np.float64)
-    return float(np.max(np.abs(a - b), initial=0.0) / max(1.0, np.max(np.abs(b), initial=0.0)))
 
 
 def sha256_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Files that somebody else may have written: only regular files are opened, and no more is read than allowed."""
+"""Files of unknown origin: only regular files are opened, and no more is read than allowed."""
 
 from __future__ import annotations
 

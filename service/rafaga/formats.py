@@ -35,7 +35,7 @@ _BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b
 
 
 class Stopped(Exception):
-    """The decoding of an image was stopped, because nobody waits for it any more."""
+    """The decoding of an image was stopped, because its caller has gone."""
 
 
 class ImageFile(io.BytesIO):

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from rafaga.processor import CPUINFO, features
+
 _EXACT_SUMS = ("session.x64quantprecision", "1")
 _X86 = frozenset({"x86_64", "amd64", "i686", "i386"})
-_CPUINFO = Path("/proc/cpuinfo")
 _INT8_INSTRUCTIONS = frozenset({"avx512_vnni", "avx_vnni", "asimddp"})  # the last is Arm's
 # An ONNX model of one node, c = MatMulInteger(a, b): uint8 [m, k] times int8 [k, n] gives int32 [m, n].
 _PROBE = (
@@ -34,19 +35,14 @@ def configure(options: ort.SessionOptions) -> None:
 
 
 @cache
-def quick(cpuinfo: Path = _CPUINFO) -> bool:
+def quick(cpuinfo: Path = CPUINFO) -> bool:
     """Whether this processor has an instruction for sums of int8 products.
 
     Where the operating system does not list the processor's instructions, ONNX Runtime is tried on x86, and other
     processors are assumed to have one.
     """
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    features = [line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features"))]
-    if features:
-        return bool(_INT8_INSTRUCTIONS & set(features[0].split()))
+    if listed := features(cpuinfo):
+        return bool(_INT8_INSTRUCTIONS & listed)
     return not _x86() or not saturates(ort.InferenceSession(_PROBE, providers=["CPUExecutionProvider"]))
 
 

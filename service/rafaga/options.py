@@ -59,7 +59,7 @@ class _Formatter(argparse.HelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
-        self._action_max_length = 14  # argparse forgets that subcommands are indented twice
+        self._action_max_length = 14  # argparse ignores that subcommands are indented twice
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(

@@ -99,3 +99,16 @@ def describe(shape: Sequence[int | None]) -> str:
     if words and shape[0] is None:
         words[0] = "N"
     return "[" + ", ".join(words) + "]"
+
+
+def relative_error(found: NDArray[np.generic], reference: NDArray[np.generic]) -> float:
+    """max|a - b| / max(1, max|b|), b being the reference; NaN where either holds one. Shapes must be equal.
+
+    For integers, which are classes, it is the share that differs: a class is right or wrong.
+    """
+    if found.shape != reference.shape:
+        raise ValueError(f"shapes differ: {found.shape} and {reference.shape}")
+    if reference.dtype.kind in "iu":
+        return float(np.mean(found != reference)) if reference.size else 0.0
+    a, b = found.astype(np.float64), reference.astype(np.float64)
+    return float(np.max(np.abs(a - b), initial=0.0) / max(1.0, np.max(np.abs(b), initial=0.0)))

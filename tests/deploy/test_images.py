@@ -23,9 +23,9 @@ CONSTRAINTS = {
 ORT = CONSTRAINTS["onnxruntime-gpu"]
 # By file of requirements/images: the arguments of requirements.py, as `make hashes` gives them.
 LOCKED = {
-    "server": ("server", "tracing", "gpu", "--replace", f"onnxruntime=onnxruntime=={ORT}"),
+    "server": ("server", "tracing", "gpu", "openvino", "--replace", f"onnxruntime=onnxruntime=={ORT}"),
     "server-gpu": ("server", "tracing", "gpu", "--replace", f"onnxruntime=onnxruntime-gpu[cuda,cudnn]=={ORT}"),
-    "export": ("export", "--replace", f"onnxruntime=onnxruntime=={ORT}"),
+    "export": ("export", "openvino", "--replace", f"onnxruntime=onnxruntime=={ORT}"),
     "load": ("load",),
 }
 
@@ -160,3 +160,19 @@ def test_each_image_takes_only_what_is_locked() -> None:
         scripts = [i.rest for stage in stages(name) for i in stage if i.word == "RUN"]
         for command in (each.strip() for script in scripts for each in re.split("&&|;", script)):
             assert " install " not in command or "--require-hashes" in command or command.endswith(others)
+
+
+def test_every_image_is_listed_and_audited() -> None:
+    command = ["make", "--dry-run", "sbom", "audit"]
+    plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in LOCKED:
+        (listed, audited) = (line for line in plan.replace(";", "\n").splitlines() if f"images/{name}.txt" in line)
+        assert "cyclonedx-py" in listed
+        assert "pip-audit --strict" in audited
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_base_images_can_be_named_by_digest(name: str) -> None:
+    defaults, *built = stages(name)
+    arguments = {i.rest.split("=")[0] for i in defaults if i.word == "ARG"}
+    assert {stage[0].rest.split()[0] for stage in built} <= {f"${{{argument}}}" for argument in arguments}

@@ -10,7 +10,7 @@ import pytest
 from models.zoo import catalogue
 from rafaga.load.options import parse_load
 from rafaga.server import lifecycle
-from rafaga.server.config.settings import Config
+from rafaga.server.config.settings import Config, ModelControl
 from rafaga.server.config.sources import PREFIX, SETTINGS
 from tests.deploy.rendering import (
     KUBERNETES,
@@ -83,6 +83,17 @@ def test_models_and_settings_are_mounted_where_the_server_looks(objects: tuple[O
     assert claim == one(render(KUBERNETES / "export"), "PersistentVolumeClaim")["metadata"]["name"]
 
 
+def test_folders_are_polled_in_development_alone(tmp_path: Path) -> None:
+    """Elsewhere a writer of the volume could change what is served at any time."""
+    polled = set()
+    for name in OVERLAYS:
+        objects = overlay(name)
+        config = settings(container(objects), one(objects, "ConfigMap"), tmp_path)
+        if config.models.model_control is ModelControl.POLL:
+            polled.add(name)
+    assert polled == {"dev"}
+
+
 def test_the_grace_period_covers_the_drain(objects: tuple[Object, ...], config: Config) -> None:
     stop_s = container(objects)["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain_s = config.network.drain_delay_s + config.network.drain_timeout_s + lifecycle._REPLY_GRACE_S
@@ -90,7 +101,7 @@ def test_the_grace_period_covers_the_drain(objects: tuple[Object, ...], config: 
 
 
 def test_readiness_is_lost_within_the_drain_delay_and_prestop(objects: tuple[Object, ...], config: Config) -> None:
-    """Balancers that go by readiness alone hear of the drain while calls are still answered."""
+    """Balancers that use readiness alone notice the drain while calls are still answered."""
     probe = container(objects)["readinessProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] <= config.network.drain_delay_s
 

@@ -49,7 +49,7 @@ def test_a_refused_bundle_stops_the_update_and_restarts_nothing(
 
 
 def test_engines_that_hang_again_and_again_end_the_process(serve: Serve, tmp_path: Path, valve: Valve) -> None:
-    """1. The engine hangs, and the next one too. 2. The probes tell Kubernetes to restart the pod."""
+    """1. The engine hangs, and the next one too. 2. The probes make Kubernetes restart the pod."""
     bundles.publish_classifier(tmp_path)
     served, only = serve(tmp_path, engine_timeout_s=0.2), container(overlay("cpu"))
     assert served.get("/healthz")[0] == 200

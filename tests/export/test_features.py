@@ -29,7 +29,7 @@ from models.entry import Entry, ImageInput
 from models.progress import Silent
 from rafaga import bundle as bundles
 from rafaga.bundle import Precision, Variant
-from rafaga.server.repository.loader import fastest_eligible
+from rafaga.server.engines.runtimes import fastest_eligible
 from tests.export import small
 
 INT8, SMALLER = (Precision.INT8,), (Precision.FP16, Precision.INT8)

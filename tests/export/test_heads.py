@@ -1,4 +1,4 @@
-"""Outputs that are no logits get no second softmax: they are refused, or served as what they are."""
+"""Outputs that are not logits get no second softmax: they are refused, or served unchanged."""
 
 from __future__ import annotations
 

@@ -94,8 +94,8 @@ def test_a_lost_rare_class_returns_layers_to_float(judge: Judge) -> None:
 
 def test_a_lost_rare_class_is_not_eligible_where_nothing_decides(judge: Judge) -> None:
     """No photo that chooses shows a defect, so the file stays quantised as a whole."""
-    data = replace(judge.evidence.data, choosing=photos(400, 0, 3))
-    (int8,), _ = replace(judge, evidence=replace(judge.evidence, data=data)).variants((Precision.INT8,))
+    data = replace(judge._images.data, choosing=photos(400, 0, 3))
+    (int8,), _ = replace(judge, evidence=replace(judge._images, data=data)).variants((Precision.INT8,))
     top1, agreement, defect = int8.losses
     assert (int8.float_layers, int8.default_eligible) == ((), False)
     assert (top1.metric, top1.drop, top1.within) == ("top1", 6 / 1600, True)
@@ -141,7 +141,7 @@ def test_a_segmenters_class_is_judged_by_the_images_that_show_it() -> None:
     }
 
 
-def test_a_channel_that_is_lost_beside_a_large_one() -> None:
+def test_a_channel_that_is_lost_next_to_a_large_one() -> None:
     """The cosine of the whole map stays at 1.00."""
     rng = np.random.default_rng(0)
     reference = rng.normal(size=(3, 4, 5, 5)) * np.array([1000, 1, 1, 0])[:, None, None]

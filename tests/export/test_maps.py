@@ -18,7 +18,7 @@ from tests.export import small
 
 
 class Pyramid(nn.Module):
-    """c2 and c3 at strides 2 and 4, without padding: their sizes are no quotients."""
+    """c2 and c3 at strides 2 and 4, without padding: their sizes are not input size / stride."""
 
     names = ("c2", "c3")
 

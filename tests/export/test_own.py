@@ -33,7 +33,14 @@ from rafaga.bundle import Bundle, Calibration, ForecastSpec, ImagePreparation, S
 from tests.export import small
 
 HOURS = ForecastSpec(
-    min_history=5, max_history=40, max_horizon=4, quantile_levels=(0.1, 0.5, 0.9), season=3, step="hour", unit="MW"
+    min_history=5,
+    max_history=40,
+    max_horizon=4,
+    quantile_levels=(0.1, 0.5, 0.9),
+    season=3,
+    step="hour",
+    unit="MW",
+    frequency="h",
 )
 FORECASTING: dict[str, Any] = {
     "task": Task.FORECASTING,
@@ -247,7 +254,8 @@ def test_a_forecaster_is_measured_on_a_series_of_a_file(tmp_path: Path) -> None:
     torch.save(small.SmallForecaster().state_dict(), tmp_path / "weights.pth")
     command = ["--factory", FORECASTING["factory"], "--name", "my-net", "--output", str(tmp_path / "repository")]
     shape = ["--horizon=4", "--min-history=5", "--max-history=40", "--quantiles=0.1,0.5,0.9", "--season=3"]
-    described = ["--step", "hour", "--unit", "MW", "--dataset", "my load", "--weights", str(tmp_path / "weights.pth")]
+    described = ["--step", "hour", "--frequency", "H", "--unit", "MW", "--dataset", "my load"]
+    described += ["--weights", str(tmp_path / "weights.pth")]
     asked = [*command, *shape, *described, "--task", "forecasting", "--eval-series", f"{tmp_path}/load.csv"]
     assert main([*asked[:-1], f"{asked[-1]}:MW"]) == 0
     bundle = exported(tmp_path)

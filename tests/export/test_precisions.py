@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export import accuracy, precisions
+from export import accuracy, engines, precisions
 from export.accuracy import Measured
 from export.arrays import Array
+from export.engines import in_openvino
 from export.evidence import ImageEvidence, Sources
 from export.graph import serving_graph
 from export.onnx import to_onnx
@@ -26,6 +27,8 @@ from export.verify import ParityCase, open_session, tensor_specs
 from models.entry import Entry, ImageInput
 from models.progress import Silent
 from rafaga.bundle import Precision, Task, Variant
+from rafaga.errors import DeviceError
+from rafaga.processor import instruction_set
 
 SIZE = 8
 SMALLER = (Precision.FP16, Precision.INT8)
@@ -118,7 +121,7 @@ def test_fp16_holds_half_precision_and_keeps_the_softmax(traced: Judge, variants
 
 def test_the_gate_returns_sensitive_layers_to_float(judge: Judge, variants: dict[Precision, Variant]) -> None:
     """Quantised as a whole the network fails; with the two sensitive layers in float it loses nothing."""
-    with calibrated(judge.fp32, judge.evidence.calibration()) as graph:
+    with calibrated(judge.fp32, judge._images.calibration()) as graph:
         assert len(graph.layers) == 4
         _, widen, read, _ = graph.layers
         graph.quantise(judge.fp32.with_name("whole.onnx"))
@@ -171,7 +174,7 @@ def test_a_failing_converter_affects_only_its_own_file(
     """A partial file is removed."""
     partial = judge.fp32.with_name(f"model.{lost}.onnx")
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         partial.write_bytes(b"half")
         raise NotImplementedError("no kernel for Whirl\nwith details")
 
@@ -181,6 +184,37 @@ def test_a_failing_converter_affects_only_its_own_file(
     assert left_out == [LeftOut(Precision(lost), "NotImplementedError: no kernel for Whirl")]
     assert not partial.exists()
     assert judge.fp32.with_name(f"model.{kept}.onnx").is_file()
+
+
+def test_openvino_is_measured_like_a_file(
+    judge: Judge, variants: dict[Precision, Variant], traced: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(engines, "has_bf16", lambda: True)  # without its instructions OpenVINO computes in float32
+    files = (Variant(precision=Precision.FP32, file="model.onnx", parity=variants[Precision.FP16].parity),)
+    found, reasons = in_openvino(traced, (*files, *variants.values()), bf16=True)
+    assert ([e.precision for e in found], reasons) == (["fp32", "int8", "bf16"], {})
+    for engine in found:
+        assert (engine.engine, engine.instruction_set) == ("openvino", instruction_set(engine.precision))
+        assert accuracy.value_of("top1", engine.metrics) == 1.0
+        assert (engine.default_eligible, engine.loss) == (True, engine.losses[0])
+    strict, _ = in_openvino(replace(judge, max_accuracy_drop=-0.1), files, bf16=True)
+    assert [e.default_eligible for e in strict] == [True, False], "fp32 is proven by its parity"
+    assert strict[0].parity.max_relative_error < 1e-5
+
+
+def test_bf16_needs_openvino_and_its_instructions(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "has_bf16", lambda: False)
+    monkeypatch.setattr(engines, "runtime", lambda: None)
+    lacking = {Precision.BF16: "this processor has no instructions for bf16"}
+    assert in_openvino(judge, (), bf16=True) == ([], lacking)
+
+    def missing() -> None:
+        raise DeviceError("OpenVINO is not installed")
+
+    monkeypatch.setattr(engines, "runtime", missing)
+    assert in_openvino(judge, (), bf16=True) == ([], {Precision.BF16: "OpenVINO is not installed"})
+    assert in_openvino(judge, (), bf16=False) == ([], {})
 
 
 def test_top1_and_its_progress(traced: Judge) -> None:

@@ -141,7 +141,7 @@ def task(folder: Path, precision: Precision = Precision.FP32, rows: int = 8) -> 
     golden = Golden.load(bundle, folder / bundles.GOLDEN)
 
     def verify(engine: Engine) -> None:
-        golden.verify(engine, variant.golden_tolerance, rows)
+        golden.verify(engine, variant.parity.golden_tolerance, rows)
 
     model = (folder / variant.file).read_bytes()
     rows = min(rows, bundle.max_batch_size)

@@ -1,4 +1,4 @@
-"""Answers on the device: those of numpy for small models, those of PyTorch for every bundle and variant at hand."""
+"""Answers on the device: those of numpy for small models, those of PyTorch for every bundle and variant."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rafaga.bundle import relative_error
 from rafaga.server.config.device import Device
 from rafaga.server.engines.contract import run_in_batches, whole
 from rafaga.server.engines.selection import Placement
+from rafaga.tensors import relative_error
 from tests.bundles import (
     classify,
     convolve,
@@ -81,7 +81,7 @@ def compare(place: Place, device: Device, found: Found, folder: Path) -> None:
     engine = place().load(device, given).engine
     for rows in SIZES:
         asked = repeated(golden, rows)
-        asked.check(run_in_batches(engine, asked.inputs, given.max_rows), variant.golden_tolerance)
+        asked.check(run_in_batches(engine, asked.inputs, given.max_rows), variant.parity.golden_tolerance)
     assert engine.close()
 
 

@@ -46,7 +46,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[Served]:
-    """One server for all tests that change nothing about it. It owes nobody an answer when it stops."""
+    """One server for all tests that change nothing about it. All calls are answered when it stops."""
     with serving(repository) as served:
         yield served
         assert served.in_flight == 0

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import strategies as st
 
 from rafaga.inference import open_inference_pb2 as pb
@@ -265,6 +268,28 @@ def _about(kind: type[Any]) -> st.SearchStrategy[Message]:
     return st.builds(kind, name=_names("digits"), version=VERSION_TEXTS)
 
 
+# --- Series -----------------------------------------------------------------------------------------------------------
+
+_TIMES = _mostly(
+    st.builds(Timestamp, seconds=st.integers(0, 40).map(lambda day: day * 86_400)),
+    st.builds(Timestamp, seconds=INT64, nanos=st.integers(-(2**31), 2**31 - 1)),
+)
+_SERIES = st.builds(
+    forecasting_pb2.Series,
+    values=_mostly(st.lists(st.floats(-1e3, 1e3, width=32), min_size=10, max_size=30), st.lists(FLOATS, max_size=30)),
+    id=st.text(max_size=5),
+    start=_mostly(st.none(), _TIMES),
+    timestamps=_mostly(st.just([]), st.lists(_TIMES, max_size=30)),
+    missing=_mostly(st.lists(st.integers(0, 9), max_size=2, unique=True).map(sorted), st.lists(UINT32, max_size=3)),
+    covariates=_mostly(
+        st.just({}),
+        st.dictionaries(
+            st.text(max_size=5), st.builds(forecasting_pb2.Covariate, values=st.lists(FLOATS, max_size=40)), max_size=2
+        ),
+    ),
+)
+
+
 # --- All of them ------------------------------------------------------------------------------------------------------
 
 WELL_FORMED: st.SearchStrategy[Message] = st.one_of(
@@ -291,6 +316,15 @@ WELL_FORMED: st.SearchStrategy[Message] = st.one_of(
         version=VERSIONS,
         history=_mostly(st.lists(st.floats(-1e3, 1e3, width=32), max_size=64), st.lists(FLOATS, max_size=80)),
         horizon=st.one_of(st.integers(0, 6), UINT32),
+    ),
+    st.builds(
+        forecasting_pb2.ForecastRequest,
+        model=_names("series"),
+        series=_mostly(st.lists(_SERIES, min_size=1, max_size=3), st.just([])),
+        frequency=_mostly(st.sampled_from(["", "D"]), st.one_of(st.sampled_from(["h", "MS", "-1D", "0D"]), st.text())),
+        quantiles=_mostly(st.just([]), st.lists(FLOATS, max_size=3)),
+        check_last=_mostly(st.just(0), st.one_of(st.integers(1, 3), UINT32)),
+        horizon=_mostly(st.integers(0, 40), UINT32),
     ),
     st.builds(
         sequences_pb2.PredictRequest,
@@ -333,6 +367,41 @@ def requests(draw: st.DrawFn) -> Request:
     message = draw(st.one_of(infer_requests(), WELL_FORMED))
     method = draw(st.sampled_from(UNARY)) if draw(st.integers(0, 9)) == 0 else METHOD_OF[type(message)]
     return Request(method, draw(_spoilt(message.SerializeToString())), metadata)
+
+
+HEALTH = "/grpc.health.v1.Health/"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+_SYMBOLS = _mostly(
+    st.sampled_from(["rafaga.v1.Vision", "rafaga/v1/vision.proto", "grpc.health.v1.Health", "*"]),
+    st.one_of(st.sampled_from(_STRANGE), st.text(max_size=80)),
+)
+_TEXT_FIELDS = ("file_by_filename", "file_containing_symbol", "all_extension_numbers_of_type", "list_services", "host")
+_REFLECTED: st.SearchStrategy[Message] = st.one_of(
+    st.builds(
+        lambda field, text: reflection_pb2.ServerReflectionRequest(**{field: text}),
+        st.sampled_from(_TEXT_FIELDS),
+        _SYMBOLS,
+    ),
+    st.builds(
+        lambda text, number: reflection_pb2.ServerReflectionRequest(
+            file_containing_extension=reflection_pb2.ExtensionRequest(containing_type=text, extension_number=number)
+        ),
+        _SYMBOLS,
+        st.integers(-(2**31), 2**31 - 1),
+    ),
+)
+_CHECKED: st.SearchStrategy[Message] = st.builds(
+    health_pb2.HealthCheckRequest, service=_names("digits", "", "rafaga.v1.Catalog")
+)
+
+
+@st.composite
+def public_requests(draw: st.DrawFn) -> Request:
+    """Of health and reflection, which grpcio's own server answers."""
+    message = draw(_mostly(st.just(None), st.binary(max_size=100)))
+    method = draw(st.sampled_from([f"{HEALTH}Check", f"{HEALTH}Watch", REFLECTION]))
+    own = draw(_REFLECTED if method == REFLECTION else _CHECKED)
+    return Request(method, draw(_spoilt(own.SerializeToString())) if message is None else message, ())
 
 
 @st.composite

@@ -38,7 +38,7 @@ def triton(url: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
         "live": client.is_server_live(),
         "ready": client.is_server_ready(),
         "model ready": client.is_model_ready("digits", "1"),
-        "unknown ready": client.is_model_ready("nobody"),
+        "unknown ready": client.is_model_ready("unknown"),
         "server": client.get_server_metadata(),
         "metadata": client.get_model_metadata("digits"),
         "config": client.get_model_config("digits"),
@@ -56,7 +56,7 @@ def triton(url: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
     series = client.infer("series", [tensor("history", inputs["history"], "FP32", binary=False)], outputs=as_json)
     later = client.async_infer("digits", images).get_result()
     facts["statistics"] = client.get_inference_statistics("digits")
-    facts["unknown model"] = refused(lambda: client.infer("nobody", images))
+    facts["unknown model"] = refused(lambda: client.infer("unknown", images))
     facts["unknown version"] = refused(lambda: client.get_model_metadata("digits", "7"))
     wrong = [tensor("image", inputs["images"][:, 1:], "UINT8")]
     facts["shape"] = refused(lambda: client.infer("digits", wrong))
@@ -95,6 +95,7 @@ def triton_aio(url: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
 def kserve(url: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
     import httpx
     from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+    from kserve.protocol.rest.timeseries import types
 
     def request(binary: bool) -> InferRequest:
         given = InferInput("image", list(inputs["images"].shape), "UINT8")
@@ -107,16 +108,42 @@ def kserve(url: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
                 "live": await client.is_server_live(url),
                 "ready": await client.is_server_ready(url),
                 "model ready": await client.is_model_ready(url, "digits"),
-                "unknown ready": await client.is_model_ready(url, "nobody"),
+                "unknown ready": await client.is_model_ready(url, "unknown"),
             }
             answers = [await client.infer(url, request(binary), model_name="digits") for binary in (True, False)]
             facts["id"] = answers[0].id
             try:
-                await client.infer(url, request(True), model_name="nobody")
+                await client.infer(url, request(True), model_name="unknown")
             except httpx.HTTPStatusError as error:
                 facts["unknown model"] = [error.response.status_code, str(error)]
             binary, in_json = (answer.outputs[0].as_numpy() for answer in answers)
-            return {"binary": binary, "json": in_json}, facts
+            forecasts, facts["forecast"], facts["refused"] = await forecast()
+            return {"binary": binary, "json": in_json, **forecasts}, facts
+
+    async def forecast() -> tuple[Arrays, dict[str, Any], dict[str, Any]]:
+        """Checked by KServe's own types, since its client has no method for it."""
+        series = {
+            "type": "univariate_time_series",
+            "name": "one",
+            "series": inputs["history"][0].tolist(),
+            "frequency": "month",
+            "start_timestamp": "2020-01-31T00:00:00Z",
+        }
+        asked = types.ForecastRequest(
+            model="series", inputs=[series, series], options={"horizon": 3, "quantiles": [0.9, 0.1]}
+        )
+        async with httpx.AsyncClient() as client:
+
+            async def ask(**changed: Any) -> httpx.Response:
+                body = asked.model_dump(mode="json") | changed
+                return await client.post(f"{url}/v1/timeseries/forecast", json=body)
+
+            reply = types.ForecastResponse.model_validate((await ask()).raise_for_status().json())
+            refused = types.ErrorResponse.model_validate((await ask(model="unknown")).json())
+        (found,) = reply.outputs[1].content
+        assert found.quantiles is not None
+        columns = found.quantiles["0.1"], found.mean_forecast, found.quantiles["0.9"]
+        return {"forecast": np.array(columns).T}, reply.model_dump(mode="json"), refused.model_dump(mode="json")
 
     return asyncio.run(ask())
 

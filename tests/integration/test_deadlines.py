@@ -33,7 +33,7 @@ IMAGE = messages.random_digits(0)
 
 
 def test_the_server_keeps_a_deadline_whose_caller_does_not(serve: Serve, valve: Valve) -> None:
-    """The client neither cancels nor leaves; its call ends all the same, while the engine is still at it."""
+    """The client neither cancels nor leaves; its call still ends, while the engine is still running it."""
     served = serve()
     with valve.closed(), http2.raw_connection(served.port) as connection:
         connection.send(http2.call(1, CLASSIFY, messages.classify(IMAGE), ("grpc-timeout", "300m")))
@@ -107,7 +107,7 @@ def ended(call: Any) -> tuple[grpc.StatusCode, str | None]:
 
 
 def test_in_the_queue_while_the_engine_is_busy(serve: Serve, valve: Valve) -> None:
-    """The engine does not come back, and those who wait hear in time all the same."""
+    """The engine never returns, and waiting callers are answered in time."""
     served = serve(max_queue_wait_ms=600_000)
     with valve.closed():
         first = oip.stub(served).ModelInfer.future(oip.images(DIGIT))
@@ -125,7 +125,7 @@ def test_in_the_queue_while_the_engine_is_busy(serve: Serve, valve: Valve) -> No
 
 
 def test_in_a_stream(serve: Serve, valve: Valve) -> None:
-    """One message is late; those beside it are answered, and the stream goes on."""
+    """One message is late; the others are answered, and the stream goes on."""
     served = serve(max_queue_wait_ms=600_000)
     requests = [oip.images(messages.random_digits(n)) for n in range(3)]
     for number, request in enumerate(requests):

@@ -29,7 +29,7 @@ X = np.array([3, 1, 2])
 
 
 class Watched:
-    """What a watcher of health is told, in order."""
+    """What a watcher of health receives, in order."""
 
     def __init__(self, served: Served, service: str) -> None:
         self.told: list[int] = []
@@ -113,7 +113,7 @@ def test_while_there_is_no_engine(serve: Serve, tmp_path: Path) -> None:
     assert served.get("/readyz")[0] == 503
     assert served.metric("rafaga_model_ready", model="spin") == 0
     assert not oip.stub(served).ModelReady(oip.pb.ModelReadyRequest(name="spin")).ready
-    image = messages.random_digits(0)  # other models answer whoever asks
+    image = messages.random_digits(0)  # other models still answer
     found = messages.probabilities(served.vision.Classify(messages.classify(image)))
     assert found == pytest.approx(bundles.classify(image), abs=1e-5)
 
@@ -170,8 +170,8 @@ def test_a_kernel_that_never_returns(serve: Serve, tmp_path: Path) -> None:
     assert served.in_flight == 0
 
 
-def test_when_nobody_can_receive_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The system gives no thread in the place of the one that hangs: whoever restarts what is not alive is told."""
+def test_when_no_thread_can_receive_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system has no thread to replace the one that hangs: liveness fails, so that the process is restarted."""
     kernel = Kernel(tmp_path)
     with serving(tmp_path, kernel.load, engine_timeout_s=0.5) as served:
 

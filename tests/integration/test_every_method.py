@@ -114,7 +114,7 @@ class Asked:
 
 def in_flight(served: Served) -> int:
     """Read hundreds of times, so without a scrape of all metrics."""
-    return served.server._router.in_flight.count
+    return served.server.router.in_flight.count
 
 
 def assert_serves(served: Served, method: Method) -> None:
@@ -126,7 +126,7 @@ def assert_serves(served: Served, method: Method) -> None:
 
 def test_the_list_of_methods_is_complete(standing: tuple[Served, Valve]) -> None:
     served, _ = standing
-    assert {method.path for method in METHODS.values()} == {*served.server._router.methods, messages.STREAM}
+    assert {method.path for method in METHODS.values()} == {*served.server.router.methods, messages.STREAM}
 
 
 @every_method
@@ -169,6 +169,8 @@ def test_a_call_that_is_cancelled_after_its_answer(standing: tuple[Served, Valve
 def test_in_the_queue(standing: tuple[Served, Valve], method: Method, end: str) -> None:
     """1. The engine is busy. 2. A call queues and ends. 3. It is never computed; the one before it is answered."""
     served, valve = standing
+    cause = {"model": method.model, "cause": "cancelled" if end == "cancel" else "deadline"}
+    before = served.metric("rafaga_dropped_total", **cause)
     with valve.closed():
         first = Asked(served, method)
         valve.wait_for_engine()
@@ -181,6 +183,7 @@ def test_in_the_queue(standing: tuple[Served, Valve], method: Method, end: str) 
     assert first.answer()
     eventually(lambda: in_flight(served) == 0, "the first ended too")
     assert valve.runs == [1]
+    assert served.metric("rafaga_dropped_total", **cause) == before + 1
     assert_serves(served, method)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,7 +50,6 @@ def fuzz(examples: int, drawn: st.SearchStrategy[Any], check: Callable[[Any], No
 
     @settings(
         max_examples=examples,
-        deadline=None,
         database=None,
         derandomize=examples <= 1000,
         suppress_health_check=list(HealthCheck),
@@ -106,7 +106,7 @@ def assert_serves(served: Served) -> None:
 
 
 def test_every_unary_method_is_among_them(served: Served) -> None:
-    assert sorted(served.server._router.methods) == UNARY
+    assert sorted(served.server.router.methods) == UNARY
 
 
 @pytest.mark.parametrize("examples", [600, pytest.param(100_000, marks=NIGHTLY)])
@@ -128,6 +128,31 @@ def test_every_request_gets_a_clean_status_that_is_counted(served: Served, examp
     assert statuses.total() >= examples
     assert {method for method, code in statuses if code == OK} == set(UNARY), "some were right"
     eventually(lambda: counted(served) - before == statuses, "the server counted the same")
+    assert_serves(served)
+
+
+@pytest.mark.parametrize("examples", [200, pytest.param(20_000, marks=NIGHTLY)])
+def test_health_and_reflection_answer_or_refuse(
+    served: Served, examples: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    statuses = Counter[tuple[str, str]]()
+
+    def ask(request: Request) -> None:
+        answers = served.channel.stream_stream(request.method)(iter([request.content]), timeout=PATIENCE_S)
+        try:
+            next(answers)
+            statuses[request.method, OK] += 1
+        except grpc.RpcError as error:
+            refused = refusal_of(error)
+            statuses[request.method, refused.code.name] += 1
+            assert refused.code in CLEAN, refused
+            assert_tells_nothing(refused.message)
+        answers.cancel()  # a watch would go on
+
+    fuzz(examples, malformed.public_requests(), ask)
+    assert len({method for method, code in statuses if code == OK}) == 3
+    assert len({method for method, code in statuses if code == "INVALID_ARGUMENT"}) == 3
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert_serves(served)
 
 

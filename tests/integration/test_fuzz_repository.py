@@ -14,6 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 from rafaga.bundle import GOLDEN, MANIFEST, sha256_of
+from rafaga.server.config.per_model import PerModel
 from rafaga.server.engines.selection import Placement
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository import reconciler
@@ -64,7 +65,9 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repo
     monkeypatch.setattr(reconciler, "LINGER_S", 0.0)
     plain.publish(tmp_path, "neighbour", plain.scaled(3))
     trials, metrics = HastyTrials(), Metrics()
-    repository = Repository(tmp_path, Loader(BatchPolicy(), 4, None, Placement(), metrics, trials=trials), metrics)
+    repository = Repository(
+        tmp_path, Loader(BatchPolicy(), 4, PerModel(None), Placement(), metrics, trials=trials), metrics
+    )
     repository.load()
     yield repository
     repository.close()
@@ -84,7 +87,7 @@ def damaged(content: bytes, data: Callable[[st.SearchStrategy[int]], int]) -> by
 
 
 def replace(path: Path, kind: int) -> None:
-    """By what is no file, or not its own."""
+    """By something that is not a file, or a file of another model."""
     path.unlink(missing_ok=True)
     if kind == 0:
         os.mkfifo(path)
@@ -109,7 +112,7 @@ def renew_checksums(folder: Path) -> None:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         manifest["files"] = {name: sha256_of(folder / name) for name in manifest["files"]}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return
     (folder / MANIFEST).write_text(json.dumps(manifest))
 

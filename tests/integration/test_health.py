@@ -43,10 +43,10 @@ def test_a_server_and_its_models_are_serving(server: Served, service: str) -> No
 
 
 def test_health_of_an_unknown_model_is_not_found(server: Served) -> None:
-    assert refusal(lambda: check(server, "nobody")).code is grpc.StatusCode.NOT_FOUND
+    assert refusal(lambda: check(server, "unknown")).code is grpc.StatusCode.NOT_FOUND
 
 
-def test_watch_tells_at_once_and_again_when_the_server_drains(serve: Serve) -> None:
+def test_watch_reports_at_once_and_when_the_server_drains(serve: Serve) -> None:
     """1. Watch says SERVING. 2. The server drains. 3. Watch says NOT_SERVING, for server and model."""
     served = serve()
     watches = [served.health.Watch(health_pb2.HealthCheckRequest(service=service)) for service in ("", "digits")]
@@ -74,7 +74,7 @@ def test_watches_are_bounded_and_leave_room_for_calls(serve: Serve) -> None:
         watch.cancel()
 
 
-def test_a_drain_ends_the_watches_that_nobody_ends(serve: Serve) -> None:
+def test_a_drain_ends_open_watches(serve: Serve) -> None:
     served = serve()
     watch = served.health.Watch(health_pb2.HealthCheckRequest())
     assert next(watch).status == SERVING
@@ -122,7 +122,7 @@ def test_reflection_lists_the_services_and_describes_them(server: Served) -> Non
         assert database.FindFileContainingSymbol("rafaga.v1.Vision").package == "rafaga.v1"
 
 
-def test_the_catalogue_tells_what_is_served(server: Served) -> None:
+def test_the_catalogue_lists_what_is_served(server: Served) -> None:
     models = {m.name: m for m in server.catalog.ListModels(catalog_pb2.ListModelsRequest()).models}
     assert list(models) == ["backbone", "digits", "fragile", "series"]
     digits = models["digits"]

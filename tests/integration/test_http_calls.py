@@ -63,16 +63,6 @@ class TestDeadlines:
             connection.sendall(head(CLASSIFY, len(DIGIT), "Grpc-Timeout: 100m") + DIGIT[:10])
             assert b" 504 " in connection.recv(1000)
 
-    def test_one_that_cannot_be_met_is_refused_at_once(self, serve: Callable[..., Served], valve: Valve) -> None:
-        served = serve(max_queue_wait_ms=10 * 60_000)
-        served.predict("digits", 100.0)
-        with valve.closed():
-            first = served.vision.Classify.future(messages.classify(messages.random_digits(0)))
-            valve.wait_for_engine()
-            assert send(served, CLASSIFY, DIGIT, Grpc_Timeout="60S").status == 504
-        assert first.result(PATIENCE_S)
-        assert served.metric("rafaga_refusals_total", reason="DEADLINE_UNREACHABLE") == 1
-
     @pytest.mark.parametrize("value", ["", "1", "S", "1s", "-1S", "1.5S", "123456789S", "1 S", "²S"])
     def test_a_malformed_header_is_refused(self, server: Served, value: str) -> None:
         answer = send(server, CLASSIFY, DIGIT, Grpc_Timeout=value.encode().decode("latin-1"))
@@ -117,7 +107,7 @@ class TestTokens:
         before = guarded.metric("rafaga_refusals_total", reason="UNAUTHENTICATED")
         for path, body in (
             (CLASSIFY, DIGIT),
-            ("/v1/models/nobody:classify", DIGIT),
+            ("/v1/models/unknown:classify", DIGIT),
             ("/v1/models", None),
             ("/v1/models/digits", None),
             ("/v2", None),
@@ -178,7 +168,7 @@ class TestSize:
         eventually(refused_beside_a_slow_one, "a large one was refused")
         eventually(lambda: send(served, CLASSIFY, large).status == 400, "the slow one has left")
 
-    def test_large_bodies_are_translated_beside_the_loop(
+    def test_large_bodies_are_translated_outside_the_loop(
         self, server: Served, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Health is answered while a large JSON body is."""
@@ -197,19 +187,6 @@ class TestSize:
         assert send(server, "/readyz").status == 200
         go_on.set()
         assert asked.result(PATIENCE_S).status == 200
-
-
-def test_an_overloaded_server_says_when_to_come_back(serve: Callable[..., Served], valve: Valve) -> None:
-    served = serve(max_queue_wait_ms=1000)
-    served.predict("digits", 100.0)
-    with valve.closed():
-        first = served.vision.Classify.future(messages.classify(messages.random_digits(0)))
-        valve.wait_for_engine()
-        answer = send(served, CLASSIFY, DIGIT)
-        assert answer.status == 429
-        assert int(answer.headers["retry-after"]) >= 1
-        assert answer.error
-    assert first.result(PATIENCE_S)
 
 
 def test_keep_alive_connections_serve_many_requests(server: Served) -> None:
@@ -260,7 +237,7 @@ def test_every_signal_of_readiness_agrees_from_start_to_end(
         loaded.result(PATIENCE_S)
         assert signals(served) == {True, "ready"}
         with monkeypatch.context() as dead:
-            dead.setattr(server._health, "_dead", True)
+            dead.setattr(server.health, "_dead", True)
             assert signals(served) == {False, "not ready: a restart is required"}
             assert send(served, "/v2/health/live").status == send(served, "/healthz").status == 503
         assert signals(served) == {True, "ready"}

@@ -25,8 +25,8 @@ GOAWAY_DEBUG = b"too_many_pings"
 
 
 class Cable:
-    """Carries bytes between a client and a server until it is pulled: then nothing arrives any more, and nobody is
-    told."""
+    """Carries bytes between a client and a server until it is pulled: then nothing arrives any more, and neither
+    side notices."""
 
     def __init__(self, port: int) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))

@@ -179,7 +179,7 @@ def test_a_connection_has_a_bounded_number_of_streams(serve: Serve, valve: Valve
 # --- Rudeness ---------------------------------------------------------------------------------------------------------
 
 
-def test_rapid_reset_harms_nobody_else(serve: Serve) -> None:
+def test_rapid_reset_harms_no_other_caller(serve: Serve) -> None:
     """Ten times a thousand calls, opened and reset at once; a neighbour is answered in between."""
     served = serve()
     for _ in range(10):
@@ -210,7 +210,7 @@ def test_a_burst_of_cancellations_costs_no_other_call_of_the_connection(serve: S
     assert_serves(served)
 
 
-def test_replies_that_nobody_reads_hold_up_nobody_else(serve: Serve) -> None:
+def test_unread_replies_hold_up_no_other_caller(serve: Serve) -> None:
     """Twelve replies of 768 KiB for a client that lets the server send only the start of each. They no longer count as
     in flight: what bounds them is the number of streams of a connection."""
     served = serve(max_concurrent_calls=4)
@@ -267,7 +267,7 @@ def test_calls_that_never_finish_asking_leave_room_for_others(serve: Serve) -> N
     ],
     ids=["nothing", "HTTP/1.1", "TLS", "noise", "noise after preface", "bad HPACK", "huge frame", "window overflow"],
 )
-def test_noise_on_the_port_harms_nobody(server: Served, noise: bytes) -> None:
+def test_noise_on_the_port_harms_no_caller(server: Served, noise: bytes) -> None:
     for _ in range(3):
         with socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as client:
             try:
@@ -276,11 +276,11 @@ def test_noise_on_the_port_harms_nobody(server: Served, noise: bytes) -> None:
                 while client.recv(65536):
                     pass
             except OSError:
-                pass  # hung up on, and rightly
+                pass  # the server may hang up
     assert_serves(server)
 
 
-def test_many_idle_connections_harm_nobody(server: Served) -> None:
+def test_many_idle_connections_harm_no_caller(server: Served) -> None:
     with ExitStack() as stack:
         for _ in range(200):
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE_S))

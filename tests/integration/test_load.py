@@ -60,11 +60,11 @@ def prepared(served: Served, *models: str, wire: Wire = Wire.RAFAGA) -> tuple[Ta
     return targets.prepare(Connection(served.address), wire, dict.fromkeys(models, 1.0), Payloads(), PATIENCE_S)
 
 
-def test_an_open_loop_sends_its_schedule_and_tells_everything(
+def test_an_open_loop_sends_its_schedule_and_reports_everything(
     server: Served, load: Callable[..., tuple[int, LoadRun]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """1. Poisson arrivals over rafaga.v1. 2. Every request of the window is answered, some checked. 3. The replies
-    tell where the time went, and so does /metrics."""
+    show where the time went, and so does /metrics."""
     metrics = f"http://127.0.0.1:{server.server.http_port}/metrics"
     code, run = load(server, "--model", "digits", "--rate", "100", "--check-every", "2", "--metrics", metrics)
     assert code == 0
@@ -136,13 +136,13 @@ def test_callers_that_wait_and_a_mix_of_files_over_rafaga(
     assert set(step.tally.models) == {"digits", "series", "backbone"}
     assert set(step.tally.outcomes) == {OK}
     assert step.tally.preprocess.max_us > 0, "files are decoded by the server"
-    assert not any("late" in warning for warning in step.figures.warnings), "nobody can be late for no schedule"
+    assert not any("late" in warning for warning in step.figures.warnings), "without a schedule there is no lateness"
     assert run.conditions.payload == "3 images, 1 series"
 
 
 @pytest.mark.parametrize("protocol", ["rafaga", "open-inference"])
 def test_every_task_can_be_loaded(tmp_path: Path, load: Callable[..., tuple[int, LoadRun]], protocol: str) -> None:
-    """Objects, segments and next symbols beside the others, all answers checked."""
+    """Objects, segments and next symbols as well, all answers checked."""
     for publish in (bundles.publish_detector, bundles.publish_segmenter, bundles.publish_sequence_model):
         publish(tmp_path / "repository")
     names = ("detector", "segmenter", "letters")
@@ -245,8 +245,8 @@ def test_a_common_start_that_is_over(plain: Served, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--model", "nobody", "--rate", "10"], 4, "no model"),
-        (["--model", "digits", "--rate", "10", "--protocol", "open-inference", "--model", "nobody"], 4, "no model"),
+        (["--model", "unknown", "--rate", "10"], 4, "no model"),
+        (["--model", "digits", "--rate", "10", "--protocol", "open-inference", "--model", "unknown"], 4, "no model"),
         (["--model", "digits", "--rate", "10", "--input", "absent.gif"], 2, "absent.gif"),
         (["--model", "digits"], 2, "no load given"),
         (["--model", "digits", "--rate", "10", "--metrics", "http://127.0.0.1:1/metrics"], 2, "--metrics"),

@@ -1,4 +1,4 @@
-"""`rafaga load` beside two generators that others made, on a server whose runs take as long as the test says.
+"""`rafaga load` compared with two other load generators, on a server whose runs take a set time.
 
 Rates of a steady server agree within 5 %. A stall of a second shows where the clock starts when a request is due, and
 hides where it starts at the send.
@@ -30,7 +30,7 @@ from tests.integration.valve import Pace
 # A run for every row, so that neither batches nor windows that cut through them move the rate.
 ROW_S = 0.010
 # A crowd keeps the server busy all the time. What generator and transport cost a lone caller is part of every turn:
-# little beside this, even on a machine with much else to do.
+# little compared with this, even on a machine with much else to do.
 SLOW_ROW_S = {"8": 0.05, "64": 0.05, "1": 0.1}
 WINDOW_S = 9
 ROUNDS = 3
@@ -181,7 +181,7 @@ def test_callers_that_wait_agree_with_loadgen(
 
 @contextmanager
 def stalling(pace: Pace) -> Iterator[None]:
-    """Now and then a second in which nobody gets an answer."""
+    """At times a second without any answer."""
     done = threading.Event()
 
     def stall() -> None:

@@ -1,4 +1,4 @@
-"""NaN is no answer: the caller gets an error, unless the bundle says that the model means it."""
+"""NaN as an output: the caller gets an error, unless the bundle allows it."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_a_server_is_live_and_ready(server: Served) -> None:
 
 @pytest.mark.parametrize(
     ("name", "version"),
-    [("nobody", ""), ("nobody", "1"), ("", ""), *(("digits", v) for v in ("2", "x", "-1", "0", "1" * 30, "1.0"))],
+    [("unknown", ""), ("unknown", "1"), ("", ""), *(("digits", v) for v in ("2", "x", "-1", "0", "1" * 30, "1.0"))],
 )
 def test_an_unknown_model_or_version_is_not_ready(server: Served, name: str, version: str) -> None:
     """As in Triton: no error, also for a version that is not a number."""
@@ -241,7 +241,7 @@ def test_image_files_go_to_the_model_that_declares_them(server: Served) -> None:
     np.testing.assert_allclose(oip.arrays(response)["probabilities"], bundles.classify(images), atol=1e-5)
     refused = refusal(lambda: infer(server, oip.images(images, "digits.encoded")))
     assert "one input, of datatype BYTES and shape [N, 1]" in refused.message
-    for name in ("series.encoded", "nobody.encoded", "digits.encoded.encoded", ".encoded"):
+    for name in ("series.encoded", "unknown.encoded", "digits.encoded.encoded", ".encoded"):
         refused = refusal(lambda name=name: infer(server, oip.files(*encoded, model=name)))
         assert refused.reason == "MODEL_NOT_FOUND"
 
@@ -270,7 +270,7 @@ def test_statistics_are_exact(serve: Serve, valve: Valve) -> None:
     assert valve.runs == [1, 6]
     infer(served, oip.images(messages.random_digits(5, 20)))
     refusal(lambda: infer(served, oip.images(DIGIT[:, 1:])))
-    refusal(lambda: infer(served, oip.images(DIGIT, "nobody")))
+    refusal(lambda: infer(served, oip.images(DIGIT, "unknown")))
 
     found = statistics(served, "digits")
     assert (found.name, found.version) == ("digits", "1")

@@ -63,7 +63,7 @@ def test_tritonclient(serve: Serve, tmp_path: Path) -> None:
     assert statistics["inference_stats"]["success"]["count"] == "4"
     assert statistics["inference_count"] == str(3 * len(IMAGES) + len(FILES))
     for what, status, says in (
-        ("unknown model", "NOT_FOUND", "no model 'nobody'"),
+        ("unknown model", "NOT_FOUND", "no model 'unknown'"),
         ("unknown version", "NOT_FOUND", "available: 1"),
         ("shape", "INVALID_ARGUMENT", "got [40, 27, 28, 1]"),
         ("sequence", "UNIMPLEMENTED", "without sequence_id"),
@@ -88,7 +88,7 @@ def test_tritonclient_with_asyncio(server: Served, tmp_path: Path) -> None:
 def test_tritonclient_over_a_stream(server: Served, tmp_path: Path) -> None:
     outputs, facts = ask("stream", server, tmp_path)
     np.testing.assert_allclose(outputs["streamed"], bundles.classify(IMAGES), atol=1e-5)
-    assert "no model 'nobody'" in facts["unknown model"]
+    assert "no model 'unknown'" in facts["unknown model"]
     assert facts["after the error"] == "0"
     assert facts["as status"] == "StatusCode.NOT_FOUND"
     eventually(lambda: server.in_flight == 0, "the stream's calls ended")
@@ -111,7 +111,7 @@ def test_tritonclient_over_http(serve: Callable[..., Served], tmp_path: Path) ->
     (statistics,) = facts["statistics"]["model_stats"]
     assert statistics["inference_stats"]["success"]["count"] == 4
     for what, status, says in (
-        ("unknown model", "404", "no model 'nobody'"),
+        ("unknown model", "404", "no model 'unknown'"),
         ("unknown version", "404", "available: 1"),
         ("shape", "400", "got [40, 27, 28, 1]"),
         ("sequence", "501", "without sequence_id"),
@@ -137,7 +137,13 @@ def test_kserve_over_http(server: Served, tmp_path: Path) -> None:
     assert [facts["live"], facts["ready"], facts["model ready"], facts["unknown ready"]] == [True, True, True, False]
     assert facts["id"] == "seven"
     assert facts["unknown model"][0] == 404
-    assert "no model 'nobody'" in facts["unknown model"][1]
+    assert "no model 'unknown'" in facts["unknown model"][1]
+    np.testing.assert_allclose(outputs["forecast"], bundles.forecast(HISTORY[0])[:3], atol=1e-4)
+    found = facts["forecast"]
+    assert (found["status"], found["model"], len(found["outputs"])) == ("completed", "series", 2)
+    assert {each["content"][0]["start_timestamp"] for each in found["outputs"]} == {"2021-01-31T00:00:00Z"}
+    assert facts["refused"]["error"]["code"] == "404"
+    assert "no model 'unknown'" in facts["refused"]["error"]["message"]
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def lengths(*values: int) -> pb.ModelInferRequest:
 
 BAD: dict[str, Bad] = {
     # names
-    "unknown model": Bad(oip.images(DIGIT, "nobody"), NO_MODEL, "available: backbone, digits"),
+    "unknown model": Bad(oip.images(DIGIT, "unknown"), NO_MODEL, "available: backbone, digits"),
     "unknown version": Bad(version("2"), NO_MODEL, "available: 1"),
     "negative version": Bad(version("-1"), NO_MODEL, "an integer ≥ 1"),
     "version in words": Bad(version("latest"), NO_MODEL, "no version 'latest'"),
@@ -213,7 +213,7 @@ def infer(served: Served, request: pb.ModelInferRequest) -> pb.ModelInferRespons
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
-def test_a_bad_request_is_told_what_was_expected(server: Served, bad: Bad) -> None:
+def test_the_error_says_what_was_expected(server: Served, bad: Bad) -> None:
     refused = refusal(lambda: infer(server, bad.request))
     code = {"MODEL_NOT_FOUND": NOT_FOUND, "UNSUPPORTED": UNIMPLEMENTED}.get(bad.reason, INVALID)
     assert (refused.code, refused.reason) == (code, bad.reason)
@@ -232,7 +232,7 @@ METHODS: dict[str, type] = {  # ModelReady answers that it is not ready
 @pytest.mark.parametrize(("method", "request_type"), METHODS.items(), ids=METHODS.keys())
 def test_every_method_reports_an_unknown_model_or_version(server: Served, method: str, request_type: type) -> None:
     ask = getattr(oip.stub(server), method)
-    for fields in ({"name": "nobody"}, {"name": "digits", "version": "2"}, {"name": "digits", "version": "newest"}):
+    for fields in ({"name": "unknown"}, {"name": "digits", "version": "2"}, {"name": "digits", "version": "newest"}):
         refused = refusal(lambda fields=fields: ask(request_type(**fields)))
         assert (refused.code, refused.reason) == (NOT_FOUND, "MODEL_NOT_FOUND")
 

@@ -111,7 +111,7 @@ def test_a_message_is_answered_while_the_stream_stays_open(server: Served, talk:
 
 def test_an_error_is_a_message_with_the_id_of_its_request(server: Served, talk: Callable[..., Conversation]) -> None:
     bad = {
-        "unknown": (oip.images(DIGIT, "nobody"), "no model 'nobody'"),
+        "unknown": (oip.images(DIGIT, "unknown"), "no model 'unknown'"),
         "shape": (oip.images(DIGIT[:, 1:]), "got [1, 27, 28, 1]"),
         "image": (oip.files(b"what"), "JPEG, PNG, WebP, GIF or BMP"),
         "sequence": (oip.images(DIGIT, given={"sequence_id": 1}), "without sequence_id"),
@@ -146,12 +146,12 @@ def test_a_client_may_ask_for_errors_as_status(server: Served, talk: Callable[..
     stream = talk(server, metadata=GRPC_ERRORS)
     stream.send(oip.images(digits(1)))
     assert_answers(1, next(stream))
-    stream.send(oip.images(DIGIT, "nobody"), "x")
+    stream.send(oip.images(DIGIT, "unknown"), "x")
     with pytest.raises(grpc.RpcError) as failed:
         next(stream)
     refused = refusal_of(failed.value)
     assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
-    assert "no model 'nobody'" in refused.message
+    assert "no model 'unknown'" in refused.message
 
 
 def test_an_error_as_status_drops_the_pending_messages(
@@ -164,7 +164,7 @@ def test_an_error_as_status_drops_the_pending_messages(
         valve.wait_for_engine()
         stream.send(oip.images(messages.random_digits(1, 7)))
         wait_for_queue(served, "digits", 7)
-        stream.send(oip.images(DIGIT, "nobody"))
+        stream.send(oip.images(DIGIT, "unknown"))
         with pytest.raises(grpc.RpcError):
             next(stream)
         eventually(lambda: served.in_flight == 0, "the stream's calls ended")
@@ -292,7 +292,7 @@ def test_messages_sent_before_the_drain_are_answered(
         stream.send(oip.images(digits(2)), "2")
         wait_for_queue(served, "digits", 3)
         draining.start()
-        eventually(lambda: served.server._router._draining, "the server drains")
+        eventually(lambda: served.server.router._draining, "the server drains")
         stream.send(oip.images(digits(1)), "1")
         refused = next(stream)
         assert (refused.infer_response.id, "stopping" in refused.error_message) == ("1", True)

@@ -65,7 +65,7 @@ def test_a_server_is_measured_and_its_profile_planned_with(
 
 
 @pytest.mark.usefixtures("few")
-def test_callers_that_are_refused_are_no_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_callers_are_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundles.publish_classifier(tmp_path / "repository")
     path = tmp_path / "digits.json"
     with serving(tmp_path / "repository", Pace(ROW_MS / 1e3).load, max_batch_size=2, max_queue_requests=2) as served:
@@ -98,8 +98,8 @@ def test_what_is_wrong_is_one_line_and_an_exit_code(
 
 
 def test_an_unknown_model_is_exit_code_4(paced: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--measure", paced.address, "--model", "nobody", "--rate", "1", "--slo-p99-ms", "5"]) == 4
-    assert "no model 'nobody'" in capsys.readouterr().err
+    assert main(["plan", "--measure", paced.address, "--model", "unknown", "--rate", "1", "--slo-p99-ms", "5"]) == 4
+    assert "no model 'unknown'" in capsys.readouterr().err
 
 
 def test_without_the_load_extra_it_says_what_to_install() -> None:

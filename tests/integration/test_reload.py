@@ -251,7 +251,7 @@ def test_a_failed_reload_changes_nothing_and_is_reported(
     eventually(lambda: served.metric("rafaga_model_load_failures_total", model="digits") >= 1, "the load failed")
     eventually(
         lambda: index(oip.stub(served)) == {("digits", "1"): "READY", ("digits", "2"): "UNAVAILABLE"},
-        "the index tells it",
+        "the index shows it",
     )
     failed = served.catalog.GetModel(catalog_pb2.GetModelRequest(name="digits", version=2)).model
     assert (failed.state, "refused" in failed.reason) == (catalog_pb2.Model.FAILED, True)
@@ -297,7 +297,7 @@ def test_a_repository_that_is_away_changes_nothing(serve: Serve, tmp_path: Path)
 
 
 def test_requests_of_the_old_version_are_answered_by_it(serve: Serve, tmp_path: Path) -> None:
-    """1. Requests run and queue at version 1. 2. Version 2 takes over. 3. Version 1 answers what it owes, then ends."""
+    """1. Requests run and queue at version 1. 2. Version 2 takes over. 3. Version 1 answers its requests, then ends."""
     publish(tmp_path, 1)
     valve, loads = Valve(), count()
 
@@ -386,8 +386,8 @@ def test_models_to_start_with(serve: Serve, tmp_path: Path, names: tuple[str, ..
 
 
 def test_a_model_to_start_with_must_be_there(serve: Serve, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no model nobody"):
-        serve(tmp_path, **EXPLICIT, load_models=("nobody",))
+    with pytest.raises(FileNotFoundError, match="no model unknown"):
+        serve(tmp_path, **EXPLICIT, load_models=("unknown",))
 
 
 def test_an_admin_gets_the_reason(serve: Serve, tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_an_admin_gets_the_reason(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "broken/1/model.onnx").write_bytes(b"broken")
     served = serve(tmp_path, **EXPLICIT)
     with admin_of(served) as admin:
-        for name in ("nobody", "", "../scaled", "scaled/1"):
+        for name in ("unknown", "", "../scaled", "scaled/1"):
             refused = refusal(lambda name=name: load(admin, name))
             assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
             assert refusal(lambda name=name: unload(admin, name)).reason == "MODEL_NOT_FOUND"

@@ -73,7 +73,8 @@ class TestClassify:
             expected = ACTIONS["classify"].convert(served.vision.Classify(messages.classify(DIGITS[:1], top_k=0)))
             assert found == without_timing(json.loads(json.dumps(expected)))
         assert len(found["results"][0]["labels"]) == 5
-        assert found["model"] == {"name": "digits", "version": 1, "trained": True, "precision": "fp32"}
+        model = {"name": "digits", "version": 1, "trained": True, "precision": "fp32", "engine": "onnxruntime"}
+        assert found["model"] == model
 
     def test_json(self, served: Served) -> None:
         files = [base64_of(messages.png(digit[:, :, 0])) for digit in DIGITS]
@@ -162,11 +163,11 @@ CLASSIFY, FORECAST, PREDICT = "/v1/models/digits:classify", "/v1/models/series:f
 @pytest.mark.parametrize(
     ("path", "body", "status", "says"),
     [
-        ("/v1/models/nobody:classify", DIGIT, 404, "no model 'nobody'"),
+        ("/v1/models/unknown:classify", DIGIT, 404, "no model 'unknown'"),
         ("/v1/models/digits/versions/7:classify", DIGIT, 404, "available: 1"),
         ("/v1/models/digits/versions/x:classify", DIGIT, 404, "a version is an integer"),
         (f"/v1/models/digits/versions/{'9' * 19}:classify", DIGIT, 404, "a version is an integer"),
-        ("/v1/models/nobody", None, 404, "no model 'nobody'"),
+        ("/v1/models/unknown", None, 404, "no model 'unknown'"),
         ("/v1/models/digits:dance", DIGIT, 405, "Method Not Allowed"),
         (CLASSIFY, None, 405, "Method Not Allowed"),
         ("/v1/elsewhere", None, 404, "see /openapi.json"),
@@ -224,7 +225,7 @@ def test_forms_are_refused_with_the_command_that_works(served: Served) -> None:
 def test_requests_are_counted_under_their_method(serve: Callable[..., Served]) -> None:
     served = serve()
     send(served, CLASSIFY, DIGIT)
-    send(served, "/v1/models/nobody:classify", DIGIT)
+    send(served, "/v1/models/unknown:classify", DIGIT)
     method = "/rafaga.v1.Vision/Classify"
     assert served.metric("rafaga_requests_total", method=method, code="OK") == 1
     assert served.metric("rafaga_requests_total", method=method, code="NOT_FOUND") == 1
@@ -235,7 +236,7 @@ def test_requests_are_counted_under_their_method(serve: Callable[..., Served]) -
 def test_the_description_is_valid_and_has_every_route(served: Served) -> None:
     document = send(served, "/openapi.json").json
     validate(document)
-    routes = {r.path: (r.methods or set()) - {"HEAD"} for r in served.server._http.routes}
+    routes = {r.path: (r.methods or set()) - {"HEAD"} for r in served.server.http.routes}
     described = {path: {verb.upper() for verb in verbs} for path, verbs in document["paths"].items()}
     assert described == {path: verbs for path, verbs in routes.items() if not re.match(r"/($|page/)", path)}
 

@@ -146,7 +146,7 @@ def test_what_the_server_says_of_itself(served: Served) -> None:
 def test_health(served: Served) -> None:
     assert send(served, "/v2/health/live").json == {"live": True}
     assert send(served, "/v2/health/ready").json == {"ready": True}
-    for path, status in (("digits", 200), ("digits/versions/1", 200), ("digits/versions/7", 503), ("nobody", 503)):
+    for path, status in (("digits", 200), ("digits/versions/1", 200), ("digits/versions/7", 503), ("unknown", 503)):
         answer = send(served, f"/v2/models/{path}/ready")
         assert (answer.status, answer.json["ready"]) == (status, status == 200)
 
@@ -215,10 +215,10 @@ def test_what_is_wrong_is_named(served: Served, body: Any, says: str) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
-        ("/v2/models/nobody/infer", {"inputs": [IMAGE]}, 404),
+        ("/v2/models/unknown/infer", {"inputs": [IMAGE]}, 404),
         ("/v2/models/digits/versions/7/infer", {"inputs": [IMAGE]}, 404),
         ("/v2/models/digits/versions/x/infer", {"inputs": [IMAGE]}, 404),
-        ("/v2/models/nobody", None, 404),
+        ("/v2/models/unknown", None, 404),
         ("/v2/models/digits/infer", None, 405),
         ("/v2/logging", None, 404),
         (INFER, {"inputs": [IMAGE], "parameters": {"sequence_id": 5}}, 501),

@@ -63,7 +63,7 @@ def test_anything_else_is_not(guarded: Served, authorization: tuple[str, ...]) -
 
 def test_refused_callers_are_counted_and_learn_nothing_of_the_models(guarded: Served) -> None:
     before = guarded.metric("rafaga_refusals_total", reason="UNAUTHENTICATED")
-    refused = refusal(lambda: guarded.vision.Classify(messages.classify(IMAGE, "nobody"), timeout=PATIENCE_S))
+    refused = refusal(lambda: guarded.vision.Classify(messages.classify(IMAGE, "unknown"), timeout=PATIENCE_S))
     assert refused.code is grpc.StatusCode.UNAUTHENTICATED
     assert "digits" not in refused.message
     assert guarded.metric("rafaga_refusals_total", reason="UNAUTHENTICATED") == before + 1
@@ -157,7 +157,7 @@ def test_tls_serves_those_who_trust_its_authority(tls: Callable[..., int], certi
         assert health.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_tls_has_no_plaintext_beside_it(tls: Callable[..., int], certificates: Certificates) -> None:
+def test_with_tls_there_is_no_plaintext(tls: Callable[..., int], certificates: Certificates) -> None:
     port = tls()
     with connected(f"127.0.0.1:{port}") as channel:
         assert refusal(lambda: ask(channel)).code is grpc.StatusCode.UNAVAILABLE
@@ -234,7 +234,7 @@ def test_http_calls_need_a_client_certificate_and_probes_do_not(repository: Path
             assert https(served, path, certificates, "client") == 200
         with pytest.raises(OSError):
             https(served, "/v1/models", certificates, "stranger")
-        assert served.server._router.in_flight.count == 0
+        assert served.server.router.in_flight.count == 0
 
 
 def test_a_key_of_another_certificate_is_named_at_the_start(repository: Path, certificates: Certificates) -> None:

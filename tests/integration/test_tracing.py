@@ -1,4 +1,4 @@
-"""Spans of calls: what they tell, whose trace they continue, and that errors carry their reason."""
+"""Spans of calls: what they contain, whose trace they continue, and that errors carry their reason."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def traced(
     return start
 
 
-def test_a_span_tells_where_the_time_went(traced: Callable[..., tuple[Served, Tracer, InMemorySpanExporter]]) -> None:
+def test_a_span_shows_where_the_time_went(traced: Callable[..., tuple[Served, Tracer, InMemorySpanExporter]]) -> None:
     served, tracer, exporter = traced(1.0)
     served.forecasting.Forecast(pb.ForecastRequest(model="series", history=[1, 2, 3]))
     refused = refusal(lambda: served.forecasting.Forecast(pb.ForecastRequest(model="series", history=[1])))
@@ -57,7 +57,7 @@ def test_a_callers_trace_is_continued_and_its_decision_followed(
 ) -> None:
     served, tracer, exporter = traced(0.0)
     request = pb.ForecastRequest(model="series", history=[1, 2, 3])
-    served.forecasting.Forecast(request)  # nobody decided, and none begins here
+    served.forecasting.Forecast(request)  # the caller sent no decision, and no trace begins here
     for flag in ("00", "01"):
         parent = f"00-{TRACE_ID:032x}-b7ad6b7169203331-{flag}"
         served.forecasting.Forecast(request, metadata=(("traceparent", parent),))

@@ -69,7 +69,7 @@ def sync(address: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
     later = answered.get(timeout=PATIENCE_S)
 
     facts["statistics"] = client.get_inference_statistics("digits", as_json=True)
-    facts["unknown model"] = refused(lambda: client.infer("nobody", images))
+    facts["unknown model"] = refused(lambda: client.infer("unknown", images))
     facts["unknown version"] = refused(lambda: client.get_model_metadata("digits", "7"))
     wrong = [tensor("image", inputs["images"][:, 1:], "UINT8")]
     facts["shape"] = refused(lambda: client.infer("digits", wrong))
@@ -106,7 +106,7 @@ def aio(address: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
                 assert error is None, error
                 streamed[int(result.get_response().id)] = result.as_numpy("probabilities")
             try:
-                await client.infer("nobody", [tensor("image", rows[0], "UINT8")])
+                await client.infer("unknown", [tensor("image", rows[0], "UINT8")])
             except InferenceServerException as error:
                 facts["unknown model"] = [str(error.status()), str(error.message())]
             return {
@@ -130,7 +130,7 @@ def stream(address: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
         result, error = answered.get(timeout=PATIENCE_S)
         assert error is None, error
         streamed[int(result.get_response().id)] = result.as_numpy("probabilities")
-    client.async_stream_infer("nobody", image, request_id="bad")
+    client.async_stream_infer("unknown", image, request_id="bad")
     _, error = answered.get(timeout=PATIENCE_S)
     facts = {"unknown model": error.message()}
     client.async_stream_infer("digits", image, request_id="0")
@@ -139,7 +139,7 @@ def stream(address: str, inputs: Arrays) -> tuple[Arrays, dict[str, Any]]:
     client.stop_stream()
 
     client.start_stream(lambda result, error: answered.put((result, error)), headers={"triton_grpc_error": "true"})
-    client.async_stream_infer("nobody", image)
+    client.async_stream_infer("unknown", image)
     _, error = answered.get(timeout=PATIENCE_S)
     facts["as status"] = str(error.status())
     client.stop_stream(cancel_requests=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,13 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 from export.__main__ import main as export
+from export.arrays import pad_time
 from models.forecasting import Cell
-from models.own import FORECASTERS, ForecasterRecord, find_forecaster
+from models.own import FORECASTERS, ForecasterRecord, find_forecaster, forecaster_entry
 from models.training import forecaster
 from models.training.__main__ import main
-from models.training.forecast_eval import Comparison
 from models.training.series import ForecastingProblem, Windows
+from rafaga import Client, History, InvalidRequest
 from rafaga import bundle as bundles
+from rafaga.evaluation import SEASONAL_NAIVE, Floats
+from tests.integration.serving import PATIENCE_S, serving
 
 OPTIONS = ["--value", "x", "--time", "t", "--id", "shop", "--horizon", "3", "--cell", "gru", "--name", "sales"]
 
@@ -58,18 +62,86 @@ def test_series_of_one_file_train_one_model_that_is_exported_by_name(capsys: pyt
     assert float(load_file(folder / "forecaster.safetensors")["spread"]) != 1, "calibrated"
 
     record = recorded(folder)
-    assert (record.config.cell, record.spec.step, record.spec.unit) == (Cell.GRU, "quarter", "x")
+    assert (record.config.cell, record.spec.step, record.spec.frequency) == (Cell.GRU, "quarter", "QS-JAN")
+    assert (record.spec.unit, record.spec.covariates) == ("x", ())
+    assert record.calibration is not None
+    assert (record.calibration.blocks, record.calibration.coverage[1].name) == (2, "coverage_80")
     assert export(["sales", "--license", "MIT"]) == 0
     bundle = bundles.load(Path("repository/sales/1"))
     assert (bundle.forecast, bundle.weights.license, bundle.weights.trained) == (record.spec, "MIT", True)
     trained = {metric.name: metric.value for metric in record.metrics}
     found = {metric.name: metric.value for metric in bundle.variants[0].metrics}
     assert found == pytest.approx(trained, rel=1e-3, abs=1e-3)
+    errors = {metric.name: metric.standard_error for metric in bundle.variants[0].metrics}
+    assert errors == pytest.approx({m.name: m.standard_error for m in record.metrics}, rel=1e-2, abs=1e-3)
+    assert min(errors["mase"], errors["pinball"], errors["coverage_80"], errors["mase_holt_winters"]) > 0
+    assert [tensor.name for tensor in bundle.inputs] == ["history", "length"]
     assert {"mase", "pinball", "coverage_80", "mase_seasonal_naive", "mase_holt_winters"} <= found.keys()
     (folder / "series.npz").unlink()
     with pytest.raises(SystemExit):
         export(["sales"])
     assert "not the folder of a trained forecaster" in capsys.readouterr().err
+
+
+def test_a_covariate_that_decides_the_series_improves_its_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. Sales double on days of promotions, which follow no pattern: without them, they cannot be forecast. 2. The
+    export proves the model, and publishes the names of its covariates. 3. The server computes those of the calendar,
+    and forecasts as the network does; without the promotions of the next days it refuses.
+    """
+    monkeypatch.setattr(forecaster, "WINDOWS", Windows(batch_size=32, batches_per_epoch=20, jitter=0.1, folds=2))
+    monkeypatch.setattr("models.training.forecast_eval.baselines_for", lambda _: (SEASONAL_NAIVE,))
+    rng = np.random.default_rng(0)
+    promotion = rng.integers(2, size=120)
+    sales = 100 + 20 * np.array([0, 1, 2, 1, 0, 3, 3])[np.arange(120) % 7] + 100 * promotion + rng.normal(0, 3, 120)
+    days = np.arange("2024-01-01", "2024-04-30", dtype="datetime64[D]")
+    rows = [f"{day},{x},{here}" for day, x, here in zip(days, sales, promotion, strict=True)]
+    Path("sales.csv").write_text("\n".join(["t,x,promotion", *rows]))
+    options = ["--csv", "sales.csv", "--value", "x", "--time", "t", "--horizon", "3", "--season", "7", "--epochs", "6"]
+    options += ["--cell", "gru"]  # exported in a tenth of the time
+    folder = FORECASTERS / "sales"
+    found = {}
+    for covariates in ([], ["--covariates", "promotion", "--calendar", "day_of_week"]):
+        assert main(["forecaster", *options, "--name", "sales", "--device", "cpu", *covariates]) == 0
+        record = recorded(folder)
+        found[record.spec.covariates] = next(metric.value for metric in record.metrics if metric.name == "mase")
+    waves = ("calendar.day_of_week.sin", "calendar.day_of_week.cos")
+    assert found["promotion", *waves] < 0.5 * found[()]
+
+    assert export(["sales"]) == 0
+    bundle = bundles.load(Path("repository/sales/1"))
+    assert bundle.forecast is not None
+    assert (bundle.forecast.covariates, bundle.forecast.frequency) == (("promotion", *waves), "D")
+    assert {tensor.name: tensor.shape for tensor in bundle.inputs} == {
+        "history": (None, None),
+        "length": (None,),
+        "past_covariates": (None, None, 3),
+        "future_covariates": (None, 3, 3),
+    }
+    (mase,) = (metric for metric in bundle.variants[0].metrics if metric.name == "mase")
+    assert mase.value == pytest.approx(found[bundle.forecast.covariates], rel=1e-3)
+
+    history = History(sales.astype(np.float32), days)
+    with serving(Path("repository")) as server, Client(server.address) as client:
+        for future in ([0, 1, 0], [1, 0, 1]):
+            known = {"promotion": [*promotion, *future]}
+            answer = client.forecast(history, model="sales", covariates=known, timeout_s=PATIENCE_S)
+            expected = promised(folder, sales, promotion, future)
+            for level, values in zip(record.spec.quantile_levels, expected.T, strict=True):
+                np.testing.assert_allclose(answer.quantile(level), values, rtol=1e-4)
+        with pytest.raises(InvalidRequest, match="promotion"):
+            client.forecast(history, model="sales", timeout_s=PATIENCE_S)
+
+
+def promised(folder: Path, sales: Floats, promotion: Floats, future: Sequence[int]) -> Floats:
+    """What the network says of the three days after `sales`. [horizon, levels]"""
+    module = forecaster_entry(folder).build()
+    module.load_state_dict(load_file(folder / "forecaster.safetensors"))
+    phase = 2 * np.pi * (np.arange(len(sales) + len(future)) % 7) / 7  # the first day is a Monday
+    beside = np.stack([[*promotion, *future], np.sin(phase), np.cos(phase)], axis=1)
+    inputs = pad_time([sales], [beside])
+    with torch.inference_mode():
+        quantiles: Floats = module.eval()(*(torch.from_numpy(x) for x in inputs.values()))[0].numpy()
+    return quantiles
 
 
 def test_a_stopped_run_is_resumed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,6 +173,7 @@ def test_a_stopped_run_is_resumed(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         ({"north": 60, "south": 15}, ("--season", "4"), "sales.csv: series 'south': 15 observations are too few"),
         ({"north": 60}, ("--season", "4", "--horizon", "13"), "season of 4 need at least 65"),
         ({"north": 60}, ("--value", "y"), "sales.csv: no column 'y'; the file has shop, t, x"),
+        ({"north": 60}, ("--covariates", "x"), "sales.csv: column 'x' is not known in advance"),
     ],
 )
 def test_series_that_cannot_be_split_are_refused(
@@ -120,14 +193,3 @@ def test_names_of_the_catalogue_are_taken(capsys: pytest.CaptureFixture[str]) ->
         with pytest.raises(SystemExit):
             train("--name", name)
         assert f"--name {name!r}" in capsys.readouterr().err
-
-
-def test_the_verdict_says_which_is_better() -> None:
-    def verdict(network: float, baseline: float) -> str:
-        return forecaster.verdict(Comparison("mase_holt_winters", network, baseline, 0.1))
-
-    assert verdict(1.0, 0.5).startswith("Holt-Winters is better than this network: MASE 1.000, Holt-Winters 0.500")
-    assert verdict(0.5, 1.0).startswith("better than Holt-Winters")
-    assert verdict(0.9, 1.0) == (
-        "no clear difference from Holt-Winters: MASE 0.900, Holt-Winters 1.000, difference -0.100 ± 0.100"
-    )

@@ -21,6 +21,7 @@ from rafaga.bundle import ForecastSpec
 CONFIG = ForecasterConfig(
     cell=Cell.LSTM, hidden=8, season=4, max_horizon=6, quantile_levels=(0.1, 0.5, 0.9), recent=40, drift=True
 )
+KNOWN = replace(CONFIG, covariates=2)
 WALK = replace(CONFIG, season=1, max_horizon=8, recent=10, drift=False, adaptive=True)
 
 
@@ -49,6 +50,28 @@ def test_ragged_histories_share_a_batch_and_padding_is_never_read(module: Foreca
         assert torch.allclose(together[row], alone[0], atol=1e-4, rtol=0)  # of 300: a unit in the last place is 3e-5
     garbage = torch.where(history == 0, torch.tensor(1e6), history)
     assert torch.equal(together, module(garbage, length))
+
+
+def test_padding_of_covariates_is_never_read_and_their_future_moves_the_forecast() -> None:
+    torch.manual_seed(0)
+    module = Forecaster(replace(KNOWN, linear=12)).eval()
+    history, length = histories([8, 30], total=30, season=4)
+    past, future = torch.randn(2, 30, 2), torch.randn(2, 6, 2)
+    together = module(history, length, past, future)
+    alone = module(history[:1, :8], length[:1], past[:1, :8], future[:1])
+    assert torch.allclose(together[0], alone[0], atol=1e-4, rtol=0)
+    past[0, 8:] = 1e6
+    assert torch.equal(together, module(history, length, past, future))
+    future[0, 3] += 1
+    moved = (module(history, length, past, future) != together).any(2)
+    assert moved.tolist() == [[False, False, False, True, False, False], [False] * 6]
+
+
+def test_the_first_season_repeats_before_the_start() -> None:
+    module = Forecaster(replace(CONFIG, linear=6))
+    x = torch.tensor([[1.0, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 0, 0, 0, 0]])
+    found = module.latest(x, torch.tensor([[7], [3]]))
+    assert found.tolist() == [[-5, -4, -3, -2, -1, 0], [-1, 0, -3, -2, -1, 0]]
 
 
 def test_quantiles_ascend_follow_the_unit_and_stay_finite(module: Forecaster) -> None:

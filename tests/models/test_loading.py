@@ -84,7 +84,7 @@ def test_code_in_a_file_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["none.pth", "none.safetensors"])
-def test_missing_and_broken_files_are_told_apart(name: str, tmp_path: Path) -> None:
+def test_missing_and_broken_files_are_distinguished(name: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailable, match="no such file"):
         load_weights(LENET, lenet(), tmp_path / name)
     (tmp_path / name).write_bytes(b"not weights at all")

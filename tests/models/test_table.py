@@ -18,25 +18,50 @@ def table(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("times", "step"),
+    ("times", "step", "frequency"),
     [
-        (("2024-01", "2024-02", "2024-03"), "month"),
-        (("2024-01-31", "2024-02-29", "2024-03-31"), "month"),
-        (("1700.0", "1701.0", "1702.0"), "year"),
-        (("2023-10-01", "2024-01-01", "2024-04-01"), "quarter"),
-        (("2024-02-28", "2024-02-29", "2024-03-01"), "day"),
-        (("2024-03-31T00:00+01:00", "2024-03-31T01:00+01:00", "2024-03-31T03:00+02:00"), "hour"),
-        (("2024-01-01T00:15", "2024-01-01T00:00", "2024-01-01T00:30"), "15 minutes"),
+        (("2024-01", "2024-02", "2024-03"), "month", "MS"),
+        (("2024-01-31", "2024-02-29", "2024-03-31"), "month", "ME"),
+        (("2024-01-15", "2024-02-15", "2024-03-15"), "month", ""),
+        (("2024-01", "2024-03", "2024-05"), "2 months", "2MS"),
+        (("1700.0", "1701.0", "1702.0"), "year", "YS-JAN"),
+        (("2023-10-01", "2024-01-01", "2024-04-01"), "quarter", "QS-OCT"),
+        (("2024-02-28", "2024-02-29", "2024-03-01"), "day", "D"),
+        (("2024-01-01", "2024-01-15", "2024-01-29"), "2 weeks", "2W-MON"),
+        (("2024-03-31T00:00+01:00", "2024-03-31T01:00+01:00", "2024-03-31T03:00+02:00"), "hour", "h"),
+        (("2024-01-01T00:15", "2024-01-01T00:00", "2024-01-01T00:30"), "15 minutes", "15min"),
     ],
 )
-def test_the_step_is_read_from_the_timestamps(times: tuple[str, ...], step: str, tmp_path: Path) -> None:
+def test_the_step_is_read_from_the_timestamps(
+    times: tuple[str, ...], step: str, frequency: str, tmp_path: Path
+) -> None:
     rows = "".join(f"{time},{number}\n" for number, time in enumerate(times))
     found = read_table(table(tmp_path, "t,x\n" + rows), "x", "t")
-    assert found.step == step
+    assert (found.step, found.frequency) == (step, frequency)
     assert found.series[""].tolist() == [number for number, _ in sorted(enumerate(times), key=lambda pair: pair[1])]
 
 
-def test_series_of_one_file_are_told_apart_by_their_ids(tmp_path: Path) -> None:
+def test_covariates_are_columns_and_features_of_the_timestamps(tmp_path: Path) -> None:
+    text = "t,x,price,open\n2024-02,2,20,0\n2024-01,1,10,1\n2024-03,3,30,1\n2024-04,,40,1\n"
+    names = ("price", "calendar.month.sin", "open")
+    read = read_table(table(tmp_path, text), "x", "t", covariates=names)
+    assert read.series[""].tolist() == [1, 2, 3], "the last row is the future"
+    np.testing.assert_allclose(read.covariates[""], [[10, 0, 1], [20, 0.5, 0], [30, 3**0.5 / 2, 1]], atol=1e-6)
+    with pytest.raises(TableInvalid, match="line 5: column 'x' is empty"):
+        read_table(tmp_path / "table.csv", "x", "t")
+    assert read_table(table(tmp_path, text.replace(",,", ",4,")), "x", "t").covariates[""].shape == (4, 0)
+    for covariate, time, message in (
+        ("prize", "t", "no column 'prize'"),
+        ("calendar.month", None, "name their column with --time"),
+        ("calendar.moon", "t", "no calendar feature 'calendar.moon'"),
+    ):
+        with pytest.raises(TableInvalid, match=message):
+            read_table(tmp_path / "table.csv", "x", time, covariates=[covariate])
+    with pytest.raises(TableInvalid, match="line 3: column 'price' is empty"):
+        read_table(table(tmp_path, "t,x,price\n2024-01,1,1\n2024-02,1,\n"), "x", "t", covariates=["price"])
+
+
+def test_series_of_one_file_are_distinguished_by_their_ids(tmp_path: Path) -> None:
     text = "shop,t,x\na,2024,1\nb,2024,10\na,2026,3\na,2025,2\nb,2025,20\nb,2026,30\n"
     found = read_table(table(tmp_path, text), "x", "t", "shop")
     assert {name: series.tolist() for name, series in found.series.items()} == {"a": [1, 2, 3], "b": [10, 20, 30]}
@@ -53,7 +78,7 @@ def test_series_of_one_file_are_told_apart_by_their_ids(tmp_path: Path) -> None:
         ("t,x\n2024,1\n2025,abc\n", "line 3: column 'x' is 'abc'; expected a finite number"),
         ("t,x\n2024,1\n2025,inf\n", "line 3: column 'x' is 'inf'"),
         ("t,x\n2024,1\n2025,\n", "line 3: column 'x' is empty; fill in missing values first"),
-        ("t,x\nyesterday,1\n", "line 2: column 't' is 'yesterday'; expected a timestamp like 2024-05-31"),
+        ("t,x\nyesterday,1\n", "line 2: column 't': 'yesterday' is not a time; expected one like 2024-05-31"),
         ("t,x\n2024,1\n2025,1\n2024,2\n", "line 4: the timestamp 2024-01-01 00:00:00 is also in line 2.*--id"),
         ("t,x\n2024-01,1\n2024-02,1\n2024-03,1\n2024-05,1\n", r"line 5: 2024-05-01 .* follows 2024-03-01 .* per month"),
         ("t,x\n2024-01-01,1\n2024-01-02,1\n2024-01-03,1\n2024-01-06,1\n", "line 5: .* one row per day: fill the gap"),

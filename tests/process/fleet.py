@@ -97,7 +97,7 @@ class Tally:
 class Load:
     """`callers` threads, each of which asks `calls_per_s` times a second, whatever became of the call before.
 
-    `ask` gets the number of the caller, and tells whether the answer was right.
+    `ask` gets the number of the caller, and returns whether the answer was right.
     """
 
     def __init__(self, ask: Callable[[int], bool], *, callers: int = 4, calls_per_s: float = 10.0) -> None:

@@ -35,7 +35,7 @@ class Nginx:
         eventually(self._workers, "nginx works")
 
     def balance(self, replicas: Sequence[str]) -> None:
-        """Over these from now on, as an operator would tell it: a changed file, and a reload."""
+        """Over these from now on, as an operator does it: a changed file, and a reload."""
         before = self._workers()
         self._write(replicas)
         self._process.send_signal(signal.SIGHUP)

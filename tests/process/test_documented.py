@@ -1,4 +1,4 @@
-"""What the documents tell an operator to start: `rafaga serve` in each of their ways, and nginx in front."""
+"""What the documentation starts: `rafaga serve` in each of their ways, and nginx in front."""
 
 from __future__ import annotations
 

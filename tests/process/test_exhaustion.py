@@ -1,25 +1,29 @@
-"""What runs out, comes back: open files under a flood of connections, and memory after large images."""
+"""What runs out, comes back: files under a flood of connections, calls in flight, memory after large images."""
 
 from __future__ import annotations
 
 import io
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2
 from PIL import Image
 
+from tests import bundles
 from tests.integration import messages
-from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually, get
+from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually, get, refusal_of
 from tests.process.memory import MIB
 from tests.process.running import Running, running
 
 FILES = 512
 FLOOD = 400
+CALLS = 10_000
 
 
 @contextmanager
@@ -84,3 +88,28 @@ def test_memory_returns_after_large_images(repository: Path) -> None:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(classify, range(24)))
         eventually(lambda: resident() < before + 64 * MIB, "memory returned")
+
+
+@pytest.mark.nightly
+def test_ten_thousand_calls_at_once(tmp_path: Path) -> None:
+    """More than the server holds: each is answered, or refused with a reason and a time to retry. Health answers
+    meanwhile."""
+    bundles.publish_slow(tmp_path, products=0)
+    request = messages.classify(messages.random_digits(0), "slow")
+    with running(tmp_path, "--max-queue-wait-ms", "600000") as served, ExitStack() as stack:
+        # A connection has at most 1,024 streams.
+        options = (("grpc.use_local_subchannel_pool", 1),)
+        channels = [stack.enter_context(grpc.insecure_channel(served.address, options)) for _ in range(16)]
+        stubs = [Stubs(channel).vision for channel in channels]
+        before = served.metric("process_resident_memory_bytes")
+        calls = [stubs[n % 16].Classify.future(request, timeout=PATIENCE_S) for n in range(CALLS)]
+        most = 0.0
+        while not all(call.done() for call in calls):
+            assert healthy(served)
+            most = max(most, served.metric("rafaga_requests_in_flight"))
+        assert 0 < most <= 4096
+        assert served.metric("process_resident_memory_bytes") < before + 256 * MIB
+        reasons = Counter(refusal_of(error).reason if (error := call.exception()) else "OK" for call in calls)
+        assert reasons.total() == CALLS
+        assert reasons.keys() == {"OK", "QUEUE_FULL"}
+        assert served.metric("rafaga_requests_in_flight") == 0

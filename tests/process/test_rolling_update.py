@@ -32,7 +32,7 @@ DRAIN_DELAY_S = 0.5
 ACCEPTED = 20
 
 BY_THE_SDK = ("list", "asyncio", "dns", "nginx")
-PLAIN = "nginx that is told, without the SDK"
+PLAIN = "nginx with updated addresses, without the SDK"
 
 
 class Story(NamedTuple):
@@ -100,7 +100,7 @@ def stop_with_work_to_do(replica: Replica) -> int:
 @pytest.fixture(scope="module")
 def story(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """1. Each replica in turn gets SIGTERM, drains, ends, and starts again on its port. 2. One gets SIGKILL, and starts
-    again. All the while everybody asks."""
+    again. Clients send requests throughout."""
     settings = ("--drain-delay-s", str(DRAIN_DELAY_S), "--max-queue-wait-ms", "60000")
     exit_codes = []
     with ExitStack() as stack:
@@ -114,7 +114,7 @@ def story(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
             return stack.enter_context(Client(address))
 
         loads = {
-            # So many that three tries in a row would hit the draining one now and then.
+            # So many that three tries in a row would sometimes hit the draining one.
             "list": Load(by(client(listed)), callers=12),
             "asyncio": Load(stack.enter_context(by_asyncio(listed))),
             "dns": Load(by(client(names.target(int(ports[0]))))),

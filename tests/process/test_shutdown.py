@@ -1,4 +1,4 @@
-"""The end of a server: what was accepted is answered, what comes is refused, and the exit code tells how it went."""
+"""The end of a server: accepted calls are answered, later ones refused, and the exit code says whether that worked."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_what_was_accepted_is_answered_and_what_comes_is_refused(repository: Pat
 
 
 def test_under_load_no_call_is_lost(repository: Path) -> None:
-    """Sixteen callers ask without pause while the server stops: each call is answered rightly, or is UNAVAILABLE until
-    the port is closed. Then the caller gives up."""
+    """Sixteen callers ask without pause while the server stops: each call is answered correctly, or is UNAVAILABLE
+    until the port is closed. Then the caller gives up."""
     outcomes: Counter[str] = Counter()
     wrong: list[object] = []
     lock = threading.Lock()
@@ -155,8 +155,8 @@ def test_a_drain_that_takes_too_long_is_cut(repository: Path) -> None:
 
 
 def test_a_model_that_an_admin_loads_is_not_waited_for(tmp_path: Path) -> None:
-    """1. A model that runs for many seconds is to be loaded. 2. While it warms up, the server is told to stop. 3. It
-    does, long before the load would have ended."""
+    """1. A model that runs for many seconds is to be loaded. 2. While it warms up, the server gets a signal to stop.
+    3. It does, long before the load would have ended."""
     bundles.publish_slow(tmp_path, products=1000)
     with running(tmp_path, "--model-control", "explicit", "--admin-port", "0") as served:
         with connected(f"127.0.0.1:{served.admin_port}") as channel:

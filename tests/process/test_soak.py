@@ -1,4 +1,4 @@
-"""Hours in small: cancelled calls, bad inputs and reloads by the thousand, and the server is no larger for it.
+"""Hours in small: cancelled calls, bad inputs and reloads by the thousand, and the server does not grow.
 
 RAFAGA_SOAK_S sets the seconds of the long run (600). A process that leaks on purpose shows that the judge can say no.
 """
@@ -25,12 +25,13 @@ from tests import bundles, plain
 from tests.integration import messages
 from tests.integration import open_inference as oip
 from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually
-from tests.process.memory import LIMIT_BYTES, MIB, grows, growth_bytes, watching
+from tests.process.memory import LIMIT_BYTES, MIB, grows, growth, watching
 from tests.process.running import Running, running
 
 LONG_S = float(os.environ.get("RAFAGA_SOAK_S", "600"))
 CALLERS = 6
 RELOAD_S = 1.0
+MOST_MORE = 4  # threads and open files, by slope: those of the calls in flight come and go
 DIGITS = [messages.random_digits(n, 1 + n % 3) for n in range(16)]
 POISON = np.full((1, 1, 1, 1), 200, np.uint8)
 X = np.random.default_rng(0).normal(size=(2, 3)).astype(np.float32)
@@ -55,7 +56,7 @@ class Soak:
         self._end = time.monotonic() + seconds
 
     def call(self, number: int) -> Counter[str]:
-        """One caller, with a new connection now and then; gives what became of its calls."""
+        """One caller, with a new connection at times; gives what became of its calls."""
         rng, seen = Random(number), Counter[str]()
         while time.monotonic() < self._end:
             with connected(self._served.address) as channel:
@@ -119,8 +120,11 @@ def test_soak(tmp_path: Path, seconds: float) -> None:
     polling = ("--model-control", "poll", "--poll-interval-s", "0.2")
     with running(tmp_path, *polling) as served:
         soak = Soak(served, tmp_path, seconds)
+        process = psutil.Process(served.process.pid)
         with (
-            watching(lambda: served.metric("process_resident_memory_bytes"), seconds / 60) as resident,
+            watching(lambda: process.memory_info().rss, seconds / 40) as resident,
+            watching(process.num_threads, seconds / 40) as threads,
+            watching(process.num_fds, seconds / 40) as files,
             ThreadPoolExecutor(CALLERS + 1) as pool,
         ):
             calls = [pool.submit(soak.call, number) for number in range(CALLERS)]
@@ -134,7 +138,8 @@ def test_soak(tmp_path: Path, seconds: float) -> None:
         print(
             f"{sum(seen.values())} calls in {seconds:.0f} s, {version} versions, {dict(seen)}; resident "
             f"{resident[0] / MIB:.1f}, {resident[len(resident) // 2] / MIB:.1f}, {resident[-1] / MIB:.1f} MiB at the "
-            f"beginning, half-way and at the end: {growth_bytes(resident) / MIB:+.2f} MiB by slope"
+            f"beginning, half-way and at the end: {growth(resident) / MIB:+.2f} MiB by slope; {threads[-1]} threads "
+            f"({growth(threads):+.1f}), {files[-1]} open files ({growth(files):+.1f})"
         )
         assert seen["answered"] > 0
         assert seen["cancelled"] > 0
@@ -143,6 +148,8 @@ def test_soak(tmp_path: Path, seconds: float) -> None:
         assert seen.keys() <= others | {"NOT_FOUND", "RESOURCE_EXHAUSTED", "UNAVAILABLE"}
         if seconds >= 60:  # before, caches are still being filled
             assert not grows(resident)
+            assert growth(threads) <= MOST_MORE
+            assert growth(files) <= MOST_MORE
 
 
 @pytest.mark.parametrize(("keep", "leaks"), [("kept.append(made)", True), ("kept = [made]", False)])

@@ -72,7 +72,7 @@ def test_a_device_that_is_not_there_is_named(repository: Path) -> None:
 
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU here")
-def test_falling_back_is_allowed_and_told(repository: Path) -> None:
+def test_falling_back_is_allowed_and_logged(repository: Path) -> None:
     with running(repository, "--device", "cuda", "--device-fallback", "cpu") as served:
         (told,) = (line for line in served.process.log if "fallen back to the CPU" in line.text)
         assert "WARNING" in told.text
@@ -82,7 +82,7 @@ def test_falling_back_is_allowed_and_told(repository: Path) -> None:
 def test_every_line_of_the_log_is_json(repository: Path) -> None:
     with running(repository) as served:
         served.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S)
-        refusal(lambda: served.vision.Classify(messages.classify(IMAGE, "nobody"), timeout=PATIENCE_S))
+        refusal(lambda: served.vision.Classify(messages.classify(IMAGE, "unknown"), timeout=PATIENCE_S))
         served.process.send(signal.SIGTERM)
         assert served.process.exit_code() == 0
         log = served.process.log
@@ -191,7 +191,7 @@ def test_a_log_for_people(repository: Path) -> None:
 @pytest.mark.parametrize(
     "environ", [{}, {"RAFAGA_BEARER_TOKEN_SHA256": ""}], ids=["nothing is set", "the Secret is empty"]
 )
-def test_it_does_not_serve_beyond_this_machine_without_tokens_unless_told(environ: dict[str, str]) -> None:
+def test_it_does_not_serve_beyond_this_machine_without_tokens_by_default(environ: dict[str, str]) -> None:
     with process("--host", "0.0.0.0", environ=environ) as started:
         assert started.exit_code() == 2
         assert "none" in started.log[-1].text

@@ -60,7 +60,7 @@ def test_every_plot_shows_something_and_every_word_can_be_read(
         assert all(seen.colourful(axes) > 0.005 for axes in plot.axes)
         assert plot.collisions == []
         assert plot.cut == []
-    assert seen.width <= seen.pixels.shape[1], "nobody has to scroll sideways"
+    assert seen.width <= seen.pixels.shape[1], "no sideways scrolling"
 
 
 def test_an_empty_plot_and_colliding_words_would_be_noticed(tmp_path: Path) -> None:

@@ -29,7 +29,11 @@ README = "README.md"
 GUIDES = ("docs/client.md", "docs/http.md", "docs/models.md", "docs/from-torchserve.md", "docs/from-triton.md")
 COMMANDS = sorted({command for document in (README, *GUIDES) for command in commands(document)})
 SHIPPED = ROOT / "service/rafaga/demo/models"
-QUICK = {"load": ["--duration", "0.3", "--warm-up", "0.1"], "top": ["--interval", "0.1"]}
+QUICK = {
+    "backtest": ["--origins", "3"],
+    "load": ["--duration", "0.3", "--warm-up", "0.1"],
+    "top": ["--interval", "0.1"],
+}
 
 
 def of(*programs: str) -> list[str]:
@@ -89,9 +93,9 @@ def test_commands_print_what_the_page_shows(
 
 @pytest.mark.parametrize("document", [README, "docs/client.md"])
 def test_the_sdk(document: str, served: Served, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = blocks(document, "python")
-    text = block.text.replace("localhost:50051", served.address).replace("BTBTXS", bundles.ALPHABET)
-    exec(compile(text, document, "exec"), {})
+    for block in blocks(document, "python"):
+        text = block.text.replace("localhost:50051", served.address).replace("BTBTXS", bundles.ALPHABET)
+        exec(compile(text, document, "exec"), {})
     found = capsys.readouterr().out
     for shown in blocks(document, "text"):
         assert same_output(found, shown.text), found

@@ -76,7 +76,7 @@ class Walk:
 
 
 def check_without_cluster(command: str, folder: Path) -> None:
-    """Without kubectl, which renders what a command applies, the rest of the page is walked all the same."""
+    """Without kubectl, which renders what a command applies, the rest of the page is still checked."""
     if command.startswith("docker") or shutil.which("kubectl"):
         commands.check(command, folder)
 

@@ -1,4 +1,4 @@
-"""Files that somebody else may have written: what is opened, and what is not."""
+"""Files of unknown origin: which are opened, and which are not."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class TestOrientation:
         assert images.prepare(data, FREE, LIMIT).size == (96, 64)
 
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # by Pillow
-    def test_damaged_exif_is_no_reason_to_refuse_an_image(self) -> None:
+    def test_damaged_exif_does_not_prevent_decoding(self) -> None:
         image = picture(40, 30)
         data = encoded(image, "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff nonsense")
         assert prepare(data, FREE, LIMIT).shape == (30, 40, 3)
@@ -189,7 +189,7 @@ class TestRefused:
             b"BM" + bytes(99),
         ],
     )
-    def test_what_is_no_image(self, data: bytes) -> None:
+    def test_files_that_are_not_images(self, data: bytes) -> None:
         with pytest.raises(InvalidImage, match="whole JPEG, PNG, WebP, GIF or BMP file"):
             prepare(data, IMAGENET, LIMIT)
 
@@ -293,7 +293,7 @@ class TestRefused:
             prepare(messages.many_scans(100), IMAGENET, LIMIT)
 
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
-    def test_a_decode_that_nobody_waits_for_is_stopped(self, kind: str) -> None:
+    def test_a_decode_whose_caller_has_gone_is_stopped(self, kind: str) -> None:
         """1. A whole decode asks many times whether to go on. 2. Told to stop at any of them, it does."""
         noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
         data = encoded(Image.fromarray(noise), kind)

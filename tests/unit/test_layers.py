@@ -14,11 +14,14 @@ LAYERS = (
     (
         "addresses",
         "errors",
+        "evaluation",
         "files",
         "priority",
         "tensors",
         "bundle",
+        "calendar",
         "plain_model",
+        "processor",
         "formats",
         "images",
         "int8",
@@ -106,6 +109,6 @@ def test_scheduling_knows_neither_grpc_nor_onnx() -> None:
 
 
 def test_the_server_is_given_its_environment() -> None:
-    """Only `rafaga.server` itself touches it, to tell ONNX Runtime to report nothing."""
+    """Only `rafaga.server` itself touches it, to switch off ONNX Runtime's telemetry."""
     readers = {name for name, path in MODULES.items() if "rafaga.server" in name and "os.environ" in path.read_text()}
     assert readers == {"rafaga.server"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rafaga.bundle import relative_error
 from rafaga.objects import paired
+from rafaga.tensors import relative_error
 
 Answer = tuple[np.ndarray, np.ndarray, np.ndarray]
 

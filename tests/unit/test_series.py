@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rafaga.series import SeriesError, read_series
+from rafaga.series import SeriesError, TimeSeries, read_series, read_table
 
 CO2 = ["date,ppm,adjusted\n", "1958-03,315.7,314.4\n", "1958-04,317.5,315.2\n"]
 
@@ -56,3 +57,74 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
         pytest.raises(SeriesError, match="not text; expected"),
     ):
         read_series(file)
+
+
+SALES = [
+    "shop,month,price,sold\n",
+    "b,2024-02,2,\n",
+    "a,2024-01,1,10\n",
+    "b,2024-01,2,20\n",
+    "a,2024-02,1,11\n",
+    "a,2024-03,1.5,\n",
+    "b,2024-03,2,NA\n",
+    "b,2024-04,2,23\n",
+]
+
+
+def shown(series: TimeSeries) -> tuple[object, ...]:
+    """With None for missing values, and months."""
+    times = None if series.times is None else series.times.astype("datetime64[M]").astype(str).tolist()
+    return series.id, [None if np.isnan(value) else value for value in series.values], times, dict(series.covariates)
+
+
+def test_tables_of_several_series_are_sorted_by_time() -> None:
+    """Missing values stay, at the end too."""
+    b, a = read_table(SALES, "sold", "month", "shop")
+    assert shown(b) == ("b", [20, None, None, 23], ["2024-01", "2024-02", "2024-03", "2024-04"], {})
+    assert shown(a) == ("a", [10, 11, None], ["2024-01", "2024-02", "2024-03"], {})
+
+
+def test_last_rows_without_a_value_are_the_future_of_covariates() -> None:
+    b, a = read_table(SALES, "sold", "month", "shop", ["price"])
+    assert shown(b) == (
+        "b",
+        [20, None, None, 23],
+        ["2024-01", "2024-02", "2024-03", "2024-04"],
+        {"price": [2, 2, 2, 2]},
+    )
+    assert shown(a) == ("a", [10, 11], ["2024-01", "2024-02"], {"price": [1, 1, 1.5]})
+
+
+@pytest.mark.parametrize(
+    ("lines", "columns", "expected"),
+    [
+        (["1\n", "2\n"], {}, ("", [1, 2], None, {})),
+        (["year,x\n", "1950,1\n", "1951,2\n"], {"time": "year"}, ("", [1, 2], ["1950-01", "1951-01"], {})),
+        (["x\n", "null\n", "2\n"], {}, ("", [None, 2], None, {})),
+        (["x,y\n", ",a\n", "2,b\n"], {}, ("", [None, 2], None, {})),
+    ],
+)
+def test_tables_of_one_series(lines: list[str], columns: dict[str, str], expected: tuple[object, ...]) -> None:
+    (found,) = read_table(lines, **columns)
+    assert shown(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["t,x\n", "2024-01,1\n", "2024-02,2\n", "2024-01,3\n"], "line 4: the time 2024-01-01 is also in line 2; for"),
+        (["t,x\n", "2024-01,1\n", "2024-02,2\n", "2024-05,3\n"], "line 4: 2024-05-01 follows 2024-02-01, but times"),
+        (["t,x\n", "2024-01,1\n", "soon,2\n"], "line 3: 'soon' is not a time; expected one like 2024-05-31"),
+        (["t,x\n", "2024-01,1\n", "2024-02,one\n"], "line 3: 'one' is not a number"),
+        (["t,x,y\n", "2024-01,1,2\n"], "choose a column with --column: x, y"),
+        (["t,x,y\n", "2024-01,,NA\n"], "no column of numbers"),
+    ],
+)
+def test_invalid_tables(lines: list[str], message: str) -> None:
+    with pytest.raises(SeriesError, match=message):
+        read_table(lines, time="t")
+
+
+def test_a_series_without_values() -> None:
+    with pytest.raises(SeriesError, match="the series of 'b' has no values"):
+        read_table(["id,x\n", "a,1\n", "b,\n"], "x", item="id")

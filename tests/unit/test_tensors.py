@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from rafaga.errors import InvalidTensor
-from rafaga.tensors import check_shape, describe, from_wire, length_prefixed, to_wire, with_lengths
+from rafaga.tensors import (
+    check_shape,
+    describe,
+    from_wire,
+    length_prefixed,
+    relative_error,
+    to_wire,
+    with_lengths,
+)
 
 UINT8, FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
 
-@settings(derandomize=True, deadline=None)
 @given(
     arrays.arrays(
         st.sampled_from([np.uint8, np.int64, np.float32, np.float64, np.bool_]).map(np.dtype),
@@ -91,3 +98,19 @@ def test_framed_elements_come_back(elements: list[bytes]) -> None:
         except InvalidTensor:
             continue
         assert whole == elements[: len(whole)]
+
+
+def test_relative_error_is_relative_to_the_largest_value_from_one_up() -> None:
+    reference = np.array([[0.0, -200.0], [3.0, 4.0]], dtype=np.float32)
+    assert relative_error(reference + np.float32(2), reference) == pytest.approx(0.01)
+    small = np.array([0.25, 0.5])
+    assert relative_error(small + 0.1, small) == pytest.approx(0.1)
+    assert np.isnan(relative_error(np.array([np.nan, 0.0]), np.zeros(2)))
+    with pytest.raises(ValueError, match="shapes differ"):
+        relative_error(np.zeros(2), np.zeros(3))
+
+
+def test_of_classes_the_error_is_the_share_that_differs() -> None:
+    reference = np.array([[1, 2, 200, 4]], dtype=np.uint8)
+    assert relative_error(np.array([[1, 2, 7, 4]], dtype=np.uint8), reference) == 0.25
+    assert relative_error(reference, reference) == 0.0

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import textwrap
 from argparse import Namespace
 from collections.abc import Iterator
 from itertools import groupby
 
 from rafaga import Client, ModelDescription, ModelNotFound, ModelState
 from rafaga.cli._errors import ExitCode, UsageError
-from rafaga.cli._output import show_json, show_table
+from rafaga.cli._output import show_json, show_table, wrapped
 from rafaga.errors import listed
 
 
@@ -31,7 +29,7 @@ def models(args: Namespace, client: Client) -> int:
         )
         for m in found:
             if m.reason:
-                print("\n" + _wrapped("", f"{m.name} version {m.version} {m.state}: {m.reason}"))
+                print("\n" + wrapped("", f"{m.name} version {m.version} {m.state}: {m.reason}"))
     else:
         print("no models")
     return ExitCode.OTHER if any(m.state is ModelState.FAILED for m in found) else ExitCode.OK
@@ -65,6 +63,7 @@ def _lines(model: ModelDescription) -> Iterator[str]:
         ("head", model.head),
         ("architecture", model.architecture),
         ("precision", model.precision),
+        ("engine", f"{model.engine}: {model.engine_reason}" if model.engine_reason else model.engine),
         ("dataset", model.dataset),
         ("weights", f"{kind}: {model.weights_source}" if model.task else model.weights_source),
         ("license", model.weights_license),
@@ -82,7 +81,7 @@ def _lines(model: ModelDescription) -> Iterator[str]:
     shown = ""
     for name, value in details:
         if value:
-            yield _wrapped(f"  {'' if name == shown else name:<14}", value)
+            yield wrapped(f"  {'' if name == shown else name:<14}", value)
             shown = name
 
 
@@ -91,13 +90,10 @@ def _specific(model: ModelDescription) -> Iterator[tuple[str, str]]:
         spec = model.forecast
         yield "history", f"{spec.min_history} to {spec.max_history} values, one per {spec.step}, in {spec.unit}"
         yield "horizon", f"at most {spec.max_horizon}; quantiles {', '.join(f'{q:g}' for q in spec.quantile_levels)}"
+        yield "season", f"{spec.season} steps" if spec.season > 1 else ""
+        yield "covariates", ", ".join(spec.covariates)
     if model.detection is not None:
         limits = model.detection
         yield "objects", f"at most {limits.max_objects}, scores from {limits.score_threshold:g}"
     if model.sequence is not None:
         yield "sequence", f"at most {model.sequence.max_length} symbols"
-
-
-def _wrapped(label: str, text: str) -> str:
-    width = min(shutil.get_terminal_size().columns, 100)
-    return textwrap.fill(label + text, width, subsequent_indent=" " * (len(label) or 2), break_long_words=False)

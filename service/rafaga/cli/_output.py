@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,6 +76,12 @@ def warn_if_untrained(model: ModelInfo) -> None:
 def as_json(value: Any) -> str:
     """Dataclasses become objects, arrays lists."""
     return json.dumps(value, default=_plain, ensure_ascii=False)
+
+
+def wrapped(label: str, text: str) -> str:
+    """Further lines are indented as far as the label."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    return textwrap.fill(label + text, width, subsequent_indent=" " * (len(label) or 2), break_long_words=False)
 
 
 def _cut(text: str, width: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rafaga.addresses import HTTP_PORT
-from rafaga.cli import _commands, _images, _infer, _models, _top
+from rafaga.cli import _backtest, _forecast, _images, _infer, _models, _predict, _top
 from rafaga.cli._errors import ExitCode
 from rafaga.options import Parser, add_credentials, add_server, number, output_file, positive, whole
 
@@ -52,10 +52,10 @@ def parser(environ: Mapping[str, str], separate: Mapping[str, Parser] | None = N
     )
     for name in ("demo", "serve"):
         commands.listed(name, separate)
-    for add in (_add_models, _add_classify, _add_detect, _add_segment, _add_features, _add_forecast, _add_predict):
+    for add in (_add_models, _add_classify, _add_detect, _add_segment, _add_features):
         add(commands)
-    _add_infer(commands)
-    _add_top(commands)
+    for add in (_add_forecast, _add_backtest, _add_predict, _add_infer, _add_top):
+        add(commands)
     for name in ("load", "plan", "completion"):
         commands.listed(name, separate)
     return rafaga
@@ -181,25 +181,67 @@ def _add_features(commands: _Commands) -> None:
 def _add_forecast(commands: _Commands) -> None:
     command = commands.add(
         "forecast",
-        _commands.forecast,
+        _forecast.forecast,
         "[FILE] [OPTIONS]",
-        "forecast a time series",
-        "The series is a CSV file or one number per line, evenly spaced, oldest first.",
-        examples=["co2.csv --horizon 12", "--json < co2.csv"],
+        "forecast time series",
+        "The file is CSV, or has one number per line: evenly spaced, oldest first. Empty cells are missing values.",
+        examples=["co2.csv --horizon 12", "co2.csv --time month --plot co2.png", "--json < co2.csv"],
     )
     series = command.add_argument_group("input")
     series.add_argument("file", nargs="?", default="-", metavar="FILE", help="the series (standard input)")
-    series.add_argument("--column", metavar="NAME", help="column of the CSV file, by name or number from 1")
-    _add_model(command).add_argument(
-        "--horizon", type=whole, metavar="STEPS", help="steps ahead (as many as the model gives)"
+    _add_columns(series)
+    model = _add_model(command)
+    model.add_argument("--horizon", type=whole, metavar="STEPS", help="steps ahead (as many as the model gives)")
+    model.add_argument(
+        "--quantiles", type=_levels, metavar="Q,...", help="levels, such as 0.1,0.5,0.9 (those that the model gives)"
     )
-    commands.add_common(command)
+    model.add_argument(
+        "--check", type=whole, metavar="N", help="find anomalies: compare the last N values with their forecasts"
+    )
+    output = commands.add_common(command)
+    _add_plot(output, "the histories and their forecasts")
+
+
+def _add_backtest(commands: _Commands) -> None:
+    command = commands.add(
+        "backtest",
+        _backtest.backtest,
+        "FILE [OPTIONS]",
+        "measure forecasts of the last fifth of time series",
+        "Compares forecasts from many origins with the truth, and with simple statistics.",
+        examples=["co2.csv --time month", "co2.csv --origins 50 --plot backtest.png"],
+    )
+    series = command.add_argument_group("input")
+    series.add_argument("file", metavar="FILE", help="the series, as `rafaga forecast` reads it")
+    _add_columns(series)
+    model = _add_model(command)
+    model.add_argument("--horizon", type=whole, metavar="STEPS", help="steps ahead (as many as the model gives)")
+    model.add_argument(
+        "--origins", type=whole, default=100, metavar="N", help="forecasts to measure, at most (%(default)s)"
+    )
+    output = commands.add_common(command)
+    _add_plot(output, "some of the forecasts, and the error of each step")
+
+
+def _add_columns(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--column", metavar="NAME", help="column of the values, by name or number from 1")
+    group.add_argument("--time", metavar="NAME", help="column of timestamps, by which rows are sorted")
+    group.add_argument("--id", metavar="NAME", help="column that says which series a row belongs to")
+
+
+def _add_plot(group: argparse._ArgumentGroup, what: str) -> None:
+    group.add_argument("--plot", type=output_file(".png", ".svg"), metavar="FILE", help=f"draw {what} (PNG, SVG)")
+
+
+def _levels(text: str) -> tuple[float, ...]:
+    level = number(lambda value: 0 < value < 1, "numbers between 0 and 1, separated by commas")
+    return tuple(sorted({level(part) for part in text.split(",")}))
 
 
 def _add_predict(commands: _Commands) -> None:
     command = commands.add(
         "predict",
-        _commands.predict,
+        _predict.predict,
         "SYMBOLS... [OPTIONS]",
         "predict the next symbol of a sequence",
         examples=["BTBTXS", "B T B T X S --top-k 2"],

@@ -3,13 +3,14 @@
 _calls      requests, and what their replies mean       _results, _objects, _forecast   what calls return
 _tensors    raw tensors of any model                    _models     the catalogue
 _many       many inputs in few messages                 _html       results in notebooks
-_retry      when to try again                           _images, _frames    inputs of every accepted kind
+_retry      when to try again                           _images, _frames, _history   inputs of every accepted kind
 _channel    addresses, TLS, limits → gRPC options       _connection sending and sleeping, in both ways
 """
 
 from rafaga.client._async import AsyncClient
 from rafaga.client._channel import Keepalive, Tls
-from rafaga.client._forecast import Forecast, History
+from rafaga.client._forecast import Forecast, ObservationCheck
+from rafaga.client._history import History
 from rafaga.client._many import Results
 from rafaga.client._models import (
     DetectionDescription,
@@ -44,6 +45,7 @@ __all__ = [
     "ModelDescription",
     "ModelInfo",
     "ModelState",
+    "ObservationCheck",
     "Prediction",
     "Results",
     "RetryPolicy",

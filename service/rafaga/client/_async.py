@@ -13,7 +13,8 @@ import numpy.typing as npt
 from rafaga.client import _calls, _images
 from rafaga.client._connection import AsyncConnection
 from rafaga.client._forecast import Forecast
-from rafaga.client._frames import SeriesInput, SymbolsInput
+from rafaga.client._frames import SymbolsInput
+from rafaga.client._history import SeriesInput, several
 from rafaga.client._images import Content, ImageInput, Images
 from rafaga.client._many import SPLIT, Results
 from rafaga.client._objects import Detections, Segmentation
@@ -166,10 +167,16 @@ class AsyncClient(AsyncConnection):
         model: str,
         version: int | None = None,
         horizon: int | None = None,
+        quantiles: Sequence[float] | None = None,
+        covariates: Mapping[str, npt.ArrayLike] | None = None,
+        check_last: int = 0,
         timeout_s: float | None = None,
     ) -> Forecast:
         """See `Client.forecast`."""
-        call = _calls.forecast([_calls.history(values).content], model=model, version=version, horizon=horizon)
+        asked = _calls.series(values, covariates).content
+        call = _calls.forecast(
+            [asked], model=model, version=version, horizon=horizon, quantiles=quantiles, check_last=check_last
+        )
         return await self._run(_calls.first(call), timeout_s)
 
     async def forecast_many(
@@ -179,11 +186,15 @@ class AsyncClient(AsyncConnection):
         model: str,
         version: int | None = None,
         horizon: int | None = None,
+        quantiles: Sequence[float] | None = None,
+        check_last: int = 0,
         timeout_s: float | None = None,
     ) -> Results[Forecast]:
         """See `Client.forecast_many`."""
-        call = partial(_calls.forecast, model=model, version=version, horizon=horizon)
-        return await self._many(_calls.histories(series), _calls.history, call, timeout_s)
+        call = partial(
+            _calls.forecast, model=model, version=version, horizon=horizon, quantiles=quantiles, check_last=check_last
+        )
+        return await self._many(several(series), _calls.series, call, timeout_s)
 
     async def infer(
         self,

@@ -6,17 +6,19 @@ Both clients run these; neither knows a protobuf message. Requests are serialise
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import grpc
+import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from rafaga.addresses import GRPC_PORT
-from rafaga.client import _forecast, _images, _models, _objects, _results
-from rafaga.client._forecast import Forecast, History
-from rafaga.client._frames import SeriesInput, SymbolsInput, column
+from rafaga.client import _forecast, _history, _images, _models, _objects, _results
+from rafaga.client._forecast import Forecast
+from rafaga.client._frames import SymbolsInput, column
+from rafaga.client._history import Asked, SeriesInput
 from rafaga.client._images import Prepared
 from rafaga.client._models import ModelDescription, ModelState
 from rafaga.client._objects import Detections, Segmentation
@@ -130,18 +132,34 @@ def predict(
 
 
 def forecast(
-    histories: Sequence[History], *, model: str, version: int | None, horizon: int | None
+    asked: Sequence[Asked],
+    *,
+    model: str,
+    version: int | None,
+    horizon: int | None,
+    quantiles: Sequence[float] | None = None,
+    check_last: int = 0,
 ) -> UnaryCall[list[Forecast]]:
+    """Of series with one frequency."""
     if horizon is not None and horizon < 1:
         raise InvalidRequest(f"horizon must be at least 1, got {horizon}; None asks for all steps that the model gives")
-    request = forecasting_pb2.ForecastRequest(model=_named(model), version=version or 0, horizon=horizon or 0)
-    if len(histories) == 1:
-        request.history.extend(histories[0].values)
+    if check_last < 0:
+        raise InvalidRequest(f"check_last must be at least 0, got {check_last}")
+    request = forecasting_pb2.ForecastRequest(
+        model=_named(model),
+        version=version or 0,
+        horizon=horizon or 0,
+        frequency=asked[0].frequency.name if asked[0].frequency else "",
+        quantiles=quantiles or (),
+        check_last=check_last,
+    )
+    if len(asked) == 1 and asked[0].plain and not check_last:
+        request.history.extend(asked[0].message.values)
     else:
-        request.series.extend(forecasting_pb2.Series(values=history.values) for history in histories)
+        request.series.extend(one.message for one in asked)
 
     def read(reply: bytes) -> list[Forecast]:
-        return _forecast.forecasts(forecasting_pb2.ForecastResponse.FromString(reply), histories)
+        return _forecast.forecasts(forecasting_pb2.ForecastResponse.FromString(reply), asked)
 
     return UnaryCall("/rafaga.v1.Forecasting/Forecast", request.SerializeToString(), read)
 
@@ -219,17 +237,10 @@ def symbols(sequence: SymbolsInput) -> Prepared:
     return Prepared(checked, None, sum(map(len, checked)))
 
 
-def history(values: SeriesInput) -> Prepared:
+def series(given: SeriesInput, covariates: Mapping[str, npt.ArrayLike] | None = None) -> Prepared:
     """One series, checked. Raises InvalidTensor."""
-    series = _forecast.history(values)
-    return Prepared(series, None, series.values.nbytes)
-
-
-def histories(series: Iterable[SeriesInput]) -> Iterable[SeriesInput]:
-    """Raises InvalidRequest for a frame: iterated, it gives the names of its columns."""
-    if hasattr(series, "columns"):
-        raise InvalidRequest("expected a list of series, got a frame: [frame[name] for name in frame]")
-    return series
+    asked = _history.asked(given, covariates)
+    return Prepared(asked, asked.frequency and asked.frequency.name, asked.message.ByteSize())
 
 
 def _positive(name: str, number: int) -> int:

@@ -1,29 +1,35 @@
-"""Forecasts: the series they continue, and their tables and charts."""
+"""Forecasts, with their tables and charts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rafaga.client import _html
-from rafaga.client._frames import SeriesInput, column
+from rafaga.client._history import Asked, History, clock_to_utc, times_of
 from rafaga.client._results import Float32Array, ModelInfo, Timing, model_info, rounded, timing
-from rafaga.errors import InternalError, InvalidTensor
+from rafaga.errors import InternalError
 from rafaga.v1 import forecasting_pb2
 
 # How much of the history a chart shows, in horizons.
 _HORIZONS_DRAWN = 4
 
 
-class History(NamedTuple):
-    """values: float32 [T], oldest first. index: of the pandas Series that they came from, or None."""
+@dataclass(frozen=True)
+class ObservationCheck:
+    """An observation and the interval that was forecast for it one step before, the widest that the model gives."""
 
-    values: Float32Array
-    index: Any = None
+    position: int  # in the history, from 0
+    observed: float
+    lower: float
+    upper: float
+    score: float  # distance from the interval's centre in halves of its width: above 1 is outside
+    anomaly: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +37,9 @@ class Forecast:
     """A forecast, in the unit of the history.
 
     levels: rising quantile levels. values: float32 [len(levels), horizon]. history: the series that it continues.
+    timestamps: datetime64 [horizon], in UTC if those of the history have a zone; None for a series without times.
+    filled: how many missing values of the history were filled. checks: of its last observations, as many as
+    `check_last` asked for. id: of the history.
     """
 
     levels: tuple[float, ...]
@@ -38,6 +47,10 @@ class Forecast:
     model: ModelInfo
     timing: Timing
     history: History | None = field(default=None, repr=False)
+    timestamps: npt.NDArray[np.datetime64] | None = field(default=None, repr=False)
+    filled: int = 0
+    checks: tuple[ObservationCheck, ...] = field(default=(), repr=False)
+    id: str = ""
 
     @property
     def horizon(self) -> int:
@@ -46,19 +59,19 @@ class Forecast:
 
     @property
     def median(self) -> Float32Array:
-        """The median, float32 [horizon]. ValueError if the model has no level 0.5."""
+        """The median, float32 [horizon]. ValueError without the level 0.5."""
         return self.quantile(0.5)
 
     def quantile(self, level: float) -> Float32Array:
         """float32 [horizon]: the values that the truth falls below with probability `level`.
 
-        ValueError for a level the model does not give; nothing is interpolated.
+        ValueError for a level that the forecast does not have; `quantiles=` asks the server for others.
         """
         for row, known in enumerate(self.levels):
             if math.isclose(known, level, abs_tol=1e-6):
                 quantile: Float32Array = self.values[row]
                 return quantile
-        raise ValueError(f"no quantile {level:g}; the model gives {', '.join(f'{known:g}' for known in self.levels)}")
+        raise ValueError(f"no quantile {level:g}; the forecast has {', '.join(f'{known:g}' for known in self.levels)}")
 
     def interval(self, coverage: float) -> tuple[Float32Array, Float32Array]:
         """(lower, upper), float32 [horizon] each: the central interval that holds the truth with that probability.
@@ -70,16 +83,35 @@ class Forecast:
     def to_pandas(self) -> Any:
         """A DataFrame with a row per step and a column per quantile: q0.1, q0.5, …
 
-        Its index continues that of the history, if this was a Series with a PeriodIndex or a DatetimeIndex whose
-        frequency can be inferred; otherwise it counts the steps, from 1.
+        Its index has the times of the steps, and continues a DatetimeIndex or PeriodIndex of the history; without times
+        it counts the steps, from 1.
         """
         import pandas
 
         columns = [f"q{level:g}" for level in self.levels]
         return pandas.DataFrame(self.values.T, index=self._steps(), columns=columns)
 
+    @property
+    def anomalies(self) -> tuple[ObservationCheck, ...]:
+        """The checked observations outside their interval."""
+        return tuple(check for check in self.checks if check.anomaly)
+
+    def checks_to_pandas(self) -> Any:
+        """A DataFrame of `checks`: observed, lower, upper, score, anomaly. Its index is that of the history, or has the
+        positions in it."""
+        import pandas
+
+        positions = [check.position for check in self.checks]
+        index = self.history.index if self.history else None
+        columns = ("observed", "lower", "upper", "score", "anomaly")
+        return pandas.DataFrame(
+            [[getattr(check, name) for name in columns] for check in self.checks],
+            index=pandas.Index(positions, name="position") if index is None else index[positions],
+            columns=columns,
+        )
+
     def plot(self, axes: Any = None) -> Any:
-        """Draws the end of the history, the middle quantile, and the intervals around it, with matplotlib.
+        """Draws the end of the history, the median and the intervals around it, and anomalies, with matplotlib.
 
         axes: where to draw; None makes a figure. Returns the axes.
         """
@@ -88,17 +120,23 @@ class Forecast:
 
             axes = pyplot.figure(figsize=(8, 4), layout="constrained").add_subplot()
         before, after = self._times()
+        values = self.values.T
         if self.history is not None and len(before):
-            axes.plot(before, self.history.values[-len(before) :], color="0.4", label="history")
-        middle = len(self.levels) // 2
+            past = self.history.values[-len(before) :]
+            axes.plot(before, past, color="0.4", label="history")
+            self._plot_anomalies(axes, before)
+            if np.isfinite(past[-1]):  # the forecast begins where the history ends
+                after = before[-1:].append(after) if hasattr(before, "append") else np.append(before[-1:], after)
+                values = np.concatenate([np.full((1, len(self.levels)), past[-1]), values])
+        middle = min(range(len(self.levels)), key=lambda row: abs(self.levels[row] - 0.5))
         name = "median" if self.levels[middle] == 0.5 else f"quantile {self.levels[middle]:g}"
-        axes.plot(after, self.values[middle], color="tab:blue", label=f"forecast, {name}")
-        for row in range(middle):
-            low, high = self.levels[row], self.levels[-1 - row]
-            style = {"color": "tab:blue", "alpha": 0.2, "linewidth": 0}
-            label = f"{100 * (high - low):g} % interval"
-            axes.fill_between(after, self.values[row], self.values[-1 - row], label=label, **style)
-        axes.set_title(str(self.model))
+        axes.plot(after, values[:, middle], color="tab:blue", label=f"forecast, {name}")
+        intervals = self._intervals()
+        for number, (low, high) in enumerate(intervals, start=1):
+            style = {"color": _blue(0.15 + 0.35 * number / len(intervals)), "linewidth": 0, "zorder": 1}
+            label = f"{100 * (self.levels[high] - self.levels[low]):g} % interval"
+            axes.fill_between(after, values[:, low], values[:, high], label=label, **style)
+        axes.set_title(f"{self.id}, {self.model}" if self.id else str(self.model))
         axes.legend()
         return axes
 
@@ -114,13 +152,40 @@ class Forecast:
         rows = [(step, *values) for step, values in enumerate(self.values.T, start=1)]
         return _html.table(self.model, ("step", *(f"{level:g}" for level in self.levels)), rows)
 
+    def _intervals(self) -> list[tuple[int, int]]:
+        """Rows of levels symmetric around the median, widest first."""
+        rows = range(len(self.levels))
+        return [
+            (low, high)
+            for low in rows
+            for high in rows[low + 1 :]
+            if math.isclose(self.levels[low] + self.levels[high], 1, abs_tol=1e-6)
+        ]
+
+    def _plot_anomalies(self, axes: Any, before: Any) -> None:
+        assert self.history is not None
+        first = len(self.history.values) - len(before)
+        shown = [check for check in self.anomalies if check.position >= first]
+        if shown:
+            positions = [check.position - first for check in shown]
+            axes.scatter(
+                before[positions], [check.observed for check in shown], color="tab:red", zorder=3, label="anomaly"
+            )
+
     def _steps(self) -> Any:
+        """The index of the steps, as that of the history."""
         import pandas
 
         index = self.history.index if self.history else None
         if isinstance(index, pandas.PeriodIndex):
             return pandas.period_range(index[-1], periods=self.horizon + 1, name=index.name)[1:]
-        if isinstance(index, pandas.DatetimeIndex):
+        if self.timestamps is not None:
+            found = pandas.DatetimeIndex(self.timestamps, name=getattr(index, "name", None))
+            if isinstance(index, pandas.DatetimeIndex):
+                found = found.as_unit(index.unit)
+                return found if index.tz is None else found.tz_localize("UTC").tz_convert(index.tz)
+            return found
+        if isinstance(index, pandas.DatetimeIndex):  # of a frequency that only pandas knows
             frequency = pandas.DatetimeIndex(index, freq="infer").freq
             if frequency is not None:
                 return pandas.date_range(index[-1], periods=self.horizon + 1, freq=frequency, name=index.name)[1:]
@@ -129,8 +194,11 @@ class Forecast:
     def _times(self) -> tuple[Any, Any]:
         """Positions of the history's end and of the steps on the axis: times, or steps counted from the last value."""
         shown = 0 if self.history is None else min(len(self.history.values), _HORIZONS_DRAWN * self.horizon)
-        if self.history is not None and self.history.index is not None:
-            before, after = self.history.index[-shown:], self._steps()
+        index = None if self.history is None else self.history.index
+        if isinstance(index, np.ndarray) and self.timestamps is not None:
+            return index[-shown:], self.timestamps
+        if index is not None and hasattr(index, "dtype"):
+            before, after = index[-shown:], self._steps()
             if hasattr(after, "to_timestamp"):
                 before, after = before.to_timestamp(), after.to_timestamp()
             if after.dtype.kind == "M":
@@ -138,38 +206,25 @@ class Forecast:
         return np.arange(1 - shown, 1), np.arange(1, self.horizon + 1)
 
 
-def history(values: SeriesInput) -> History:
-    """float32 [T], finite. Raises InvalidTensor."""
-    given = column(values)
-    try:
-        series = np.asarray(given, dtype=np.float32)
-    except (TypeError, ValueError):
-        raise InvalidTensor("the history must be numbers, oldest first") from None
-    if series.ndim != 1 or not series.size:
-        raise InvalidTensor(f"the history must be one row of numbers [T], got shape {list(series.shape)}")
-    bad = np.flatnonzero(~np.isfinite(series))
-    if bad.size:
-        raise InvalidTensor(
-            f"the history must be finite; {bad.size} of {series.size} values are not, the first at position {bad[0]}: "
-            "fill the gaps first"
-        )
-    index: Any = getattr(given, "index", None)
-    if not hasattr(index, "dtype"):  # the method of lists and tuples
-        return History(series)
-    if index.dtype.kind == "M" and not index.is_monotonic_increasing:
-        raise InvalidTensor("the history must be in order of time, oldest first: series.sort_index()")
-    return History(series, index)
-
-
-def forecasts(reply: forecasting_pb2.ForecastResponse, histories: Sequence[History]) -> list[Forecast]:
+def forecasts(reply: forecasting_pb2.ForecastResponse, asked: Sequence[Asked]) -> list[Forecast]:
     """One per series. InternalError where the reply does not answer what was asked."""
-    found = [each.quantiles for each in reply.forecasts] or [reply.quantiles]
-    if len(found) != len(histories):
-        raise InternalError(f"expected forecasts of {len(histories)} series, the reply has {len(found)}")
+    found = list(reply.forecasts) or [forecasting_pb2.SeriesForecast(quantiles=reply.quantiles)]
+    if len(found) != len(asked):
+        raise InternalError(f"expected forecasts of {len(asked)} series, the reply has {len(found)}")
     model, spent = model_info(reply.model), timing(reply.timing)
     return [
-        Forecast(rounded([q.level for q in quantiles]), _values(quantiles), model, spent, series)
-        for quantiles, series in zip(found, histories, strict=True)
+        Forecast(
+            rounded([q.level for q in each.quantiles]),
+            _values(each.quantiles),
+            model,
+            spent,
+            one.history,
+            clock_to_utc(times_of(each.timestamps), one.history.index, one.frequency) if each.timestamps else None,
+            each.filled,
+            tuple(ObservationCheck(c.position, c.observed, c.lower, c.upper, c.score, c.anomaly) for c in each.checks),
+            one.history.id,
+        )
+        for each, one in zip(found, asked, strict=True)
     ]
 
 
@@ -180,3 +235,8 @@ def _values(quantiles: Sequence[forecasting_pb2.QuantileForecast]) -> Float32Arr
     values = np.array([q.values for q in quantiles], dtype=np.float32)
     values.flags.writeable = False
     return values
+
+
+def _blue(strength: float) -> tuple[float, ...]:
+    """Between white, 0, and the colour of the median."""
+    return tuple(1 - strength * (1 - part) for part in (0.12, 0.47, 0.71))

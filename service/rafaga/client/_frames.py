@@ -16,9 +16,6 @@ class Convertible(Protocol):
     def __array__(self) -> npt.NDArray[Any]: ...
 
 
-SeriesInput: TypeAlias = Sequence[float] | Convertible
-"""Evenly spaced observations [T], oldest first."""
-
 SymbolsInput: TypeAlias = Sequence[str] | Convertible
 """A sequence of symbols from its beginning on; a string is one of its characters."""
 

@@ -38,9 +38,11 @@ class MetricDescription:
     value: float
     dataset: str
     samples: int
+    standard_error: float = 0.0  # of `value`, from the choice of samples; 0 unknown
 
     def __str__(self) -> str:
-        return f"{self.name} {self.value:.4g}"
+        error = f" ± {self.standard_error:.2g}" if self.standard_error else ""
+        return f"{self.name} {self.value:.4g}{error}"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class ForecastDescription:
     quantile_levels: tuple[float, ...]
     step: str  # time between observations: "month"
     unit: str
+    season: int = 1  # steps in one period; 1 without a season
+    frequency: str = ""  # `step` as pandas names it, "MS"; empty: unknown
+    covariates: tuple[str, ...] = ()  # those beginning with "calendar." follow from timestamps
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,8 @@ class ModelDescription:
     sequence: SequenceDescription | None
     labels: tuple[str, ...] = ()
     head: str = ""  # of a classifier: "logits", "probabilities", "multilabel", "binary" or "regression"
+    engine: str = ""  # "onnxruntime" or "openvino"
+    engine_reason: str = ""  # why it was chosen, and the precision
 
     def __repr__(self) -> str:
         weights = "" if self.trained else "UNTRAINED"
@@ -120,10 +127,20 @@ def model_description(model: catalog_pb2.Model, labels: Sequence[str] = ()) -> M
         precision=model.precision,
         inputs=tuple(map(_tensor, model.inputs)),
         outputs=tuple(map(_tensor, model.outputs)),
-        metrics=tuple(MetricDescription(m.name, m.value, m.dataset, m.samples) for m in model.metrics),
+        metrics=tuple(
+            MetricDescription(m.name, m.value, m.dataset, m.samples, m.standard_error) for m in model.metrics
+        ),
         max_batch_size=model.max_batch_size,
         forecast=ForecastDescription(
-            info.min_history, info.max_history, info.max_horizon, rounded(info.quantile_levels), info.step, info.unit
+            info.min_history,
+            info.max_history,
+            info.max_horizon,
+            rounded(info.quantile_levels),
+            info.step,
+            info.unit,
+            info.season,
+            info.frequency,
+            tuple(info.covariates),
         )
         if model.HasField("forecast")
         else None,
@@ -132,6 +149,8 @@ def model_description(model: catalog_pb2.Model, labels: Sequence[str] = ()) -> M
         sequence=SequenceDescription(model.sequence.max_length) if model.HasField("sequence") else None,
         labels=tuple(labels),
         head=model.head,
+        engine=model.engine,
+        engine_reason=model.engine_reason,
     )
 
 

@@ -27,7 +27,8 @@ class ModelInfo:
     name: str
     version: int
     trained: bool
-    precision: str  # "fp32", "fp16" or "int8"
+    precision: str  # "fp32", "bf16", "fp16" or "int8"
+    engine: str = ""  # "onnxruntime" or "openvino"
 
     def __str__(self) -> str:
         return f"{self.name} v{self.version} {self.precision}{'' if self.trained else ' UNTRAINED'}"
@@ -195,7 +196,7 @@ def continuations(reply: sequences_pb2.PredictResponse, sequences: int) -> list[
 
 
 def model_info(info: common_pb2.ModelInfo) -> ModelInfo:
-    return ModelInfo(info.name, info.version, info.trained, info.precision)
+    return ModelInfo(info.name, info.version, info.trained, info.precision, info.engine)
 
 
 def rounded(levels: Iterable[float]) -> tuple[float, ...]:

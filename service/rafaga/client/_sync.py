@@ -11,7 +11,8 @@ import numpy.typing as npt
 from rafaga.client import _calls, _images
 from rafaga.client._connection import SyncConnection
 from rafaga.client._forecast import Forecast
-from rafaga.client._frames import SeriesInput, SymbolsInput
+from rafaga.client._frames import SymbolsInput
+from rafaga.client._history import SeriesInput, several
 from rafaga.client._images import ImageInput, Images
 from rafaga.client._many import SPLIT, Results
 from rafaga.client._objects import Detections, Segmentation
@@ -212,17 +213,28 @@ class Client(SyncConnection):
         model: str,
         version: int | None = None,
         horizon: int | None = None,
+        quantiles: Sequence[float] | None = None,
+        covariates: Mapping[str, npt.ArrayLike] | None = None,
+        check_last: int = 0,
         timeout_s: float | None = None,
     ) -> Forecast:
         """Quantiles of what follows `values`, evenly spaced observations [T], oldest first, in the model's unit.
 
-        horizon: steps ahead; None asks for all that the model gives. Raises InvalidTensor for values that are not
-        finite numbers (before anything is sent) or are too few, InvalidRequest for a horizon that is too long.
+        values: None in a list and NaN in a pandas Series mark missing values; the forecast continues the times of its
+        index. horizon: steps ahead, rolled out beyond the model's; None asks for all that the model gives. quantiles:
+        levels; None asks for the model's. covariates: [T + horizon] each, which some models need. check_last: compares
+        so many of the last observations with forecasts made one step before (`Forecast.checks`).
+
+        Raises InvalidTensor for values that are not numbers and for irregular times (before anything is sent), for too
+        few or too many missing values; InvalidRequest for what the model cannot give.
 
         >>> client.forecast(co2, model="lstm-co2", horizon=12).interval(0.8)    # doctest: +SKIP
         (array([371.1, …], dtype=float32), array([372.0, …], dtype=float32))
         """
-        call = _calls.forecast([_calls.history(values).content], model=model, version=version, horizon=horizon)
+        asked = _calls.series(values, covariates).content
+        call = _calls.forecast(
+            [asked], model=model, version=version, horizon=horizon, quantiles=quantiles, check_last=check_last
+        )
         return self._run(_calls.first(call), timeout_s)
 
     def forecast_many(
@@ -232,11 +244,19 @@ class Client(SyncConnection):
         model: str,
         version: int | None = None,
         horizon: int | None = None,
+        quantiles: Sequence[float] | None = None,
+        check_last: int = 0,
         timeout_s: float | None = None,
     ) -> Results[Forecast]:
-        """One Forecast per series of any length, in order. Messages and errors as for `classify_many`."""
-        call = partial(_calls.forecast, model=model, version=version, horizon=horizon)
-        return self._many(_calls.histories(series), _calls.history, call, timeout_s)
+        """One Forecast per series of any length, in order. Messages and errors as for `classify_many`.
+
+        series: of the kinds that `forecast` takes, or a frame with one series per column. `History` gives a series
+        covariates and an id.
+        """
+        call = partial(
+            _calls.forecast, model=model, version=version, horizon=horizon, quantiles=quantiles, check_last=check_last
+        )
+        return self._many(several(series), _calls.series, call, timeout_s)
 
     def infer(
         self,

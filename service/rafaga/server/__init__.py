@@ -1,6 +1,9 @@
 """The inference server: `app.serve(config)` runs it, and `app.build` composes it."""
 
 import os
+import sys
 
 # ONNX Runtime's Linux builds send usage data to their vendor unless this is set before they are loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# OpenVINO reports that it is imported, unless it does not find this package.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

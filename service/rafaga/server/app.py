@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from rafaga.addresses import UNIX, joined
+from rafaga.bundle import EngineName
 from rafaga.errors import DeviceError
 from rafaga.server.config.settings import (
     Config,
@@ -20,7 +21,7 @@ from rafaga.server.config.settings import (
     ObservabilitySettings,
     SecuritySettings,
 )
-from rafaga.server.engines import devices
+from rafaga.server.engines import devices, openvino
 from rafaga.server.engines.cpu_count import available_cores
 from rafaga.server.engines.selection import EngineFactory, Placement
 from rafaga.server.execution.supervisor import SupervisorPolicy
@@ -35,11 +36,11 @@ from rafaga.server.scheduling.batcher import BatchPolicy
 from rafaga.server.services import page
 from rafaga.server.services.catalog import Catalog
 from rafaga.server.services.decoding import DecodePool
-from rafaga.server.services.forecasting import Forecasting
+from rafaga.server.services.forecasting.service import Forecasting
 from rafaga.server.services.open_inference.admin import RepositoryAdmin
 from rafaga.server.services.open_inference.service import OpenInference
 from rafaga.server.services.open_inference.stream import Streams
-from rafaga.server.services.rest import ask, openapi, probes
+from rafaga.server.services.rest import ask, openapi, probes, timeseries
 from rafaga.server.services.rest import open_inference as rest_open_inference
 from rafaga.server.services.sequences import Sequences
 from rafaga.server.services.submission import RequestLimits
@@ -92,7 +93,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load, trials
     loader = Loader(
         policy,
         config.batching.max_batch_size,
-        config.models.precision.precision,
+        config.models.precision,
         _placement(config.engines),
         metrics,
         SupervisorPolicy(timeout_s=config.engines.engine_timeout_s),
@@ -116,7 +117,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load, trials
     expiry = Expiry()
     services = (
         Vision(repository, workers, limits),
-        Forecasting(repository, limits),
+        Forecasting(repository, workers, limits),
         Sequences(repository, limits),
         Catalog(repository),
         OpenInference(repository, workers, limits, expiry, health, version("rafaga")),
@@ -135,7 +136,7 @@ def build(config: Config, engine_factory: EngineFactory = Placement.load, trials
     streams = Streams(router)
     metrics.watch_in_flight(lambda: router.in_flight.count)
     return Server(
-        config,
+        config=config,
         repository=repository,
         health=health,
         router=router,
@@ -155,9 +156,15 @@ def _placement(engines: EngineSettings) -> Placement:
         choice = devices.choose(engines.device, engines.device_fallback, devices.Nvidia())
         level = logging.WARNING if choice.degraded else logging.INFO
         _LOG.log(level, "device chosen: %s", choice.why, extra={"devices": [str(d) for d in choice.devices]})
-        return Placement.on(choice, engines)
+        placement = Placement.on(choice, engines)
     except DeviceError as error:
         raise ConfigError(f"device: {error} (to use the CPU instead, set --device-fallback cpu)") from None
+    if EngineName.OPENVINO in (engines.engine.default, *engines.engine.by_model.values()):
+        try:
+            openvino.runtime()
+        except DeviceError as error:
+            raise ConfigError(f"engine: {error}") from None
+    return placement
 
 
 def _transport(
@@ -181,7 +188,8 @@ def _http(config: Config, router: Router, health: Health, metrics: Metrics) -> H
     limits, security = config.limits, config.security
     mutual = security.tls_client_ca is not None
     calls = HttpCalls(router, limits.max_request_bytes, limits.max_bytes_in_flight, certificates=mutual)
-    routes = [*probes.routes(health, metrics.registry), *ask.routes(calls), *rest_open_inference.routes(calls)]
+    routes = [*probes.routes(health, metrics.registry), *ask.routes(calls), *timeseries.routes(calls)]
+    routes += rest_open_inference.routes(calls)
     routes.append(openapi.route(routes, version("rafaga"), secured=bool(security.bearer_token_sha256)))
     if config.network.page:
         routes += page.routes()

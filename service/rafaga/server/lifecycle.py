@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -34,48 +35,34 @@ _REPLY_GRACE_S = 5.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+@dataclass(eq=False, kw_only=True)
 class Server:
-    def __init__(
-        self,
-        config: Config,
-        *,
-        repository: Repository,
-        health: Health,
-        router: Router,
-        workers: DecodePool,
-        streams: Streams,
-        expiry: Expiry,
-        transport: GrpcTransport,
-        admin: GrpcTransport | None,
-        poller: Poller | None,
-        http: HttpServer,
-        tracer: Tracer | None = None,
-    ) -> None:
-        self._config = config
-        self.repository = repository
-        self._health = health
-        self._router = router
-        self._workers = workers
-        self._streams = streams
-        self._expiry = expiry
-        self._transport = transport
-        self._admin = admin
-        self._poller = poller
-        self._http = http
-        self._tracer = tracer
-        self._loaded = self._stopping = False
+    config: Config
+    repository: Repository
+    health: Health
+    router: Router
+    workers: DecodePool
+    streams: Streams
+    expiry: Expiry
+    transport: GrpcTransport
+    admin: GrpcTransport | None
+    poller: Poller | None
+    http: HttpServer
+    tracer: Tracer | None = None
+    _loaded: bool = field(default=False, init=False)
+    _stopping: bool = field(default=False, init=False)
 
     @property
     def grpc_port(self) -> int:
-        return self._transport.port
+        return self.transport.port
 
     @property
     def admin_port(self) -> int | None:
-        return None if self._admin is None else self._admin.port
+        return None if self.admin is None else self.admin.port
 
     @property
     def http_port(self) -> int:
-        return self._http.port
+        return self.http.port
 
     def start(self) -> None:
         """Raises FileNotFoundError without a repository, OSError when a port is taken."""
@@ -85,10 +72,10 @@ class Server:
     def open(self) -> None:
         """Opens the ports: the server is live, but not ready. Raises OSError when one is taken."""
         try:
-            self._http.start()
-            self._transport.start()
-            if self._admin is not None:
-                self._admin.start()
+            self.http.start()
+            self.transport.start()
+            if self.admin is not None:
+                self.admin.start()
         except BaseException:
             self._close(0.0)
             raise
@@ -98,7 +85,7 @@ class Server:
 
         `drain_and_stop` may run at the same time: then it returns after the model that is being loaded.
         """
-        models = self._config.models
+        models = self.config.models
         _LOG.info("loading models", extra={"repository": str(models.repository), **self._addresses})
         try:
             self.repository.load(models.load_models)
@@ -110,13 +97,13 @@ class Server:
         if self._stopping:
             return
         self._loaded = True
-        if self._poller is not None:
-            self._poller.start()
+        if self.poller is not None:
+            self.poller.start()
         _LOG.info("serving", extra={**self._addresses, "ready": self.repository.ready})
 
     @property
     def _addresses(self) -> dict[str, object]:
-        network = self._config.network
+        network = self.config.network
         found: dict[str, object] = {"host": network.host, "grpc_port": self.grpc_port}
         if network.grpc_socket is not None:
             found["grpc_socket"] = str(network.grpc_socket)
@@ -130,15 +117,15 @@ class Server:
         hurry = hurry or threading.Event()
         self._stopping = True
         self.repository.withdraw()
-        if self._poller is not None:
-            self._poller.close()
-        if self._admin is not None:
-            self._admin.close(0.0)
+        if self.poller is not None:
+            self.poller.close()
+        if self.admin is not None:
+            self.admin.close(0.0)
         if self._loaded:
             # Balancers see that it is not ready and stop sending; until they do, calls are still served. While models
             # loaded it was never ready, and they sent nothing.
-            hurry.wait(self._config.network.drain_delay_s)
-        self._router.drain()
+            hurry.wait(self.config.network.drain_delay_s)
+        self.router.drain()
         clean = self._wait_for_calls(hurry)
         # Not earlier: a call accepted before the drain may not have reached its queue yet.
         self.repository.drain()
@@ -148,29 +135,29 @@ class Server:
 
     def _close(self, grace_s: float) -> None:
         """`grace_s`: how long the transport may take to send replies."""
-        self._health.close()
-        self._streams.close()
-        self._transport.close(grace_s)
-        if self._admin is not None:
-            self._admin.close(0.0)
-        self._expiry.close()
+        self.health.close()
+        self.streams.close()
+        self.transport.close(grace_s)
+        if self.admin is not None:
+            self.admin.close(0.0)
+        self.expiry.close()
         self.repository.close()
-        self._workers.close()
-        self._http.close(grace_s)
-        if self._tracer is not None:
-            self._tracer.close()
+        self.workers.close()
+        self.http.close(grace_s)
+        if self.tracer is not None:
+            self.tracer.close()
 
     def _warn_of_unknown_models(self) -> None:
         known = {name for name, _ in self.repository.on_disk()}
-        for name in self._config.engines.named_models - known:
+        for name in self.config.named_models - known:
             _LOG.warning("per-model settings name an unknown model", extra={"model": name})
 
     def _wait_for_calls(self, hurry: threading.Event) -> bool:
-        end = time.monotonic() + self._config.network.drain_timeout_s
+        end = time.monotonic() + self.config.network.drain_timeout_s
         while not hurry.is_set() and time.monotonic() < end:
-            if self._router.in_flight.wait_until_none(min(0.1, max(0.0, end - time.monotonic()))):
+            if self.router.in_flight.wait_until_none(min(0.1, max(0.0, end - time.monotonic()))):
                 return True
-        left = self._router.in_flight.count
+        left = self.router.in_flight.count
         if left:
             _LOG.error("stopping with unanswered calls", extra={"calls": left})
         return not left

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17rafaga/v1/catalog.proto\x12\trafaga.v1\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.rafaga.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"C\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.rafaga.v1.Model\x12\x0e\n\x06labels\x18\x02 \x03(\t\"\xef\x05\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.rafaga.v1.Model.State\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0c\n\x04task\x18\x05 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x06 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x07 \x01(\t\x12\x0f\n\x07trained\x18\x08 \x01(\x08\x12\x16\n\x0eweights_source\x18\t \x01(\t\x12\x17\n\x0fweights_license\x18\n \x01(\t\x12\x11\n\tprecision\x18\x0b \x01(\t\x12!\n\x06inputs\x18\x0c \x03(\x0b\x32\x11.rafaga.v1.Tensor\x12\"\n\x07outputs\x18\r \x03(\x0b\x32\x11.rafaga.v1.Tensor\x12\"\n\x07metrics\x18\x0e \x03(\x0b\x32\x11.rafaga.v1.Metric\x12\x16\n\x0emax_batch_size\x18\x0f \x01(\r\x12)\n\x08\x66orecast\x18\x10 \x01(\x0b\x32\x17.rafaga.v1.ForecastInfo\x12\x19\n\x11image_preparation\x18\x11 \x01(\t\x12+\n\tdetection\x18\x12 \x01(\x0b\x32\x18.rafaga.v1.DetectionInfo\x12)\n\x08sequence\x18\x13 \x01(\x0b\x32\x17.rafaga.v1.SequenceInfo\x12\x12\n\nparameters\x18\x14 \x01(\x04\x12\x16\n\x0eweights_sha256\x18\x15 \x01(\t\x12)\n\nprovenance\x18\x16 \x01(\x0b\x32\x15.rafaga.v1.Provenance\x12.\n\raccuracy_drop\x18\x17 \x01(\x0b\x32\x17.rafaga.v1.AccuracyDrop\x12\x0c\n\x04head\x18\x18 \x01(\t\"P\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07LOADING\x10\x01\x12\t\n\x05READY\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\x12\x0c\n\x08\x44RAINING\x10\x04\"Y\n\nProvenance\x12\x0f\n\x07\x63reated\x18\x01 \x01(\t\x12\x0e\n\x06rafaga\x18\x02 \x01(\t\x12\r\n\x05torch\x18\x03 \x01(\t\x12\x0c\n\x04onnx\x18\x04 \x01(\t\x12\r\n\x05opset\x18\x05 \x01(\r\"=\n\x0c\x41\x63\x63uracyDrop\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x0c\n\x04\x64rop\x18\x02 \x01(\x01\x12\x0f\n\x07samples\x18\x03 \x01(\x04\"4\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"G\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0f\n\x07\x64\x61taset\x18\x03 \x01(\t\x12\x0f\n\x07samples\x18\x04 \x01(\x04\"\x92\x01\n\x0c\x46orecastInfo\x12\x13\n\x0bmin_history\x18\x01 \x01(\r\x12\x13\n\x0bmax_history\x18\x02 \x01(\r\x12\x13\n\x0bmax_horizon\x18\x03 \x01(\r\x12\x17\n\x0fquantile_levels\x18\x04 \x03(\x02\x12\x0c\n\x04step\x18\x05 \x01(\t\x12\x0c\n\x04unit\x18\x06 \x01(\t\x12\x0e\n\x06season\x18\x07 \x01(\r\"T\n\rDetectionInfo\x12\x13\n\x0bmax_objects\x18\x01 \x01(\r\x12\x17\n\x0fscore_threshold\x18\x02 \x01(\x02\x12\x15\n\riou_threshold\x18\x03 \x01(\x02\"\"\n\x0cSequenceInfo\x12\x12\n\nmax_length\x18\x01 \x01(\r2\x99\x01\n\x07\x43\x61talog\x12I\n\nListModels\x12\x1c.rafaga.v1.ListModelsRequest\x1a\x1d.rafaga.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.rafaga.v1.GetModelRequest\x1a\x1b.rafaga.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17rafaga/v1/catalog.proto\x12\trafaga.v1\"\x13\n\x11ListModelsRequest\"6\n\x12ListModelsResponse\x12 \n\x06models\x18\x01 \x03(\x0b\x32\x10.rafaga.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"C\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.rafaga.v1.Model\x12\x0e\n\x06labels\x18\x02 \x03(\t\"\x96\x06\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.rafaga.v1.Model.State\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0c\n\x04task\x18\x05 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x06 \x01(\t\x12\x0f\n\x07\x64\x61taset\x18\x07 \x01(\t\x12\x0f\n\x07trained\x18\x08 \x01(\x08\x12\x16\n\x0eweights_source\x18\t \x01(\t\x12\x17\n\x0fweights_license\x18\n \x01(\t\x12\x11\n\tprecision\x18\x0b \x01(\t\x12!\n\x06inputs\x18\x0c \x03(\x0b\x32\x11.rafaga.v1.Tensor\x12\"\n\x07outputs\x18\r \x03(\x0b\x32\x11.rafaga.v1.Tensor\x12\"\n\x07metrics\x18\x0e \x03(\x0b\x32\x11.rafaga.v1.Metric\x12\x16\n\x0emax_batch_size\x18\x0f \x01(\r\x12)\n\x08\x66orecast\x18\x10 \x01(\x0b\x32\x17.rafaga.v1.ForecastInfo\x12\x19\n\x11image_preparation\x18\x11 \x01(\t\x12+\n\tdetection\x18\x12 \x01(\x0b\x32\x18.rafaga.v1.DetectionInfo\x12)\n\x08sequence\x18\x13 \x01(\x0b\x32\x17.rafaga.v1.SequenceInfo\x12\x12\n\nparameters\x18\x14 \x01(\x04\x12\x16\n\x0eweights_sha256\x18\x15 \x01(\t\x12)\n\nprovenance\x18\x16 \x01(\x0b\x32\x15.rafaga.v1.Provenance\x12.\n\raccuracy_drop\x18\x17 \x01(\x0b\x32\x17.rafaga.v1.AccuracyDrop\x12\x0e\n\x06\x65ngine\x18\x18 \x01(\t\x12\x15\n\rengine_reason\x18\x19 \x01(\t\x12\x0c\n\x04head\x18\x1a \x01(\t\"P\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07LOADING\x10\x01\x12\t\n\x05READY\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\x12\x0c\n\x08\x44RAINING\x10\x04\"Y\n\nProvenance\x12\x0f\n\x07\x63reated\x18\x01 \x01(\t\x12\x0e\n\x06rafaga\x18\x02 \x01(\t\x12\r\n\x05torch\x18\x03 \x01(\t\x12\x0c\n\x04onnx\x18\x04 \x01(\t\x12\r\n\x05opset\x18\x05 \x01(\r\"=\n\x0c\x41\x63\x63uracyDrop\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x0c\n\x04\x64rop\x18\x02 \x01(\x01\x12\x0f\n\x07samples\x18\x03 \x01(\x04\"4\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"_\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0f\n\x07\x64\x61taset\x18\x03 \x01(\t\x12\x0f\n\x07samples\x18\x04 \x01(\x04\x12\x16\n\x0estandard_error\x18\x05 \x01(\x01\"\xb9\x01\n\x0c\x46orecastInfo\x12\x13\n\x0bmin_history\x18\x01 \x01(\r\x12\x13\n\x0bmax_history\x18\x02 \x01(\r\x12\x13\n\x0bmax_horizon\x18\x03 \x01(\r\x12\x17\n\x0fquantile_levels\x18\x04 \x03(\x02\x12\x0c\n\x04step\x18\x05 \x01(\t\x12\x0c\n\x04unit\x18\x06 \x01(\t\x12\x0e\n\x06season\x18\x07 \x01(\r\x12\x11\n\tfrequency\x18\x08 \x01(\t\x12\x12\n\ncovariates\x18\t \x03(\t\"T\n\rDetectionInfo\x12\x13\n\x0bmax_objects\x18\x01 \x01(\r\x12\x17\n\x0fscore_threshold\x18\x02 \x01(\x02\x12\x15\n\riou_threshold\x18\x03 \x01(\x02\"\"\n\x0cSequenceInfo\x12\x12\n\nmax_length\x18\x01 \x01(\r2\x99\x01\n\x07\x43\x61talog\x12I\n\nListModels\x12\x1c.rafaga.v1.ListModelsRequest\x1a\x1d.rafaga.v1.ListModelsResponse\x12\x43\n\x08GetModel\x12\x1a.rafaga.v1.GetModelRequest\x1a\x1b.rafaga.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,23 +40,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELRESPONSE']._serialized_start=165
   _globals['_GETMODELRESPONSE']._serialized_end=232
   _globals['_MODEL']._serialized_start=235
-  _globals['_MODEL']._serialized_end=986
-  _globals['_MODEL_STATE']._serialized_start=906
-  _globals['_MODEL_STATE']._serialized_end=986
-  _globals['_PROVENANCE']._serialized_start=988
-  _globals['_PROVENANCE']._serialized_end=1077
-  _globals['_ACCURACYDROP']._serialized_start=1079
-  _globals['_ACCURACYDROP']._serialized_end=1140
-  _globals['_TENSOR']._serialized_start=1142
-  _globals['_TENSOR']._serialized_end=1194
-  _globals['_METRIC']._serialized_start=1196
-  _globals['_METRIC']._serialized_end=1267
-  _globals['_FORECASTINFO']._serialized_start=1270
-  _globals['_FORECASTINFO']._serialized_end=1416
-  _globals['_DETECTIONINFO']._serialized_start=1418
-  _globals['_DETECTIONINFO']._serialized_end=1502
-  _globals['_SEQUENCEINFO']._serialized_start=1504
-  _globals['_SEQUENCEINFO']._serialized_end=1538
-  _globals['_CATALOG']._serialized_start=1541
-  _globals['_CATALOG']._serialized_end=1694
+  _globals['_MODEL']._serialized_end=1025
+  _globals['_MODEL_STATE']._serialized_start=945
+  _globals['_MODEL_STATE']._serialized_end=1025
+  _globals['_PROVENANCE']._serialized_start=1027
+  _globals['_PROVENANCE']._serialized_end=1116
+  _globals['_ACCURACYDROP']._serialized_start=1118
+  _globals['_ACCURACYDROP']._serialized_end=1179
+  _globals['_TENSOR']._serialized_start=1181
+  _globals['_TENSOR']._serialized_end=1233
+  _globals['_METRIC']._serialized_start=1235
+  _globals['_METRIC']._serialized_end=1330
+  _globals['_FORECASTINFO']._serialized_start=1333
+  _globals['_FORECASTINFO']._serialized_end=1518
+  _globals['_DETECTIONINFO']._serialized_start=1520
+  _globals['_DETECTIONINFO']._serialized_end=1604
+  _globals['_SEQUENCEINFO']._serialized_start=1606
+  _globals['_SEQUENCEINFO']._serialized_end=1640
+  _globals['_CATALOG']._serialized_start=1643
+  _globals['_CATALOG']._serialized_end=1796
 # @@protoc_insertion_point(module_scope)

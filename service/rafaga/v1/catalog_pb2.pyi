@@ -141,6 +141,8 @@ class Model(google.protobuf.message.Message):
     WEIGHTS_SHA256_FIELD_NUMBER: builtins.int
     PROVENANCE_FIELD_NUMBER: builtins.int
     ACCURACY_DROP_FIELD_NUMBER: builtins.int
+    ENGINE_FIELD_NUMBER: builtins.int
+    ENGINE_REASON_FIELD_NUMBER: builtins.int
     HEAD_FIELD_NUMBER: builtins.int
     name: builtins.str
     version: builtins.int
@@ -157,7 +159,7 @@ class Model(google.protobuf.message.Message):
     """Source and licence of the weights."""
     weights_license: builtins.str
     precision: builtins.str
-    """The variant that is served."""
+    """"fp32", "bf16", "fp16" or "int8"; empty for plain ONNX."""
     max_batch_size: builtins.int
     image_preparation: builtins.str
     """How encoded images are resized to the model's size, as text; empty for other tasks."""
@@ -165,6 +167,10 @@ class Model(google.protobuf.message.Message):
     """Number of trained parameters; zero: unknown."""
     weights_sha256: builtins.str
     """Of the file with the weights; empty for random weights."""
+    engine: builtins.str
+    """"onnxruntime" or "openvino"; empty if the model is not served."""
+    engine_reason: builtins.str
+    """Why this engine and precision serve the model."""
     head: builtins.str
     """Of a classifier: "logits" or "probabilities", which sum to 1; "multilabel", whose probabilities are independent;
     "binary"; "regression", whose answers are values. Empty for other tasks.
@@ -215,11 +221,13 @@ class Model(google.protobuf.message.Message):
         weights_sha256: builtins.str = ...,
         provenance: Global___Provenance | None = ...,
         accuracy_drop: Global___AccuracyDrop | None = ...,
+        engine: builtins.str = ...,
+        engine_reason: builtins.str = ...,
         head: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["accuracy_drop", b"accuracy_drop", "detection", b"detection", "forecast", b"forecast", "provenance", b"provenance", "sequence", b"sequence"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["accuracy_drop", b"accuracy_drop", "architecture", b"architecture", "dataset", b"dataset", "detection", b"detection", "forecast", b"forecast", "head", b"head", "image_preparation", b"image_preparation", "inputs", b"inputs", "max_batch_size", b"max_batch_size", "metrics", b"metrics", "name", b"name", "outputs", b"outputs", "parameters", b"parameters", "precision", b"precision", "provenance", b"provenance", "reason", b"reason", "sequence", b"sequence", "state", b"state", "task", b"task", "trained", b"trained", "version", b"version", "weights_license", b"weights_license", "weights_sha256", b"weights_sha256", "weights_source", b"weights_source"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["accuracy_drop", b"accuracy_drop", "architecture", b"architecture", "dataset", b"dataset", "detection", b"detection", "engine", b"engine", "engine_reason", b"engine_reason", "forecast", b"forecast", "head", b"head", "image_preparation", b"image_preparation", "inputs", b"inputs", "max_batch_size", b"max_batch_size", "metrics", b"metrics", "name", b"name", "outputs", b"outputs", "parameters", b"parameters", "precision", b"precision", "provenance", b"provenance", "reason", b"reason", "sequence", b"sequence", "state", b"state", "task", b"task", "trained", b"trained", "version", b"version", "weights_license", b"weights_license", "weights_sha256", b"weights_sha256", "weights_source", b"weights_source"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model
@@ -314,10 +322,13 @@ class Metric(google.protobuf.message.Message):
     VALUE_FIELD_NUMBER: builtins.int
     DATASET_FIELD_NUMBER: builtins.int
     SAMPLES_FIELD_NUMBER: builtins.int
+    STANDARD_ERROR_FIELD_NUMBER: builtins.int
     name: builtins.str
     value: builtins.float
     dataset: builtins.str
     samples: builtins.int
+    standard_error: builtins.float
+    """Of `value`, from the choice of samples; zero: unknown."""
     def __init__(
         self,
         *,
@@ -325,8 +336,9 @@ class Metric(google.protobuf.message.Message):
         value: builtins.float = ...,
         dataset: builtins.str = ...,
         samples: builtins.int = ...,
+        standard_error: builtins.float = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "name", b"name", "samples", b"samples", "value", b"value"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["dataset", b"dataset", "name", b"name", "samples", b"samples", "standard_error", b"standard_error", "value", b"value"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Metric: typing_extensions.TypeAlias = Metric
@@ -342,6 +354,8 @@ class ForecastInfo(google.protobuf.message.Message):
     STEP_FIELD_NUMBER: builtins.int
     UNIT_FIELD_NUMBER: builtins.int
     SEASON_FIELD_NUMBER: builtins.int
+    FREQUENCY_FIELD_NUMBER: builtins.int
+    COVARIATES_FIELD_NUMBER: builtins.int
     min_history: builtins.int
     max_history: builtins.int
     max_horizon: builtins.int
@@ -350,8 +364,14 @@ class ForecastInfo(google.protobuf.message.Message):
     unit: builtins.str
     season: builtins.int
     """Steps in one period; 1 without a season."""
+    frequency: builtins.str
+    """`step` as pandas names it: "MS", "h"; empty: unknown."""
     @property
     def quantile_levels(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]: ...
+    @property
+    def covariates(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of what requests must give besides the series. Those beginning with "calendar." follow from timestamps."""
+
     def __init__(
         self,
         *,
@@ -362,8 +382,10 @@ class ForecastInfo(google.protobuf.message.Message):
         step: builtins.str = ...,
         unit: builtins.str = ...,
         season: builtins.int = ...,
+        frequency: builtins.str = ...,
+        covariates: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["max_history", b"max_history", "max_horizon", b"max_horizon", "min_history", b"min_history", "quantile_levels", b"quantile_levels", "season", b"season", "step", b"step", "unit", b"unit"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["covariates", b"covariates", "frequency", b"frequency", "max_history", b"max_history", "max_horizon", b"max_horizon", "min_history", b"min_history", "quantile_levels", b"quantile_levels", "season", b"season", "step", b"step", "unit", b"unit"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ForecastInfo: typing_extensions.TypeAlias = ForecastInfo

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16rafaga/v1/common.proto\x12\trafaga.v1\"N\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07trained\x18\x03 \x01(\x08\x12\x11\n\tprecision\x18\x04 \x01(\t\"[\n\x06Timing\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x15\n\rpreprocess_us\x18\x02 \x01(\x04\x12\x14\n\x0cinference_us\x18\x03 \x01(\x04\x12\x12\n\nbatch_size\x18\x04 \x01(\r\"@\n\x0bScoredLabel\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16rafaga/v1/common.proto\x12\trafaga.v1\"^\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07trained\x18\x03 \x01(\x08\x12\x11\n\tprecision\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\"[\n\x06Timing\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x15\n\rpreprocess_us\x18\x02 \x01(\x04\x12\x14\n\x0cinference_us\x18\x03 \x01(\x04\x12\x12\n\nbatch_size\x18\x04 \x01(\r\"@\n\x0bScoredLabel\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rafaga.v1.common_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODELINFO']._serialized_start=37
-  _globals['_MODELINFO']._serialized_end=115
-  _globals['_TIMING']._serialized_start=117
-  _globals['_TIMING']._serialized_end=208
-  _globals['_SCOREDLABEL']._serialized_start=210
-  _globals['_SCOREDLABEL']._serialized_end=274
+  _globals['_MODELINFO']._serialized_end=131
+  _globals['_TIMING']._serialized_start=133
+  _globals['_TIMING']._serialized_end=224
+  _globals['_SCOREDLABEL']._serialized_start=226
+  _globals['_SCOREDLABEL']._serialized_end=290
 # @@protoc_insertion_point(module_scope)

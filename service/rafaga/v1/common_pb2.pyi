@@ -26,12 +26,15 @@ class ModelInfo(google.protobuf.message.Message):
     VERSION_FIELD_NUMBER: builtins.int
     TRAINED_FIELD_NUMBER: builtins.int
     PRECISION_FIELD_NUMBER: builtins.int
+    ENGINE_FIELD_NUMBER: builtins.int
     name: builtins.str
     version: builtins.int
     trained: builtins.bool
     """False when the weights are random: the answers are then meaningless, and the model is for load tests only."""
     precision: builtins.str
-    """"fp32", "fp16" or "int8": the variant that computed this answer."""
+    """"fp32", "bf16", "fp16" or "int8": in which this answer was computed; empty for plain ONNX."""
+    engine: builtins.str
+    """"onnxruntime" or "openvino"."""
     def __init__(
         self,
         *,
@@ -39,8 +42,9 @@ class ModelInfo(google.protobuf.message.Message):
         version: builtins.int = ...,
         trained: builtins.bool = ...,
         precision: builtins.str = ...,
+        engine: builtins.str = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["name", b"name", "precision", b"precision", "trained", b"trained", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["engine", b"engine", "name", b"name", "precision", b"precision", "trained", b"trained", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___ModelInfo: typing_extensions.TypeAlias = ModelInfo

@@ -36,13 +36,13 @@ class ForecastRequest(google.protobuf.message.Message):
     version: builtins.int
     """Zero asks for the newest version that is ready."""
     horizon: builtins.int
-    """Steps ahead; zero means all steps that the model gives. More steps are rolled out: the median of each forecast
-    continues the series, and the intervals widen.
+    """Steps ahead; zero means all steps that the model gives. More, up to ten times as many, are rolled out: the median of
+    each forecast continues the series, and the intervals widen.
     """
     frequency: builtins.str
-    """Time between observations, as pandas names it: "h", "D", "MS". It must be the model's; empty: not checked."""
+    """Time between observations, as pandas names it: "h", "D", "MS". Its step must be the model's; empty: the model's."""
     check_last: builtins.int
-    """Compares the last observations of each series, so many, with forecasts of one step."""
+    """Compares the last observations of each series, so many, at most 64, with forecasts of one step."""
     @property
     def history(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Evenly spaced observations in the unit the model was trained on, oldest first. Finite numbers only."""
@@ -53,7 +53,9 @@ class ForecastRequest(google.protobuf.message.Message):
 
     @property
     def quantiles(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """Levels wanted, rising; empty: the levels that the model gives. Others are interpolated between those."""
+        """Levels wanted, rising; empty: the levels that the model gives. Others are interpolated between those, and refused
+        outside them.
+        """
 
     def __init__(
         self,
@@ -118,7 +120,9 @@ class Series(google.protobuf.message.Message):
 
     @property
     def missing(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Positions of missing values, from 0, rising. Gaps are filled by linear interpolation."""
+        """Positions of missing values, from 0, rising: at most a fifth of those that the model reads. They are filled by linear
+        interpolation.
+        """
 
     @property
     def covariates(self) -> google.protobuf.internal.containers.MessageMap[builtins.str, Global___Covariate]:

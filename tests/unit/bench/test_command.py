@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as command
-from bench import clients, gpu, large, lone, models, overload
+from bench import clients, engines, gpu, large, lone, models, overload
 from bench.blocks import Blocks, Cells, Figures, Plan, column, interleaved, parts, ratios
 from bench.packed import pack_repository
 from bench.tables import Table, spread
@@ -40,7 +40,7 @@ class Fake:
 
 @pytest.fixture(autouse=True)
 def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "export", lambda repository: None)
+    monkeypatch.setattr(models, "export", lambda repository, maps_and_objects: None)
 
 
 def run(output: Path, *arguments: str) -> int:
@@ -70,7 +70,8 @@ def test_results_are_kept_by_section_and_shown_again(
 
 
 @pytest.mark.parametrize(
-    "name", ["lone", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("gpu", "large", "overload"))]
+    "name",
+    ["lone", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("engines", "gpu", "large", "overload"))],
 )
 def test_a_section_with_a_real_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     publish_classifier(tmp_path)
@@ -79,6 +80,10 @@ def test_a_section_with_a_real_server(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(large, "LARGE", ("digits",))
     monkeypatch.setattr(large, "_PRECISIONS", ("fp32",))
     monkeypatch.setattr(overload, "RESNET", "digits")
+    monkeypatch.setattr(engines, "MODELS", ("digits",))
+    monkeypatch.setattr(engines, "_OF", {"fp32": ("digits",), "bf16": ("digits",)})
+    forced = (("onnxruntime", "fp32", ("digits",)), ("openvino", "bf16", ("digits",)))
+    monkeypatch.setattr(engines, "_FORCED", forced)
     monkeypatch.setattr(gpu, "PACKED", tmp_path / "packed")
     pack_repository(tmp_path, tmp_path / "packed")
     monkeypatch.setattr("bench.raw._TRY_S", 0.01)

@@ -16,12 +16,15 @@ from export.variants import to_fp16
 from rafaga import bundle as bundles
 from rafaga import publishing
 from rafaga.bundle import Bundle, Parity, Precision, Variant
+from rafaga.server.config.per_model import PerModel
 from rafaga.server.engines.selection import Placement
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository.golden import Golden
 from rafaga.server.repository.loader import Loader
 from rafaga.server.scheduling.batcher import BatchPolicy
 from tests.bundles import publish_classifier, publish_detector, publish_forecaster
+
+FILES = (Precision.FP32, Precision.FP16, Precision.INT8)
 
 
 def with_variants(folder: Path, repository: Path) -> Path:
@@ -36,7 +39,7 @@ def with_variants(folder: Path, repository: Path) -> Path:
         parity = Parity(max_absolute_error=0.01, max_relative_error=0.01, batch_sizes=(1,))
         variants = [
             Variant(precision=p, file=f, parity=parity)
-            for p, f in zip(Precision, ("model.onnx", "model.fp16.onnx", "model.int8.onnx"), strict=True)
+            for p, f in zip(FILES, ("model.onnx", "model.fp16.onnx", "model.int8.onnx"), strict=True)
         ]
         return msgspec.structs.replace(bundle, variants=tuple(variants), files={}, version=version)
 
@@ -60,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
     return with_variants(publish_classifier(tmp_path / "plain"), tmp_path / "from")
 
 
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", FILES)
 def test_it_is_carried_without_its_weights(tmp_path: Path, folder: Path, precision: Precision) -> None:
     """1. The packed files have none. 2. Unpacked, each has as many as before. 3. It is a bundle that is served."""
     target = tmp_path / "packed" / "digits"
@@ -71,13 +74,13 @@ def test_it_is_carried_without_its_weights(tmp_path: Path, folder: Path, precisi
     assert {tuple(t.dims) for t in onnx.load(unpacked / "model.onnx").graph.initializer} >= {(784, 10)}
     bundle = bundles.load(unpacked)
     assert (bundle.max_batch_size, [v.precision for v in bundle.variants]) == (64, [precision])
-    Loader(BatchPolicy(), 8, None, Placement(), Metrics()).load(unpacked, bundle).close()
+    Loader(BatchPolicy(), 8, PerModel(None), Placement(), Metrics()).load(unpacked, bundle).close()
 
 
 def test_small_models_keep_their_weights(tmp_path: Path, folder: Path) -> None:
     """With PyTorch's answers, and what export measured of every variant."""
     pack(folder, tmp_path / "packed")
-    for precision in Precision:
+    for precision in FILES:
         unpacked = unpack(tmp_path / "packed", tmp_path / precision, precision)
         bundle = bundles.load(unpacked)
         assert bundle.variants[0].parity.max_relative_error == 0.01

@@ -215,7 +215,7 @@ def test_version_and_help_as_a_process() -> None:
         assert done.stderr == ""
 
 
-def test_a_reader_that_goes_away_is_no_error_on_the_terminal(script: Script) -> None:
+def test_a_reader_that_goes_away_causes_no_error_on_the_terminal(script: Script) -> None:
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {sys.executable} -u -m rafaga models | true"],
         capture_output=True,

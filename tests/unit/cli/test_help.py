@@ -13,7 +13,7 @@ from rafaga.cli import main
 from rafaga.cli._completion import SHELLS
 
 COMMANDS = {
-    *("classify", "completion", "demo", "detect", "features", "forecast", "infer", "load"),
+    *("backtest", "classify", "completion", "demo", "detect", "features", "forecast", "infer", "load"),
     *("models", "plan", "predict", "segment", "serve", "top"),
 }
 

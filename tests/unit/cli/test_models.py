@@ -41,9 +41,10 @@ def test_all_about_one_model(script: Script, capsys: pytest.CaptureFixture[str])
     assert lines[0] == "lstm-co2 version 1: ready"
     for expected in (
         "  measured      top1 0.991 on MNIST test, 10000 samples",
-        "                mase 0.5, coverage_90 0.91, coverage_q05 0.04 on CO2, last",
+        "                mase 0.5 ± 0.021, coverage_90 0.91 ± 0.056, coverage_q05 0.04 on",
         "  history       24 to 240 values, one per month, in ppm",
         "  horizon       at most 24; quantiles 0.1, 0.5, 0.9",
+        "  season        12 steps",
         "  labels        10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
     ):
         assert expected in lines

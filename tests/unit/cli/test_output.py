@@ -30,9 +30,13 @@ def test_the_longest_texts_lose_their_beginnings_to_fit() -> None:
 
 
 def test_json_of_results() -> None:
-    value = {"model": ModelInfo("año", 1, True, "fp32"), "array": np.ones((1, 2), np.float32), "shape": (1, 2)}
+    value = {
+        "model": ModelInfo("año", 1, True, "fp32", "openvino"),
+        "array": np.ones((1, 2), np.float32),
+        "shape": (1, 2),
+    }
     assert json.loads(as_json(value)) == {
-        "model": {"name": "año", "version": 1, "trained": True, "precision": "fp32"},
+        "model": {"name": "año", "version": 1, "trained": True, "precision": "fp32", "engine": "openvino"},
         "array": [[1.0, 1.0]],
         "shape": [1, 2],
     }

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from rafaga import calendar
 from rafaga.errors import InvalidImage, InvalidTensor, ModelNotFound, RafagaError, Unsupported, to_status
 from rafaga.inference import open_inference_pb2, open_inference_pb2_grpc
 from rafaga.tensors import DATATYPES
@@ -46,6 +47,7 @@ class Script:
             "backbone": catalog_pb2.Model.READY,
         }
     )
+    covariates: tuple[str, ...] = ()  # of the forecaster
     requests: list[Any] = field(default_factory=list)
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     remaining_s: list[float] = field(default_factory=list)
@@ -110,7 +112,7 @@ class Vision(vision_pb2_grpc.VisionServicer):
 
 
 class Forecasting(forecasting_pb2_grpc.ForecastingServicer):
-    """Repeats the last value; the quantiles lie one unit below and above."""
+    """Repeats the last value; the quantiles lie one unit below and above. Checked observations are compared with 0."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -118,11 +120,28 @@ class Forecasting(forecasting_pb2_grpc.ForecastingServicer):
     def Forecast(self, request: forecasting_pb2.ForecastRequest, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self.script.received(request, context)
         response = forecasting_pb2.ForecastResponse(model=info(request.model), timing=TIMING)
-        for history in [series.values for series in request.series] or [request.history]:
-            add = (response.forecasts.add() if request.series else response).quantiles.add
-            for level, offset in zip(LEVELS, (-1.0, 0.0, 1.0), strict=True):
-                add(level=level, values=[history[-1] + offset] * (request.horizon or 24))
+        if not request.series:
+            response.quantiles.extend(self._quantiles(request.history, request))
+        for series in request.series:
+            answer = response.forecasts.add(id=series.id, filled=len(series.missing))
+            answer.quantiles.extend(self._quantiles(series.values, request))
+            if series.HasField("start"):
+                start, count = np.datetime64(series.start.ToMicroseconds(), "us"), len(series.values)
+                times = calendar.frequency(request.frequency).times(start, count + (request.horizon or 24))
+                for time in times[count:].astype(int):
+                    answer.timestamps.add().FromMicroseconds(int(time))
+            for position in range(len(series.values) - request.check_last, len(series.values)):
+                value = series.values[position]
+                check = {"position": position, "observed": value, "lower": -2, "upper": 2}
+                answer.checks.add(**check, score=abs(value) / 2, anomaly=abs(value) > 2)
         return response
+
+    def _quantiles(self, values: Any, request: Any) -> list[forecasting_pb2.QuantileForecast]:
+        steps = request.horizon or 24
+        return [
+            forecasting_pb2.QuantileForecast(level=level, values=[values[-1] + offset] * steps)
+            for level, offset in zip(request.quantiles or LEVELS, (-1.0, 0.0, 1.0), strict=False)
+        ]
 
 
 class Catalog(catalog_pb2_grpc.CatalogServicer):
@@ -154,11 +173,19 @@ class Catalog(catalog_pb2_grpc.CatalogServicer):
             max_batch_size=32,
         )
         if name == "lstm-co2":
-            for figure, value in (("mase", 0.5), ("coverage_90", 0.91), ("coverage_q05", 0.04)):
-                model.metrics.add(name=figure, value=value, dataset="CO2, last fifth", samples=82)
+            for figure, value, error in (("mase", 0.5, 0.021), ("coverage_90", 0.91, 0.056), ("coverage_q05", 0.04, 0)):
+                model.metrics.add(name=figure, value=value, dataset="CO2, last fifth", samples=82, standard_error=error)
             model.forecast.CopyFrom(
                 catalog_pb2.ForecastInfo(
-                    min_history=24, max_history=240, max_horizon=24, quantile_levels=LEVELS, step="month", unit="ppm"
+                    min_history=24,
+                    max_history=240,
+                    max_horizon=24,
+                    quantile_levels=LEVELS,
+                    step="month",
+                    unit="ppm",
+                    season=12,
+                    frequency="MS",
+                    covariates=self.script.covariates,
                 )
             )
         return model

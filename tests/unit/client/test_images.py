@@ -70,7 +70,7 @@ def test_other_values_are_invalid_tensors(bad: Any) -> None:
         wire(bad)
 
 
-def test_a_float_image_is_told_how_to_become_pixels() -> None:
+def test_the_error_says_how_to_convert_a_float_image() -> None:
     with pytest.raises(InvalidTensor, match=r"\(image \* 255\)"):
         wire(np.zeros((28, 28)))
 

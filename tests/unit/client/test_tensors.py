@@ -112,7 +112,7 @@ def test_the_request_is_that_of_the_protocol() -> None:
     assert not sent(asked(model, b=[1])).model_version
 
 
-def test_rows_are_told_apart_where_the_model_has_batches() -> None:
+def test_rows_are_distinguished_where_the_model_has_batches() -> None:
     rows = np.arange(12).reshape(6, 2)
     several = asked(described(x="int64", y="int64"), x=rows, y=rows[:, 0])
     assert (several.rows, several.fits) == (6, False)

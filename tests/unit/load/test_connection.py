@@ -19,7 +19,7 @@ from rafaga.load.connection import Connection
         ("dns:///replicas:50051", 2),
         ("dns:replicas:50051", 2),
         ("dns:///replicas", 2),
-        ("dns:///nobody:50051", 1),
+        ("dns:///unknown:50051", 1),
     ],
 )
 def test_addresses_are_counted(address: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def test_a_model_that_gains_by_batching_batches() -> None:
     assert any(each.settings.max_queue_delay_us > 0 for each in made.considered)
 
 
-def test_batches_are_no_larger_than_the_objective_allows() -> None:
+def test_batches_are_as_large_as_the_objective_allows() -> None:
     """Large batches are a little more efficient and take longer than the objective."""
     made = plan(profile([4 + 16 * (1 << k) for k in range(6)]), rate=40, slo_p99_ms=200)
     assert made.settings.max_batch_size <= 8
@@ -80,7 +80,7 @@ def test_an_objective_below_one_run_is_out_of_reach() -> None:
 
 
 def test_a_check_that_fails_is_warned_of() -> None:
-    """In the text and the JSON alike, beside the profile's own warnings."""
+    """In the text and the JSON alike, together with the profile's own warnings."""
 
     def made(p99_ms: float) -> Plan:
         steps = (MeasuredLoad(0, 50.0, 50.0, 10.5, p99_ms, 1.2, 0.1),)

@@ -29,7 +29,7 @@ def test_first_and_second(number: signal.Signals) -> None:
     assert signal.set_wakeup_fd(-1) == -1
 
 
-def test_a_signal_between_two_instructions_blocks_nobody() -> None:
+def test_a_signal_between_two_instructions_blocks_no_thread() -> None:
     """Handlers interrupt the main thread anywhere, also where it holds the lock of one of the events."""
     with ShutdownSignals() as signals:
         for _ in range(300):

@@ -70,7 +70,7 @@ def _forecast(model: ModelDescription, payloads: Payloads) -> Calls:
     # The longest history that the model uses: callers with a long history send that much.
     histories = payloads.series or payloads.histories(model.forecast.max_history)
     calls = [
-        Payload(_calls.forecast([_calls.history(each).content], model=model.name, version=0, horizon=None))
+        Payload(_calls.forecast([_calls.series(each).content], model=model.name, version=0, horizon=None))
         for each in histories
     ]
     return calls, Replies.FORECAST
@@ -98,19 +98,31 @@ Ranked: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
 """Probabilities and indices, [inputs, ranks] each."""
 
 
-class ClassifyReader:
+class PredictReader:
+    def timing(self, reply: bytes) -> Reply:
+        return _timing(sequences_pb2.PredictResponse.FromString(reply).timing)
+
+    def same(self, reply: bytes, reference: bytes) -> bool:
+        """Equal probabilities by rank, and equal labels except where neighbours in rank are equally probable."""
+        (probabilities, labels), (expected, expected_labels) = self._ranked(reply), self._ranked(reference)
+        return close([probabilities], [expected]) and bool((labels == expected_labels)[_clear(expected)].all())
+
+    @staticmethod
+    def _ranked(reply: bytes) -> Ranked:
+        return _ranked([sequences_pb2.PredictResponse.FromString(reply).labels])
+
+
+class ClassifyReader(PredictReader):
     def timing(self, reply: bytes) -> Reply:
         return _timing(vision_pb2.ClassifyResponse.FromString(reply).timing)
 
     def same(self, reply: bytes, reference: bytes) -> bool:
-        """Equal values of a regression model; otherwise equal probabilities by rank, and equal labels except where
-        neighbours in rank are equally probable."""
-        if (values := self._values(reply)).size:
-            return close([values], [self._values(reference)])
-        (probabilities, labels), (expected, expected_labels) = self._ranked(reply), self._ranked(reference)
-        return close([probabilities], [expected]) and bool((labels == expected_labels)[_clear(expected)].all())
+        """Of a regression model: equal values."""
+        values, expected = self._values(reply), self._values(reference)
+        return close([values], [expected]) if values.size else super().same(reply, reference)
 
-    def _values(self, reply: bytes) -> NDArray[np.float32]:
+    @staticmethod
+    def _values(reply: bytes) -> NDArray[np.float32]:
         results = vision_pb2.ClassifyResponse.FromString(reply).results
         return np.array([[each.value for each in result.values] for result in results], np.float32)
 
@@ -186,15 +198,6 @@ class SegmentReader:
     def _maps(reply: bytes) -> list[NDArray[np.uint8]]:
         results = vision_pb2.SegmentResponse.FromString(reply).results
         return [np.frombuffer(each.labels, np.uint8).reshape(each.height, each.width) for each in results]
-
-
-class PredictReader(ClassifyReader):
-    def timing(self, reply: bytes) -> Reply:
-        return _timing(sequences_pb2.PredictResponse.FromString(reply).timing)
-
-    @staticmethod
-    def _ranked(reply: bytes) -> Ranked:
-        return _ranked([sequences_pb2.PredictResponse.FromString(reply).labels])
 
 
 READERS: dict[Replies, type[Reader]] = {

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from rafaga.bundle import Precision
+from rafaga.bundle import EngineName, Precision
 from rafaga.server.config import device as devices
 from rafaga.server.config.device import Device, DeviceFallback
 from rafaga.server.config.model_versions import Versions, parse_versions
@@ -62,18 +62,6 @@ class ModelControl(StrEnum):
     NONE = "none"
     POLL = "poll"
     EXPLICIT = "explicit"
-
-
-class PrecisionChoice(StrEnum):
-    AUTO = "auto"
-    FP32 = "fp32"
-    FP16 = "fp16"
-    INT8 = "int8"
-
-    @property
-    def precision(self) -> Precision | None:
-        """None: chosen per model."""
-        return None if self is PrecisionChoice.AUTO else Precision(self.value)
 
 
 class LogFormat(StrEnum):
@@ -136,11 +124,11 @@ class ModelSettings:
     repository: Path = _setting(
         "repository", path, "PATH", "model repository, the folder of one model or of one version, or an ONNX file"
     )
-    precision: PrecisionChoice = _setting(
+    precision: PerModel[Precision | None] = _setting(
         "auto",
-        choice(PrecisionChoice),
-        "auto|fp32|fp16|int8",
-        "variant of each model to serve; auto: the fastest one that kept its accuracy",
+        per_model(or_auto(choice(Precision)), None),
+        "auto|fp32|bf16|fp16|int8|NAME=fp32[,...]",
+        "of each model; auto: the fastest that kept its accuracy; bf16 needs OpenVINO; per model: auto,NAME=int8",
     )
     model_versions: Versions = _setting(
         "latest",
@@ -190,6 +178,12 @@ class EngineSettings:
         "fail|cpu",
         "what to do when the device, or a model on it, cannot be loaded: fail, or use the CPU",
     )
+    engine: PerModel[EngineName | None] = _setting(
+        "auto",
+        per_model(or_auto(choice(EngineName)), None),
+        "auto|onnxruntime|openvino|NAME=openvino[,...]",
+        "what runs models on the CPU; auto: measured at load, if OpenVINO is installed; per model: auto,NAME=openvino",
+    )
     instances: PerModel[int] = _setting(
         "1",
         per_model(integer(1, 1024), 1),
@@ -200,13 +194,13 @@ class EngineSettings:
         "auto",
         per_model(or_auto(integer(1, 1024)), None),
         "N|NAME=N[,...]",
-        "ONNX Runtime threads of each engine on the CPU; auto: measured at load; per model: 2,NAME=1",
+        "threads of each engine on the CPU; auto: measured at load; per model: 2,NAME=1",
     )
     spinning: PerModel[bool | None] = _setting(
         "auto",
         per_model(or_auto(boolean), None),
         "on|off|NAME=on[,...]",
-        "whether these threads spin while they wait; auto: only if cores are left over; per model: off,NAME=on",
+        "whether ONNX Runtime's threads spin while they wait; auto: if cores are left over; per model: off,NAME=on",
     )
     engine_timeout_s: float = _setting(
         10.0,
@@ -232,12 +226,6 @@ class EngineSettings:
         "DIR",
         "cache of engines that TensorRT built; only the server's user may have write access",
     )
-
-    @property
-    def named_models(self) -> set[str]:
-        """Models with settings of their own."""
-        per_model = (self.instances, self.threads, self.spinning, self.gpu_model_memory_mib)
-        return {name for setting in per_model for name in setting.by_model}
 
 
 @dataclass(frozen=True)
@@ -343,6 +331,12 @@ class Config:
                 "the hashes of tokens, or tls_client_ca for client certificates, or bearer_token_sha256 to none if "
                 "every caller may call"
             )
+
+    @property
+    def named_models(self) -> set[str]:
+        """Models with settings of their own."""
+        settings = (*vars(self.models).values(), *vars(self.engines).values())
+        return {name for setting in settings if isinstance(setting, PerModel) for name in setting.by_model}
 
     @classmethod
     def of(cls, **settings: object) -> Config:

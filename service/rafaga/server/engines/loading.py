@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from rafaga.bundle import Bundle, Precision
+from rafaga.bundle import Bundle, EngineName, Precision
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines.contract import Engine, run
 from rafaga.server.scheduling.job import Arrays
 from rafaga.server.scheduling.latency import DISPATCH_S, LatencyTable
 
-# At least this many timed runs per batch size, more for quick models, until the budget is spent.
+# At least this many timed runs of each, more of quick ones, until the budget is spent.
 _MIN_RUNS = 2
 _MAX_RUNS = 20
 _BUDGET_S = 0.05
@@ -37,7 +38,7 @@ class Samples:
 @dataclass(frozen=True)
 class ModelToPlace:
     """content: the ONNX file. verify: raises BundleError when an engine's answers are wrong; None: nothing is known of
-    them."""
+    them. engine: on the CPU; GPUs have ONNX Runtime."""
 
     spec: Bundle | PlainModel
     content: bytes
@@ -45,6 +46,7 @@ class ModelToPlace:
     samples: Samples
     max_rows: int
     verify: Callable[[Engine], None] | None
+    engine: EngineName = EngineName.ONNXRUNTIME
 
 
 class LoadedEngine(NamedTuple):
@@ -61,17 +63,22 @@ def measured(engine: Engine, samples: Samples, buckets: Sequence[int], stepped: 
 
 
 def run_seconds(engine: Engine, batches: Sequence[Arrays]) -> list[float]:
-    """The fastest of several warm runs, for each batch.
+    """The fastest of several warm runs, for each batch."""
+    return shortest([partial(run, engine, batch) for batch in batches])
 
-    The batches take turns, so that a busy moment of the machine does not make a single size look slow.
+
+def shortest(runs: Sequence[Callable[[], object]], budget_s: float = _BUDGET_S) -> list[float]:
+    """Seconds of the fastest call of each, of several after the first; more for quick ones, until `budget_s` is spent.
+
+    They take turns, so that a busy moment of the machine does not make a single one look slow.
     """
-    for batch in batches:
-        run(engine, batch)
-    runs: list[list[float]] = [[] for _ in batches]
+    for call in runs:
+        call()
+    taken: list[list[float]] = [[] for _ in runs]
     for _ in range(_MAX_RUNS):
-        for batch, seconds in zip(batches, runs, strict=True):
-            if len(seconds) < _MIN_RUNS or sum(seconds) < _BUDGET_S:
+        for call, seconds in zip(runs, taken, strict=True):
+            if len(seconds) < _MIN_RUNS or sum(seconds) < budget_s:
                 start = time.perf_counter()
-                run(engine, batch)
+                call()
                 seconds.append(time.perf_counter() - start)
-    return [min(seconds) for seconds in runs]
+    return [min(seconds) for seconds in taken]

@@ -1,4 +1,4 @@
-"""What a caller is told when its input alone made a run fail."""
+"""The error for a caller whose input alone made a run fail."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from rafaga.server.engines.providers import device_failed, out_of_memory
 
 _MOST_CHARACTERS = 300
 
-# Replaced in ONNX Runtime's message, in this order. What is left is the operator and the reason, such as
+# Replaced in the runtime's message, in this order. What is left is the operator and the reason, such as
 # "Gather: indices element out of data bounds, idx=7 must be within the inclusive range [-3,2]".
 _REPLACED = (
+    # OpenVINO: places in its source, its checks, and the node.
+    (re.compile(r"Exception from \S+:\d+:|Caught exception:|Check '.*?' failed at \S+:\d+:", re.S), " "),
+    (re.compile(r"While validating node '.*?' with friendly_name '.*?':", re.S), " "),
+    (re.compile(r"\[CPU\] (\w+) node with name '.*?'|Node \S+ of type (\w+)"), r"\1\2:"),
+    # ONNX Runtime.
     (re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "), ""),
     (re.compile(r"(?:Non-zero status code returned|Exception) while running (\S+) node\. Name:'.*?' "), r"\1: "),
     (re.compile(r"Status Message: "), ""),
@@ -31,17 +36,19 @@ def rejection(error: Exception) -> RafagaError | None:
     """The error for the caller of a run that held no other caller's rows, on an engine that runs its own sample. None:
     the device or the server is the cause, not the input.
 
-    `error`: what the engine raised. ONNX Runtime's words are given without paths and addresses.
+    `error`: what the engine raised. Its words are given without paths and addresses.
     """
     ours = not isinstance(error, RuntimeError) and not type(error).__module__.startswith("onnxruntime")
     if ours or device_failed(error):
         return None
     if out_of_memory(error):
         return RequestTooLarge("the model ran out of memory on this input: send fewer rows, or smaller ones")
-    return RejectedByModel(f"the model fails on this input: {_reason(str(error)) or 'no reason is known'}")
+    return RejectedByModel(f"the model fails on this input: {reason(error) or 'no reason is known'}")
 
 
-def _reason(text: str) -> str:
+def reason(error: Exception) -> str:
+    """What a runtime's error says, without paths and addresses."""
+    text = str(error)
     for pattern, by in _REPLACED:
         text = pattern.sub(by, text)
     text = text.strip(" :")

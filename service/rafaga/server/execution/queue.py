@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rafaga.errors import DeadlineExceeded, RafagaError
+from rafaga.errors import DeadlineExceeded, Draining, ModelNotReady, RafagaError
 from rafaga.server.observability.metrics import ModelMetrics
 from rafaga.server.scheduling.batcher import Batcher, Decision
 from rafaga.server.scheduling.job import Batch, Job
 
 _LOG = logging.getLogger(__name__)
+
+DOWN = "the model's engine was lost and is being restarted: ask another replica, or try later"
 
 QUICK_S = 3e-3
 """Batches up to this length may run in the thread that submits the jobs: waking another thread takes long too."""
@@ -24,7 +26,8 @@ QUICK_S = 3e-3
 class JobQueue:
     """A Batcher behind a lock. `batcher` and methods that say so need the lock held; other methods take it.
 
-    inline: whether the thread that submits jobs may run quick batches.
+    inline: whether the thread that submits jobs may run quick batches. down: all engines were lost, and none is
+    restarted yet. stopping: engines stop after their current batch.
     """
 
     def __init__(self, batcher: Batcher, metrics: ModelMetrics, name: str, *, inline: bool) -> None:
@@ -40,7 +43,8 @@ class JobQueue:
         latency = batcher.latency
         self._quick_cost = QUICK_S / latency.predict(latency.efficient_rows) if inline else 0.0
         self._slow = False  # a job that costs more may be queued: the next batch may contain it
-        self.stopping = False
+        self.down = self.stopping = False
+        self._retired: Callable[[], RafagaError] | None = None
 
     @property
     def idle(self) -> bool:
@@ -61,16 +65,36 @@ class JobQueue:
             latency = self.batcher.latency
             return self.batcher.engines * latency.efficient_rows / latency.predict(latency.efficient_rows)
 
-    def submit(self, job: Job, inline: bool) -> bool:
-        """Lock held. True: no engine was woken, the caller must run the batch. Raises Refused errors."""
-        self.batcher.submit(job, time.monotonic())
-        if self._looking_ahead and self.full():
-            self._ripe.notify()
-        self._slow = self._slow or job.cost > self._quick_cost
-        if inline and not self._slow:
-            return True
-        self._changed.notify()
-        return False
+    def submit(self, job: Job, *, inline: bool = False) -> bool:
+        """Queues `job`, or raises a Refused error and leaves its callbacks uncalled.
+
+        `inline`: the caller can run a quick batch itself. True: no engine was woken, the caller must call
+        `Worker.run_inline` soon.
+        """
+        with self.lock:
+            if self._retired is not None:
+                raise self._retired()
+            if self.down and not self.stopping:
+                raise ModelNotReady(DOWN)
+            self.batcher.submit(job, time.monotonic())
+            if self._looking_ahead and self.full():
+                self._ripe.notify()
+            self._slow = self._slow or job.cost > self._quick_cost
+            if inline and not self._slow:
+                return True
+            self._changed.notify()
+            return False
+
+    def cancel(self, job: Job) -> None:
+        """The caller of `job` has cancelled: no callback is called any more, and no batch is formed with it."""
+        with self.lock:
+            if job.finished:
+                return
+            job.abandon()
+            self.batcher.remove(job)
+            if not job.taken:  # otherwise it is being computed: too late to save the work
+                late = time.monotonic() >= job.deadline
+                self._metrics.dropped("deadline" if late else "cancelled", 1)
 
     def take(self, after: Batch | None = None) -> Decision:
         """Lock held. The next batch for an engine; see Batcher.take. Other engines are woken for the rest."""
@@ -145,6 +169,12 @@ class JobQueue:
             self.batcher.drain()
             self._changed.notify_all()
 
+    def retire(self, error: Callable[[], RafagaError]) -> None:
+        """New jobs are refused with `error`, and so are those that are left when the model closes."""
+        with self.lock:
+            self._retired = error
+        self.drain()
+
     def stop(self) -> None:
         """New jobs are refused; engines stop after their current batch."""
         with self.lock:
@@ -152,13 +182,14 @@ class JobQueue:
             self.batcher.drain()
             self._changed.notify_all()
 
-    def refuse_all(self, error: Callable[[], RafagaError]) -> None:
-        """Fails every queued job."""
+    def refuse_all(self) -> None:
+        """Fails every queued job: the model stops."""
         with self.lock:
             self.batcher.drain()
             left = self.batcher.remove_all()
         for job in left:
-            self.fail(job, error())
+            stopped = Draining("the server stopped before the request ran")
+            self.fail(job, self._retired() if self._retired else stopped)
 
     def drop(self, jobs: Sequence[Job]) -> None:
         """Fails jobs that would be late."""

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 
 from rafaga.errors import BundleError, DeviceError, EngineFailure, ModelNotReady
 from rafaga.server.engines.contract import Engine
+from rafaga.server.execution.queue import DOWN
 from rafaga.server.execution.worker import EngineRun, Worker, WorkerContext
 from rafaga.server.scheduling.job import Job, Part
 
 _LOG = logging.getLogger(__name__)
-
-DOWN = "the model's engine was lost and is being restarted: ask another replica, or try later"
 
 # A supervisor that wakes this late was stopped with the whole process: the engine is not the cause.
 _OVERSLEPT_S = 1.0
@@ -80,7 +79,6 @@ class Supervisor:
         self.clock = clock
         self.timeout_s, self.slowness = policy.timeout_s, policy.slowness
         self.wake_at = math.inf  # when the thread looks at the runs again
-        self.down = False  # all engines were lost, and none is restarted yet
         self._context = context
         self._queue = context.queue
         self._load = load
@@ -98,7 +96,7 @@ class Supervisor:
         self._thread = threading.Thread(target=self._supervise, name=f"supervisor-{context.name}", daemon=True)
 
     def start(self, on_change: Callable[[], None]) -> None:
-        """`on_change` is called whenever `down` or `unrecoverable` has changed."""
+        """`on_change` is called whenever the queue's `down` or `unrecoverable` has changed."""
         self._on_change = on_change
         for worker in self.workers:
             worker.thread.start()
@@ -118,7 +116,7 @@ class Supervisor:
             self._changed.notify_all()
 
     def lose(self, worker: Worker, why: str, run: EngineRun | None = None) -> None:
-        """Ends an engine and fails exactly what it owes. `run`: what it computes, claimed from it.
+        """Ends an engine and fails exactly the jobs that it has taken. `run`: what it computes, claimed from it.
 
         Clients must not retry that run's jobs, since one of them may be why the engine hangs. They may retry all
         others. Queued jobs go on waiting while another engine serves.
@@ -129,7 +127,7 @@ class Supervisor:
                 return
             owed = worker.give_up()
             self._count_engines()
-            waiting = self._queue.batcher.remove_all() if self.down else []
+            waiting = self._queue.batcher.remove_all() if self._queue.down else []
             for batch in owed:
                 self._queue.batcher.finished(batch, None)
             if run is not None:
@@ -158,7 +156,7 @@ class Supervisor:
             if worker.lost:
                 continue  # its thread closes the engine, should it return
             worker.thread.join(max(0.0, end - time.monotonic()))
-            self._queue.refuse_all(self._context.refusal)
+            self._queue.refuse_all()
             run = worker.run
             if worker.thread.is_alive() and run is not None and run.claim():
                 self.lose(worker, "its run did not end when the model closed", run)
@@ -175,7 +173,7 @@ class Supervisor:
     def _count_engines(self) -> None:
         """Queue's lock held."""
         serving = sum(not worker.lost for worker in self.workers)
-        self.down = not serving
+        self._queue.down = not serving
         self._queue.batcher.engines = max(1, serving)
 
     def _supervise(self) -> None:

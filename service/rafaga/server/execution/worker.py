@@ -11,23 +11,27 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from rafaga.errors import EngineFailure, InternalError, RafagaError
+import numpy as np
+
+from rafaga.errors import EngineFailure, InternalError, NonFiniteOutput
 from rafaga.server.engines.contract import Engine, PendingOutputs
 from rafaga.server.engines.rejection import rejection
-from rafaga.server.execution.finite import finite, non_finite_output
 from rafaga.server.execution.queue import JobQueue
 from rafaga.server.observability.metrics import ModelMetrics
 from rafaga.server.scheduling.job import Arrays, Batch, Job, Part, padding_rows
 
 _LOG = logging.getLogger(__name__)
 
+# Rows with NaN or infinity that an error names.
+_MOST_LISTED = 5
+
 
 class GivenUp(Exception):
-    """The engine was given up during this run: its thread owes no answers any more."""
+    """The engine was given up during this run: its thread must not answer any more."""
 
 
 class EngineRun:
-    """A run of an engine, and its time limit. The first to claim it, worker or supervisor, owes the answers.
+    """A run of an engine, and its time limit. The first to claim it, worker or supervisor, must give the answers.
 
     parts: (): the engine's own sample. bound_s: how long it may take. deadline: in the supervisor's seconds. on_hung:
     called when the run is given up.
@@ -71,15 +75,14 @@ class Overseer(Protocol):
 
 
 class WorkerContext(NamedTuple):
-    """What the workers of one model share. probe: the model's own sample, () if it has none. refusal: for jobs that are
-    left when the model stops. finite: the names of its outputs, () if they may be NaN or infinite."""
+    """What the workers of one model share. probe: the model's own sample, () if it has none. finite: the names of its
+    outputs, () if they may be NaN or infinite."""
 
     name: str
     ragged: bool
     queue: JobQueue
     metrics: ModelMetrics
     probe: Sequence[Part]
-    refusal: Callable[[], RafagaError]
     finite: tuple[str, ...] = ()
 
 
@@ -112,11 +115,11 @@ class Worker:
         return tuple(batch for batch in (self._ahead, self._batch) if batch is not None)
 
     def give_up(self) -> tuple[Batch, ...]:
-        """Lock held. The worker takes no more batches; the caller takes over what it owes."""
+        """Lock held. The worker takes no more batches; the caller must answer its batches."""
         self.lost = True
         return self.owed
 
-    def run_inline(self, on_hung: Callable[[], None]) -> bool:
+    def run_inline(self, on_hung: Callable[[], None] = _nothing) -> bool:
         """Runs a batch in the caller's thread, if the engine is free. True: there is more to run, call again.
 
         `on_hung` is called, by any thread and perhaps twice, when the run is given up: the caller's thread may then
@@ -171,7 +174,7 @@ class Worker:
             _LOG.critical("unhandled exception in the engine's thread", exc_info=True, extra=about)
         finally:
             if self._queue.stopping:
-                self._queue.refuse_all(self._model.refusal)
+                self._queue.refuse_all()
             else:
                 self._overseer.lose(self, "its thread ended")
             if not self.engine.close():
@@ -334,13 +337,25 @@ def _fail(model: WorkerContext, failed: Sequence[tuple[Job, Exception]]) -> None
         model.queue.fail(job, rejected or EngineFailure("the engine failed on this input; see the server's log"))
 
 
+def _finite(outputs: Arrays) -> bool:
+    """Integers always are."""
+    return all(o.dtype.kind != "f" or bool(np.isfinite(o).all()) for o in outputs)
+
+
 def _refuse_non_finite(model: WorkerContext, parts: Sequence[Part], outputs: Arrays) -> None:
     """Fails the jobs whose outputs hold NaN or infinity; the others of the batch are answered."""
     at = 0
     for job, start, stop in parts:
         end = at + stop - start
-        error = non_finite_output(tuple(o[at:end] for o in outputs), model.finite, start)
-        if error is not None and not job.finished:
+        wrong = next((i for i, o in enumerate(outputs) if not _finite((o[at:end],))), None)
+        if wrong is not None and not job.finished:
+            numbers = np.arange(job.rows)[job.numbers(start, stop)]
+            bad = np.sort(numbers[~np.isfinite(outputs[wrong][at:end]).reshape(end - at, -1).all(axis=1)])
+            rows = ", ".join(map(str, bad[:_MOST_LISTED].tolist())) + (", …" if len(bad) > _MOST_LISTED else "")
+            error = NonFiniteOutput(
+                f"the model's output {model.finite[wrong]} is NaN or infinite for row {rows} of this input: the model "
+                "does not support it (often an input of equal values)"
+            )
             _LOG.info("a request was rejected: %s", error.message, extra={"model": model.name})
             model.metrics.output_not_finite()
             model.queue.fail(job, error)
@@ -349,7 +364,7 @@ def _refuse_non_finite(model: WorkerContext, parts: Sequence[Part], outputs: Arr
 
 def _deliver(model: WorkerContext, parts: Sequence[Part], outputs: Arrays, seconds: float) -> None:
     rows = sum(stop - start for _, start, stop in parts)
-    if model.finite and not finite(outputs):
+    if model.finite and not _finite(outputs):
         _refuse_non_finite(model, parts, outputs)  # their jobs are finished then
     # Counted first: a caller that has its answer finds it in the statistics.
     done = [p.job for p in parts if p.stop == p.job.rows and not p.job.finished]

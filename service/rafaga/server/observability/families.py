@@ -43,6 +43,8 @@ LABELS = {
     "reason": "reason in the details of the status, for example `QUEUE_FULL` or `DEADLINE_UNREACHABLE`",
     "model": "name of the model",
     "version": "version of the model, a number",
+    "engine": "`onnxruntime` or `openvino`",
+    "precision": "`fp32`, `bf16`, `fp16` or `int8`; empty for plain ONNX",
     "gpu": "index of the GPU among those that the process sees",
     "product": "name of the GPU, for example `NVIDIA H200`",
     "cause": "`deadline`: the answer would be too late; `cancelled`: the caller cancelled or disconnected",
@@ -87,7 +89,8 @@ RESTARTS = _counter(
 BATCH_SIZE = _histogram("rafaga_batch_size", "Rows per run of an engine.", "model", buckets=_ROWS)
 PADDING_ROWS = _counter(
     "rafaga_padding_rows",
-    "Padding computed, in rows: series padded to the longest in their batch, batches padded to a GPU bucket.",
+    "Padding computed, in rows: series padded to the longest in their batch (up to a fifth of it), batches padded to a "
+    "GPU bucket.",
     "model",
 )
 QUEUE_SECONDS = _histogram("rafaga_queue_seconds", "Time from entering the queue to joining a batch.", "model")
@@ -105,6 +108,14 @@ CAPACITY = _gauge(
     "rafaga_model_capacity_rows_per_second",
     "Rows per second that the engine can compute in batches of the efficient size, predicted from its runs so far.",
     "model",
+)
+INFO = _gauge(
+    "rafaga_model_info",
+    "1, for what runs a served version of a model.",
+    "model",
+    "version",
+    "engine",
+    "precision",
 )
 READY = _gauge("rafaga_model_ready", "1 while the model is served.", "model", "version")
 LOAD_SECONDS = _gauge("rafaga_model_load_seconds", "Time to read, verify and warm up a model.", "model", "version")
@@ -143,6 +154,7 @@ FAMILIES = (
     REJECTED_INPUTS,
     NON_FINITE_OUTPUTS,
     RESTARTS,
+    INFO,
     READY,
     LOAD_SECONDS,
     SWAP_SECONDS,

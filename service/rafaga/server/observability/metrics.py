@@ -138,6 +138,7 @@ class Metrics:
         self.padding_rows = self._add(Counter, families.PADDING_ROWS)
         self.inference_seconds = self._add(Histogram, families.INFERENCE_SECONDS)
         self.preprocess_seconds = self._add(Histogram, families.PREPROCESS_SECONDS)
+        self.info = self._add(Gauge, families.INFO)
         self.ready = self._add(Gauge, families.READY)
         self.load_seconds = self._add(Gauge, families.LOAD_SECONDS)
         self.swap_seconds = self._add(Gauge, families.SWAP_SECONDS)
@@ -157,8 +158,8 @@ class Metrics:
     def method(self, name: str) -> MethodMetrics:
         return MethodMetrics(name, self)
 
-    def model(self, name: str) -> ModelMetrics:
-        return ModelMetrics(name, self)
+    def model(self, name: str, engine: str = "", precision: str = "") -> ModelMetrics:
+        return ModelMetrics(name, self, (engine, precision))
 
     def watch_in_flight(self, count: Callable[[], int]) -> None:
         """Calls `count` at every scrape."""
@@ -170,7 +171,9 @@ class Metrics:
     def model_loaded(self, name: str, version: int, seconds: float, model: ModelMetrics) -> None:
         """It now serves under this name and version, and replaces what served there before."""
         self.load_seconds.labels(name, str(version)).set(seconds)
+        self._forget_info(name, version)
         self.served[name, version] = model
+        self.info.labels(name, str(version), *model.runtime).set(1)
         self.model_ready(name, version, True)
 
     def model_refused(self, name: str, version: int, *, still_served: bool) -> None:
@@ -183,9 +186,13 @@ class Metrics:
 
     def model_gone(self, name: str, version: int) -> None:
         """Its folder was removed or it was unloaded; without its series no alert fires."""
-        self.served.pop((name, version), None)
+        self._forget_info(name, version)
         for metric in (self.ready, self.load_seconds, self.load_failures):
             metric.remove(name, str(version))
+
+    def _forget_info(self, name: str, version: int) -> None:
+        if (model := self.served.pop((name, version), None)) is not None:
+            self.info.remove(name, str(version), *model.runtime)
 
     def model_removed(self, name: str) -> None:
         """No version of it is served or known any more: removes all its series."""
@@ -216,10 +223,11 @@ class MethodMetrics:
 
 
 class ModelMetrics:
-    """Counts what happens in one version of a model."""
+    """Counts what happens in one version of a model. runtime: its engine and precision."""
 
-    def __init__(self, name: str, metrics: Metrics) -> None:
+    def __init__(self, name: str, metrics: Metrics, runtime: tuple[str, str]) -> None:
         self.name = name
+        self.runtime = runtime
         self._batch_size = metrics.batch_size.labels(name)
         self._padding_rows = metrics.padding_rows.labels(name)
         self._queue_seconds = metrics.queue_seconds.labels(name)

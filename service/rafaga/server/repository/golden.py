@@ -12,18 +12,20 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from rafaga.bundle import Bundle, relative_error
+from rafaga.bundle import Bundle
 from rafaga.errors import BundleError
 from rafaga.objects import paired
+from rafaga.plain_model import PlainModel
 from rafaga.server.engines.contract import Engine, run_in_batches
 from rafaga.server.engines.loading import Samples
 from rafaga.server.scheduling.job import Arrays
+from rafaga.tensors import relative_error
 
 _MOST_BYTES = 2**29
 
 
 class Golden(Samples):
-    def __init__(self, bundle: Bundle, arrays: dict[str, NDArray[np.generic]]) -> None:
+    def __init__(self, bundle: Bundle | PlainModel, arrays: dict[str, NDArray[np.generic]]) -> None:
         """Raises BundleError when an input or output is missing."""
         try:
             super().__init__(tuple(arrays[f"input.{spec.name}"] for spec in bundle.inputs))

@@ -5,22 +5,27 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from msgspec import structs
+
 from rafaga import bundle as bundles
-from rafaga import int8
-from rafaga.bundle import Bundle, Precision, Variant
+from rafaga.bundle import Bundle, EngineName, Precision
 from rafaga.errors import BundleError, DeviceError
 from rafaga.plain_model import PlainModel
+from rafaga.server.config.per_model import PerModel
+from rafaga.server.engines import openvino, runtimes
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace, Samples
+from rafaga.server.engines.runtimes import Choice, Runtime
 from rafaga.server.engines.selection import EngineFactory, Placement
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.execution.supervisor import SupervisorPolicy
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository import plain_onnx as plain
+from rafaga.server.repository.comparison import Compared, Comparison
 from rafaga.server.repository.golden import Golden
 from rafaga.server.repository.traps import UNGUARDED, guarded
 from rafaga.server.repository.trial import Passed, Trial
@@ -29,18 +34,15 @@ from rafaga.server.scheduling.batcher import BatchPolicy
 
 _LOG = logging.getLogger(__name__)
 
-# A smaller speedup is not worth giving up the answers of full precision.
-_WORTHWHILE_SPEEDUP = 1.2
-
 
 @dataclass(frozen=True)
 class Loader:
-    """Gives models that are not started. precision: None: chosen per model. engine_factory: loads each engine. trials:
+    """Gives models that are not started. precision: None: chosen at load. engine_factory: loads each engine. trials:
     of each model before it is loaded."""
 
     policy: BatchPolicy
     max_batch_size: int
-    precision: Precision | None
+    precision: PerModel[Precision | None]
     placement: Placement
     metrics: Metrics
     supervision: SupervisorPolicy = field(default_factory=SupervisorPolicy)
@@ -67,19 +69,22 @@ class Loader:
             return load(self.placement.on_cpu())
 
     def _load(self, folder: Path, bundle: Bundle, placement: Placement) -> ServedModel:
-        variant = self._choose(bundle, placement.gpu)
+        choice = self._choice(bundle, placement)
         max_rows = min(bundle.max_batch_size, self.max_batch_size)
-        passed = self._tried(folder, bundle.name, bundle.version, placement, bundle, variant.file)
+        passed = self._tried(folder, bundle.name, bundle.version, placement, bundle, choice.default.file)
+        runtime, guards = self._fastest(choice, passed, placement, folder, bundle, max_rows)
         golden = Golden.load(bundle, io.BytesIO(bundles.read_verified(folder, bundle, bundles.GOLDEN)))
-        verify = partial(golden.verify, tolerance=variant.golden_tolerance, max_rows=max_rows)
+        verify = partial(golden.verify, tolerance=runtime.tolerance, max_rows=max_rows)
 
         def read() -> ModelToPlace:
-            model = guarded(bundles.read_verified(folder, bundle, variant.file), passed.guards)
-            return ModelToPlace(bundle, model, variant.precision, golden, max_rows, verify)
+            model = guarded(bundles.read_verified(folder, bundle, runtime.file), guards)
+            precision = runtime.precision or Precision.FP32
+            return ModelToPlace(bundle, model, precision, golden, max_rows, verify, runtime.engine)
 
-        return self._served(bundle, variant, golden, placement, read)
+        return self._served(bundle, runtime, golden, placement, read)
 
     def _load_plain(self, path: Path, name: str, version: int, placement: Placement) -> ServedModel:
+        choice = runtimes.of_plain(placement.engine_of(name))
         passed = self._tried(path, name, version, placement)
         described, recipe = passed.described, passed.recipe
         assert described is not None
@@ -91,16 +96,59 @@ class Loader:
                 plain.SHAPES,
                 extra={"model": name, "version": version},
             )
-        samples = recipe.samples(described.inputs)
+        samples, rows = recipe.samples(described.inputs), max(1, described.max_batch_size)
+        runtime, guards = self._fastest(choice, passed, placement, path, described, rows)
 
         def read() -> ModelToPlace:
             model = plain.read(path)
             if hashlib.sha256(model).hexdigest() != passed.sha256:
                 raise BundleError(f"{name}: its ONNX file has changed since it was loaded")
-            rows = max(1, described.max_batch_size)
-            return ModelToPlace(described, guarded(model, passed.guards), Precision.FP32, samples, rows, verify=None)
+            model = guarded(model, guards)
+            return ModelToPlace(described, model, Precision.FP32, samples, rows, None, runtime.engine)
 
-        return self._served(described, None, samples, placement, read)
+        return self._served(described, runtime, samples, placement, read)
+
+    def _choice(self, bundle: Bundle, placement: Placement) -> Choice:
+        precision = self.precision.of(bundle.name)
+        if placement.gpu:
+            return runtimes.on_gpu(bundle, precision)
+        return runtimes.on_cpu(bundle, placement.engine_of(bundle.name), precision, openvino.installed())
+
+    def _fastest(
+        self, choice: Choice, passed: Passed, placement: Placement, path: Path, model: Bundle | PlainModel, rows: int
+    ) -> tuple[Runtime, Sequence[int]]:
+        """And what to guard in its file. Raises BundleError where OpenVINO is asked for and does not run the model."""
+        name, default = model.name, choice.default
+        asked = default.engine is EngineName.OPENVINO
+        if not choice.rivals or (not asked and (passed.quick or not openvino.usable())):
+            return default, passed.guards
+        threads = placement.cpu_threads(name)
+        comparison = Comparison(
+            path=str(path.absolute()),
+            rivals=choice.rivals,
+            threads=threads.fixed or threads.share,
+            spinning=threads.spinning,
+            max_rows=rows,
+            bundle=model if isinstance(model, Bundle) else None,
+            plain=passed.described,
+            recipe=passed.recipe,
+        )
+        try:
+            compared = self.trials.compare(comparison)
+        except BundleError as error:  # an engine ended the process, or took too long
+            compared = Compared(reasons=(str(error),))
+        for reason in compared.reasons:
+            _LOG.warning("an engine is left out: %s", reason, extra={"model": name})
+        if compared.fastest is None:
+            if asked:
+                raise BundleError(f"{name}: {'; '.join(compared.reasons)}")
+            return structs.replace(default, why=f"{default.why}; other engines failed, see the log"), passed.guards
+        fastest = choice.rivals[compared.fastest]
+        if len(choice.rivals) == 1:
+            return default, compared.guards
+        speeds = (f"{s:.2f}" if s else "refused, see the log" for s in compared.speeds)
+        facts = [f"{rival} {speed}" for rival, speed in zip(choice.rivals, speeds, strict=True)]
+        return structs.replace(fastest, why="; ".join(("speed here", *facts, *choice.left_out))), compared.guards
 
     def _tried(
         self, path: Path, name: str, version: int, placement: Placement, bundle: Bundle | None = None, file: str = ""
@@ -130,13 +178,15 @@ class Loader:
     def _served(
         self,
         bundle: Bundle | PlainModel,
-        variant: Variant | None,
+        runtime: Runtime,
         samples: Samples,
         placement: Placement,
         read: Callable[[], ModelToPlace],
     ) -> ServedModel:
         """`read` is called for every engine, also when one is restarted: no copy of the file stays in memory."""
         devices = placement.devices_of(bundle.name)
+        about = {"model": bundle.name, "engine": runtime.engine.value, "precision": runtime.precision or ""}
+        _LOG.info("engine chosen", extra=about | {"why": runtime.why})
 
         def load(number: int) -> LoadedEngine:
             return self.engine_factory(placement, devices[number], read())
@@ -152,69 +202,16 @@ class Loader:
 
         return ServedModel(
             bundle,
-            variant,
+            runtime,
             [engine for engine, _ in loaded],
             # Devices of one kind count as equally fast. The table outlives its engine: it has learned from real runs.
             loaded[0].latency,
             self.policy,
-            self.metrics.model(bundle.name),
+            self.metrics.model(bundle.name, runtime.engine, runtime.precision or ""),
             samples,
             lambda number: load(number).engine,
             self.supervision,
         )
-
-    def _choose(self, bundle: Bundle, gpu: bool) -> Variant:
-        if self.precision is None:
-            variant, why = fastest_on_gpu(bundle) if gpu else fastest_eligible(bundle, int8.quick())
-            _LOG.info("variant chosen", extra={"model": bundle.name, "precision": variant.precision.value, "why": why})
-            return variant
-        wanted = bundle.variant(self.precision)
-        if wanted is None:
-            there = ", ".join(v.precision for v in bundle.variants)
-            raise BundleError(f"{bundle.name} has no {self.precision} variant, only {there}")
-        return wanted
-
-
-def fastest_eligible(bundle: Bundle, quick_int8: bool) -> tuple[Variant, str]:
-    """The variant to serve on a CPU when the configuration names none, and why. `quick_int8`: see `rafaga.int8.quick`.
-
-    A variant other than fp32 must have kept its accuracy, as measured by export, and be clearly faster. The speed of
-    int8 on a processor with VNNI is no evidence for one without.
-    """
-    full = bundle.variant(Precision.FP32) or bundle.variants[0]
-    faster = [v for v in bundle.variants if v is not full and v.cpu_speedup >= _WORTHWHILE_SPEEDUP]
-    unknown = [v for v in faster if v.precision is Precision.INT8 and v.cpu_quick_int8 and not quick_int8]
-    faster = [v for v in faster if v not in unknown]
-    if not faster:
-        if unknown:
-            return full, "int8 was measured to be faster on a processor with VNNI, which this one lacks"
-        if quick_int8 and any(v.cpu_quick_int8 is False for v in bundle.variants if v.precision is Precision.INT8):
-            return full, "int8 was no faster on a processor without VNNI: export again on one like this to know more"
-        return full, "no other variant is clearly faster"
-    eligible = [v for v in faster if v.default_eligible]
-    best = max(eligible or faster, key=lambda v: v.cpu_speedup)
-    facts = f"{best.cpu_speedup:.1f} times as fast as {full.precision} at export, {accuracy_drop(best)}"
-    return (best, facts) if eligible else (full, f"{best.precision} is {facts}")
-
-
-def accuracy_drop(variant: Variant) -> str:
-    """What export measured, in words."""
-    if variant.loss is None:
-        return "kept its accuracy" if variant.default_eligible else "accuracy loss unknown"
-    loss = variant.loss
-    facts = f"loses {100 * loss.drop:.2f} points of {loss.metric} where {100 * loss.allowed_drop:g} are allowed"
-    few = loss.within and not variant.default_eligible
-    return f"{facts}, but measured on too few samples ({loss.samples})" if few else facts
-
-
-def fastest_on_gpu(bundle: Bundle) -> tuple[Variant, str]:
-    """The variant to serve on a GPU when the configuration names none, and why: fp16 if it kept its accuracy, because
-    tensor cores multiply it fastest. The int8 files are made for CPUs."""
-    full = bundle.variant(Precision.FP32) or bundle.variants[0]
-    half = bundle.variant(Precision.FP16)
-    if half is None:
-        return full, "there is no fp16 variant"
-    return (half if half.default_eligible else full), f"on a GPU, where fp16 {accuracy_drop(half)}"
 
 
 def is_plain(path: Path) -> bool:

@@ -29,17 +29,8 @@ from rafaga.server.scheduling.job import Arrays
 MODEL = "model.onnx"
 SHAPES = "samples.json"
 
-_DTYPES = {
-    "tensor(bool)": "bool",
-    "tensor(uint8)": "uint8",
-    "tensor(uint16)": "uint16",
-    "tensor(uint32)": "uint32",
-    "tensor(uint64)": "uint64",
-    "tensor(int8)": "int8",
-    "tensor(int16)": "int16",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(float16)": "float16",
+_SAME = "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16"
+_DTYPES = {f"tensor({name})": name for name in _SAME.split()} | {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
     "tensor(string)": "object",

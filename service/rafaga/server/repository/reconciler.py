@@ -183,11 +183,11 @@ class Reconciler:
 
 def _log_ready(entry: ModelVersion, model: ServedModel, seconds: float) -> None:
     trained = model.bundle.weights.trained
-    about = {**entry.about, "seconds": round(seconds, 3), "trained": trained}
-    if model.variant is None:
+    about = {**entry.about, "seconds": round(seconds, 3), "trained": trained, "engine": model.runtime.engine.value}
+    if model.runtime.precision is None:
         _LOG.warning("model ready, UNVERIFIED: a plain ONNX file has no golden answers to check", extra=about)
         return
-    about["precision"] = model.variant.precision
+    about["precision"] = model.runtime.precision
     if trained:
         _LOG.info("model ready", extra=about)
     else:

@@ -31,9 +31,11 @@ from rafaga.errors import BundleError
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines.contract import run
 from rafaga.server.engines.cpu_count import available_cores
-from rafaga.server.engines.loading import Samples
+from rafaga.server.engines.loading import Samples, run_seconds
 from rafaga.server.engines.onnxruntime import Session, SessionEngine, create_session
+from rafaga.server.engines.selection import QUICK_S
 from rafaga.server.repository import plain_onnx as plain
+from rafaga.server.repository.comparison import Compared, Comparison, compare
 from rafaga.server.repository.golden import Golden
 from rafaga.server.repository.onnx_file import parse
 from rafaga.server.repository.plain_onnx import SampleRecipe
@@ -48,9 +50,11 @@ _SHARE_OF_AVAILABLE = 0.9
 _CONTAINER = Path("/sys/fs/cgroup")
 # Of the time limit, for the run of the largest batch.
 _SHARE_OF_TIME = 0.25
+# A model whose first run takes so many times as long as that of a quick one is not quick.
+_FIRST_RUN = 20
 
 
-class Trial(Frozen, frozen=True):
+class Trial(Frozen, frozen=True, tag=True):
     """What to try: the ONNX file `file` of `bundle` in the folder `path`; without a bundle, the file or folder `path`.
 
     largest_batch: whether to run it, for its memory. seconds: the limit for a small file; large ones may take longer.
@@ -65,21 +69,27 @@ class Trial(Frozen, frozen=True):
     file: str = ""
     seconds: float = 60.0
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.file,)
+
 
 class Passed(Frozen, frozen=True):
     """What is known of a model that passed. sha256: of the file that was tried. guards: see traps.kinds_to_guard.
-    described, recipe: without a bundle: what it is, and sample inputs."""
+    quick: other engines are not worth a try. described, recipe: without a bundle: what it is, and sample inputs."""
 
     sha256: str
     guards: tuple[int, ...]
+    quick: bool = True
     described: PlainModel | None = None
     recipe: SampleRecipe | None = None
 
 
 class Answer(Frozen, frozen=True):
-    """`refused`: why it did not pass."""
+    """`refused`: why it did not pass, or could not be compared."""
 
     passed: Passed | None = None
+    compared: Compared | None = None
     refused: str = ""
 
 
@@ -93,15 +103,16 @@ def attempt(trial: Trial) -> Passed:
         session = _session(trial, guarded(content, guards))
         shapes = plain.sample_shapes(path.parent if path.is_file() else path)
         described, recipe = plain.describe(trial.name, trial.version, session, graph, trial.max_batch_size, shapes)
-        _run(trial, session, described, recipe.samples(described.inputs))
-        return Passed(sha256=hashlib.sha256(content).hexdigest(), guards=guards, described=described, recipe=recipe)
+        quick = _run(trial, session, described, recipe.samples(described.inputs))
+        sha256 = hashlib.sha256(content).hexdigest()
+        return Passed(sha256=sha256, guards=guards, quick=quick, described=described, recipe=recipe)
     bundle = trial.bundle
     bundles.verify_files(path, bundle, but=trial.file)
     golden = Golden.load(bundle, io.BytesIO(bundles.read_verified(path, bundle, bundles.GOLDEN)))
     content = bundles.read_verified(path, bundle, trial.file)
     guards = tuple(kinds_to_guard(parse(content), content))
-    _run(trial, _session(trial, guarded(content, guards)), bundle, golden)
-    return Passed(sha256=bundle.files[trial.file], guards=guards)
+    quick = _run(trial, _session(trial, guarded(content, guards)), bundle, golden)
+    return Passed(sha256=bundle.files[trial.file], guards=guards, quick=quick)
 
 
 def _session(trial: Trial, content: bytes) -> Session:
@@ -111,17 +122,19 @@ def _session(trial: Trial, content: bytes) -> Session:
         raise BundleError(f"{trial.name}: ONNX Runtime does not run the model: {error}") from None
 
 
-def _run(trial: Trial, session: Session, model: Bundle | PlainModel, samples: Samples) -> None:
-    """One row, and the largest batch unless that takes too long. Raises BundleError."""
+def _run(trial: Trial, session: Session, model: Bundle | PlainModel, samples: Samples) -> bool:
+    """One row, and the largest batch unless that takes too long. Whether one row is quick. Raises BundleError."""
     if not samples.valid:
-        return
+        return True
     engine = SessionEngine(model, session)
     rows = min(trial.max_batch_size, model.max_batch_size)
     start = time.perf_counter()
     try:
         run(engine, samples.tiled(1))
-        if rows > 1 and trial.largest_batch and (time.perf_counter() - start) * rows < trial.seconds * _SHARE_OF_TIME:
+        seconds = time.perf_counter() - start
+        if rows > 1 and trial.largest_batch and seconds * rows < trial.seconds * _SHARE_OF_TIME:
             run(engine, samples.tiled(rows))
+        return seconds < _FIRST_RUN * QUICK_S and run_seconds(engine, [samples.tiled(1)])[0] < QUICK_S
     except Exception as error:  # onnxruntime raises bare exceptions of many kinds
         raise BundleError(f"{trial.name}: ONNX Runtime does not run the model: {error}") from None
 
@@ -138,9 +151,9 @@ def main() -> None:
     lines: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_read, args=(requests, lines), daemon=True).start()
     while True:
-        trial = msgspec.json.decode(lines.get(), type=Trial)
-        with _limits(trial):
-            answer = _answer(trial)
+        asked = msgspec.json.decode(lines.get(), type=Trial | Comparison)
+        with _limits(asked):
+            answer = _answer(asked)
         answers.write(msgspec.json.encode(answer) + b"\n")
 
 
@@ -151,11 +164,13 @@ def _read(descriptor: int, lines: SimpleQueue[bytes]) -> None:
     os._exit(0)  # also while a trial runs
 
 
-def _answer(trial: Trial) -> Answer:
+def _answer(asked: Trial | Comparison) -> Answer:
     try:
-        return Answer(passed=attempt(trial))
+        if isinstance(asked, Comparison):
+            return Answer(compared=compare(asked))
+        return Answer(passed=attempt(asked))
     except MemoryError:
-        return Answer(refused=f"{trial.name}: needs more memory than its trial may use")
+        return Answer(refused="the model needs more memory than its trial may use")
     except Exception as error:
         if not isinstance(error, BundleError | OSError):
             traceback.print_exc()
@@ -163,13 +178,14 @@ def _answer(trial: Trial) -> Answer:
 
 
 @contextlib.contextmanager
-def _limits(trial: Trial) -> Iterator[None]:
-    path = Path(trial.path)
-    size = sum(f.stat().st_size for f in (path, path / plain.MODEL, path / trial.file) if f.is_file())
+def _limits(asked: Trial | Comparison) -> Iterator[None]:
+    path = Path(asked.path)
+    files = [path if path.is_file() else path / (file or plain.MODEL) for file in asked.files]
+    size = sum(file.stat().st_size for file in files if file.is_file())
     usual = max(_USUAL_MEMORY, _MEMORY_PER_BYTE * size)
     memory = max(_LEAST_MEMORY, min(usual, round(_SHARE_OF_AVAILABLE * available_memory())))
     resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-    signal.setitimer(signal.ITIMER_REAL, trial.seconds + size / _BYTES_PER_SECOND)
+    signal.setitimer(signal.ITIMER_REAL, asked.seconds + size / _BYTES_PER_SECOND)
     try:
         yield
     finally:

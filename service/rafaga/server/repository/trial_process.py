@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from rafaga.errors import BundleError
+from rafaga.server.repository.comparison import Compared, Comparison, compare
 from rafaga.server.repository.trial import Answer, Passed, Trial, attempt
 
 # Of the paths that this process imports from, and of no others: not the working directory, nor the environment's.
@@ -27,8 +28,11 @@ class Trials(Protocol):
     def attempt(self, trial: Trial) -> Passed:
         """Raises BundleError if the model does not pass."""
 
+    def compare(self, comparison: Comparison) -> Compared:
+        """Raises BundleError if that is not possible."""
+
     def close(self) -> None:
-        """Ends what `attempt` does, from any thread, and frees its memory. It may be called again after that."""
+        """Ends what the others do, from any thread, and frees its memory. They may be called again after that."""
 
 
 class DirectTrials:
@@ -36,6 +40,9 @@ class DirectTrials:
 
     def attempt(self, trial: Trial) -> Passed:
         return attempt(trial)
+
+    def compare(self, comparison: Comparison) -> Compared:
+        return compare(comparison)
 
     def close(self) -> None:
         pass
@@ -50,18 +57,29 @@ class TrialProcess:
 
     def attempt(self, trial: Trial) -> Passed:
         """Raises BundleError if the model does not pass, and TrialFailed if it ends the process."""
+        passed = self._answer(trial).passed
+        assert passed is not None
+        return passed
+
+    def compare(self, comparison: Comparison) -> Compared:
+        """Raises BundleError, and TrialFailed if an engine ends the process."""
+        compared = self._answer(comparison).compared
+        assert compared is not None
+        return compared
+
+    def _answer(self, asked: Trial | Comparison) -> Answer:
         with self._trying:
             if self._child is not None and self._child.poll() is not None:
                 self._end(self._child)
             if self._child is None:
                 self._child = _started()
-            line = _asked(self._child, msgspec.json.encode(trial) + b"\n")
+            line = _asked(self._child, msgspec.json.encode(asked) + b"\n")
             if not line.endswith(b"\n"):
                 raise TrialFailed(_why(self._end(self._child)))
         answer = msgspec.json.decode(line, type=Answer)
-        if answer.passed is None:
+        if answer.refused:
             raise BundleError(answer.refused)
-        return answer.passed
+        return answer
 
     def close(self) -> None:
         if (child := self._child) is not None:

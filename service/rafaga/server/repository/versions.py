@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -61,18 +61,20 @@ class ModelVersion:
 
 
 class VersionTable:
-    """Lookups take no lock: the tuple of a name is replaced, never changed.
+    """Lookups take no lock: the tuple of a name, and `in_service`, are replaced, never changed.
 
     Every signal of readiness (grpc.health, /readyz, the Open Inference Protocol, the catalogue) comes from here, so
     they never disagree.
 
     `on_change` gets the name of a model whose state may have changed, or "" for that of the server, from any thread.
+    in_service: the served models by name and version; version 0 is the newest that is served.
     explicit: only models that were asked for by name are loaded, perhaps none. scanned, loaded: what the start has
     done; progress: what it is doing.
     """
 
     def __init__(self, on_change: Callable[[str], None], explicit: bool = False) -> None:
         self._by_name: dict[str, tuple[ModelVersion, ...]] = {}  # newest version first
+        self.in_service: Mapping[tuple[str, int], ServedModel] = {}
         self.on_change = on_change
         self.explicit = explicit
         self.lock = threading.Lock()
@@ -189,8 +191,15 @@ class VersionTable:
                 return False
             others = (v for v in self.of(name) if v.version != version)
             self._by_name[name] = tuple(sorted((*others, *new), key=lambda v: -v.version))
+            self._index()
         self.on_change(name)
         return True
+
+    def _index(self) -> None:
+        """Lock held."""
+        oldest_first = (v for versions in self._by_name.values() for v in reversed(versions))
+        served = [(v.name, v.version, v.model) for v in oldest_first if v.model is not None]
+        self.in_service = {(name, number): model for name, version, model in served for number in (0, version)}
 
     def pop(self, name: str) -> tuple[ModelVersion, ...]:
         """Removes a model. Empty once the table is frozen."""
@@ -198,6 +207,7 @@ class VersionTable:
             if self.frozen:
                 return ()
             versions = self._by_name.pop(name)
+            self._index()
         self.on_change(name)
         return versions
 

@@ -14,6 +14,8 @@ and calls it under its lock.
   larger the less runs keep to their predictions. Without it the queue settles where every answer is slightly late.
 - Dropping uses a smaller margin, the spread of the runs: a job that would be late in the next batch, if that is as slow
   as many are, is dropped before any work is spent on it.
+- Rows of different lengths share a batch only as far as a fifth of it is padding: the most urgent job goes first, and
+  others join in their order, or wait for a batch of their length. A job of rows of many lengths is split so too.
 - A batch is as large as what waits, up to the efficient size. When the queue can fill one, no batch is made smaller for
   an urgent job: that would cost the others more than it saves. When it cannot, a smaller batch runs first if that saves
   more rows than the engine could have computed in the meantime.
@@ -30,6 +32,7 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, Draining, QueueFull
@@ -43,6 +46,10 @@ _AT_ONCE = 0.5
 _SHARE_OF_LONG = 0.5
 # One row is set aside for each lower priority for so many rows that higher ones bring.
 _ROWS_PER_SHARE = 10
+# Of the work of a batch, this share at least is the rows' own; the rest is padding to the longest one.
+_USEFUL = 0.8
+# Jobs that are looked at for a batch, as a multiple of its rows: those of other lengths are passed over.
+_LOOK = 8
 # Slots per longest wait, in which the queue's work is added up by due time.
 _SLOTS = 256
 
@@ -177,7 +184,7 @@ class Batcher:
             ready_at = min(head.arrival + self.policy.max_queue_delay_s, head.deadline - 2 * (plan.end - now))
             if now < ready_at and self._rows < self._cap and not self._draining:
                 return Decision(None, ready_at, tuple(dropped))
-            batch = self._form(queue, plan.rows, now, ahead=after is not None)
+            batch = self._form(queue, plan.parts, now, ahead=after is not None)
             self._running.add(batch)
             return Decision(batch, None, tuple(dropped))
         return Decision(None, None, tuple(dropped))
@@ -277,27 +284,21 @@ class Batcher:
             return next(iter(self._queues.values()))
         return max(self._queues.values(), key=lambda q: q[-1], default=None)
 
-    def _form(self, queue: list[_Entry], limit: int, now: float, ahead: bool) -> Batch:
-        parts: list[Part] = []
-        rows, cost = 0, 0.0
-        while queue and rows < limit:
-            job = queue[-1][2]
-            start = job.taken
-            count = min(job.rest, limit - rows)
+    def _form(self, queue: list[_Entry], parts: Sequence[Part], now: float, ahead: bool) -> Batch:
+        for job, start, stop in parts:
+            at = len(queue) - 1 if queue[-1][2] is job else bisect_left(queue, _entry(job))
             if not start:
                 job.queue_s = now - job.arrival
-            job.taken += count
-            self._rows -= count
-            self._book(job, start, job.taken, -1)
-            parts.append(Part(job, start, job.taken))
-            rows += count
-            cost = max(cost, job.cost)
+            job.taken = stop
+            self._rows -= stop - start
+            self._book(job, start, stop, -1)
             if not job.rest:
-                self._discard(queue, len(queue) - 1)
+                self._discard(queue, at)
             elif job.pace_s:
-                queue.pop()
-                job.due = job.due_of(job.taken)
+                del queue[at]
+                job.due = job.due_of(stop)
                 insort(queue, _entry(job))
+        rows, cost = _size(parts)
         return Batch(tuple(parts), rows, cost, now, self.latency.predict(rows, cost), ahead)
 
     def _discard(self, queue: list[_Entry], at: int) -> None:
@@ -318,9 +319,9 @@ def _entry(job: Job) -> _Entry:
 
 
 class _BatchPlan(NamedTuple):
-    """The next batch: `rows` from the most urgent on, ending at `end`. late: jobs to drop before a batch is formed."""
+    """The next batch, which ends at `end`. late: jobs to drop before a batch is formed."""
 
-    rows: int
+    parts: Sequence[Part]
     end: float
     late: tuple[Job, ...] = ()
 
@@ -331,48 +332,63 @@ def _plan_batch(
     """`queued`: the most urgent first, at least one. `now` lies `until_then_s` in the future, when the engine's current
     run ends; that may take longer than predicted too. `alone`: a single job is queued and nothing runs."""
     cap = latency.efficient_rows
-    jobs: list[Job] = []
-    rows, cost, first_deadline = 0, 0.0, math.inf
-    for job in queued:
-        jobs.append(job)
-        rows += job.rest
-        cost = max(cost, job.cost)
+    parts: list[Part] = []
+    rows, work, cost, first_deadline, whole = 0, 0.0, 0.0, math.inf, True
+    for job in islice(queued, _LOOK * cap):
+        count, joined = _joining(job, cap - rows, rows, work, cost)
+        if not count:
+            continue
+        parts.append(Part(job, job.taken, job.taken + count))
+        rows, work, cost = rows + count, joined, max(cost, job.cost_of(job.taken))
+        whole = whole and count == job.rest
         first_deadline = min(first_deadline, job.deadline)
-        if rows >= cap:
+        if rows == cap:
             break
-    full, rows_all, rows = rows >= cap, rows, min(rows, cap)
     run_s = latency.predict(rows, cost)
     end, slack_s = now + run_s, (until_then_s + run_s) * min(latency.spread, _MAX_MARGIN)
-    if first_deadline >= end + slack_s and rows_all == rows:
-        return _BatchPlan(rows, end)
-    if alone and not jobs[0].taken and now < first_deadline:
-        return _BatchPlan(rows, end)  # only a run can correct the prediction
+    if first_deadline >= end + slack_s and whole:
+        return _BatchPlan(parts, end)
+    if alone and not parts[0].start and now < first_deadline:
+        return _BatchPlan(parts, end)  # only a run can correct the prediction
     late: list[Job] = []
-    before = 0
-    for job in jobs:
-        before += job.rest
+    for job, _, stop in parts:
         # A job that does not fit into the batch as a whole continues in the next ones.
-        last = end if before <= cap else max(end, now + latency.efficient_s(before, job.cost) / engines)
+        rest_s = latency.efficient_s(job.rows - stop, job.cost)
+        last = end if stop == job.rows else max(end, now + (run_s + rest_s) / engines)
         if last + slack_s > job.deadline:
             late.append(job)
-    if late and not full:
-        in_time = _in_time(jobs, latency, now)
-        smaller = _BatchPlan(sum(job.rest for job in in_time), now + _batch_s(in_time, latency))
-        saved = sum(job.rest for job in late if job in in_time)
-        if saved > (smaller.end - now) * rows / (end - now) - smaller.rows:
-            return smaller
-    return _BatchPlan(rows, end, tuple(late))
+    if late and rows < cap:
+        in_time = _in_time(parts, latency, now)
+        smaller_rows, smaller_cost = _size(in_time)
+        smaller_s = latency.predict(smaller_rows, smaller_cost)
+        saved = sum(stop - start for job, start, stop in in_time if job in late)
+        if saved > smaller_s * rows / run_s - smaller_rows:
+            return _BatchPlan(in_time, now + smaller_s)
+    return _BatchPlan(parts, end, tuple(late))
 
 
-def _in_time(jobs: Sequence[Job], latency: LatencyTable, now: float) -> Sequence[Job]:
-    """As many of the most urgent `jobs` as can share a batch in which none is late."""
-    for count in range(len(jobs) - 1, 0, -1):
-        end = now + _batch_s(jobs[:count], latency)
-        if all(end <= job.deadline for job in jobs[:count]):
-            return jobs[:count]
+def _joining(job: Job, most: int, rows: int, work: float, cost: float) -> tuple[int, float]:
+    """How many of the next rows of `job`, at most `most`, may join others, and the work of all of them then. The
+    others: `rows` of a total `work`, the largest of which is `cost`."""
+    useful = _USEFUL * max(cost, job.cost_of(job.taken))
+    if not job.costs:  # its rows cost the same: all that there is room for, or none
+        count = min(job.rest, most)
+        work += count * job.cost
+        return (count, work) if work >= useful * (rows + count) else (0, work)
+    works = accumulate(job.costs[job.taken : job.taken + most], initial=work)
+    return max(((n, joined) for n, joined in enumerate(works) if joined >= useful * (rows + n)), default=(0, work))
+
+
+def _size(parts: Sequence[Part]) -> tuple[int, float]:
+    """Of a batch: its rows, and the cost of the largest."""
+    rows = sum(part.stop - part.start for part in parts)
+    return rows, max((part.job.cost_of(part.start) for part in parts), default=1.0)
+
+
+def _in_time(parts: Sequence[Part], latency: LatencyTable, now: float) -> Sequence[Part]:
+    """As many of the most urgent `parts` as can share a batch that completes their jobs and in which none is late."""
+    for count in range(len(parts) - 1, 0, -1):
+        end = now + latency.predict(*_size(parts[:count]))
+        if all(end <= job.deadline and stop == job.rows for job, _, stop in parts[:count]):
+            return parts[:count]
     return []
-
-
-def _batch_s(jobs: Sequence[Job], latency: LatencyTable) -> float:
-    rows, cost = sum(job.rest for job in jobs), max((job.cost for job in jobs), default=1.0)
-    return latency.predict(rows, cost)

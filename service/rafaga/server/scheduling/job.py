@@ -30,13 +30,28 @@ class JobTiming(NamedTuple):
     batch_size: int
 
 
+class Ragged(NamedTuple):
+    """Rows of different lengths, the longest first, padded to equal length in the arrays of a job.
+
+    lengths: of each row. order: the number of each row in the request. inputs: the indices of those whose second axis
+    has as many elements as the row is long.
+    """
+
+    lengths: Sequence[int]
+    order: NDArray[np.intp]
+    inputs: Sequence[int]
+
+
 class Job:
     """One caller's rows on their way through a model. Exactly one of the two callbacks is called, once, by any thread.
 
     Only if `on_success` raises, `on_failure` follows: the caller has no answer then.
 
     inputs: one array per input of the model, each [rows, ...]. key: only jobs of equal key share a batch. cost: work
-    per row, relative to the warm-up inputs. deadline: monotonic seconds, or infinity.
+    per row, relative to the warm-up inputs; with `ragged`, of the longest row on arrival and of the mean row here.
+    deadline: monotonic seconds, or infinity.
+
+    costs: work of each row, falling; empty if all rows cost the same.
 
     Set by the Batcher: level: the priority, or 0 if the job uses rows that were set aside for it. due: when its next
     row should run at the latest, plus a step for each level. The first `at_once` rows are due at `first_due`, each
@@ -50,6 +65,7 @@ class Job:
         "at_once",
         "batch_size",
         "cost",
+        "costs",
         "deadline",
         "due",
         "finished",
@@ -64,6 +80,7 @@ class Job:
         "pending",
         "priority",
         "queue_s",
+        "ragged",
         "row_s",
         "rows",
         "sequence",
@@ -79,6 +96,7 @@ class Job:
         key: Hashable = None,
         cost: float = 1.0,
         priority: Priority = Priority.NORMAL,
+        ragged: Ragged | None = None,
     ) -> None:
         self.inputs = inputs
         self.rows = len(inputs[0])
@@ -86,7 +104,9 @@ class Job:
         self.on_failure = on_failure
         self.deadline = deadline
         self.key = key
-        self.cost = cost
+        self.ragged = ragged
+        self.costs = [cost * n / ragged.lengths[0] for n in ragged.lengths] if ragged is not None else []
+        self.cost = sum(self.costs) / self.rows if self.costs else cost
         self.priority = priority
         self.level = int(priority)
         self.arrival = 0.0
@@ -110,6 +130,20 @@ class Job:
         """Rows not yet taken."""
         return self.rows - self.taken
 
+    def block(self, index: int, start: int, stop: int) -> NDArray[np.generic]:
+        """Rows [start, stop) of one input, without a copy, and without padding that none of them needs."""
+        rows = self.inputs[index]
+        if self.ragged is not None and index in self.ragged.inputs:
+            return rows[start:stop, : self.ragged.lengths[start]]
+        return rows if stop - start == self.rows else rows[start:stop]
+
+    def numbers(self, start: int, stop: int) -> slice | NDArray[np.intp]:
+        """The places of rows [start, stop) in the request."""
+        return slice(start, stop) if self.ragged is None else self.ragged.order[start:stop]
+
+    def cost_of(self, row: int) -> float:
+        return self.costs[row] if self.costs else self.cost
+
     def due_of(self, row: int) -> float:
         return self.first_due + max(0, row - self.at_once) * self.pace_s
 
@@ -125,7 +159,7 @@ class Job:
 
     def answer(self, start: int, outputs: Arrays, inference_s: float, batch_size: int) -> None:
         """Takes the outputs of rows [start, start + len); the last part to come completes the job."""
-        if len(outputs[0]) == self.rows:
+        if len(outputs[0]) == self.rows and self.ragged is None:
             self.inference_s, self.batch_size = inference_s, batch_size
         else:
             joined = self._join(start, outputs, inference_s, batch_size)
@@ -148,7 +182,7 @@ class Job:
             if self._outputs is None:
                 self._outputs = tuple(np.empty((self.rows, *o.shape[1:]), o.dtype) for o in part)
             for kept, rows in zip(self._outputs, part, strict=True):
-                kept[start : start + len(rows)] = rows
+                kept[self.numbers(start, start + len(rows))] = rows
             self.inference_s += inference_s
             self.batch_size = max(self.batch_size, batch_size)
             self.pending -= len(part[0])
@@ -184,11 +218,11 @@ class Batch:
 
 
 def padding_rows(parts: Sequence[Part]) -> float:
-    """The padding of ragged rows in the first input, in rows: two series of half the longest's length count as one."""
-    rows = [part.stop - part.start for part in parts]
-    tails = [part.job.inputs[0].shape[1:] for part in parts]
-    full = math.prod(map(max, zip(*tails, strict=True)))
-    return sum(n * (1 - math.prod(tail) / full) for n, tail in zip(rows, tails, strict=True)) if full else 0.0
+    """The padding of ragged rows, in rows: two series of half the longest's length count as one."""
+    rows = sum(part.stop - part.start for part in parts)
+    work = sum(sum(j.costs[start:stop]) if j.costs else j.cost * (stop - start) for j, start, stop in parts)
+    # Rounding must not make it negative.
+    return max(0.0, rows - work / max(part.job.cost_of(part.start) for part in parts))
 
 
 class QueuedWork:

@@ -77,13 +77,14 @@ def _described(bundle: Bundle | PlainModel) -> pb.Model:
 
 
 def _served(model: ServedModel) -> pb.Model:
-    if model.variant is None:
-        return pb.Model(max_batch_size=model.max_batch_size)
+    runtime = model.runtime
     return pb.Model(
         max_batch_size=model.max_batch_size,
-        precision=model.variant.precision,
-        metrics=[_copied(pb.Metric, metric) for metric in model.variant.metrics],
-        accuracy_drop=_copied(pb.AccuracyDrop, model.variant.loss) if model.variant.loss else None,
+        precision=runtime.precision or "",
+        engine=runtime.engine,
+        engine_reason=runtime.why,
+        metrics=[_copied(pb.Metric, metric) for metric in runtime.metrics],
+        accuracy_drop=_copied(pb.AccuracyDrop, runtime.loss) if runtime.loss else None,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,14 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rafaga.errors import Cancelled, InternalError, InvalidImage, QueueFull, RafagaError
+from rafaga.errors import Cancelled, InvalidImage, QueueFull
 from rafaga.formats import Stopped
 from rafaga.images import prepare
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.services.submission import RequestLimits
 from rafaga.server.transport.call import Call
-
-_LOG = logging.getLogger(__name__)
 
 # A request may hold so many images of the largest size.
 _LARGEST_IMAGES = 8
@@ -87,17 +84,14 @@ class DecodePool:
         """Runs `work` in a thread; if it raises, `call` fails. Raises QueueFull if too much is pending."""
         call.inline = None
         if not self._free.acquire(blocking=False):
-            raise QueueFull("too many images are waiting to be decoded: retry later", 0.1)
+            raise QueueFull("too many requests are waiting to be decoded: retry later", 0.1)
 
         def guarded() -> None:
             try:
                 if not call.finished:
                     work()
-            except RafagaError as error:
-                call.fail(error)
-            except Exception:  # the pool would swallow it
-                _LOG.exception("unhandled exception while decoding", extra={"method": call.method})
-                call.fail(InternalError("the server failed on this request; see the server's log for the cause"))
+            except Exception as error:  # the pool would swallow it
+                call.fail_with(error)
             finally:
                 self._free.release()
 

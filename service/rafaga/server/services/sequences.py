@@ -1,8 +1,9 @@
-"""rafaga.v1.Sequences: the next symbol of one or more sequences per request; any lengths share a batch."""
+"""rafaga.v1.Sequences: the next symbol of one or more sequences per request, of any lengths."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,30 +12,39 @@ from rafaga.bundle import SequenceSpec, Task
 from rafaga.errors import InvalidRequest, InvalidTensor, quoted
 from rafaga.server.repository.repository import Repository
 from rafaga.server.scheduling.job import Arrays, JobTiming
-from rafaga.server.services.submission import RequestLimits, best_of, model_info, padded, parse, submit, timing_message
+from rafaga.server.services.submission import (
+    RequestLimits,
+    best_of,
+    find,
+    model_info,
+    padded,
+    parse,
+    submit,
+    timing_message,
+)
 from rafaga.server.transport.call import Call, Handler
 from rafaga.v1 import sequences_pb2 as pb
 
 _MOST_SHOWN = 20
 
 
+@dataclass(frozen=True)
 class Sequences:
-    def __init__(self, repository: Repository, limits: RequestLimits) -> None:
-        self._repository = repository
-        self._limits = limits
+    repository: Repository
+    limits: RequestLimits
 
     def handlers(self) -> dict[str, Handler]:
         return {"/rafaga.v1.Sequences/Predict": self.predict}
 
     def predict(self, call: Call) -> None:
         request = parse(pb.PredictRequest, call)
-        model = self._repository.model(request.model, request.version, Task.SEQUENCE)
+        model = find(self.repository, request.model, request.version, Task.SEQUENCE)
         spec, labels = model.bundle.sequence, model.bundle.labels
         assert spec is not None  # Bundle checks it for this task
         if request.symbols and request.sequences:
             raise InvalidRequest("expected either `symbols` or `sequences`, got both")
         if request.sequences:
-            self._limits.check_rows(len(request.sequences))
+            self.limits.check_rows(len(request.sequences))
         several = [_indices(s.symbols, labels, spec, f"sequence {i}: ") for i, s in enumerate(request.sequences)]
         inputs = padded(several or [_indices(request.symbols, labels, spec)])
 

@@ -10,11 +10,12 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
-from rafaga.bundle import VERSION_PATTERN, ImagePreparation
+from rafaga.bundle import VERSION_PATTERN, ImagePreparation, Task
 from rafaga.errors import InvalidImage, InvalidRequest, InvalidTensor, ModelNotFound
 from rafaga.priority import Priority
 from rafaga.server.execution.served_model import ServedModel
-from rafaga.server.scheduling.job import Arrays, Job, JobTiming
+from rafaga.server.repository.repository import Repository
+from rafaga.server.scheduling.job import Arrays, Job, JobTiming, Ragged
 from rafaga.server.transport.call import Call
 from rafaga.v1 import common_pb2
 
@@ -62,38 +63,74 @@ def version_number(text: str) -> int:
     return int(text)
 
 
+def find(repository: Repository, name: str, version: int, task: Task | None = None) -> ServedModel:
+    """`version` 0: the newest that is served. Raises as VersionTable.model, which is asked where this lookup fails."""
+    model = repository.in_service.get((name, version))
+    if model is None or task not in (None, model.bundle.task):
+        return repository.model(name, version, task)
+    return model
+
+
 def submit(
     call: Call,
     model: ServedModel,
     inputs: Arrays,
-    reply: Callable[[Arrays, JobTiming], Message | bytes],
+    reply: Callable[[Arrays, JobTiming], Message | bytes | None],
     priority: Priority | None = None,
+    *,
+    inline: bool = True,
 ) -> None:
     """Queues `inputs`, and answers `call` with what `reply` makes of the outputs. Raises Refused errors.
 
-    `priority`: of the request itself; None takes the priority of the call's metadata.
+    `reply` returns None if it has queued more work for the call. `priority`: of the request itself; None takes the
+    priority of the call's metadata. `inline`: the thread that received the call may run the model; False for others.
     """
-    # Series of any length share a batch. Other inputs share one only with inputs of the same shape.
+    # The batcher decides which series share a batch. Other inputs share one only with inputs of the same shape.
+    inputs, ragged = by_length(inputs, model.timed) if model.timed else (inputs, None)
     key = None if model.ragged else tuple(a.shape[1:] for a in inputs)
+    cost = 1.0
+    if (sized_by := model.sized_by) is not None:  # an input may be empty
+        cost = max(1, inputs[sized_by].size) / len(inputs[0]) / model.reference_size
 
     def succeed(outputs: Arrays, timing: JobTiming) -> None:
         call.served = (model.bundle.name, timing)
         answer = reply(outputs, timing)
-        call.reply(answer if isinstance(answer, bytes) else answer.SerializeToString())
+        if answer is not None:
+            call.reply(answer if isinstance(answer, bytes) else answer.SerializeToString())
 
-    job = Job(inputs, succeed, call.fail, call.deadline, key, model.cost(inputs), priority or call.priority)
-    if model.submit(job, inline=call.inline is not None) and call.inline is not None:
-        call.inline.add(model)
+    job = Job(inputs, succeed, call.fail, call.deadline, key, cost, priority or call.priority, ragged)
+    runner = call.inline if inline else None
+    if model.submit(job, inline=runner is not None) and runner is not None:
+        runner.add(model)
     call.on_cancel(lambda: model.cancel(job))
 
 
 def padded(rows: Sequence[NDArray[Any]]) -> Arrays:
-    """Rows [T] as the inputs of a ragged model: [N, longest], padded with zeros, and their lengths, int64 [N]."""
+    """Rows [T, …] as the inputs of a ragged model: [N, longest, …], padded with zeros, and their lengths, int64 [N]."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    values = np.zeros((len(rows), lengths.max()), rows[0].dtype)
+    if len(rows) == 1:
+        return rows[0][np.newaxis], lengths
+    values = np.zeros((len(rows), lengths.max(), *rows[0].shape[1:]), rows[0].dtype)
     for row, (value, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
         values[row, :length] = value
     return values, lengths
+
+
+def by_length(inputs: Arrays, timed: Sequence[int]) -> tuple[Arrays, Ragged | None]:
+    """The inputs of a ragged model, the second of which are the lengths, with the longest row first and no longer than
+    that; None if all rows are equally long.
+
+    `timed`: the inputs to shorten.
+    """
+    lengths = inputs[1].tolist()
+    shortest, longest = min(lengths), max(lengths)
+    if shortest == longest:
+        if longest < inputs[timed[0]].shape[1]:
+            inputs = tuple(a[:, :longest] if i in timed else a for i, a in enumerate(inputs))
+        return inputs, None
+    order = np.argsort([-n for n in lengths], kind="stable")
+    inputs = tuple(a[order, :longest] if i in timed else a[order] for i, a in enumerate(inputs))
+    return inputs, Ragged(inputs[1].tolist(), order, timed)
 
 
 def model_info(model: ServedModel) -> common_pb2.ModelInfo:
@@ -101,7 +138,8 @@ def model_info(model: ServedModel) -> common_pb2.ModelInfo:
         name=model.bundle.name,
         version=model.bundle.version,
         trained=model.bundle.weights.trained,
-        precision=model.variant.precision if model.variant else "",
+        precision=model.runtime.precision or "",
+        engine=model.runtime.engine,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -14,7 +16,7 @@ from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
 from rafaga.server.scheduling.job import Arrays, JobTiming
 from rafaga.server.services.decoding import Decoded, DecodePool, decode
-from rafaga.server.services.submission import RequestLimits, best_of, model_info, parse, submit, timing_message
+from rafaga.server.services.submission import RequestLimits, best_of, find, model_info, parse, submit, timing_message
 from rafaga.server.transport.call import Call, Handler
 from rafaga.tensors import check_shape, from_wire, to_wire
 from rafaga.v1 import common_pb2
@@ -40,11 +42,11 @@ class _Answer(NamedTuple):
         return timing_message(self.timing, self.images.seconds)
 
 
+@dataclass(frozen=True)
 class Vision:
-    def __init__(self, repository: Repository, decode_pool: DecodePool, limits: RequestLimits) -> None:
-        self._repository = repository
-        self._decode_pool = decode_pool
-        self._limits = limits
+    repository: Repository
+    decode_pool: DecodePool
+    limits: RequestLimits
 
     def handlers(self) -> dict[str, Handler]:
         return {
@@ -72,7 +74,7 @@ class Vision:
 
     def _serve(self, call: Call, request: R, task: Task, reply: Callable[[R, _Answer], Message]) -> None:
         """Queues tensors at once; encoded images are decoded in the pool first."""
-        model = self._repository.model(request.model, request.version, task)
+        model = find(self.repository, request.model, request.version, task)
         preparation = model.bundle.image
         assert preparation is not None  # Bundle checks it for these tasks
 
@@ -88,17 +90,20 @@ class Vision:
         if given == "pixels":
             send(self._pixels(request.pixels, preparation))
         elif given == "encoded":
-            self._decode_pool.run(call, lambda: send(decode(call, request.encoded.images, model, self._limits)))
+            self.decode_pool.run(call, lambda: send(decode(call, request.encoded.images, model, self.limits)))
         else:
             raise InvalidRequest("expected either `encoded` or `pixels`, got neither")
 
     def _pixels(self, tensor: pb.ImageTensor, preparation: ImagePreparation) -> Decoded:
-        shape = (tensor.batch, tensor.height, tensor.width, tensor.channels)
-        check_shape("uint8 pixels", shape, (None, preparation.height, preparation.width, preparation.channels))
-        self._limits.check_rows(tensor.batch)
-        self._limits.check_free_size(preparation, tensor.height, tensor.width)
-        rows = from_wire(tensor.data, np.dtype(np.uint8), shape).view(np.uint8)
-        return Decoded(rows, ((tensor.height, tensor.width),) * tensor.batch)
+        count, height, width, data = tensor.batch, tensor.height, tensor.width, tensor.data
+        shape = (count, height, width, tensor.channels)
+        if shape[1:] != (preparation.height or height, preparation.width or width, preparation.channels):
+            check_shape("uint8 pixels", shape, (None, preparation.height, preparation.width, preparation.channels))
+        self.limits.check_rows(count)
+        self.limits.check_free_size(preparation, height, width)
+        if not 0 < len(data) == math.prod(shape):
+            from_wire(data, np.dtype(np.uint8), shape)  # raises, and says why
+        return Decoded(np.frombuffer(data, np.uint8).reshape(shape), ((height, width),) * count)
 
 
 def _require_share(name: str, value: float) -> None:

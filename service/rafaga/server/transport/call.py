@@ -8,6 +8,7 @@ fail, cancel and expire, the first wins and the others do nothing.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -15,9 +16,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from rafaga.errors import Cancelled, DeadlineExceeded, RafagaError, Status, to_status
+from rafaga.errors import Cancelled, DeadlineExceeded, InternalError, RafagaError, Status, to_status
 from rafaga.priority import Priority
 from rafaga.server.scheduling.job import JobTiming
+
+_LOG = logging.getLogger(__name__)
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -95,6 +98,14 @@ class Call(ABC):
         if self._unfinished.acquire(blocking=False):
             self._settle(error)
             self._send_failure(to_status(error))
+
+    def fail_with(self, error: Exception) -> None:
+        """`error`: whatever handling the call has raised. Of a defect the caller gets no detail: an exception's text
+        may hold addresses, paths or other callers' data."""
+        if not isinstance(error, RafagaError):
+            _LOG.error("unhandled exception in handler", exc_info=error, extra={"method": self.method})
+            error = InternalError("the server failed on this request; its log has the cause")
+        self.fail(error)
 
     def cancel(self) -> None:
         """For transports: the caller hung up or its deadline passed. No answer is sent."""

@@ -41,7 +41,7 @@ _EMPTY_POLLS = 3
 # A deadline beyond this is none: the core shows "no deadline" as a time in the far future.
 _NO_DEADLINE_S = 1e9
 
-# At the end of the server only: nothing is told when a call is forgotten.
+# At the end of the server only: nothing signals that a call has ended.
 _FLUSH_POLL_S = 0.01
 
 _REQUEST = "rafaga_request_call"
@@ -98,7 +98,7 @@ class CompletionQueueLoop:
             state.stage = _server._ServerStage.STARTED
             for method in state.registered_method_handlers:
                 _server._request_registered_call(state, method)
-            # As long as this stands in `due`, grpcio's stop() waits for the calls of this loop too.
+            # As long as this is in `due`, grpcio's stop() waits for the calls of this loop too.
             state.due.add(_REQUEST)
             for _ in range(_REQUESTED_CALLS):
                 self._request()

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -62,6 +62,7 @@ class Limits:
     max_connection_idle_ms: int | None = None
 
 
+@dataclass(eq=False)
 class GrpcTransport:
     """Owns sockets and nothing else. `address` is "host:port" or "unix:/path".
 
@@ -69,30 +70,18 @@ class GrpcTransport:
     on_death: called when the transport cannot receive calls any more.
     """
 
-    def __init__(
-        self,
-        address: str,
-        router: Router,
-        authenticator: Authenticator,
-        limits: Limits,
-        tls: Tls | None = None,
-        services: Sequence[Callable[[grpc.Server], None]] = (),
-        *,
-        blocking: bool = False,
-        on_death: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._address = address
-        self._router = router
-        self._authenticator = authenticator
-        self._limits = limits
-        self._tls = tls
-        self._services = services
-        self._blocking = blocking
-        self._on_death = on_death
-        self._server: grpc.Server | None = None
-        self._pool: ThreadPoolExecutor | None = None
-        self._loop: CompletionQueueLoop | None = None
-        self._port = 0
+    address: str
+    router: Router
+    authenticator: Authenticator
+    limits: Limits
+    tls: Tls | None = None
+    services: Sequence[Callable[[grpc.Server], None]] = ()
+    blocking: bool = False
+    on_death: Callable[[], None] = lambda: None
+    _server: grpc.Server | None = field(default=None, init=False)
+    _pool: ThreadPoolExecutor | None = field(default=None, init=False)
+    _loop: CompletionQueueLoop | None = field(default=None, init=False)
+    _port: int = field(default=0, init=False)
 
     @property
     def port(self) -> int:
@@ -101,67 +90,61 @@ class GrpcTransport:
 
     def start(self) -> None:
         """Raises OSError when the address cannot be bound."""
-        if not self._blocking and (why := unsupported()) is not None:
+        if not self.blocking and (why := unsupported()) is not None:
             _LOG.warning(
                 "grpcio %s is not a version this server knows how to drive (%s): "
                 "serving through its public API, which is several times slower for small models",
                 grpc.__version__,
                 why,
             )
-            self._blocking = True
-        threads = _SERVICE_THREADS + (_BLOCKING_CALLS if self._blocking else 0)
+            self.blocking = True
+        threads = _SERVICE_THREADS + (_BLOCKING_CALLS if self.blocking else 0)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
         self._server = server = grpc.server(
             self._pool,
-            interceptors=[TokenCheck(self._authenticator), RequestCheck()],
+            interceptors=[TokenCheck(self.authenticator), RequestCheck()],
             options=self._options(),
             maximum_concurrent_rpcs=threads,
         )
-        for add_to in self._services:
+        for add_to in self.services:
             add_to(server)
-        if self._blocking:
-            blocking.add_to(server, self._router)
-        sockets.refuse_taken(self._address)
+        if self.blocking:
+            blocking.add_to(server, self.router)
+        sockets.refuse_taken(self.address)
         try:
-            if self._tls is None:
-                self._port = server.add_insecure_port(self._address)
+            if self.tls is None:
+                self._port = server.add_insecure_port(self.address)
             else:
-                self._port = server.add_secure_port(self._address, self._tls.grpc_credentials())
+                self._port = server.add_secure_port(self.address, self.tls.grpc_credentials())
         except RuntimeError:
-            raise sockets.bind_error(self._address) from None
-        if self._blocking:
+            raise sockets.bind_error(self.address) from None
+        if self.blocking:
             server.start()
         else:
-            self._loop = CompletionQueueLoop(server, self._router, self._limits.max_receiving_calls, self._on_death)
+            self._loop = CompletionQueueLoop(server, self.router, self.limits.max_receiving_calls, self.on_death)
             self._loop.start()
 
     def close(self, grace_s: float) -> None:
         """Takes no new calls, lets replies leave for `grace_s`, then closes every connection."""
         if self._server is not None and self._pool is not None:
-            # The port stays open until callers have heard that the server is draining.
+            # The port stays open until callers know that the server is draining.
             time.sleep(min(PAUSE_BEFORE_CLOSE_S, grace_s))
             if self._loop is not None:
                 self._loop.flush(grace_s)
                 # Calls that arrive while grpcio stops would end as CANCELLED. A connection that ends is UNAVAILABLE.
                 # Without the loop it is not known which replies have left: only stop() waits for them.
-                sockets.hang_up(self._address, self._port)
+                sockets.hang_up(self.address, self._port)
             # A handler that still works after its call has ended is not waited for.
             self._server.stop(grace_s).wait(grace_s + _HANDLER_GRACE_S)
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _options(self) -> list[tuple[str, Any]]:
-        limits = self._limits
-        optional = [
-            ("grpc.max_connection_age_ms", limits.max_connection_age_ms),
-            ("grpc.max_connection_age_grace_ms", limits.max_connection_age_grace_ms),
-            ("grpc.max_connection_idle_ms", limits.max_connection_idle_ms),
-        ]
-        return [
-            *((name, value) for name, value in optional if value is not None),
-            ("grpc.max_receive_message_length", self._limits.max_request_bytes),
+        limits = self.limits
+        options: list[tuple[str, Any]] = [
+            ("grpc.max_receive_message_length", limits.max_request_bytes),
             ("grpc.max_send_message_length", -1),
-            ("grpc.max_concurrent_streams", self._limits.max_concurrent_streams),
-            ("grpc.max_allowed_incoming_connections", self._limits.max_connections),
+            ("grpc.max_concurrent_streams", limits.max_concurrent_streams),
+            ("grpc.max_allowed_incoming_connections", limits.max_connections),
             # Beyond the first number grpcio's core cancels waiting calls at random, beyond the second all. Its defaults
             # are one and three connections' worth. A refusal by the Router says why and when to retry.
             ("grpc.server.max_pending_requests", _MAX_PENDING_CALLS),
@@ -170,10 +153,14 @@ class GrpcTransport:
             ("grpc.so_reuseport", 0),
             # Identity only: a compressed message can inflate a thousandfold.
             ("grpc.compression_enabled_algorithms_bitset", 1),
-            ("grpc.keepalive_time_ms", self._limits.keepalive_ms),
-            ("grpc.keepalive_timeout_ms", self._limits.keepalive_timeout_ms),
+            ("grpc.keepalive_time_ms", limits.keepalive_ms),
+            ("grpc.keepalive_timeout_ms", limits.keepalive_timeout_ms),
             # Otherwise the core waits a minute for the answer, whatever the line above says.
-            ("grpc.http2.ping_timeout_ms", self._limits.keepalive_timeout_ms),
-            ("grpc.http2.min_ping_interval_without_data_ms", self._limits.min_ping_interval_ms),
+            ("grpc.http2.ping_timeout_ms", limits.keepalive_timeout_ms),
+            ("grpc.http2.min_ping_interval_without_data_ms", limits.min_ping_interval_ms),
             ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.max_connection_age_ms", limits.max_connection_age_ms),
+            ("grpc.max_connection_age_grace_ms", limits.max_connection_age_grace_ms),
+            ("grpc.max_connection_idle_ms", limits.max_connection_idle_ms),
         ]
+        return [(name, value) for name, value in options if value is not None]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -21,10 +20,8 @@ from starlette.responses import Response
 
 from rafaga.errors import (
     Draining,
-    InternalError,
     InvalidRequest,
     QueueFull,
-    RafagaError,
     Refused,
     RequestTooLarge,
     Status,
@@ -34,8 +31,6 @@ from rafaga.errors import (
 )
 from rafaga.server.transport.call import Call, Metadata
 from rafaga.server.transport.router import Router
-
-_LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -137,28 +132,19 @@ class HttpCalls:
         `translate` may raise RafagaError.
         """
         call = HttpCall(method, request.headers.items())
-        outcome: bytes | Status | None
         try:
             if self._router.admit(call):
                 call.deadline = call.received + self._timeout_s(request)
                 async with asyncio.timeout_at(None if call.deadline == math.inf else call.deadline):
                     await self._dispatch(call, request, translate)
-                    outcome = await _outcome(call, request)
-            else:
-                outcome = await call.outcome
-        except RafagaError as error:
-            call.fail(error)
-            outcome = await call.outcome
+                    if not await _finished(call, request):
+                        call.cancel()
+                        return Response(status_code=STATUS_OF[grpc.StatusCode.CANCELLED])  # the client has gone
         except TimeoutError:
             call.expire()
-            outcome = await call.outcome
-        except Exception:
-            _LOG.exception("unhandled exception in HTTP request", extra={"method": method})
-            call.fail(InternalError("the server failed on this request; its log has the cause"))
-            outcome = await call.outcome
-        if outcome is None:
-            call.cancel()
-            return Response(status_code=STATUS_OF[grpc.StatusCode.CANCELLED])  # read by nobody
+        except Exception as error:
+            call.fail_with(error)
+        outcome = await call.outcome
         if isinstance(outcome, Status):
             return error_response(outcome)
         return await _off_loop(len(outcome), lambda: render(outcome))
@@ -209,16 +195,16 @@ class HttpCalls:
         return RequestTooLarge(f"expected a request of at most {self._max_request_bytes} bytes, got more: split it")
 
 
-async def _outcome(call: HttpCall, request: Request) -> bytes | Status | None:
-    """None if the client disconnects first."""
+async def _finished(call: HttpCall, request: Request) -> bool:
+    """Waits for the outcome. False if the client disconnects first."""
     if call.outcome.done():
-        return call.outcome.result()
+        return True
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait((call.outcome, gone), return_when=asyncio.FIRST_COMPLETED)
     finally:
         gone.cancel()
-    return call.outcome.result() if call.outcome.done() else None
+    return call.outcome.done()
 
 
 async def _disconnected(request: Request) -> None:

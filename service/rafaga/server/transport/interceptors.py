@@ -12,7 +12,7 @@ from rafaga.errors import InvalidRequest, RafagaError, to_status
 from rafaga.server.transport import blocking
 from rafaga.server.transport.router import Authenticator
 
-# Probes of orchestrators carry no token, and health shows nothing but up or down.
+# Probes of orchestrators carry no token, and health shows only up or down.
 _OPEN_SERVICE = "/grpc.health.v1.Health/"
 
 # A handler that only refuses is streaming, whatever the method is: grpcio reads a unary request before it calls.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 
 from rafaga.errors import (
     Draining,
-    InternalError,
     InvalidRequest,
     QueueFull,
     RafagaError,
@@ -24,8 +22,6 @@ from rafaga.errors import (
 from rafaga.priority import PRIORITY_KEY, Priority
 from rafaga.server.observability.metrics import MethodMetrics, Metrics
 from rafaga.server.transport.call import Call, Handler, Metadata
-
-_LOG = logging.getLogger(__name__)
 
 # When calls in flight will end is unknown; this is about a few batches of a small model.
 _RETRY_AFTER_S = 0.1
@@ -176,12 +172,8 @@ class Router:
                     f"expected a request of at most {self._max_request_bytes} bytes, got {size}: split it"
                 )
             self._handlers[call.method](call)
-        except RafagaError as error:
-            call.fail(error)
-        except Exception:
-            # The caller gets no detail: an exception's text may hold addresses, paths or other callers' data.
-            _LOG.exception("unhandled exception in handler", extra={"method": call.method})
-            call.fail(InternalError("the server failed on this request; its log has the cause"))
+        except Exception as error:
+            call.fail_with(error)
 
     def _refusal(self, call: Call) -> RafagaError | None:
         wrong: InvalidRequest | None = None

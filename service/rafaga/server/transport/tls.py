@@ -32,7 +32,7 @@ class Tls:
         def renewed() -> grpc.ServerCertificateConfiguration | None:
             return self._configuration() if self._renew() else None
 
-        fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", renewed)  # the stubs forget "no change": None
+        fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", renewed)  # the stubs lack "no change": None
         return grpc.dynamic_ssl_server_credentials(self._configuration(), fetch, self._client_ca is not None)
 
     def http_context(self) -> ssl.SSLContext:

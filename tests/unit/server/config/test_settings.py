@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rafaga.bundle import EngineName, Precision
 from rafaga.server.config.device import Device, DeviceKind
 from rafaga.server.config.per_model import PerModel
 from rafaga.server.config.settings import (
@@ -18,7 +19,6 @@ from rafaga.server.config.settings import (
     ConfigError,
     LogFormat,
     ModelControl,
-    PrecisionChoice,
 )
 from rafaga.server.config.sources import SETTINGS, add_arguments, flag, from_arguments, service_links
 
@@ -72,6 +72,7 @@ OTHER = {
     "model_versions": "all",
     "model_control": "poll",
     "precision": "int8",
+    "engine": "openvino",
     "device": "cuda:1,cuda:2",
     "device_fallback": "cpu",
     "batch_buckets": "1,8,32",
@@ -137,7 +138,7 @@ def test_types_of_a_file(tmp_path: Path) -> None:
         triton_metrics = true
         """,
     )
-    assert (got.models.repository, got.models.precision) == (Path("/models"), PrecisionChoice.FP16)
+    assert (got.models.repository, got.models.precision) == (Path("/models"), PerModel(Precision.FP16))
     assert (got.models.model_control, got.models.admin_port) == (ModelControl.EXPLICIT, 0)
     assert (got.models.load_models, got.models.model_versions.default.newest) == (("one", "two"), None)
     assert (got.engines.threads, got.engines.spinning) == (PerModel(2), PerModel(True))
@@ -154,10 +155,14 @@ def test_a_list_in_a_file_may_be_text(tmp_path: Path, text: str) -> None:
 
 
 def test_settings_of_single_models() -> None:
-    got = config("--threads", "2,lenet5=1", RAFAGA_INSTANCES="lenet5=3", RAFAGA_SPINNING="true,big=off").engines
+    flags = ("--threads", "2,lenet5=1", "--precision", "auto,vgg16=bf16", "--engine", "openvino,lstm=onnxruntime")
+    whole = config(*flags, RAFAGA_INSTANCES="lenet5=3", RAFAGA_SPINNING="true,big=off")
+    assert whole.models.precision == PerModel(None, {"vgg16": Precision.BF16})
+    assert whole.named_models == {"lenet5", "big", "vgg16", "lstm"}
+    got = whole.engines
+    assert got.engine == PerModel(EngineName.OPENVINO, {"lstm": EngineName.ONNXRUNTIME})
     assert (got.threads, got.instances) == (PerModel(2, {"lenet5": 1}), PerModel(1, {"lenet5": 3}))
     assert got.spinning == PerModel(True, {"big": False})
-    assert got.named_models == {"lenet5", "big"}
     got = config("--gpu-model-memory-mib", "4096,vgg16=2048").engines
     assert got.gpu_model_memory_mib == PerModel(4096, {"vgg16": 2048})
     assert config().engines.gpu_model_memory_mib == PerModel(None)
@@ -185,7 +190,7 @@ def test_settings_of_single_models() -> None:
         ("poll_interval_s", "0", "0: expected more than zero"),
         ("tracing_sample_ratio", "2", "2: expected 0 to 1"),
         ("triton_metrics", "maybe", "'maybe': expected on or off"),
-        ("precision", "fp8", "'fp8': expected one of auto, fp32, fp16, int8"),
+        ("precision", "fp8", "'fp8': expected one of fp32, bf16, fp16, int8 (or auto)"),
         ("model_versions", "newest", "'newest': expected latest, latest:N, all, or NAME= before version numbers"),
         ("device", "gpu", "'gpu': expected auto, cpu, cuda[:N] or tensorrt[:N]"),
         ("device", "", "expected auto, cpu, cuda[:N] or tensorrt[:N], got nothing"),
@@ -297,13 +302,13 @@ def test_an_empty_list_of_tokens_in_a_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["", "10.0.0.1/8", "a,b", "unix:/run/rafaga.sock", "http://localhost"])
-def test_what_is_no_host(host: str) -> None:
+def test_invalid_hosts(host: str) -> None:
     with pytest.raises(ConfigError, match="expected a host name or an IP address, without a port"):
         config("--host", host)
 
 
 def test_ports_that_kubernetes_sets_for_services_are_ignored() -> None:
-    """RAFAGA_GRPC_PORT=tcp://… comes from a Service named rafaga-grpc; other variables of it are no settings."""
+    """RAFAGA_GRPC_PORT=tcp://… comes from a Service named rafaga-grpc; its other variables are not settings."""
     link = "tcp://10.0.0.1:50051"
     links = {"RAFAGA_GRPC_PORT": link, "RAFAGA_HTTP_PORT": "udp://10.0.0.1:80"}
     assert config(**links, RAFAGA_GRPC_PORT_50051_TCP=link, RAFAGA_GRPC_SERVICE_HOST="10.0.0.1") == Config()

@@ -19,6 +19,7 @@ from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision
 from rafaga.errors import BundleError, DeviceError, DeviceMemoryError
 from rafaga.server.config.device import Device, DeviceKind
+from rafaga.server.config.per_model import PerModel
 from rafaga.server.config.settings import Config
 from rafaga.server.engines.contract import Engine, run
 from rafaga.server.engines.devices import Gpu
@@ -26,9 +27,10 @@ from rafaga.server.engines.gpu import GpuDevice
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace
 from rafaga.server.engines.onnxruntime import create_session
 from rafaga.server.engines.providers import SessionSettings
+from rafaga.server.engines.runtimes import fastest_on_gpu
 from rafaga.server.engines.selection import Placement
 from rafaga.server.observability.metrics import Metrics
-from rafaga.server.repository.loader import Loader, fastest_on_gpu
+from rafaga.server.repository.loader import Loader
 from rafaga.server.scheduling.batcher import BatchPolicy
 from tests.bundles import (
     classify,
@@ -96,7 +98,7 @@ class Machine:
             self.engines.append(loaded.engine)
             return loaded
 
-        return Loader(BatchPolicy(max_queue_wait_s=60), 8, None, placement, Metrics(), engine_factory=load)
+        return Loader(BatchPolicy(max_queue_wait_s=60), 8, PerModel(None), placement, Metrics(), engine_factory=load)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def described(dtype: str = "float32", shape: tuple[int | None, ...] = (None, Non
 
 
 class FakeSession:
-    """Adds one; remembers the sizes it was asked for."""
+    """Adds one; records the sizes of its batches."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []

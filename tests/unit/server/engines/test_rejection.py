@@ -1,4 +1,4 @@
-"""What callers are told of ONNX Runtime's messages."""
+"""Errors made from ONNX Runtime's messages."""
 
 from __future__ import annotations
 
@@ -72,5 +72,5 @@ def test_an_input_for_which_memory_lacks_is_too_large() -> None:
         ZeroDivisionError(),
     ],
 )
-def test_failures_of_the_device_and_the_server_are_no_rejections(error: Exception) -> None:
+def test_failures_of_the_device_and_the_server_are_not_rejections(error: Exception) -> None:
     assert rejection(error) is None

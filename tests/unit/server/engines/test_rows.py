@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rafaga.server.engines.onnxruntime import assemble
-from rafaga.server.scheduling.job import Job, Part
+from rafaga.server.engines.batched import assemble
+from rafaga.server.scheduling.job import Job, Part, Ragged
 
 
 def part(*arrays: np.ndarray, start: int = 0, stop: int | None = None) -> Part:
@@ -35,7 +35,19 @@ def test_a_part_of_a_job_is_a_view() -> None:
     assert got.tolist() == [[2, 3], [4, 5]]
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+def test_a_part_of_ragged_rows_is_as_long_as_its_longest() -> None:
+    """Other inputs, such as the lengths, stay as they are."""
+    rows, future = np.array([[1, 2, 3, 4], [5, 6, 0, 0], [7, 0, 0, 0]]), np.ones((3, 5))
+    ragged = Ragged([4, 2, 1], np.arange(3), (0,))
+    job = Job((rows, future), lambda *_: None, lambda _: None, ragged=ragged)
+    got, other = assemble([Part(job, 1, 3)])
+    assert got.flags.c_contiguous
+    assert got.tolist() == [[5, 6], [7, 0]]
+    assert other.shape == (2, 5)
+    assert assemble([Part(job, 2, 3), part(np.array([[8, 9, 10]]), np.ones((1, 5)))])[0].shape == (2, 3)
+
+
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3)), min_size=1, max_size=6))
 def test_ragged_rows_come_out_as_they_went_in(shapes: list[tuple[int, int, int]]) -> None:
     blocks = [np.full(shape, n + 1, np.int32) for n, shape in enumerate(shapes)]

@@ -13,9 +13,10 @@ import numpy as np
 from rafaga.bundle import TensorSpec
 from rafaga.errors import RafagaError
 from rafaga.plain_model import PlainModel
+from rafaga.server.engines.batched import Completed, assemble, failed
 from rafaga.server.engines.contract import PendingOutputs
 from rafaga.server.engines.loading import Samples
-from rafaga.server.engines.onnxruntime import Completed, assemble, failed
+from rafaga.server.engines.runtimes import Runtime
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.execution.supervisor import SupervisorPolicy
 from rafaga.server.observability.metrics import Metrics
@@ -141,7 +142,7 @@ class Served:
         )
         self.model = ServedModel(
             PlainModel("doubler", 1, SPEC, SPEC, batch),
-            None,
+            Runtime(),
             self.engines,
             self.latency,
             policy or BatchPolicy(max_queue_wait_s=600.0),

@@ -22,6 +22,7 @@ from rafaga.errors import (
 )
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines.loading import Samples
+from rafaga.server.engines.runtimes import Runtime
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.scheduling.batcher import BatchPolicy
@@ -83,7 +84,7 @@ def test_a_model_that_was_never_started_can_be_closed(served: Served) -> None:
     engine = FakeEngine()
     samples, metrics = Samples((np.zeros(1, np.int64),)), served.metrics.model("doubler")
     model = ServedModel(
-        served.model.bundle, None, [engine], served.latency, BatchPolicy(), metrics, samples, served.load
+        served.model.bundle, Runtime(), [engine], served.latency, BatchPolicy(), metrics, samples, served.load
     )
     model.close()
     assert engine.closed
@@ -147,14 +148,14 @@ def test_predictions_learn_from_what_a_batch_really_takes(served: Served) -> Non
 @pytest.mark.parametrize(
     ("batch", "shapes", "sized_by", "size"),
     [
-        (8, [(None,), (None, 4)], 0, 1),  # none of them: one is as good as another
+        (8, [(None,), (None, 4)], None, 1),
         (8, [(None, 4), (None, None), (None, 2, None)], 2, 6),
         (0, [(4,), (None,)], 1, 3),
     ],
     ids=["fixed", "free", "without batches"],
 )
 def test_the_largest_input_of_free_size_decides_the_cost_of_a_row(
-    batch: int, shapes: list[tuple[int | None, ...]], sized_by: int, size: int
+    batch: int, shapes: list[tuple[int | None, ...]], sized_by: int | None, size: int
 ) -> None:
     specs = tuple(TensorSpec(name=f"x{i}", dtype="int64", shape=shape) for i, shape in enumerate(shapes))
     described = PlainModel("many", 1, specs, SPEC, batch)
@@ -162,7 +163,7 @@ def test_the_largest_input_of_free_size_decides_the_cost_of_a_row(
     samples, metrics = Samples(tuple(rows)), Metrics().model("many")
     engine = FakeEngine()
     model = ServedModel(
-        described, None, [engine], LatencyTable([1], [1.0]), BatchPolicy(), metrics, samples, lambda _: engine
+        described, Runtime(), [engine], LatencyTable([1], [1.0]), BatchPolicy(), metrics, samples, lambda _: engine
     )
     assert (model.sized_by, model.reference_size) == (sized_by, size)
 

@@ -1,4 +1,4 @@
-"""Engines that hang, break or die: what they owe fails, nothing else does, and a new engine takes over."""
+"""Engines that hang, break or die: the jobs they have taken fail, no others do, and a new engine takes over."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_only_so_many_hung_threads(start: Callable[..., Served]) -> None:
 
 @pytest.mark.parametrize("error", [DeviceError("cudaSetDevice: (700)"), RuntimeError("CUDA failure 700")], ids=repr)
 def test_restarts_that_fail_in_a_row_are_unrecoverable(start: Callable[..., Served], error: Exception) -> None:
-    """It is reported; a restart that works all the same is used."""
+    """It is reported; a restart that still works is used."""
     served = start(supervision=OFTEN)
     served.refusing = {0: error}
     served.hang()

@@ -106,7 +106,7 @@ def test_a_repository_without_models_says_what_was_found_and_where_they_may_be(
 def test_one_model_is_recognised(
     tmp_path: Path, given: str, served: dict[str, dict[int, str]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its folder, a version of it, a bundle that was moved, or an ONNX file. Models beside it are not served."""
+    """Its folder, a version of it, a moved bundle, or an ONNX file. Other models in its folder are not served."""
     put(tmp_path, "models/a/1", "models/a/2", "models/b/1", "my net", "moved", "broken")
     (tmp_path / "moved/bundle.json").write_text('{"name": "digits", "version": 7}')
     (tmp_path / "broken/bundle.json").write_text("{")

@@ -16,6 +16,7 @@ from onnx.external_data_helper import convert_model_to_external_data
 from rafaga import bundle as bundles
 from rafaga.bundle import Precision
 from rafaga.errors import BundleError
+from rafaga.server.config.per_model import PerModel
 from rafaga.server.engines.selection import Placement
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.observability.metrics import Metrics
@@ -25,7 +26,7 @@ from tests.bundles import publish_classifier
 
 
 def loader(precision: Precision | None = None, most: int = 4) -> Loader:
-    return Loader(BatchPolicy(), most, precision, Placement(), Metrics())
+    return Loader(BatchPolicy(), most, PerModel(precision), Placement(), Metrics())
 
 
 def load(folder: Path, **about: Precision | int) -> ServedModel:
@@ -83,9 +84,10 @@ def test_the_log_says_which_variant_was_chosen_and_why(folder: Path, caplog: pyt
     bundle = msgspec.structs.replace(bundle, variants=(*bundle.variants, faster), files=files)
     with caplog.at_level("INFO", "rafaga.server.repository.loader"):
         loader().load(folder, bundle).close()
-    (record,) = (record for record in caplog.records if record.getMessage() == "variant chosen")
-    assert {name: record.__dict__[name] for name in ("model", "precision", "why")} == {
+    (record,) = (record for record in caplog.records if record.getMessage() == "engine chosen")
+    assert {name: record.__dict__[name] for name in ("model", "engine", "precision", "why")} == {
         "model": "digits",
+        "engine": "onnxruntime",
         "precision": "int8",
         "why": "3.0 times as fast as fp32 at export, kept its accuracy",
     }

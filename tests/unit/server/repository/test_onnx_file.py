@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from rafaga import wire
 from rafaga.errors import BundleError
-from rafaga.server.engines.onnxruntime import create_session
+from rafaga.server.engines.onnxruntime import NO_FILES, create_session
 from rafaga.server.repository.onnx_file import parse
 from tests import plain
 
@@ -117,23 +118,23 @@ def varint(value: int, longer: int = 0) -> bytes:
     return bytes([*(seven | 128 for seven in sevens[:-1]), sevens[-1]])
 
 
-def leaking(high: int = 0, longer: int = 0) -> bytes:
-    """A model whose tensor is in the file "secret". `high`: bits above the 32 of a tag, in the tags that say so."""
+def leaking(high: int = 0, longer: int = 0, path: str = "secret") -> bytes:
+    """A model whose tensor is in the file `path`. `high`: bits above the 32 of a tag, in the tags that say so."""
 
     def tagged(tag: int, content: bytes) -> bytes:
         return varint(high << 32 | tag, longer) + content
 
-    location = wire.field(1, b"location") + wire.field(2, b"secret")
+    location = wire.field(1, b"location") + wire.field(2, path.encode())
     outside = tagged(13 << 3 | 2, varint(len(location)) + location) + tagged(14 << 3, varint(1))
     tensor = b"\x08\x80\x10\x10\x01" + wire.field(8, b"t") + outside  # 2048 of float32: smaller ones are inlined
     return plain.model(LEAK).SerializeToString() + wire.field(7, wire.field(5, tensor))
 
 
 def answers(model: bytes, folder: Path) -> list[float] | None:
-    """What ONNX Runtime answers in that working directory; None if it refuses the model."""
+    """What ONNX Runtime answers in that working directory by default; None if it refuses the model."""
     with contextlib.chdir(folder):
         try:
-            session = create_session(model, 1)
+            session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         except Exception:  # onnxruntime raises bare exceptions of many kinds
             return None
     found: list[float] = session.run(None, {"i": np.arange(4)})[0].tolist()
@@ -155,6 +156,14 @@ def test_a_tag_in_another_encoding_hides_no_tensor_outside(secret: Path, high: i
     assert read == ([7, 8, 9, 10] if (high == 0 or longer == 0) else None), "if this fails, ONNX Runtime has changed"
     with pytest.raises(BundleError, match="external data" if high == 0 else "not an ONNX model"):
         parse(model)
+
+
+def test_a_session_reads_no_other_file(secret: Path) -> None:
+    """Even of a model that was not checked."""
+    file = secret / "secret"
+    for path in ("secret", str(file), os.path.relpath(file, NO_FILES), f"cwd/{file.name}", f"../cwd/{file.name}"):
+        with contextlib.chdir(secret), pytest.raises(Exception, match="External data path"):
+            create_session(leaking(path=path), 1)
 
 
 @given(st.data())

@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 
 from rafaga.errors import BundleError, RafagaError, RejectedByModel
 from rafaga.server.config.device import CPU, Device, DeviceKind
+from rafaga.server.config.per_model import PerModel
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace
 from rafaga.server.engines.selection import Placement
 from rafaga.server.execution.served_model import ServedModel
@@ -32,7 +33,7 @@ def loaded(root: Path, model: onnx.ModelProto, shapes: object = None) -> ServedM
     if shapes is not None:
         text = shapes if isinstance(shapes, str) else json.dumps(shapes)
         file.with_name("samples.json").write_text(text)
-    return Loader(BatchPolicy(), 4, None, Placement(), Metrics()).load_plain(file.parent, "m", 1)
+    return Loader(BatchPolicy(), 4, PerModel(None), Placement(), Metrics()).load_plain(file.parent, "m", 1)
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def answer(model: ServedModel, *inputs: np.ndarray) -> Arrays | RafagaError:
         done.set()
 
     arrays = inputs if model.batched else tuple(array[np.newaxis] for array in inputs)
-    model.submit(Job(arrays, lambda outputs, _: end(outputs), end, cost=model.cost(arrays)))
+    model.submit(Job(arrays, lambda outputs, _: end(outputs), end))
     assert done.wait(WAIT_S)
     return ends[0] if model.batched or isinstance(ends[0], RafagaError) else tuple(o[0] for o in ends[0])
 
@@ -94,7 +95,7 @@ def test_sizes_from_the_graph_are_tried(load: Callable[..., ServedModel], in_con
     assert y.tolist() == [[[5000, 5000]]] * 2
 
 
-def test_lengths_beside_the_data_may_have_to_be_as_large(load: Callable[..., ServedModel]) -> None:
+def test_lengths_next_to_the_data_may_have_to_be_as_large(load: Callable[..., ServedModel]) -> None:
     """The first 200 of the length that each row gives are taken: a length of 1 would fail."""
     model = plain.model(
         """(float[1,1,t] x, int64[1] length) => (float[1,1,u] y) <int64[1] none = {0}, int64[1] two = {2}> {
@@ -125,7 +126,7 @@ def test_a_model_without_a_valid_sample_is_served_as_it_comes(
 
 
 def test_large_inputs_of_such_a_model_are_not_taken_for_long_runs(load: Callable[..., ServedModel]) -> None:
-    assert load(blocks()).cost((np.ones((1, 1000, 77), np.float32),)) == 1
+    assert load(blocks()).sized_by is None
 
 
 def test_named_shapes_are_used(load: Callable[..., ServedModel], caplog: pytest.LogCaptureFixture) -> None:
@@ -168,7 +169,9 @@ def test_no_gpu_takes_a_model_without_a_valid_sample(tmp_path: Path) -> None:
     placement = Placement((Device(DeviceKind.CUDA, 0),))
     file = plain.publish(tmp_path, "m", blocks())
     with pytest.raises(BundleError, match="fails on every input that was tried"):
-        Loader(BatchPolicy(), 4, None, placement, Metrics(), engine_factory=load).load_plain(file.parent, "m", 1)
+        Loader(BatchPolicy(), 4, PerModel(None), placement, Metrics(), engine_factory=load).load_plain(
+            file.parent, "m", 1
+        )
 
 
 def test_a_division_that_would_end_the_process(load: Callable[..., ServedModel]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Loss, Parity, Precision, Variant
-from rafaga.server.repository.loader import fastest_eligible
+from rafaga.server.engines.runtimes import fastest_eligible
 from tests.bundles import publish_classifier
 
 
@@ -76,7 +76,7 @@ def test_the_fastest_that_kept_its_accuracy(bundle: Bundle, others: list[Variant
 def test_the_speed_of_int8_is_that_of_such_a_processor(
     bundle: Bundle, measured_on: bool | None, here: bool, chosen: str
 ) -> None:
-    """With VNNI int8 is twice as fast as without; where it was slow it is no slower elsewhere."""
+    """With VNNI int8 is twice as fast as without; where it was slow, it is not slower elsewhere."""
     int8 = msgspec.structs.replace(variant(Precision.INT8, 3.0, 0.001), cpu_quick_int8=measured_on)
     variants = (FP32, variant(Precision.FP16, 1.5, 0.001), int8)
     found, _ = fastest_eligible(msgspec.structs.replace(bundle, variants=variants), quick_int8=here)

@@ -15,6 +15,7 @@ import pytest
 from rafaga.errors import BundleError, ModelNotFound, ModelNotReady
 from rafaga.plain_model import PlainModel
 from rafaga.server.config.model_versions import VersionPolicy, Versions, parse_versions
+from rafaga.server.engines.runtimes import Runtime
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository import discovery, reconciler
 from rafaga.server.repository.repository import Repository
@@ -29,7 +30,7 @@ LATEST, ALL = Versions(VersionPolicy()), Versions(VersionPolicy(newest=None))
 class FakeModel:
     """A ServedModel that records the calls it gets."""
 
-    variant = None
+    runtime = Runtime()
     idle = True
 
     def __init__(self, name: str, version: int, metrics: Metrics) -> None:
@@ -178,7 +179,7 @@ def test_what_is_being_loaded_is_known_before(latest: Harness) -> None:
                 latest.repository.model("b", 0)
             assert error.value.retry_after_s == 1.0
             with pytest.raises(ModelNotFound):
-                latest.repository.model("nobody", 0)
+                latest.repository.model("unknown", 0)
         return load_plain(folder, name, version)
 
     latest.loader.load_plain = while_loading  # type: ignore[method-assign]
@@ -370,7 +371,7 @@ def test_an_unreadable_folder_affects_no_other_model(
 
 @pytest.fixture
 def another_user(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of a user who is not root: root may read everything."""
+    """Permissions matter only without root: root reads everything."""
     with tempfile.TemporaryDirectory() as folder:
         if root := os.geteuid() == 0:
             os.chown(folder, NOBODY, NOBODY)

@@ -137,7 +137,7 @@ def test_a_result_that_is_an_output_already_and_one_that_is_not() -> None:
         assert [array.tolist() for array in got] == [[least]] * len(outputs)
 
 
-def test_a_file_that_is_no_model() -> None:
+def test_a_file_that_is_not_a_model() -> None:
     with pytest.raises(BundleError, match="not an ONNX model"):
         guard(b"no model at all")
 

@@ -12,7 +12,7 @@ import pytest
 from rafaga.errors import DeadlineExceeded, DeadlineUnreachable, QueueFull, RafagaError, Refused
 from rafaga.priority import Priority
 from rafaga.server.scheduling.batcher import Batcher, BatchPolicy
-from rafaga.server.scheduling.job import Arrays, Batch, Job, JobTiming
+from rafaga.server.scheduling.job import Arrays, Batch, Job, JobTiming, Ragged, padding_rows
 from rafaga.server.scheduling.latency import LatencyTable
 
 
@@ -94,7 +94,7 @@ class TestBatching:
         assert lone.queue_s == 0.0
 
     def test_batches_stop_at_the_efficient_size(self, job: Callable[..., Job]) -> None:
-        """Where rows cost the same in any company, larger batches only make everybody wait."""
+        """Where rows cost the same in every batch, larger batches only add waiting."""
         queue = batcher(LatencyTable((1, 2, 4, 8), (0.1, 0.2, 0.4, 0.8)))
         for name in "abcd":
             queue.submit(job(name), 0.0)
@@ -103,13 +103,13 @@ class TestBatching:
     def test_padding_counts_as_work(self, job: Callable[..., Job]) -> None:
         """A batch takes as long as its most costly row, times the rows."""
         queue = batcher(gpu())
-        queue.submit(job("short", cost=0.25), 0.0)
-        queue.submit(job("long", cost=4.0), 0.0)
+        queue.submit(job("shorter", cost=3.0), 0.0)
+        queue.submit(job("longer", cost=4.0), 0.0)
         batch = taken(queue)
         assert (batch.rows, batch.cost) == (2, 4.0)
         assert batch.predicted_end == pytest.approx(4 * 0.091)
 
-    def test_a_queue_delay_waits_for_company(self, job: Callable[..., Job]) -> None:
+    def test_a_queue_delay_waits_for_more_jobs(self, job: Callable[..., Job]) -> None:
         queue = batcher(max_queue_delay_s=0.5)
         queue.submit(job("first"), 0.0)
         assert queue.take(0.1) == (None, 0.5, ())
@@ -135,6 +135,80 @@ class TestBatching:
         for n, key in enumerate("abab"):
             queue.submit(job(str(n), key=key), 0.0)
         assert [[j.key for j in jobs_of(taken(queue))] for _ in range(2)] == [["a", "a"], ["b", "b"]]
+
+
+def series(answers: Answers, name: str, lengths: list[int], **about: object) -> Job:
+    """A job of a ragged model, whose cost of 1 is a length of 100. Its input is the number of each row."""
+    order = np.argsort([-n for n in lengths], kind="stable")
+    fallen = [lengths[i] for i in order]
+    ragged = Ragged(fallen, order, ()) if len(lengths) > 1 else None
+    job = answers.job(name, len(lengths), cost=fallen[0] / 100, ragged=ragged, **about)
+    job.inputs = (order,)
+    return job
+
+
+class TestLengths:
+    def test_series_of_other_lengths_wait_for_a_batch_of_their_own(self, job: Callable[..., Job]) -> None:
+        """The most urgent job goes first whatever its length, and like ones pass those of other lengths."""
+        queue = batcher(gpu())
+        costs = {"a": 1.0, "b": 4.0, "c": 0.9, "d": 5.0, "e": 1.1}
+        for name, cost in costs.items():
+            queue.submit(job(name, cost=cost), 0.0)
+        assert [[j.cost for j in jobs_of(taken(queue))] for _ in range(2)] == [[1.0, 0.9, 1.1], [4.0, 5.0]]
+        assert_empty(queue)
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_at_most_a_fifth_of_a_batch_is_padding(self, answers: Answers, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        queue = batcher(gpu(), max_queue_wait_s=1e4)
+        for n in range(100):
+            lengths = rng.integers(20, 500, rng.choice([1, 1, 1, 7, 40])).tolist()
+            queue.submit(series(answers, str(n), lengths), 0.001 * n)
+        batches = []
+        while queue.queued_jobs:
+            urgent = queue._most_urgent()[-1][2]  # type: ignore[index]
+            batches.append(batch := taken(queue, 1.0))
+            assert batch.parts[0].job is urgent
+            assert 0 <= padding_rows(batch.parts) <= 0.2 * batch.rows + 1e-9
+            run(batch)
+        assert np.mean([batch.rows for batch in batches]) > 6, "of eight"
+        assert len(answers.outputs) == 100
+        for (rows,) in answers.outputs.values():
+            assert rows.tolist() == list(range(0, 10 * len(rows), 10)), "in the order of the request"
+
+    def test_a_request_of_many_lengths_is_split_by_them(self, answers: Answers) -> None:
+        queue = batcher(gpu())
+        queue.submit(mixed := series(answers, "mixed", [10, 400, 390, 12, 395]), 0.0)
+        first, second = taken(queue), taken(queue)
+        assert [batch.rows for batch in (first, second)] == [3, 2]
+        assert [batch.cost for batch in (first, second)] == pytest.approx([4.0, 0.12])
+        assert mixed.cost == pytest.approx(sum([10, 400, 390, 12, 395]) / 5 / 100), "predicted by its mean"
+        run(second)
+        assert not answers.outputs
+        run(first)
+        assert answers.outputs["mixed"][0].tolist() == [0, 10, 20, 30, 40]
+
+    def test_rows_of_a_longer_request_join_as_far_as_they_fit(self, answers: Answers) -> None:
+        queue = batcher(gpu())
+        queue.submit(series(answers, "urgent", [400]), 0.0)
+        queue.submit(series(answers, "mixed", [20, 390, 380, 10]), 0.0)
+        assert [(start, stop) for _, start, stop in taken(queue).parts] == [(0, 1), (0, 2)]
+        assert queue.queued_rows == 2
+
+    def test_only_so_many_jobs_are_passed_over(self, job: Callable[..., Job]) -> None:
+        """A long queue of other lengths is not searched to its end for each batch."""
+        queue = batcher(gpu(), max_queue_wait_s=1e4)
+        for n, cost in enumerate([1.0, *[9.0] * 100, 1.0]):
+            queue.submit(job(str(n), cost=cost), 0.0)
+        assert taken(queue).rows == 1
+
+    def test_a_job_whose_rest_would_be_late_is_dropped(self, answers: Answers) -> None:
+        """Its first rows alone would be in time."""
+        queue = batcher(gpu())
+        queue.submit(series(answers, "running", [100]), 0.0)
+        taken(queue)
+        queue.submit(mixed := series(answers, "mixed", [400, 50, 50], deadline=0.8), 0.0)
+        assert queue.take(0.45).dropped == (mixed,)
 
 
 class TestOrder:
@@ -272,21 +346,21 @@ class TestRefusals:
 
 
 class TestDropping:
-    def test_hopeless_jobs_are_dropped_before_any_work(self, job: Callable[..., Job]) -> None:
+    def test_late_jobs_are_dropped_before_any_work(self, job: Callable[..., Job]) -> None:
         queue = batcher(gpu())
         queue.submit(running := job("running"), 0.0)
         first = taken(queue)
         assert jobs_of(first) == [running]
-        queue.submit(hopeless := job("hopeless", deadline=0.3), 0.0)
+        queue.submit(late := job("late", deadline=0.3), 0.0)
         queue.submit(patient := job("patient"), 0.0)
         queue.finished(first, 0.25)
         decision = queue.take(0.25)
-        assert decision.dropped == (hopeless,)
+        assert decision.dropped == (late,)
         assert decision.batch is not None
         assert jobs_of(decision.batch) == [patient]
         assert_empty(queue)
 
-    def test_the_rest_of_a_large_job_is_dropped_once_it_is_hopeless(self, job: Callable[..., Job]) -> None:
+    def test_the_rest_of_a_large_job_is_dropped_once_it_is_late(self, job: Callable[..., Job]) -> None:
         queue = batcher(gpu())
         queue.submit(large := job("large", rows=40, deadline=1.0), 0.0)
         first = taken(queue, 0.0)
@@ -419,7 +493,7 @@ class TestPrediction:
             queue.finished(running, None)
             queue.begun(following, now)
             assert queue.predicted_wait(job(), now) == pytest.approx(queue.latency.predict(8))
-            assert jobs_of(following)[0].queue_s == pytest.approx(1.5 * running.seconds), "the truth is told"
+            assert jobs_of(following)[0].queue_s == pytest.approx(1.5 * running.seconds), "the actual wait"
             running = following
 
     def test_deadlines_are_judged_by_when_a_batch_taken_ahead_would_end(self, job: Callable[..., Job]) -> None:

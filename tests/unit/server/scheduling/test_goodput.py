@@ -137,6 +137,20 @@ def test_requests_of_many_rows() -> None:
     assert max(r.dropped / r.offered for r in reports) <= 0.02
 
 
+def test_series_of_all_lengths() -> None:
+    """Under overload, batches of like lengths compute nearly as much as without any padding."""
+    lstm = Service(Curve(0.004, 0.001, **NOISE), 1.0, 5.0)
+
+    def request(rng: Random) -> SimulatedRequest:
+        return SimulatedRequest(lstm.deadline_s, cost=rng.uniform(0.05, 1.0))
+
+    mean_cost = 0.525
+    moderate, double = (lstm.under(load / mean_cost, request=request) for load in (0.7, 2))
+    assert moderate.good >= 0.97 * moderate.offered
+    assert double.goodput >= 0.75 * lstm.curve.peak() / mean_cost
+    assert double.dropped <= 0.03 * double.offered
+
+
 def test_a_lone_caller_does_not_wait() -> None:
     """Far below saturation the answer takes one run: batching adds nothing."""
     curve = Curve(0.0, 0.020)

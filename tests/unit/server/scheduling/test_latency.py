@@ -55,7 +55,7 @@ class TestEfficientRows:
     def test_larger_batches_that_are_better(self, table: LatencyTable) -> None:
         assert table.efficient_rows == 8
 
-    def test_rows_that_cost_the_same_in_any_company(self) -> None:
+    def test_rows_that_cost_the_same_in_every_batch(self) -> None:
         assert LatencyTable(BUCKETS, (0.020, 0.040, 0.080, 0.160)).efficient_rows == 1
 
     def test_five_percent_are_not_worth_waiting_for(self) -> None:
@@ -104,7 +104,7 @@ class TestLearning:
             table.observe(1, SECONDS[0] * (1.2 if n % 2 else 0.8))
         assert table.spread == pytest.approx(0.2, abs=0.05)
 
-    @settings(derandomize=True, deadline=None, max_examples=50)
+    @settings(max_examples=50)
     @given(
         st.lists(
             st.tuples(

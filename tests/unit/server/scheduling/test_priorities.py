@@ -68,7 +68,7 @@ def test_below_saturation_every_priority_is_served() -> None:
     assert report.good >= 0.98 * report.offered
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(
     high=st.floats(0.0, 6.0),
     normal=st.floats(0.01, 3.0),

@@ -29,7 +29,7 @@ def expiry() -> Iterator[Expiry]:
 
 
 class Awaited(FakeCall):
-    """Tells when its work was dropped."""
+    """Records when its work was dropped."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def test_a_deadline_of_centuries(expiry: Expiry) -> None:
     assert patient.sent == []
 
 
-def test_a_call_that_cannot_be_told_does_not_end_the_thread(expiry: Expiry) -> None:
+def test_a_call_that_cannot_be_failed_does_not_end_the_thread(expiry: Expiry) -> None:
     class Broken(Awaited):
         def _send_failure(self, status: object) -> None:
             raise ConnectionError

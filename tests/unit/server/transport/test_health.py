@@ -85,7 +85,7 @@ def test_but_not_where_a_restart_is_required(served: Served) -> None:
     assert served.check("rafaga.v1.Catalog") == SERVING
 
 
-def test_a_watcher_is_told_of_every_change(served: Served) -> None:
+def test_a_watcher_gets_every_change(served: Served) -> None:
     watch = served.watch("digits")
     assert next(watch) == UNKNOWN
     for ready, status in ((False, NOT_SERVING), (True, SERVING), (False, NOT_SERVING)):
@@ -95,7 +95,7 @@ def test_a_watcher_is_told_of_every_change(served: Served) -> None:
     assert list(watch) == []
 
 
-def test_a_watcher_that_does_not_read_holds_up_nobody(served: Served) -> None:
+def test_a_watcher_that_does_not_read_blocks_no_other(served: Served) -> None:
     silent = served.stub.Watch(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
     next(silent)
     for n in range(500):

@@ -60,7 +60,7 @@ class TestRouter:
         bench = Bench(lambda call: call.reply(call.priority.word.encode()))
         assert bench.ask(b"not parsed", metadata).sent == [priority.word.encode()]
 
-    def test_a_stranger_hears_of_nothing_but_the_token(self) -> None:
+    def test_without_a_token_only_that_is_reported(self) -> None:
         bench = Bench(echo, tokens=("one",))
         assert bench.ask(b"", ((PRIORITY_KEY, "x"),)).code is grpc.StatusCode.UNAUTHENTICATED
 

@@ -110,8 +110,9 @@ def _config_inputs(named: NamedModel) -> list[pb.ModelInput]:
     if bundle.image is not None and not named.files:
         inputs[0].format = pb.ModelInput.FORMAT_NHWC
     if model.ragged:
-        rows, length = inputs
-        rows.allow_ragged_batch = length.optional = True
+        rows, length, *covariates = inputs
+        rows.allow_ragged_batch = True
+        length.optional = not covariates
     return inputs
 
 

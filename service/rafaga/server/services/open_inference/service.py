@@ -7,6 +7,8 @@ find it declared that way under the name NAME.encoded. Shared memory, trace and 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from google.protobuf.message import Message
 
 from rafaga.errors import InvalidTensor, ModelNotFound, ModelNotReady
@@ -28,7 +30,7 @@ from rafaga.server.services.open_inference.tensors import (
     response,
     wanted_outputs,
 )
-from rafaga.server.services.submission import RequestLimits, parse, submit, version_number
+from rafaga.server.services.submission import RequestLimits, find, parse, submit, version_number
 from rafaga.server.transport.call import Call, Handler
 from rafaga.server.transport.expiry import Expiry
 from rafaga.server.transport.health import Health
@@ -40,23 +42,15 @@ _ENCODED = ".encoded"
 _Inference = tuple[ServedModel, InferOptions, str, Arrays | list[bytes]]
 
 
+@dataclass(frozen=True)
 class OpenInference:
-    def __init__(
-        self,
-        repository: Repository,
-        decode_pool: DecodePool,
-        limits: RequestLimits,
-        expiry: Expiry,
-        health: Health,
-        server_version: str,
-    ) -> None:
-        self._repository = repository
-        self._health = health
-        self._decode_pool = decode_pool
-        self._limits = limits
-        self._expiry = expiry
-        self._server_version = server_version
-        self._cache = RequestCache()
+    repository: Repository
+    decode_pool: DecodePool
+    limits: RequestLimits
+    expiry: Expiry
+    health: Health
+    server_version: str
+    _cache: RequestCache = field(default_factory=RequestCache, init=False)
 
     def handlers(self) -> dict[str, Handler]:
         return {
@@ -72,16 +66,16 @@ class OpenInference:
         }
 
     def server_ready(self, call: Call) -> None:
-        _reply(call, pb.ServerReadyResponse(ready=not self._health.unready_because))
+        _reply(call, pb.ServerReadyResponse(ready=not self.health.unready_because))
 
     def server_metadata(self, call: Call) -> None:
-        _reply(call, pb.ServerMetadataResponse(name="rafaga", version=self._server_version, extensions=_EXTENSIONS))
+        _reply(call, pb.ServerMetadataResponse(name="rafaga", version=self.server_version, extensions=_EXTENSIONS))
 
     def model_ready(self, call: Call) -> None:
         """An unknown model is not ready, as in Triton: clients that wait for a model get one kind of answer."""
         request = parse(pb.ModelReadyRequest, call)
         try:
-            found = self._repository.version(self._own_name(request.name), version_number(request.version))
+            found = self.repository.version(self._own_name(request.name), version_number(request.version))
             ready = found.condition is State.READY
         except (ModelNotFound, ModelNotReady):
             ready = False
@@ -90,7 +84,7 @@ class OpenInference:
     def model_metadata(self, call: Call) -> None:
         request = parse(pb.ModelMetadataRequest, call)
         named = self._find(request.name, request.version)
-        versions = self._repository.served_versions(named.model.bundle.name)
+        versions = self.repository.served_versions(named.model.bundle.name)
         _reply(call, metadata.metadata(named, versions))
 
     def model_config(self, call: Call) -> None:
@@ -101,18 +95,18 @@ class OpenInference:
     def model_statistics(self, call: Call) -> None:
         request = parse(pb.ModelStatisticsRequest, call)
         if request.name:
-            own = self._repository.served_versions(self._own_name(request.name))
+            own = self.repository.served_versions(self._own_name(request.name))
             # Without a version: all that are served; the newest, whatever its state, if none is.
             versions = [request.version] if request.version else [str(version) for version in own] or [""]
             asked = [(request.name, self._find(request.name, version).model) for version in versions]
         else:
-            asked = [(entry.name, entry.model) for entry in self._repository.versions if entry.model is not None]
+            asked = [(entry.name, entry.model) for entry in self.repository.versions if entry.model is not None]
         _reply(call, pb.ModelStatisticsResponse(model_stats=[metadata.statistics(*each) for each in asked]))
 
     def repository_index(self, call: Call) -> None:
         request = parse(pb.RepositoryIndexRequest, call)
-        self._repository.require_names()
-        _reply(call, metadata.index(self._repository, request.ready))
+        self.repository.require_names()
+        _reply(call, metadata.index(self.repository, request.ready))
 
     def infer(self, call: Call) -> None:
         model, options, identity, content = self._cached(call) or self._parsed(call)
@@ -128,18 +122,18 @@ class OpenInference:
             submit(call, model, rows, reply, options.priority)
 
         if isinstance(content, list):
-            self._decode_pool.run(call, lambda: send((decode(call, content, model, self._limits).rows,)))
+            self.decode_pool.run(call, lambda: send((decode(call, content, model, self.limits).rows,)))
         else:
             send(content)
         if limited:  # only once the call is accepted, because a refusal says more than a timeout
-            self._expiry.watch(call, due)
+            self.expiry.watch(call, due)
 
     def _cached(self, call: Call) -> _Inference | None:
         match = self._cache.find(call.request)
         if match is None:
             return None
         template, identity, rows = match
-        model = self._repository.model(template.options.name, template.version)
+        model = find(self.repository, template.options.name, template.version)
         if model is not template.model():
             return None  # the name now refers to another model
         if model.ragged:
@@ -157,17 +151,17 @@ class OpenInference:
             return model, options, request.id, bytes_input(request, model)
         if files:
             raise InvalidTensor(f"model {name!r} takes one input, of datatype BYTES and shape [N, 1]")
-        rows = inputs(request, model, self._limits)
+        rows = inputs(request, model, self.limits)
         self._cache.add(call.request, request, options, version_number(request.model_version), model, rows)
         return model, options, request.id, rows
 
     def _own_name(self, name: str) -> str:
-        return name if name in self._repository else name.removesuffix(_ENCODED)
+        return name if name in self.repository else name.removesuffix(_ENCODED)
 
     def _find(self, name: str, version: str) -> NamedModel:
         """Raises ModelNotFound or ModelNotReady."""
         own_name = self._own_name(name)
-        model = self._repository.model(own_name, version_number(version))
+        model = find(self.repository, own_name, version_number(version))
         files = name != own_name
         if files and model.bundle.image is None:
             raise ModelNotFound(f"model {own_name!r} takes no images, so there is no {name!r}")

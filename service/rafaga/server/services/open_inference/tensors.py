@@ -109,7 +109,7 @@ def inputs(request: pb.ModelInferRequest, model: ServedModel, limits: RequestLim
     raw = _raw_contents(request)
     specs, ragged = model.bundle.inputs, model.ragged
     expected, got = [spec.name for spec in specs], [tensor.name for tensor in request.inputs]
-    without_lengths = ragged and got == expected[:1]
+    without_lengths = ragged and got == expected[:1] and len(expected) == 2
     if sorted(got) != sorted(expected) and not without_lengths:
         names = listed(name[:63] for name in got) or "none"
         raise InvalidTensor(f"expected the inputs {listed(expected)}; got {names}")
@@ -179,7 +179,7 @@ def _empty(tensor: InputTensor, raw: bytes | None, sizes: Sequence[int], batched
     if batched and not sizes[0]:
         raise InvalidTensor(f"expected at least one row, got shape {list(sizes)}")
     if math.prod(size for size in sizes if size) > _MAX_EMPTY_SIZE:
-        raise InvalidTensor(f"expected sizes of at most {_MAX_EMPTY_SIZE} beside a zero")
+        raise InvalidTensor(f"expected other sizes of at most {_MAX_EMPTY_SIZE} in an empty tensor")
     if raw or tensor.contents.ByteSize():
         raise InvalidTensor(f"expected no contents for shape {list(sizes)}")
     return np.empty(sizes, DATATYPES[tensor.datatype])
@@ -203,7 +203,7 @@ def ragged_rows(arrays: Sequence[NDArray[np.generic]], bundle: Bundle | PlainMod
 
     Raises InvalidTensor.
     """
-    values, length = arrays
+    values, length, *covariates = arrays
     forecast, sequence = bundle.forecast, bundle.sequence
     if forecast is not None:
         shortest, longest, what = forecast.min_history, forecast.max_history, "observations"
@@ -222,6 +222,15 @@ def ragged_rows(arrays: Sequence[NDArray[np.generic]], bundle: Bundle | PlainMod
         values = np.where(padding, values.dtype.type(0), values)
     if forecast is not None and not np.isfinite(values).all():
         raise InvalidTensor("expected finite numbers in the history: fill the gaps first")
+    if covariates:
+        past, future = covariates
+        if past.shape[1] != values.shape[1]:
+            raise InvalidTensor(f"expected past_covariates of {values.shape[1]} steps, as history; got {past.shape[1]}")
+        padding = np.less_equal.outer(length, np.arange(past.shape[1]))
+        past = np.where(padding[:, :, np.newaxis], past.dtype.type(0), past)
+        if not (np.isfinite(past).all() and np.isfinite(future).all()):
+            raise InvalidTensor("expected finite numbers in the covariates")
+        return values, length, past, future
     if sequence is not None and not (values.min() >= 0 and values.max() < len(bundle.labels)):
         raise InvalidTensor(f"expected symbols from 0 to {len(bundle.labels) - 1}: indices into the model's labels")
     return values, length

@@ -5,34 +5,32 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from msgspec import Meta, Struct
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from rafaga.errors import InvalidRequest, InvalidTensor, RequestTooLarge, listed, quoted
-from rafaga.series import SeriesError, read_series
-from rafaga.server.services.rest.conversion import decoded, plain
+from rafaga.errors import InvalidRequest, listed, quoted
+from rafaga.server.services.rest.conversion import Count, decoded, plain, text_of
+from rafaga.server.services.rest.forecast import Forecast
 from rafaga.server.services.submission import version_number
 from rafaga.server.transport.http_calls import HttpCalls, json_response
-from rafaga.v1 import catalog_pb2, forecasting_pb2, sequences_pb2, vision_pb2
-
-# Text takes a hundred times its size while it is read. This is more than any model looks back.
-_MAX_TEXT_BYTES = 2**20
-
-_Count = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+from rafaga.v1 import catalog_pb2, sequences_pb2, vision_pb2
 
 
 class Tensor(Struct, forbid_unknown_fields=True):
     """`data`: row-major, in base64."""
 
-    shape: Annotated[list[_Count], Meta(min_length=4, max_length=4, description="[N, height, width, channels]")]
+    shape: Annotated[list[Count], Meta(min_length=4, max_length=4, description="[N, height, width, channels]")]
     data: bytes
     dtype: Literal["uint8"] = "uint8"
 
@@ -59,13 +57,13 @@ class _Images(Struct, forbid_unknown_fields=True):
 
 
 class Classify(_Images):
-    top_k: _Count = 0
+    top_k: Count = 0
     min_probability: float = 0.0
 
 
 class Detect(_Images):
     min_score: float = 0.0
-    max_objects: _Count = 0
+    max_objects: Count = 0
 
 
 class Segment(_Images):
@@ -76,32 +74,15 @@ class Features(_Images):
     pass
 
 
-class Forecast(Struct, forbid_unknown_fields=True):
-    history: list[float] = []
-    series: list[list[float]] = []
-    horizon: _Count = 0
-
-    @classmethod
-    def of_raw(cls, body: bytes, query: Mapping[str, str]) -> Self:
-        try:
-            return cls(history=read_series(_text(body).splitlines(), query.get("column")))
-        except SeriesError as error:
-            raise InvalidTensor(f"CSV: {str(error).replace('--column', '?column=')}") from None
-
-    @property
-    def given(self) -> dict[str, object]:
-        return {"history": self.history, "series": [forecasting_pb2.Series(values=values) for values in self.series]}
-
-
 class Predict(Struct, forbid_unknown_fields=True):
     symbols: list[str] = []
     sequences: list[list[str]] = []
-    top_k: _Count = 0
+    top_k: Count = 0
 
     @classmethod
     def of_raw(cls, body: bytes, _: Mapping[str, str]) -> Self:
         """One word is a symbol per character, several are one symbol each."""
-        words = [word for word in re.split(r"[\s,]+", _text(body)) if word]
+        words = [word for word in re.split(r"[\s,]+", text_of(body)) if word]
         return cls(symbols=list(words[0]) if len(words) == 1 else words)
 
     @property
@@ -118,15 +99,29 @@ _INPUTS = {"images", "pixels", "history", "series", "symbols", "sequences"}
 
 @dataclass(frozen=True)
 class Action:
-    """inputs: what the body may be besides JSON."""
+    """name: of the method, in rafaga.v1. inputs: what the body may be besides JSON."""
 
-    method: str
+    name: str
     body: type[Body]
-    request: type[Message]
-    reply: type[Message]
     inputs: tuple[str, ...]
     summary: str
     convert: Callable[[Any], dict[str, Any]] = plain
+
+    @property
+    def method(self) -> str:
+        return "/rafaga.v1." + self.name.replace(".", "/")
+
+    @cached_property
+    def request(self) -> type[Message]:
+        return GetMessageClass(self._described.input_type)
+
+    @cached_property
+    def reply(self) -> type[Message]:
+        return GetMessageClass(self._described.output_type)
+
+    @property
+    def _described(self) -> MethodDescriptor:
+        return descriptor_pool.Default().FindMethodByName(f"rafaga.v1.{self.name}")
 
     @property
     def options(self) -> list[str]:
@@ -162,56 +157,19 @@ _FILES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp")
 _CSV, _TEXT = ("text/csv",), ("text/plain",)
 ACTIONS = {
     "classify": Action(
-        "/rafaga.v1.Vision/Classify",
+        "Vision.Classify",
         Classify,
-        vision_pb2.ClassifyRequest,
-        vision_pb2.ClassifyResponse,
         _FILES,
         "The most probable labels of each image, or the values of a regression model",
         _labels_or_values,
     ),
-    "detect": Action(
-        "/rafaga.v1.Vision/Detect",
-        Detect,
-        vision_pb2.DetectRequest,
-        vision_pb2.DetectResponse,
-        _FILES,
-        "The objects in each image, with their boxes",
-    ),
-    "segment": Action(
-        "/rafaga.v1.Vision/Segment",
-        Segment,
-        vision_pb2.SegmentRequest,
-        vision_pb2.SegmentResponse,
-        _FILES,
-        "The class of every pixel of each image",
-        _with_maps,
-    ),
+    "detect": Action("Vision.Detect", Detect, _FILES, "The objects in each image, with their boxes"),
+    "segment": Action("Vision.Segment", Segment, _FILES, "The class of every pixel of each image", _with_maps),
     "features": Action(
-        "/rafaga.v1.Vision/ExtractFeatures",
-        Features,
-        vision_pb2.ExtractFeaturesRequest,
-        vision_pb2.ExtractFeaturesResponse,
-        _FILES,
-        "Feature maps or embeddings of each image",
-        _with_dtypes,
+        "Vision.ExtractFeatures", Features, _FILES, "Feature maps or embeddings of each image", _with_dtypes
     ),
-    "forecast": Action(
-        "/rafaga.v1.Forecasting/Forecast",
-        Forecast,
-        forecasting_pb2.ForecastRequest,
-        forecasting_pb2.ForecastResponse,
-        _CSV,
-        "Quantiles for every step of the horizon",
-    ),
-    "predict": Action(
-        "/rafaga.v1.Sequences/Predict",
-        Predict,
-        sequences_pb2.PredictRequest,
-        sequences_pb2.PredictResponse,
-        _TEXT,
-        "The most probable next symbols",
-    ),
+    "forecast": Action("Forecasting.Forecast", Forecast, _CSV, "Quantiles for every step of the horizon"),
+    "predict": Action("Sequences.Predict", Predict, _TEXT, "The most probable next symbols"),
 }
 
 
@@ -275,23 +233,14 @@ def _body(action: Action, request: Request, content: bytes) -> Body:
     else:
         body = action.body.of_raw(content, query)
     query.pop("column", None)
+    lists = {name: text.split(",") if name == "quantiles" else text for name, text in query.items()}
     try:
-        given = msgspec.convert(query, action.body, strict=False)
+        given = msgspec.convert(lists, action.body, strict=False)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"query parameters: {error}") from None
     for name in query:
         setattr(body, name, getattr(given, name))
     return body
-
-
-def _text(body: bytes) -> str:
-    """Raises InvalidTensor or RequestTooLarge."""
-    if len(body) > _MAX_TEXT_BYTES:
-        raise RequestTooLarge(f"expected at most {_MAX_TEXT_BYTES} bytes of text, got {len(body)}: send JSON")
-    try:
-        return body.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InvalidTensor("expected text in UTF-8, or JSON") from None
 
 
 def _version(request: Request) -> int:

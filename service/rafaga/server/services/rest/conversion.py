@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from msgspec import Meta
 
-from rafaga.errors import InvalidRequest
+from rafaga.errors import InvalidRequest, InvalidTensor, RequestTooLarge
 
 T = TypeVar("T")
+
+Count = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+
+# Text takes a hundred times its size while it is read. This is more than any model looks back.
+_MAX_TEXT_BYTES = 2**20
 
 
 def decoded(data: bytes | memoryview, kind: type[T]) -> T:
@@ -24,6 +31,16 @@ def decoded(data: bytes | memoryview, kind: type[T]) -> T:
         raise InvalidRequest(f"JSON: {error}") from None
     except (UnicodeDecodeError, RecursionError):
         raise InvalidRequest("JSON: expected text in UTF-8, nested at most a few hundred levels") from None
+
+
+def text_of(body: bytes) -> str:
+    """Raises InvalidTensor or RequestTooLarge."""
+    if len(body) > _MAX_TEXT_BYTES:
+        raise RequestTooLarge(f"expected at most {_MAX_TEXT_BYTES} bytes of text, got {len(body)}: send JSON")
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InvalidTensor("expected text in UTF-8, or JSON") from None
 
 
 def plain(message: Message) -> dict[str, Any]:
@@ -53,12 +70,13 @@ def _converter(field: FieldDescriptor) -> Callable[[Any], Any]:
     if is_map(field):
         return lambda entries: {key: plain(value) for key, value in entries.items()}
     if field.message_type is not None:
-        return _each_plain if field.is_repeated else plain
+        convert = _time if is_time(field.message_type) else plain
+        return (lambda messages: [convert(message) for message in messages]) if field.is_repeated else convert
     if field.enum_type is not None:
         names = {number: value.name for number, value in field.enum_type.values_by_number.items()}
         return (lambda numbers: [names.get(n, n) for n in numbers]) if field.is_repeated else names.get
     if field.type == FieldDescriptor.TYPE_FLOAT:
-        return _shortest if field.is_repeated else lambda value: _shortest((value,))[0]
+        return shortest if field.is_repeated else lambda value: shortest((value,))[0]
     return list if field.is_repeated else _same
 
 
@@ -66,11 +84,16 @@ def is_map(field: FieldDescriptor) -> bool:
     return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
 
 
-def _each_plain(messages: Iterable[Message]) -> list[dict[str, Any]]:
-    return [plain(message) for message in messages]
+def is_time(descriptor: Descriptor) -> bool:
+    return descriptor.full_name == "google.protobuf.Timestamp"
 
 
-def _shortest(values: Iterable[float]) -> list[float]:
+def _time(message: Timestamp) -> str:
+    """RFC 3339, in UTC."""
+    return message.ToJsonString()
+
+
+def shortest(values: Iterable[float]) -> list[float]:
     """float32 as the numbers with the fewest digits that round to them: 0.1, where the nearest float64 is longer."""
     return [float(text) for text in np.fromiter(values, np.float32).astype(str).tolist()]
 

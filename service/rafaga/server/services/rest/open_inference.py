@@ -54,7 +54,7 @@ class Index(Struct):
 
 
 def routes(calls: HttpCalls) -> list[Route]:
-    # Those that ask for nothing but a model, and maybe a version.
+    # Those whose requests only name a model, and perhaps a version.
     statistics = _as_json(pb.ModelStatisticsResponse)
     about: tuple[tuple[str, str, type[Message], Callable[[bytes], Response]], ...] = (
         ("", "ModelMetadata", pb.ModelMetadataRequest, _as_json(pb.ModelMetadataResponse)),

@@ -15,9 +15,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from rafaga.inference import open_inference_pb2 as pb
-from rafaga.server.services.rest import ask
-from rafaga.server.services.rest.conversion import is_map
+from rafaga.server.services.rest import ask, timeseries
+from rafaga.server.services.rest.conversion import is_map, is_time
 from rafaga.server.services.rest.open_inference import HEADER_LENGTH, Index, Inference
+from rafaga.server.services.rest.timeseries import TimeSeriesRequest, TimeSeriesResponse
 from rafaga.server.transport.http_calls import STATUS_OF, TIMEOUT_HEADER
 from rafaga.v1 import catalog_pb2
 
@@ -69,7 +70,8 @@ class _Document:
     def __init__(self, version: str, secured: bool) -> None:
         self._version = version
         self._secured = secured
-        bodies = [*(action.body for action in ask.ACTIONS.values()), Inference, Index]
+        bodies: list[type[msgspec.Struct]] = [action.body for action in ask.ACTIONS.values()]
+        bodies += [Inference, Index, TimeSeriesRequest, TimeSeriesResponse]
         self._bodies, self._schemas = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
         self._of_body = dict(zip(bodies, self._bodies, strict=True))
 
@@ -115,6 +117,10 @@ class _Document:
             body = {"content": {"application/json": {"schema": self._of_body[Index]}}}
             answer = _answer({"type": "array", "items": entry})
             return "post", {"summary": "The models and their state", "requestBody": body, "responses": answer}
+        if path == timeseries.PATH:
+            body = {"content": {"application/json": {"schema": self._of_body[TimeSeriesRequest]}}}
+            answer = _answer(self._of_body[TimeSeriesResponse])
+            return "post", {"summary": "Forecasts, in KServe's form", "requestBody": body, "responses": answer}
         if path.endswith("/infer"):
             return "post", self._inference()
         return "post", self._action(ask.ACTIONS[path.rpartition(":")[2]])
@@ -138,7 +144,9 @@ class _Document:
         properties = self._schemas[reference.rpartition("/")[2]]["properties"] | {"column": {"type": "string"}}
         return {
             "summary": action.summary,
-            "parameters": [{"name": name, "in": "query", "schema": properties[name]} for name in action.options],
+            "parameters": [
+                {"name": name, "in": "query", "schema": properties[name], "explode": False} for name in action.options
+            ],
             "requestBody": {
                 "required": True,
                 "content": {"application/json": {"schema": self._of_body[action.body]}}
@@ -170,7 +178,8 @@ class _Document:
 
     def _one(self, field: FieldDescriptor) -> Schema:
         if field.message_type is not None:
-            return self._described(field.message_type)
+            is_text = is_time(field.message_type)
+            return {"type": "string", "format": "date-time"} if is_text else self._described(field.message_type)
         if field.enum_type is not None:
             return {"type": "string", "enum": [value.name for value in field.enum_type.values]}
         if field.type == FieldDescriptor.TYPE_BYTES:

@@ -47,7 +47,7 @@ function intervals(quantiles) {
   return pairs;
 }
 
-// Formats numbers with the decimals that tell values of this range apart.
+// Formats numbers with the decimals that distinguish values of this range.
 function rounding(values) {
   const range = values.reduce((a, b) => Math.max(a, b)) - values.reduce((a, b) => Math.min(a, b));
   const digits = Math.min(8, Math.max(0, 2 - Math.floor(Math.log10(range || 1))));

@@ -12,7 +12,7 @@ const SLOW = 3; // the catalog is read every third time
 
 const history = new History();
 let models = [];
-let shown = ""; // what the article shows: rebuilt when this changes, so that nobody loses what they typed
+let shown = ""; // what the article shows: rebuilt when this changes, so that typed text is kept
 let listed = ""; // the same for the list
 let current = null; // {destroy} of the part that asks the model
 let timer = 0;

@@ -11,7 +11,7 @@ const SEPARATOR = /\s*[,;\t]\s*|\s+(?=[-+.\d])/;
 const numeric = (cell) => cell !== "" && Number.isFinite(Number(cell));
 
 // {values, names}: of plain numbers in any layout, or of the last column of a table. `names` holds the first column of
-// a table, otherwise it is empty. Throws Error with the line that is no number.
+// a table, otherwise it is empty. Throws Error with the line that is not a number.
 export function parseSeries(text) {
   const rows = text
     .split(/\r?\n/)

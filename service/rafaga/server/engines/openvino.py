@@ -1,0 +1,99 @@
+"""OpenVINO on the CPU, in place of ONNX Runtime. An optional package: importing this module does not import it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from functools import cache
+from typing import Any
+
+from rafaga.bundle import Bundle, Precision
+from rafaga.errors import DeviceError
+from rafaga.plain_model import PlainModel
+from rafaga.server.engines.batched import BatchedEngine
+from rafaga.server.scheduling.job import Arrays
+
+_LOG = logging.getLogger(__name__)
+
+CompiledModel = Any
+"""openvino.CompiledModel; tests bring their own."""
+
+# Of the products. int8 files say themselves what is multiplied in int8; the rest stays in float32.
+_MULTIPLIED_IN = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.INT8: "f32"}
+
+
+def installed() -> bool:
+    """Whether the package is there, which says nothing of whether it works."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+@cache
+def usable() -> bool:
+    """Imports it, if it is there. A broken installation is logged."""
+    try:
+        runtime()
+    except DeviceError as error:
+        _LOG.warning("%s: models stay on ONNX Runtime", error)
+        return False
+    return True
+
+
+@cache
+def runtime() -> Any:
+    """The package, which it imports, and its Core. Raises DeviceError where it is missing or broken."""
+    if not installed():
+        raise DeviceError("OpenVINO is not installed: pip install 'rafaga[openvino]'")
+    try:
+        import openvino
+
+        return openvino, openvino.Core()
+    except Exception as error:  # a broken package raises anything
+        raise DeviceError(f"OpenVINO is installed, but cannot be used: {type(error).__name__}: {error}") from None
+
+
+def compiled(model: bytes, threads: int, precision: Precision) -> CompiledModel:
+    """A serialised ONNX file, whose free dimensions stay free. Raises DeviceError without OpenVINO, and what OpenVINO
+    raises."""
+    _, core = runtime()
+    options = {
+        # Never the default, which is bf16 where the processor has it.
+        "INFERENCE_PRECISION_HINT": _MULTIPLIED_IN[precision],
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        # Other engines and the transport use the same cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+    return core.compile_model(core.read_model(model), "CPU", options)
+
+
+class OpenVinoEngine(BatchedEngine):
+    """One infer request, whose inputs are not copied. Its outputs are: the next run writes into the same memory."""
+
+    def __init__(self, model: Bundle | PlainModel, compiled: CompiledModel, pipelined: bool = False) -> None:
+        super().__init__(model, pipelined=pipelined)
+        self._request = compiled.create_infer_request()
+        self._inputs = [compiled.input(spec.name) for spec in model.inputs]
+        self._outputs = [compiled.output(spec.name) for spec in model.outputs]
+        self._terminated = False
+
+    def _compute(self, inputs: Arrays) -> Arrays:
+        if (request := self._request) is None:
+            raise RuntimeError("the engine is closed")
+        if self._terminated:
+            raise RuntimeError("the engine was terminated")
+        # Never `infer`: where a run fails it raises nothing, and gives the outputs of the run before (seen in 2026.4).
+        request.start_async(dict(zip(self._inputs, inputs, strict=True)), share_inputs=True)
+        if self._terminated:  # just now, before there was anything to cancel
+            request.cancel()
+        request.wait()
+        return tuple(request.get_tensor(output).data.copy() for output in self._outputs)
+
+    def terminate(self) -> None:
+        """OpenVINO checks between two nodes of the graph: a node that never returns cannot be ended."""
+        self._terminated = True
+        if (request := self._request) is not None:
+            request.cancel()
+
+    def _release(self) -> None:
+        self._request, self._inputs, self._outputs = None, [], []

@@ -1,0 +1,25 @@
+"""The width of intervals, on blocks whose distances are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.training.calibration import calibrated
+
+
+def test_each_block_is_measured_with_the_width_that_the_others_give() -> None:
+    """Three blocks of distances 0 to 1, 0 to 2 and 0 to 3, and one interval that should hold half of them."""
+    blocks = [np.linspace(0, most, 1001, dtype=np.float32)[:, None] for most in (1, 2, 3)]
+    found = calibrated(blocks, {"coverage_50": 0.5})
+    assert (found.blocks, found.spread) == (3, pytest.approx(0.818, abs=1e-3))  # 0.818 / 1 + ... / 2 + ... / 3 = 1.5
+    (share,) = found.coverage
+    assert (share.name, share.nominal) == ("coverage_50", 0.5)
+    assert (share.lowest, share.highest) == (pytest.approx(2 / 9, abs=1e-3), 1)  # 2/3 of 3, and 1.2 of 1
+    assert share.mean == pytest.approx((2 / 9 + 3 / 8 + 1) / 3, abs=1e-3)  # 3/4 of 2
+    assert share.deviation == pytest.approx(np.std([2 / 9, 3 / 8, 1], ddof=1), abs=1e-3)
+
+
+def test_one_block_is_measured_with_its_own_width() -> None:
+    (share,) = calibrated([np.arange(101, dtype=np.float32)[:, None]], {"coverage_80": 0.8}).coverage
+    assert (share.mean, share.deviation) == (pytest.approx(0.8, abs=0.01), 0)
