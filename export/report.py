@@ -275,7 +275,9 @@ def _metric(variant: Variant | EngineAccuracy, name: str, named: bool = False) -
     if metric is None:
         return "–"
     fraction = not name.startswith(("mase", "pinball", "mae"))
-    value = f"{100 * metric.value:.2f} %" if fraction else f"{metric.value:.3f}"
+    scale, digits, unit = (100, 2, " %") if fraction else (1, 3, "")
+    error = f" ± {scale * metric.standard_error:.{digits}f}" if metric.standard_error else ""
+    value = f"{scale * metric.value:.{digits}f}{error}{unit}"
     return f"{name} {value}" if named else value
 
 

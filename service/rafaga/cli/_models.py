@@ -24,8 +24,8 @@ def models(args: Namespace, client: Client) -> int:
         print("\n".join(_lines(found[0])))
     elif found:
         show_table(
-            ("MODEL", "VERSION", "STATE", "TASK", "PRECISION", "MEASURED"),
-            [(m.name, m.version, m.state, m.task or "tensors", m.precision, _headline(m)) for m in found],
+            ("MODEL", "VERSION", "STATE", "TASK", "ENGINE", "MEASURED"),
+            [(m.name, m.version, m.state, m.task or "tensors", _engine(m), _headline(m)) for m in found],
         )
         for m in found:
             if m.reason:
@@ -45,6 +45,10 @@ def chosen(args: Namespace, client: Client, task: str) -> str:
     if len(ready) > 1:
         raise UsageError(f"several models fit, choose one with --model: {listed(ready)}")
     return ready[0]
+
+
+def _engine(model: ModelDescription) -> str:
+    return f"{model.engine} {model.precision}".strip()
 
 
 def _headline(model: ModelDescription) -> str:

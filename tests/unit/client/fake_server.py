@@ -168,6 +168,8 @@ class Catalog(catalog_pb2_grpc.CatalogServicer):
             task={"lstm-co2": "forecasting", "backbone": "features"}.get(name, "classification"),
             trained=name != "backbone",
             precision="fp32",
+            engine="openvino",
+            engine_reason="the fastest",
             inputs=[catalog_pb2.Tensor(name="image", dtype=self.script.dtype, shape=[-1, 28, 28, 1])],
             metrics=[catalog_pb2.Metric(name="top1", value=0.991, dataset="MNIST test", samples=10000)],
             max_batch_size=32,

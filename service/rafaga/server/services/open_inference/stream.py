@@ -166,12 +166,8 @@ class _Stream:
 
 class _StreamCall(Call):
     def __init__(self, stream: _Stream, request: bytes) -> None:
-        super().__init__(INFER, request, stream.deadline)
+        super().__init__(INFER, stream.metadata, request, stream.deadline)
         self._stream = stream
-
-    @property
-    def metadata(self) -> Metadata:
-        return self._stream.metadata
 
     @property
     def identity(self) -> str:
