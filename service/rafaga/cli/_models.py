@@ -64,6 +64,7 @@ def _lines(model: ModelDescription) -> Iterator[str]:
     kind = "trained" if model.trained else "random, answers are meaningless"
     details = [
         ("task", model.task or "none: ask with rafaga infer"),
+        ("head", model.head),
         ("architecture", model.architecture),
         ("precision", model.precision),
         ("engine", f"{model.engine}: {model.engine_reason}" if model.engine_reason else model.engine),

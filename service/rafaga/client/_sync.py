@@ -46,11 +46,14 @@ class Client(SyncConnection):
         *,
         model: str,
         version: int | None = None,
-        top_k: int = 5,
+        top_k: int | None = None,
+        min_probability: float = 0.0,
         timeout_s: float | None = None,
     ) -> Classification:
-        """The `top_k` most probable labels of one image.
+        """The most probable labels of one image; of a regression model, all its `values`.
 
+        min_probability: 0 to 1; labels with a lower one are left out. top_k: at most so many, the best; None means 5,
+        or all with a `min_probability`.
         image: path, encoded bytes (JPEG, PNG, WebP, GIF, BMP) or PIL image, which the server prepares the way the model
         was trained; or pixels as uint8 [height, width] or [height, width, channels], used as they are. version: None is
         the newest.
@@ -58,11 +61,20 @@ class Client(SyncConnection):
         Raises InvalidTensor for an array of another kind (before anything is sent), InvalidImage for what cannot be
         decoded, ModelNotFound, Unsupported for a model of another task, OSError for an unreadable file.
         """
-        call = _calls.classify([_images.content(image)], model=model, version=version, top_k=top_k)
+        call = _calls.classify(
+            [_images.content(image)], model=model, version=version, top_k=top_k, min_probability=min_probability
+        )
         return self._run(_calls.first(call), timeout_s)
 
     def classify_many(
-        self, images: Images, *, model: str, version: int | None = None, top_k: int = 5, timeout_s: float | None = None
+        self,
+        images: Images,
+        *,
+        model: str,
+        version: int | None = None,
+        top_k: int | None = None,
+        min_probability: float = 0.0,
+        timeout_s: float | None = None,
     ) -> Results[Classification]:
         """One Classification per image, in order; see `Results` for images that fail.
 
@@ -74,7 +86,7 @@ class Client(SyncConnection):
         Raises what concerns all images: ModelNotFound, Unsupported, Unauthenticated, InvalidRequest (but InvalidTensor,
         InvalidImage and RejectedByModel), and what the iterable raises.
         """
-        call = partial(_calls.classify, model=model, version=version, top_k=top_k)
+        call = partial(_calls.classify, model=model, version=version, top_k=top_k, min_probability=min_probability)
         return self._many(_images.several(images), _images.prepared, call, timeout_s)
 
     def features(

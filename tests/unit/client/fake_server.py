@@ -98,7 +98,7 @@ class Vision(vision_pb2_grpc.VisionServicer):
                 common_pb2.ScoredLabel(label=LABELS[i % 10], index=i % 10, probability=p)
                 for i, p in zip(range(best, best + 10), (0.55, *([0.05] * 9)), strict=True)
             ]
-            response.results.add(labels=labels[: request.top_k])
+            response.results.add(labels=labels[: request.top_k or 5])
         return response
 
     def ExtractFeatures(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802

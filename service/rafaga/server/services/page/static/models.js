@@ -17,12 +17,13 @@ const METRICS = {
   mase_seasonal_naive: "MASE of the seasonal naive",
   mase_holt_winters: "MASE of Holt-Winters",
   map: "mAP",
+  mae: "MAE",
   miou: "mIoU",
   pinball: "pinball loss",
 };
 // Shares of 1, shown in per cent.
-const SHARES = /^(top\d+|recall_at_\d+|similarity|agreement|legal|remembered|coverage_\w+|map|miou|accuracy)$/;
-const HEADLINES = ["top1", "map", "miou", "recall_at_10", "similarity", "agreement", "legal", "mase"];
+const SHARES = /^(top\d+|recall_at_\d+|similarity|agreement|legal|remembered|coverage_\w+|map|f1|miou|accuracy|skill)$/;
+const HEADLINES = ["top1", "map", "miou", "recall_at_10", "similarity", "agreement", "legal", "mase", "mae"];
 
 export const keyOf = (model) => `${model.name}/${model.version}`;
 
