@@ -31,7 +31,7 @@ from rafaga.evaluation import SEASONAL_NAIVE
 
 _PIXEL_CLASSES = 256  # one byte
 _SEQUENCES = 1024  # of one batch
-_BATCH_BYTES = 8 << 20  # pixels of one batch: large enough for throughput, small enough for any machine
+_BATCH_BYTES = 1 << 20  # pixels of one batch: large enough for throughput, small enough for the caches
 
 
 # Noise of half the signal: less similar channels are lost.

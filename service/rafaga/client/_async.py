@@ -173,11 +173,10 @@ class AsyncClient(AsyncConnection):
         timeout_s: float | None = None,
     ) -> Forecast:
         """See `Client.forecast`."""
-        asked = _calls.series(values, covariates).content
-        call = _calls.forecast(
-            [asked], model=model, version=version, horizon=horizon, quantiles=quantiles, check_last=check_last
+        call = partial(
+            _calls.forecast, model=model, version=version, horizon=horizon, quantiles=quantiles, check_last=check_last
         )
-        return await self._run(_calls.first(call), timeout_s)
+        return await self._run(_calls.first(call([_calls.series(values, covariates).content])), timeout_s)
 
     async def forecast_many(
         self,

@@ -186,9 +186,6 @@ class Client(SyncConnection):
         """The `top_k` most probable symbols after `symbols`, a whole sequence from its beginning on.
 
         A string is a sequence of its characters. Raises InvalidTensor for a symbol that the model does not know.
-
-        >>> client.predict("BTBTXSE", model="lstm-reber").top                  # doctest: +SKIP
-        Prediction('T', index=1, probability=0.9998)
         """
         call = _calls.predict([_calls.symbols(symbols).content], model=model, version=version, top_k=top_k)
         return self._run(_calls.first(call), timeout_s)
@@ -227,15 +224,11 @@ class Client(SyncConnection):
 
         Raises InvalidTensor for values that are not numbers and for irregular times (before anything is sent), for too
         few or too many missing values; InvalidRequest for what the model cannot give.
-
-        >>> client.forecast(co2, model="lstm-co2", horizon=12).interval(0.8)    # doctest: +SKIP
-        (array([371.1, …], dtype=float32), array([372.0, …], dtype=float32))
         """
-        asked = _calls.series(values, covariates).content
-        call = _calls.forecast(
-            [asked], model=model, version=version, horizon=horizon, quantiles=quantiles, check_last=check_last
+        call = partial(
+            _calls.forecast, model=model, version=version, horizon=horizon, quantiles=quantiles, check_last=check_last
         )
-        return self._run(_calls.first(call), timeout_s)
+        return self._run(_calls.first(call([_calls.series(values, covariates).content])), timeout_s)
 
     def forecast_many(
         self,
@@ -248,11 +241,8 @@ class Client(SyncConnection):
         check_last: int = 0,
         timeout_s: float | None = None,
     ) -> Results[Forecast]:
-        """One Forecast per series of any length, in order. Messages and errors as for `classify_many`.
-
-        series: of the kinds that `forecast` takes, or a frame with one series per column. `History` gives a series
-        covariates and an id.
-        """
+        """One Forecast per series of any length, in order; of a frame, one per column. `History` gives a series
+        covariates and an id. Messages and errors as for `classify_many`."""
         call = partial(
             _calls.forecast, model=model, version=version, horizon=horizon, quantiles=quantiles, check_last=check_last
         )
