@@ -6,6 +6,9 @@ import os
 
 # As `rafaga serve` sets it, before grpcio's core is loaded.
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
+# Also of the processes that tests start. PyTorch's threads spin while they wait for each other: on a machine with more
+# work than processors they take several times the processor time of one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -57,12 +57,14 @@ class EngineName(StrEnum):
 class Head(StrEnum):
     """What a classifier's network gave before export, which adds the softmax to `logits`, and the sigmoid to
     `multilabel` and `binary` if they lack it. Probabilities of `multilabel` are independent, all others sum to 1.
+    `regression` gives values, one for each label, as they are.
     """
 
     LOGITS = "logits"
     PROBABILITIES = "probabilities"
     MULTILABEL = "multilabel"
     BINARY = "binary"
+    REGRESSION = "regression"
 
 
 class Interpolation(StrEnum):

@@ -88,7 +88,7 @@ def test_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
         (["lenet5-mnist", "--precisions", "int4"], "expected some of fp32,bf16,fp16,int8"),
         (["--factory", "a:b"], "needs --name"),
         (["--factory", "a:b", "--name", "n", "--labels", "/nowhere/labels.txt"], "No such file"),
-        (["--factory", "a:b", "--name", "n", "--task", "detection"], "write an entry in models/zoo.py"),
+        (["--factory", "a:b", "--name", "n", "--task", "detection"], "No module named 'a'"),
         (["verify"], "required: DIR"),
         (["report", "/nowhere"], "no bundles in /nowhere"),
     ],

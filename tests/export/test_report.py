@@ -74,7 +74,7 @@ def test_sizes_are_the_files_and_accuracy_the_bundles(repository: Path, tmp_path
     variants = []
     for variant, (size, top1) in zip(bundle.variants, facts, strict=True):
         (tmp_path / variant.file).write_bytes(bytes(size))
-        metrics = (Metric("top1", top1, "photos", 500), Metric("pinball", 0.25, "series", 80))
+        metrics = (Metric("top1", top1, "photos", 500), Metric("pinball", 0.25, "series", 80, 0.02))
         loss = Loss(metric="top1", drop=0.9876 - top1, allowed_drop=0.005, samples=500)
         rare = Loss(metric="recall of <rare>", drop=1.0, allowed_drop=1 / 3, samples=6)
         variants.append(msgspec.structs.replace(variant, metrics=metrics, loss=loss, losses=(loss, rare)))
@@ -101,4 +101,4 @@ def test_sizes_are_the_files_and_accuracy_the_bundles(repository: Path, tmp_path
     )
     figures = "".join(f'<td class="n">{top1_text}</td>' for top1_text in ("98.76 %", "98.74 %", "97.50 %"))
     assert f"<td>top1</td><td>photos, 500 samples</td>{figures}" in text
-    assert "<td>pinball</td><td>series, 80 samples</td>" + 3 * '<td class="n">0.250</td>' in text
+    assert "<td>pinball</td><td>series, 80 samples</td>" + 3 * '<td class="n">0.250 ± 0.020</td>' in text
