@@ -25,6 +25,7 @@ from export.verify import open_session, read_golden
 from models.progress import Steps
 from rafaga import bundle as bundles
 from rafaga.bundle import GOLDEN, Bundle, EngineAccuracy, Metric, Precision, Variant
+from rafaga.checksums import verify_files
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # The accuracy figures of the summary; all figures are in the model's own section.
@@ -50,7 +51,7 @@ def measure_bundle(folder: Path, seconds: float, threads: int, steps: Steps) -> 
     """
     folder = folder.resolve()
     bundle = bundles.load(folder)
-    bundles.verify_files(folder, bundle)
+    verify_files(folder, bundle)
     golden = read_golden(folder / GOLDEN).inputs
     sizes = [size for size in BATCH_SIZES if size <= bundle.max_batch_size]
     timings: dict[Precision, list[BatchTiming]] = {}

@@ -17,6 +17,7 @@ from export.arrays import Array, Arrays, alone, row_count
 from rafaga import bundle as bundles
 from rafaga import int8
 from rafaga.bundle import GOLDEN, Bundle, Parity, TensorSpec, Variant
+from rafaga.checksums import verify_files
 from rafaga.errors import BundleError
 from rafaga.objects import paired
 from rafaga.tensors import relative_error
@@ -166,7 +167,7 @@ def verify_bundle(folder: Path) -> Iterator[VariantCheck]:
     folder = folder.resolve()
     try:
         bundle = bundles.load(folder)
-        bundles.verify_files(folder, bundle)
+        verify_files(folder, bundle)
         golden = read_golden(folder / GOLDEN)
     except (BundleError, OSError, ValueError) as error:
         # The table shows the folder in a column of its own.

@@ -21,6 +21,7 @@ from models.entry import WEIGHTS, Corpus, Entry, Shipped, Torchvision
 from models.zoo import catalogue
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Precision, Provenance
+from rafaga.checksums import verify_files
 from rafaga.cli._demo import FOLDER
 from tests.export import small
 from tests.models.support import data_root
@@ -258,7 +259,7 @@ def require_equal_to_the_demos(exported: Path) -> None:
     place = Path(exported.parent.name) / exported.name
     packed = FOLDER / "models" / place
     ours, fresh = bundles.load(packed), bundles.load(exported)
-    bundles.verify_files(packed, ours)
+    verify_files(packed, ours)
     again = f"rm -r {packed.parent}; python -m export {ours.name} --precisions fp32 --output {FOLDER / 'models'}"
     assert described(ours) == described(fresh), again
     assert all(metric.samples for variant in ours.variants for metric in variant.metrics), again

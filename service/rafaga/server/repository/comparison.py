@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Frozen, Precision
+from rafaga.checksums import read_verified
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines.contract import Engine, run
 from rafaga.server.engines.loading import ModelToPlace, shortest
@@ -148,4 +149,4 @@ def _guarded_file(comparison: Comparison, file: str) -> _GuardedFile:
 
 def _content(comparison: Comparison, file: str) -> bytes:
     path, model = Path(comparison.path), comparison.model
-    return bundles.read_verified(path, model, file) if isinstance(model, Bundle) else plain.read(path)
+    return read_verified(path, model, file) if isinstance(model, Bundle) else plain.read(path)
