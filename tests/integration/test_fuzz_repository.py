@@ -117,7 +117,7 @@ def renew_checksums(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("examples", [60, pytest.param(5_000, marks=NIGHTLY)])
+@pytest.mark.parametrize("examples", [30, pytest.param(5_000, marks=NIGHTLY)])
 def test_a_damaged_model_does_not_stop_its_neighbour(
     repository: Repository, originals: list[Path], tmp_path: Path, examples: int
 ) -> None:

@@ -100,7 +100,7 @@ class Load:
     `ask` gets the number of the caller, and returns whether the answer was right.
     """
 
-    def __init__(self, ask: Callable[[int], bool], *, callers: int = 4, calls_per_s: float = 10.0) -> None:
+    def __init__(self, ask: Callable[[int], bool], *, callers: int = 4, calls_per_s: float = 5.0) -> None:
         self._ask = ask
         self._interval_s = 1 / calls_per_s
         self._tally = Tally()

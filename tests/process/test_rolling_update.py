@@ -98,13 +98,13 @@ def stop_with_work_to_do(replica: Replica) -> int:
 
 
 @pytest.fixture(scope="module")
-def story(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(slow_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """1. Each replica in turn gets SIGTERM, drains, ends, and starts again on its port. 2. One gets SIGKILL, and starts
     again. Clients send requests throughout."""
     settings = ("--drain-delay-s", str(DRAIN_DELAY_S), "--max-queue-wait-ms", "60000")
     exit_codes = []
     with ExitStack() as stack:
-        replicas = stack.enter_context(fleet(repository, *settings))
+        replicas = stack.enter_context(fleet(slow_repository, *settings))
         addresses = [replica.address for replica in replicas]
         listed = ",".join(addresses)
         hosts, ports = zip(*(address.split(":") for address in addresses), strict=True)

@@ -90,7 +90,7 @@ def test_every_line_of_the_log_is_json(repository: Path) -> None:
     ready = [line.fields for line in log if line.fields["message"] == "model ready"]
     assert [(line["model"], line["version"], line["precision"]) for line in ready] == [
         ("digits", 1, "fp32"),
-        ("slow", 1, "fp32"),
+        ("series", 1, "fp32"),
     ]
     serving = served.process.wait_for("serving")
     assert (serving["ready"], serving["host"]) == (True, "127.0.0.1")

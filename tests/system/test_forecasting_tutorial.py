@@ -17,10 +17,11 @@ PAGE = "docs/forecasting-tutorial.md"
 
 
 class QuickWalk(Walk):
-    """One epoch on the last hundred months."""
+    """One epoch on the last hundred months, of a GRU, which is traced in a tenth of the LSTM's time."""
 
     def give(self, command: str) -> None:
-        super().give(f"{command} --epochs 1" if command.startswith("python -m models.training") else command)
+        training = command.startswith("python -m models.training")
+        super().give(f"{command} --cell gru --epochs 1" if training else command)
         if command == "python elnino.py":
             path = self.folder / "elnino.csv"
             header, *rows = path.read_text().splitlines()

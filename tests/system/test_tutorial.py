@@ -6,18 +6,21 @@ needs a cluster or a daemon is checked against what it names.
 
 from __future__ import annotations
 
-import os
+import runpy
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, chdir, contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
 
+from export.__main__ import main as export
+from models.training.__main__ import main as train
+from rafaga.cli import main as rafaga
 from tests.deploy import commands
 from tests.documents import ROOT, blocks
 from tests.integration.serving import free_port, get, metric_of
@@ -25,6 +28,7 @@ from tests.process.running import process
 
 TUTORIAL = "docs/tutorial.md"
 TRITON = ROOT / ".venv-triton/bin/python"
+MODULES = {"export": export, "models.training": train}
 
 
 class Walk:
@@ -35,12 +39,6 @@ class Walk:
         self.said: dict[str, str] = {}
         self.grpc, self.http = (f"localhost:{free_port()}" for _ in range(2))
         self._stack = stack
-        self._environment = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'service'}",
-            "RAFAGA_SERVER": self.grpc,
-        }
 
     def save(self, title: str, text: str) -> None:
         path = self.folder / title
@@ -59,11 +57,23 @@ class Walk:
             self.said[command] = self.run(words)
 
     def run(self, words: list[str]) -> str:
-        done = subprocess.run(
-            words, cwd=self.folder, env=self._environment, capture_output=True, text=True, timeout=170, check=False
-        )
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+        """What the command prints. Python's run in this process: elsewhere, each would import PyTorch anew."""
+        if words[0] not in ("python", "rafaga"):
+            return subprocess.run(words, cwd=self.folder, stdout=subprocess.PIPE, text=True, check=True).stdout
+        printed = StringIO()
+        with chdir(self.folder), pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+            patch.setenv("RAFAGA_SERVER", self.grpc)
+            patch.syspath_prepend(self.folder)
+            match words:
+                case ["rafaga", *arguments]:
+                    code = rafaga(arguments)
+                case ["python", "-m", module, *arguments]:
+                    code = MODULES[module](arguments)
+                case _:
+                    runpy.run_path(words[1], run_name="__main__")
+                    code = 0
+        assert code == 0, f"{shlex.join(words)}\n{printed.getvalue()}"
+        return printed.getvalue()
 
     def _serve(self, words: list[str]) -> None:
         (repository,) = words
