@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rafaga import bundle
+from rafaga import bundle, checksums
 from rafaga.errors import BundleError
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +25,7 @@ def published(repository: Path, name: str) -> bundle.Bundle | None:
     newest = max(versions, key=lambda path: int(path.name))
     try:
         found = bundle.load(newest)
-        bundle.verify_files(newest, found)
+        checksums.verify_files(newest, found)
     except BundleError:
         return None
     return found

@@ -1,6 +1,7 @@
 """Figures on held-out data, measured with the ONNX file that is published.
 
 classification   `top1`, `top5`: against the labels; `map`, `f1` of independent labels, see `multilabel`
+regression       `mae`, `skill`: against the targets; `agreement` with the fp32 file's values, see `regression`
 maps             `similarity`: cosine with the fp32 file's maps, because maps have no labels; `channels`: share of the
                  channels whose own cosine is at least 0.9
 embedding        `recall_at_10`: share of each image's ten nearest by the fp32 file that are found; and `similarity`
@@ -30,7 +31,7 @@ from rafaga.evaluation import SEASONAL_NAIVE
 
 _PIXEL_CLASSES = 256  # one byte
 _SEQUENCES = 1024  # of one batch
-_BATCH_BYTES = 8 << 20  # pixels of one batch: large enough for throughput, small enough for any machine
+_BATCH_BYTES = 1 << 20  # pixels of one batch: large enough for throughput, small enough for the caches
 
 
 # Noise of half the signal: less similar channels are lost.
@@ -40,7 +41,8 @@ _KEPT_CHANNEL = 0.9
 @dataclass(frozen=True)
 class Answers:
     """A classifier's most probable class and the right one, of every sample: int64 [N] each. Of a multilabel one: the
-    labels that it gives and the right ones, bool [N, labels] each."""
+    labels that it gives and the right ones, bool [N, labels] each. Of a regression model: its values and the targets,
+    float [N, outputs] each."""
 
     classes: Array
     right: Array
@@ -69,6 +71,17 @@ def spread(total: int, limit: int | None) -> list[int]:
     if limit is None or limit >= total:
         return list(range(total))
     return [round(row) for row in np.linspace(0, total - 1, limit)]
+
+
+def outputs_of(session: ort.InferenceSession, images: ImageSet, chosen: Sequence[int], advance: Advance) -> Array:
+    """A classifier's output for the `chosen` images: [N, outputs]"""
+    size = max(1, _BATCH_BYTES // images.read([0]).nbytes)
+    found: list[Array] = []
+    for start in range(0, len(chosen), size):
+        pixels = images.read(chosen[start : start + size])
+        found += run(session, {"image": pixels}).values()
+        advance(start + len(pixels), len(chosen))
+    return np.concatenate(found)
 
 
 def classify(

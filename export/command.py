@@ -15,7 +15,6 @@ from export.failures import last_cause
 from export.heads import labels_for
 from export.labels import Labels, LabelsInvalid, read_labels
 from export.own import (
-    TASKS,
     OwnModel,
     OwnModelInvalid,
     assumptions,
@@ -25,7 +24,7 @@ from export.own import (
     size_of,
     strides_of,
 )
-from export.precisions import AGREEMENT, RECALL, SIMILARITY, TOP1
+from export.precisions import AGREEMENT, RECALL, SIMILARITY, SKILL, TOP1
 from export.publish import ExportRequest, Published, publish
 from export.samples import PhotoInvalid
 from export.show import ExportOutcome, catalogue_table, new_console, outcome_table
@@ -173,6 +172,7 @@ def _own(options: argparse.Namespace, labels: Labels | None) -> OwnModel:
         resize_shorter=options.resize_shorter,
         interpolation=options.interpolation,
         bgr=options.layout == "bgr",
+        exif_orientation=not options.ignore_exif,
         weights=options.weights,
         head=options.head,
         labels=labels,
@@ -277,7 +277,7 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
         type=float,
         metavar="POINTS",
         help="largest accuracy loss with which the server may choose a variant; default: "
-        + ", ".join(f"{100 * c.allowed_drop:g} of {c.metric}" for c in (TOP1, SIMILARITY, RECALL, AGREEMENT))
+        + ", ".join(f"{100 * c.allowed_drop:g} of {c.metric}" for c in (TOP1, SIMILARITY, RECALL, AGREEMENT, SKILL))
         + "; of one class, ten times as much",
     )
 
@@ -290,7 +290,7 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
         choices=tuple(Task),
         metavar="TASK",
         default=Task.CLASSIFICATION,
-        help=f"{', '.join(TASKS)}; default: {Task.CLASSIFICATION}",
+        help=f"{', '.join(Task)}; default: {Task.CLASSIFICATION}",
     )
     group.add_argument(
         "--input-size",
@@ -328,15 +328,21 @@ def _add_own(group: argparse._ArgumentGroup) -> None:
         choices=tuple(Head),
         default=Head.LOGITS,
         help="what a classifier gives: logits (the default; export adds the softmax), probabilities, which sum to 1, "
-        "multilabel (independent labels) or binary (one output), both with or without their sigmoid",
+        "multilabel (independent labels) or binary (one output), both with or without their sigmoid, or regression "
+        "(values)",
     )
     group.add_argument("--layout", choices=("rgb", "bgr"), default="rgb", help="order of the channels; default: rgb")
+    group.add_argument(
+        "--ignore-exif",
+        action="store_true",
+        help="photos are not turned upright as their EXIF data says, because they were not in training",
+    )
     group.add_argument(
         "--labels",
         type=Path,
         metavar="FILE",
-        help="one class per line, in the order of the outputs; default: their numbers, or ImageNet's classes for "
-        "torchvision's networks of 1000",
+        help="one class, or name of a value, per line, in the order of the outputs; default: their numbers, ImageNet's "
+        "classes for torchvision's networks of 1000, COCO's for its detectors of 91",
     )
     group.add_argument("--maps", type=strides_of, metavar="NAME:STRIDE,...", help="outputs of a backbone, in order")
     group.add_argument("--max-length", type=_positive, metavar="N", help="longest sequence, in symbols")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from export import accuracy, multilabel, samples
+from export import accuracy, multilabel, regression, samples
 from export.accuracy import Measured
 from export.arrays import Array, Arrays, pad_symbols, pad_time, rows
 from export.labels import ClassesFrom, Labels, LabelsInvalid, read_labels
@@ -23,7 +24,7 @@ from rafaga.bundle import Calibration, ForecastSpec, Head, SequenceSpec, Task
 
 PARITY_BATCHES = (1, 2, 5, 8)
 # Backbones take any size: one that is divisible by every stride, and one by none. A segmenter's images must be so large
-# that one pixel between two classes is less than the allowed rounding error.
+# that one pixel between two classes is less than the allowed rounding error, a detector's that there are objects.
 PARITY_SIZES = ((64, 96), (97, 131))
 PIXEL_PARITY_SIZES = ((160, 224), (129, 163))
 CALIBRATION_IMAGES = 128
@@ -123,8 +124,13 @@ class ImageEvidence:
         if images is None or not len(images):
             return Measured()
         if self.entry.task is Task.CLASSIFICATION:
-            measure = multilabel.measure if self.entry.head is Head.MULTILABEL else accuracy.classify
-            return measure(session, images, self.sources.samples, advance, fp32.measured if fp32 else None)
+            measures: dict[Head, Callable[..., Measured]] = {
+                Head.MULTILABEL: multilabel.measure,
+                Head.REGRESSION: partial(regression.measure, self.entry.labels()),
+            }
+            measures.setdefault(self.entry.head, accuracy.classify)
+            baseline = fp32.measured if fp32 else None
+            return measures[self.entry.head](session, images, self.sources.samples, advance, baseline)
         compare = {Task.FEATURES: accuracy.resemble, Task.SEGMENTATION: accuracy.agree}.get(self.entry.task)
         if compare is None or fp32 is None:
             return Measured()
@@ -132,7 +138,7 @@ class ImageEvidence:
         return compare(session, open_session(fp32.path), images, limit, advance)
 
     def _take(self, count: int, number: int, seed: int = 0) -> Array:
-        sizes = PIXEL_PARITY_SIZES if self.entry.task is Task.SEGMENTATION else PARITY_SIZES
+        sizes = PIXEL_PARITY_SIZES if self.entry.task in (Task.SEGMENTATION, Task.DETECTION) else PARITY_SIZES
         size = None if self.image.height else sizes[number]
         return samples.take_images(self.data.held_out, self.image, count, size, self.sources.seed + seed)
 
@@ -264,7 +270,7 @@ def _image_data(
     try:
         # The sample photos are all in one folder.
         classes_from = sources.classes_from if sources.eval_images is not None else "file"
-        marks = multilabel.marks if entry.head is Head.MULTILABEL else None
+        marks = {Head.MULTILABEL: multilabel.marks, Head.REGRESSION: regression.targets}.get(entry.head)
         everything = samples.photos(folder, classes, prepared_as, sources.calibration_images, classes_from, marks)
     except LabelsInvalid:
         if sources.eval_images is not None:

@@ -63,6 +63,8 @@ def serving_graph(entry: Entry, model: nn.Module) -> ServingGraph:
         )
     any_size = {} if entry.input.height else {1: "height", 2: "width"}
     outputs = _IMAGE_OUTPUTS.get(entry.task) or tuple(entry.strides)
+    if entry.head is Head.REGRESSION:
+        outputs = ("values",)
     build = _IMAGE_GRAPHS.get(entry.task, ImageGraph)
     module = build(model, entry.input, outputs).eval()
     if isinstance(module, ClassifierGraph | SegmentationGraph):
@@ -151,8 +153,8 @@ class ImageGraph(nn.Module):
 
 
 class ClassifierGraph(ImageGraph):
-    """uint8 [N, height, width, channels] -> probabilities float32 [N, classes]. `activated`: the model of a multilabel
-    or binary head has the sigmoid."""
+    """uint8 [N, height, width, channels] -> probabilities float32 [N, classes], or values float32 [N, outputs].
+    `activated`: the model of a multilabel or binary head has the sigmoid."""
 
     head = Head.LOGITS
     activated = False
@@ -161,7 +163,7 @@ class ClassifierGraph(ImageGraph):
         logits = self.logits(image)
         if self.head is Head.LOGITS:
             return (logits.softmax(dim=1),)
-        if self.head is Head.PROBABILITIES:
+        if self.head in (Head.PROBABILITIES, Head.REGRESSION):
             return (logits,)
         if self.head is Head.MULTILABEL:
             return (logits if self.activated else logits.sigmoid(),)
@@ -171,7 +173,10 @@ class ClassifierGraph(ImageGraph):
     def logits(self, image: Tensor) -> Tensor:
         """What the model gives, [N, outputs]."""
         logits = _only(self.model(self.normalised(image)))
-        return logits.unsqueeze(1) if self.head is Head.BINARY and logits.ndim == 1 else logits
+        return logits.unsqueeze(1) if self.head in _ONE_OUTPUT and logits.ndim == 1 else logits
+
+
+_ONE_OUTPUT = (Head.BINARY, Head.REGRESSION)  # may have one only, and give it as [N]
 
 
 class SegmentationGraph(ImageGraph):

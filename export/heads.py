@@ -17,7 +17,10 @@ _TOLERANCE = 1e-3
 
 
 def labels_for(head: Head, labels: Labels | None) -> Labels | None:
-    """A binary head has the labels of no and yes; one label is that of yes. Raises LabelsInvalid."""
+    """A binary head has the labels of no and yes; one label is that of yes. Values are found by their labels, which
+    must differ. Raises LabelsInvalid."""
+    if labels is not None and head is Head.REGRESSION and len(set(labels.names)) < len(labels.names):
+        raise LabelsInvalid(f"--head regression: two outputs have the same label: {', '.join(labels.names)}")
     if head is not Head.BINARY or labels is None:
         return labels
     if len(labels.names) > 2:
@@ -59,7 +62,10 @@ def _examine(module: ClassifierGraph, outputs: Tensor) -> None:
             f"--head binary: expected one output, got {columns}; for classes that exclude each other: logits"
         )
     if module.head in (Head.LOGITS, Head.PROBABILITIES) and columns == 1:
-        raise ProofFailed("the model gives one output: expected one for each class; for yes or no: --head binary")
+        raise ProofFailed(
+            "the model gives one output: expected one for each class; for yes or no: --head binary, for a value: "
+            "--head regression"
+        )
     if module.head is Head.LOGITS and sums_to is not None:
         raise ProofFailed(_twice(sums_to))
     if module.head is Head.LOGITS and within:

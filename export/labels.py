@@ -5,12 +5,15 @@
 
 A photo's class is the name of its folder (`<class>/photo.jpg`) or, where asked, the beginning of its own name
 (`<class>_photo.jpg`). A class is written as its identifier or, where that is unambiguous, as its label or number.
+Photos with several labels, or with values, have a file labels.csv in their folder.
 """
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,7 +25,10 @@ if TYPE_CHECKING:  # `verify` and `report` run without torch
 
 ClassesFrom = Literal["folder", "file"]
 
+LINES = "labels.csv"
+
 _IMAGENET_CLASSES = 1000
+_COCO_CLASSES = 91  # with the background
 _IDENTIFIER = re.compile(r"(n\d{8})\s+(.+)")
 
 
@@ -76,11 +82,18 @@ def read_labels(path: Path) -> Labels:
 
 
 def default_labels(model: nn.Module, classes: int) -> tuple[str, ...]:
-    """For a model without a labels file: ImageNet's names for torchvision's networks of 1000 classes, else numbers."""
-    if classes == _IMAGENET_CLASSES and type(model).__module__.startswith("torchvision.models"):
+    """For a model without a labels file: ImageNet's names for torchvision's networks of 1000 classes, COCO's for its
+    detectors of 91, else numbers."""
+    (theirs,) = getattr(model, "original", (model,))
+    module = type(theirs).__module__
+    if classes == _IMAGENET_CLASSES and module.startswith("torchvision.models"):
         from torchvision.models import ResNet50_Weights
 
         return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
+    if classes == _COCO_CLASSES and module.startswith("torchvision.models.detection"):
+        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+        return tuple(FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"])
     return tuple(map(str, range(classes)))
 
 
@@ -92,6 +105,20 @@ def class_of(photo: Path, index: dict[str, int], classes_from: ClassesFrom = "fo
     # The longest beginning first: "great white shark 7" before "great".
     beginnings = (" ".join(words[:count]) for count in range(len(words), 0, -1))
     return next((index[beginning] for beginning in beginnings if beginning in index), None)
+
+
+def lines_of(files: Sequence[Path], folder: Path, expected: str) -> Iterator[tuple[str, list[str]]]:
+    """Of labels.csv in `folder`: the path of each of `files` and the words after it. Raises LabelsInvalid."""
+    path = folder / LINES
+    if not path.is_file():
+        raise LabelsInvalid(f"{path}: missing; expected lines such as photo.jpg,{expected}")
+    with path.open(newline="", encoding="utf-8-sig") as text:
+        lines = {line[0].strip(): [word.strip() for word in line[1:]] for line in csv.reader(text) if line}
+    for file in files:
+        name = file.relative_to(folder).as_posix()
+        if name not in lines:
+            raise LabelsInvalid(f"{path}: no line for {name}; expected {name},{expected}")
+        yield name, lines[name]
 
 
 def _spelling(name: str) -> str:

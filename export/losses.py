@@ -4,6 +4,7 @@ A mean hides what is rare: a variant that finds no defect at all loses 0.4 point
 one. So variants are also judged part by part:
 
 classification   `agreement`: share of samples with the fp32 file's class; and the recall of each class or label
+regression       `agreement`: of the output where it is lowest, so that none is lost in the mean
 maps             `channels`: share of the channels that keep their values
 segmentation     each class: share of the fp32 file's pixels of that class that keep it
 """

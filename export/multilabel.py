@@ -1,11 +1,10 @@
 """Accuracy of a multilabel classifier, on photos with any number of labels.
 
-The folder of the photos has a file labels.csv: `photos/1.jpg,cat,dog`, the path of a photo and its labels, if any.
+The folder of the photos has a file labels.csv, see `labels.lines_of`: `photos/1.jpg,cat,dog`.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,33 +12,22 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from export.accuracy import Answers, Measured, Part, spread
+from export.accuracy import Answers, Measured, Part, outputs_of, spread
 from export.arrays import Array
-from export.labels import Labels, LabelsInvalid
+from export.labels import LINES, Labels, LabelsInvalid, lines_of
 from export.samples import ImageSet
-from export.verify import Advance, run
+from export.verify import Advance
 from rafaga.bundle import Metric
-
-FILE = "labels.csv"
-_BATCH_BYTES = 8 << 20
 
 
 def marks(files: Sequence[Path], folder: Path, labels: Labels) -> NDArray[np.int64]:
     """[N, labels], 1 where a photo has the label. Raises LabelsInvalid."""
-    path = folder / FILE
-    if not path.is_file():
-        raise LabelsInvalid(f"{path}: missing; --head multilabel needs lines such as photo.jpg,label,label")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = {row[0].strip(): [word.strip() for word in row[1:] if word.strip()] for row in csv.reader(file) if row}
     places = {name: place for place, name in enumerate(labels.names)}
     found = np.zeros((len(files), len(places)), np.int64)
-    for number, photo in enumerate(files):
-        name = photo.relative_to(folder).as_posix()
-        if name not in rows:
-            raise LabelsInvalid(f"{path}: no line for {name}; a photo without labels has a line with its name alone")
-        for label in rows[name]:
+    for number, (photo, words) in enumerate(lines_of(files, folder, "label,label, or the photo alone")):
+        for label in filter(None, words):
             if label not in places:
-                raise LabelsInvalid(f"{path}: {name} has the label {label!r}, which the model does not have")
+                raise LabelsInvalid(f"{folder / LINES}: {photo} has the label {label!r}, which the model does not have")
             found[number, places[label]] = 1
     return found
 
@@ -55,13 +43,7 @@ def measure(
     Fractions of 1. With the `baseline` of the fp32 file, the loss of recall of each label too.
     """
     chosen = spread(len(images), limit)
-    size = max(1, _BATCH_BYTES // images.read([0]).nbytes)
-    answers = []
-    for start in range(0, len(chosen), size):
-        rows = chosen[start : start + size]
-        answers.append(run(session, {"image": images.read(rows)})["probabilities"])
-        advance(start + len(rows), len(chosen))
-    probabilities, right = np.concatenate(answers), images.labels[chosen].astype(bool)
+    probabilities, right = outputs_of(session, images, chosen, advance), images.labels[chosen].astype(bool)
     occurring = np.flatnonzero(right.any(axis=0)).tolist()
     precisions = [average_precision(probabilities[:, i], right[:, i]) for i in occurring]
     said = probabilities >= 0.5

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from onnxscript import opset20 as op
 
-from models.roi_pooling import SAMPLES, SIZE, STRIDES, pool_boxes
+from models.roi_pooling import pool_boxes
 from models.suppression import surest
 
 _ALL = 2**31  # boxes of a class: no limit
@@ -19,27 +19,23 @@ def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
 
 
 def _surest(boxes: Any, scores: Any, iou_threshold: float, score_threshold: float) -> Any:
-    # One class per row: ONNX's operator shares its boxes among classes, here every class has its own.
     chosen = op.NonMaxSuppression(
-        boxes,
-        op.Unsqueeze(scores, _ints(1)),
-        _ints(_ALL),
-        _float(iou_threshold, 1),
-        _float(score_threshold, 1),
+        boxes, scores, _ints(_ALL), _float(iou_threshold, 1), _float(score_threshold, 1)
     )  # [K, 3]: row, class, box
-    cells = op.Gather(chosen, _ints(0, 2), axis=1)
     nothing = op.Mul(scores, _float(0.0))
-    return op.ScatterND(nothing, cells, op.GatherND(scores, cells))
+    return op.ScatterND(nothing, chosen, op.GatherND(scores, chosen))
 
 
-def _pool_boxes(p2: Any, p3: Any, p4: Any, p5: Any, boxes: Any, level: Any) -> Any:
+def _pool_boxes(
+    maps: Sequence[Any], boxes: Any, level: Any, scales: Sequence[float], size: Sequence[int], samples: int
+) -> Any:
     flat = op.Reshape(boxes, _ints(-1, 4))
     flat_level = op.Reshape(level, _ints(-1))
     rows = op.Shape(boxes, start=1, end=2)
-    channels = op.Shape(p2, start=1, end=2)
-    shape = op.Concat(op.Shape(flat, start=0, end=1), channels, _ints(SIZE, SIZE), axis=0)
+    channels = op.Shape(maps[0], start=1, end=2)
+    shape = op.Concat(op.Shape(flat, start=0, end=1), channels, _ints(*size), axis=0)
     pooled = op.Expand(_float(0.0), shape)
-    for number, (features, stride) in enumerate(zip((p2, p3, p4, p5), STRIDES, strict=True)):
+    for number, (features, scale) in enumerate(zip(maps, scales, strict=True)):
         at = op.Reshape(op.NonZero(op.Equal(flat_level, _ints(number))), _ints(-1))
         found = op.RoiAlign(
             features,
@@ -47,10 +43,10 @@ def _pool_boxes(p2: Any, p3: Any, p4: Any, p5: Any, boxes: Any, level: Any) -> A
             op.Div(at, rows),
             mode="avg",
             coordinate_transformation_mode="output_half_pixel",
-            output_height=SIZE,
-            output_width=SIZE,
-            sampling_ratio=SAMPLES,
-            spatial_scale=1 / stride,
+            output_height=size[0],
+            output_width=size[1],
+            sampling_ratio=max(0, samples),  # 0: as many as the box has pixels
+            spatial_scale=scale,
         )
         pooled = op.ScatterND(pooled, op.Unsqueeze(at, _ints(1)), found)
     return pooled

@@ -9,7 +9,9 @@ The factory is called without arguments and returns an nn.Module. Inputs and out
     forecasting      history float32 [N, T], padded with zeros on the right, and its length int64 [N] -> quantiles
                      float32 [N, horizon, levels], in the unit of the history; padding must not change them
 
-Detectors need more than options can describe: add them to the catalogue.
+    detection        one of torchvision's detectors: SSD, SSDlite, RetinaNet, FCOS or Faster R-CNN, with any backbone.
+                     The module itself says how images are prepared, which scores and overlaps count, and how many
+                     objects it gives
 """
 
 from __future__ import annotations
@@ -36,8 +38,6 @@ from rafaga.series import SeriesError, read_series
 # Mean and deviation of ImageNet's channels, with which torchvision's models were trained.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-TASKS = (Task.CLASSIFICATION, Task.FEATURES, Task.SEGMENTATION, Task.SEQUENCE, Task.FORECASTING)
-
 
 class OwnModelInvalid(Exception):
     """The description of your own model is invalid; the message names the option."""
@@ -60,6 +60,7 @@ class OwnModel:
     resize_shorter: int | None = None
     interpolation: Interpolation | None = None
     bgr: bool = False
+    exif_orientation: bool = True
     head: Head = Head.LOGITS
     weights: str = "auto"
     labels: Labels | None = None
@@ -74,16 +75,15 @@ def own_entry(own: OwnModel) -> Entry:
     """An entry like those of the catalogue. Raises OwnModelInvalid."""
     if not NAME_PATTERN.fullmatch(own.name):
         raise OwnModelInvalid(f"--name {own.name!r}: expected lower-case letters, digits, '_', '.', '-'; at most 63")
-    if own.task not in TASKS:
-        raise OwnModelInvalid(
-            f"--task {own.task} is not supported with --factory; supported: {', '.join(TASKS)}. Detectors need "
-            f"more than options can describe: write an entry in models/zoo.py and export it by name"
-        )
     factory = _factory(own.factory)
+    _require_what_the_task_needs(own)
+    if own.task is Task.DETECTION:
+        return _detector_entry(own, _builder(factory, own.factory))
     preset = None if own.channels == 1 or own.max_length is not None else preset_of(factory, own.weights)
     if own.size is None and own.task is Task.CLASSIFICATION and preset is not None:
         own = replace(own, size=preset.size)
-    _require_what_the_task_needs(own)
+    if own.task is Task.CLASSIFICATION and own.size is None:
+        raise OwnModelInvalid("--task classification needs a fixed --input-size")
     labels = own.labels.names if own.labels else ()
     return Entry(
         name=own.name,
@@ -100,9 +100,38 @@ def own_entry(own: OwnModel) -> Entry:
     )
 
 
+def _detector_entry(own: OwnModel, build: Callable[[], nn.Module]) -> Entry:
+    """Builds the detector once to read its limits. Raises OwnModelInvalid."""
+    # Not at the top: it imports torchvision, which other models do without.
+    from export.detectors import image_input, limits, with_background
+    from models.detectors import DetectorInvalid, batched
+
+    try:
+        detector = batched(build())
+        image = image_input(detector, own.bgr, own.exif_orientation)
+        labels = with_background(own.labels.names, detector) if own.labels else ()
+    except DetectorInvalid as error:
+        raise OwnModelInvalid(f"--task detection: {error}") from None
+    return Entry(
+        name=own.name,
+        architecture=own.factory,
+        task=own.task,
+        dataset=own.dataset,
+        build=lambda: batched(build()),
+        input=image,
+        labels=lambda: labels,
+        detection=limits(detector),
+        prepared_as="the detector's own transform",
+    )
+
+
 def _require_what_the_task_needs(own: OwnModel) -> None:
-    if own.task is Task.CLASSIFICATION and own.size is None:
-        raise OwnModelInvalid("--task classification needs a fixed --input-size")
+    described = (own.size, own.mean, own.std, own.normalize, own.resize_shorter, own.interpolation)
+    if own.task is Task.DETECTION and any(option is not None for option in described):
+        raise OwnModelInvalid(
+            "--task detection: the detector's own transform sets the size and the pixels; leave out --input-size, "
+            "--resize-shorter, --interpolation, --normalize, --mean and --std"
+        )
     heads = {Task.CLASSIFICATION: tuple(Head), Task.SEGMENTATION: (Head.LOGITS, Head.PROBABILITIES)}
     if own.head not in heads.get(own.task, (Head.LOGITS,)):
         raise OwnModelInvalid(f"--head {own.head} is not for --task {own.task}")
@@ -155,14 +184,16 @@ def assumptions(entry: Entry, labels: Sequence[str], named: bool) -> list[str]:
         how = "" if image.height is None else f", resized to it without cropping ({image.interpolation})"
         if image.resize_shorter is not None:
             whose = f"an image whose shorter side is resized to {image.resize_shorter} ({image.interpolation})"
-            how = f", the centre of {whose}" if image.height else f" {whose}"
+            most = f" and the longer at most {image.max_longer}" if image.max_longer else ""
+            how = f", the centre of {whose}" if image.height else f" of {whose}{most}"
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (image.mean, image.std))
         colours = ("BGR" if image.bgr else "RGB") if image.channels == 3 else "grey"
         lines += [f"input: {size} {colours}{how}", f"pixels in 0..1, minus the mean {mean}, divided by {std}"]
         lines += [f"size, interpolation and pixels: {entry.prepared_as}, where no option gives them"]
     if not named and labels:
-        numbers = labels[0] == "0"
-        what = f"the class numbers 0 to {len(labels) - 1}" if numbers else "ImageNet's, as torchvision lists them"
+        published = "COCO's" if entry.task is Task.DETECTION else "ImageNet's"
+        numbers = f"the class numbers 0 to {len(labels) - 1}"
+        what = numbers if labels[0] == "0" else f"{published}, as torchvision lists them"
         lines += [f"labels: {what}; to name the classes: --labels FILE"]
     return lines
 
@@ -196,7 +227,17 @@ def _image_input(own: OwnModel, preset: Preset | None) -> ImageInput:
         elif own.size is None and own.task is Task.SEGMENTATION:
             shorter = preset.resize_shorter
     interpolation = own.interpolation or (preset.interpolation if preset else Interpolation.BILINEAR)
-    return ImageInput(height, width, own.channels, mean, std, shorter or None, interpolation=interpolation, bgr=own.bgr)
+    return ImageInput(
+        height,
+        width,
+        own.channels,
+        mean,
+        std,
+        shorter or None,
+        interpolation=interpolation,
+        bgr=own.bgr,
+        exif_orientation=own.exif_orientation,
+    )
 
 
 def _factory(path: str) -> Callable[[], object]:

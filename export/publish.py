@@ -11,22 +11,25 @@ import datetime
 import importlib.metadata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from torch import nn
 
 from export import samples, verify
 from export.accuracy import Measured
 from export.arrays import Arrays, row_count
+from export.detectors import require_same_objects
 from export.doubts import gives_non_finite, guesses
 from export.engines import in_openvino
 from export.evidence import Evidence, ImageEvidence, Sources, find_evidence
 from export.extremes import extremes, finite_part
 from export.failures import first_run
-from export.graph import ClassifierGraph, SegmentationGraph, ServingGraph, serving_graph, settle
+from export.graph import ClassifierGraph, ImageGraph, SegmentationGraph, ServingGraph, serving_graph, settle
 from export.heads import examine
 from export.labels import Labels, default_labels
 from export.limits import Limits, prove_limits, require_small_batches
@@ -101,10 +104,9 @@ def publish(entry: Entry, request: ExportRequest, sources: Sources, steps: Steps
     if request.license is not None:
         weights = msgspec.structs.replace(weights, license=request.license)
     graph = serving_graph(entry, model)
-    if isinstance(graph.module, ClassifierGraph | SegmentationGraph) and not entry.labels():
+    if entry.task in (Task.CLASSIFICATION, Task.SEGMENTATION, Task.DETECTION) and not entry.labels():
         with first_run(entry, rows=1):
-            classes = _count_classes(graph.module, entry)
-        names = default_labels(model, classes)
+            names = default_labels(model, _count_classes(graph.module, entry))
         entry = replace(entry, labels=lambda: names)
         if names[0] == "0":  # photos with the names of classes are of other classes
             sources = replace(sources, labels=Labels(names))
@@ -121,6 +123,10 @@ def publish(entry: Entry, request: ExportRequest, sources: Sources, steps: Steps
         settle(graph, inputs)
         if entry.task is Task.DETECTION:
             settle_detector(graph, inputs)
+    if entry.task is Task.DETECTION:
+        steps.step("comparing with torchvision's detector")
+        for inputs in (list(evidence.batches())[-1], evidence.golden()):
+            require_same_objects(graph, inputs)
     left_out = [] if request.precisions is None else unsupported(entry, request.precisions)
     if not isinstance(entry.input, ForecastSpec):
         examine(graph, example, evidence.golden(), extremes(entry)[1])
@@ -160,8 +166,7 @@ class _Export:
         session = open_session(path)
         parity = self._verify(session, cases)
         self.steps.step("proving the declared limits")
-        known = max(cases, key=lambda case: row_count(case.inputs))
-        limits = prove_limits(self.graph, session, self.evidence, known, _max_batch_size(self.entry), bounds)
+        limits = prove_limits(self.graph, session, self.evidence, _largest(cases), _max_batch_size(self.entry), bounds)
         self.notes.extend(limits.notes)
         parity = verify.joined([parity, *(checked.parity for checked in limits.checked)])
         cases = [*(checked.case for checked in limits.checked), *cases]
@@ -195,8 +200,7 @@ class _Export:
         parity = verify.measure_parity(session, cases, self.steps.advance)
         verify.require_within(PARITY_GATE, parity.max_relative_error, "parity with PyTorch")
         self.steps.step("comparing rows alone and in a batch")
-        largest = max((case.inputs for case in cases), key=row_count)
-        difference = verify.measure_batch_invariance(session, largest, self.steps.advance)
+        difference = verify.measure_batch_invariance(session, _largest(cases).inputs, self.steps.advance)
         verify.require_within(PARITY_GATE, difference, "alone and in a batch")
         return parity
 
@@ -280,9 +284,13 @@ class _Export:
         )
 
 
-def _count_classes(module: ClassifierGraph | SegmentationGraph, entry: Entry) -> int:
-    """By running the model on a black image. Raises ProofFailed."""
+def _count_classes(module: nn.Module, entry: Entry) -> int:
+    """By running the model on a black image; a detector knows them. Raises ProofFailed."""
     assert isinstance(entry.input, ImageInput)
+    assert isinstance(module, ImageGraph)
+    if not isinstance(module, ClassifierGraph | SegmentationGraph):
+        detector: Any = module.model
+        return int(detector.classes)
     height, width = entry.input.height or 224, entry.input.width or 224
     image = torch.zeros(1, height, width, entry.input.channels, dtype=torch.uint8)
     with torch.inference_mode():
@@ -300,14 +308,19 @@ def require_answers(entry: Entry, cases: list[ParityCase]) -> None:
         for name, output in case.outputs.items():
             if not np.isfinite(output).all():
                 raise ProofFailed(f"PyTorch's output {name} is not finite")
-            # Classes of different inputs may be equal, and so are the boxes where nothing is found.
-            must_differ = output.dtype.kind == "f" and name != "boxes"
+            # Classes of different inputs may be equal, and so are the objects of images in which nothing is found.
+            must_differ = output.dtype.kind == "f" and entry.task is not Task.DETECTION
             if must_differ and len(output) > 1 and (output[1:] == output[0]).all():
                 raise ProofFailed(f"PyTorch's output {name} is the same for different inputs")
     if entry.task in (Task.CLASSIFICATION, Task.SEQUENCE):
-        probabilities = cases[0].outputs["probabilities"]
-        if probabilities.ndim != 2 or probabilities.shape[1] != len(entry.labels()):
-            raise ProofFailed(f"{len(entry.labels())} labels, but the model's output has shape {probabilities.shape}")
+        (answers,) = cases[0].outputs.values()
+        if answers.ndim != 2 or answers.shape[1] != len(entry.labels()):
+            raise ProofFailed(f"{len(entry.labels())} labels, but the model's output has shape {answers.shape}")
+
+
+def _largest(cases: list[ParityCase]) -> ParityCase:
+    """The one of most rows."""
+    return max(cases, key=lambda case: row_count(case.inputs))
 
 
 def require_scores(module: SegmentationGraph, inputs: Arrays, classes: int) -> None:

@@ -25,10 +25,12 @@ from export.verify import open_session, read_golden
 from models.progress import Steps
 from rafaga import bundle as bundles
 from rafaga.bundle import GOLDEN, Bundle, EngineAccuracy, Metric, Precision, Variant
+from rafaga.checksums import verify_files
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # The accuracy figures of the summary; all figures are in the model's own section.
-JUDGED = ("top1", "map", "f1", "recall_at_10", "similarity", "agreement", "channels", "legal", "remembered", "mase")
+JUDGED = ("top1", "map", "f1", "recall_at_10", "similarity", "agreement", "channels", "legal", "remembered", "mase",
+          "mae", "skill")  # fmt: skip
 COLOURS = {Precision.FP32: "#3b6fb6", Precision.FP16: "#d9822b", Precision.INT8: "#2f9e64"}
 
 
@@ -49,7 +51,7 @@ def measure_bundle(folder: Path, seconds: float, threads: int, steps: Steps) -> 
     """
     folder = folder.resolve()
     bundle = bundles.load(folder)
-    bundles.verify_files(folder, bundle)
+    verify_files(folder, bundle)
     golden = read_golden(folder / GOLDEN).inputs
     sizes = [size for size in BATCH_SIZES if size <= bundle.max_batch_size]
     timings: dict[Precision, list[BatchTiming]] = {}
@@ -92,9 +94,9 @@ def render(measured: Sequence[MeasuredBundle], threads: int) -> str:
 </tbody></table></div>
 <p class="about">Parity is the largest difference from PyTorch, relative to the largest output. Latency is the median
 of a run. Throughput is at the best batch size. A server chooses a variant only if its accuracy was measured and every
-loss is within its limit, also that of each class or channel. Losses are in points of top-1, or of similarity to the
-fp32 file for features; a negative loss is a gain. Other work on the machine slows all figures: compare figures of one
-page only.
+loss is within its limit, also that of each class or channel. Losses are in points of top-1, of similarity to the
+fp32 file for features, or of skill for values; a negative loss is a gain. Other work on the machine slows all
+figures: compare figures of one page only.
 </p>
 {sections}
 </body></html>
@@ -273,8 +275,10 @@ def _metric(variant: Variant | EngineAccuracy, name: str, named: bool = False) -
     metric = _find(variant, name)
     if metric is None:
         return "–"
-    fraction = not name.startswith(("mase", "pinball"))
-    value = f"{100 * metric.value:.2f} %" if fraction else f"{metric.value:.3f}"
+    fraction = not name.startswith(("mase", "pinball", "mae"))
+    scale, digits, unit = (100, 2, " %") if fraction else (1, 3, "")
+    error = f" ± {scale * metric.standard_error:.{digits}f}" if metric.standard_error else ""
+    value = f"{scale * metric.value:.{digits}f}{error}{unit}"
     return f"{name} {value}" if named else value
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,12 +36,12 @@ class PhotoInvalid(Exception):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images: `read(rows)` gives uint8 [len(rows), height, width, channels]; `labels` int64 [N], or int64
-    [N, labels], 1 where an image has the label.
+    """Labelled images: `read(rows)` gives uint8 [len(rows), height, width, channels]; `labels` int64 [N]; or int64
+    [N, labels], 1 where an image has the label; or float64 [N, outputs], the targets of a regression model.
     """
 
     name: str
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     read: Callable[[Sequence[int]], Array]
 
     def __len__(self) -> int:
@@ -73,6 +74,7 @@ def preparation(image: ImageInput) -> ImagePreparation:
         resize_shorter=image.resize_shorter,
         max_longer=image.max_longer,
         interpolation=image.interpolation,
+        exif_orientation=image.exif_orientation,
     )
 
 
@@ -80,7 +82,12 @@ def measured_preparation(image: ImageInput) -> ImagePreparation:
     """Like `preparation`; models that take any size are measured at one size, so that photos form batches."""
     if image.height is None:
         return ImagePreparation(
-            height=224, width=224, channels=image.channels, resize_shorter=256, interpolation=image.interpolation
+            height=224,
+            width=224,
+            channels=image.channels,
+            resize_shorter=256,
+            interpolation=image.interpolation,
+            exif_orientation=image.exif_orientation,
         )
     return preparation(image)
 
@@ -111,13 +118,13 @@ def photos(
     prepared_as: ImagePreparation,
     but: Path | None = None,
     classes_from: ClassesFrom = "folder",
-    marks: Callable[[Sequence[Path], Path, Labels], NDArray[np.int64]] | None = None,
+    marks: Callable[[Sequence[Path], Path, Labels], NDArray[Any]] | None = None,
 ) -> ImageSet:
     """The photos in `folder` and below, prepared exactly as the service prepares a client's images.
 
     `labels` None: all classes are -1. `but`: a folder whose files are left out. `marks`: gives the labels of photos
-    that may have several. Raises DataUnavailable if there are no photos, LabelsInvalid with the first photo of unknown
-    class. Reading raises PhotoInvalid.
+    that may have several, or the targets. Raises DataUnavailable if there are no photos, LabelsInvalid with the first
+    photo of unknown class. Reading raises PhotoInvalid.
     """
     files = _photo_files(folder)
     if not files:

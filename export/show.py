@@ -178,7 +178,7 @@ def _accuracy(published: Published, variant: Variant | EngineAccuracy, float_lay
 
 def _figures(metrics: Iterable[Metric]) -> str:
     """The main figures; the others are in bundle.json."""
-    judged = ("top1", "map", "f1", "recall_at_10", "similarity", "agreement", "legal", "remembered")
+    judged = ("top1", "map", "f1", "recall_at_10", "similarity", "agreement", "legal", "remembered", "skill")
     percent = [f"{m.name} {100 * m.value:.2f} % of {m.samples}" for m in metrics if m.name in judged]
-    plain = [f"{m.name} {m.value:.3f}" for m in metrics if m.name in ("mase", "mase_seasonal_naive")]
+    plain = [f"{m.name} {m.value:.3f}" for m in metrics if m.name.startswith(("mase", "mae"))]
     return ", ".join(percent + plain)

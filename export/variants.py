@@ -47,7 +47,7 @@ class Calibrated:
     source: Path
     ranges: Path
     layers: tuple[str, ...]  # nodes with weights, which can be quantised, in the order of the graph
-    outside: tuple[str, ...]  # normalisation before the first layer and the softmax after the last
+    outside: tuple[str, ...]  # normalisation before the first layer, the softmax after the last, layers left in float
 
     def quantise(self, target: Path, left_in_float: Sequence[str] = ()) -> None:
         """Static QDQ. Weights int8 per output channel, activations uint8: VNNI multiplies this pair in one step.
@@ -85,18 +85,22 @@ class Calibrated:
 
 
 @contextmanager
-def calibrated(source: Path, batches: Sequence[Array], advance: Advance = lambda *_: None) -> Iterator[Calibrated]:
+def calibrated(
+    source: Path, batches: Sequence[Array], advance: Advance = lambda *_: None, last_in_float: bool = False
+) -> Iterator[Calibrated]:
     """Runs the images `batches` (uint8 [n, H, W, C] each) through `source` and notes the ranges.
 
     A range is the mean over the batches of the smallest and largest value in a batch: a single outlier does not decide
-    it, and batches of a few images lose less to clipping than single images.
+    it, and batches of a few images lose less to clipping than single images. `last_in_float`: the last layer is not
+    quantised, because its outputs are answers: of eight bits, and clipped to the range of these images otherwise.
     """
     with tempfile.TemporaryDirectory() as folder:
         prepared, ranges = Path(folder) / "prepared.onnx", Path(folder) / "ranges.json"
         # The exporter's graph is optimised already; the quantiser only needs the shapes.
         quant_pre_process(source, prepared, skip_optimization=True, skip_symbolic_shape=True)
         nodes = list(onnx.load(prepared).graph.node)
-        layers = tuple(node.name for node in nodes if node.op_type in _WEIGHTED)
+        weighted = [node.name for node in nodes if node.op_type in _WEIGHTED]
+        layers, answers = (weighted[:-1], weighted[-1:]) if last_in_float else (weighted, [])
         first = next(index for index, node in enumerate(nodes) if node.op_type in _WEIGHTED)
         before = (node.name for node in nodes[:first])
         after = (node.name for node in nodes if node.op_type == "Softmax")
@@ -108,7 +112,7 @@ def calibrated(source: Path, batches: Sequence[Array], advance: Advance = lambda
         )
         calibrator.collect_data(_Batches(batches, advance))
         save_tensors_data(calibrator.compute_data(), ranges)
-        yield Calibrated(prepared, ranges, layers, (*before, *after))
+        yield Calibrated(prepared, ranges, tuple(layers), (*before, *after, *answers))
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped

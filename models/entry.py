@@ -37,7 +37,8 @@ class ImageInput:
 
     `height` and `width` None: any size (backbones). `resize_shorter`: the shorter side of an encoded image is resized
     to this many pixels before the centre crop; None resizes to exactly height x width. `max_longer`: limit of the
-    longer side when resizing. `bgr`: the module takes the channels in reverse order.
+    longer side when resizing. `bgr`: the module takes the channels in reverse order. `exif_orientation`: photos are
+    turned upright as their EXIF data says.
     """
 
     height: int | None
@@ -49,6 +50,7 @@ class ImageInput:
     max_longer: int | None = None
     interpolation: Interpolation = Interpolation.BILINEAR
     bgr: bool = False
+    exif_orientation: bool = True
 
 
 @dataclass(frozen=True)

@@ -6,36 +6,49 @@ custom operator, so that a traced graph has one node for it, which `export.opera
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
 POOL_BOXES = "rafaga::pool_boxes"
-SIZE = 7  # cells of a pooled box, each way
-SAMPLES = 2  # per cell, each way
-STRIDES = (4, 8, 16, 32)
 
 
-def level_of(boxes: Tensor) -> Tensor:
-    """float32 [..., 4] -> int64 [...], 0 for P2 to 3 for P5: a box of 224 x 224 pixels belongs to P4."""
+def scale_of(features: Tensor, side: int) -> float:
+    """Of a map [N, C, H, W] to an image of `side` pixels: a power of two, as torchvision assumes."""
+    return float(2.0 ** round(math.log2(features.shape[2] / side)))
+
+
+def level_of(boxes: Tensor, scales: Sequence[float], canonical_scale: int, canonical_level: int) -> Tensor:
+    """float32 [..., 4] -> int64 [...]: a box of `canonical_scale` pixels each way belongs to the map whose scale is
+    2 ** -canonical_level. Maps have the `scales`, and the numbers 0, 1, 2 …"""
+    first, last = (round(-math.log2(scale)) for scale in (scales[0], scales[-1]))
     sides = boxes[..., 2:] - boxes[..., :2]
-    scale = (sides[..., 0] * sides[..., 1]).sqrt()
-    return torch.floor(2 + torch.log2(scale.clamp(min=1e-3) / 224) + 1e-6).clamp(0, 3).long()
+    size = (sides[..., 0] * sides[..., 1]).sqrt()
+    level = torch.floor(canonical_level + torch.log2(size.clamp(min=1e-3) / canonical_scale) + 1e-6)
+    return level.clamp(first, last).long() - first
 
 
 @torch.library.custom_op(POOL_BOXES, mutates_args=())
-def pool_boxes(p2: Tensor, p3: Tensor, p4: Tensor, p5: Tensor, boxes: Tensor, level: Tensor) -> Tensor:
-    """Maps float32 [N, C, ...], boxes float32 [N, R, 4] in pixels, level int64 [N, R] -> [N * R, C, 7, 7]."""
+def pool_boxes(
+    maps: Sequence[Tensor], boxes: Tensor, level: Tensor, scales: Sequence[float], size: Sequence[int], samples: int
+) -> Tensor:
+    """Maps float32 [N, C, ...] of the `scales`, boxes float32 [N, R, 4] in pixels, level int64 [N, R] -> [N * R, C,
+    *size]. `samples`: points per cell, each way."""
     rows = boxes.shape[1]
     flat = boxes.flatten(0, 1)
-    pooled = flat.new_zeros(len(flat), p2.shape[1], SIZE, SIZE)
-    for number, (features, stride) in enumerate(zip((p2, p3, p4, p5), STRIDES, strict=True)):
+    pooled = flat.new_zeros(len(flat), maps[0].shape[1], *size)
+    for number, (features, scale) in enumerate(zip(maps, scales, strict=True)):
         at = torch.nonzero(level.flatten() == number).flatten()
         rois = torch.cat([(at // rows)[:, None].to(flat.dtype), flat[at]], dim=1)  # image, then corners
-        pooled[at] = roi_align(features, rois, SIZE, 1 / stride, SAMPLES)
+        pooled[at] = roi_align(features, rois, list(size), scale, samples)
     return pooled
 
 
 @pool_boxes.register_fake
-def _(p2: Tensor, p3: Tensor, p4: Tensor, p5: Tensor, boxes: Tensor, level: Tensor) -> Tensor:
-    return p2.new_empty(boxes.shape[0] * boxes.shape[1], p2.shape[1], SIZE, SIZE)
+def _(
+    maps: Sequence[Tensor], boxes: Tensor, level: Tensor, scales: Sequence[float], size: Sequence[int], samples: int
+) -> Tensor:
+    return boxes.new_empty(boxes.shape[0] * boxes.shape[1], maps[0].shape[1], *size)

@@ -16,16 +16,17 @@ SUREST = "rafaga::surest"
 
 @torch.library.custom_op(SUREST, mutates_args=())
 def surest(boxes: Tensor, scores: Tensor, iou_threshold: float, score_threshold: float) -> Tensor:
-    """boxes float32 [M, B, 4] as corners, scores float32 [M, B] -> scores [M, B], zero where suppressed.
+    """boxes float32 [M, B, 4] as corners, scores float32 [M, C, B] of C classes -> scores, zero where suppressed.
 
-    Each row separately: suppresses boxes with scores up to `score_threshold`, and boxes that overlap one with a higher
-    score by more than `iou_threshold` (intersection over union).
+    Each row and class separately: suppresses boxes with scores up to `score_threshold`, and boxes that overlap one with
+    a higher score by more than `iou_threshold` (intersection over union).
     """
     kept = torch.zeros_like(scores)
-    for row in torch.nonzero((scores > score_threshold).any(dim=1)).flatten().tolist():
-        above = torch.nonzero(scores[row] > score_threshold).flatten()
-        left = above[nms(boxes[row, above], scores[row, above], iou_threshold)]
-        kept[row, left] = scores[row, left]
+    for row, of_class in torch.nonzero((scores > score_threshold).any(dim=2)).tolist():
+        sure = scores[row, of_class]
+        above = torch.nonzero(sure > score_threshold).flatten()
+        left = above[nms(boxes[row, above], sure[above], iou_threshold)]
+        kept[row, of_class, left] = sure[left]
     return kept
 
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from models.entry import Corpus, Entry, ImageInput, Shipped, Torchvision
 from rafaga.bundle import DetectionSpec, ForecastSpec, SequenceSpec, Task
-
-if TYPE_CHECKING:
-    from models.detectors import FasterRcnn, Ssd300
 
 COCO_LICENSE = "BSD-3-Clause (torchvision); trained on COCO, whose terms apply"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -272,27 +269,34 @@ def _segmenters() -> Iterator[Entry]:
 
 
 def _detectors() -> Iterator[Entry]:
-    from models.detectors import FasterRcnn, Ssd300
+    from models.detectors import faster_rcnn, ssd300
 
     # torchvision stores the preparation of images in the networks, not with the weights.
     yield _detector(
         "ssd300-vgg16",
         "SSD300 on VGG-16 (Liu et al. 2016)",
-        Ssd300,
+        ssd300,
+        DetectionSpec(max_objects=200, score_threshold=0.01, iou_threshold=0.45),
         "SSD300_VGG16_Weights.COCO_V1",
         ImageInput(300, 300, 3, mean=(0.48235, 0.45882, 0.40784), std=(1 / 255, 1 / 255, 1 / 255)),
     )
     yield _detector(
         "fasterrcnn-resnet50-fpn",
         "Faster R-CNN on ResNet-50 with a feature pyramid (Ren et al. 2015, Lin et al. 2017)",
-        FasterRcnn,
+        faster_rcnn,
+        DetectionSpec(max_objects=100, score_threshold=0.05, iou_threshold=0.5),
         "FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
         ImageInput(None, None, 3, IMAGENET_MEAN, IMAGENET_STD, resize_shorter=800, max_longer=1333),
     )
 
 
 def _detector(
-    name: str, architecture: str, build: type[Ssd300] | type[FasterRcnn], member: str, image: ImageInput
+    name: str,
+    architecture: str,
+    build: Callable[[], nn.Module],
+    detection: DetectionSpec,
+    member: str,
+    image: ImageInput,
 ) -> Entry:
     from torchvision.models import get_weight
 
@@ -306,9 +310,7 @@ def _detector(
         input=image,
         weights=Torchvision(member, COCO_LICENSE),
         labels=lambda: tuple(weights.meta["categories"]),
-        detection=DetectionSpec(
-            max_objects=build.max_objects, score_threshold=build.score_threshold, iou_threshold=build.iou_threshold
-        ),
+        detection=detection,
         expected={"box_map": weights.meta["_metrics"]["COCO-val2017"]["box_map"] / 100},
     )
 

@@ -6,6 +6,7 @@ Holt-Winters' exponential smoothing, the statistical baseline, forecast the same
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -43,7 +44,7 @@ class Origins:
 
     @property
     def inputs(self) -> Inputs:
-        found = {"history": self.history, "length": self.length}
+        found: dict[str, npt.NDArray[Any]] = {"history": self.history, "length": self.length}
         if self.past_covariates.shape[2]:
             found |= {"past_covariates": self.past_covariates, "future_covariates": self.future_covariates}
         return found
@@ -83,7 +84,8 @@ def joined(parts: Sequence[Origins]) -> Origins:
         for number, p in enumerate(parts)
     ]
     arrays = [field.name for field in fields(Origins) if field.name != "stride"]
-    return replace(equal[0], **{name: np.concatenate([getattr(p, name) for p in equal]) for name in arrays})
+    together: Any = {name: np.concatenate([getattr(p, name) for p in equal]) for name in arrays}
+    return replace(equal[0], **together)
 
 
 def held_out(series: Sequence[Series], spec: ForecastSpec, covariates: Sequence[Series] = ()) -> Origins:
@@ -94,8 +96,7 @@ def held_out(series: Sequence[Series], spec: ForecastSpec, covariates: Sequence[
     most = 300 if spec.season <= 24 else 60
     starts = [training_size(one) for one in series]
     stride = max(1, sum(len(one) - start for one, start in zip(series, starts, strict=True)) // most)
-    beside = covariates or [None] * len(series)
-    parts = zip(series, starts, beside, strict=True)
+    parts = itertools.zip_longest(series, starts, covariates)
     return joined([rolling_origins(one, spec, start, len(one), stride, known) for one, start, known in parts])
 
 

@@ -97,8 +97,7 @@ class ForecastingProblem(Problem):
         self.unit = torch.stack([(one[spec.season :] - one[: -spec.season]).abs().mean() for one in self._parts()])
         self.kept_start, self.kept_stop = torch.tensor([[block.start, block.stop] for block in self.kept]).T
         if module.config.linear:
-            origins, unit = self._seen_origins()
-            module.fit_linear(*(torch.from_numpy(x) for x in (origins.history, origins.length, origins.future)), unit)
+            module.fit_linear(*self._seen())
 
     def _parts(self) -> Sequence[Tensor]:
         return torch.split(self.values, self.total.tolist())
@@ -156,15 +155,17 @@ class ForecastingProblem(Problem):
         known = torch.ones_like(future, dtype=torch.bool)
         yield future, known, unit, *map(torch.from_numpy, origins.inputs.values())
 
-    def _seen_origins(self) -> tuple[Origins, Tensor]:
-        """Every second one whose horizon training may use, and its unit [N]."""
+    def _seen(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """history, length, future and unit of every second origin whose horizon training may use."""
         parts, units = [], []
         for number, (one, kept) in enumerate(zip(self.seen, self.kept, strict=True)):
             for start, stop in ((0, kept.start), (kept.stop, len(one))):
                 if stop - max(start, self.spec.min_history) >= self.spec.max_horizon:
                     parts.append(rolling_origins(one, self.spec, start, stop, stride=2))
                     units.append(self.unit[number].expand(len(parts[-1].length)))
-        return joined(parts), torch.cat(units)
+        origins = joined(parts)
+        history, length, future = (torch.from_numpy(x) for x in (origins.history, origins.length, origins.future))
+        return history, length, future, torch.cat(units)
 
     def _kept_origins(self, number: int, stride: int = 1) -> Origins:
         kept = self.kept[number]

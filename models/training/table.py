@@ -71,11 +71,11 @@ def read_table(
     items: dict[str, list[Row]] = {}
     for name, row in rows:
         items.setdefault(name, []).append(row)
-    for found in items.values():
-        while columns and len(found) > 1 and math.isnan(found[-1].value):
-            found.pop()
-        _require_values(found, value)
     steps = {name: _sorted(found, name) if time is not None else "step" for name, found in items.items()}
+    for of_item in items.values():
+        while columns and len(of_item) > 1 and math.isnan(of_item[-1].value):
+            of_item.pop()
+        _require_values(of_item, value)
     if len(set(steps.values())) > 1:
         found = ", ".join(f"{name!r}: {step}" for name, step in list(steps.items())[:4])
         raise TableInvalid(f"series of one model need the same step; found {found}")
@@ -117,16 +117,18 @@ def _rows(
 ) -> Iterator[tuple[str, Row]]:
     for cells in reader:
         line = reader.line_num
-        # `read_table` refuses empty values that are not in the last rows.
-        number = math.nan if not (cells[value] or "").strip() else _number(cells[value] or "", value, line)
+        text = cells[value] or ""
+        # With covariates, `read_table` refuses empty values that are not in the last rows.
+        number = math.nan if covariates and not text.strip() else _number(text, value, line)
         beside = [_number(cells[column] or "", column, line) for column in covariates]
         moment = None if time is None else _moment(cells[time] or "", time, line)
         yield "" if item is None else cells[item] or "", Row(line, number, moment, tuple(beside))
 
 
 def _require_values(rows: Sequence[Row], column: str) -> None:
-    if empty := next((row for row in rows if math.isnan(row.value)), None):
-        raise _empty(column, empty.line)
+    for row in rows:
+        if math.isnan(row.value):
+            raise _empty(column, row.line)
 
 
 def _empty(column: str, line: int) -> TableInvalid:

@@ -5,8 +5,8 @@
       bundle.json                                    `Bundle`, below
       golden.npz                                     `input.<name>` and `output.<name>`, computed by PyTorch
 
-`load` checks the schema, `verify_files` the sha256 of every file. Running the golden inputs is the engine's part.
-`publishing.publish` writes a bundle.
+`load` checks the schema, `checksums.verify_files` the sha256 of every file. Running the golden inputs is the engine's
+part. `publishing.publish` writes a bundle.
 """
 
 from __future__ import annotations
@@ -57,12 +57,14 @@ class EngineName(StrEnum):
 class Head(StrEnum):
     """What a classifier's network gave before export, which adds the softmax to `logits`, and the sigmoid to
     `multilabel` and `binary` if they lack it. Probabilities of `multilabel` are independent, all others sum to 1.
+    `regression` gives values, one for each label, as they are.
     """
 
     LOGITS = "logits"
     PROBABILITIES = "probabilities"
     MULTILABEL = "multilabel"
     BINARY = "binary"
+    REGRESSION = "regression"
 
 
 class Interpolation(StrEnum):
@@ -382,25 +384,3 @@ def load(folder: Path, place: tuple[str, int] | None = None) -> Bundle:
     if missing := {*(v.file for v in bundle.variants), GOLDEN} - bundle.files.keys():
         raise BundleError(f"{folder / MANIFEST}: {min(missing)} is not listed under files")
     return bundle
-
-
-def verify_files(folder: Path, bundle: Bundle, but: str = "") -> None:
-    """Raises BundleError for the first file, except `but`, that is missing or differs from the published one."""
-    for name in bundle.files:
-        if name != but:
-            with opened_in(folder, name) as file:
-                _check_sha256(folder / name, bundle, hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def read_verified(folder: Path, bundle: Bundle, name: str) -> bytes:
-    """The bytes of one file, verified: the caller uses exactly the bytes that were hashed. Raises BundleError as
-    `verify_files` does."""
-    data = contents(opened_in(folder, name))
-    _check_sha256(folder / name, bundle, hashlib.sha256(data).hexdigest())
-    return data
-
-
-def _check_sha256(path: Path, bundle: Bundle, found: str) -> None:
-    if found != (expected := bundle.files[path.name]):
-        shas = f"sha256 is {found[:16]}…, expected {expected[:16]}…"
-        raise BundleError(f"{path}: {shas}: the file changed after it was published")

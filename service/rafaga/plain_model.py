@@ -9,6 +9,7 @@ from rafaga.bundle import (
     DetectionSpec,
     FeatureSpec,
     ForecastSpec,
+    Head,
     ImagePreparation,
     Provenance,
     SequenceSpec,
@@ -36,6 +37,7 @@ class PlainModel:
     architecture: ClassVar[str] = ""
     dataset: ClassVar[str] = ""
     labels: ClassVar[tuple[str, ...]] = ()
+    head: ClassVar[Head] = Head.LOGITS
     image: ClassVar[ImagePreparation | None] = None
     forecast: ClassVar[ForecastSpec | None] = None
     detection: ClassVar[DetectionSpec | None] = None

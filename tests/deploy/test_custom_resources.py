@@ -103,7 +103,7 @@ def test_keda_alone_scales_the_deployment(on: str) -> None:
 
 def test_the_route_names_services_that_the_server_has(tmp_path: Path) -> None:
     spec = one(component("gateway"), "GRPCRoute")["spec"]
-    router = build(Config.of(repository=tmp_path))._router
+    router = build(Config.of(repository=tmp_path)).router
     served = {path.split("/")[1] for path in router.methods} | {health.SERVICE_NAME}
     assert {match["method"]["service"] for rule in spec["rules"] for match in rule["matches"]} == served
     (backend,) = (backend for rule in spec["rules"] for backend in rule["backendRefs"])

@@ -84,7 +84,7 @@ class SmallDetector(nn.Module):
         corner = torch.stack([x, y, x, y], -1).reshape(-1, 4) * 8.0
         boxes = (corner + torch.tensor([0.0, 0.0, 12.0, 12.0])).expand(n, classes, -1, -1)  # [N, 3, B, 4]
         scores = (2 * logits).sigmoid().flatten(2)  # [N, 3, B]
-        kept = surest(boxes.flatten(0, 1), scores.flatten(0, 1), 0.1, 0.5)
+        kept = surest(boxes.flatten(0, 1), scores.flatten(0, 1)[:, None], 0.1, 0.5)
         return best_objects(boxes, kept.reshape(scores.shape), 8)
 
 

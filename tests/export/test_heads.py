@@ -22,6 +22,7 @@ from export.verify import open_session, run
 from rafaga import Client
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Head, Task
+from rafaga.cli import main as cli
 from tests.export import small
 from tests.export.test_own import own
 from tests.integration.serving import serving
@@ -127,7 +128,9 @@ def test_probabilities_are_served_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("factory", ["test_heads:Sigmoid", "small:SmallClassifier"])
-def test_multilabel_with_and_without_its_sigmoid(factory: str, tmp_path: Path) -> None:
+def test_multilabel_with_and_without_its_sigmoid(
+    factory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same weights: the same independent probabilities; measured by mAP and F1, and served."""
     torch.manual_seed(3)
     model = small.SmallClassifier().eval()
@@ -159,9 +162,14 @@ def test_multilabel_with_and_without_its_sigmoid(factory: str, tmp_path: Path) -
     if factory.startswith("small"):
         with serving(tmp_path / "repository") as served, Client(served.address) as client:
             found = client.classify(image[0], model="my-net", top_k=3)
+            likely = client.classify(image[0], model="my-net", min_probability=0.5)
+            assert client.model("my-net").head == "multilabel"
+            assert cli(["classify", f"{photos}/0.png", "--min-probability", "1", "--server", served.address]) == 0
+            assert "nothing with a probability of 1 or more" in capsys.readouterr().out
         assert {p.index: p.probability for p in found} == pytest.approx(dict(enumerate(expected[0])), abs=1e-4)
         assert found.top.index == expected[0].argmax()
         assert {p.index for p in found.at_least(0.5)} == set(np.flatnonzero(expected[0] >= 0.5))
+        assert likely.predictions == found.at_least(0.5)
 
 
 @pytest.mark.parametrize("factory", ["test_heads:One", "test_heads:OneSigmoid"])

@@ -96,7 +96,11 @@ def test_defaults_are_imagenets() -> None:
         ({"name": "My Net"}, "--name 'My Net'"),
         ({"size": None}, "a fixed --input-size"),
         ({"task": Task.FEATURES}, "needs --maps"),
-        ({"task": Task.DETECTION}, "supported: classification, features, segmentation, sequence.*models/zoo.py"),
+        ({"task": Task.DETECTION}, "the detector's own transform sets the size and the pixels; leave out --input-size"),
+        (
+            {"task": Task.DETECTION, "size": None},
+            r"tests\.export\.small\.SmallClassifier is none of torchvision's SSD, RetinaNet, FCOS, FasterRCNN",
+        ),
         ({"task": Task.FORECASTING}, "needs --horizon, --min-history and --max-history"),
         ({"forecast": HOURS}, "are for --task forecasting"),
         ({**FORECASTING, "forecast": replace(HOURS, quantile_levels=(0.9, 0.5))}, "--quantiles: expected ascending"),

@@ -174,7 +174,7 @@ def test_a_failing_converter_affects_only_its_own_file(
     """A partial file is removed."""
     partial = judge.fp32.with_name(f"model.{lost}.onnx")
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         partial.write_bytes(b"half")
         raise NotImplementedError("no kernel for Whirl\nwith details")
 

@@ -17,7 +17,7 @@ from export.report import MeasuredBundle, measure_bundle, render
 from export.speed import BatchTiming, of_batch
 from models.progress import Silent
 from rafaga import bundle as bundles
-from rafaga.bundle import Loss, Metric, Precision
+from rafaga.bundle import EngineAccuracy, EngineName, Loss, Metric, Parity, Precision
 from tests.html import Page
 
 
@@ -74,12 +74,24 @@ def test_sizes_are_the_files_and_accuracy_the_bundles(repository: Path, tmp_path
     variants = []
     for variant, (size, top1) in zip(bundle.variants, facts, strict=True):
         (tmp_path / variant.file).write_bytes(bytes(size))
-        metrics = (Metric("top1", top1, "photos", 500), Metric("pinball", 0.25, "series", 80))
+        metrics = (Metric("top1", top1, "photos", 500), Metric("pinball", 0.25, "series", 80, 0.02))
         loss = Loss(metric="top1", drop=0.9876 - top1, allowed_drop=0.005, samples=500)
         rare = Loss(metric="recall of <rare>", drop=1.0, allowed_drop=1 / 3, samples=6)
         variants.append(msgspec.structs.replace(variant, metrics=metrics, loss=loss, losses=(loss, rare)))
     timings = {variant.precision: [BatchTiming(1, 2.0, 3.0), BatchTiming(2, 3.0, 4.0)] for variant in variants}
-    text = render([MeasuredBundle(tmp_path, msgspec.structs.replace(bundle, variants=tuple(variants)), timings)], 1)
+    bf16 = EngineAccuracy(
+        engine=EngineName.OPENVINO,
+        precision=Precision.BF16,
+        instruction_set="avx512_bf16",
+        parity=Parity(max_absolute_error=0.01, max_relative_error=0.02, batch_sizes=(1,)),
+        metrics=(Metric("top1", 0.98, "photos", 500),),
+        default_eligible=False,
+        loss=Loss(metric="top1", drop=0.0076, allowed_drop=0.005, samples=500),
+    )
+    shown = msgspec.structs.replace(bundle, variants=tuple(variants), engines=(bf16,))
+    text = render([MeasuredBundle(tmp_path, shown, timings)], 1)
+    assert "<td>bf16</td><td>avx512_bf16</td><td class='n'>2.0e-02</td><td>top1 98.00 %</td>" in text
+    assert "no: 0.76 of 0.5 lost of top1" in text
     for size_text, top1_text in (("2.5 MB", "98.76 %"), ("1.3 MB", "98.74 %"), ("640 kB", "97.50 %")):
         row = next(row for row in text.split("<tr") if f'<td class="n">{size_text}</td>' in row)
         assert f"<td>top1 {top1_text}</td>" in row
@@ -89,4 +101,4 @@ def test_sizes_are_the_files_and_accuracy_the_bundles(repository: Path, tmp_path
     )
     figures = "".join(f'<td class="n">{top1_text}</td>' for top1_text in ("98.76 %", "98.74 %", "97.50 %"))
     assert f"<td>top1</td><td>photos, 500 samples</td>{figures}" in text
-    assert "<td>pinball</td><td>series, 80 samples</td>" + 3 * '<td class="n">0.250</td>' in text
+    assert "<td>pinball</td><td>series, 80 samples</td>" + 3 * '<td class="n">0.250 ± 0.020</td>' in text

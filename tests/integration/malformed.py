@@ -293,7 +293,13 @@ _SERIES = st.builds(
 # --- All of them ------------------------------------------------------------------------------------------------------
 
 WELL_FORMED: st.SearchStrategy[Message] = st.one_of(
-    _vision(vision_pb2.ClassifyRequest, "digits", (28, 28, 1), top_k=UINT32),
+    _vision(
+        vision_pb2.ClassifyRequest,
+        "digits",
+        (28, 28, 1),
+        top_k=UINT32,
+        min_probability=_mostly(st.floats(0, 1, width=32), FLOATS),
+    ),
     _vision(vision_pb2.ClassifyRequest, "fragile", (1, 1, 1), top_k=UINT32),
     _vision(vision_pb2.ExtractFeaturesRequest, "backbone", (8, 6, 3)),
     _vision(

@@ -166,6 +166,14 @@ def metric_of(http: str, name: str, **labels: str) -> float:
 TENSOR, REQUEST, IMAGE, NO_MODEL = "INVALID_TENSOR", "INVALID_REQUEST", "INVALID_IMAGE", "MODEL_NOT_FOUND"
 
 
+class Bad(NamedTuple):
+    """A request, and the reason and a part of the message that it must get."""
+
+    request: Any
+    reason: str
+    says: str
+
+
 class Refusal(NamedTuple):
     """How a call failed. `reason` is None when the status carries no google.rpc.ErrorInfo of ours."""
 

@@ -53,6 +53,18 @@ def test_top_k_zero_means_five_and_too_many_means_all(server: Served, asked: int
     assert len(response.results[0].labels) == given
 
 
+def test_a_least_probability_takes_all_labels_above_it_or_the_best_of_them(server: Served) -> None:
+    images = messages.random_digits(7, 4)
+    found = server.vision.Classify(messages.classify(images, top_k=0, min_probability=0.02)).results
+    for result, expected in zip(found, bundles.classify(images), strict=True):
+        assert {label.index for label in result.labels} == set(np.flatnonzero(expected >= 0.02).tolist())
+    assert max(len(result.labels) for result in found) > 5
+    best = server.vision.Classify(messages.classify(images, top_k=2, min_probability=0.02)).results
+    assert [list(result.labels) for result in best] == [list(result.labels)[:2] for result in found]
+    (nothing,) = server.vision.Classify(messages.classify(images[:1], min_probability=1)).results
+    assert not nothing.labels
+
+
 @pytest.mark.parametrize(("height", "width", "rows"), [(1, 1, 1), (32, 48, 2), (33, 17, 1)])
 def test_features_of_any_size_are_what_numpy_answers(server: Served, height: int, width: int, rows: int) -> None:
     images = messages.random_photo(0, height, width, rows)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from rafaga.calendar import calendar_feature, frequency
+from rafaga.cli import main
 from rafaga.server.services.forecasting import quantiles
 from rafaga.v1 import forecasting_pb2 as pb
 from tests import bundles
@@ -486,3 +489,19 @@ class TestKServe:
         assert answer.json["error"].keys() == {"code", "message", "param", "type"}
         assert answer.json["error"]["code"] == str(status)
         assert says in answer.json["error"]["message"]
+
+
+def test_covariates_of_a_file(served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """1. Rows at the end without a value are the future: the model's answers show their prices. 2. A backtest sends
+    what was known at each origin and after it."""
+    months = frequency("MS").times(np.datetime64("2001-01", "us"), 62).astype("datetime64[M]")
+    rows = [f"{month},{i % 7 / 8},{i % 12 + i / 50 if i < 60 else ''}" for i, month in enumerate(months)]
+    path = tmp_path / "sales.csv"
+    path.write_text("\n".join(["month,price,sold", *rows]))
+    arguments = [str(path), "--model", "sales", "--time", "month", "--server", served.address]
+    assert main(["forecast", *arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["timestamps"] == ["2006-01-01", "2006-02-01"]
+    assert found["values"][0] == [60 % 7 / 8, 61 % 7 / 8]
+    assert main(["backtest", *arguments, "--horizon", "2", "--origins", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["origins"] == 4

@@ -112,7 +112,7 @@ def renew_checksums(folder: Path) -> None:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         manifest["files"] = {name: sha256_of(folder / name) for name in manifest["files"]}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return
     (folder / MANIFEST).write_text(json.dumps(manifest))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from tests.integration.serving import (
     PATIENCE_S,
     REQUEST,
     TENSOR,
+    Bad,
     Served,
     refusal,
 )
@@ -25,14 +26,6 @@ from tests.integration.serving import (
 DIGIT = messages.random_digits(0)
 PNG = messages.png(DIGIT[0, :, :, 0])
 HISTORY = messages.random_history(0, 12)[np.newaxis]
-
-
-class Bad(NamedTuple):
-    """A request, and the reason and a part of the message that it must get."""
-
-    request: pb.ModelInferRequest
-    reason: str
-    says: str
 
 
 def changed(request: Any, **fields: Any) -> pb.ModelInferRequest:
@@ -235,32 +228,3 @@ def test_every_method_reports_an_unknown_model_or_version(server: Served, method
     for fields in ({"name": "unknown"}, {"name": "digits", "version": "2"}, {"name": "digits", "version": "newest"}):
         refused = refusal(lambda fields=fields: ask(request_type(**fields)))
         assert (refused.code, refused.reason) == (NOT_FOUND, "MODEL_NOT_FOUND")
-
-
-@pytest.mark.parametrize(
-    "method", ["ModelInfer", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics", "RepositoryIndex"]
-)
-def test_bytes_that_do_not_parse_are_an_invalid_request(server: Served, method: str) -> None:
-    refused = refusal(lambda: server.channel.unary_unary(messages.OPEN + method)(b"\xff" * 20, timeout=PATIENCE_S))
-    assert (refused.code, refused.reason) == (INVALID, "INVALID_REQUEST")
-    assert "expected a serialised inference." in refused.message
-
-
-@pytest.mark.parametrize(
-    "method",
-    [
-        "SystemSharedMemoryStatus",
-        "SystemSharedMemoryRegister",
-        "SystemSharedMemoryUnregister",
-        "CudaSharedMemoryStatus",
-        "CudaSharedMemoryRegister",
-        "CudaSharedMemoryUnregister",
-        "TraceSetting",
-        "LogSettings",
-        "RepositoryModelLoad",
-        "RepositoryModelUnload",
-    ],
-)
-def test_unsupported_methods_are_unimplemented(server: Served, method: str) -> None:
-    refused = refusal(lambda: server.channel.unary_unary(messages.OPEN + method)(b"", timeout=PATIENCE_S))
-    assert refused.code is UNIMPLEMENTED

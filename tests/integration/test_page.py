@@ -60,6 +60,16 @@ def served(everything: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     edited = bundles.publish_classifier(root, "hostile") / "bundle.json"
     text = json.loads(edited.read_text())
     text["labels"][:] = [f"{MARKUP} {i}" for i in range(bundles.CLASSES)]
+    figures = (
+        ("mase", 0.766, 0.08),
+        ("coverage_80", 0.7228, 0.058),
+        ("coverage_q10", 0.17, 0.041),
+        ("pinball", 0.25, 0),
+    )
+    text["variants"][0]["metrics"] = [
+        {"name": name, "value": value, "dataset": MARKUP, "samples": 135, "standard_error": error}
+        for name, value, error in figures
+    ]
     edited.write_text(json.dumps(text))
     (bundles.publish_classifier(root, "broken") / "model.onnx").write_bytes(b"not the file")
     with serving(root) as server:
@@ -293,6 +303,10 @@ def test_markup_in_labels_stays_text(tab: Tab, served: Served, tmp_path: Path) -
     assert rows(tab)[0][0] == f"{MARKUP} 0"
     assert tab.evaluate("document.querySelectorAll('.outcome img').length") == 0
     assert tab.evaluate("document.title") == "hostile · Rafaga"
+    accuracy = tab.text("section[aria-labelledby=accuracy-title]")
+    assert f"{MARKUP}, 135 samples" in accuracy
+    for shown in ("0.766 ± 0.08", "72.3 % ± 5.8 %", "0.25"):
+        assert shown in accuracy, "figures have their standard errors, if these are known"
 
 
 def test_a_token_is_asked_for_and_shows_nothing_before(tab: Tab, everything: Path) -> None:

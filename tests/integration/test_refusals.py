@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import numpy as np
@@ -22,6 +22,7 @@ from tests.integration.serving import (
     PATIENCE_S,
     REQUEST,
     TENSOR,
+    Bad,
     Serve,
     Served,
     Stubs,
@@ -32,14 +33,6 @@ from tests.integration.test_open_inference_errors import changed
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 DIGIT = messages.random_digits(0)
-
-
-class Bad(NamedTuple):
-    """A request, and the reason and a part of the message that it must get."""
-
-    request: Any
-    reason: str
-    says: str
 
 
 def classify_pixels(data: bytes, batch: int, height: int, width: int, channels: int) -> vision_pb2.ClassifyRequest:
@@ -110,11 +103,14 @@ def test_the_error_says_what_was_expected(server: Served, bad: Bad) -> None:
     assert messages.probabilities(response) == pytest.approx(bundles.classify(DIGIT), abs=1e-5)
 
 
-@pytest.mark.parametrize("method", [path for path in messages.METHODS if path.startswith("/rafaga.v1.")])
+ANSWERS_ANYTHING = {f"{messages.OPEN}{name}" for name in ("ServerLive", "ServerReady", "ServerMetadata")}
+
+
+@pytest.mark.parametrize("method", sorted(messages.METHODS.keys() - ANSWERS_ANYTHING - {messages.STREAM}))
 def test_bytes_that_do_not_parse_are_an_invalid_request(server: Served, method: str) -> None:
     refused = refusal(lambda: server.channel.unary_unary(method)(b"\xff" * 20, timeout=PATIENCE_S))
     assert (refused.code, refused.reason) == (INVALID, "INVALID_REQUEST")
-    assert "expected a serialised rafaga.v1." in refused.message
+    assert f"expected a serialised {method[1:].partition('.')[0]}." in refused.message
 
 
 HUGE = 9 * 2**20
@@ -165,7 +161,16 @@ def test_nor_over_http(server: Served, made: Callable[[], tuple[str, Any]]) -> N
     assert len(answer.body) < 4096
 
 
-@pytest.mark.parametrize("method", ["/rafaga.v1.Vision/Dream", "/no.Service/Nothing", "/x"])
+OF_TRITON = (
+    *(f"{kind}SharedMemory{act}" for kind in ("System", "Cuda") for act in ("Status", "Register", "Unregister")),
+    *("TraceSetting", "LogSettings", "RepositoryModelLoad", "RepositoryModelUnload"),
+)
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["/rafaga.v1.Vision/Dream", "/no.Service/Nothing", "/x", *(f"{messages.OPEN}{name}" for name in OF_TRITON)],
+)
 def test_a_method_that_is_not_there_is_unimplemented(server: Served, method: str) -> None:
     refused = refusal(lambda: server.channel.unary_unary(method)(b"", timeout=PATIENCE_S))
     assert refused.code is grpc.StatusCode.UNIMPLEMENTED

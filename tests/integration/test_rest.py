@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from openapi_spec_validator import validate
 
+from rafaga.server.services.rest.ask import ACTIONS
 from rafaga.server.services.rest.conversion import plain
 from rafaga.v1 import catalog_pb2
 from tests import bundles
@@ -69,7 +70,7 @@ class TestClassify:
     def test_the_answer_is_that_of_grpc(self, served: Served) -> None:
         for path in ("/v1/models/digits:classify", "/v1/models/digits/versions/1:classify"):
             found = without_timing(send(served, path, DIGIT).json)
-            expected = plain(served.vision.Classify(messages.classify(DIGITS[:1], top_k=0)))
+            expected = ACTIONS["classify"].convert(served.vision.Classify(messages.classify(DIGITS[:1], top_k=0)))
             assert found == without_timing(json.loads(json.dumps(expected)))
         assert len(found["results"][0]["labels"]) == 5
         model = {"name": "digits", "version": 1, "trained": True, "precision": "fp32", "engine": "onnxruntime"}
@@ -189,8 +190,9 @@ CLASSIFY, FORECAST, PREDICT = "/v1/models/digits:classify", "/v1/models/series:f
         (CLASSIFY, '{"images": ' + "[" * 100_000, 400, "JSON"),
         (CLASSIFY + "?top_k=many", DIGIT, 400, "query parameters"),
         (CLASSIFY + "?top_k=-1", DIGIT, 400, "query parameters"),
-        (CLASSIFY + "?images=a", DIGIT, 400, "expected top_k; got 'images'"),
-        (CLASSIFY + "?horizon=3", DIGIT, 400, "expected top_k; got 'horizon'"),
+        (CLASSIFY + "?images=a", DIGIT, 400, "expected top_k, min_probability; got 'images'"),
+        (CLASSIFY + "?horizon=3", DIGIT, 400, "expected top_k, min_probability; got 'horizon'"),
+        (CLASSIFY + "?min_probability=1.5", DIGIT, 400, "min_probability from 0 to 1, got 1.5"),
         (FORECAST, "1\n2\nthree\n", 400, "line 3: 'three' is not a number"),
         (FORECAST, "1\n2\ninf\n", 400, "finite"),
         (FORECAST, "a,b\n1,2\n", 400, "choose a column with ?column=: a, b"),

@@ -15,7 +15,7 @@ from torchvision.models.segmentation import fcn_resnet50
 from export.graph import ServingGraph, settle
 from export.settling import settle_detector
 from models.backbones import GoogLeNetBackbone, ResNet50Backbone, ResNet50Fpn, VGG16Backbone, VGG16Embedding
-from models.detectors import CLASSES, FasterRcnn, Ssd300
+from models.detectors import CLASSES, faster_rcnn, ssd300
 from models.googlenet import GoogLeNetClassifier
 from models.segmentation import FcnResNet50
 from models.suppression import best_objects, surest
@@ -106,7 +106,7 @@ def published_faster_rcnn() -> nn.Module:
         (GoogLeNetBackbone, lambda: torchvision.models.googlenet(init_weights=False)),
         (ResNet50Backbone, torchvision.models.resnet50),
         (ResNet50Fpn, published_faster_rcnn),
-        (FasterRcnn, published_faster_rcnn),
+        (faster_rcnn, published_faster_rcnn),
         (VGG16Backbone, lambda: torchvision.models.vgg16(init_weights=False)),
         (VGG16Embedding, lambda: torchvision.models.vgg16(init_weights=False)),
         (FcnResNet50, lambda: fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True)),
@@ -122,7 +122,7 @@ def test_published_state_dicts_load_unmodified(ours: type[nn.Module], published:
         module.load_state_dict(state, strict=True, assign=True)
 
 
-@pytest.mark.parametrize("ours", [ResNet50Fpn, FasterRcnn])
+@pytest.mark.parametrize("ours", [ResNet50Fpn, faster_rcnn])
 def test_the_published_detectors_old_key_names_load(ours: type[nn.Module]) -> None:
     """The file dates from 2019: torchvision has since nested the convolutions of the pyramid and the proposals one
     level deeper. Its batch normalisation is frozen and counts no batches."""
@@ -163,7 +163,7 @@ def test_ssd_answers_as_torchvisions() -> None:
     """Scores of every box, the best of each class, suppression, the best of all classes."""
     torch.manual_seed(0)
     published = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=CLASSES).eval()
-    assert_same_objects(Ssd300().eval(), published, torch.rand(2, 3, 300, 300))
+    assert_same_objects(ssd300(), published, torch.rand(2, 3, 300, 300))
 
 
 @pytest.mark.parametrize(("height", "width"), [(97, 131), pytest.param(128, 128, marks=pytest.mark.nightly)])
@@ -172,16 +172,19 @@ def test_faster_rcnn_answers_as_torchvisions(height: int, width: int) -> None:
     torch.manual_seed(0)
     sizes = {"min_size": min(height, width), "max_size": max(height, width)}
     published = FasterRCNN(ResNet50Fpn().backbone, CLASSES, **sizes).eval()
-    assert_same_objects(FasterRcnn().eval(), published, torch.rand(1, 3, height, width).repeat(2, 1, 1, 1))
+    assert_same_objects(faster_rcnn(), published, torch.rand(1, 3, height, width).repeat(2, 1, 1, 1))
 
 
 def test_suppression_keeps_the_surest_of_each_place_in_every_row() -> None:
     """Of three boxes in one place the surest stays, one elsewhere stays, one below the threshold goes."""
     here, there = [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 30.0, 30.0]
     boxes = torch.tensor([[here, here, here, there, there], [there, here, there, here, here]])
-    scores = torch.tensor([[0.5, 0.9, 0.6, 0.3, 0.1], [0.2, 0.0, 0.0, 0.05, 0.1]])
+    scores = torch.tensor([[[0.5, 0.9, 0.6, 0.3, 0.1]], [[0.2, 0.0, 0.0, 0.05, 0.1]]])
     kept = surest(boxes, scores, 0.5, 0.1)
-    torch.testing.assert_close(kept, torch.tensor([[0, 0.9, 0, 0.3, 0], [0.2, 0, 0, 0, 0]]))
+    torch.testing.assert_close(kept, torch.tensor([[[0, 0.9, 0, 0.3, 0]], [[0.2, 0, 0, 0, 0]]]))
+    classes = torch.cat([scores, torch.tensor([[[0.8, 0.7, 0, 0, 0]], [[0, 0, 0, 0, 0.3]]])], dim=1)
+    torch.testing.assert_close(surest(boxes, classes, 0.5, 0.1)[:, 0], kept[:, 0])
+    assert surest(boxes, classes, 0.5, 0.1)[:, 1].nonzero().tolist() == [[0, 0], [1, 4]]
 
 
 def test_the_best_of_all_classes() -> None:

@@ -88,10 +88,10 @@ def test_a_covariate_that_decides_the_series_improves_its_forecast(monkeypatch: 
     export proves the model, and publishes the names of its covariates. 3. The server computes those of the calendar,
     and forecasts as the network does; without the promotions of the next days it refuses.
     """
-    monkeypatch.setattr(forecaster, "WINDOWS", Windows(batch_size=32, batches_per_epoch=20, jitter=0.1, folds=2))
+    monkeypatch.setattr(forecaster, "WINDOWS", Windows(batch_size=32, batches_per_epoch=14, jitter=0.1, folds=2))
     monkeypatch.setattr("models.training.forecast_eval.baselines_for", lambda _: (SEASONAL_NAIVE,))
     rng = np.random.default_rng(0)
-    promotion = rng.integers(2, size=120)
+    promotion = rng.integers(2, size=120).astype(np.float32)
     sales = 100 + 20 * np.array([0, 1, 2, 1, 0, 3, 3])[np.arange(120) % 7] + 100 * promotion + rng.normal(0, 3, 120)
     days = np.arange("2024-01-01", "2024-04-30", dtype="datetime64[D]")
     rows = [f"{day},{x},{here}" for day, x, here in zip(days, sales, promotion, strict=True)]

@@ -46,7 +46,8 @@ def test_covariates_are_columns_and_features_of_the_timestamps(tmp_path: Path) -
     names = ("price", "calendar.month.sin", "open")
     read = read_table(table(tmp_path, text), "x", "t", covariates=names)
     assert read.series[""].tolist() == [1, 2, 3], "the last row is the future"
-    np.testing.assert_allclose(read.covariates[""], [[10, 0, 1], [20, 0.5, 0], [30, 3**0.5 / 2, 1]], atol=1e-6)
+    expected = np.array([[10.0, 0.0, 1.0], [20.0, 0.5, 0.0], [30.0, 0.866025, 1.0]])
+    np.testing.assert_allclose(read.covariates[""], expected, atol=1e-6)
     with pytest.raises(TableInvalid, match="line 5: column 'x' is empty"):
         read_table(tmp_path / "table.csv", "x", "t")
     assert read_table(table(tmp_path, text.replace(",,", ",4,")), "x", "t").covariates[""].shape == (4, 0)

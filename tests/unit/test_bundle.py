@@ -22,8 +22,8 @@ from rafaga.bundle import (
     Variant,
     Weights,
     load,
-    verify_files,
 )
+from rafaga.checksums import verify_files
 from rafaga.errors import BundleError
 from rafaga.publishing import publish
 from rafaga.tensors import relative_error

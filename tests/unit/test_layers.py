@@ -19,6 +19,7 @@ LAYERS = (
         "priority",
         "tensors",
         "bundle",
+        "checksums",
         "calendar",
         "plain_model",
         "processor",

@@ -29,8 +29,8 @@ def forecast(args: Namespace, client: Client) -> int:
         require_matplotlib()
         if len(series) > _MOST_DRAWN:
             raise UsageError(f"--plot draws {_MOST_DRAWN} series at most, and the file has {len(series)}")
-    histories = [History(np.array(one.values, np.float32), one.times, one.covariates, one.id) for one in series]
-    horizon = args.horizon or _known_horizon(series[0])
+    horizon = args.horizon or _known_horizon(series)
+    histories = [_history(one, horizon) for one in series]
     options: Any = {
         "model": model.name,
         "version": args.model_version,
@@ -91,10 +91,15 @@ def _clock(times: Times) -> list[str]:
     return [str(time).replace("T", " ") for time in times.astype(f"datetime64[{unit}]")]
 
 
-def _known_horizon(series: TimeSeries) -> int | None:
-    """As far as the file has covariates."""
-    ahead = [len(values) - len(series.values) for values in series.covariates.values()]
-    return min(ahead) if ahead and min(ahead) > 0 else None
+def _known_horizon(series: Sequence[TimeSeries]) -> int | None:
+    """As far as the file has covariates of all series; None if it has none of the future."""
+    return min((len(known) - len(one.values) for one in series for known in one.covariates.values()), default=0) or None
+
+
+def _history(one: TimeSeries, horizon: int | None) -> History:
+    end = len(one.values) + (horizon or 0)
+    covariates = {name: known[:end] for name, known in one.covariates.items()}
+    return History(np.array(one.values, np.float32), one.times, covariates, one.id)
 
 
 def _show(found: Sequence[Forecast], args: Namespace) -> None:

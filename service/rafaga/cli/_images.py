@@ -41,20 +41,27 @@ def classify(args: Namespace, client: Client) -> int:
     images = expand(args.images)
     model = chosen(args, client, "classification")
     found = client.classify_many(
-        [image.content for image in images], model=model, version=args.model_version, top_k=args.top_k
+        [image.content for image in images],
+        model=model,
+        version=args.model_version,
+        top_k=args.top_k,
+        min_probability=args.min_probability,
     )
-    return _show(
-        args.json,
-        images,
-        found,
-        _View(
-            ("RANK", "LABEL", "INDEX", "PROBABILITY"),
-            lambda answer: [
-                (rank, p.label, p.index, f"{p.probability:.4f}") for rank, p in enumerate(answer.predictions, start=1)
-            ],
-            lambda answer: {"predictions": answer.predictions},
-        ),
+    view: _View[Classification] = _View(
+        ("RANK", "LABEL", "INDEX", "PROBABILITY"),
+        lambda answer: [
+            (rank, p.label, p.index, f"{p.probability:.4f}") for rank, p in enumerate(answer.predictions, start=1)
+        ],
+        lambda answer: {"predictions": answer.predictions},
+        nothing=f"nothing with a probability of {args.min_probability:g} or more",
     )
+    if any(answer.values for answer in found.outcomes if not isinstance(answer, Failure)):
+        view = _View(
+            ("OUTPUT", "VALUE"),
+            lambda answer: list(answer.values.items()),
+            lambda answer: {"values": answer.values},
+        )
+    return _show(args.json, images, found, view)
 
 
 def detect(args: Namespace, client: Client) -> int:

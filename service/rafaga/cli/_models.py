@@ -24,8 +24,8 @@ def models(args: Namespace, client: Client) -> int:
         print("\n".join(_lines(found[0])))
     elif found:
         show_table(
-            ("MODEL", "VERSION", "STATE", "TASK", "PRECISION", "MEASURED"),
-            [(m.name, m.version, m.state, m.task or "tensors", m.precision, _headline(m)) for m in found],
+            ("MODEL", "VERSION", "STATE", "TASK", "ENGINE", "MEASURED"),
+            [(m.name, m.version, m.state, m.task or "tensors", _engine(m), _headline(m)) for m in found],
         )
         for m in found:
             if m.reason:
@@ -47,6 +47,10 @@ def chosen(args: Namespace, client: Client, task: str) -> str:
     return ready[0]
 
 
+def _engine(model: ModelDescription) -> str:
+    return f"{model.engine} {model.precision}".strip()
+
+
 def _headline(model: ModelDescription) -> str:
     """The first figure is the one that the architecture is compared by."""
     if model.state is not ModelState.READY:
@@ -60,6 +64,7 @@ def _lines(model: ModelDescription) -> Iterator[str]:
     kind = "trained" if model.trained else "random, answers are meaningless"
     details = [
         ("task", model.task or "none: ask with rafaga infer"),
+        ("head", model.head),
         ("architecture", model.architecture),
         ("precision", model.precision),
         ("engine", f"{model.engine}: {model.engine_reason}" if model.engine_reason else model.engine),

@@ -33,6 +33,7 @@ SEPARATE = {
     "completion": "print a completion script for a shell",
 }
 
+_SHARE = number(lambda value: 0 <= value <= 1, "a number from 0 to 1")
 _IMAGES = "Images: files, folders, quoted patterns such as 'photos/*.jpg', - for stdin."
 
 
@@ -123,8 +124,10 @@ def _add_classify(commands: _Commands) -> None:
         examples=["digit.png", "photos/ --model resnet50 --top-k 1", "- --json < digit.png"],
     )
     _add_images(command)
-    _add_model(command).add_argument(
-        "--top-k", type=whole, default=5, metavar="K", help="labels per image (%(default)s)"
+    model = _add_model(command)
+    model.add_argument("--top-k", type=whole, metavar="K", help="per image, the best (5; all with --min-probability)")
+    model.add_argument(
+        "--min-probability", type=_SHARE, default=0.0, metavar="P", help="lowest probability, 0 to 1 (0)"
     )
     commands.add_common(command)
 
@@ -140,8 +143,7 @@ def _add_detect(commands: _Commands) -> None:
     )
     _add_images(command)
     model = _add_model(command)
-    share = number(lambda value: 0 <= value <= 1, "a number from 0 to 1")
-    model.add_argument("--min-score", type=share, default=0.5, metavar="S", help="lowest score, 0 to 1 (%(default)s)")
+    model.add_argument("--min-score", type=_SHARE, default=0.5, metavar="S", help="lowest score, 0 to 1 (%(default)s)")
     model.add_argument("--max-objects", type=whole, metavar="N", help="per image, the best ones (all)")
     _add_draw(commands.add_common(command), "the boxes and labels")
 

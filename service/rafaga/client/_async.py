@@ -38,18 +38,28 @@ class AsyncClient(AsyncConnection):
         *,
         model: str,
         version: int | None = None,
-        top_k: int = 5,
+        top_k: int | None = None,
+        min_probability: float = 0.0,
         timeout_s: float | None = None,
     ) -> Classification:
         """See `Client.classify`."""
-        call = _calls.classify([await _content(image)], model=model, version=version, top_k=top_k)
+        call = _calls.classify(
+            [await _content(image)], model=model, version=version, top_k=top_k, min_probability=min_probability
+        )
         return await self._run(_calls.first(call), timeout_s)
 
     async def classify_many(
-        self, images: Images, *, model: str, version: int | None = None, top_k: int = 5, timeout_s: float | None = None
+        self,
+        images: Images,
+        *,
+        model: str,
+        version: int | None = None,
+        top_k: int | None = None,
+        min_probability: float = 0.0,
+        timeout_s: float | None = None,
     ) -> Results[Classification]:
         """See `Client.classify_many`."""
-        call = partial(_calls.classify, model=model, version=version, top_k=top_k)
+        call = partial(_calls.classify, model=model, version=version, top_k=top_k, min_probability=min_probability)
         return await self._many(_images.several(images), _images.prepared, call, timeout_s)
 
     async def features(
@@ -163,11 +173,10 @@ class AsyncClient(AsyncConnection):
         timeout_s: float | None = None,
     ) -> Forecast:
         """See `Client.forecast`."""
-        asked = _calls.series(values, covariates).content
-        call = _calls.forecast(
-            [asked], model=model, version=version, horizon=horizon, quantiles=quantiles, check_last=check_last
+        call = partial(
+            _calls.forecast, model=model, version=version, horizon=horizon, quantiles=quantiles, check_last=check_last
         )
-        return await self._run(_calls.first(call), timeout_s)
+        return await self._run(_calls.first(call([_calls.series(values, covariates).content])), timeout_s)
 
     async def forecast_many(
         self,

@@ -66,13 +66,14 @@ def first(call: UnaryCall[list[T]]) -> UnaryCall[T]:
 
 
 def classify(
-    images: Sequence[_images.Content], *, model: str, version: int | None, top_k: int
+    images: Sequence[_images.Content], *, model: str, version: int | None, top_k: int | None, min_probability: float
 ) -> UnaryCall[list[Classification]]:
-    request = vision_pb2.ClassifyRequest(model=_named(model), version=version or 0, top_k=_positive("top_k", top_k))
+    most, least = 0 if top_k is None else _positive("top_k", top_k), _share("min_probability", min_probability)
+    request = vision_pb2.ClassifyRequest(model=_named(model), version=version or 0, top_k=most, min_probability=least)
     _images.put(request, images)
 
     def read(reply: bytes) -> list[Classification]:
-        return _results.classifications(vision_pb2.ClassifyResponse.FromString(reply), len(images))
+        return _results.classifications(vision_pb2.ClassifyResponse.FromString(reply), len(images), least)
 
     return UnaryCall("/rafaga.v1.Vision/Classify", request.SerializeToString(), read)
 
@@ -90,10 +91,9 @@ def features(images: Sequence[_images.Content], *, model: str, version: int | No
 def detect(
     images: Sequence[_images.Content], *, model: str, version: int | None, min_score: float, max_objects: int | None
 ) -> UnaryCall[list[Detections]]:
-    if not 0 <= min_score <= 1:
-        raise InvalidRequest(f"min_score must be from 0 to 1, got {min_score}")
     most = 0 if max_objects is None else _positive("max_objects", max_objects)
-    request = vision_pb2.DetectRequest(model=_named(model), version=version or 0, min_score=min_score, max_objects=most)
+    least = _share("min_score", min_score)
+    request = vision_pb2.DetectRequest(model=_named(model), version=version or 0, min_score=least, max_objects=most)
     _images.put(request, images)
 
     def read(reply: bytes) -> list[Detections]:
@@ -247,6 +247,12 @@ def _positive(name: str, number: int) -> int:
     if number < 1:
         raise InvalidRequest(f"{name} must be at least 1, got {number}")
     return number
+
+
+def _share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise InvalidRequest(f"{name} must be from 0 to 1, got {value}")
+    return value
 
 
 def _named(model: str) -> str:

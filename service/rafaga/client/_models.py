@@ -101,6 +101,7 @@ class ModelDescription:
     detection: DetectionDescription | None
     sequence: SequenceDescription | None
     labels: tuple[str, ...] = ()
+    head: str = ""  # of a classifier: "logits", "probabilities", "multilabel", "binary" or "regression"
     engine: str = ""  # "onnxruntime" or "openvino"
     engine_reason: str = ""  # why it was chosen, and the precision
 
@@ -147,6 +148,7 @@ def model_description(model: catalog_pb2.Model, labels: Sequence[str] = ()) -> M
         detection=_detection(model.detection) if model.HasField("detection") else None,
         sequence=SequenceDescription(model.sequence.max_length) if model.HasField("sequence") else None,
         labels=tuple(labels),
+        head=model.head,
         engine=model.engine,
         engine_reason=model.engine_reason,
     )

@@ -7,8 +7,8 @@ identity, since numpy has no single truth value for "equal".
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +66,7 @@ class _Ranked:
 
     @property
     def top(self) -> Prediction:
-        """The most probable one."""
+        """The most probable one. Raises IndexError if there is none."""
         return self.predictions[0]
 
     def __getitem__(self, rank: int) -> Prediction:
@@ -86,16 +86,30 @@ class _Ranked:
         return _html.table(self.model, ("label", "probability"), [(p.label, p.probability) for p in self])
 
 
+@dataclass(frozen=True, repr=False)
 class Classification(_Ranked):
-    """The most probable labels of one image, best first.
+    """The most probable labels of one image, best first; or the `values` of a regression model, without predictions.
 
     Probabilities sum to 1 over all labels, or are independent if the model is multilabel: then `at_least(0.5)` gives
     the labels that the image probably has.
     """
 
+    values: Mapping[str, float] = field(default_factory=dict, hash=False)  # by label, in the model's order
+
     def at_least(self, probability: float) -> tuple[Prediction, ...]:
-        """Those of the returned labels that have at least this probability; ask for a `top_k` large enough."""
+        """Those of the returned labels that have at least this probability: ask for all with `min_probability`."""
         return tuple(p for p in self if p.probability >= probability)
+
+    def __repr__(self) -> str:
+        if not self.values:
+            return super().__repr__()
+        values = ", ".join(f"{label!r}: {value:.6g}" for label, value in self.values.items())
+        return f"Classification({{{values}}}, model={str(self.model)!r})"
+
+    def _repr_html_(self) -> str:
+        if not self.values:
+            return super()._repr_html_()
+        return _html.table(self.model, ("output", "value"), list(self.values.items()))
 
 
 class Continuation(_Ranked):
@@ -148,12 +162,18 @@ class Features:
         return _html.table(self.model, ("map", "stride", "shape", "min", "mean", "max"), rows)
 
 
-def classifications(reply: vision_pb2.ClassifyResponse, images: int) -> list[Classification]:
+def classifications(
+    reply: vision_pb2.ClassifyResponse, images: int, min_probability: float = 0.0
+) -> list[Classification]:
     """One per image. InternalError where the reply does not answer what was asked."""
-    if len(reply.results) != images or not all(result.labels for result in reply.results):
+    answered = all(result.labels or result.values for result in reply.results)
+    if len(reply.results) != images or not (answered or min_probability):
         raise InternalError(f"expected labels for {images} images, the reply has {len(reply.results)} results")
     model, spent = model_info(reply.model), timing(reply.timing)
-    return [Classification(tuple(map(_prediction, result.labels)), model, spent) for result in reply.results]
+    return [
+        Classification(tuple(map(_prediction, each.labels)), model, spent, {v.label: v.value for v in each.values})
+        for each in reply.results
+    ]
 
 
 def features(reply: vision_pb2.ExtractFeaturesResponse, images: int) -> list[Features]:

@@ -46,11 +46,14 @@ class Client(SyncConnection):
         *,
         model: str,
         version: int | None = None,
-        top_k: int = 5,
+        top_k: int | None = None,
+        min_probability: float = 0.0,
         timeout_s: float | None = None,
     ) -> Classification:
-        """The `top_k` most probable labels of one image.
+        """The most probable labels of one image; of a regression model, all its `values`.
 
+        min_probability: 0 to 1; labels with a lower one are left out. top_k: at most so many, the best; None means 5,
+        or all with a `min_probability`.
         image: path, encoded bytes (JPEG, PNG, WebP, GIF, BMP) or PIL image, which the server prepares the way the model
         was trained; or pixels as uint8 [height, width] or [height, width, channels], used as they are. version: None is
         the newest.
@@ -58,11 +61,20 @@ class Client(SyncConnection):
         Raises InvalidTensor for an array of another kind (before anything is sent), InvalidImage for what cannot be
         decoded, ModelNotFound, Unsupported for a model of another task, OSError for an unreadable file.
         """
-        call = _calls.classify([_images.content(image)], model=model, version=version, top_k=top_k)
+        call = _calls.classify(
+            [_images.content(image)], model=model, version=version, top_k=top_k, min_probability=min_probability
+        )
         return self._run(_calls.first(call), timeout_s)
 
     def classify_many(
-        self, images: Images, *, model: str, version: int | None = None, top_k: int = 5, timeout_s: float | None = None
+        self,
+        images: Images,
+        *,
+        model: str,
+        version: int | None = None,
+        top_k: int | None = None,
+        min_probability: float = 0.0,
+        timeout_s: float | None = None,
     ) -> Results[Classification]:
         """One Classification per image, in order; see `Results` for images that fail.
 
@@ -74,7 +86,7 @@ class Client(SyncConnection):
         Raises what concerns all images: ModelNotFound, Unsupported, Unauthenticated, InvalidRequest (but InvalidTensor,
         InvalidImage and RejectedByModel), and what the iterable raises.
         """
-        call = partial(_calls.classify, model=model, version=version, top_k=top_k)
+        call = partial(_calls.classify, model=model, version=version, top_k=top_k, min_probability=min_probability)
         return self._many(_images.several(images), _images.prepared, call, timeout_s)
 
     def features(
@@ -174,9 +186,6 @@ class Client(SyncConnection):
         """The `top_k` most probable symbols after `symbols`, a whole sequence from its beginning on.
 
         A string is a sequence of its characters. Raises InvalidTensor for a symbol that the model does not know.
-
-        >>> client.predict("BTBTXSE", model="lstm-reber").top                  # doctest: +SKIP
-        Prediction('T', index=1, probability=0.9998)
         """
         call = _calls.predict([_calls.symbols(symbols).content], model=model, version=version, top_k=top_k)
         return self._run(_calls.first(call), timeout_s)
@@ -215,15 +224,11 @@ class Client(SyncConnection):
 
         Raises InvalidTensor for values that are not numbers and for irregular times (before anything is sent), for too
         few or too many missing values; InvalidRequest for what the model cannot give.
-
-        >>> client.forecast(co2, model="lstm-co2", horizon=12).interval(0.8)    # doctest: +SKIP
-        (array([371.1, …], dtype=float32), array([372.0, …], dtype=float32))
         """
-        asked = _calls.series(values, covariates).content
-        call = _calls.forecast(
-            [asked], model=model, version=version, horizon=horizon, quantiles=quantiles, check_last=check_last
+        call = partial(
+            _calls.forecast, model=model, version=version, horizon=horizon, quantiles=quantiles, check_last=check_last
         )
-        return self._run(_calls.first(call), timeout_s)
+        return self._run(_calls.first(call([_calls.series(values, covariates).content])), timeout_s)
 
     def forecast_many(
         self,
@@ -236,11 +241,8 @@ class Client(SyncConnection):
         check_last: int = 0,
         timeout_s: float | None = None,
     ) -> Results[Forecast]:
-        """One Forecast per series of any length, in order. Messages and errors as for `classify_many`.
-
-        series: of the kinds that `forecast` takes, or a frame with one series per column. `History` gives a series
-        covariates and an id.
-        """
+        """One Forecast per series of any length, in order; of a frame, one per column. `History` gives a series
+        covariates and an id. Messages and errors as for `classify_many`."""
         call = partial(
             _calls.forecast, model=model, version=version, horizon=horizon, quantiles=quantiles, check_last=check_last
         )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rafaga.v1 import common_pb2 as rafaga_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16rafaga/v1/vision.proto\x12\trafaga.v1\x1a\x16rafaga/v1/common.proto\"\x1f\n\rEncodedImages\x12\x0e\n\x06images\x18\x01 \x03(\x0c\"[\n\x0bImageTensor\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05width\x18\x04 \x01(\r\x12\x10\n\x08\x63hannels\x18\x05 \x01(\r\"\xa0\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12+\n\x07\x65ncoded\x18\x03 \x01(\x0b\x32\x18.rafaga.v1.EncodedImagesH\x00\x12(\n\x06pixels\x18\x04 \x01(\x0b\x32\x16.rafaga.v1.ImageTensorH\x00\x12\r\n\x05top_k\x18\x05 \x01(\rB\x07\n\x05input\"\x86\x01\n\x10\x43lassifyResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.rafaga.v1.Classification\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing\"8\n\x0e\x43lassification\x12&\n\x06labels\x18\x01 \x03(\x0b\x32\x16.rafaga.v1.ScoredLabel\"\x98\x01\n\x16\x45xtractFeaturesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12+\n\x07\x65ncoded\x18\x03 \x01(\x0b\x32\x18.rafaga.v1.EncodedImagesH\x00\x12(\n\x06pixels\x18\x04 \x01(\x0b\x32\x16.rafaga.v1.ImageTensorH\x00\x42\x07\n\x05input\"\x86\x01\n\x17\x45xtractFeaturesResponse\x12#\n\x04maps\x18\x01 \x03(\x0b\x32\x15.rafaga.v1.FeatureMap\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing\"G\n\nFeatureMap\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06stride\x18\x02 \x01(\r\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\xb7\x01\n\rDetectRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12+\n\x07\x65ncoded\x18\x03 \x01(\x0b\x32\x18.rafaga.v1.EncodedImagesH\x00\x12(\n\x06pixels\x18\x04 \x01(\x0b\x32\x16.rafaga.v1.ImageTensorH\x00\x12\x11\n\tmin_score\x18\x05 \x01(\x02\x12\x13\n\x0bmax_objects\x18\x06 \x01(\rB\x07\n\x05input\"\x80\x01\n\x0e\x44\x65tectResponse\x12&\n\x07results\x18\x01 \x03(\x0b\x32\x15.rafaga.v1.Detections\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing\"c\n\nDetections\x12*\n\x07objects\x18\x01 \x03(\x0b\x32\x19.rafaga.v1.DetectedObject\x12\x14\n\x0cimage_height\x18\x02 \x01(\r\x12\x13\n\x0bimage_width\x18\x03 \x01(\r\"Z\n\x0e\x44\x65tectedObject\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x1b\n\x03\x62ox\x18\x04 \x01(\x0b\x32\x0e.rafaga.v1.Box\"A\n\x03\x42ox\x12\r\n\x05x_min\x18\x01 \x01(\x02\x12\r\n\x05y_min\x18\x02 \x01(\x02\x12\r\n\x05x_max\x18\x03 \x01(\x02\x12\r\n\x05y_max\x18\x04 \x01(\x02\"\xac\x01\n\x0eSegmentRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12+\n\x07\x65ncoded\x18\x03 \x01(\x0b\x32\x18.rafaga.v1.EncodedImagesH\x00\x12(\n\x06pixels\x18\x04 \x01(\x0b\x32\x16.rafaga.v1.ImageTensorH\x00\x12\x1a\n\x12with_probabilities\x18\x05 \x01(\x08\x42\x07\n\x05input\"\x83\x01\n\x0fSegmentResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.rafaga.v1.Segmentation\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing\"\xab\x01\n\x0cSegmentation\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06labels\x18\x03 \x01(\x0c\x12\x15\n\rprobabilities\x18\x04 \x01(\x0c\x12*\n\x07\x63lasses\x18\x05 \x03(\x0b\x32\x19.rafaga.v1.SegmentedClass\x12\x14\n\x0cimage_height\x18\x06 \x01(\r\x12\x13\n\x0bimage_width\x18\x07 \x01(\r\"R\n\x0eSegmentedClass\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\r\n\x05share\x18\x03 \x01(\x02\x12\x13\n\x0bprobability\x18\x04 \x01(\x02\x32\xa8\x02\n\x06Vision\x12\x43\n\x08\x43lassify\x12\x1a.rafaga.v1.ClassifyRequest\x1a\x1b.rafaga.v1.ClassifyResponse\x12X\n\x0f\x45xtractFeatures\x12!.rafaga.v1.ExtractFeaturesRequest\x1a\".rafaga.v1.ExtractFeaturesResponse\x12=\n\x06\x44\x65tect\x12\x18.rafaga.v1.DetectRequest\x1a\x19.rafaga.v1.DetectResponse\x12@\n\x07Segment\x12\x19.rafaga.v1.SegmentRequest\x1a\x1a.rafaga.v1.SegmentResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16rafaga/v1/vision.proto\x12\trafaga.v1\x1a\x16rafaga/v1/common.proto\"\x1f\n\rEncodedImages\x12\x0e\n\x06images\x18\x01 \x03(\x0c\"[\n\x0bImageTensor\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\r\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05width\x18\x04 \x01(\r\x12\x10\n\x08\x63hannels\x18\x05 \x01(\r\"\xb9\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12+\n\x07\x65ncoded\x18\x03 \x01(\x0b\x32\x18.rafaga.v1.EncodedImagesH\x00\x12(\n\x06pixels\x18\x04 \x01(\x0b\x32\x16.rafaga.v1.ImageTensorH\x00\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x17\n\x0fmin_probability\x18\x06 \x01(\x02\x42\x07\n\x05input\"\x86\x01\n\x10\x43lassifyResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.rafaga.v1.Classification\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing\"b\n\x0e\x43lassification\x12&\n\x06labels\x18\x01 \x03(\x0b\x32\x16.rafaga.v1.ScoredLabel\x12(\n\x06values\x18\x02 \x03(\x0b\x32\x18.rafaga.v1.LabelledValue\"-\n\rLabelledValue\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02\"\x98\x01\n\x16\x45xtractFeaturesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12+\n\x07\x65ncoded\x18\x03 \x01(\x0b\x32\x18.rafaga.v1.EncodedImagesH\x00\x12(\n\x06pixels\x18\x04 \x01(\x0b\x32\x16.rafaga.v1.ImageTensorH\x00\x42\x07\n\x05input\"\x86\x01\n\x17\x45xtractFeaturesResponse\x12#\n\x04maps\x18\x01 \x03(\x0b\x32\x15.rafaga.v1.FeatureMap\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing\"G\n\nFeatureMap\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06stride\x18\x02 \x01(\r\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"\xb7\x01\n\rDetectRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12+\n\x07\x65ncoded\x18\x03 \x01(\x0b\x32\x18.rafaga.v1.EncodedImagesH\x00\x12(\n\x06pixels\x18\x04 \x01(\x0b\x32\x16.rafaga.v1.ImageTensorH\x00\x12\x11\n\tmin_score\x18\x05 \x01(\x02\x12\x13\n\x0bmax_objects\x18\x06 \x01(\rB\x07\n\x05input\"\x80\x01\n\x0e\x44\x65tectResponse\x12&\n\x07results\x18\x01 \x03(\x0b\x32\x15.rafaga.v1.Detections\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing\"c\n\nDetections\x12*\n\x07objects\x18\x01 \x03(\x0b\x32\x19.rafaga.v1.DetectedObject\x12\x14\n\x0cimage_height\x18\x02 \x01(\r\x12\x13\n\x0bimage_width\x18\x03 \x01(\r\"Z\n\x0e\x44\x65tectedObject\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x1b\n\x03\x62ox\x18\x04 \x01(\x0b\x32\x0e.rafaga.v1.Box\"A\n\x03\x42ox\x12\r\n\x05x_min\x18\x01 \x01(\x02\x12\r\n\x05y_min\x18\x02 \x01(\x02\x12\r\n\x05x_max\x18\x03 \x01(\x02\x12\r\n\x05y_max\x18\x04 \x01(\x02\"\xac\x01\n\x0eSegmentRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12+\n\x07\x65ncoded\x18\x03 \x01(\x0b\x32\x18.rafaga.v1.EncodedImagesH\x00\x12(\n\x06pixels\x18\x04 \x01(\x0b\x32\x16.rafaga.v1.ImageTensorH\x00\x12\x1a\n\x12with_probabilities\x18\x05 \x01(\x08\x42\x07\n\x05input\"\x83\x01\n\x0fSegmentResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.rafaga.v1.Segmentation\x12#\n\x05model\x18\x02 \x01(\x0b\x32\x14.rafaga.v1.ModelInfo\x12!\n\x06timing\x18\x03 \x01(\x0b\x32\x11.rafaga.v1.Timing\"\xab\x01\n\x0cSegmentation\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x0e\n\x06labels\x18\x03 \x01(\x0c\x12\x15\n\rprobabilities\x18\x04 \x01(\x0c\x12*\n\x07\x63lasses\x18\x05 \x03(\x0b\x32\x19.rafaga.v1.SegmentedClass\x12\x14\n\x0cimage_height\x18\x06 \x01(\r\x12\x13\n\x0bimage_width\x18\x07 \x01(\r\"R\n\x0eSegmentedClass\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\r\n\x05share\x18\x03 \x01(\x02\x12\x13\n\x0bprobability\x18\x04 \x01(\x02\x32\xa8\x02\n\x06Vision\x12\x43\n\x08\x43lassify\x12\x1a.rafaga.v1.ClassifyRequest\x1a\x1b.rafaga.v1.ClassifyResponse\x12X\n\x0f\x45xtractFeatures\x12!.rafaga.v1.ExtractFeaturesRequest\x1a\".rafaga.v1.ExtractFeaturesResponse\x12=\n\x06\x44\x65tect\x12\x18.rafaga.v1.DetectRequest\x1a\x19.rafaga.v1.DetectResponse\x12@\n\x07Segment\x12\x19.rafaga.v1.SegmentRequest\x1a\x1a.rafaga.v1.SegmentResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,35 +37,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGETENSOR']._serialized_start=94
   _globals['_IMAGETENSOR']._serialized_end=185
   _globals['_CLASSIFYREQUEST']._serialized_start=188
-  _globals['_CLASSIFYREQUEST']._serialized_end=348
-  _globals['_CLASSIFYRESPONSE']._serialized_start=351
-  _globals['_CLASSIFYRESPONSE']._serialized_end=485
-  _globals['_CLASSIFICATION']._serialized_start=487
-  _globals['_CLASSIFICATION']._serialized_end=543
-  _globals['_EXTRACTFEATURESREQUEST']._serialized_start=546
-  _globals['_EXTRACTFEATURESREQUEST']._serialized_end=698
-  _globals['_EXTRACTFEATURESRESPONSE']._serialized_start=701
-  _globals['_EXTRACTFEATURESRESPONSE']._serialized_end=835
-  _globals['_FEATUREMAP']._serialized_start=837
-  _globals['_FEATUREMAP']._serialized_end=908
-  _globals['_DETECTREQUEST']._serialized_start=911
-  _globals['_DETECTREQUEST']._serialized_end=1094
-  _globals['_DETECTRESPONSE']._serialized_start=1097
-  _globals['_DETECTRESPONSE']._serialized_end=1225
-  _globals['_DETECTIONS']._serialized_start=1227
-  _globals['_DETECTIONS']._serialized_end=1326
-  _globals['_DETECTEDOBJECT']._serialized_start=1328
-  _globals['_DETECTEDOBJECT']._serialized_end=1418
-  _globals['_BOX']._serialized_start=1420
-  _globals['_BOX']._serialized_end=1485
-  _globals['_SEGMENTREQUEST']._serialized_start=1488
-  _globals['_SEGMENTREQUEST']._serialized_end=1660
-  _globals['_SEGMENTRESPONSE']._serialized_start=1663
-  _globals['_SEGMENTRESPONSE']._serialized_end=1794
-  _globals['_SEGMENTATION']._serialized_start=1797
-  _globals['_SEGMENTATION']._serialized_end=1968
-  _globals['_SEGMENTEDCLASS']._serialized_start=1970
-  _globals['_SEGMENTEDCLASS']._serialized_end=2052
-  _globals['_VISION']._serialized_start=2055
-  _globals['_VISION']._serialized_end=2351
+  _globals['_CLASSIFYREQUEST']._serialized_end=373
+  _globals['_CLASSIFYRESPONSE']._serialized_start=376
+  _globals['_CLASSIFYRESPONSE']._serialized_end=510
+  _globals['_CLASSIFICATION']._serialized_start=512
+  _globals['_CLASSIFICATION']._serialized_end=610
+  _globals['_LABELLEDVALUE']._serialized_start=612
+  _globals['_LABELLEDVALUE']._serialized_end=657
+  _globals['_EXTRACTFEATURESREQUEST']._serialized_start=660
+  _globals['_EXTRACTFEATURESREQUEST']._serialized_end=812
+  _globals['_EXTRACTFEATURESRESPONSE']._serialized_start=815
+  _globals['_EXTRACTFEATURESRESPONSE']._serialized_end=949
+  _globals['_FEATUREMAP']._serialized_start=951
+  _globals['_FEATUREMAP']._serialized_end=1022
+  _globals['_DETECTREQUEST']._serialized_start=1025
+  _globals['_DETECTREQUEST']._serialized_end=1208
+  _globals['_DETECTRESPONSE']._serialized_start=1211
+  _globals['_DETECTRESPONSE']._serialized_end=1339
+  _globals['_DETECTIONS']._serialized_start=1341
+  _globals['_DETECTIONS']._serialized_end=1440
+  _globals['_DETECTEDOBJECT']._serialized_start=1442
+  _globals['_DETECTEDOBJECT']._serialized_end=1532
+  _globals['_BOX']._serialized_start=1534
+  _globals['_BOX']._serialized_end=1599
+  _globals['_SEGMENTREQUEST']._serialized_start=1602
+  _globals['_SEGMENTREQUEST']._serialized_end=1774
+  _globals['_SEGMENTRESPONSE']._serialized_start=1777
+  _globals['_SEGMENTRESPONSE']._serialized_end=1908
+  _globals['_SEGMENTATION']._serialized_start=1911
+  _globals['_SEGMENTATION']._serialized_end=2082
+  _globals['_SEGMENTEDCLASS']._serialized_start=2084
+  _globals['_SEGMENTEDCLASS']._serialized_end=2166
+  _globals['_VISION']._serialized_start=2169
+  _globals['_VISION']._serialized_end=2465
 # @@protoc_insertion_point(module_scope)

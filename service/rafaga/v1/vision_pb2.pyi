@@ -81,11 +81,16 @@ class ClassifyRequest(google.protobuf.message.Message):
     ENCODED_FIELD_NUMBER: builtins.int
     PIXELS_FIELD_NUMBER: builtins.int
     TOP_K_FIELD_NUMBER: builtins.int
+    MIN_PROBABILITY_FIELD_NUMBER: builtins.int
     model: builtins.str
     version: builtins.int
     """Zero asks for the newest version that is ready."""
     top_k: builtins.int
-    """How many labels per image, best first; zero means 5. More than the model has means all."""
+    """How many labels per image, best first; zero means 5, or all with a min_probability. More than the model has means
+    all.
+    """
+    min_probability: builtins.float
+    """Labels with lower probabilities are left out, for models of independent labels."""
     @property
     def encoded(self) -> Global___EncodedImages: ...
     @property
@@ -98,10 +103,11 @@ class ClassifyRequest(google.protobuf.message.Message):
         encoded: Global___EncodedImages | None = ...,
         pixels: Global___ImageTensor | None = ...,
         top_k: builtins.int = ...,
+        min_probability: builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["encoded", b"encoded", "input", b"input", "pixels", b"pixels"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["encoded", b"encoded", "input", b"input", "model", b"model", "pixels", b"pixels", "top_k", b"top_k", "version", b"version"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["encoded", b"encoded", "input", b"input", "min_probability", b"min_probability", "model", b"model", "pixels", b"pixels", "top_k", b"top_k", "version", b"version"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: typing_extensions.TypeAlias = typing.Literal["encoded", "pixels"]
     _WhichOneofArgType_input: typing_extensions.TypeAlias = typing.Literal["input", b"input"]
@@ -143,19 +149,46 @@ class Classification(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     LABELS_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
     @property
     def labels(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[rafaga.v1.common_pb2.ScoredLabel]:
-        """Best first; equal probabilities in the order of their index."""
+        """Best first; equal probabilities in the order of their index. Empty for a regression model."""
+
+    @property
+    def values(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___LabelledValue]:
+        """Of a regression model (`Model.head` in the catalogue): all its outputs, in the model's order. It ignores `top_k` and
+        `min_probability`.
+        """
 
     def __init__(
         self,
         *,
         labels: collections.abc.Iterable[rafaga.v1.common_pb2.ScoredLabel] | None = ...,
+        values: collections.abc.Iterable[Global___LabelledValue] | None = ...,
     ) -> None: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["labels", b"labels"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["labels", b"labels", "values", b"values"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Classification: typing_extensions.TypeAlias = Classification
+
+@typing.final
+class LabelledValue(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    label: builtins.str
+    value: builtins.float
+    def __init__(
+        self,
+        *,
+        label: builtins.str = ...,
+        value: builtins.float = ...,
+    ) -> None: ...
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["label", b"label", "value", b"value"]
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+
+Global___LabelledValue: typing_extensions.TypeAlias = LabelledValue
 
 @typing.final
 class ExtractFeaturesRequest(google.protobuf.message.Message):

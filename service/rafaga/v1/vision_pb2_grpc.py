@@ -62,7 +62,7 @@ class VisionServicer(object):
     """
 
     def Classify(self, request, context):
-        """The most probable labels of each image.
+        """The most probable labels of each image, or the values of a regression model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

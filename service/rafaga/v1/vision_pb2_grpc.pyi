@@ -28,7 +28,7 @@ class VisionStub:
     @typing.overload
     def __new__(cls, channel: grpc.aio.Channel) -> VisionAsyncStub: ...
     Classify: grpc.UnaryUnaryMultiCallable[rafaga.v1.vision_pb2.ClassifyRequest, rafaga.v1.vision_pb2.ClassifyResponse]
-    """The most probable labels of each image."""
+    """The most probable labels of each image, or the values of a regression model."""
     ExtractFeatures: grpc.UnaryUnaryMultiCallable[rafaga.v1.vision_pb2.ExtractFeaturesRequest, rafaga.v1.vision_pb2.ExtractFeaturesResponse]
     """Feature maps or embeddings of each image, for detectors, segmenters and retrieval built on top."""
     Detect: grpc.UnaryUnaryMultiCallable[rafaga.v1.vision_pb2.DetectRequest, rafaga.v1.vision_pb2.DetectResponse]
@@ -42,7 +42,7 @@ class VisionAsyncStub(VisionStub):
 
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
     Classify: grpc.aio.UnaryUnaryMultiCallable[rafaga.v1.vision_pb2.ClassifyRequest, rafaga.v1.vision_pb2.ClassifyResponse]  # type: ignore[assignment]
-    """The most probable labels of each image."""
+    """The most probable labels of each image, or the values of a regression model."""
     ExtractFeatures: grpc.aio.UnaryUnaryMultiCallable[rafaga.v1.vision_pb2.ExtractFeaturesRequest, rafaga.v1.vision_pb2.ExtractFeaturesResponse]  # type: ignore[assignment]
     """Feature maps or embeddings of each image, for detectors, segmenters and retrieval built on top."""
     Detect: grpc.aio.UnaryUnaryMultiCallable[rafaga.v1.vision_pb2.DetectRequest, rafaga.v1.vision_pb2.DetectResponse]  # type: ignore[assignment]
@@ -59,7 +59,7 @@ class VisionServicer(metaclass=abc.ABCMeta):
         request: rafaga.v1.vision_pb2.ClassifyRequest,
         context: _ServicerContext,
     ) -> typing.Union[rafaga.v1.vision_pb2.ClassifyResponse, collections.abc.Awaitable[rafaga.v1.vision_pb2.ClassifyResponse]]:
-        """The most probable labels of each image."""
+        """The most probable labels of each image, or the values of a regression model."""
 
     @abc.abstractmethod
     def ExtractFeatures(

@@ -96,6 +96,8 @@ def test_the_future_of_covariates_sets_the_horizon(
     request = script.requests[-1]
     assert request.horizon == 2
     assert list(request.series[0].covariates["price"].values) == [*(i % 3 for i in range(30)), 1, 2]
+    assert main(["forecast", str(path), "--horizon", "1"]) == ExitCode.OK
+    assert len(script.requests[-1].series[0].covariates["price"].values) == 31
     path.write_text("sold\n1\n2\n")
     assert main(["forecast", str(path)]) == ExitCode.USAGE
     assert "no column 'price'" in capsys.readouterr().err

@@ -16,10 +16,10 @@ def test_the_list(script: Script, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == ExitCode.OK
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [
-        ["MODEL", "VERSION", "STATE", "TASK", "PRECISION", "MEASURED"],
-        ["backbone", "1", "ready", "features", "fp32", "top1", "0.991"],
-        ["lenet5-mnist", "1", "ready", "classification", "fp32", "top1", "0.991"],
-        ["lstm-co2", "1", "ready", "forecasting", "fp32", "top1", "0.991"],
+        ["MODEL", "VERSION", "STATE", "TASK", "ENGINE", "MEASURED"],
+        ["backbone", "1", "ready", "features", "openvino", "fp32", "top1", "0.991"],
+        ["lenet5-mnist", "1", "ready", "classification", "openvino", "fp32", "top1", "0.991"],
+        ["lstm-co2", "1", "ready", "forecasting", "openvino", "fp32", "top1", "0.991"],
     ]
     assert max(map(len, lines)) <= 80
 
@@ -28,7 +28,7 @@ def test_a_failed_model_is_exit_code_1(script: Script, capsys: pytest.CaptureFix
     script.states["lstm-co2"] = catalog_pb2.Model.FAILED
     assert main(["models"]) == ExitCode.OTHER
     lines = capsys.readouterr().out.splitlines()
-    assert lines[3].split() == ["lstm-co2", "1", "failed", "forecasting", "fp32"]
+    assert lines[3].split() == ["lstm-co2", "1", "failed", "forecasting", "openvino", "fp32"]
     assert lines[-1] == "lstm-co2 version 1 failed: model.onnx changed after it was published"
     assert main(["models", "lstm-co2"]) == ExitCode.OTHER
     assert main(["models", "lenet5-mnist"]) == ExitCode.OK
@@ -40,6 +40,7 @@ def test_all_about_one_model(script: Script, capsys: pytest.CaptureFixture[str])
     lines = text.splitlines()
     assert lines[0] == "lstm-co2 version 1: ready"
     for expected in (
+        "  engine        openvino: the fastest",
         "  measured      top1 0.991 on MNIST test, 10000 samples",
         "                mase 0.5 ± 0.021, coverage_90 0.91 ± 0.056, coverage_q05 0.04 on",
         "  history       24 to 240 values, one per month, in ppm",

@@ -98,7 +98,7 @@ class Vision(vision_pb2_grpc.VisionServicer):
                 common_pb2.ScoredLabel(label=LABELS[i % 10], index=i % 10, probability=p)
                 for i, p in zip(range(best, best + 10), (0.55, *([0.05] * 9)), strict=True)
             ]
-            response.results.add(labels=labels[: request.top_k])
+            response.results.add(labels=labels[: request.top_k or 5])
         return response
 
     def ExtractFeatures(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
@@ -168,6 +168,8 @@ class Catalog(catalog_pb2_grpc.CatalogServicer):
             task={"lstm-co2": "forecasting", "backbone": "features"}.get(name, "classification"),
             trained=name != "backbone",
             precision="fp32",
+            engine="openvino",
+            engine_reason="the fastest",
             inputs=[catalog_pb2.Tensor(name="image", dtype=self.script.dtype, shape=[-1, 28, 28, 1])],
             metrics=[catalog_pb2.Metric(name="top1", value=0.991, dataset="MNIST test", samples=10000)],
             max_batch_size=32,

@@ -120,6 +120,7 @@ def test_errors_of_the_server_are_typed_and_not_retried(client: Client, script: 
         lambda c: c.classify(np.zeros((28, 28)), model="lenet5-mnist"),
         lambda c: c.classify(SEVEN, model=""),
         lambda c: c.classify(SEVEN, model="lenet5-mnist", top_k=0),
+        lambda c: c.classify(SEVEN, model="lenet5-mnist", min_probability=1.5),
         lambda c: c.forecast([1.0, float("nan")], model="lstm-co2"),
         lambda c: c.forecast([], model="lstm-co2"),
         lambda c: c.forecast(["x"], model="lstm-co2"),

@@ -40,7 +40,7 @@ Calls = tuple[Sequence[Payload[_calls.UnaryCall[Any]]], Replies]
 
 
 def _classify(model: ModelDescription, payloads: Payloads) -> Calls:
-    return _of_images(_calls.classify, model, payloads, top_k=_TOP_K), Replies.CLASSIFY
+    return _of_images(_calls.classify, model, payloads, top_k=_TOP_K, min_probability=0.0), Replies.CLASSIFY
 
 
 def _features(model: ModelDescription, payloads: Payloads) -> Calls:
@@ -98,14 +98,33 @@ Ranked: TypeAlias = tuple[NDArray[np.float32], NDArray[np.int64]]
 """Probabilities and indices, [inputs, ranks] each."""
 
 
-class ClassifyReader:
+class PredictReader:
     def timing(self, reply: bytes) -> Reply:
-        return _timing(vision_pb2.ClassifyResponse.FromString(reply).timing)
+        return _timing(sequences_pb2.PredictResponse.FromString(reply).timing)
 
     def same(self, reply: bytes, reference: bytes) -> bool:
         """Equal probabilities by rank, and equal labels except where neighbours in rank are equally probable."""
         (probabilities, labels), (expected, expected_labels) = self._ranked(reply), self._ranked(reference)
         return close([probabilities], [expected]) and bool((labels == expected_labels)[_clear(expected)].all())
+
+    @staticmethod
+    def _ranked(reply: bytes) -> Ranked:
+        return _ranked([sequences_pb2.PredictResponse.FromString(reply).labels])
+
+
+class ClassifyReader(PredictReader):
+    def timing(self, reply: bytes) -> Reply:
+        return _timing(vision_pb2.ClassifyResponse.FromString(reply).timing)
+
+    def same(self, reply: bytes, reference: bytes) -> bool:
+        """Of a regression model: equal values."""
+        values, expected = self._values(reply), self._values(reference)
+        return close([values], [expected]) if values.size else super().same(reply, reference)
+
+    @staticmethod
+    def _values(reply: bytes) -> NDArray[np.float32]:
+        results = vision_pb2.ClassifyResponse.FromString(reply).results
+        return np.array([[each.value for each in result.values] for result in results], np.float32)
 
     @staticmethod
     def _ranked(reply: bytes) -> Ranked:
@@ -179,15 +198,6 @@ class SegmentReader:
     def _maps(reply: bytes) -> list[NDArray[np.uint8]]:
         results = vision_pb2.SegmentResponse.FromString(reply).results
         return [np.frombuffer(each.labels, np.uint8).reshape(each.height, each.width) for each in results]
-
-
-class PredictReader(ClassifyReader):
-    def timing(self, reply: bytes) -> Reply:
-        return _timing(sequences_pb2.PredictResponse.FromString(reply).timing)
-
-    @staticmethod
-    def _ranked(reply: bytes) -> Ranked:
-        return _ranked([sequences_pb2.PredictResponse.FromString(reply).labels])
 
 
 READERS: dict[Replies, type[Reader]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import time
 from functools import cache
 from typing import Any
 
@@ -64,7 +65,11 @@ def compiled(model: bytes, threads: int, precision: Precision) -> CompiledModel:
         # Other engines and the transport use the same cores.
         "ENABLE_CPU_PINNING": False,
     }
-    return core.compile_model(core.read_model(model), "CPU", options)
+    start = time.perf_counter()
+    compiled = core.compile_model(core.read_model(model), "CPU", options)
+    about = {"precision": precision.value, "threads": threads, "seconds": round(time.perf_counter() - start, 2)}
+    _LOG.info("compiled by OpenVINO", extra=about)
+    return compiled
 
 
 class OpenVinoEngine(BatchedEngine):

@@ -18,6 +18,7 @@ from rafaga.errors import BundleError, DeviceError, EngineFailure, ModelNotReady
 from rafaga.server.engines.contract import Engine
 from rafaga.server.execution.queue import DOWN
 from rafaga.server.execution.worker import EngineRun, Worker, WorkerContext
+from rafaga.server.observability.families import FAILURES
 from rafaga.server.scheduling.job import Job, Part
 
 _LOG = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ class Supervisor:
     def _fail(self, running: Sequence[Part], others: Sequence[Job]) -> None:
         for job, _, _ in running:
             if not job.finished:
-                self._context.metrics.engine_failed()
+                self._context.metrics.job_failed(FAILURES)
             error = EngineFailure("the model's engine was lost while it ran this input; it is being restarted")
             self._queue.fail(job, error)
         for job in others:

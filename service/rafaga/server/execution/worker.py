@@ -17,6 +17,7 @@ from rafaga.errors import EngineFailure, InternalError, NonFiniteOutput
 from rafaga.server.engines.contract import Engine, PendingOutputs
 from rafaga.server.engines.rejection import rejection
 from rafaga.server.execution.queue import JobQueue
+from rafaga.server.observability import families
 from rafaga.server.observability.metrics import ModelMetrics
 from rafaga.server.scheduling.job import Arrays, Batch, Job, Part, padding_rows
 
@@ -330,10 +331,10 @@ def _fail(model: WorkerContext, failed: Sequence[tuple[Job, Exception]]) -> None
         rejected = rejection(cause)
         if rejected is None:
             _LOG.error("the engine failed on a request", exc_info=cause, extra=about)
-            model.metrics.engine_failed()
+            model.metrics.job_failed(families.FAILURES)
         else:
             _LOG.info("a request was rejected: %s", rejected.message, extra=about)
-            model.metrics.input_rejected()
+            model.metrics.job_failed(families.REJECTED_INPUTS)
         model.queue.fail(job, rejected or EngineFailure("the engine failed on this input; see the server's log"))
 
 
@@ -357,7 +358,7 @@ def _refuse_non_finite(model: WorkerContext, parts: Sequence[Part], outputs: Arr
                 "does not support it (often an input of equal values)"
             )
             _LOG.info("a request was rejected: %s", error.message, extra={"model": model.name})
-            model.metrics.output_not_finite()
+            model.metrics.job_failed(families.NON_FINITE_OUTPUTS)
             model.queue.fail(job, error)
         at = end
 

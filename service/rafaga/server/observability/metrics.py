@@ -1,4 +1,4 @@
-"""Counts every metric of the server. `families` lists them; callers use the methods here and never name a metric."""
+"""Counts every metric of the server, which `families` lists."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, PlatformCollector, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from rafaga.server.observability import families
-from rafaga.server.observability.families import Family
+from rafaga.server.observability.families import Family, Kind
 
 OK = grpc.StatusCode.OK.name
 
@@ -91,7 +91,7 @@ class BufferedHistogram(Collector):
         yield metric
 
 
-M = TypeVar("M", Counter, Gauge, Histogram, BufferedHistogram)
+_KINDS: Mapping[Kind, Any] = {Kind.COUNTER: Counter, Kind.GAUGE: Gauge, Kind.HISTOGRAM: BufferedHistogram}
 
 
 @dataclass
@@ -123,37 +123,19 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.served: dict[tuple[str, int], ModelMetrics] = {}
-        self._by_model: dict[Family, Counter | Gauge | Histogram | BufferedHistogram] = {}
-        self.requests = self._add(Counter, families.REQUESTS)
-        self.refusals = self._add(Counter, families.REFUSALS)
-        self.request_seconds = self._add(BufferedHistogram, families.REQUEST_SECONDS)
-        self.in_flight = self._add(Gauge, families.IN_FLIGHT)
-        self.dropped = self._add(Counter, families.DROPPED)
-        self.failures = self._add(Counter, families.FAILURES)
-        self.rejected_inputs = self._add(Counter, families.REJECTED_INPUTS)
-        self.non_finite_outputs = self._add(Counter, families.NON_FINITE_OUTPUTS)
-        self.restarts = self._add(Counter, families.RESTARTS)
-        self.batch_size = self._add(Histogram, families.BATCH_SIZE)
-        self.queue_seconds = self._add(BufferedHistogram, families.QUEUE_SECONDS)
-        self.padding_rows = self._add(Counter, families.PADDING_ROWS)
-        self.inference_seconds = self._add(Histogram, families.INFERENCE_SECONDS)
-        self.preprocess_seconds = self._add(Histogram, families.PREPROCESS_SECONDS)
-        self.info = self._add(Gauge, families.INFO)
-        self.ready = self._add(Gauge, families.READY)
-        self.load_seconds = self._add(Gauge, families.LOAD_SECONDS)
-        self.swap_seconds = self._add(Gauge, families.SWAP_SECONDS)
-        self.load_failures = self._add(Counter, families.LOAD_FAILURES)
+        self._of = {f: self._registered(f) for f in families.FAMILIES if f not in _Queues.JOINED}
         self.queues = _Queues()
         self.registry.register(self.queues)
         if gpus is not None:
             self.registry.register(gpus)
 
-    def _add(self, kind: type[M], family: Family) -> M:
+    def _registered(self, family: Family) -> Any:
         buckets: dict[str, Any] = {"buckets": family.buckets} if family.buckets else {}
-        metric = kind(family.name, family.text, family.labels, registry=self.registry, **buckets)
-        if "model" in family.labels:
-            self._by_model[family] = metric
-        return metric
+        return _KINDS[family.kind](family.name, family.text, family.labels, registry=self.registry, **buckets)
+
+    def of(self, family: Family, *labels: object) -> Any:
+        """Its series with these labels: a Counter, a Gauge or Observations."""
+        return self._of[family].labels(*map(str, labels))
 
     def method(self, name: str) -> MethodMetrics:
         return MethodMetrics(name, self)
@@ -163,40 +145,42 @@ class Metrics:
 
     def watch_in_flight(self, count: Callable[[], int]) -> None:
         """Calls `count` at every scrape."""
-        self.in_flight.set_function(count)
+        self._of[families.IN_FLIGHT].set_function(count)
 
     def model_ready(self, name: str, version: int, ready: bool) -> None:
-        self.ready.labels(name, str(version)).set(ready)
+        self.of(families.READY, name, version).set(ready)
 
     def model_loaded(self, name: str, version: int, seconds: float, model: ModelMetrics) -> None:
         """It now serves under this name and version, and replaces what served there before."""
-        self.load_seconds.labels(name, str(version)).set(seconds)
+        self.of(families.LOAD_SECONDS, name, version).set(seconds)
         self._forget_info(name, version)
         self.served[name, version] = model
-        self.info.labels(name, str(version), *model.runtime).set(1)
+        self.of(families.INFO, name, version, *model.runtime).set(1)
         self.model_ready(name, version, True)
 
     def model_refused(self, name: str, version: int, *, still_served: bool) -> None:
-        self.load_failures.labels(name, str(version)).inc()
+        self.of(families.LOAD_FAILURES, name, version).inc()
         self.model_ready(name, version, still_served)
 
     def model_swapped(self, name: str, seconds: float) -> None:
         """The replaced version ended this long after it was taken out of service."""
-        self.swap_seconds.labels(name).set(seconds)
+        self.of(families.SWAP_SECONDS, name).set(seconds)
 
     def model_gone(self, name: str, version: int) -> None:
         """Its folder was removed or it was unloaded; without its series no alert fires."""
         self._forget_info(name, version)
-        for metric in (self.ready, self.load_seconds, self.load_failures):
-            metric.remove(name, str(version))
+        for family in (families.READY, families.LOAD_SECONDS, families.LOAD_FAILURES):
+            self._of[family].remove(name, str(version))
 
     def _forget_info(self, name: str, version: int) -> None:
         if (model := self.served.pop((name, version), None)) is not None:
-            self.info.remove(name, str(version), *model.runtime)
+            self._of[families.INFO].remove(name, str(version), *model.runtime)
 
     def model_removed(self, name: str) -> None:
         """No version of it is served or known any more: removes all its series."""
-        for family, metric in self._by_model.items():
+        for family, metric in self._of.items():
+            if "model" not in family.labels:
+                continue
             samples = (sample.labels for collected in metric.collect() for sample in collected.samples)
             for labels in {tuple(map(own.__getitem__, family.labels)) for own in samples if own["model"] == name}:
                 metric.remove(*labels)
@@ -207,19 +191,27 @@ class MethodMetrics:
 
     def __init__(self, name: str, metrics: Metrics) -> None:
         self._name = name
-        self._requests = metrics.requests
-        self._refusals = metrics.refusals
-        self._ok = metrics.requests.labels(name, OK)
-        self._seconds = metrics.request_seconds.labels(name)
+        self._metrics = metrics
+        self._ok: Counter = metrics.of(families.REQUESTS, name, OK)
+        self._seconds: Observations = metrics.of(families.REQUEST_SECONDS, name)
 
     def answered(self, seconds: float) -> None:
         self._ok.inc()
         self._seconds.observe(seconds)
 
     def failed(self, code: grpc.StatusCode, reason: str, seconds: float) -> None:
-        self._requests.labels(self._name, code.name).inc()
-        self._refusals.labels(self._name, reason).inc()
+        self._metrics.of(families.REQUESTS, self._name, code.name).inc()
+        self._metrics.of(families.REFUSALS, self._name, reason).inc()
         self._seconds.observe(seconds)
+
+
+_OF_MODELS = (
+    families.PADDING_ROWS,
+    families.FAILURES,
+    families.REJECTED_INPUTS,
+    families.NON_FINITE_OUTPUTS,
+    families.RESTARTS,
+)
 
 
 class ModelMetrics:
@@ -228,17 +220,13 @@ class ModelMetrics:
     def __init__(self, name: str, metrics: Metrics, runtime: tuple[str, str]) -> None:
         self.name = name
         self.runtime = runtime
-        self._batch_size = metrics.batch_size.labels(name)
-        self._padding_rows = metrics.padding_rows.labels(name)
-        self._queue_seconds = metrics.queue_seconds.labels(name)
-        self._inference_seconds = metrics.inference_seconds.labels(name)
-        self._preprocess_seconds = metrics.preprocess_seconds.labels(name)
-        self._failures = metrics.failures.labels(name)
-        self._rejected_inputs = metrics.rejected_inputs.labels(name)
-        self._non_finite_outputs = metrics.non_finite_outputs.labels(name)
-        self._restarts = metrics.restarts.labels(name)
-        self._dropped = metrics.dropped
-        self._queues = metrics.queues
+        self._metrics = metrics
+        self._batch_size: Observations = metrics.of(families.BATCH_SIZE, name)
+        self._queue_seconds: Observations = metrics.of(families.QUEUE_SECONDS, name)
+        self._inference_seconds: Observations = metrics.of(families.INFERENCE_SECONDS, name)
+        self._preprocess_seconds: Observations = metrics.of(families.PREPROCESS_SECONDS, name)
+        # Each exists from the start, so that its first increase shows as one.
+        self._counters: Mapping[Family, Counter] = {family: metrics.of(family, name) for family in _OF_MODELS}
         self.statistics = Statistics()
         self.pending: Callable[[], int] = lambda: 0
         self.gauges: Mapping[Family, Callable[[], float]] = {}
@@ -259,10 +247,10 @@ class ModelMetrics:
             families.PREDICTED_WAIT: predicted_wait_s,
             families.CAPACITY: capacity_rows_per_s,
         }
-        self._queues.watched.add(self)
+        self._metrics.queues.watched.add(self)
 
     def watch_no_more(self) -> None:
-        self._queues.watched.discard(self)
+        self._metrics.queues.watched.discard(self)
         self.pending = lambda: 0
 
     def batch_done(self, rows: int, inference_s: float, queue_s: Sequence[float], earlier_s: float = 0.0) -> None:
@@ -283,31 +271,24 @@ class ModelMetrics:
 
     def padded(self, rows: float) -> None:
         """This much of the batch was padding."""
-        self._padding_rows.inc(rows)
+        self._counters[families.PADDING_ROWS].inc(rows)
 
     def preprocessed(self, seconds: float) -> None:
         self._preprocess_seconds.observe(seconds)
 
-    def engine_failed(self) -> None:
+    def job_failed(self, cause: Family) -> None:
+        """cause: the counter of such jobs."""
         self._failed(1)
-        self._failures.inc()
-
-    def input_rejected(self) -> None:
-        self._failed(1)
-        self._rejected_inputs.inc()
-
-    def output_not_finite(self) -> None:
-        self._failed(1)
-        self._non_finite_outputs.inc()
+        self._counters[cause].inc()
 
     def engine_restarted(self) -> None:
-        self._restarts.inc()
+        self._counters[families.RESTARTS].inc()
 
     def dropped(self, cause: str, jobs: int) -> None:
         """cause: "deadline" or "cancelled"."""
         if cause == "deadline":
             self._failed(jobs)
-        self._dropped.labels(self.name, cause).inc(jobs)
+        self._metrics.of(families.DROPPED, self.name, cause).inc(jobs)
 
     def _failed(self, jobs: int) -> None:
         with self._lock:
@@ -320,7 +301,7 @@ class _Queues(Collector):
     Several versions of a model can serve at the same time: their queues are added up; otherwise the worst value counts.
     """
 
-    _JOINED: Mapping[Family, Callable[[list[float]], float]] = {
+    JOINED: Mapping[Family, Callable[[list[float]], float]] = {
         families.QUEUE_ROWS: sum,
         families.PREDICTED_WAIT: max,
         families.CAPACITY: min,
@@ -331,7 +312,7 @@ class _Queues(Collector):
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         watched = list(self.watched)
-        for family, join in self._JOINED.items():
+        for family, join in self.JOINED.items():
             values: dict[str, list[float]] = defaultdict(list)
             for model in watched:
                 values[model.name].append(model.gauges[family]())

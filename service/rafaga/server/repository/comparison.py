@@ -4,6 +4,7 @@ child process of `trial`: an engine may crash while it compiles or runs."""
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Frozen, Precision
+from rafaga.checksums import read_verified
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines.contract import Engine, run
 from rafaga.server.engines.loading import ModelToPlace, shortest
@@ -87,6 +89,9 @@ class _Loaded:
         )
         self.engine: Engine = opened(self.model, comparison.threads, comparison.spinning)()
         golden.verify(self.engine, runtime.tolerance, comparison.max_rows)
+        start = time.perf_counter()
+        self.runs(1)()
+        self.row_s = time.perf_counter() - start
         self.speed = 1.0
 
     def runs(self, rows: int) -> Callable[[], object]:
@@ -116,8 +121,7 @@ def compare(comparison: Comparison) -> Compared:
 
 def _speedup(best: _Loaded, rival: _Loaded, most: int) -> float:
     """By the rows per second of both, in batches of one row or of some, whichever are more."""
-    (row_s,) = shortest([best.runs(1)], budget_s=0)
-    rows = min(most, 1 << max(0, int(_BATCH_S / row_s).bit_length() - 1))
+    rows = min(most, 1 << max(0, int(_BATCH_S / best.row_s).bit_length() - 1))
     sizes = sorted({1, rows})
     seconds = shortest([loaded.runs(size) for size in sizes for loaded in (best, rival)], _BUDGET_S)
     per_row = [s / size for s, size in zip(seconds, (size for size in sizes for _ in range(2)), strict=True)]
@@ -145,4 +149,4 @@ def _guarded_file(comparison: Comparison, file: str) -> _GuardedFile:
 
 def _content(comparison: Comparison, file: str) -> bytes:
     path, model = Path(comparison.path), comparison.model
-    return bundles.read_verified(path, model, file) if isinstance(model, Bundle) else plain.read(path)
+    return read_verified(path, model, file) if isinstance(model, Bundle) else plain.read(path)

@@ -14,6 +14,7 @@ from msgspec import structs
 
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, EngineName, Precision
+from rafaga.checksums import read_verified
 from rafaga.errors import BundleError, DeviceError
 from rafaga.plain_model import PlainModel
 from rafaga.server.config.per_model import PerModel
@@ -73,11 +74,11 @@ class Loader:
         max_rows = min(bundle.max_batch_size, self.max_batch_size)
         passed = self._tried(folder, bundle.name, bundle.version, placement, bundle, choice.default.file)
         runtime, guards = self._fastest(choice, passed, placement, folder, bundle, max_rows)
-        golden = Golden.load(bundle, io.BytesIO(bundles.read_verified(folder, bundle, bundles.GOLDEN)))
+        golden = Golden.load(bundle, io.BytesIO(read_verified(folder, bundle, bundles.GOLDEN)))
         verify = partial(golden.verify, tolerance=runtime.tolerance, max_rows=max_rows)
 
         def read() -> ModelToPlace:
-            model = guarded(bundles.read_verified(folder, bundle, runtime.file), guards)
+            model = guarded(read_verified(folder, bundle, runtime.file), guards)
             precision = runtime.precision or Precision.FP32
             return ModelToPlace(bundle, model, precision, golden, max_rows, verify, runtime.engine)
 

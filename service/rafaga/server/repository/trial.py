@@ -27,6 +27,7 @@ import msgspec
 
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Frozen
+from rafaga.checksums import read_verified, verify_files
 from rafaga.errors import BundleError
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines.contract import run
@@ -107,9 +108,9 @@ def attempt(trial: Trial) -> Passed:
         sha256 = hashlib.sha256(content).hexdigest()
         return Passed(sha256=sha256, guards=guards, quick=quick, described=described, recipe=recipe)
     bundle = trial.bundle
-    bundles.verify_files(path, bundle, but=trial.file)
-    golden = Golden.load(bundle, io.BytesIO(bundles.read_verified(path, bundle, bundles.GOLDEN)))
-    content = bundles.read_verified(path, bundle, trial.file)
+    verify_files(path, bundle, but=trial.file)
+    golden = Golden.load(bundle, io.BytesIO(read_verified(path, bundle, bundles.GOLDEN)))
+    content = read_verified(path, bundle, trial.file)
     guards = tuple(kinds_to_guard(parse(content), content))
     quick = _run(trial, _session(trial, guarded(content, guards)), bundle, golden)
     return Passed(sha256=bundle.files[trial.file], guards=guards, quick=quick)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from rafaga.bundle import Bundle, ImagePreparation, Interpolation, TensorSpec
+from rafaga.bundle import Bundle, ImagePreparation, Interpolation, Task, TensorSpec
 from rafaga.plain_model import PlainModel
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
@@ -72,6 +72,7 @@ def _described(bundle: Bundle | PlainModel) -> pb.Model:
         parameters=bundle.parameters,
         weights_sha256=bundle.weights.sha256,
         provenance=_copied(pb.Provenance, bundle.provenance) if bundle.provenance else None,
+        head=bundle.head if bundle.task is Task.CLASSIFICATION else "",
     )
 
 
@@ -110,4 +111,6 @@ def _preparation(image: ImagePreparation) -> str:
         steps.append("any size")
     if image.interpolation is not Interpolation.BILINEAR and (image.height is not None or image.resize_shorter):
         steps.append(f"{image.interpolation} interpolation")
+    if not image.exif_orientation:
+        steps.append("not turned as EXIF says")
     return ", ".join(steps)

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from google.protobuf.message import Message
 
-from rafaga.bundle import ImagePreparation, Task
+from rafaga.bundle import Head, ImagePreparation, Task
 from rafaga.errors import InvalidRequest
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
@@ -57,15 +57,16 @@ class Vision:
         }
 
     def classify(self, call: Call) -> None:
-        self._serve(call, parse(pb.ClassifyRequest, call), Task.CLASSIFICATION, _classified)
+        request = parse(pb.ClassifyRequest, call)
+        _require_share("min_probability", request.min_probability)
+        self._serve(call, request, Task.CLASSIFICATION, _classified)
 
     def extract_features(self, call: Call) -> None:
         self._serve(call, parse(pb.ExtractFeaturesRequest, call), Task.FEATURES, _featured)
 
     def detect(self, call: Call) -> None:
         request = parse(pb.DetectRequest, call)
-        if not 0 <= request.min_score <= 1:
-            raise InvalidRequest(f"expected a min_score from 0 to 1, got {request.min_score:g}")
+        _require_share("min_score", request.min_score)
         self._serve(call, request, Task.DETECTION, _detected)
 
     def segment(self, call: Call) -> None:
@@ -105,13 +106,26 @@ class Vision:
         return Decoded(np.frombuffer(data, np.uint8).reshape(shape), ((height, width),) * count)
 
 
+def _require_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise InvalidRequest(f"expected a {name} from 0 to 1, got {value:g}")
+
+
 def _classified(request: pb.ClassifyRequest, answer: _Answer) -> pb.ClassifyResponse:
     response = pb.ClassifyResponse(model=answer.info, timing=answer.spent)
-    labels = answer.model.bundle.labels
-    for best in best_of(answer.outputs[0], request.top_k):
+    bundle, rows = answer.model.bundle, answer.outputs[0]
+    if bundle.head is Head.REGRESSION:
+        for row in rows.tolist():
+            values = response.results.add().values
+            for label, value in zip(bundle.labels, row, strict=True):
+                values.add(label=label, value=value)
+        return response
+    least = request.min_probability
+    for best in best_of(rows, request.top_k or (len(bundle.labels) if least else 0)):
         add = response.results.add().labels.add
         for index, probability in best:
-            add(label=labels[index], index=index, probability=probability)
+            if probability >= least:
+                add(label=bundle.labels[index], index=index, probability=probability)
     return response
 
 

@@ -49,16 +49,14 @@ def _handler(router: Router, path: str) -> grpc.RpcMethodHandler[bytes, bytes]:
 class _BlockingCall(Call):
     def __init__(self, method: str, request: bytes, context: grpc.ServicerContext) -> None:
         remaining = context.time_remaining()
-        super().__init__(method, request, math.inf if remaining is None else time.monotonic() + remaining)
+        deadline = math.inf if remaining is None else time.monotonic() + remaining
+        metadata = cast("Metadata", context.invocation_metadata())  # named pairs
+        super().__init__(method, metadata, request, deadline)
         self._context = context
         self._payload = b""
         self._status: Status | None = None
         self._answered = threading.Lock()
         self._answered.acquire()
-
-    @property
-    def metadata(self) -> Metadata:
-        return cast("Metadata", self._context.invocation_metadata())  # named pairs
 
     def wait(self) -> bytes:
         """Blocks until the call is finished; gives the reply or ends the call with its status."""

@@ -59,8 +59,9 @@ class Call(ABC):
 
     inline: InlineRunner | None = None
 
-    def __init__(self, method: str, request: bytes = b"", deadline: float = math.inf) -> None:
+    def __init__(self, method: str, metadata: Metadata, request: bytes = b"", deadline: float = math.inf) -> None:
         self.method = method
+        self.metadata = metadata
         self.request = request
         self.deadline = deadline
         self.priority = Priority.NORMAL
@@ -72,10 +73,6 @@ class Call(ABC):
         # What it refers to leads back to the call. Finishing drops it, so that a request is freed when it is answered
         # and not when the garbage collector runs.
         self._on_cancel: Callable[[], None] | None = None
-
-    @property
-    @abstractmethod
-    def metadata(self) -> Metadata: ...
 
     @property
     def finished(self) -> bool:

@@ -64,8 +64,7 @@ def unsupported() -> str | None:
         getattr(state.completion_queue, "poll")  # noqa: B009
         getattr(cygrpc.Call, "start_server_batch")  # noqa: B009
         cygrpc.ReceiveMessageOperation(0)
-        _final_operations(b"", True)
-        _failure_operations(Status(grpc.StatusCode.INTERNAL, "", (("key", "value"),)), True)
+        _final_operations((cygrpc.SendMessageOperation(b"", 0),), (("key", "value"),), _OK, b"", with_close=True)
     except Exception as error:  # whatever a changed private interface raises
         return f"{type(error).__name__}: {error}"
     return None
@@ -247,7 +246,7 @@ class _Tag:
         self.kind = kind
 
 
-_MESSAGE, _CLOSE, _FINAL, _FINAL_AND_CLOSE = range(4)
+_MESSAGE, _CLOSE, _FINAL = range(3)
 
 
 class _LoopCall(Call):
@@ -258,16 +257,11 @@ class _LoopCall(Call):
     """
 
     def __init__(self, loop: CompletionQueueLoop, turn: _Turn, event: Any, method: str, deadline: float) -> None:
-        super().__init__(method, deadline=deadline)
+        super().__init__(method, event.invocation_metadata, deadline=deadline)
         self.inline = turn
         self._loop = loop
         self._call = event.call
-        self._metadata: Metadata = event.invocation_metadata
         self._unwatched = threading.Lock()
-
-    @property
-    def metadata(self) -> Metadata:
-        return self._metadata
 
     def receive(self) -> None:
         self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), _Tag(self, _MESSAGE))
@@ -287,35 +281,28 @@ class _LoopCall(Call):
             self._loop.forget(self)
 
     def _send(self, payload: bytes) -> None:
-        self._finish(_final_operations(payload, self._unwatched.acquire(blocking=False)))
+        self._finish((cygrpc.SendMessageOperation(payload, 0),), None, _OK, b"")
 
     def _send_failure(self, status: Status) -> None:
-        self._finish(_failure_operations(status, self._unwatched.acquire(blocking=False)))
+        self._finish((), status.trailing_metadata, status.code.value[0], status.message.encode())
 
-    def _finish(self, operations: list[Any]) -> None:
+    def _finish(self, message: tuple[Any, ...], trailing: Metadata | None, code: int, details: bytes) -> None:
+        with_close = self._unwatched.acquire(blocking=False)
+        operations = _final_operations(message, trailing, code, details, with_close=with_close)
         self._call.start_server_batch(operations, _Tag(self, _FINAL))
 
     def _release(self) -> None:
         self._loop.forget(self)
 
 
-def _final_operations(payload: bytes, with_close: bool) -> list[Any]:
+def _final_operations(
+    message: tuple[Any, ...], trailing: Metadata | None, code: int, details: bytes, *, with_close: bool
+) -> list[Any]:
+    """`message`: the operation that sends the reply; () for a failure."""
     operations = [
         cygrpc.SendInitialMetadataOperation(None, 0),
-        cygrpc.SendMessageOperation(payload, 0),
-        cygrpc.SendStatusFromServerOperation(None, _OK, b"", 0),
-    ]
-    if with_close:
-        operations.append(cygrpc.ReceiveCloseOnServerOperation(0))
-    return operations
-
-
-def _failure_operations(status: Status, with_close: bool) -> list[Any]:
-    operations = [
-        cygrpc.SendInitialMetadataOperation(None, 0),
-        cygrpc.SendStatusFromServerOperation(
-            status.trailing_metadata, status.code.value[0], status.message.encode(), 0
-        ),
+        *message,
+        cygrpc.SendStatusFromServerOperation(trailing, code, details, 0),
     ]
     if with_close:
         operations.append(cygrpc.ReceiveCloseOnServerOperation(0))

@@ -80,14 +80,9 @@ class HttpCall(Call):
     """Made in the event loop's thread, and answered from any thread. outcome: the reply, or how the call failed."""
 
     def __init__(self, method: str, metadata: Metadata) -> None:
-        super().__init__(method)
-        self._metadata = metadata
+        super().__init__(method, metadata)
         self._loop = asyncio.get_running_loop()
         self.outcome: asyncio.Future[bytes | Status] = self._loop.create_future()
-
-    @property
-    def metadata(self) -> Metadata:
-        return self._metadata
 
     def _send(self, payload: bytes) -> None:
         self._wake(payload)

@@ -28,27 +28,21 @@ def refuse_taken(address: str) -> None:
 
 def bind_error(address: str) -> OSError:
     """The reason, which grpcio does not give: found by binding a plain socket."""
-    if address.startswith(UNIX):
-        return _unix_bind_error(address)
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        socket.create_server((host, int(port)), family=family).close()
+        if address.startswith(UNIX):
+            path = address.removeprefix(UNIX)
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.bind(path)
+            os.unlink(path)
+        else:
+            host, _, port = address.rpartition(":")
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            socket.create_server((host.strip("[]"), int(port)), family=family).close()
+    except socket.gaierror as error:
+        return OSError(error.errno, "no such host", address)
     except OSError as error:
-        code = error.errno or 0
-        return OSError(code, os.strerror(code) if code > 0 else "no such host", address)
-    return OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL), address)
-
-
-def _unix_bind_error(address: str) -> OSError:
-    path = address.removeprefix(UNIX)
-    try:
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.bind(path)
-        os.unlink(path)
-    except OSError as error:
-        return OSError(error.errno or errno.ENAMETOOLONG, error.strerror or str(error), address)
+        why = os.strerror(error.errno) if error.errno else str(error)  # a path that is too long has no number
+        return OSError(error.errno or errno.ENAMETOOLONG, why, address)
     return OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL), address)
 
 

@@ -62,7 +62,7 @@ def test_engines_count_concurrently() -> None:
 def test_requests_without_an_answer() -> None:
     metrics = Metrics()
     model = metrics.model("digits")
-    model.engine_failed()
+    model.job_failed(families.FAILURES)
     model.dropped("deadline", 3)
     model.dropped("cancelled", 2)
     assert value(metrics, "rafaga_engine_failures_total", model="digits") == 1

@@ -22,14 +22,9 @@ class FakeCall(Call):
     def __init__(
         self, request: bytes = b"", metadata: Metadata = (), deadline: float = math.inf, method: str = METHOD
     ) -> None:
-        super().__init__(method, request, deadline)
-        self._metadata = metadata
+        super().__init__(method, metadata, request, deadline)
         self.sent: list[bytes | Status] = []
         self.released = 0
-
-    @property
-    def metadata(self) -> Metadata:
-        return self._metadata
 
     def _send(self, payload: bytes) -> None:
         self.sent.append(payload)

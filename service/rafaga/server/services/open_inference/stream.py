@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -53,9 +53,9 @@ class Streams:
             if not closed and not full:
                 self._open.add(stream)
         if closed:
-            stream.abort(to_status(Draining("the server is stopping: open the stream to another replica")))
+            abort(context, to_status(Draining("the server is stopping: open the stream to another replica")))
         if full:
-            stream.abort(to_status(QueueFull(f"{MAX_STREAMS} streams are open already: use ModelInfer", 1.0)))
+            abort(context, to_status(QueueFull(f"{MAX_STREAMS} streams are open already: use ModelInfer", 1.0)))
         try:
             yield from stream.run(requests)
         finally:
@@ -99,13 +99,10 @@ class _Stream:
         threading.Thread(target=self._read, args=(requests,), name="stream", daemon=True).start()
         while (answer := self._answers.get()) is not None:
             if isinstance(answer, Status):
-                self.abort(answer)
+                abort(self._context, answer)
             else:
                 yield answer  # returns when the transport asks for the next
                 self._free.release()
-
-    def abort(self, status: Status) -> NoReturn:
-        abort(self._context, status)
 
     def close(self) -> None:
         self._answers.put(to_status(Draining("the server is stopping: send the requests to another replica")))
@@ -166,12 +163,8 @@ class _Stream:
 
 class _StreamCall(Call):
     def __init__(self, stream: _Stream, request: bytes) -> None:
-        super().__init__(INFER, request, stream.deadline)
+        super().__init__(INFER, stream.metadata, request, stream.deadline)
         self._stream = stream
-
-    @property
-    def metadata(self) -> Metadata:
-        return self._stream.metadata
 
     @property
     def identity(self) -> str:

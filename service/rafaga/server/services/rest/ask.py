@@ -58,6 +58,7 @@ class _Images(Struct, forbid_unknown_fields=True):
 
 class Classify(_Images):
     top_k: Count = 0
+    min_probability: float = 0.0
 
 
 class Detect(_Images):
@@ -129,6 +130,13 @@ class Action:
         return [*own, "column"] if self.body is Forecast else own
 
 
+def _labels_or_values(reply: vision_pb2.ClassifyResponse) -> dict[str, Any]:
+    found = plain(reply)
+    for result in found["results"]:
+        del result["labels" if result["values"] else "values"]
+    return found
+
+
 def _with_maps(reply: vision_pb2.SegmentResponse) -> dict[str, Any]:
     found = plain(reply)
     for result in found["results"]:
@@ -148,7 +156,13 @@ def _with_dtypes(reply: vision_pb2.ExtractFeaturesResponse) -> dict[str, Any]:
 _FILES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp")
 _CSV, _TEXT = ("text/csv",), ("text/plain",)
 ACTIONS = {
-    "classify": Action("Vision.Classify", Classify, _FILES, "The most probable labels of each image"),
+    "classify": Action(
+        "Vision.Classify",
+        Classify,
+        _FILES,
+        "The most probable labels of each image, or the values of a regression model",
+        _labels_or_values,
+    ),
     "detect": Action("Vision.Detect", Detect, _FILES, "The objects in each image, with their boxes"),
     "segment": Action("Vision.Segment", Segment, _FILES, "The class of every pixel of each image", _with_maps),
     "features": Action(

@@ -66,6 +66,8 @@ function classification(again) {
     controls: h("div", { class: "controls" }, field("Labels to show", count)),
     parameters: () => (count.value === USUAL ? {} : { top_k: Math.max(1, Math.trunc(count.valueAsNumber) || 1) }),
     show: (answer) => {
+      const values = answer.results?.[0]?.values ?? []; // of a regression model
+      if (values.length) return h("ol", { class: "bars" }, values.map((one) => h("li", {}, `${one.label}: ${number(one.value ?? 0, 4)}`)));
       const [first, ...others] = answer.results?.[0]?.labels ?? [];
       if (!first) return h("p", { class: "hint" }, "No labels.");
       const rows = [first, ...others].map((scored) => bar(scored.label || `#${scored.index ?? 0}`, scored.probability ?? 0));

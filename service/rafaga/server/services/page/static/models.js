@@ -17,12 +17,13 @@ const METRICS = {
   mase_seasonal_naive: "MASE of the seasonal naive",
   mase_holt_winters: "MASE of Holt-Winters",
   map: "mAP",
+  mae: "MAE",
   miou: "mIoU",
   pinball: "pinball loss",
 };
 // Shares of 1, shown in per cent.
-const SHARES = /^(top\d+|recall_at_\d+|similarity|agreement|legal|remembered|coverage_\w+|map|miou|accuracy)$/;
-const HEADLINES = ["top1", "map", "miou", "recall_at_10", "similarity", "agreement", "legal", "mase"];
+const SHARES = /^(top\d+|recall_at_\d+|similarity|agreement|legal|remembered|coverage_\w+|map|f1|miou|accuracy|skill)$/;
+const HEADLINES = ["top1", "map", "miou", "recall_at_10", "similarity", "agreement", "legal", "mase", "mae"];
 
 export const keyOf = (model) => `${model.name}/${model.version}`;
 
@@ -40,7 +41,10 @@ export function stateOf(model) {
 
 const nameOf = ({ name }) =>
   METRICS[name] ?? name.replace(/^coverage_(\d+)$/, "coverage of the $1 % interval").replaceAll("_", " ");
-const valueOf = (metric) => (SHARES.test(metric.name) ? percent(metric.value ?? 0) : number(metric.value ?? 0));
+const shown = (metric, value) => (SHARES.test(metric.name) ? percent(value) : number(value));
+const valueOf = (metric) => shown(metric, metric.value ?? 0);
+const withError = (metric) =>
+  metric.standard_error ? `${valueOf(metric)} ± ${shown(metric, metric.standard_error)}` : valueOf(metric);
 
 export function headline(model) {
   const best = HEADLINES.map((name) => model.metrics.find((metric) => metric.name === name)).find(Boolean);
@@ -125,12 +129,12 @@ export function accuracy(model) {
     return box(h("p", { class: "hint" }, why));
   }
   // How often each single quantile was above the truth: detail of the coverages.
-  const shown = model.metrics.filter((metric) => !metric.name.startsWith("coverage_q"));
+  const metrics = model.metrics.filter((metric) => !metric.name.startsWith("coverage_q"));
   const sourceOf = (metric) => `${metric.dataset ?? ""}, ${Number(metric.samples ?? 0).toLocaleString("en")} samples`;
   return box(
-    [...new Set(shown.map(sourceOf))].map((source) => {
-      const rows = shown.filter((metric) => sourceOf(metric) === source);
-      const row = (metric) => h("tr", {}, h("th", { scope: "row" }, nameOf(metric)), h("td", {}, valueOf(metric)));
+    [...new Set(metrics.map(sourceOf))].map((source) => {
+      const rows = metrics.filter((metric) => sourceOf(metric) === source);
+      const row = (metric) => h("tr", {}, h("th", { scope: "row" }, nameOf(metric)), h("td", {}, withError(metric)));
       return h("table", {}, h("caption", {}, source), h("tbody", {}, rows.map(row)));
     }),
   );
