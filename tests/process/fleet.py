@@ -100,7 +100,7 @@ class Load:
     `ask` gets the number of the caller, and returns whether the answer was right.
     """
 
-    def __init__(self, ask: Callable[[int], bool], *, callers: int = 4, calls_per_s: float = 5.0) -> None:
+    def __init__(self, ask: Callable[[int], bool], *, callers: int = 4, calls_per_s: float = 3.0) -> None:
         self._ask = ask
         self._interval_s = 1 / calls_per_s
         self._tally = Tally()
@@ -122,7 +122,7 @@ class Load:
     def go_on(self) -> None:
         """Returns when every caller may have asked several times more."""
         before = self._tally.outcomes.total()
-        eventually(lambda: self._tally.outcomes.total() >= before + 5 * len(self._threads), "the load goes on")
+        eventually(lambda: self._tally.outcomes.total() >= before + 3 * len(self._threads), "the load goes on")
 
     def turn_over(self) -> Tally:
         """What was counted so far; from now on it is counted anew."""
