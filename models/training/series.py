@@ -27,10 +27,12 @@ from models.training.forecast_eval import (
     overlap,
     quantiles_of,
     rolling_origins,
+    usable_origins,
 )
 from models.training.loop import Batch, Problem
 from rafaga.bundle import ForecastSpec, Metric
 from rafaga.evaluation import Comparison, Share, coverage_name, intervals, shares, standard_error, training_size
+from rafaga.series import interpolated
 
 _SPANS = 4  # the training part is four fifths of a series, the test span one
 _SPAN_ORIGINS = 300  # about as many as `held_out` measures
@@ -53,7 +55,8 @@ class Windows:
 
 
 class ForecastingProblem(Problem):
-    """Quantile regression: the pinball loss of every level at every step of the horizon, in units of each series.
+    """Quantile regression: the pinball loss of every level at every step of the horizon, in units of each series, whose
+    missing values are NaN.
 
     `kept`: for each series, the observations that training must not forecast: to validate or to calibrate with.
     `covariates`: [T, C] for each series; empty without any.
@@ -87,7 +90,8 @@ class ForecastingProblem(Problem):
         self.coverage: tuple[tuple[Share, float], ...] = ()
 
         # All series end to end; `start`, `total`, `ends`, `unit` and `kept_*` have one value for each.
-        self.values = torch.from_numpy(np.concatenate(self.seen))
+        self.values = torch.from_numpy(np.concatenate([interpolated(one) for one in self.seen]))
+        self.observed = torch.from_numpy(np.isfinite(np.concatenate(self.seen)))
         self.beside = torch.from_numpy(
             np.concatenate([one[: len(seen)] for one, seen in zip(self.covariates, self.seen, strict=True)])
         )  # [T, C]
@@ -124,8 +128,8 @@ class ForecastingProblem(Problem):
             yield self.windows()
 
     def windows(self) -> Batch:
-        """future [N, H], known [N, H]: the part of the future that training may use, unit [N], and the inputs: history
-        [N, T], length [N], and with C covariates these, [N, T, C] and [N, H, C]."""
+        """future [N, H], known [N, H]: the observed part of the future that training may use, unit [N], and the inputs:
+        history [N, T], length [N], and with C covariates these, [N, T, C] and [N, H, C]."""
         spec, n = self.spec, self.drawn.batch_size
         drawn = torch.randint(int(self.ends[-1]), (n,))
         series = torch.searchsorted(self.ends, drawn, right=True)
@@ -146,6 +150,8 @@ class ForecastingProblem(Problem):
         known = (ahead < total[:, None]) & (before | after)
         later = start[:, None] + torch.minimum(ahead, total[:, None] - 1)
         covariates = (self.beside[past], self.beside[later]) if self.module.config.covariates else ()
+        # What fills a gap at the end of a history is interpolated with values after it.
+        known &= self.observed[later] & self.observed[start + end - 1][:, None]
         return self.values[later], known, unit, history, length, *covariates
 
     def loss(self, batch: Batch) -> Tensor:
@@ -169,7 +175,7 @@ class ForecastingProblem(Problem):
         parts, units = [], []
         for number, (one, kept) in enumerate(zip(self.seen, self.kept, strict=True)):
             for start, stop in ((0, kept.start), (kept.stop, len(one))):
-                if stop - max(start, self.spec.min_history) >= self.spec.max_horizon:
+                if usable_origins(one, self.spec, start, stop):
                     parts.append(rolling_origins(one, self.spec, start, stop, stride=2))
                     units.append(self.unit[number].expand(len(parts[-1].length)))
         origins = joined(parts)
