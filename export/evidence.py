@@ -21,6 +21,7 @@ from models.entry import Corpus, Entry, ImageInput, Shipped, Trained
 from models.progress import SILENT, Steps
 from models.training.data import ENVIRONMENT, DataUnavailable
 from rafaga.bundle import Calibration, ForecastSpec, Head, SequenceSpec, Task
+from rafaga.series import interpolated
 
 PARITY_BATCHES = (1, 2, 5, 8)
 # Backbones take any size: one that is divisible by every stride, and one by none. A segmenter's images must be so large
@@ -168,7 +169,7 @@ class SeriesEvidence:
         """A row of each length, but at least of the shortest history. A series that is too short is repeated."""
         rng = np.random.default_rng(self.sources.seed)
         series = max(self.series, key=len, default=samples.synthetic_series(self.shape, max(lengths), rng))
-        histories = [np.resize(series, max(length, self.shape.min_history)) for length in lengths]
+        histories = [np.resize(interpolated(series), max(length, self.shape.min_history)) for length in lengths]
         return pad_time(histories, samples.any_covariates(self.shape, histories, rng))
 
     def golden(self) -> Arrays:

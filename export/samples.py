@@ -22,6 +22,7 @@ from models.training.data import DataUnavailable
 from rafaga import images
 from rafaga.bundle import ForecastSpec, ImagePreparation, SequenceSpec
 from rafaga.errors import InvalidImage
+from rafaga.series import interpolated
 
 # Photos of the user's own disk are trusted: the limit only catches accidents.
 MAX_PIXELS = 100_000_000
@@ -253,11 +254,11 @@ def take_histories(
 
 
 def longest_series(every: Sequence[Array], covariates: Sequence[Array]) -> tuple[Array, Array]:
-    """With its covariates [T, C]; both empty where there is none."""
+    """Its gaps filled, and its covariates [T, C]; both empty where there is none."""
     number = max(range(len(every)), key=lambda number: len(every[number]), default=None)
     if number is None:
         return np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
-    series = every[number]
+    series = interpolated(every[number])
     return series, covariates[number] if covariates else np.zeros((len(series), 0), np.float32)
 
 

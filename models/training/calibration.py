@@ -29,12 +29,13 @@ class BlockShares(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class IntervalCalibration(msgspec.Struct, frozen=True, kw_only=True):
-    """`spread`: the factor of all widths."""
+    """`spread`: the factor of all widths. `transfer`: see `transfer_errors`."""
 
     method: str = "cross-conformal"
     blocks: int
     spread: float
     coverage: tuple[BlockShares, ...]
+    transfer: Mapping[str, float] = {}
 
 
 def calibrated(blocks: Sequence[Series], nominal: Mapping[str, float]) -> IntervalCalibration:
@@ -62,6 +63,16 @@ def calibrated(blocks: Sequence[Series], nominal: Mapping[str, float]) -> Interv
             for (name, level), column in zip(nominal.items(), found.T, strict=True)
         ),
     )
+
+
+def transfer_errors(spans: Sequence[Series], nominal: Mapping[str, float]) -> dict[str, float]:
+    """How far coverage of a later span is from the nominal share: root mean square over all `spans` but the first, each
+    with the width that those before it give. `spans`: in the order of time; otherwise as `blocks` above.
+    """
+    levels = list(nominal.values())
+    shares = [(span <= _spread(spans[:place], levels)).mean(axis=0) for place, span in enumerate(spans) if place]
+    errors = np.sqrt(np.square(np.array(shares) - levels).mean(axis=0))
+    return dict(zip(nominal, errors.tolist(), strict=True))
 
 
 def _spread(blocks: Sequence[Series], levels: Sequence[float]) -> float:

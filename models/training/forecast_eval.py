@@ -20,6 +20,7 @@ from models.training.data import Series
 from rafaga import evaluation
 from rafaga.bundle import ForecastSpec, Metric
 from rafaga.evaluation import Baseline, Comparison, Errors, baselines_for, compared, standard_error, training_size
+from rafaga.series import MAX_MISSING, interpolated
 
 _ROWS = 64  # origins per run
 
@@ -55,17 +56,30 @@ def naive_error(series: Series, season: int) -> float:
     return evaluation.naive_error(series[: training_size(series)], season)
 
 
+def usable_origins(series: Series, spec: ForecastSpec, start: int, stop: int) -> list[int]:
+    """From `start` on, whose whole horizon ends before `stop` and has no missing values (NaN), and whose history would
+    be accepted by the server.
+    """
+    origins = np.arange(max(start, spec.min_history), stop - spec.max_horizon + 1)
+    missing = np.concatenate([[0], np.isnan(series).cumsum()])
+    length = np.minimum(origins, spec.max_history)
+    gaps = missing[origins] - missing[origins - length]
+    accepted = (gaps <= (MAX_MISSING * length).astype(int)) & (length - gaps >= spec.min_history)
+    found: list[int] = origins[accepted & (missing[origins + spec.max_horizon] == missing[origins])].tolist()
+    return found
+
+
 def rolling_origins(
     series: Series, spec: ForecastSpec, start: int, stop: int, stride: int = 1, covariates: Series | None = None
 ) -> Origins:
-    """Origins `start`, `start + stride`, ... whose whole horizon ends before `stop`. `covariates`: [T, C]"""
-    origins = range(max(start, spec.min_history), stop - spec.max_horizon + 1, stride)
+    """Every `stride`-th of the `usable_origins`; there must be one. `covariates`: [T, C]"""
+    origins = usable_origins(series, spec, start, stop)[::stride]
     length = np.array([min(origin, spec.max_history) for origin in origins], dtype=np.int64)
     beside = np.zeros((len(series), 0), np.float32) if covariates is None else covariates
     history = np.zeros((len(origins), length.max()), dtype=np.float32)
     past = np.zeros((*history.shape, beside.shape[1]), dtype=np.float32)
     for row, origin in enumerate(origins):
-        history[row, : length[row]] = series[origin - length[row] : origin]
+        history[row, : length[row]] = interpolated(series[origin - length[row] : origin])
         past[row, : length[row]] = beside[origin - length[row] : origin]
     future, known = (np.stack([x[origin : origin + spec.max_horizon] for origin in origins]) for x in (series, beside))
     scale = np.full(len(origins), naive_error(series, spec.season))

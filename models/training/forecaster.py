@@ -13,6 +13,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -24,7 +25,7 @@ from models.forecasting import Cell, Forecaster, ForecasterConfig
 from models.own import FORECASTERS, ForecasterRecord, write_series
 from models.training import run
 from models.training.data import Series
-from models.training.forecast_eval import naive_error
+from models.training.forecast_eval import naive_error, usable_origins
 from models.training.loop import TrainingSchedule, training_device
 from models.training.options import add_options
 from models.training.season import find_season
@@ -35,6 +36,7 @@ from rafaga.bundle import NAME_PATTERN, ForecastSpec
 from rafaga.calendar import CALENDAR
 from rafaga.errors import DeviceError
 from rafaga.evaluation import TEST_FRACTION, training_size
+from rafaga.series import MAX_MISSING, interpolated
 
 SCHEDULE = TrainingSchedule(epochs=10, peak_rate=5e-3, weight_decay=0.1, clip_norm=1.0, patience=5)
 WINDOWS = Windows(batch_size=64, batches_per_epoch=25, jitter=0.1, folds=4)
@@ -69,21 +71,24 @@ def train(options: argparse.Namespace, command: str, console: Console) -> None:
         raise TableInvalid(f"column {options.value!r} is not known in advance: leave it out of --covariates")
     table = read_table(options.csv, options.value, options.time, options.id, names)
     series = list(table.series.values())
+    filled = [interpolated(one) for one in series]
     covariates = list(table.covariates.values()) if names else []
-    season = options.season or find_season([one[: training_size(one)] for one in series])
+    season = options.season or find_season([one[: training_size(one)] for one in filled])
     spec = msgspec.structs.replace(
         spec_of(series, season, options.horizon, options.step or table.step, options.unit or options.value),
         frequency=table.frequency,
         covariates=names,
     )
     require_enough(table.series, spec)
-    config = config_of(series, spec, options.cell)
+    config = config_of(filled, spec, options.cell)
     schedule = replace(SCHEDULE, epochs=options.epochs or SCHEDULE.epochs)
 
     lengths = sorted(len(one) for one in series)
     what = (
         f"{lengths[0]} observations" if len(series) == 1 else f"{len(series)} series of {lengths[0]} to {lengths[-1]}"
     )
+    if gaps := sum(int(np.isnan(one).sum()) for one in series):
+        what += f" ({gaps} missing)"
     chosen = (f"season {season} steps" if season > 1 else "no season") + ("" if options.season else " (found)")
     if names:
         chosen += f", {len(names)} covariates"
@@ -95,7 +100,7 @@ def train(options: argparse.Namespace, command: str, console: Console) -> None:
     )
     torch.manual_seed(options.seed)
     dataset = f"{options.csv.name}, {options.value}"
-    kept = validation_blocks(series, spec)
+    kept = [validation_block(one, spec) for one in series]
     problem = ForecastingProblem(Forecaster(config), spec, series, dataset, WINDOWS, kept, covariates)
     # A run continues only with the same data and options.
     settings = msgspec.json.encode((config, spec, schedule, WINDOWS, options.seed))
@@ -178,10 +183,10 @@ def _steadiness(series: Series, season: int) -> float:
     return float(abs(change.mean()) / np.abs(change).mean())
 
 
-def validation_blocks(series: Sequence[Series], spec: ForecastSpec) -> list[range]:
-    """The end of every training part, for early stopping: a fifth, but at least a horizon and a season."""
-    totals = map(training_size, series)
-    return [range(total - max(total // 5, spec.max_horizon + spec.season), total) for total in totals]
+def validation_block(series: Series, spec: ForecastSpec) -> range:
+    """The end of the training part, for early stopping: a fifth, but at least a horizon and a season."""
+    total = training_size(series)
+    return range(total - max(total // 5, spec.max_horizon + spec.season), total)
 
 
 def require_enough(series: Mapping[str, Series], spec: ForecastSpec) -> None:
@@ -196,8 +201,16 @@ def require_enough(series: Mapping[str, Series], spec: ForecastSpec) -> None:
                 f"{whose}{len(one)} observations are too few: a horizon of {spec.max_horizon} and a season of "
                 f"{spec.season} need at least {needed}"
             )
-        if naive_error(one, spec.season) == 0:
+        if not naive_error(one, spec.season) > 0:
             raise TableInvalid(f"{whose}it repeats itself exactly in its first four fifths: there is nothing to learn")
+        total = training_size(one)
+        edges = np.linspace(spec.min_history, total, WINDOWS.folds + 1).astype(int).tolist()
+        for start, stop in [*pairwise(edges), (validation_block(one, spec).start, total), (total, len(one))]:
+            if not usable_origins(one, spec, start, stop):
+                raise TableInvalid(
+                    f"{whose}too many values are missing: expected a horizon of {spec.max_horizon} without gaps among "
+                    f"the observations {start + 1} to {stop}, after a history with at most {MAX_MISSING:.0%} missing"
+                )
 
 
 def new_parser() -> argparse.ArgumentParser:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from models.forecasting import Forecaster
 from models.progress import SILENT, Steps
-from models.training.calibration import IntervalCalibration, calibrated
+from models.training.calibration import IntervalCalibration, calibrated, transfer_errors
 from models.training.data import Series
 from models.training.forecast_eval import (
     Inputs,
@@ -26,10 +27,15 @@ from models.training.forecast_eval import (
     overlap,
     quantiles_of,
     rolling_origins,
+    usable_origins,
 )
 from models.training.loop import Batch, Problem
 from rafaga.bundle import ForecastSpec, Metric
 from rafaga.evaluation import Comparison, Share, coverage_name, intervals, shares, standard_error, training_size
+from rafaga.series import interpolated
+
+_SPANS = 4  # the training part is four fifths of a series, the test span one
+_SPAN_ORIGINS = 300  # about as many as `held_out` measures
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,8 @@ class Windows:
 
 
 class ForecastingProblem(Problem):
-    """Quantile regression: the pinball loss of every level at every step of the horizon, in units of each series.
+    """Quantile regression: the pinball loss of every level at every step of the horizon, in units of each series, whose
+    missing values are NaN.
 
     `kept`: for each series, the observations that training must not forecast: to validate or to calibrate with.
     `covariates`: [T, C] for each series; empty without any.
@@ -76,12 +83,15 @@ class ForecastingProblem(Problem):
         self.batches_per_epoch = drawn.batches_per_epoch
         self.seen = [one[: training_size(one)] for one in series]
         self.intervals = tuple(intervals(spec.quantile_levels))
-        self.levels = torch.tensor(spec.quantile_levels)
+        levels = spec.quantile_levels
+        self.nominal = {coverage_name(levels, *pair): levels[pair[1]] - levels[pair[0]] for pair in self.intervals}
+        self.levels = torch.tensor(levels)
         self.comparisons: tuple[Comparison, ...] = ()
         self.coverage: tuple[tuple[Share, float], ...] = ()
 
         # All series end to end; `start`, `total`, `ends`, `unit` and `kept_*` have one value for each.
-        self.values = torch.from_numpy(np.concatenate(self.seen))
+        self.values = torch.from_numpy(np.concatenate([interpolated(one) for one in self.seen]))
+        self.observed = torch.from_numpy(np.isfinite(np.concatenate(self.seen)))
         self.beside = torch.from_numpy(
             np.concatenate([one[: len(seen)] for one, seen in zip(self.covariates, self.seen, strict=True)])
         )  # [T, C]
@@ -104,19 +114,22 @@ class ForecastingProblem(Problem):
 
     def rehearsals(self) -> Sequence[ForecastingProblem]:
         """New modules, each trained without one block of this one's training data."""
-        folds = self.drawn.folds
-        edges = [np.linspace(self.spec.min_history, len(one), folds + 1).astype(int).tolist() for one in self.seen]
-        blocks = zip(*([range(*pair) for pair in pairwise(of_one)] for of_one in edges), strict=True)
         parts = (self.spec, self.series, self.name, self.drawn)
+        blocks = self._blocks(self.drawn.folds)
         return [ForecastingProblem(Forecaster(self.module.config), *parts, kept, self.covariates) for kept in blocks]
+
+    def _blocks(self, count: int) -> Iterator[Sequence[range]]:
+        """Equal blocks of the training parts, in the order of time: one of every series each."""
+        edges = [np.linspace(self.spec.min_history, len(one), count + 1).astype(int).tolist() for one in self.seen]
+        return zip(*([range(*pair) for pair in pairwise(of_one)] for of_one in edges), strict=True)
 
     def batches(self) -> Iterator[Batch]:
         for _ in range(self.batches_per_epoch):
             yield self.windows()
 
     def windows(self) -> Batch:
-        """future [N, H], known [N, H]: the part of the future that training may use, unit [N], and the inputs: history
-        [N, T], length [N], and with C covariates these, [N, T, C] and [N, H, C]."""
+        """future [N, H], known [N, H]: the observed part of the future that training may use, unit [N], and the inputs:
+        history [N, T], length [N], and with C covariates these, [N, T, C] and [N, H, C]."""
         spec, n = self.spec, self.drawn.batch_size
         drawn = torch.randint(int(self.ends[-1]), (n,))
         series = torch.searchsorted(self.ends, drawn, right=True)
@@ -137,6 +150,8 @@ class ForecastingProblem(Problem):
         known = (ahead < total[:, None]) & (before | after)
         later = start[:, None] + torch.minimum(ahead, total[:, None] - 1)
         covariates = (self.beside[past], self.beside[later]) if self.module.config.covariates else ()
+        # What fills a gap at the end of a history is interpolated with values after it.
+        known &= self.observed[later] & self.observed[start + end - 1][:, None]
         return self.values[later], known, unit, history, length, *covariates
 
     def loss(self, batch: Batch) -> Tensor:
@@ -148,7 +163,7 @@ class ForecastingProblem(Problem):
 
     def validation(self) -> Iterator[Batch]:
         """The horizons inside the blocks `kept`, without jitter."""
-        parts = [self._kept_origins(number) for number in range(len(self.seen))]
+        parts = self._origins_in(self.kept)
         unit = torch.repeat_interleave(self.unit, torch.tensor([len(part.length) for part in parts]))
         origins = joined(parts)
         future = torch.from_numpy(origins.future)
@@ -160,17 +175,17 @@ class ForecastingProblem(Problem):
         parts, units = [], []
         for number, (one, kept) in enumerate(zip(self.seen, self.kept, strict=True)):
             for start, stop in ((0, kept.start), (kept.stop, len(one))):
-                if stop - max(start, self.spec.min_history) >= self.spec.max_horizon:
+                if usable_origins(one, self.spec, start, stop):
                     parts.append(rolling_origins(one, self.spec, start, stop, stride=2))
                     units.append(self.unit[number].expand(len(parts[-1].length)))
         origins = joined(parts)
         history, length, future = (torch.from_numpy(x) for x in (origins.history, origins.length, origins.future))
         return history, length, future, torch.cat(units)
 
-    def _kept_origins(self, number: int, stride: int = 1) -> Origins:
-        kept = self.kept[number]
-        series, covariates = self.seen[number], self.covariates[number]
-        return rolling_origins(series, self.spec, kept.start, kept.stop, stride, covariates)
+    def _origins_in(self, blocks: Sequence[range], stride: int = 1) -> Sequence[Origins]:
+        """Whose horizons are inside the block of their series."""
+        found = zip(self.seen, blocks, self.covariates, strict=True)
+        return [rolling_origins(one, self.spec, b.start, b.stop, stride, known) for one, b, known in found]
 
     def calibrate(self, rehearsals: Sequence[Problem], steps: Steps = SILENT) -> IntervalCalibration:
         """Sets the spread that `rehearsals` would have needed on the blocks they were not trained on.
@@ -181,18 +196,20 @@ class ForecastingProblem(Problem):
         blocks = []
         for number, rehearsal in enumerate(rehearsals, start=1):
             assert isinstance(rehearsal, ForecastingProblem)  # its own
-            blocks.append(rehearsal.outside())
+            blocks.append(rehearsal.outside(rehearsal.kept))
             steps.advance(number, len(rehearsals))
-        levels = self.spec.quantile_levels
-        found = calibrated(
-            blocks, {coverage_name(levels, *pair): levels[pair[1]] - levels[pair[0]] for pair in self.intervals}
-        )
+        found = calibrated(blocks, self.nominal)
         self.module.spread.fill_(found.spread)
-        return found
+        return msgspec.structs.replace(found, transfer=self.transfer())
 
-    def outside(self) -> Series:
-        """Distance of its held-out observations from the median, 1 at the edge of the interval. [M, intervals]"""
-        origins = joined([self._kept_origins(number) for number in range(len(self.seen))])
+    def transfer(self) -> Mapping[str, float]:
+        """The transfer errors of the module on spans of its training part that are as long as the test span."""
+        stride = max(1, sum(map(len, self.seen)) // (_SPANS * _SPAN_ORIGINS))
+        return transfer_errors([self.outside(span, stride) for span in self._blocks(_SPANS)], self.nominal)
+
+    def outside(self, blocks: Sequence[range], stride: int = 1) -> Series:
+        """Distance of the observations in `blocks` from the median, 1 at the edge of the interval. [M, intervals]"""
+        origins = joined(self._origins_in(blocks, stride))
         quantiles = quantiles_of(self.forecast, origins)
         median = quantiles[:, :, self.module.median]
         error = origins.future - median

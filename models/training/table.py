@@ -19,7 +19,7 @@ import numpy as np
 
 from models.training.data import Series
 from rafaga.calendar import CALENDAR, calendar_feature, inferred
-from rafaga.series import read_time
+from rafaga.series import MAX_MISSING, is_missing, read_time
 
 _MONTHS = {1: "month", 3: "quarter", 12: "year"}
 _MILLISECONDS = {604_800_000: "week", 86_400_000: "day", 3_600_000: "hour", 60_000: "minute", 1000: "second", 1: "ms"}
@@ -39,8 +39,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """`series` float32 [T] each, by id ("" where the file holds one), and `covariates` float32 [T, C] of each. `step`:
-    time between two observations, and `frequency`, as pandas names it; empty: unknown.
+    """`series` float32 [T] each, NaN where missing, by id ("" where the file holds one), and `covariates` float32 [T,
+    C] of each. `step`: time between two observations, and `frequency`, as pandas names it; empty: unknown.
     """
 
     series: Mapping[str, Series]
@@ -52,8 +52,8 @@ class Table:
 def read_table(
     path: Path, value: str, time: str | None = None, item: str | None = None, covariates: Sequence[str] = ()
 ) -> Table:
-    """`covariates`: names of columns, and calendar features, which are computed from the timestamps. Last rows that
-    have covariates but no value are the future, and are left out. Raises TableInvalid.
+    """`covariates`: names of columns, and calendar features, which are computed from the timestamps. First
+    and last rows without a value are left out: there is nothing to learn, or they are the future. Raises TableInvalid.
     """
     columns = [name for name in covariates if not name.startswith(CALENDAR)]
     try:
@@ -72,10 +72,7 @@ def read_table(
     for name, row in rows:
         items.setdefault(name, []).append(row)
     steps = {name: _sorted(found, name) if time is not None else "step" for name, found in items.items()}
-    for of_item in items.values():
-        while columns and len(of_item) > 1 and math.isnan(of_item[-1].value):
-            of_item.pop()
-        _require_values(of_item, value)
+    items = {name: _observed(found, value) for name, found in items.items()}
     if len(set(steps.values())) > 1:
         found = ", ".join(f"{name!r}: {step}" for name, step in list(steps.items())[:4])
         raise TableInvalid(f"series of one model need the same step; found {found}")
@@ -118,26 +115,30 @@ def _rows(
     for cells in reader:
         line = reader.line_num
         text = cells[value] or ""
-        # With covariates, `read_table` refuses empty values that are not in the last rows.
-        number = math.nan if covariates and not text.strip() else _number(text, value, line)
+        number = math.nan if is_missing(text) else _number(text, value, line)
         beside = [_number(cells[column] or "", column, line) for column in covariates]
         moment = None if time is None else _moment(cells[time] or "", time, line)
         yield "" if item is None else cells[item] or "", Row(line, number, moment, tuple(beside))
 
 
-def _require_values(rows: Sequence[Row], column: str) -> None:
-    for row in rows:
-        if math.isnan(row.value):
-            raise _empty(column, row.line)
-
-
-def _empty(column: str, line: int) -> TableInvalid:
-    return TableInvalid(f"line {line}: column {column!r} is empty; fill in missing values first")
+def _observed(rows: list[Row], column: str) -> list[Row]:
+    """From the first to the last value. Raises TableInvalid if too many are missing between them."""
+    present = [place for place, row in enumerate(rows) if not math.isnan(row.value)]
+    if not present:
+        raise TableInvalid(f"line {rows[0].line}: column {column!r} has no values from here on")
+    rows = rows[present[0] : present[-1] + 1]
+    gaps, most = [row for row in rows if math.isnan(row.value)], int(MAX_MISSING * len(rows))
+    if len(gaps) > most:
+        raise TableInvalid(
+            f"line {gaps[most].line}: column {column!r} is empty; expected at most {most} missing values "
+            f"({MAX_MISSING:.0%}) of {len(rows)}, got {len(gaps)}"
+        )
+    return rows
 
 
 def _number(text: str, column: str, line: int) -> float:
     if not text.strip():
-        raise _empty(column, line)
+        raise TableInvalid(f"line {line}: column {column!r} is empty; fill in missing values first")
     try:
         number = float(text)
     except ValueError:
@@ -178,7 +179,8 @@ def _sorted(rows: list[Row], name: str) -> str:
         if gap != step:
             raise TableInvalid(
                 f"line {after.line}: {after.time}{whose} follows {before.time}; expected one row per "
-                f"{_word(step, words)}: fill the gap first, or leave out --time to take rows as equally spaced"
+                f"{_word(step, words)}: add the rows between them without a value, or leave out --time to take rows as "
+                f"equally spaced"
             )
     return _word(step, words)
 

@@ -9,8 +9,12 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rafaga import calendar
+
+MAX_MISSING = 0.2
+"""Share of the values that a forecaster reads."""
 
 _MISSING = frozenset({"", "nan", "na", "n/a", "null", "none"})
 
@@ -69,6 +73,19 @@ def read_table(
     return [_one(name, rows, values, times, known) for name, rows in parts.items()]
 
 
+def is_missing(cell: str) -> bool:
+    return cell.strip().lower() in _MISSING
+
+
+def interpolated(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    """`values` [T] with NaN filled linearly between its neighbours, and at either end with the nearest value."""
+    known = np.flatnonzero(np.isfinite(values))
+    if len(known) == len(values):
+        return values
+    filled: NDArray[np.floating] = np.interp(np.arange(len(values)), known, values[known]).astype(values.dtype)
+    return filled
+
+
 def read_time(text: str) -> datetime:
     """ISO 8601, a year, or a year and a month; in UTC if the text has a time zone. Raises ValueError."""
     stripped = text.strip()
@@ -108,9 +125,7 @@ def _one(name: str, rows: Rows, column: int, time: int | None, known: Mapping[st
         rows = [(line, row) for _, line, row in moments]
         times = np.array([moment for moment, _, _ in moments], "datetime64[us]")
         _check_spacing(times, [line for line, _ in rows], whose)
-    values = [
-        float("nan") if _cell(row, column).lower() in _MISSING else _number(row, column, line) for line, row in rows
-    ]
+    values = [float("nan") if is_missing(_cell(row, column)) else _number(row, column, line) for line, row in rows]
     if known:
         while values and values[-1] != values[-1]:
             values.pop()

@@ -142,10 +142,16 @@ def test_callers_that_wait_and_a_mix_of_files_over_rafaga(
 
 @pytest.mark.parametrize("protocol", ["rafaga", "open-inference"])
 def test_every_task_can_be_loaded(tmp_path: Path, load: Callable[..., tuple[int, LoadRun]], protocol: str) -> None:
-    """Objects, segments and next symbols as well, all answers checked."""
-    for publish in (bundles.publish_detector, bundles.publish_segmenter, bundles.publish_sequence_model):
+    """Objects, segments, next symbols and forecasts with covariates (those over rafaga.v1) as well, all answers
+    checked."""
+    for publish in (
+        bundles.publish_detector,
+        bundles.publish_segmenter,
+        bundles.publish_sequence_model,
+        bundles.publish_forecaster_with_covariates,
+    ):
         publish(tmp_path / "repository")
-    names = ("detector", "segmenter", "letters")
+    names = ("detector", "segmenter", "letters", *(["sales"] if protocol == "rafaga" else []))
     with serving(tmp_path / "repository") as served:
         arguments = [word for name in names for word in ("--model", name)]
         callers = ["--concurrency", "2", *CLOSED]

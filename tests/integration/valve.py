@@ -66,6 +66,7 @@ class Valve:
     @contextmanager
     def closed(self) -> Iterator[None]:
         """Engines stop before their next run; leaving lets them go on."""
+        self._waiting = threading.Semaphore(0)
         self._open.clear()
         self.runs.clear()
         try:

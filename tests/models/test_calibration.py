@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.training.calibration import calibrated
+from models.training.calibration import calibrated, transfer_errors
 
 
 def test_each_block_is_measured_with_the_width_that_the_others_give() -> None:
@@ -23,3 +23,10 @@ def test_each_block_is_measured_with_the_width_that_the_others_give() -> None:
 def test_one_block_is_measured_with_its_own_width() -> None:
     (share,) = calibrated([np.arange(101, dtype=np.float32)[:, None]], {"coverage_80": 0.8}).coverage
     assert (share.mean, share.deviation) == (pytest.approx(0.8, abs=0.01), 0)
+
+
+def test_each_later_span_is_measured_with_the_width_that_those_before_it_give() -> None:
+    """The median of 0 to 1 is 0.5, a quarter of 0 to 2; of both, 2/3, a sixth of 0 to 4."""
+    spans = [np.linspace(0, most, 1001, dtype=np.float32)[:, None] for most in (1, 2, 4)]
+    found = transfer_errors(spans, {"coverage_50": 0.5})
+    assert found == {"coverage_50": pytest.approx(np.sqrt((0.25**2 + (1 / 3) ** 2) / 2), abs=1e-3)}

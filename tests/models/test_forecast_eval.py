@@ -16,6 +16,7 @@ from models.training.forecast_eval import (
     overlap,
     quantiles_of,
     rolling_origins,
+    usable_origins,
 )
 from rafaga.bundle import ForecastSpec
 from rafaga.evaluation import DRIFT, SEASONAL_NAIVE, training_size
@@ -44,6 +45,19 @@ def test_short_histories_are_padded_with_zeros_and_overlap_counts_origins() -> N
     assert (overlap(origins), overlap(rolling_origins(SERIES, SPEC, 80, 100, stride=2))) == (3, 2)
     double = rolling_origins(SERIES * 2, SPEC, 0, 15)
     assert (forecast_by(DRIFT, double, SPEC) == double.future).all()
+
+
+def test_origins_have_a_history_that_the_server_accepts_and_an_observed_horizon() -> None:
+    """Gaps at 30, 31 and 40 are filled from values before the origin; of ten from 60 on, at most four may be missing in
+    the 20 that the model reads."""
+    series = SERIES.copy()
+    series[[30, 31, 40, *range(60, 70)]] = np.nan
+    assert usable_origins(series, SPEC, 0, 42) == [*range(8, 28), *range(32, 38)]
+    assert usable_origins(series, SPEC, 56, 100) == [56, 57, *range(86, 98)]
+    origins = rolling_origins(series, SPEC, 32, 36, stride=2)
+    assert origins.future.tolist() == [[32, 33, 34]]
+    assert origins.history[0, -4:].tolist() == [28, 29, 29, 29]
+    assert rolling_origins(series, SPEC, 33, 36).history[0, -4:].tolist() == [29, 30, 31, 32]
 
 
 def test_figures_of_a_forecast_that_is_always_one_too_low() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import msgspec
@@ -32,12 +32,16 @@ def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecaster, "WINDOWS", Windows(batch_size=8, batches_per_epoch=3, jitter=0.1, folds=2))
 
 
-def write(lengths: dict[str, int]) -> None:
+def write(lengths: dict[str, int], missing: Container[int] = ()) -> None:
+    """`missing`: rows of every series without a value."""
     rng = np.random.default_rng(0)
     rows = ["shop,t,x"]
     for scale, (name, length) in enumerate(lengths.items(), start=1):
         values = 100**scale * (10 + np.array([1, 5, 2, 8])[np.arange(length) % 4] + rng.normal(0, 0.2, length))
-        rows += [f"{name},{2020 + i // 4}-{3 * (i % 4) + 1:02},{value}" for i, value in enumerate(values)]
+        rows += [
+            f"{name},{2020 + i // 4}-{3 * (i % 4) + 1:02},{'' if i in missing else value}"
+            for i, value in enumerate(values)
+        ]
     Path("sales.csv").write_text("\n".join(rows))
 
 
@@ -50,11 +54,11 @@ def recorded(folder: Path) -> ForecasterRecord:
 
 
 def test_series_of_one_file_train_one_model_that_is_exported_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    """Series of two scales; the export measures what training did."""
-    write({"north": 60, "south": 50})
+    """Series of two scales with gaps; the export measures what training did."""
+    write({"north": 60, "south": 50}, missing=(11, 12, 44))
     assert train() == 0
     said = capsys.readouterr().out
-    assert "2 series of 50 to 60, one per quarter, season 4 steps (found)" in said
+    assert "2 series of 50 to 60 (6 missing), one per quarter, season 4 steps (found)" in said
     assert "seasonal naive" in said
     assert "Holt-Winters" in said
     folder = FORECASTERS / "sales"
@@ -182,6 +186,9 @@ def test_series_that_cannot_be_split_are_refused(
     write(lengths)
     assert train(*options) == 1
     assert message in capsys.readouterr().out
+    write({"north": 60}, missing=range(48, 60, 3))
+    assert train("--season", "4") == 1
+    assert "without gaps among the observations 49 to 60" in capsys.readouterr().out.replace("\n", " ")
     Path("sales.csv").write_text("shop,t,x\n" + "".join(f"a,{1900 + i},7\n" for i in range(100)))
     assert train() == 1
     assert "repeats itself exactly" in capsys.readouterr().out

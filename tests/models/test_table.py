@@ -48,8 +48,6 @@ def test_covariates_are_columns_and_features_of_the_timestamps(tmp_path: Path) -
     assert read.series[""].tolist() == [1, 2, 3], "the last row is the future"
     expected = np.array([[10.0, 0.0, 1.0], [20.0, 0.5, 0.0], [30.0, 0.866025, 1.0]])
     np.testing.assert_allclose(read.covariates[""], expected, atol=1e-6)
-    with pytest.raises(TableInvalid, match="line 5: column 'x' is empty"):
-        read_table(tmp_path / "table.csv", "x", "t")
     assert read_table(table(tmp_path, text.replace(",,", ",4,")), "x", "t").covariates[""].shape == (4, 0)
     for covariate, time, message in (
         ("prize", "t", "no column 'prize'"),
@@ -60,6 +58,13 @@ def test_covariates_are_columns_and_features_of_the_timestamps(tmp_path: Path) -
             read_table(tmp_path / "table.csv", "x", time, covariates=[covariate])
     with pytest.raises(TableInvalid, match="line 3: column 'price' is empty"):
         read_table(table(tmp_path, "t,x,price\n2024-01,1,1\n2024-02,1,\n"), "x", "t", covariates=["price"])
+
+
+def test_missing_values_between_others_are_kept(tmp_path: Path) -> None:
+    rows = "".join(f"{2000 + i},{value}\n" for i, value in enumerate(["", "1", "2", "NA", "4", "5", "nan", ""]))
+    found = read_table(table(tmp_path, "t,x\n" + rows), "x", "t")
+    np.testing.assert_array_equal(found.series[""], np.array([1, 2, np.nan, 4, 5], np.float32))
+    assert found.covariates[""].shape == (5, 0)
 
 
 def test_series_of_one_file_are_distinguished_by_their_ids(tmp_path: Path) -> None:
@@ -78,11 +83,15 @@ def test_series_of_one_file_are_distinguished_by_their_ids(tmp_path: Path) -> No
         ("t,x\n", "a header and no rows"),
         ("t,x\n2024,1\n2025,abc\n", "line 3: column 'x' is 'abc'; expected a finite number"),
         ("t,x\n2024,1\n2025,inf\n", "line 3: column 'x' is 'inf'"),
-        ("t,x\n2024,1\n2025,\n", "line 3: column 'x' is empty; fill in missing values first"),
+        (
+            "t,x\n2024,1\n2025,\n2026,3\n",
+            "line 3: column 'x' is empty; expected at most 0 missing values .* of 3, got 1",
+        ),
+        ("t,x\n2024,\n2025,\n2026,\n", "line 2: column 'x' has no values from here on"),
         ("t,x\nyesterday,1\n", "line 2: column 't': 'yesterday' is not a time; expected one like 2024-05-31"),
         ("t,x\n2024,1\n2025,1\n2024,2\n", "line 4: the timestamp 2024-01-01 00:00:00 is also in line 2.*--id"),
         ("t,x\n2024-01,1\n2024-02,1\n2024-03,1\n2024-05,1\n", r"line 5: 2024-05-01 .* follows 2024-03-01 .* per month"),
-        ("t,x\n2024-01-01,1\n2024-01-02,1\n2024-01-03,1\n2024-01-06,1\n", "line 5: .* one row per day: fill the gap"),
+        ("t,x\n2024-01-01,1\n2024-01-02,1\n2024-01-03,1\n2024-01-06,1\n", "line 5: .* one row per day: add the rows"),
         ("t,x\n2024,1\n2025,1\n", "2 rows: too few to find the time between them"),
     ],
 )

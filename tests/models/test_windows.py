@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models.forecasting import Cell, Forecaster, ForecasterConfig
+from models.training.data import Series
 from models.training.series import ForecastingProblem, Windows
 from rafaga.bundle import ForecastSpec
 
@@ -23,11 +24,11 @@ for _step in range(4, 400):
     SERIES[_step] = 0.5 * SERIES[_step - 1] + 0.4 * SERIES[_step - 4] + 0.1 * SERIES[_step]
 
 
-def problem(full: float = 0.0, known: bool = False) -> ForecastingProblem:
+def problem(full: float = 0.0, known: bool = False, series: Series = SERIES) -> ForecastingProblem:
     torch.manual_seed(0)
     covariates = [np.stack([SERIES, np.full(400, 7, np.float32)], axis=1)] if known else []
     module = Forecaster(CONFIG) if not known else Forecaster(ForecasterConfig(**{**vars(CONFIG), "covariates": 2}))
-    return ForecastingProblem(module, SPEC, [SERIES], "x", Windows(32, 1, 0.0, 2, full), covariates=covariates)
+    return ForecastingProblem(module, SPEC, [series], "x", Windows(32, 1, 0.0, 2, full), covariates=covariates)
 
 
 @pytest.mark.parametrize("full", [0.0, 1.0])
@@ -55,3 +56,16 @@ def test_the_linear_forecast_is_better_than_the_seasonal_naive_one() -> None:
     linear = view.naive + fitted.module.latest(history, view.last) @ fitted.module.linear
     naive_error, linear_error = ((future - found).abs().mean() for found in (view.naive, linear))
     assert linear_error < 0.9 * naive_error
+
+
+def test_filled_values_are_not_learned() -> None:
+    """Missing values of histories are filled. Those of futures do not count, nor do histories that end in a gap."""
+    series = np.arange(400, dtype=np.float32)
+    missing = np.arange(400) % 7 == 3
+    series[missing] = np.nan
+    future, known, _, history, length, *_ = problem(series=series).windows()
+    last = history[torch.arange(len(length)), length - 1]
+    assert torch.equal(future[:, 0], last + 1), "gaps in a line are filled with its values"
+    assert not known[torch.from_numpy(missing)[future.long()]].any()
+    assert not known[torch.from_numpy(missing)[last.long()]].any()
+    assert known.float().mean() > 0.6

@@ -38,7 +38,7 @@ from rafaga.evaluation import (
     standard_error,
     training_size,
 )
-from rafaga.series import TimeSeries
+from rafaga.series import TimeSeries, interpolated
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _quantiles(
     try:
         for number, origin in enumerate(origins, start=1):
             _progress(f"{baseline.name}: {number} of {len(origins)}")
-            history = _filled(origin.history.values)
+            history = interpolated(origin.history.values)
             found.append(baseline.forecast(history, spec.season, horizon).quantiles(levels))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -227,11 +227,6 @@ def _quantiles(
     finally:
         _progress("")
     return np.stack(found)
-
-
-def _filled(values: npt.NDArray[np.float32]) -> Floats:
-    known = np.flatnonzero(np.isfinite(values))
-    return np.interp(np.arange(len(values)), known, values[known])
 
 
 def _progress(text: str) -> None:

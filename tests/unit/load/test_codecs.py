@@ -49,7 +49,13 @@ def test_the_same_features_and_forecasts() -> None:
         quantiles = [forecasting_pb2.QuantileForecast(level=0.5, values=values)]
         return forecasting_pb2.ForecastResponse(quantiles=quantiles, timing=TIMING).SerializeToString()
 
-    for replies, message in ((Replies.FEATURES, features), (Replies.FORECAST, forecast)):
+    def forecast_of_series(*values: float) -> bytes:
+        quantiles = [forecasting_pb2.QuantileForecast(level=0.5, values=values)]
+        forecasts = [forecasting_pb2.SeriesForecast(quantiles=quantiles)]
+        return forecasting_pb2.ForecastResponse(forecasts=forecasts, timing=TIMING).SerializeToString()
+
+    kinds = ((Replies.FEATURES, features), (Replies.FORECAST, forecast), (Replies.FORECAST, forecast_of_series))
+    for replies, message in kinds:
         read = reader(replies)
         assert read.timing(message(1.0)) == Reply(1, 2, 3, 4)
         assert read.same(message(100.0, 0.01), message(100.01, 0.0))
@@ -76,6 +82,18 @@ def test_random_pixels_have_the_models_shape() -> None:
     found = target(described(task="features", inputs=[image]), Payloads())
     assert found.method == "/rafaga.v1.Vision/ExtractFeatures"
     assert vision_pb2.ExtractFeaturesRequest.FromString(found.requests[0].body).pixels.height == 224
+
+
+def test_forecasters_get_the_covariates_that_they_need() -> None:
+    """Zeros up to the end of the horizon, and a start from which those of the calendar follow: a Monday here."""
+    info = catalog_pb2.ForecastInfo(
+        max_history=8, max_horizon=3, frequency="W-MON", covariates=["price", "calendar.month"]
+    )
+    found = target(described(task="forecasting", forecast=info), Payloads(series=((1.0, 2.0, 3.0, 4.0),)))
+    (series,) = forecasting_pb2.ForecastRequest.FromString(found.requests[0].body).series
+    assert list(series.values) == [1, 2, 3, 4]
+    assert {name: list(each.values) for name, each in series.covariates.items()} == {"price": [0] * 7}
+    assert series.start.ToJsonString() == "2000-01-03T00:00:00Z"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from rafaga.client import ModelDescription, ModelState, _calls, _images
+from rafaga import calendar
+from rafaga.calendar import CALENDAR
+from rafaga.client import ForecastDescription, History, ModelDescription, ModelState, _calls, _images
+from rafaga.client._history import SeriesInput
 from rafaga.errors import ModelNotReady, Unsupported
 from rafaga.load.codecs.base import Reader, Replies, Request, Target, close, tolerance
 from rafaga.load.connection import Ask
@@ -66,14 +69,29 @@ def _of_images(
 
 
 def _forecast(model: ModelDescription, payloads: Payloads) -> Calls:
-    assert model.forecast is not None
+    spec = model.forecast
+    assert spec is not None
     # The longest history that the model uses: callers with a long history send that much.
-    histories = payloads.series or payloads.histories(model.forecast.max_history)
+    histories: Sequence[SeriesInput] = payloads.series or payloads.histories(spec.max_history)
+    if spec.covariates:
+        histories = [_with_covariates(each, spec) for each in histories]
     calls = [
         Payload(_calls.forecast([_calls.series(each).content], model=model.name, version=0, horizon=None))
         for each in histories
     ]
     return calls, Replies.FORECAST
+
+
+def _with_covariates(values: Any, spec: ForecastDescription) -> History:
+    """Covariates that are 0, and times from 2000 on, from which those of the calendar follow."""
+    given = [name for name in spec.covariates if not name.startswith(CALENDAR)]
+    times = None
+    if len(given) < len(spec.covariates) and spec.frequency:
+        frequency = calendar.frequency(spec.frequency)
+        days = np.arange("2000-01-01", "2001-01-01", dtype="datetime64[D]").astype("datetime64[us]")
+        times = frequency.times(next(day for day in days if not frequency.mismatch(day)), len(values))
+    zeros = np.zeros(len(values) + spec.max_horizon, np.float32)
+    return History(np.array(values, np.float32), times, dict.fromkeys(given, zeros))
 
 
 def _predict(model: ModelDescription, payloads: Payloads) -> Calls:
@@ -153,8 +171,9 @@ class ForecastReader:
 
     @staticmethod
     def _quantiles(reply: bytes) -> list[NDArray[np.generic]]:
-        quantiles = forecasting_pb2.ForecastResponse.FromString(reply).quantiles
-        return [np.array([quantile.values for quantile in quantiles], np.float32)]
+        response = forecasting_pb2.ForecastResponse.FromString(reply)
+        every = response.forecasts or [response]
+        return [np.array([quantile.values for quantile in each.quantiles], np.float32) for each in every]
 
 
 class DetectReader:

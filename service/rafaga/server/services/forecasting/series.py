@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rafaga.bundle import ForecastSpec
 from rafaga.calendar import CALENDAR, Times, calendar_feature
 from rafaga.errors import InvalidRequest, InvalidTensor, listed, quoted
+from rafaga.series import MAX_MISSING, interpolated
 from rafaga.server.scheduling.job import Arrays
 from rafaga.server.services.forecasting import times
 from rafaga.server.services.forecasting.options import Options
@@ -19,9 +20,6 @@ from rafaga.server.services.submission import padded
 from rafaga.v1 import forecasting_pb2 as pb
 
 Floats = NDArray[np.float32]
-
-MAX_MISSING = 0.2
-"""Share of the values that the model reads."""
 
 
 class Row(NamedTuple):
@@ -72,8 +70,7 @@ class Observations(NamedTuple):
             return values
         present = self.present[first:end]
         self._check_gaps(present, first)
-        known = np.flatnonzero(present)
-        return np.interp(np.arange(len(values)), known, values[known]).astype(np.float32)
+        return interpolated(np.where(present, values, np.float32(np.nan)))
 
     def _check_gaps(self, present: NDArray[np.bool_], first: int) -> None:
         gaps = (np.flatnonzero(~present) + first).tolist()

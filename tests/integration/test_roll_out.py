@@ -1,0 +1,110 @@
+"""A roll-out that ends between its blocks: cancelled, late, or without its model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from rafaga.bundle import ForecastSpec
+from rafaga.errors import InvalidRequest
+from rafaga.server.services.forecasting.options import Options
+from rafaga.v1 import forecasting_pb2 as pb
+from tests import bundles
+from tests.integration.serving import PATIENCE_S, Served, eventually, refusal, serving, wait_for_queue
+from tests.integration.valve import Valve
+
+DEADLINE_S = 1.0
+ROWS = 3
+
+
+class OneByOne(Valve):
+    """Lets single runs through while it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._permits = threading.Semaphore(0)
+
+    def let_one_through(self) -> None:
+        self._permits.release()
+
+    def pass_through(self, rows: int) -> None:
+        if not self._open.is_set():
+            self._waiting.release()
+            while not self._permits.acquire(timeout=0.01) and not self._open.is_set():
+                pass
+        self.runs.append(rows)
+
+
+@pytest.fixture(scope="module")
+def valve() -> OneByOne:
+    return OneByOne()
+
+
+@pytest.fixture(scope="module")
+def served(valve: OneByOne, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    root = tmp_path_factory.mktemp("forecasters")
+    for name in ("series", "replaced"):
+        bundles.publish_forecaster(root, name)
+    with serving(root, engine_factory=valve.load) as served:
+        yield served
+
+
+def roll_out(served: Served, model: str = "series", timeout_s: float = PATIENCE_S) -> Any:
+    """Of ten blocks, with ROWS series in each run."""
+    request = pb.ForecastRequest(model=model, series=[pb.Series(values=[1, 2, 3])] * ROWS, horizon=10 * bundles.HORIZON)
+    return served.forecasting.Forecast.future(request, timeout=timeout_s)
+
+
+def blocks_run(served: Served, valve: OneByOne) -> int:
+    """After others were answered, whose runs would have been behind a next block."""
+    for _ in range(3):
+        served.forecasting.Forecast(pb.ForecastRequest(model="series", history=[1, 2, 3]), timeout=PATIENCE_S)
+    wait_for_queue(served, "series", 0)
+    assert served.in_flight == 0
+    return valve.runs.count(ROWS)
+
+
+def test_a_cancel_ends_it(served: Served, valve: OneByOne) -> None:
+    with valve.closed():
+        call = roll_out(served)
+        valve.wait_for_engine()
+        valve.let_one_through()
+        valve.wait_for_engine()
+        call.cancel()
+        eventually(lambda: served.in_flight == 0, "the call ended")
+    assert blocks_run(served, valve) == 2, "the second was running"
+
+
+def test_a_deadline_ends_it(served: Served, valve: OneByOne) -> None:
+    with valve.closed():
+        call = roll_out(served, timeout_s=DEADLINE_S)
+        valve.wait_for_engine()
+        valve.let_one_through()
+        assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        eventually(lambda: served.in_flight == 0, "the call ended")
+    assert blocks_run(served, valve) <= 2
+
+
+def test_a_model_that_is_replaced_meanwhile(served: Served, valve: OneByOne) -> None:
+    """As for one that is replaced while an image is decoded: the client may send the request again."""
+    with valve.closed():
+        call = roll_out(served, "replaced")
+        valve.wait_for_engine()
+        served.server.repository.model("replaced", 0).retire(replaced=True)
+    refused = refusal(lambda: call.result(PATIENCE_S))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
+    assert "send the request again" in refused.message
+    assert blocks_run(served, valve) == 1
+
+
+def test_a_model_without_a_median_is_not_rolled_out() -> None:
+    spec = ForecastSpec(
+        min_history=2, max_history=8, max_horizon=4, quantile_levels=(0.6, 0.9), season=1, step="day", unit=""
+    )
+    assert Options.of(pb.ForecastRequest(horizon=4), spec).blocks == 1
+    with pytest.raises(InvalidRequest, match="at most 4 steps, the model's, which gives no median to continue with"):
+        Options.of(pb.ForecastRequest(horizon=5), spec)
