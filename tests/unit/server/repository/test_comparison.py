@@ -21,7 +21,7 @@ from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository.comparison import Compared, Comparison, compare
 from rafaga.server.repository.loader import Loader
 from rafaga.server.repository.trial import Passed, Trial
-from rafaga.server.repository.trial_process import DirectTrials, TrialProcess, Trials
+from rafaga.server.repository.trial_process import DirectTrials, TrialProcess, Trials, TrialStopped
 from rafaga.server.scheduling.batcher import BatchPolicy
 from tests import plain
 from tests.bundles import publish_convolutions
@@ -132,6 +132,15 @@ def test_a_model_that_openvino_refuses_stays_on_onnx_runtime(
     assert why in model.runtime.why
     assert "an engine is left out: openvino fp32: no Softmax" in caplog.messages
     model.close()
+
+
+def test_a_comparison_that_the_server_ended_is_no_failure(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def stopped(_: Comparison) -> Compared:
+        raise TrialStopped
+
+    with pytest.raises(TrialStopped):
+        load(folder, Slow(stopped))
+    assert not caplog.messages
 
 
 def test_what_is_asked_for_by_name_must_run(folder: Path) -> None:
