@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
-from rafaga.v1 import vision_pb2
+from rafaga.v1 import catalog_pb2, vision_pb2
 from tests import bundles
 from tests.bundles import fragile
 from tests.integration import messages
@@ -172,6 +172,7 @@ def test_images_of_different_sizes_do_not_share_a_batch(serve: Serve, valve: Val
 
 def test_two_engines_run_at_once(serve: Serve, valve: Valve) -> None:
     served = serve(instances=("2",), max_batch_size=2)
+    assert served.catalog.GetModel(catalog_pb2.GetModelRequest(name="digits")).model.instances == 2
     digits = [messages.random_digits(seed) for seed in range(6)]
     stub = oip.stub(served)
     with valve.closed():

@@ -53,6 +53,7 @@ def test_a_server_is_measured_and_its_profile_planned_with(
     assert "digits: " in said.out
     profile = profiles.read(path)
     assert (profile.model, profile.server, profile.max_batch_size) == ("digits", paced.address, 32)
+    assert (profile.instances, profile.engine.partition(":")[0]) == (1, "onnxruntime")
     assert profile.run_ms[0] >= ROW_MS * profile.batch_rows[0]
     assert 0 < profile.crowded_rate < 1e3 / ROW_MS
     assert [(m.callers, m.offered > 0) for m in profile.steps] == [(1, False), (8, False), (0, True), (0, True)]

@@ -104,6 +104,7 @@ class ModelDescription:
     head: str = ""  # of a classifier: "logits", "probabilities", "multilabel", "binary" or "regression"
     engine: str = ""  # "onnxruntime" or "openvino"
     engine_reason: str = ""  # why it was chosen, and the precision
+    instances: int = 0  # engines that run it at once; 0: not served, or unknown to an older server
 
     def __repr__(self) -> str:
         weights = "" if self.trained else "UNTRAINED"
@@ -151,6 +152,7 @@ def model_description(model: catalog_pb2.Model, labels: Sequence[str] = ()) -> M
         head=model.head,
         engine=model.engine,
         engine_reason=model.engine_reason,
+        instances=model.instances,
     )
 
 

@@ -110,6 +110,8 @@ def measure(
         model=model,
         payload=inputs.describe(payloads),
         max_batch_size=description.max_batch_size,
+        instances=max(1, description.instances),
+        engine=": ".join(filter(None, (description.engine, description.engine_reason))),
     )
 
 

@@ -61,6 +61,8 @@ class Plan:
     """
 
     model: str
+    engine: str
+    instances: int
     rate: float
     slo_p99_ms: float
     headroom_asked: float
@@ -123,6 +125,8 @@ def plan(
     check = _check(profile, replica)
     return Plan(
         model=profile.model,
+        engine=profile.engine,
+        instances=profile.instances,
         rate=rate,
         slo_p99_ms=slo_p99_ms,
         headroom_asked=headroom,
@@ -167,7 +171,8 @@ def _better(chosen: Considered, tried: Considered) -> Considered:
 def _max_rate(profile: Profile, replica: Replica, settings: BatchSettings) -> float:
     """0 if even a very low rate misses."""
     best_s = min(profile.run_s(b) / b for b in replica.buckets(settings.max_batch_size))
-    searching = search(min(0.8 * profile.crowded_rate, 0.8 / best_s / profile.request_rows), _PRECISION)
+    engines = 0.8 * profile.instances / best_s / profile.request_rows
+    searching = search(min(0.8 * profile.crowded_rate, engines), _PRECISION)
     rate = next(searching)
     while True:
         try:

@@ -45,7 +45,8 @@ class Profile:
     quantiles, at LEVELS, of runs over that mean. call_ms: mean time of a lone caller's request outside queue and
     engine: network, gRPC, preprocessing; call_spread: quantiles over that mean. shared_rate and shared_call_ms: the
     mean when requests arrive at random at that rate per second. crowded_rate: answers per second with the most callers:
-    a backlog is answered no faster than that, even if fewer callers get more.
+    a backlog is answered no faster than that, even if fewer callers get more. instances: of the engine. engine: in
+    words, and why it was chosen.
     """
 
     schema: int
@@ -66,6 +67,8 @@ class Profile:
     crowded_rate: float
     steps: tuple[MeasuredLoad, ...]
     warnings: tuple[str, ...] = ()
+    instances: int = 1
+    engine: str = ""
 
     def __post_init__(self) -> None:
         """Raises ValueError where the parts contradict each other."""
@@ -75,8 +78,8 @@ class Profile:
             raise ValueError("expected rising batch_rows and as many run_ms")
         if len(self.run_spread) != len(LEVELS) or len(self.call_spread) != len(LEVELS):
             raise ValueError(f"expected {len(LEVELS)} quantiles in run_spread and call_spread")
-        if min(self.batch_rows[0], self.request_rows, self.max_batch_size) < 1:
-            raise ValueError("expected at least one row")
+        if min(self.batch_rows[0], self.request_rows, self.max_batch_size, self.instances) < 1:
+            raise ValueError("expected at least one row, and one instance")
         if (
             min(*self.run_ms, *self.run_spread, self.call_ms, self.shared_rate, self.shared_call_ms, self.crowded_rate)
             <= 0

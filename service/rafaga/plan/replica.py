@@ -110,7 +110,8 @@ class Replica:
 
         buckets = self.buckets(settings.max_batch_size)
         policy = BatchPolicy(settings.max_queue_delay_us / 1e6, settings.max_queue_wait_ms / 1e3)
-        batcher = Batcher(policy, LatencyTable(buckets, [profile.run_s(b) + DISPATCH_S for b in buckets]))
+        latency = LatencyTable(buckets, [profile.run_s(b) + DISPATCH_S for b in buckets])
+        batcher = Batcher(policy, latency, profile.instances)
         report = simulate(batcher, sample, calls(), end_s, seed=self._seed, warm_up_s=warm_up_s)
         latencies_ms = 1e3 * np.asarray(report.latencies or [np.inf])
         offered = report.offered / profile.request_rows
@@ -122,6 +123,6 @@ class Replica:
             within=float((latencies_ms <= self._slo_p99_ms).sum() / max(1.0, offered)),
             refused=report.refused / max(1, report.offered),
             mean_batch_rows=report.run / max(1, report.batches),
-            engine_busy=min(1.0, report.busy_s / report.seconds),
+            engine_busy=min(1.0, report.busy_s / report.seconds / profile.instances),
             transport_busy=min(1.0, rate * self._station_s),
         )

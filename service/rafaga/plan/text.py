@@ -16,6 +16,8 @@ def lines(plan: Plan) -> Iterator[str]:
         f"  serve each with --max-batch-size {settings.max_batch_size} --max-queue-delay-us "
         f"{settings.max_queue_delay_us} --max-queue-wait-ms {settings.max_queue_wait_ms}"
     )
+    if plan.engine:
+        yield f"  measured with {plan.instances} instance{'s' if plan.instances > 1 else ''} in {plan.engine}"
     asked = f", {plan.headroom_asked:.0%} requested" if plan.headroom_asked else ""
     yield (
         f"  headroom {plan.headroom:.0%}{asked}: a replica meets the objective up to "

@@ -144,6 +144,7 @@ class Model(google.protobuf.message.Message):
     ENGINE_FIELD_NUMBER: builtins.int
     ENGINE_REASON_FIELD_NUMBER: builtins.int
     HEAD_FIELD_NUMBER: builtins.int
+    INSTANCES_FIELD_NUMBER: builtins.int
     name: builtins.str
     version: builtins.int
     state: Global___Model.State.ValueType
@@ -175,6 +176,8 @@ class Model(google.protobuf.message.Message):
     """Of a classifier: "logits" or "probabilities", which sum to 1; "multilabel", whose probabilities are independent;
     "binary"; "regression", whose answers are values. Empty for other tasks.
     """
+    instances: builtins.int
+    """Engines that run the model at once, on all devices together; zero if it is not served."""
     @property
     def inputs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
     @property
@@ -224,10 +227,11 @@ class Model(google.protobuf.message.Message):
         engine: builtins.str = ...,
         engine_reason: builtins.str = ...,
         head: builtins.str = ...,
+        instances: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: typing_extensions.TypeAlias = typing.Literal["accuracy_drop", b"accuracy_drop", "detection", b"detection", "forecast", b"forecast", "provenance", b"provenance", "sequence", b"sequence"]
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["accuracy_drop", b"accuracy_drop", "architecture", b"architecture", "dataset", b"dataset", "detection", b"detection", "engine", b"engine", "engine_reason", b"engine_reason", "forecast", b"forecast", "head", b"head", "image_preparation", b"image_preparation", "inputs", b"inputs", "max_batch_size", b"max_batch_size", "metrics", b"metrics", "name", b"name", "outputs", b"outputs", "parameters", b"parameters", "precision", b"precision", "provenance", b"provenance", "reason", b"reason", "sequence", b"sequence", "state", b"state", "task", b"task", "trained", b"trained", "version", b"version", "weights_license", b"weights_license", "weights_sha256", b"weights_sha256", "weights_source", b"weights_source"]
+    _ClearFieldArgType: typing_extensions.TypeAlias = typing.Literal["accuracy_drop", b"accuracy_drop", "architecture", b"architecture", "dataset", b"dataset", "detection", b"detection", "engine", b"engine", "engine_reason", b"engine_reason", "forecast", b"forecast", "head", b"head", "image_preparation", b"image_preparation", "inputs", b"inputs", "instances", b"instances", "max_batch_size", b"max_batch_size", "metrics", b"metrics", "name", b"name", "outputs", b"outputs", "parameters", b"parameters", "precision", b"precision", "provenance", b"provenance", "reason", b"reason", "sequence", b"sequence", "state", b"state", "task", b"task", "trained", b"trained", "version", b"version", "weights_license", b"weights_license", "weights_sha256", b"weights_sha256", "weights_source", b"weights_source"]
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
 
 Global___Model: typing_extensions.TypeAlias = Model

@@ -106,4 +106,7 @@ def test_what_people_read() -> None:
     assert "--max-batch-size 1 --max-queue-delay-us 0 --max-queue-wait-ms 490" in said
     assert "5 replicas meet the objective with one of them lost" in said
     assert "warning: measured beside others" in said
-    assert "one lost: none left" in say(plan(profile([10]), rate=1, slo_p99_ms=500))
+    assert "measured with" not in said
+    said = say(plan(profile([10], instances=2, engine="openvino: as configured"), rate=1, slo_p99_ms=500))
+    assert "one lost: none left" in said
+    assert "measured with 2 instances in openvino: as configured" in said

@@ -47,6 +47,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -
         {"run_spread": (1.0,)},
         {"crowded_rate": 0.0},
         {"request_rows": 0},
+        {"instances": 0},
     ],
 )
 def test_parts_that_contradict_each_other(changes: dict[str, object]) -> None:

@@ -51,6 +51,13 @@ def test_batches_grow_with_the_load() -> None:
     assert low.p50_ms == pytest.approx(4.13, rel=0.05)
 
 
+def test_several_instances_run_at_once() -> None:
+    """With one, a load of 1.4 runs would be refused."""
+    outcome = Replica(profile([10], instances=2), 1000).under(140, ALONE, REQUESTS)
+    assert outcome.met
+    assert outcome.engine_busy == pytest.approx(0.7, rel=0.05)
+
+
 def test_under_overload_accepted_requests_are_answered_in_time() -> None:
     """The wait that is recommended leaves time for the answer: twice the load, half of the requests, all in time."""
     replica = Replica(profile([10]), 200)

@@ -15,6 +15,7 @@ from typing import TypeVar
 from rafaga.server.config.per_model import PerModel
 
 T = TypeVar("T")
+D = TypeVar("D")
 E = TypeVar("E", bound=StrEnum)
 
 _BOOLEANS = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}
@@ -116,7 +117,7 @@ def each(read: Callable[[str], T]) -> Callable[[object], tuple[T, ...]]:
     return lambda value: tuple(read(word) for word in words(value))
 
 
-def per_model(read: Callable[[str], T], default: T) -> Callable[[object], PerModel[T]]:
+def per_model(read: Callable[[str], T], default: D) -> Callable[[object], PerModel[T | D]]:
     return lambda value: PerModel.parse(words(value), read, default)
 
 

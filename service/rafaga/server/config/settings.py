@@ -184,11 +184,12 @@ class EngineSettings:
         "auto|onnxruntime|openvino|NAME=openvino[,...]",
         "what runs models on the CPU; auto: measured at load, if OpenVINO is installed; per model: auto,NAME=openvino",
     )
-    instances: PerModel[int] = _setting(
+    instances: PerModel[int | None] = _setting(
         "1",
-        per_model(integer(1, 1024), 1),
-        "N|NAME=N[,...]",
-        "engines of each model on each device; on the CPU they share the cores; per model: 1,NAME=2",
+        per_model(or_auto(integer(1, 1024)), 1),
+        "N|auto|NAME=N[,...]",
+        "engines of each model on each device; on the CPU they share the cores; auto: as many as give the most rows/s, "
+        "measured at load, although lone requests take longer; per model: 1,NAME=2",
     )
     threads: PerModel[int | None] = _setting(
         "auto",

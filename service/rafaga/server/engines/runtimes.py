@@ -77,7 +77,7 @@ def on_gpu(bundle: Bundle, precision: Precision | None) -> Choice:
 def of_plain(engine: EngineName | None) -> Choice:
     """There are no golden answers, so OpenVINO must be asked for. ONNX Runtime's answers to the samples then decide."""
     if engine is not EngineName.OPENVINO:
-        return Choice(Runtime(why=_CONFIGURED if engine else "a plain ONNX file"))
+        return Choice(Runtime(tolerance=_PLAIN, why=_CONFIGURED if engine else "a plain ONNX file"))
     runtime = Runtime(engine=engine, tolerance=_PLAIN, why=_CONFIGURED)
     return Choice(runtime, (runtime,))
 

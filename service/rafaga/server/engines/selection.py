@@ -43,7 +43,7 @@ class CpuThreads(NamedTuple):
 @dataclass(frozen=True)
 class Placement:
     """devices: where every model has its engines. gpus: by index, for all `devices` that are GPUs. pipelined_s: seconds
-    per row from which an engine on the CPU is pipelined.
+    per row from which an engine on the CPU is pipelined. auto_instances: of models whose number is not configured.
     """
 
     devices: tuple[Device, ...] = (CPU,)
@@ -51,6 +51,7 @@ class Placement:
     gpus: Mapping[int, GpuDevice] = field(default_factory=dict, repr=False)
     cores: int = field(default_factory=available_cores)
     pipelined_s: float = _PIPELINED_S
+    auto_instances: int = 1
 
     @classmethod
     def on(cls, choice: DeviceChoice, settings: EngineSettings) -> Placement:
@@ -61,7 +62,15 @@ class Placement:
 
     def devices_of(self, model: str) -> tuple[Device, ...]:
         """One for each of its engines."""
-        return self.devices * self.settings.instances.of(model)
+        return self.devices * self._instances(model)
+
+    def _instances(self, model: str) -> int:
+        return self.settings.instances.of(model) or self.auto_instances
+
+    def instances_are_free(self, model: str) -> bool:
+        """To be chosen by measuring: on the CPU, if their threads are not configured either."""
+        configured = self.settings.instances.of(model) or self.settings.threads.of(model)
+        return not self.gpu and not configured and self.cores > 1
 
     def engine_of(self, model: str) -> EngineName | None:
         """As configured; None: the fastest. GPUs have ONNX Runtime."""
@@ -79,7 +88,7 @@ class Placement:
         return dataclasses.replace(self, devices=(CPU,))
 
     def cpu_threads(self, model: str) -> CpuThreads:
-        instances, fixed = self.settings.instances.of(model), self.settings.threads.of(model)
+        instances, fixed = self._instances(model), self.settings.threads.of(model)
         spinning = self.settings.spinning.of(model)
         if spinning is None:
             threads = instances * (fixed or self.cores)

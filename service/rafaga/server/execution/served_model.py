@@ -46,6 +46,7 @@ class ServedModel:
         `engines` with that number."""
         self.bundle = bundle
         self.runtime = runtime
+        self.instances = len(engines)
         self.batched = bundle.max_batch_size > 0
         self.ragged = bundle.ragged
         self.max_batch_size = latency.buckets[-1] if self.batched else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import logging
@@ -73,7 +74,7 @@ class Loader:
         choice = self._choice(bundle, placement)
         max_rows = min(bundle.max_batch_size, self.max_batch_size)
         passed = self._tried(folder, bundle.name, bundle.version, placement, bundle, choice.default.file)
-        runtime, guards = self._fastest(choice, passed, placement, folder, bundle, max_rows)
+        runtime, guards, placement = self._fastest(choice, passed, placement, folder, bundle, max_rows)
         golden = Golden.load(bundle, io.BytesIO(read_verified(folder, bundle, bundles.GOLDEN)))
         verify = partial(golden.verify, tolerance=runtime.tolerance, max_rows=max_rows)
 
@@ -98,7 +99,7 @@ class Loader:
                 extra={"model": name, "version": version},
             )
         samples, rows = recipe.samples(described.inputs), max(1, described.max_batch_size)
-        runtime, guards = self._fastest(choice, passed, placement, path, described, rows)
+        runtime, guards, placement = self._fastest(choice, passed, placement, path, described, rows)
 
         def read() -> ModelToPlace:
             model = plain.read(path)
@@ -117,22 +118,27 @@ class Loader:
 
     def _fastest(
         self, choice: Choice, passed: Passed, placement: Placement, path: Path, model: Bundle | PlainModel, rows: int
-    ) -> tuple[Runtime, Sequence[int]]:
-        """And what to guard in its file. Raises BundleError where OpenVINO is asked for and does not run the model."""
+    ) -> tuple[Runtime, Sequence[int], Placement]:
+        """And what to guard in its file, and the placement with its number of instances. Raises BundleError where
+        OpenVINO is asked for and does not run the model."""
         name, default = model.name, choice.default
         asked = default.engine is EngineName.OPENVINO
-        if not choice.rivals or (not asked and (passed.quick or not openvino.usable())):
-            return default, passed.guards
+        several = placement.instances_are_free(name) and not passed.quick
+        rivals = choice.rivals if asked or not (passed.quick or not openvino.usable()) else ()
+        if not rivals and not several:
+            return default, passed.guards, placement
+        rivals = rivals or (default,)
         threads = placement.cpu_threads(name)
         comparison = Comparison(
             path=str(path.absolute()),
-            rivals=choice.rivals,
+            rivals=rivals,
             threads=threads.fixed or threads.share,
             spinning=threads.spinning,
             max_rows=rows,
             bundle=model if isinstance(model, Bundle) else None,
             plain=passed.described,
             recipe=passed.recipe,
+            several=several,
         )
         try:
             compared = self.trials.compare(comparison)
@@ -143,13 +149,15 @@ class Loader:
         if compared.fastest is None:
             if asked:
                 raise BundleError(f"{name}: {'; '.join(compared.reasons)}")
-            return structs.replace(default, why=f"{default.why}; other engines failed, see the log"), passed.guards
-        fastest = choice.rivals[compared.fastest]
-        if len(choice.rivals) == 1:
-            return default, compared.guards
-        speeds = (f"{s:.2f}" if s else "refused, see the log" for s in compared.speeds)
-        facts = [f"{rival} {speed}" for rival, speed in zip(choice.rivals, speeds, strict=True)]
-        return structs.replace(fastest, why="; ".join(("speed here", *facts, *choice.left_out))), compared.guards
+            why = f"{default.why}; the comparison failed, see the log"
+            return structs.replace(default, why=why), passed.guards, placement
+        facts = [default.why]
+        if len(rivals) > 1:
+            speeds = (f"{s:.2f}" if s else "refused, see the log" for s in compared.speeds)
+            measured = (f"{rival} {speed}" for rival, speed in zip(rivals, speeds, strict=True))
+            facts = ["speed here", *measured, *choice.left_out]
+        runtime = structs.replace(rivals[compared.fastest], why="; ".join((*facts, *compared.tried)))
+        return runtime, compared.guards, dataclasses.replace(placement, auto_instances=compared.instances)
 
     def _tried(
         self, path: Path, name: str, version: int, placement: Placement, bundle: Bundle | None = None, file: str = ""

@@ -149,8 +149,9 @@ class Repository(VersionTable):
                 entry.model.drain()
 
     def close(self) -> None:
+        entries = self.freeze()
         self._trials.close()
-        for entry in self.freeze():
+        for entry in entries:
             if entry.model is not None:
                 entry.model.close()
         self._reconciler.close()

@@ -24,6 +24,10 @@ class TrialFailed(BundleError):
     """The trial ended the child process. The message has no paths and nothing of the model's, so clients may see it."""
 
 
+class TrialStopped(Exception):
+    """`close` ended the trial, because the server stops: nothing is wrong with the model."""
+
+
 class Trials(Protocol):
     def attempt(self, trial: Trial) -> Passed:
         """Raises BundleError if the model does not pass."""
@@ -32,7 +36,8 @@ class Trials(Protocol):
         """Raises BundleError if that is not possible."""
 
     def close(self) -> None:
-        """Ends what the others do, from any thread, and frees its memory. They may be called again after that."""
+        """Ends what the others do, from any thread, and frees its memory: they raise TrialStopped. They may be called
+        again after that."""
 
 
 class DirectTrials:
@@ -53,6 +58,7 @@ class TrialProcess:
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
+        self._stopped: subprocess.Popen[bytes] | None = None
         self._trying = threading.Lock()
 
     def attempt(self, trial: Trial) -> Passed:
@@ -73,9 +79,11 @@ class TrialProcess:
                 self._end(self._child)
             if self._child is None:
                 self._child = _started()
-            line = _asked(self._child, msgspec.json.encode(asked) + b"\n")
+            child = self._child
+            line = _asked(child, msgspec.json.encode(asked) + b"\n")
             if not line.endswith(b"\n"):
-                raise TrialFailed(_why(self._end(self._child)))
+                code = self._end(child)
+                raise TrialStopped() if child is self._stopped else TrialFailed(_why(code))
         answer = msgspec.json.decode(line, type=Answer)
         if answer.refused:
             raise BundleError(answer.refused)
@@ -83,6 +91,7 @@ class TrialProcess:
 
     def close(self) -> None:
         if (child := self._child) is not None:
+            self._stopped = child
             child.kill()
         if self._trying.acquire(blocking=False):  # else `attempt` ends it
             try:

@@ -83,6 +83,7 @@ def _served(model: ServedModel) -> pb.Model:
         precision=runtime.precision or "",
         engine=runtime.engine,
         engine_reason=runtime.why,
+        instances=model.instances,
         metrics=[_copied(pb.Metric, metric) for metric in runtime.metrics],
         accuracy_drop=_copied(pb.AccuracyDrop, runtime.loss) if runtime.loss else None,
     )

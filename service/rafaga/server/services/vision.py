@@ -124,7 +124,7 @@ def _classified(request: pb.ClassifyRequest, answer: _Answer) -> pb.ClassifyResp
     for best in best_of(rows, request.top_k or (len(bundle.labels) if least else 0)):
         add = response.results.add().labels.add
         for index, probability in best:
-            if probability >= least:
+            if not probability < least:  # NaN, where the bundle allows it
                 add(label=bundle.labels[index], index=index, probability=probability)
     return response
 

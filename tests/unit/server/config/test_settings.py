@@ -163,6 +163,7 @@ def test_settings_of_single_models() -> None:
     assert got.engine == PerModel(EngineName.OPENVINO, {"lstm": EngineName.ONNXRUNTIME})
     assert (got.threads, got.instances) == (PerModel(2, {"lenet5": 1}), PerModel(1, {"lenet5": 3}))
     assert got.spinning == PerModel(True, {"big": False})
+    assert config("--instances", "1,vgg16=auto").engines.instances == PerModel(1, {"vgg16": None})
     got = config("--gpu-model-memory-mib", "4096,vgg16=2048").engines
     assert got.gpu_model_memory_mib == PerModel(4096, {"vgg16": 2048})
     assert config().engines.gpu_model_memory_mib == PerModel(None)
@@ -180,7 +181,7 @@ def test_settings_of_single_models() -> None:
         ("threads", "0", "0: expected 1 to 1024 (or auto)"),
         ("threads", "2,a=b", "'b' is not an integer (or auto)"),
         ("instances", "1,2", "'2': expected only one value for all models"),
-        ("instances", "auto", "'auto' is not an integer"),
+        ("instances", "many", "'many' is not an integer (or auto)"),
         ("spinning", "a=often", "'often': expected on or off (or auto)"),
         ("batch_buckets", "4,0", "0: expected at least 1"),
         ("max_queue_wait_ms", "-1", "-1: expected at least 0"),

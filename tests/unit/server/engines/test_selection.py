@@ -60,6 +60,7 @@ def test_every_model_has_engines_of_its_own() -> None:
     placement = Placement((Device(DeviceKind.CUDA), Device(DeviceKind.CUDA, 1)), settings(instances=2))
     assert [str(device) for device in placement.devices_of("digits")] == ["cuda:0", "cuda:1"] * 2
     assert placement.on_cpu().devices_of("digits") == (CPU, CPU)
+    assert Placement(settings=settings(instances="auto")).devices_of("digits") == (CPU,)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,17 +13,20 @@ import pytest
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, EngineName
 from rafaga.errors import BundleError
+from rafaga.server.config.device import Device
 from rafaga.server.config.per_model import PerModel
 from rafaga.server.config.settings import Config
 from rafaga.server.engines import openvino
+from rafaga.server.engines.loading import LoadedEngine, ModelToPlace
 from rafaga.server.engines.runtimes import Runtime
 from rafaga.server.engines.selection import Placement
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.observability.metrics import Metrics
+from rafaga.server.repository import comparison as comparisons
 from rafaga.server.repository.comparison import Compared, Comparison, compare
 from rafaga.server.repository.loader import Loader
 from rafaga.server.repository.trial import Passed, Trial
-from rafaga.server.repository.trial_process import DirectTrials, TrialProcess, Trials
+from rafaga.server.repository.trial_process import DirectTrials, TrialProcess, Trials, TrialStopped
 from rafaga.server.scheduling.batcher import BatchPolicy
 from tests import plain
 from tests.bundles import publish_convolutions
@@ -45,7 +50,7 @@ class Slow(DirectTrials):
 
 
 def loader(trials: Trials, **settings: str) -> Loader:
-    placement = Placement(settings=Config.of(**settings).engines)
+    placement = Placement(settings=Config.of(**settings).engines, cores=2)
     return Loader(BatchPolicy(), 4, PerModel(None), placement, Metrics(), trials=trials)
 
 
@@ -116,7 +121,7 @@ def test_the_fastest_is_served_and_the_log_says_why(folder: Path, caplog: pytest
     ("compared", "why"),
     [
         (Compared(fastest=0, speeds=(1.0, 0.0), reasons=("openvino fp32: no Softmax",)), "openvino fp32 refused"),
-        (None, "other engines failed, see the log"),
+        (None, "the comparison failed, see the log"),
     ],
 )
 def test_a_model_that_openvino_refuses_stays_on_onnx_runtime(
@@ -131,6 +136,78 @@ def test_a_model_that_openvino_refuses_stays_on_onnx_runtime(
     assert model.runtime.engine is EngineName.ONNXRUNTIME
     assert why in model.runtime.why
     assert "an engine is left out: openvino fp32: no Softmax" in caplog.messages
+    model.close()
+
+
+def test_a_comparison_that_the_server_ended_is_no_failure(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def stopped(_: Comparison) -> Compared:
+        raise TrialStopped
+
+    with pytest.raises(TrialStopped):
+        load(folder, Slow(stopped))
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("engine", range(2))
+def test_several_instances_are_measured_if_that_is_asked_for(folder: Path, engine: int) -> None:
+    one = comparison(folder, 1e-3, 1e-3)
+    one = msgspec.structs.replace(one, rivals=one.rivals[engine:][:1], threads=2)
+    assert compare(one).tried == ()
+    compared = compare(msgspec.structs.replace(one, several=True))
+    assert compared.instances in (1, 2)
+    (measured,) = compared.tried
+    expected = r"2 instances: \d+\.\d\d times the rows/s, a lone row takes \d+\.\d\d times as long"
+    assert re.fullmatch(expected, measured)
+
+
+@pytest.mark.parametrize(
+    ("speeds", "threads", "instances", "tried"),
+    [
+        ([1.04], 8, 1, 1),
+        ([1.2, 1.3, 1.31], 8, 4, 3),
+        ([1.2, 1.3], 4, 4, 2),
+        ([1.2], 3, 2, 1),
+        ([1.2], 8, 2, 2),  # the second attempt fails
+        ([], 1, 1, 0),
+    ],
+)
+def test_instances_are_doubled_while_that_is_worth_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, speeds: list[float], threads: int, instances: int, tried: int
+) -> None:
+    def split(_: object, __: object, count: int) -> tuple[float, float]:
+        if not speeds:
+            raise RuntimeError("no memory")
+        return speeds.pop(0), float(count)
+
+    monkeypatch.setattr(comparisons, "_split", split)
+    asked = msgspec.structs.replace(comparison(folder, 1e-3), threads=threads, several=True)
+    compared = compare(asked)
+    assert (compared.instances, len(compared.tried)) == (instances, tried)
+    assert compare(msgspec.structs.replace(asked, seconds=0.0)).tried == ()
+
+
+def test_instances_that_are_faster_share_the_cores(folder: Path) -> None:
+    """In ONNX Runtime too."""
+    threads: list[int] = []
+
+    def load(placement: Placement, device: Device, model: ModelToPlace) -> LoadedEngine:
+        threads.append(placement.cpu_threads(model.spec.name).share)
+        return placement.load(device, model)
+
+    def compared(asked: Comparison) -> Compared:
+        assert ([str(rival) for rival in asked.rivals], asked.threads, asked.several) == (["onnxruntime fp32"], 2, True)
+        return Compared(fastest=0, speeds=(1.0,), instances=2, tried=("2 instances: 1.20 times the rows/s",))
+
+    auto = dataclasses.replace(loader(Slow(compared), engine="onnxruntime", instances="auto"), engine_factory=load)
+    model = auto.load(folder, bundles.load(folder))
+    assert threads == [1, 1]
+    assert model.runtime.why.endswith("; 2 instances: 1.20 times the rows/s")
+    model.close()
+
+
+@pytest.mark.parametrize("settings", [{"instances": "1"}, {"instances": "auto", "threads": "2"}])
+def test_instances_are_not_searched_for_unless_both_are_free(folder: Path, settings: dict[str, str]) -> None:
+    model = load(folder, Slow(lambda _: pytest.fail("compared")), engine="onnxruntime", **settings)
     model.close()
 
 

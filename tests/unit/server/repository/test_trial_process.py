@@ -16,7 +16,7 @@ from rafaga import bundle as bundles
 from rafaga.errors import BundleError
 from rafaga.server.repository import trial as trials
 from rafaga.server.repository.trial import Passed, Trial
-from rafaga.server.repository.trial_process import DirectTrials, TrialFailed, TrialProcess
+from rafaga.server.repository.trial_process import DirectTrials, TrialFailed, TrialProcess, TrialStopped
 from tests import plain
 from tests.bundles import publish_classifier
 from tests.integration.serving import PATIENCE_S, eventually
@@ -96,7 +96,7 @@ def test_closing_it_ends_a_trial(tmp_path: Path) -> None:
     failed = threading.Event()
 
     def attempt() -> None:
-        with pytest.raises(TrialFailed):
+        with pytest.raises(TrialStopped):
             process.attempt(trial(tmp_path, plain.endless()))
         failed.set()
 
