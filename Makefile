@@ -148,7 +148,7 @@ format: setup
 docs: setup  ## The documentation as a site in build/site; to read it: python -m http.server -d build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-bench: setup  ## Measure on this machine: about 45 minutes, tables and build/bench.json
+bench: setup  ## Measure on this machine: about 75 minutes, tables and build/bench.json
 	@$(BIN)/python -m bench
 
 # On the machine with the GPU: the virtual environment, or a Python that has PyTorch and GPU_PACKAGES (docs/gpu.md).
