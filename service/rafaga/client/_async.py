@@ -16,11 +16,10 @@ from rafaga.client._forecast import Forecast
 from rafaga.client._frames import SymbolsInput
 from rafaga.client._history import SeriesInput, several
 from rafaga.client._images import Content, ImageInput, Images
-from rafaga.client._many import SPLIT, Results
+from rafaga.client._many import Results
 from rafaga.client._objects import Detections, Segmentation
 from rafaga.client._results import Classification, Continuation, Features
-from rafaga.client._tensors import Inference, joined
-from rafaga.errors import InvalidTensor
+from rafaga.client._tensors import Inference
 
 
 class AsyncClient(AsyncConnection):
@@ -206,17 +205,7 @@ class AsyncClient(AsyncConnection):
     ) -> dict[str, npt.NDArray[Any]]:
         """See `Client.infer`."""
         asked = Inference(inputs, outputs, version, await self._described(model, version))
-        try:
-            if asked.fits:
-                try:
-                    return await self._run(asked.whole(), timeout_s)
-                except SPLIT:
-                    if asked.rows == 1:
-                        raise
-            return joined(await self._all(asked.parts(), timeout_s))
-        except InvalidTensor:
-            self._descriptions.pop((model, version), None)
-            raise
+        return await self._inferred(asked, timeout_s)
 
 
 async def _content(image: ImageInput) -> Content:

@@ -17,10 +17,11 @@ from rafaga.client import _calls, _channel
 from rafaga.client._calls import UnaryCall
 from rafaga.client._channel import Keepalive, Tls
 from rafaga.client._images import Prepared
-from rafaga.client._many import MESSAGES_IN_FLIGHT, Bulk, Results
+from rafaga.client._many import MESSAGES_IN_FLIGHT, SPLIT, Bulk, Results
 from rafaga.client._models import ModelDescription, ModelState
 from rafaga.client._retry import PATIENT, Attempts, RetryPolicy
-from rafaga.errors import RafagaError
+from rafaga.client._tensors import Arrays, Inference, joined
+from rafaga.errors import InvalidTensor, RafagaError
 from rafaga.priority import Priority
 
 T = TypeVar("T")
@@ -136,6 +137,20 @@ class SyncConnection:
             if known.state is ModelState.READY:
                 self._descriptions[model, version] = known
         return known
+
+    def _inferred(self, asked: Inference, timeout_s: float | None) -> Arrays:
+        """In one message. In several, if it does not fit or is refused: then the rows that fail can be told apart."""
+        try:
+            if asked.fits:
+                try:
+                    return self._run(asked.whole(), timeout_s)
+                except SPLIT:
+                    if asked.rows == 1:
+                        raise
+            return joined(self._all(asked.parts(), timeout_s))
+        except InvalidTensor:
+            self._descriptions.pop((asked.model, asked.version), None)  # a newer version may take other tensors
+            raise
 
     def _run(self, call: UnaryCall[T], timeout_s: float | None, retry: RetryPolicy | None = None) -> T:
         timeout_s = self._timeout_s if timeout_s is None else _calls.checked_timeout_s(timeout_s)
@@ -264,6 +279,19 @@ class AsyncConnection:
             if known.state is ModelState.READY:
                 self._descriptions[model, version] = known
         return known
+
+    async def _inferred(self, asked: Inference, timeout_s: float | None) -> Arrays:
+        try:
+            if asked.fits:
+                try:
+                    return await self._run(asked.whole(), timeout_s)
+                except SPLIT:
+                    if asked.rows == 1:
+                        raise
+            return joined(await self._all(asked.parts(), timeout_s))
+        except InvalidTensor:
+            self._descriptions.pop((asked.model, asked.version), None)  # a newer version may take other tensors
+            raise
 
     async def _run(self, call: UnaryCall[T], timeout_s: float | None, retry: RetryPolicy | None = None) -> T:
         timeout_s = self._timeout_s if timeout_s is None else _calls.checked_timeout_s(timeout_s)

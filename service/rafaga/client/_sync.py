@@ -14,11 +14,10 @@ from rafaga.client._forecast import Forecast
 from rafaga.client._frames import SymbolsInput
 from rafaga.client._history import SeriesInput, several
 from rafaga.client._images import ImageInput, Images
-from rafaga.client._many import SPLIT, Results
+from rafaga.client._many import Results
 from rafaga.client._objects import Detections, Segmentation
 from rafaga.client._results import Classification, Continuation, Features
-from rafaga.client._tensors import Inference, joined
-from rafaga.errors import InvalidTensor
+from rafaga.client._tensors import Inference
 
 
 class Client(SyncConnection):
@@ -261,9 +260,8 @@ class Client(SyncConnection):
         `model(name)` describes.
 
         inputs: arrays, lists or frames. Values are converted to the model's dtype if that loses no more than the
-        precision of floats; text and bytes stay as they are. outputs: those to return; none means all. More rows than
-        the model takes in a batch, or the server in a request, are sent in several messages; `timeout_s` is the
-        deadline of each.
+        precision of floats; text and bytes stay as they are. outputs: those to return; none means all. More rows than a
+        batch or a request holds are sent in several messages; `timeout_s` is the deadline of each.
 
         Raises InvalidTensor for a dtype or shape that does not fit, RejectedByModel for a row that the model fails on
         (a note of the error names it), and what `classify` raises.
@@ -271,15 +269,4 @@ class Client(SyncConnection):
         >>> client.infer("iris", {"features": [[5.1, 3.5, 1.4, 0.2]]})["label"]    # doctest: +SKIP
         array([0])
         """
-        asked = Inference(inputs, outputs, version, self._described(model, version))
-        try:
-            if asked.fits:
-                try:
-                    return self._run(asked.whole(), timeout_s)
-                except SPLIT:
-                    if asked.rows == 1:
-                        raise
-            return joined(self._all(asked.parts(), timeout_s))
-        except InvalidTensor:
-            self._descriptions.pop((model, version), None)  # a newer version may take other tensors
-            raise
+        return self._inferred(Inference(inputs, outputs, version, self._described(model, version)), timeout_s)

@@ -47,7 +47,7 @@ class Inference:
         dtypes = {tensor.name: tensor.dtype for tensor in model.inputs}
         self._arrays = {name: _array(name, values, dtypes.get(name)) for name, values in inputs.items()}
         self._outputs = outputs
-        self._model, self._version = model.name, version
+        self.model, self.version = model.name, version
         lengths = {len(array) if array.ndim else 0 for array in self._arrays.values()}
         self.rows = max(1, *lengths) if model.max_batch_size and len(lengths) == 1 else 1
         size = sum(map(_size, self._arrays.values()))
@@ -56,7 +56,7 @@ class Inference:
         self.fits = self.rows <= self._batch and (self.rows == 1 or size <= MAX_MESSAGE_BYTES)
 
     def whole(self) -> UnaryCall[Arrays]:
-        return _call(self._arrays, self._outputs, self._model, self._version)
+        return _call(self._arrays, self._outputs, self.model, self.version)
 
     def parts(self) -> Bulk[Arrays]:
         """Messages of a batch each, or of half the rows if the whole would fit; `joined` puts the answers together."""
@@ -70,7 +70,7 @@ class Inference:
         """Of consecutive rows; an answer for each."""
         chosen = slice(rows[0], rows[-1] + 1)
         part = {name: array[chosen] for name, array in self._arrays.items()}
-        call = _call(part, self._outputs, self._model, self._version)
+        call = _call(part, self._outputs, self.model, self.version)
 
         def read(reply: bytes) -> list[Arrays]:
             found = call.read(reply)
