@@ -269,7 +269,7 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
         "--precisions",
         type=_precisions,
         metavar="fp32,bf16,fp16,int8",
-        help="files to publish, and whether to measure bf16, which is no file: OpenVINO runs the fp32 file in it; "
+        help="files to publish, and whether to measure bf16 (no file of its own: OpenVINO runs the fp32 file in it); "
         "default: all, but fp32 only for recurrent models and detectors",
     )
     group.add_argument(

@@ -211,7 +211,7 @@ def _climb(sizes: Sequence[int], power: int, prove: Callable[[int], Checked]) ->
             raise
         except Exception as error:
             return _Climb(climb.size, climb.by, error, size)
-        # CPU time if that is less: other work on the machine is no reason to prove less.
+        # CPU time if that is less: other work on the machine must not shorten the proof.
         taken_s = min(time.perf_counter() - started, time.process_time() - used)
         climb = _Climb(size, by if climb.by is None else Checked(by.case, verify.joined([climb.by.parity, by.parity])))
     return climb
