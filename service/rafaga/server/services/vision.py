@@ -9,7 +9,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from google.protobuf.message import Message
-from numpy.typing import NDArray
 
 from rafaga.bundle import Head, ImagePreparation, Task
 from rafaga.errors import InvalidRequest
@@ -135,12 +134,12 @@ def _featured(_: pb.ExtractFeaturesRequest, answer: _Answer) -> bytes:
     """A serialised ExtractFeaturesResponse, into which the maps, often several megabytes, are copied once."""
     bundle = answer.model.bundle
     arrays = dict(zip((o.name for o in bundle.outputs), answer.outputs, strict=True))
-    parts: list[bytes | NDArray[np.generic]] = []
+    parts: list[bytes | memoryview] = []
     for spec in bundle.features:
         array = in_wire_order(arrays[spec.output])
         about = pb.FeatureMap(name=spec.output, stride=spec.stride, shape=array.shape).SerializeToString()
         about += head_of(pb.FeatureMap.DATA_FIELD_NUMBER, array.nbytes)
-        parts += (head_of(pb.ExtractFeaturesResponse.MAPS_FIELD_NUMBER, len(about) + array.nbytes), about, array)
+        parts += (head_of(pb.ExtractFeaturesResponse.MAPS_FIELD_NUMBER, len(about) + array.nbytes), about, array.data)
     rest = pb.ExtractFeaturesResponse(model=answer.info, timing=answer.spent)
     return b"".join((*parts, rest.SerializeToString()))
 

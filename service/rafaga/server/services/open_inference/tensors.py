@@ -271,7 +271,7 @@ def response(
     long, which is more than the run of a small model.
     """
     tensors: list[tuple[str, str, tuple[int, ...]]] = []
-    raw: list[bytes | NDArray[np.generic]] = []  # copied once, into the reply
+    raw: list[bytes | memoryview] = []  # copied once, into the reply
     for output in wanted:
         array = outputs[output.position] if model.batched else outputs[output.position][0, ...]
         if output.classes:
@@ -282,8 +282,8 @@ def response(
             sizes = (*array.shape, 1) if model.batched and array.ndim == 1 and not flat else array.shape  # see `shape`
             tensors.append((output.spec.name, _NAMES[array.dtype], sizes))
             strings = array.dtype == object
-            raw.append(with_lengths(str(s).encode() for s in array.ravel()) if strings else in_wire_order(array))
-    fields = [_head(name, str(model.bundle.version), tuple(tensors))]
+            raw.append(with_lengths(str(s).encode() for s in array.ravel()) if strings else in_wire_order(array).data)
+    fields: list[bytes | memoryview] = [_head(name, str(model.bundle.version), tuple(tensors))]
     if identity:
         fields.append(field(_ID, identity.encode()))
     for contents in raw:
