@@ -17,7 +17,7 @@ from rafaga.server.repository.repository import Repository
 from rafaga.server.scheduling.job import Arrays, JobTiming
 from rafaga.server.services.decoding import Decoded, DecodePool, decode
 from rafaga.server.services.submission import RequestLimits, best_of, find, model_info, parse, submit, timing_message
-from rafaga.server.transport.call import Call, Handler
+from rafaga.server.transport.router import Call, Handler
 from rafaga.tensors import check_shape, from_wire, to_wire
 from rafaga.v1 import common_pb2
 from rafaga.v1 import vision_pb2 as pb

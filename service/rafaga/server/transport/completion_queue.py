@@ -27,8 +27,7 @@ from grpc import _server
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs leave it out
 
 from rafaga.errors import InvalidRequest, QueueFull, Status
-from rafaga.server.transport.call import Call, InlineModel, Metadata
-from rafaga.server.transport.router import Router
+from rafaga.server.transport.router import Call, InlineRun, Metadata, Router
 
 _LOG = logging.getLogger(__name__)
 
@@ -158,16 +157,16 @@ class CompletionQueueLoop:
 
     def _run_models(self, turn: _Turn) -> bool:
         """One batch of each quick model. False: a run hung, and another thread has taken over."""
-        for model in list(turn.models):
+        for run in list(turn.models):
             try:
-                more = model.run_inline(lambda: self._take_over(turn))
+                more = run(lambda: self._take_over(turn))
             except Exception:  # this thread serves all callers
                 _LOG.exception("unhandled exception in a model's inline run")
                 more = False
             if turn.over:
                 return False
             if not more:
-                turn.models.discard(model)
+                turn.models.discard(run)
         return True
 
     def _process(self, event: Any, turn: _Turn) -> bool:
@@ -223,17 +222,14 @@ class CompletionQueueLoop:
 class _Turn:
     """The time of one thread as the polling one.
 
-    models: quick ones that may have batches to run. fresh: calls whose cancellation is not listened for yet. over:
+    models: runs of quick ones that may have batches. fresh: calls whose cancellation is not listened for yet. over:
     another thread has taken over.
     """
 
-    def __init__(self, models: Iterable[InlineModel] = (), fresh: Iterable[_LoopCall] = ()) -> None:
+    def __init__(self, models: Iterable[InlineRun] = (), fresh: Iterable[_LoopCall] = ()) -> None:
         self.models = set(models)
         self.fresh = list(fresh)
         self.over = False
-
-    def add(self, model: InlineModel) -> None:
-        self.models.add(model)
 
 
 class _Tag:
@@ -258,7 +254,7 @@ class _LoopCall(Call):
 
     def __init__(self, loop: CompletionQueueLoop, turn: _Turn, event: Any, method: str, deadline: float) -> None:
         super().__init__(method, event.invocation_metadata, deadline=deadline)
-        self.inline = turn
+        self.inline = turn.models.add
         self._loop = loop
         self._call = event.call
         self._unwatched = threading.Lock()

@@ -11,8 +11,7 @@ import pytest
 
 from rafaga.errors import Cancelled, DeadlineExceeded, InvalidRequest, RafagaError
 from rafaga.priority import PRIORITY_KEY, Priority
-from rafaga.server.transport.call import Call, Metadata
-from rafaga.server.transport.router import InFlight
+from rafaga.server.transport.router import Call, InFlight, Metadata
 from tests.unit.server.transport.fake_call import WAIT_S, Bench, FakeCall
 
 
