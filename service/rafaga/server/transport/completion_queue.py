@@ -178,8 +178,9 @@ class CompletionQueueLoop:
                 if event.success:
                     self._request()
                     self._arrived(event, turn)
-            elif type(tag) is _Tag:
-                tag.call.completed(tag.kind, event)
+            elif type(tag) is tuple:
+                call, kind = tag
+                self._completed(call, kind, event)
             else:
                 return bool(_server._process_event_and_continue(self._state, event))
         except Exception:  # this thread serves all callers: one call's failure must not end it
@@ -207,7 +208,14 @@ class CompletionQueueLoop:
                 slowest.fail(QueueFull("too many requests are being received, and this was the slowest: retry later"))
                 del self._receiving[slowest]
 
-    def received(self, call: _LoopCall, message: bytes | None) -> None:
+    def _completed(self, call: _LoopCall, kind: int, event: Any) -> None:
+        if kind == _FINAL:
+            self._open.discard(call)
+            return
+        if kind == _CLOSE:
+            call.cancel()  # also completes after a reply; then there is nothing left to cancel
+            return
+        message: bytes | None = event.batch_operations[0].message()
         self._receiving.pop(call, None)
         if message is None:  # half-closed without one; or cut off by the core, which then has answered already
             call.fail(InvalidRequest("expected one request message, got none"))
@@ -232,16 +240,7 @@ class _Turn:
         self.over = False
 
 
-class _Tag:
-    """Marks the completion of one batch of operations of a call."""
-
-    __slots__ = ("call", "kind")
-
-    def __init__(self, call: _LoopCall, kind: int) -> None:
-        self.call = call
-        self.kind = kind
-
-
+# A batch of operations is marked with its call and one of these.
 _MESSAGE, _CLOSE, _FINAL = range(3)
 
 
@@ -260,21 +259,12 @@ class _LoopCall(Call):
         self._unwatched = threading.Lock()
 
     def receive(self) -> None:
-        self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), _Tag(self, _MESSAGE))
+        self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), (self, _MESSAGE))
 
     def watch(self) -> None:
         """Listens for the caller's cancellation, unless the call was answered already."""
         if self._unwatched.acquire(blocking=False):
-            self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), _Tag(self, _CLOSE))
-
-    def completed(self, kind: int, event: Any) -> None:
-        if kind == _MESSAGE:
-            self._loop.received(self, event.batch_operations[0].message())
-        elif kind == _CLOSE:
-            # Also completes after a reply; then there is nothing left to cancel.
-            self.cancel()
-        else:
-            self._loop.forget(self)
+            self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), (self, _CLOSE))
 
     def _send(self, payload: bytes) -> None:
         self._finish((cygrpc.SendMessageOperation(payload, 0),), None, _OK, b"")
@@ -285,7 +275,7 @@ class _LoopCall(Call):
     def _finish(self, message: tuple[Any, ...], trailing: Metadata | None, code: int, details: bytes) -> None:
         with_close = self._unwatched.acquire(blocking=False)
         operations = _final_operations(message, trailing, code, details, with_close=with_close)
-        self._call.start_server_batch(operations, _Tag(self, _FINAL))
+        self._call.start_server_batch(operations, (self, _FINAL))
 
     def _release(self) -> None:
         self._loop.forget(self)
