@@ -187,8 +187,7 @@ class InFlight:
         self._max_bytes, self._reserved_bytes = max_bytes, reserved(max_bytes)
         self._all = _Held()
         self._of = {priority: _Held() for priority in Priority}
-        self._lock = threading.Lock()  # used directly: entering a Condition costs two Python calls more
-        self._changed = threading.Condition(self._lock)
+        self._lock = threading.Lock()
 
     def has_room(self, priority: Priority) -> bool:
         """Whether a call would be within the limits now, whatever its size."""
@@ -214,16 +213,10 @@ class InFlight:
             own.bytes -= size
             held.bytes -= size
             held.calls -= 1
-            if not held.calls:
-                self._changed.notify_all()
 
     @property
     def count(self) -> int:
         return self._all.calls
-
-    def wait_until_none(self, timeout_s: float) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._all.calls, timeout_s)
 
 
 class Router:
