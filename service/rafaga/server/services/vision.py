@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from google.protobuf.message import Message
 
 from rafaga.bundle import Bundle, Head, ImagePreparation, Task
 from rafaga.errors import InvalidRequest
@@ -17,14 +18,15 @@ from rafaga.server.scheduling.job import Arrays, JobTiming
 from rafaga.server.services.decoding import Decoded, DecodePool, decode
 from rafaga.server.services.submission import RequestLimits, best_of, find, model_info, parse, submit, timing_message
 from rafaga.server.transport.router import Call, Handler
-from rafaga.tensors import check_shape, from_wire, to_wire
+from rafaga.tensors import check_shape, from_wire, in_wire_order, to_wire
 from rafaga.v1 import vision_pb2 as pb
+from rafaga.wire import head_of
 
 R = TypeVar("R", pb.ClassifyRequest, pb.ExtractFeaturesRequest, pb.DetectRequest, pb.SegmentRequest)
 A = TypeVar("A", pb.ClassifyResponse, pb.ExtractFeaturesResponse, pb.DetectResponse, pb.SegmentResponse)
 
-_Fill = Callable[[A, R, Bundle | PlainModel, Arrays, Decoded], None]
-"""Adds to a reply what a model's outputs for some images say, as the request asks for it."""
+_Fill = Callable[[A, R, Bundle | PlainModel, Arrays, Decoded], Message | bytes]
+"""Adds to an answer what a model's outputs for some images say, as the request asks for it; gives the whole reply."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,9 @@ class Vision:
         assert preparation is not None  # Bundle checks it for these tasks
 
         def send(images: Decoded) -> None:
-            def reply(outputs: Arrays, timing: JobTiming) -> A:
+            def reply(outputs: Arrays, timing: JobTiming) -> Message | bytes:
                 answer = response(model=model_info(model), timing=timing_message(timing, images.seconds))
-                fill(answer, request, model.bundle, outputs, images)
-                return answer
+                return fill(answer, request, model.bundle, outputs, images)
 
             submit(call, model, (images.rows,), reply)
 
@@ -98,20 +99,21 @@ def _require_share(name: str, value: float) -> None:
 
 def _add_labels(
     answer: pb.ClassifyResponse, request: pb.ClassifyRequest, bundle: Bundle | PlainModel, outputs: Arrays, _: Decoded
-) -> None:
+) -> Message:
     rows = outputs[0]
     if bundle.head is Head.REGRESSION:
         for row in rows.tolist():
             values = answer.results.add().values
             for label, value in zip(bundle.labels, row, strict=True):
                 values.add(label=label, value=value)
-        return
+        return answer
     least = request.min_probability
     for best in best_of(rows, request.top_k or (len(bundle.labels) if least else 0)):
         add = answer.results.add().labels.add
         for index, probability in best:
             if not probability < least:  # NaN, where the bundle allows it
                 add(label=bundle.labels[index], index=index, probability=probability)
+    return answer
 
 
 def _add_maps(
@@ -120,16 +122,21 @@ def _add_maps(
     bundle: Bundle | PlainModel,
     outputs: Arrays,
     __: Decoded,
-) -> None:
+) -> bytes:
+    """Serialised: the maps, often several megabytes, are copied once."""
     arrays = dict(zip((o.name for o in bundle.outputs), outputs, strict=True))
+    parts: list[bytes | memoryview] = []
     for spec in bundle.features:
-        array = arrays[spec.output]
-        answer.maps.add(name=spec.output, stride=spec.stride, shape=array.shape, data=to_wire(array))
+        array = in_wire_order(arrays[spec.output])
+        about = pb.FeatureMap(name=spec.output, stride=spec.stride, shape=array.shape).SerializeToString()
+        about += head_of(pb.FeatureMap.DATA_FIELD_NUMBER, array.nbytes)
+        parts += (head_of(pb.ExtractFeaturesResponse.MAPS_FIELD_NUMBER, len(about) + array.nbytes), about, array.data)
+    return b"".join((*parts, answer.SerializeToString()))
 
 
 def _add_objects(
     answer: pb.DetectResponse, request: pb.DetectRequest, bundle: Bundle | PlainModel, outputs: Arrays, images: Decoded
-) -> None:
+) -> Message:
     boxes, scores, labels = outputs
     input_height, input_width = images.rows.shape[1:3]
     for row, (height, width) in enumerate(images.sizes):
@@ -145,6 +152,7 @@ def _add_objects(
             x_min, y_min, x_max, y_max = box
             corner = pb.Box(x_min=x_min, y_min=y_min, x_max=x_max, y_max=y_max)
             add(label=bundle.labels[index], index=index, score=score, box=corner)
+    return answer
 
 
 def _add_classes(
@@ -153,7 +161,7 @@ def _add_classes(
     bundle: Bundle | PlainModel,
     outputs: Arrays,
     images: Decoded,
-) -> None:
+) -> Message:
     names = bundle.labels
     for labels, probabilities, size in zip(*outputs, images.sizes, strict=True):
         height, width = labels.shape
@@ -171,3 +179,4 @@ def _add_classes(
             if pixels[index]:
                 share, probability = pixels[index] / labels.size, sums[index] / pixels[index]
                 result.classes.add(label=names[index], index=index, share=share, probability=probability)
+    return answer
