@@ -7,7 +7,7 @@ import gc
 import grpc
 import pytest
 
-from rafaga.server.transport.call import Call
+from rafaga.server.transport.router import Call
 from tests.integration import http2, messages
 from tests.integration.serving import PATIENCE_S, Serve, Served, assert_serves, connected, eventually, wait_for_queue
 from tests.integration.valve import Valve

@@ -179,13 +179,11 @@ def test_a_unix_socket(repository: Path, tmp_path: Path) -> None:
 
 
 def test_a_log_for_people(repository: Path) -> None:
-    """The setting transport has no effect any more; one warning says so."""
     free = ("--grpc-port", "0", "--http-port", "0")
-    arguments = ("--threads", "1", "--log-format", "text", "--transport", "grpcio")
+    arguments = ("--threads", "1", "--log-format", "text")
     with process("--repository", str(repository / "digits"), *free, *arguments) as started:
         eventually(lambda: any("serving" in line.text for line in started.log), "it serves")
         assert any("INFO" in line.text and "ready=True" in line.text for line in started.log)
-        assert sum("transport has no effect" in line.text for line in started.log) == 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from demo import batches
-from rafaga.server.observability.metrics import Metrics
+from rafaga.server.observability.metrics import BatchRecord, Metrics
 
 
 def exposition(**rows_of_batches: list[int]) -> str:
@@ -14,7 +14,7 @@ def exposition(**rows_of_batches: list[int]) -> str:
     for model, batch_rows in rows_of_batches.items():
         of_model = metrics.model(model)
         for rows in batch_rows:
-            of_model.batch_done(rows, inference_s=0.001, queue_s=[0.0] * rows)
+            of_model.batches.append(BatchRecord(rows, inference_s=0.001, queue_s=[0.0] * rows))
     return generate_latest(metrics.registry).decode()
 
 

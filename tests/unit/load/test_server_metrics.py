@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from rafaga.load.server_metrics import BatchBucket, MetricsError, Samples, between, difference, scrape
-from rafaga.server.observability.metrics import Metrics
+from rafaga.server.observability.metrics import BatchRecord, CallRecord, Metrics
 
 
 @contextmanager
@@ -23,13 +23,11 @@ def exposed(text: str, folder: Path) -> Iterator[str]:
 def test_the_difference_of_two_scrapes_is_the_window(tmp_path: Path) -> None:
     metrics = Metrics()
     digits, other = metrics.model("digits"), metrics.model("other")
-    classify = metrics.method("/rafaga.v1.Vision/Classify")
 
     def traffic() -> None:
-        digits.batch_done(3, 0.002, [0.001, 0.003, 0.002])
-        digits.batch_done(1, 0.001, [0.0])
-        other.batch_done(100, 9.0, [9.0])
-        classify.answered(0.01)
+        digits.batches += (BatchRecord(3, 0.002, [0.001, 0.003, 0.002]), BatchRecord(1, 0.001, [0.0]))
+        other.batches.append(BatchRecord(100, 9.0, [9.0]))
+        metrics.calls.append(CallRecord("/rafaga.v1.Vision/Classify", 0.01))
 
     def scraped() -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         with exposed(generate_latest(metrics.registry).decode(), tmp_path) as url:
@@ -60,8 +58,8 @@ def test_several_servers_are_one_with_the_worst_queue(tmp_path: Path) -> None:
 
     calm, busy = Metrics(), Metrics()
     before = [scraped(calm), scraped(busy)]
-    calm.model("digits").batch_done(2, 0.002, [0.001, 0.001])
-    busy.model("digits").batch_done(6, 0.004, [0.009] * 6)
+    calm.model("digits").batches.append(BatchRecord(2, 0.002, [0.001, 0.001]))
+    busy.model("digits").batches.append(BatchRecord(6, 0.004, [0.009] * 6))
     busy.model("digits").dropped("deadline", 5)
     window = between(before, [scraped(calm), scraped(busy)], {"digits"}, 2.0)
     assert (window.servers, window.mean_batch_size, sum(bucket.runs for bucket in window.batches)) == (2, 4.0, 2)

@@ -18,7 +18,7 @@ from rafaga.server.engines.contract import Engine, PendingOutputs
 from rafaga.server.engines.rejection import rejection
 from rafaga.server.execution.queue import JobQueue
 from rafaga.server.observability import families
-from rafaga.server.observability.metrics import ModelMetrics
+from rafaga.server.observability.metrics import MAX_RECORDS, BatchRecord, ModelMetrics
 from rafaga.server.scheduling.job import Arrays, Batch, Job, Part, padding_rows
 
 _LOG = logging.getLogger(__name__)
@@ -382,7 +382,10 @@ def _deliver(model: WorkerContext, parts: Sequence[Part], outputs: Arrays, secon
         _refuse_non_finite(model, parts, outputs)  # their jobs are finished then
     # Counted first: a caller that has its answer finds it in the statistics.
     done = [p.job for p in parts if p.stop == p.job.rows and not p.job.finished]
-    model.metrics.batch_done(rows, seconds, [j.queue_s for j in done], sum(j.inference_s for j in done))
+    queue_s, earlier_s = [j.queue_s for j in done], sum(j.inference_s for j in done)
+    model.metrics.batches.append(BatchRecord(rows, seconds, queue_s, earlier_s, time.time()))
+    if len(model.metrics.batches) >= MAX_RECORDS:
+        model.metrics.fold()
     padding = model.queue.batcher.latency.rows_run(rows) - rows
     if padding or model.ragged:
         model.metrics.padded(padding + padding_rows(parts))

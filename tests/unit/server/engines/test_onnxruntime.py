@@ -6,9 +6,9 @@ import numpy as np
 
 from rafaga.bundle import TensorSpec
 from rafaga.plain_model import PlainModel
+from rafaga.server.engines.batched import SessionEngine
 from rafaga.server.engines.contract import run, run_in_batches
 from rafaga.server.engines.loading import Samples, measured
-from rafaga.server.engines.onnxruntime import SessionEngine
 from rafaga.server.scheduling.latency import DISPATCH_S
 
 

@@ -15,9 +15,10 @@ from rafaga.bundle import Bundle, Precision, TensorSpec
 from rafaga.errors import DeviceError
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines import openvino
+from rafaga.server.engines.batched import SessionEngine
 from rafaga.server.engines.contract import run
-from rafaga.server.engines.onnxruntime import SessionEngine, create_session
-from rafaga.server.engines.openvino import OpenVinoEngine, compiled
+from rafaga.server.engines.onnxruntime import create_session
+from rafaga.server.engines.openvino import OpenVinoSession, compiled
 from rafaga.server.repository.golden import Golden
 from tests import bundles as samples
 from tests import plain
@@ -30,7 +31,7 @@ def test_recurrent_models_answer_as_in_onnx_runtime() -> None:
     model = plain.lstm().SerializeToString()
     x, y = (TensorSpec(name=name, dtype="float32", shape=(None,)) for name in "xy")
     described = PlainModel("lstm", 1, (x,), (y,), 0)
-    engine = OpenVinoEngine(described, compiled(model, 1, Precision.FP32))
+    engine = SessionEngine(described, OpenVinoSession(described, compiled(model, 1, Precision.FP32)))
     for length in (3, 20, 7):
         given = (np.random.default_rng(length).normal(size=(1, length, 3, 2)).astype(np.float32),)
         (expected,) = run(SessionEngine(described, create_session(model, 1)), given)
@@ -56,7 +57,8 @@ def test_bf16_is_used_only_where_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def answers(bundle: Bundle, folder: Path, precision: Precision, golden: Golden) -> np.ndarray:
-    engine = OpenVinoEngine(bundle, compiled((folder / "model.onnx").read_bytes(), 1, precision))
+    session = OpenVinoSession(bundle, compiled((folder / "model.onnx").read_bytes(), 1, precision))
+    engine = SessionEngine(bundle, session)
     return np.asarray(run(engine, golden.inputs)[0])
 
 

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from rafaga import bundle as bundles
 from rafaga.errors import BundleError
-from rafaga.server.engines.batched import Completed
+from rafaga.server.engines.batched import Completed, SessionEngine
 from rafaga.server.engines.contract import PendingOutputs
-from rafaga.server.engines.onnxruntime import SessionEngine
 from rafaga.server.repository import golden as golden_answers
 from rafaga.server.repository.golden import Golden
 from rafaga.server.scheduling.job import Part

@@ -16,7 +16,7 @@ from rafaga.errors import BundleError, ModelNotFound, ModelNotReady
 from rafaga.plain_model import PlainModel
 from rafaga.server.config.model_versions import VersionPolicy, Versions, parse_versions
 from rafaga.server.engines.runtimes import Runtime
-from rafaga.server.observability.metrics import Metrics
+from rafaga.server.observability.metrics import BatchRecord, Metrics
 from rafaga.server.repository import discovery, reconciler
 from rafaga.server.repository.repository import Repository
 from rafaga.server.repository.trial_process import DirectTrials
@@ -238,9 +238,9 @@ def test_an_unloaded_model_leaves_no_metrics(tmp_path: Path, explicit: bool) -> 
     harness.put("a", 2)
     harness.repository.load(("a", "b", "c") if explicit else ())
     for model in harness.loader.models:
-        model.metrics.batch_done(1, 0.1, [0.1])
+        model.metrics.batches.append(BatchRecord(1, 0.1, [0.1]))
         model.metrics.dropped("deadline", 1)
-        model.metrics.preprocessed(0.1)
+        model.metrics.preprocess_seconds.append(0.1)
     assert harness.series("a") > 50
     assert harness.series("c") > 0
     if explicit:

@@ -62,7 +62,7 @@ MODEL = cast(
     ServedModel,
     SimpleNamespace(
         bundle=SimpleNamespace(image=ImagePreparation(height=8, width=8, channels=3)),
-        metrics=SimpleNamespace(preprocessed=lambda _: None),
+        metrics=SimpleNamespace(preprocess_seconds=[]),
     ),
 )
 

@@ -15,9 +15,8 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs leave
 from rafaga.errors import InvalidRequest
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.transport import completion_queue
-from rafaga.server.transport.call import Call, Handler
 from rafaga.server.transport.grpc import GrpcTransport, Limits
-from rafaga.server.transport.router import Authenticator, Router
+from rafaga.server.transport.router import Authenticator, Call, Handler, Router
 from tests.unit.server.transport.fake_call import METHOD, WAIT_S
 
 
@@ -31,7 +30,7 @@ class Model:
     def take(self, call: Call) -> None:
         self.calls.append(call)
         assert call.inline is not None
-        call.inline.add(self)
+        call.inline(self.run_inline)
 
     def run_inline(self, on_hung: Callable[[], None]) -> bool:
         if not self.calls:  # ran already

@@ -13,8 +13,8 @@ import grpc
 import pytest
 
 from rafaga.server.transport import expiry as expiries
-from rafaga.server.transport.call import Call
 from rafaga.server.transport.expiry import Expiry
+from rafaga.server.transport.router import Call
 from tests.unit.server.transport.fake_call import WAIT_S, FakeCall
 
 

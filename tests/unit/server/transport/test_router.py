@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 
 import grpc
@@ -11,8 +10,7 @@ import pytest
 
 from rafaga.errors import Cancelled, DeadlineExceeded, InvalidRequest, RafagaError
 from rafaga.priority import PRIORITY_KEY, Priority
-from rafaga.server.transport.call import Call, Metadata
-from rafaga.server.transport.router import InFlight
+from rafaga.server.transport.router import Call, InFlight, Metadata
 from tests.unit.server.transport.fake_call import WAIT_S, Bench, FakeCall
 
 
@@ -112,18 +110,6 @@ class TestAuthenticator:
 
 
 class TestInFlight:
-    def test_waiting_until_none(self) -> None:
-        in_flight = InFlight()
-        assert in_flight.wait_until_none(0.0)
-        in_flight.enter(Priority.NORMAL, 1)
-        assert not in_flight.wait_until_none(0.0)
-        waited: list[bool] = []
-        waiter = threading.Thread(target=lambda: waited.append(in_flight.wait_until_none(WAIT_S)))
-        waiter.start()
-        in_flight.leave(Priority.NORMAL, 1)
-        waiter.join(WAIT_S)
-        assert waited == [True]
-
     @pytest.mark.parametrize("flood", Priority)
     def test_a_flood_of_one_priority_leaves_each_other_its_share(self, flood: Priority) -> None:
         in_flight = InFlight(max_calls=8)
