@@ -282,12 +282,6 @@ class TestDropping:
         decision = queue.take(0.1)
         assert (decision.dropped, len(jobs_of(decision.batch))) == ((urgent,), 8)
 
-    def test_a_costly_row_does_not_make_an_urgent_job_late(self) -> None:
-        queue = batcher(gpu(), max_queue_wait_s=10)
-        queue.submit(urgent := Rows(deadline=0.1), 0.0)
-        queue.submit(Rows(cost=16.0), 0.0)
-        assert jobs_of(taken(queue)) == [urgent]
-
 
 class TestPriority:
     """A batch has room for four rows; a step is a second."""

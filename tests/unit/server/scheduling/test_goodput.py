@@ -55,7 +55,7 @@ class Service:
 SERVICES = {
     "ResNet-50 on a CPU": Service(Curve(0.0, 0.020, **NOISE), 0.5, 40.0),
     "ResNet-50 on a CPU, better in batches": Service(Curve(0.008, 0.018, **NOISE), 0.5, 40.0),
-    "a GPU: 32 rows in twice the time of one": Service(GPU, 0.1, 1.0),
+    "a GPU: 32 rows in twice the time of one": Service(GPU, 0.1, 0.6),
     "a GPU, three batches of time": Service(GPU, 0.025, 2.0),
     "LeNet-5": Service(Curve(60e-6, 10e-6, **NOISE), 0.02, 0.05),
 }
