@@ -478,3 +478,14 @@ def publish_uneven(repository: Path, name: str = "uneven", *, allow_non_finite: 
         image=ImagePreparation(height=1, width=1, channels=1),
         allow_non_finite=allow_non_finite,
     )
+
+
+EVERY_TASK = (
+    publish_classifier,
+    publish_convolutions,
+    publish_backbone,
+    publish_detector,
+    publish_segmenter,
+    publish_forecaster,
+    publish_sequence_model,
+)
