@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
-from prometheus_client import generate_latest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from rafaga.server.observability import families
-from rafaga.server.observability.metrics import Metrics
-
-METHOD = "/rafaga.v1.Vision/Classify"
+from rafaga.server.observability.metrics import BufferedHistogram, Metrics
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -37,6 +39,22 @@ def test_batches() -> None:
     assert totals.last_unix_s > 0
 
 
+@contextmanager
+def concurrently(work: Callable[[], None]) -> Iterator[list[threading.Thread]]:
+    """Four threads that run it, taking turns as often as possible. All have ended afterwards."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield threads
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+
+
 def test_engines_count_concurrently() -> None:
     model = Metrics().model("digits")
 
@@ -44,16 +62,8 @@ def test_engines_count_concurrently() -> None:
         for _ in range(5_000):
             model.batch_done(2, 0.5, [0.25, 0.25])
 
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=count) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(before)
+    with concurrently(count):
+        pass
     totals = model.statistics
     assert (totals.requests, totals.rows, totals.queue_s) == (40_000, 40_000, 10_000.0)
     assert totals.executions == {2: (20_000, 10_000.0)}
@@ -91,15 +101,17 @@ def test_the_life_of_a_version() -> None:
     metrics = Metrics()
     about = {"model": "digits", "version": "3"}
     metrics.model_refused("digits", 3, still_served=False)
-    assert value(metrics, "rafaga_model_ready", **about) == 0
-    assert value(metrics, "rafaga_model_load_failures_total", **about) == 1
-    metrics.model_loaded("digits", 3, 1.5, metrics.model("digits"))
-    assert value(metrics, "rafaga_model_ready", **about) == 1
+    seen = [value(metrics, "rafaga_model_ready", **about)]
+    for step in (
+        lambda: metrics.model_loaded("digits", 3, 1.5, metrics.model("digits")),
+        lambda: metrics.model_refused("digits", 3, still_served=True),
+        lambda: metrics.model_ready("digits", 3, False),
+    ):
+        step()
+        seen.append(value(metrics, "rafaga_model_ready", **about))
+    assert seen == [0, 1, 1, 0]
+    assert value(metrics, "rafaga_model_load_failures_total", **about) == 2
     assert value(metrics, "rafaga_model_load_seconds", **about) == 1.5
-    metrics.model_refused("digits", 3, still_served=True)
-    assert value(metrics, "rafaga_model_ready", **about) == 1
-    metrics.model_ready("digits", 3, False)
-    assert value(metrics, "rafaga_model_ready", **about) == 0
     metrics.model_gone("digits", 3)
     assert value(metrics, "rafaga_model_ready", **about) is None
 
@@ -114,3 +126,60 @@ def test_every_family_is_exposed_as_listed() -> None:
         assert exposed[family.name].documentation == family.text
     ours = {name for name in exposed if name.startswith("rafaga_") and not name.endswith("_created")}
     assert ours == {family.name for family in families.FAMILIES}, "every metric is listed"
+
+
+ABOUT, BUCKETS = ("waited_seconds", "Waiting.", ("model",)), (0.001, 0.01, 1.0)
+SERIES = {f"waited_seconds_{part}" for part in ("bucket", "sum", "count")}
+
+
+def registered() -> tuple[BufferedHistogram, CollectorRegistry]:
+    registry = CollectorRegistry()
+    return BufferedHistogram(*ABOUT, registry=registry, buckets=BUCKETS), registry
+
+
+def samples(registry: CollectorRegistry) -> dict[tuple[str, str, str], float]:
+    return {
+        (sample.name, sample.labels["model"], sample.labels.get("le", "")): sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name in SERIES
+    }
+
+
+@given(st.lists(st.sampled_from([0.0, 0.0005, 0.001, 0.0011, 0.01, 0.5, 1.0, 1.1, 60.0]), max_size=50))
+def test_it_reads_like_the_histogram_of_prometheus_client(values: list[float]) -> None:
+    theirs = CollectorRegistry()
+    child = Histogram(*ABOUT, buckets=BUCKETS, registry=theirs).labels("a")
+    histogram, ours = registered()
+    for value in values:
+        child.observe(value)
+    histogram.labels("a").observe(*values[:7])
+    for value in values[7:]:
+        histogram.labels("a").observe(value)
+    expected = samples(theirs)
+    assert samples(ours) == pytest.approx(expected)
+    assert samples(ours) == pytest.approx(expected)  # reading changes nothing
+
+
+def test_nothing_is_lost_between_threads() -> None:
+    histogram, registry = registered()
+    child = histogram.labels("a")
+
+    def observe() -> None:
+        for _ in range(20_000):
+            child.observe(0.5)
+
+    with concurrently(observe) as threads:
+        while any(thread.is_alive() for thread in threads):
+            child.read()
+    assert samples(registry)["waited_seconds_count", "a", ""] == 80_000
+    assert samples(registry)["waited_seconds_sum", "a", ""] == 40_000
+
+
+def test_a_scrape_can_select_it_by_name() -> None:
+    histogram, registry = registered()
+    histogram.labels("a").observe(0.5)
+    named = registry.restricted_registry(["waited_seconds_sum"]).collect()
+    assert [(sample.name, sample.value) for metric in named for sample in metric.samples] == [
+        ("waited_seconds_sum", 0.5)
+    ]

@@ -17,23 +17,24 @@ from rafaga.server.observability.native import level_of
 ONNX_RUNTIME = "2026-11-28 15:00:00.123456 [{}:onnxruntime:, sequential_executor.cc:572 {}] text"
 
 
-def run(code: str, after: str = "") -> tuple[int, list[str]]:
-    """Exit code and stderr of a process that runs `code` while its standard error is captured, then `after`."""
-    start = """
-        import ctypes, os, sys, threading, warnings
-        from rafaga.server.config.settings import ObservabilitySettings
-        from rafaga.server.observability.logging import configured
-        from rafaga.server.observability.native import captured
+START = """
+import ctypes, os, sys, threading, warnings
+from rafaga.server.config.settings import ObservabilitySettings
+from rafaga.server.observability.logging import configured
+from rafaga.server.observability.native import captured
 
-        libc = ctypes.CDLL(None)
+libc = ctypes.CDLL(None)
 
-        def printf(text):
-            return libc.write(2, text, len(text))
+def printf(text):
+    return libc.write(2, text, len(text))
 
-        with captured() as stderr, configured(ObservabilitySettings(), stderr):
-    """
-    program = textwrap.dedent(start) + textwrap.indent(textwrap.dedent(code), "    ")
-    program += "\n" + textwrap.dedent(after)
+with captured() as stderr, configured(ObservabilitySettings(), stderr):
+"""
+
+
+def run(code: str) -> tuple[int, list[str]]:
+    """Exit code and stderr of a process that runs `code` while its standard error is captured."""
+    program = START + textwrap.indent(textwrap.dedent(code), "    ")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stderr.splitlines()
 
