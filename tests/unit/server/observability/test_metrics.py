@@ -102,11 +102,12 @@ def test_the_life_of_a_version() -> None:
     about = {"model": "digits", "version": "3"}
     metrics.model_refused("digits", 3, still_served=False)
     seen = [value(metrics, "rafaga_model_ready", **about)]
-    for step in (
+    steps: tuple[Callable[[], None], ...] = (
         lambda: metrics.model_loaded("digits", 3, 1.5, metrics.model("digits")),
         lambda: metrics.model_refused("digits", 3, still_served=True),
         lambda: metrics.model_ready("digits", 3, False),
-    ):
+    )
+    for step in steps:
         step()
         seen.append(value(metrics, "rafaga_model_ready", **about))
     assert seen == [0, 1, 1, 0]

@@ -55,7 +55,7 @@ def test_an_engine_that_answers_from_stale_buffers_is_found(golden: Golden) -> N
 @pytest.mark.parametrize("wrong", ["value", "nan", "shape"])
 def test_answers_are_compared(golden: Golden, wrong: str) -> None:
     (outputs,) = golden.outputs
-    golden.check((outputs + np.float32(5e-4),), 1e-3)
+    golden.check((np.add(outputs, np.float32(5e-4)),), 1e-3)
     changed = outputs[:, :5] if wrong == "shape" else outputs.copy()
     if wrong != "shape":
         changed[0, 0] = np.nan if wrong == "nan" else outputs[0, 0] + 0.01

@@ -15,7 +15,7 @@ from tests.bundles import publish_classifier
 
 def variant(precision: Precision, speedup: float, drop: float | None = None, **about: Any) -> Variant:
     """`drop`: of its top-1, of which half a point is allowed."""
-    fields = {
+    fields: dict[str, Any] = {
         "precision": precision,
         "file": f"model.{precision}.onnx",
         "parity": Parity(max_absolute_error=0.0, max_relative_error=0.0, batch_sizes=(1,)),
