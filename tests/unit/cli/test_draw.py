@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from rafaga import Box, DetectedObject, Detections, ModelInfo, Segmentation, SegmentedClass, Timing
-from rafaga.cli import main
 from rafaga.cli._draw import drawn
 from rafaga.cli._errors import ExitCode
+from tests.unit.cli.conftest import Rafaga
 
 ANSWERED = (ModelInfo("m", 1, True, "fp32"), Timing(0, 0, 0, 1))
 
@@ -53,8 +53,8 @@ def test_an_image_on_its_side_is_drawn_upright() -> None:
 
 
 def test_without_pillow_it_says_what_to_install(
-    images: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rafaga: Rafaga
 ) -> None:
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    assert main(["detect", images[0], "--draw", str(tmp_path / "drawn.png")]) == ExitCode.OTHER
-    assert capsys.readouterr().err == "rafaga: --draw needs PIL, which is not installed: pip install pillow\n"
+    said = "rafaga: --draw needs PIL, which is not installed: pip install pillow\n"
+    assert rafaga("detect", images[0], "--draw", str(tmp_path / "drawn.png")) == (ExitCode.OTHER, "", said)
