@@ -5,20 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 
-import numpy as np
 import pytest
 
-from rafaga import (
-    AsyncClient,
-    Client,
-    DeadlineExceeded,
-    Draining,
-    InvalidRequest,
-    InvalidTensor,
-    ModelNotFound,
-    QueueFull,
-    ServerUnreachable,
-)
+from rafaga import AsyncClient, Client, ServerUnreachable
 from tests.unit.client.conftest import QUICK
 from tests.unit.client.fake_server import Script
 
@@ -32,28 +21,6 @@ def test_both_clients_have_the_same_methods_with_the_same_signatures() -> None:
         }
 
     assert methods(Client) == methods(AsyncClient)
-
-
-def test_errors_and_retries_are_those_of_the_core(address: str, script: Script) -> None:
-    async def run() -> None:
-        async with AsyncClient(address, retry=QUICK, token="secret") as client:
-            script.failures.extend([QueueFull("full", retry_after_s=0.001), Draining("stopping")])
-            assert (await client.classify(b"\x07", model="lenet5-mnist")).top.label == "7"
-            assert len(script.requests) == 3
-            assert script.metadata[0]["authorization"] == "Bearer secret"
-            with pytest.raises(ModelNotFound):
-                await client.classify(b"\x07", model="absent")
-            with pytest.raises(InvalidTensor):
-                await client.classify(np.zeros((4, 4)), model="lenet5-mnist")  # type: ignore[arg-type]
-            with pytest.raises(InvalidRequest):
-                await client.classify_many("one.png", model="lenet5-mnist")
-            with pytest.raises(FileNotFoundError):
-                await client.classify("absent.png", model="lenet5-mnist")
-            script.delay_s = 30
-            with pytest.raises(DeadlineExceeded, match="no answer from"):
-                await client.models(timeout_s=0.2)
-
-    asyncio.run(run())
 
 
 def test_an_unreachable_server_and_a_closed_client() -> None:

@@ -14,14 +14,11 @@ from rafaga.client._channel import endpoint
 @pytest.mark.parametrize(
     ("address", "target", "balanced"),
     [
-        ("localhost:50051", "localhost:50051", False),
         ("localhost", "localhost:50051", False),
         ("http://localhost", "localhost:50051", False),
         ("GRPC://localhost:1/", "localhost:1", False),
         ("http://10.0.0.1,http://10.0.0.2:2", "ipv4:10.0.0.1:50051,10.0.0.2:2", True),
         ("[::1]", "[::1]:50051", False),
-        ("[::1]:50051", "[::1]:50051", False),
-        ("10.0.0.1:1,10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2", True),
         ("10.0.0.1:1, 10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2", True),
         ("[::1]:1,[::2]:2", "ipv6:[::1]:1,[::2]:2", True),
         ("localhost:1,127.0.0.1:2", "ipv4:127.0.0.1:1,127.0.0.1:2", True),
@@ -32,18 +29,17 @@ from rafaga.client._channel import endpoint
 def test_addresses(address: str, target: str, balanced: bool) -> None:
     made = endpoint(address)
     assert made.target == target
-    config = dict(made.options).get("grpc.service_config")
-    assert (config is not None) is balanced
-    if config is not None:
-        assert json.loads(str(config)) == {"loadBalancingConfig": [{"round_robin": {}}]}
+    config = json.loads(str(dict(made.options).get("grpc.service_config", "{}")))
+    assert config == ({"loadBalancingConfig": [{"round_robin": {}}]} if balanced else {})
 
 
-@pytest.mark.parametrize(
-    "address",
-    ["", "  ", ":50051", "host:port", "host:0", "host:70000", "a:1,", "10.0.0.1:1,[::1]:2", "http://host/path", "[]"],
-)
+UNBRACKETED = ("::1:50051", "::1", "fe80::1:50051,[::1]:1", "[::1:50051")
+INVALID = ("", "  ", ":50051", "host:port", "host:0", "host:70000", "a:1,", "10.0.0.1:1,[::1]:2", "http://h/path", "[]")
+
+
+@pytest.mark.parametrize("address", INVALID + UNBRACKETED)
 def test_invalid_addresses(address: str) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="in brackets" if address in UNBRACKETED else ""):
         endpoint(address)
 
 
@@ -62,12 +58,6 @@ def test_which_name_does_not_resolve() -> None:
     with pytest.raises(OSError) as ended:
         endpoint("127.0.0.1:1,nosuch.invalid:1")
     assert ended.value.filename == "nosuch.invalid"
-
-
-@pytest.mark.parametrize("address", ["::1:50051", "::1", "fe80::1:50051,[::1]:1", "[::1:50051"])
-def test_ipv6_needs_brackets(address: str) -> None:
-    with pytest.raises(ValueError, match="in brackets"):
-        endpoint(address)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,35 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rafaga import AsyncClient, Client, InvalidImage, InvalidTensor, ModelNotFound, QueueFull, Results, Unsupported
+from rafaga import Client, InvalidImage, InvalidTensor, ModelNotFound, QueueFull, Results, Unsupported
 from rafaga.client import _many
 from rafaga.client._calls import UnaryCall
 from rafaga.client._images import Prepared
 from rafaga.client._many import Bulk, Message
 from rafaga.errors import DeadlineExceeded, EngineFailure, InvalidRequest, RafagaError, RequestTooLarge
 from rafaga.v1 import vision_pb2
-from tests.unit.client.conftest import QUICK
 from tests.unit.client.fake_server import BROKEN, Script
 
 Many = Callable[..., Results[Any]]
 
 
-@pytest.fixture(params=["Client", "AsyncClient"])
-def classify_many(request: pytest.FixtureRequest, address: str) -> Many:
-    """Of either client, with arguments for LeNet-5."""
-
-    def blocking(images: Any, **options: Any) -> Results[Any]:
-        with Client(address, retry=QUICK) as client:
-            return client.classify_many(images, **{"model": "lenet5-mnist"} | options)
-
-    def awaited(images: Any, **options: Any) -> Results[Any]:
-        async def run() -> Results[Any]:
-            async with AsyncClient(address, retry=QUICK) as client:
-                return await client.classify_many(images, **{"model": "lenet5-mnist"} | options)
-
-        return asyncio.run(run())
-
-    return blocking if request.param == "Client" else awaited
+@pytest.fixture
+def classify_many(either: Any) -> Many:
+    return lambda images, **options: either.classify_many(images, **{"model": "lenet5-mnist"} | options)
 
 
 def rows(script: Script) -> list[int]:
@@ -85,17 +70,15 @@ def test_one_bad_image_fails_alone(classify_many: Many, script: Script) -> None:
 
 
 def test_an_error_of_all_inputs_is_raised(classify_many: Many, script: Script) -> None:
-    for options, error in (
-        ({"model": "absent"}, ModelNotFound),
-        ({"model": "lstm-co2"}, Unsupported),
-        ({"model": ""}, InvalidRequest),
-        ({"top_k": 0}, InvalidRequest),
-    ):
+    for model, error in (("absent", ModelNotFound), ("lstm-co2", Unsupported), ("", InvalidRequest)):
         with pytest.raises(error):
-            classify_many([b"\x01"] * 200, **options)
+            classify_many([b"\x01"] * 200, model=model)
+    with pytest.raises(InvalidRequest):
+        classify_many([b"\x01"] * 200, top_k=0)
     assert len(rows(script)) <= _many.MESSAGES_IN_FLIGHT, "the rest was not sent in vain"
     with pytest.raises(InvalidRequest, match="put it in a list"):
         classify_many("one.png")
+    assert len(classify_many([])) == 0
 
     def images() -> Iterator[bytes]:
         yield b"\x01"
@@ -103,11 +86,6 @@ def test_an_error_of_all_inputs_is_raised(classify_many: Many, script: Script) -
 
     with pytest.raises(ZeroDivisionError):
         classify_many(images())
-
-
-def test_nothing_to_send(classify_many: Many, script: Script) -> None:
-    assert len(classify_many([])) == 0
-    assert not rows(script)
 
 
 def test_series_of_any_length_share_a_message(client: Client, script: Script) -> None:
