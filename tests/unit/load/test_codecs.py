@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +28,14 @@ def classified(*labels: tuple[int, float]) -> bytes:
 
 def test_the_same_classification_up_to_rounding() -> None:
     read = reader(Replies.CLASSIFY)
-    reference = classified((7, 0.6), (1, 0.2), (3, 0.1), (4, 0.05), (5, 0.05))
+    rest = ((1, 0.2), (3, 0.1), (4, 0.05), (5, 0.05))
+    reference = classified((7, 0.6), *rest)
     assert read.timing(reference) == Reply(1, 2, 3, 4)
     assert read.same(reference, reference)
     assert read.same(classified((7, 0.6001), (1, 0.2), (3, 0.1), (5, 0.05), (4, 0.05)), reference), "a tie may turn"
     assert read.same(classified((7, 0.6), (1, 0.2), (3, 0.1), (4, 0.05), (9, 0.05)), reference), "the sixth may tie"
-    assert not read.same(classified((8, 0.6), (1, 0.2), (3, 0.1), (4, 0.05), (5, 0.05)), reference)
-    assert not read.same(classified((7, 0.61), (1, 0.2), (3, 0.1), (4, 0.05), (5, 0.05)), reference)
-    assert not read.same(classified((7, 0.6)), reference)
+    for other in (((8, 0.6), *rest), ((7, 0.61), *rest), ((7, 0.6),)):
+        assert not read.same(classified(*other), reference)
     assert not read.same(classified((2, 1.0)), classified((1, 1.0)))
     assert not read.same(vision_pb2.ClassifyResponse().SerializeToString(), reference)
 
@@ -45,15 +46,14 @@ def test_the_same_features_and_forecasts() -> None:
         maps = [vision_pb2.FeatureMap(name="map", shape=[1, len(values)], data=data)]
         return vision_pb2.ExtractFeaturesResponse(maps=maps, timing=TIMING).SerializeToString()
 
-    def forecast(*values: float) -> bytes:
+    def forecast(*values: float, series: bool = False) -> bytes:
         quantiles = [forecasting_pb2.QuantileForecast(level=0.5, values=values)]
-        return forecasting_pb2.ForecastResponse(quantiles=quantiles, timing=TIMING).SerializeToString()
+        one = (
+            {"forecasts": [forecasting_pb2.SeriesForecast(quantiles=quantiles)]} if series else {"quantiles": quantiles}
+        )
+        return forecasting_pb2.ForecastResponse(**one, timing=TIMING).SerializeToString()  # type: ignore[arg-type]
 
-    def forecast_of_series(*values: float) -> bytes:
-        quantiles = [forecasting_pb2.QuantileForecast(level=0.5, values=values)]
-        forecasts = [forecasting_pb2.SeriesForecast(quantiles=quantiles)]
-        return forecasting_pb2.ForecastResponse(forecasts=forecasts, timing=TIMING).SerializeToString()
-
+    forecast_of_series = partial(forecast, series=True)
     kinds = ((Replies.FEATURES, features), (Replies.FORECAST, forecast), (Replies.FORECAST, forecast_of_series))
     for replies, message in kinds:
         read = reader(replies)
@@ -63,9 +63,12 @@ def test_the_same_features_and_forecasts() -> None:
         assert not read.same(message(100.0), message(100.0, 2.0))
 
 
+IMAGE = catalog_pb2.Tensor(name="image", dtype="uint8", shape=[-1, -1, 28, 3])
+
+
 def described(**fields: object) -> catalog_pb2.GetModelResponse:
-    model = catalog_pb2.Model(name="m", version=1, state=catalog_pb2.Model.READY, **fields)  # type: ignore[arg-type]
-    return catalog_pb2.GetModelResponse(model=model)
+    ready = {"name": "m", "version": 1, "state": catalog_pb2.Model.READY}
+    return catalog_pb2.GetModelResponse(model=catalog_pb2.Model(**ready | fields))  # type: ignore[arg-type]
 
 
 def target(answer: catalog_pb2.GetModelResponse, given: Payloads) -> Target:
@@ -73,13 +76,12 @@ def target(answer: catalog_pb2.GetModelResponse, given: Payloads) -> Target:
 
 
 def test_random_pixels_have_the_models_shape() -> None:
-    image = catalog_pb2.Tensor(name="image", dtype="uint8", shape=[-1, -1, 28, 3])
-    found = target(described(task="classification", inputs=[image]), Payloads(rows=(Rows(2),), sizes=(Size(30, 40),)))
+    found = target(described(task="classification", inputs=[IMAGE]), Payloads(rows=(Rows(2),), sizes=(Size(30, 40),)))
     assert (found.method, found.replies) == ("/rafaga.v1.Vision/Classify", Replies.CLASSIFY)
     sent = [vision_pb2.ClassifyRequest.FromString(request.body).pixels for request in found.requests]
     assert len({pixels.data for pixels in sent}) == RANDOM_PAYLOADS
     assert {(p.batch, p.height, p.width, p.channels) for p in sent} == {(2, 30, 28, 3)}
-    found = target(described(task="features", inputs=[image]), Payloads())
+    found = target(described(task="features", inputs=[IMAGE]), Payloads())
     assert found.method == "/rafaga.v1.Vision/ExtractFeatures"
     assert vision_pb2.ExtractFeaturesRequest.FromString(found.requests[0].body).pixels.height == 224
 
@@ -101,11 +103,8 @@ def test_forecasters_get_the_covariates_that_they_need() -> None:
     [({"task": "translation"}, Unsupported), ({"state": catalog_pb2.Model.FAILED, "reason": "r"}, ModelNotReady)],
 )
 def test_an_unusable_model_is_refused_before_the_load(fields: dict[str, object], error: type[RafagaError]) -> None:
-    answer = catalog_pb2.GetModelResponse(
-        model=catalog_pb2.Model(**{"name": "m", "state": catalog_pb2.Model.READY} | fields)  # type: ignore[arg-type]
-    )
     with pytest.raises(error):
-        target(answer, Payloads())
+        target(described(**fields), Payloads())
 
 
 def test_rows_and_sizes_are_mixed_by_weight() -> None:
