@@ -24,7 +24,7 @@ from rafaga.cli import main as rafaga
 from tests.deploy import commands
 from tests.documents import ROOT, blocks
 from tests.integration.serving import free_port, get, metric_of
-from tests.process.running import process
+from tests.process.running import Process
 
 TUTORIAL = "docs/tutorial.md"
 TRITON = ROOT / ".venv-triton/bin/python"
@@ -78,7 +78,7 @@ class Walk:
     def _serve(self, words: list[str]) -> None:
         (repository,) = words
         ports = ["--grpc-port", self.grpc.split(":")[1], "--http-port", self.http.split(":")[1]]
-        served = self._stack.enter_context(process(str(self.folder / repository), *ports))
+        served = self._stack.enter_context(Process(str(self.folder / repository), *ports))
         served.wait_for("serving")
 
     def _here(self, text: str) -> str:
