@@ -16,8 +16,7 @@ from rafaga import Forecast, ModelInfo, Timing
 def test_scikit_learns_digits_take_mnists_form(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(digits, "_folders", lambda: iter([tmp_path]))
     found = digits.load()
-    assert found.images.shape == (1797, 28, 28)
-    assert found.images.dtype == np.uint8
+    assert (found.images.shape, found.images.dtype) == ((1797, 28, 28), np.uint8)
     assert set(found.labels) == set(range(10))
     ink = found.images.astype(float)
     centre = (ink.sum(axis=2) * np.arange(28)).sum(axis=1) / ink.sum(axis=(1, 2))
