@@ -16,9 +16,9 @@ from grpc_health.v1 import health_pb2
 from tests import bundles
 from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually, get, refusal_of
-from tests.process.memory import MIB
 from tests.process.running import Running, running
 
+MIB = 2**20
 FILES = 512
 FLOOD = 400
 CALLS = 10_000

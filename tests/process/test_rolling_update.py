@@ -6,10 +6,16 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+import struct
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
+from socketserver import BaseRequestHandler, UDPServer
 from typing import NamedTuple
 
 import grpc
@@ -21,10 +27,13 @@ from rafaga.v1 import vision_pb2
 from tests import bundles
 from tests.integration import messages
 from tests.integration import open_inference as oip
-from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually
-from tests.process.fleet import Load, Replica, Tally, fleet
-from tests.process.names import naming
+from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually, free_port
 from tests.process.nginx import nginx
+from tests.process.running import Process
+
+_TYPE_A = 1
+_FLAGS = 0x8580  # an answer, authoritative, no error
+_POINTER_TO_THE_QUESTION = 0xC00C
 
 IMAGES = [messages.random_digits(seed) for seed in range(8)]
 EXPECTED = [bundles.classify(image)[0] for image in IMAGES]
@@ -34,6 +43,116 @@ ACCEPTED = 20
 
 BY_THE_SDK = ("list", "asyncio", "dns", "nginx")
 PLAIN = "nginx with updated addresses, without the SDK"
+
+
+HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
+"""All of 127.0.0.0/8 is this machine, so replicas can share a port, as the pods behind one name do."""
+
+
+class Replica:
+    """One place where a server runs, and runs again."""
+
+    def __init__(self, host: str, port: int, arguments: Sequence[str]) -> None:
+        self.address = f"{host}:{port}"
+        self._arguments = ("--host", host, "--grpc-port", str(port), "--threads", "1", *arguments)
+        self.process = Process(*self._arguments)
+
+    def start_again(self) -> None:
+        """On the port it had before. Returns once it serves."""
+        self.process = Process(*self._arguments)
+        self.process.wait_for("serving")
+
+
+@contextmanager
+def fleet(repository: Path, *arguments: str, replicas: int = len(HOSTS)) -> Iterator[list[Replica]]:
+    """So many that serve."""
+    port = free_port()
+    places = [Replica(host, port, ("--repository", str(repository), *arguments)) for host in HOSTS[:replicas]]
+    try:
+        for place in places:
+            place.process.wait_for("serving")
+        yield places
+    finally:
+        for place in places:
+            place.process.end(signal.SIGKILL)
+
+
+Tally = Counter[str]
+"""How calls ended: "OK", "WRONG" or the error."""
+
+
+class Load:
+    """`callers` threads, each of which asks `calls_per_s` times a second, whatever became of the call before.
+
+    `ask` gets the number of the caller, and returns whether the answer was right.
+    """
+
+    def __init__(self, ask: Callable[[int], bool], *, callers: int = 4, calls_per_s: float = 3.0) -> None:
+        self._ask = ask
+        self._callers = callers
+        self._interval_s = 1 / calls_per_s
+        self._tally = Tally()
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(callers)
+
+    def __enter__(self) -> Load:
+        for number in range(self._callers):
+            self._pool.submit(self._run, number)
+        self.go_on()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+
+    def go_on(self) -> None:
+        """Returns when every caller may have asked several times more."""
+        before = self._tally.total()
+        eventually(lambda: self._tally.total() >= before + 3 * self._callers, "the load goes on")
+
+    def turn_over(self) -> Tally:
+        """What was counted so far; from now on it is counted anew."""
+        with self._lock:
+            tally, self._tally = self._tally, Tally()
+        return tally
+
+    def _run(self, number: int) -> None:
+        due = time.monotonic() + number * self._interval_s / self._callers
+        while not self._stop.wait(max(0.0, due - time.monotonic())):
+            due += self._interval_s
+            try:
+                outcome = "OK" if self._ask(number) else "WRONG"
+            except Exception as error:
+                outcome = repr(error)
+            with self._lock:
+                self._tally[outcome] += 1
+
+
+@contextmanager
+def naming(addresses: Sequence[str]) -> Iterator[str]:
+    """Answers every question with `addresses` (those of type A) or with nothing. Gives what gRPC clients connect to,
+    without the port."""
+
+    class Handler(BaseRequestHandler):
+        def handle(self) -> None:
+            query, socket = self.request
+            end = query.index(b"\0", 12) + 5  # a header of 12 bytes, the name, type and class
+            (kind,) = struct.unpack(">H", query[end - 4 : end - 2])
+            found = addresses if kind == _TYPE_A else ()
+            records = [
+                struct.pack(">HHHIH", _POINTER_TO_THE_QUESTION, _TYPE_A, 1, 0, 4) + IPv4Address(ip).packed
+                for ip in found
+            ]
+            header = query[:2] + struct.pack(">HHHHH", _FLAGS, 1, len(found), 0, 0)
+            socket.sendto(header + query[12:end] + b"".join(records), self.client_address)
+
+    with UDPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"dns://127.0.0.1:{server.server_address[1]}/rafaga.test"
+        server.shutdown()
+        thread.join()
 
 
 class Story(NamedTuple):

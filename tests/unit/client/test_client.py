@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import inspect
 import subprocess
 import time
 from collections import deque
@@ -16,7 +18,7 @@ import grpc
 import numpy as np
 import pytest
 
-from rafaga import Client, ModelState, RetryPolicy, Tls, errors
+from rafaga import AsyncClient, Client, ModelState, RetryPolicy, Tls, errors
 from rafaga.priority import Priority
 from rafaga.v1 import catalog_pb2, forecasting_pb2, vision_pb2
 from tests.unit.client.conftest import QUICK
@@ -247,6 +249,47 @@ def test_wait_until_ready_says_why_it_failed(either: Any, script: Script, monkey
     monkeypatch.setattr("rafaga.client._connection.PATIENT", RetryPolicy(max_attempts=1))
     with pytest.raises(errors.ModelNotReady, match="still loading: lenet5-mnist"):
         either.wait_until_ready(30, model="lenet5-mnist")
+
+
+def test_both_clients_have_the_same_methods_with_the_same_signatures() -> None:
+    def methods(cls: type) -> dict[str, list[inspect.Parameter]]:
+        return {
+            name: list(inspect.signature(value).parameters.values())
+            for name, value in inspect.getmembers(cls, inspect.isfunction)
+            if not name.startswith("_") or name == "__init__"
+        }
+
+    assert methods(Client) == methods(AsyncClient)
+
+
+def test_an_unreachable_server_and_a_closed_client() -> None:
+    async def run() -> None:
+        client = AsyncClient("127.0.0.1:1", retry=QUICK)
+        with pytest.raises(errors.ServerUnreachable):
+            await client.models()
+        await client.close()
+        with pytest.raises(ValueError, match="closed"):
+            await client.models()
+
+    asyncio.run(run())
+
+
+def test_cancelling_the_task_cancels_the_call(address: str, script: Script) -> None:
+    """1. A call hangs in the server. 2. Its task is cancelled. 3. The client goes on being usable."""
+
+    async def run() -> None:
+        async with AsyncClient(address) as client:
+            script.delay_s = 30
+            task = asyncio.create_task(client.models())
+            while not script.requests:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            script.delay_s = 0
+            assert len(await client.models()) == 3
+
+    asyncio.run(run())
 
 
 def test_tls(script: Script, tmp_path: Path) -> None:

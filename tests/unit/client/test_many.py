@@ -1,4 +1,4 @@
-"""Many inputs in few messages: which inputs share one, and how single inputs fail."""
+"""Many inputs in few messages, of both clients: which inputs share one, and how single inputs fail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from rafaga.client._calls import UnaryCall
 from rafaga.client._images import Prepared
 from rafaga.client._many import Bulk, Message
 from rafaga.errors import DeadlineExceeded, EngineFailure, InvalidRequest, RafagaError, RequestTooLarge
-from rafaga.v1 import vision_pb2
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.v1 import catalog_pb2, vision_pb2
 from tests.unit.client.fake_server import BROKEN, Script
 
 Many = Callable[..., Results[Any]]
@@ -93,6 +94,55 @@ def test_series_of_any_length_share_a_message(client: Client, script: Script) ->
     assert [forecast.median.tolist() for forecast in found] == [[n, n] for n in (30, 40, 50)]
     assert len(script.requests) == 2, "one of the catalogue and one for all series"
     assert isinstance(client.forecast_many([[1.0], [float("nan")]], model="lstm-co2").errors[1], InvalidTensor)
+
+
+Infer = Callable[..., np.ndarray]
+
+
+@pytest.fixture
+def infer(either: Any) -> Infer:
+    """The image that comes back."""
+    return lambda image, **options: either.infer("lenet5-mnist", {"image": image}, **options)["image"]
+
+
+def sent(script: Script) -> list[pb.ModelInferRequest]:
+    return [request for request in script.requests if isinstance(request, pb.ModelInferRequest)]
+
+
+def test_the_deadline_of_infer_is_the_callers(infer: Infer, script: Script) -> None:
+    infer([[1]])
+    script.delay_s = 30
+    with pytest.raises(DeadlineExceeded, match=r"within 0\.2 s"):
+        infer([[7]], timeout_s=0.2)
+
+
+def test_many_rows_come_back_in_order(infer: Infer, script: Script) -> None:
+    rows = np.arange(100, dtype=np.uint8)
+    assert infer(rows).tolist() == rows.tolist()
+    assert sorted(request.inputs[0].shape[0] for request in sent(script)) == [4, 32, 32, 32], "a batch has 32"
+
+
+def test_a_model_may_change(infer: Infer, script: Script) -> None:
+    """The description is asked once, and again after an input that does not fit."""
+    assert infer([[1]]).dtype == np.uint8
+    script.dtype = "float32"
+    with pytest.raises(InvalidTensor):
+        infer([[2]])
+    for _ in range(2):
+        assert infer([[3]]).dtype == np.float32
+    assert len(script.requests) - len(sent(script)) == 2
+
+
+def test_a_model_that_is_loading_is_described_again(infer: Infer, script: Script) -> None:
+    script.states["lenet5-mnist"] = catalog_pb2.Model.LOADING
+    for _ in range(2):
+        infer([[1]])
+    assert len(script.requests) - len(sent(script)) == 2
+
+
+def test_an_unknown_model_of_infer(client: Client) -> None:
+    with pytest.raises(ModelNotFound):
+        client.infer("absent", {"x": [1]})
 
 
 def bulk(inputs: Sequence[int], limit: int = 8) -> Bulk[int]:
