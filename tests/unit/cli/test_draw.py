@@ -35,6 +35,8 @@ def test_boxes_and_labels() -> None:
     assert (pixels[50, 40] == 100).all(), "the inside"
     assert (pixels[25, 22:60] != 100).any(), "the label is above the box"
     assert (pixels[0, 6:12] != 100).any(), "moved into the image"
+    on_its_side = png(100, 200, orientation=6)
+    assert drawn(on_its_side, Detections((), 200, 100, *ANSWERED)).size == (100, 200)
 
 
 def test_classes_cover_the_image_but_its_background() -> None:
@@ -46,10 +48,6 @@ def test_classes_cover_the_image_but_its_background() -> None:
     assert (pixels[80:, :100] == 100).all()
     assert (pixels[80:, 100:] != 100).any(axis=2).all()
     assert (pixels[4:16, 4:30] != 100).any(), "the name of the class"
-
-
-def test_an_image_on_its_side_is_drawn_upright() -> None:
-    assert drawn(png(100, 200, orientation=6), Detections((), 200, 100, *ANSWERED)).size == (100, 200)
 
 
 def test_without_pillow_it_says_what_to_install(

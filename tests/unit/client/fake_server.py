@@ -71,13 +71,17 @@ def info(name: str) -> common_pb2.ModelInfo:
 TIMING = common_pb2.Timing(queue_us=10, preprocess_us=20, inference_us=30, batch_size=4)
 
 
-class Scripted:
+class Servicer(
+    vision_pb2_grpc.VisionServicer,
+    forecasting_pb2_grpc.ForecastingServicer,
+    catalog_pb2_grpc.CatalogServicer,
+    open_inference_pb2_grpc.GRPCInferenceServiceServicer,
+):
+    """The best label of an image is its first byte modulo 10. Forecasts repeat the last value; their quantiles lie one
+    unit below and above; checked observations are compared with 0. Raw tensors come back."""
+
     def __init__(self, script: Script) -> None:
         self.script = script
-
-
-class Vision(Scripted, vision_pb2_grpc.VisionServicer):
-    """The best label is the image's first byte modulo 10."""
 
     def Classify(self, request: vision_pb2.ClassifyRequest, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self.script.received(request, context)
@@ -107,10 +111,6 @@ class Vision(Scripted, vision_pb2_grpc.VisionServicer):
             response.maps.add(name=name, stride=stride, shape=shape, data=array.tobytes())
         return response
 
-
-class Forecasting(Scripted, forecasting_pb2_grpc.ForecastingServicer):
-    """Repeats the last value; the quantiles lie one unit below and above. Checked observations are compared with 0."""
-
     def Forecast(self, request: forecasting_pb2.ForecastRequest, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self.script.received(request, context)
         response = forecasting_pb2.ForecastResponse(model=info(request.model), timing=TIMING)
@@ -137,8 +137,6 @@ class Forecasting(Scripted, forecasting_pb2_grpc.ForecastingServicer):
             for level, offset in zip(request.quantiles or LEVELS, (-1.0, 0.0, 1.0), strict=False)
         ]
 
-
-class Catalog(Scripted, catalog_pb2_grpc.CatalogServicer):
     def ListModels(self, request: catalog_pb2.ListModelsRequest, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self.script.received(request, context)
         return catalog_pb2.ListModelsResponse(models=[self._model(name) for name in sorted(self.script.states)])
@@ -173,10 +171,6 @@ class Catalog(Scripted, catalog_pb2_grpc.CatalogServicer):
             model.forecast.CopyFrom(catalog_pb2.ForecastInfo(quantile_levels=LEVELS, **sizes, **series))
         return model
 
-
-class OpenInference(Scripted, open_inference_pb2_grpc.GRPCInferenceServiceServicer):
-    """Returns the inputs."""
-
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self.script.received(request, context)
         if any(DATATYPES[tensor.datatype] != self.script.dtype for tensor in request.inputs):
@@ -202,10 +196,11 @@ def serving(
 ) -> Iterator[int]:
     """Serves until the block ends; gives the port."""
     server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", 64 << 20)])
-    vision_pb2_grpc.add_VisionServicer_to_server(Vision(script), server)  # type: ignore[abstract]
-    forecasting_pb2_grpc.add_ForecastingServicer_to_server(Forecasting(script), server)
-    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInference(script), server)  # type: ignore[abstract]
-    catalog_pb2_grpc.add_CatalogServicer_to_server(Catalog(script), server)
+    servicer = Servicer(script)  # type: ignore[abstract]
+    vision_pb2_grpc.add_VisionServicer_to_server(servicer, server)
+    forecasting_pb2_grpc.add_ForecastingServicer_to_server(servicer, server)
+    catalog_pb2_grpc.add_CatalogServicer_to_server(servicer, server)
+    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     server.start()
     try:

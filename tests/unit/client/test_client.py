@@ -21,7 +21,7 @@ import pytest
 from rafaga import AsyncClient, Client, ModelState, RetryPolicy, Tls, errors
 from rafaga.priority import Priority
 from rafaga.v1 import catalog_pb2, forecasting_pb2, vision_pb2
-from tests.unit.client.conftest import QUICK
+from tests.unit.client.conftest import QUICK, Blocking
 from tests.unit.client.fake_server import Script, serving
 
 SEVEN = np.full((28, 28), 7, np.uint8)
@@ -152,13 +152,17 @@ def test_a_deadline_that_passes_is_a_typed_error_naming_it(either: Any, script: 
     assert len(script.requests) == 1
 
 
-def test_an_unreachable_server() -> None:
-    with (
-        Client("127.0.0.1:1", retry=QUICK) as client,
-        pytest.raises(errors.ServerUnreachable, match=r"No server at 127\.0\.0\.1:1 \(connection refused\)") as raised,
-    ):
-        client.models()
-    assert isinstance(raised.value.__cause__, grpc.RpcError)
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_an_unreachable_server_and_a_closed_client(kind: type[Client | AsyncClient]) -> None:
+    with asyncio.Runner() as runner:
+        client = Blocking(kind("127.0.0.1:1", retry=QUICK), runner)
+        said = r"No server at 127\.0\.0\.1:1 \(connection refused\)"
+        with pytest.raises(errors.ServerUnreachable, match=said) as raised:
+            client.models()
+        assert isinstance(raised.value.__cause__, grpc.RpcError)
+        client.close()
+        with pytest.raises(ValueError, match="closed"):
+            client.models()
 
 
 def test_the_default_server(address: str, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,22 +175,20 @@ def test_the_default_server(address: str, script: Script, monkeypatch: pytest.Mo
         assert repr(client) == "Client('localhost:50051')"
 
 
-def test_messages_over_the_limit_are_not_sent(address: str, script: Script) -> None:
-    with Client(address, max_message_bytes=1000) as client, pytest.raises(errors.RequestTooLarge):
-        client.classify(np.zeros((100, 100), np.uint8), model="lenet5-mnist")
-    assert not script.requests
-
-
 @pytest.mark.parametrize("priority", Priority)
-def test_the_priority_travels(address: str, script: Script, priority: Priority) -> None:
-    with Client(address, priority=priority) as client:
+def test_the_priority_travels_and_messages_over_the_limit_do_not(
+    address: str, script: Script, priority: Priority
+) -> None:
+    with Client(address, priority=priority, max_message_bytes=9000) as client:
         client.models()
-    assert script.metadata[0].get("rafaga-priority", "normal") == priority.word
+        with pytest.raises(errors.RequestTooLarge):
+            client.classify(np.zeros((100, 100), np.uint8), model="lenet5-mnist")
+    assert [metadata.get("rafaga-priority", "normal") for metadata in script.metadata] == [priority.word]
 
 
 def test_a_reply_that_does_not_answer_is_an_internal_error(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = vision_pb2.ClassifyResponse()
-    monkeypatch.setattr("tests.unit.client.fake_server.Vision.Classify", lambda *_: answer)
+    monkeypatch.setattr("tests.unit.client.fake_server.Servicer.Classify", lambda *_: answer)
     with pytest.raises(errors.InternalError):
         client.classify(SEVEN, model="lenet5-mnist")
 
@@ -260,18 +262,6 @@ def test_both_clients_have_the_same_methods_with_the_same_signatures() -> None:
         }
 
     assert methods(Client) == methods(AsyncClient)
-
-
-def test_an_unreachable_server_and_a_closed_client() -> None:
-    async def run() -> None:
-        client = AsyncClient("127.0.0.1:1", retry=QUICK)
-        with pytest.raises(errors.ServerUnreachable):
-            await client.models()
-        await client.close()
-        with pytest.raises(ValueError, match="closed"):
-            await client.models()
-
-    asyncio.run(run())
 
 
 def test_cancelling_the_task_cancels_the_call(address: str, script: Script) -> None:

@@ -73,11 +73,6 @@ def test_policies_that_make_no_sense(field: str, wrong: float) -> None:
 def test_attempts_count_against_one_deadline() -> None:
     now = 100.0
     attempts = Attempts(STEADY, 1.0, clock=lambda: now, chance=lambda: 0.5)
-    assert attempts.remaining_s == 1.0
-    assert attempts.pause_s(errors.QueueFull("…")) == 0.1
-    now = 100.75
-    assert attempts.remaining_s == 0.25
-    assert attempts.pause_s(errors.QueueFull("…")) == 0.2
-    now = 101.5
-    assert attempts.remaining_s == 0
-    assert attempts.pause_s(errors.QueueFull("…")) is None
+    for now, remaining_s, pause_s in ((100.0, 1.0, 0.1), (100.75, 0.25, 0.2), (101.5, 0.0, None)):  # noqa: B007
+        assert attempts.remaining_s == remaining_s
+        assert attempts.pause_s(errors.QueueFull("…")) == pause_s
