@@ -43,7 +43,7 @@ def test_invalid_addresses(address: str) -> None:
         endpoint(address)
 
 
-def test_a_scheme_decides_about_tls() -> None:
+def test_a_scheme_decides_about_tls_and_names_are_looked_up() -> None:
     assert endpoint("http://h:1").credentials is None
     for address in ("https://h:1", "grpcs://h:1"):
         assert endpoint(address).credentials is not None
@@ -52,12 +52,9 @@ def test_a_scheme_decides_about_tls() -> None:
         endpoint("http://h:1", tls=Tls())
     with pytest.raises(ValueError, match="with and without TLS"):
         endpoint("http://h:1,https://h:2")
-
-
-def test_which_name_does_not_resolve() -> None:
     with pytest.raises(OSError) as ended:
         endpoint("127.0.0.1:1,nosuch.invalid:1")
-    assert ended.value.filename == "nosuch.invalid"
+    assert ended.value.filename == "nosuch.invalid", "which name does not resolve"
 
 
 @pytest.mark.parametrize(
@@ -89,10 +86,10 @@ def test_limits_keepalive_and_retries_are_always_set() -> None:
 
 
 def test_secrets_are_not_in_reprs() -> None:
-    made = endpoint("h:1", token="hunter2", tls=Tls(private_key=b"hunter2", certificate_chain=b"x"))
+    tls = Tls(private_key=b"hunter2", certificate_chain=b"x")
+    made = endpoint("h:1", token="hunter2", tls=tls)
     assert made.metadata == (("authorization", "Bearer hunter2"),)
-    assert "hunter2" not in repr(made)
-    assert "hunter2" not in repr(Tls(private_key=b"hunter2", certificate_chain=b"x"))
+    assert "hunter2" not in repr((made, tls))
 
 
 def test_the_certificate_of_a_list_is_checked_against_its_first_name() -> None:

@@ -24,7 +24,7 @@ Many = Callable[..., Results[Any]]
 
 @pytest.fixture
 def classify_many(either: Any) -> Many:
-    return lambda images, **options: either.classify_many(images, **{"model": "lenet5-mnist"} | options)
+    return lambda images, model="lenet5-mnist", **options: either.classify_many(images, model=model, **options)
 
 
 def rows(script: Script) -> list[int]:
@@ -54,12 +54,8 @@ def test_one_bad_image_fails_alone(classify_many: Many, script: Script) -> None:
     images: list[Any] = [bytes([i % 10]) for i in range(64)]
     images[5], images[40], images[41], images[50] = BROKEN, "absent.png", np.zeros((2, 2)), b""
     found = classify_many(images)
-    assert {position: type(error) for position, error in found.errors.items()} == {
-        5: InvalidImage,
-        40: FileNotFoundError,
-        41: InvalidTensor,
-        50: InvalidImage,
-    }
+    kinds = {position: type(error) for position, error in found.errors.items()}
+    assert kinds == {5: InvalidImage, 40: FileNotFoundError, 41: InvalidTensor, 50: InvalidImage}
     answered = [outcome.top.index for outcome in found.outcomes if not isinstance(outcome, Exception)]
     assert answered == [i % 10 for i in range(64) if i not in found.errors]
     assert len(rows(script)) == 2 + 2 * 5, "halves of the message with the broken image were sent again"
@@ -168,13 +164,10 @@ def drain(work: Bulk[int], send: Callable[[Message[int]], RafagaError | None]) -
     return sent
 
 
-def test_groups_do_not_mix() -> None:
+def test_messages_are_of_one_group_and_below_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     work = bulk([1, 2, 11, 12, 21, 31], limit=3)
     assert drain(work, lambda _: None) == [[1, 11, 21], [31], [2, 12]]
     assert list(work.results()) == [1, 2, 11, 12, 21, 31]
-
-
-def test_a_message_stays_below_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_many, "MAX_MESSAGE_BYTES", 10)
     assert drain(bulk([400, 500, 300, 5000, 100]), lambda _: None) == [[400, 500], [300], [5000], [100]]
 
@@ -192,10 +185,6 @@ def test_an_error_that_no_input_caused_fails_the_whole_message(error: RafagaErro
     assert drain(work, lambda message: error if len(message.items) == 2 else None) == [[10, 20], [30]]
     assert list(work.results().errors) == [0, 1]
     assert error.__notes__ == ["input 0, 1"]
-
-
-def test_nothing_is_sent_after_a_stop() -> None:
-    work = bulk([10, 20, 30], limit=1)
-    assert work.take() is not None
-    work.stop()
-    assert work.take() is None
+    stopped = bulk([10, 20, 30])
+    stopped.stop()
+    assert stopped.take() is None
