@@ -57,17 +57,13 @@ def test_it_serves_and_stops(command: str, tmp_path: Path) -> None:
 
 
 def test_nginx_takes_the_configuration_and_reloads_it(tmp_path: Path) -> None:
+    """Also for external clients, as its comment says: with another line to listen on, and a certificate."""
     given = [shlex.split(command)[1:] for command in commands("docs/operating.md") if command.startswith("nginx ")]
-    with nginx(tmp_path / "nginx", ["127.0.0.1:50051"]) as running:
-        for options in given:
-            assert "error" not in running.command(*options)
     assert given == [["-t"], ["-s", "reload"]]
-
-
-def test_nginx_takes_it_with_tls_as_its_comment_says(tmp_path: Path) -> None:
-    """For external clients: another line to listen on, and a certificate."""
     certificate(tmp_path, "tls")
     with nginx(tmp_path / "nginx", ["127.0.0.1:50051", "127.0.0.1:50052"]) as running:
+        for options in given:
+            assert "error" not in running.command(*options)
         text = (tmp_path / "nginx/rafaga.conf").read_text()
         assert "# For external clients: `listen 443 ssl http2`, ssl_certificate and ssl_certificate_key." in text
         plain = f"listen {running.address} http2;"
