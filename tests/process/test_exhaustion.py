@@ -61,17 +61,15 @@ def test_memory_returns_after_large_images(repository: Path) -> None:
     files = [messages.png(np.zeros((side, side, 3), np.uint8)) for side in range(1000, 4000, 400)]
     with running(repository, "--max-queue-wait-ms", "60000") as served:
 
-        def resident() -> float:
-            return served.metric("process_resident_memory_bytes")
-
         def classify(number: int) -> None:
             served.vision.Classify(messages.classify_files(files[number * 3 % 8]), timeout=PATIENCE_S)
 
         served.vision.Classify(messages.classify(messages.random_digits(0)), timeout=PATIENCE_S)
-        before = resident()
+        before = served.metric("process_resident_memory_bytes")
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(classify, range(24)))
-        eventually(lambda: resident() < before + 64 * MIB, "memory returned")
+        most = before + 64 * MIB
+        eventually(lambda: served.metric("process_resident_memory_bytes") < most, "memory returned")
 
 
 @pytest.mark.nightly

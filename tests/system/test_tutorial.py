@@ -115,13 +115,9 @@ def said(walk: Walk, start: str) -> str:
     return answer
 
 
-def test_the_model_is_exported_with_its_proofs_and_shown(walk: Walk) -> None:
-    assert (walk.folder / "repository/shapes/1/bundle.json").is_file()
+def test_the_model_is_exported_served_and_right(walk: Walk) -> None:
     assert "shapes" in said(walk, "python -m export verify")
     assert any("<svg" in page.read_text() or "<img" in page.read_text() for page in walk.folder.rglob("*.html"))
-
-
-def test_it_is_served_and_right(walk: Walk) -> None:
     assert "shapes" in said(walk, "rafaga models")
     _, best, *_ = said(walk, "rafaga classify").splitlines()
     assert best.split()[:2] == ["1", "circle"]
