@@ -141,7 +141,11 @@ def test_without_a_command_it_explains_itself(rafaga: Rafaga) -> None:
     assert "exit codes:" in ran.err
 
 
-def test_a_terminal_without_utf8(script: Script) -> None:
+def test_version_help_and_a_terminal_without_utf8(script: Script) -> None:
+    for flag, expected in (("--version", "rafaga 0."), ("--help", "exit codes:")):
+        done = process(flag)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert expected in done.stdout
     environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = process("forecast", "--model", "lstm-co2", input="1\n2\n3\n", env=environ)
     assert (done.returncode, done.stderr) == (0, "")
@@ -154,13 +158,6 @@ def test_the_token_file_and_the_priority(script: Script, tmp_path: Path, rafaga:
     assert rafaga("models", "--token-file", str(tmp_path / "token"), "--priority", "low").code == ExitCode.OK
     assert script.metadata[0]["authorization"] == "Bearer secret"
     assert script.metadata[0]["rafaga-priority"] == "low"
-
-
-def test_version_and_help_as_a_process() -> None:
-    for flag, expected in (("--version", "rafaga 0."), ("--help", "exit codes:")):
-        done = process(flag)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert expected in done.stdout
 
 
 def test_a_reader_that_goes_away_causes_no_error_on_the_terminal(script: Script) -> None:
