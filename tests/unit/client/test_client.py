@@ -186,10 +186,10 @@ def test_the_priority_travels_and_messages_over_the_limit_do_not(
     assert [metadata.get("rafaga-priority", "normal") for metadata in script.metadata] == [priority.word]
 
 
-def test_a_reply_that_does_not_answer_is_an_internal_error(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_that_does_not_answer_is_an_internal_error(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = vision_pb2.ClassifyResponse()
     monkeypatch.setattr("tests.unit.client.fake_server.Servicer.Classify", lambda *_: answer)
-    with pytest.raises(errors.InternalError):
+    with serving(Script()) as port, Client(f"127.0.0.1:{port}") as client, pytest.raises(errors.InternalError):
         client.classify(SEVEN, model="lenet5-mnist")
 
 

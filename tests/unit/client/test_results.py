@@ -65,6 +65,6 @@ def test_a_segmentation_is_drawn_as_an_image() -> None:
 
 def test_results_show_the_first_and_count_the_errors() -> None:
     found = rafaga.Results((rafaga.Classification(PREDICTIONS, MODEL, TIMING), rafaga.InvalidImage("<broken>")))
-    assert repr(found).startswith("Results(2 inputs, 1 of them failed: rafaga.Classification({'<7>': 0.9000")
+    assert repr(found).startswith("Results(2 inputs, 1 of them failed: Classification({'<7>': 0.9000")
     assert repr(rafaga.Results(())) == "Results(0 inputs, 0 of them failed)"
     assert "InvalidImage(&#x27;&lt;broken&gt;&#x27;)" in found._repr_html_()
