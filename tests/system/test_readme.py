@@ -87,9 +87,9 @@ def test_requests(command: str, served: Served, here: Path, capsys: pytest.Captu
 def test_commands_and_the_sdk_print_what_the_page_shows(
     document: str, served: Served, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for command, shown in transcript(document):
+    for command, printed in transcript(document):
         found = run(command, served, capsys)
-        assert same_output(found, shown), found
+        assert same_output(found, printed), found
     for block in blocks(document, "python"):
         text = block.text.replace("localhost:50051", served.address).replace("BTBTXS", bundles.ALPHABET)
         exec(compile(text, document, "exec"), {})

@@ -166,8 +166,8 @@ class Servicer(
         if name == "lstm-co2":
             for figure, value, error in (("mase", 0.5, 0.021), ("coverage_90", 0.91, 0.056), ("coverage_q05", 0.04, 0)):
                 model.metrics.add(name=figure, value=value, dataset="CO2, last fifth", samples=82, standard_error=error)
-            sizes = {"min_history": 24, "max_history": 240, "max_horizon": 24, "season": 12}
-            series = {"step": "month", "unit": "ppm", "frequency": "MS", "covariates": self.script.covariates}
+            sizes: Any = {"min_history": 24, "max_history": 240, "max_horizon": 24, "season": 12}
+            series: Any = {"step": "month", "unit": "ppm", "frequency": "MS", "covariates": self.script.covariates}
             model.forecast.CopyFrom(catalog_pb2.ForecastInfo(quantile_levels=LEVELS, **sizes, **series))
         return model
 

@@ -25,7 +25,8 @@ def forecast(levels: Sequence[float] = (0.1, 0.5, 0.9)) -> Forecast:
 @pytest.mark.parametrize(
     "series",
     [
-        *(kind([1, 2, 3]) for kind in (list, tuple, np.array, pd.Series, History)),
+        *(kind([1, 2, 3]) for kind in (list, tuple, np.array, pd.Series)),
+        History(np.array([1, 2, 3], np.float32)),
         pd.Series([1, 2, 3], dtype="Int64"),
         pd.DataFrame({"ppm": [1, 2, 3]}),
     ],
@@ -74,7 +75,7 @@ def test_missing_values(client: Client, script: Script, series: Any) -> None:
         (pd.Series([1, 2], pd.DatetimeIndex(["2020-01-01", None])), "no time at position 1"),
         (pd.Series([1, 2, 3, 4], MONTHS[[0, 1, 2, 5]]), "at position 3, 2020-06-30 follows 2020-03-31. Mark gaps as"),
         (pd.Series([1, 2, 3], pd.PeriodIndex(["2020", "2021", "2024"], freq="Y")), "2024-01-01 follows 2021-01-01"),
-        (History(np.arange(3), np.array(["2020", "2021", "2021-02"], "M8[D]")), "at position 1, 2021-01-01"),
+        (History(np.ones(3, np.float32), np.array(["2020", "2021", "2021-02"], "M8[D]")), "at position 1, 2021-01-01"),
         (7, "one row of numbers"),
     ],
 )

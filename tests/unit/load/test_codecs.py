@@ -51,7 +51,7 @@ def test_the_same_features_and_forecasts() -> None:
         one = (
             {"forecasts": [forecasting_pb2.SeriesForecast(quantiles=quantiles)]} if series else {"quantiles": quantiles}
         )
-        return forecasting_pb2.ForecastResponse(**one, timing=TIMING).SerializeToString()  # type: ignore[arg-type]
+        return forecasting_pb2.ForecastResponse(**one, timing=TIMING).SerializeToString()
 
     forecast_of_series = partial(forecast, series=True)
     kinds = ((Replies.FEATURES, features), (Replies.FORECAST, forecast), (Replies.FORECAST, forecast_of_series))
