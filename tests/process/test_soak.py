@@ -171,4 +171,4 @@ def test_a_process_that_leaks_is_caught(keep: str, leaks: bool) -> None:
     with subprocess.Popen([sys.executable, "-c", LEAK.format(size=size, keep=keep)]) as process:
         readings = watch(psutil.Process(process.pid), 0.01, iter([False] * 400 + [True]).__next__)
         process.kill()
-    assert (growth(readings)[0] > LIMIT_BYTES) is leaks
+    assert (growth(readings)[0] > LIMIT_BYTES) == leaks
