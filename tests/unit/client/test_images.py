@@ -32,13 +32,6 @@ def test_an_array_travels_row_major_with_its_shape(array: np.ndarray) -> None:
     assert pixels.data == array.tobytes()
 
 
-def test_several_images_travel_in_order() -> None:
-    found = wire(RGB, (RGB + 1).transpose(1, 0, 2).transpose(1, 0, 2))
-    assert found.pixels.data == np.stack([RGB, RGB + 1]).tobytes()
-    assert found.pixels.batch == 2
-    assert wire(b"one", b"two").encoded.images == [b"one", b"two"]
-
-
 WRONG_SHAPES = ((), (6,), (1, 1, 1, 1, 1), (0, 3), (4, 4, 4), (3, 224, 224), (2, 4, 4, 3))
 
 
@@ -62,11 +55,6 @@ def test_other_values_are_invalid_tensors(bad: Any, message: str) -> None:
 def test_one_image_is_not_several(images: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         _images.several(images)
-
-
-def test_arrays_share_a_message_with_their_shape_and_files_with_files() -> None:
-    groups = [_images.prepared(image).group for image in (GREY, GREY[..., None], RGB, b"a file", b"another")]
-    assert groups == [(2, 3, 1), (2, 3, 1), (2, 3, 3), None, None]
 
 
 def test_files_and_bytes_travel_untouched(tmp_path: Path) -> None:

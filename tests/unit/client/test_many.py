@@ -136,11 +136,6 @@ def test_a_model_that_is_loading_is_described_again(infer: Infer, script: Script
     assert len(script.requests) - len(sent(script)) == 2
 
 
-def test_an_unknown_model_of_infer(client: Client) -> None:
-    with pytest.raises(ModelNotFound):
-        client.infer("absent", {"x": [1]})
-
-
 def bulk(inputs: Sequence[int], limit: int = 8) -> Bulk[int]:
     """Inputs whose group is their last digit and whose size is their hundreds."""
     return Bulk(
