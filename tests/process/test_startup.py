@@ -130,8 +130,8 @@ def test_a_port_of_a_service_is_ignored(repository: Path) -> None:
         pytest.param("[::]", ["[::1]", "127.0.0.1"], marks=IPV6),
     ],
 )
-def test_other_addresses_than_that_of_this_machine(repository: Path, host: str, reached: list[str]) -> None:
-    """Of both ports, without a token; :: is every address, of IPv4 too."""
+def test_other_hosts(repository: Path, host: str, reached: list[str]) -> None:
+    """Both ports answer without a token; :: is every address, of IPv4 too."""
     allowed = ("--threads", "1", "--bearer-token-sha256", "none")
     with Process("--repository", str(repository), "--host", host, *allowed) as started:
         ports = started.wait_for("serving")
