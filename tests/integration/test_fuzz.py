@@ -109,7 +109,8 @@ def test_every_request_gets_a_clean_status_that_is_counted(served: Served, examp
 
     fuzz(examples, malformed.requests(), ask)
     assert statuses.total() >= examples
-    assert {method for method, code in statuses if code == OK} == set(UNARY), "some were right"
+    answered = sum(count for (_, code), count in statuses.items() if code == OK)
+    assert examples / 10 < answered < examples * 9 / 10
     eventually(lambda: counted(served) - before == statuses, "the server counted the same")
 
 
