@@ -219,7 +219,8 @@ def _valid_infer_requests(draw: st.DrawFn) -> pb.ModelInferRequest:
             return oip.images(np.full((rows, 1, 1, 1), draw(st.integers(0, 20)), np.uint8), "fragile", typed=typed)
 
 
-_INFER = _changed(_valid_infer_requests())
+_OUTPUTS = st.sampled_from(["probabilities", "map", "quantiles", "y", "labels"])
+_INFER = _changed(_valid_infer_requests() | st.builds(oip.asking_for, _valid_infer_requests(), _OUTPUTS))
 _SERIES = st.builds(
     forecasting_pb2.Series,
     values=st.lists(st.floats(-1e3, 1e3, width=32), min_size=10, max_size=30),

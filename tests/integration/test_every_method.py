@@ -180,7 +180,8 @@ def test_in_the_queue(standing: tuple[Served, Valve], method: Method, end: str) 
     assert first.answer()
     eventually(lambda: in_flight(served) == 0, "the first ended too")
     assert valve.runs == [1]
-    assert served.metric("rafaga_dropped_total", **cause) == before + 1
+    dropped = served.metric("rafaga_dropped_total", **cause) - before
+    assert dropped == 1 or (dropped == 0 and end == "deadline"), "on a busy machine it may have come too late to queue"
     assert_serves(served, method)
 
 
