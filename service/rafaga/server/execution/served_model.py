@@ -56,9 +56,10 @@ class ServedModel:
         self.sized_by = max(free, key=lambda i: sizes[i]) if free and samples.valid else None
         self.reference_size = max(1, sizes[self.sized_by or 0])
         self.timed = tuple(i for i, spec in enumerate(bundle.inputs) if self.ragged and spec.shape[1:2] == (None,))
-        # Batches of an engine that takes the next one while it runs, or of one among several, never run inline.
-        inline = len(engines) == 1 and engines[0].depth == 1
-        self.queue = JobQueue(Batcher(policy, latency, len(engines)), metrics, bundle.name, inline=inline)
+        # Batches of an engine with a thread of its own, or of one among several, never run inline.
+        single, direct = len(engines) == 1, engines[0].depth > 1
+        batcher = Batcher(policy, latency, len(engines))
+        self.queue = JobQueue(batcher, metrics, bundle.name, inline=single and not direct, direct=single and direct)
         probe = (whole(samples.tiled(1)),) if samples.valid else ()
         checked = () if bundle.allow_non_finite else tuple(spec.name for spec in bundle.outputs)
         context = WorkerContext(bundle.name, bundle.ragged, self.queue, metrics, probe, checked)

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from google.protobuf.message import Message
+from numpy.typing import NDArray
 
 from rafaga.bundle import Head, ImagePreparation, Task
 from rafaga.errors import InvalidRequest
@@ -18,9 +19,10 @@ from rafaga.server.scheduling.job import Arrays, JobTiming
 from rafaga.server.services.decoding import Decoded, DecodePool, decode
 from rafaga.server.services.submission import RequestLimits, best_of, find, model_info, parse, submit, timing_message
 from rafaga.server.transport.call import Call, Handler
-from rafaga.tensors import check_shape, from_wire, to_wire
+from rafaga.tensors import check_shape, from_wire, in_wire_order, to_wire
 from rafaga.v1 import common_pb2
 from rafaga.v1 import vision_pb2 as pb
+from rafaga.wire import head_of
 
 R = TypeVar("R", pb.ClassifyRequest, pb.ExtractFeaturesRequest, pb.DetectRequest, pb.SegmentRequest)
 
@@ -72,7 +74,7 @@ class Vision:
     def segment(self, call: Call) -> None:
         self._serve(call, parse(pb.SegmentRequest, call), Task.SEGMENTATION, _segmented)
 
-    def _serve(self, call: Call, request: R, task: Task, reply: Callable[[R, _Answer], Message]) -> None:
+    def _serve(self, call: Call, request: R, task: Task, reply: Callable[[R, _Answer], Message | bytes]) -> None:
         """Queues tensors at once; encoded images are decoded in the pool first."""
         model = find(self.repository, request.model, request.version, task)
         preparation = model.bundle.image
@@ -129,14 +131,18 @@ def _classified(request: pb.ClassifyRequest, answer: _Answer) -> pb.ClassifyResp
     return response
 
 
-def _featured(_: pb.ExtractFeaturesRequest, answer: _Answer) -> pb.ExtractFeaturesResponse:
-    response = pb.ExtractFeaturesResponse(model=answer.info, timing=answer.spent)
+def _featured(_: pb.ExtractFeaturesRequest, answer: _Answer) -> bytes:
+    """A serialised ExtractFeaturesResponse, into which the maps, often several megabytes, are copied once."""
     bundle = answer.model.bundle
     arrays = dict(zip((o.name for o in bundle.outputs), answer.outputs, strict=True))
+    parts: list[bytes | NDArray[np.generic]] = []
     for spec in bundle.features:
-        array = arrays[spec.output]
-        response.maps.add(name=spec.output, stride=spec.stride, shape=array.shape, data=to_wire(array))
-    return response
+        array = in_wire_order(arrays[spec.output])
+        about = pb.FeatureMap(name=spec.output, stride=spec.stride, shape=array.shape).SerializeToString()
+        about += head_of(pb.FeatureMap.DATA_FIELD_NUMBER, array.nbytes)
+        parts += (head_of(pb.ExtractFeaturesResponse.MAPS_FIELD_NUMBER, len(about) + array.nbytes), about, array)
+    rest = pb.ExtractFeaturesResponse(model=answer.info, timing=answer.spent)
+    return b"".join((*parts, rest.SerializeToString()))
 
 
 def _detected(request: pb.DetectRequest, answer: _Answer) -> pb.DetectResponse:

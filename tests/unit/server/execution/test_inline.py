@@ -12,7 +12,7 @@ from rafaga.errors import Draining, EngineFailure, ModelNotReady
 from rafaga.server.execution.supervisor import SupervisorPolicy
 from rafaga.server.scheduling.batcher import BatchPolicy
 from rafaga.server.scheduling.job import Arrays
-from tests.unit.server.execution.fakes import HANG, WAIT_S, Caller, Served, eventually
+from tests.unit.server.execution.fakes import HANG, SOON, WAIT_S, Caller, Served, eventually
 
 
 def submit(served: Served, *values: int) -> Caller:
@@ -42,16 +42,66 @@ def test_it_is_called_until_nothing_is_left(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "inline"), [({}, True), ({"run_s": 10e-3}, False), ({"count": 2}, False), ({"depth": 2}, False)]
+    ("arguments", "inline"),
+    [
+        ({}, True),
+        ({"run_s": 10e-3}, False),
+        ({"count": 2}, False),
+        ({"depth": 2}, True),
+        ({"depth": 2, "count": 2}, False),
+    ],
 )
 def test_which_models_run_inline(start: Callable[..., Served], arguments: dict[str, float], inline: bool) -> None:
-    """Quick ones, with one engine that computes in the caller's thread."""
+    """Quick ones; and those with an engine that has a thread of its own are started. Not those with several engines."""
     served = start(**arguments)
     caller = Caller(1)
     assert served.model.submit(caller.job, inline=True) is inline
     if inline:
         served.model.run_inline()
     assert caller.answered()
+
+
+def test_a_lone_row_is_handed_to_an_idle_engine(start: Callable[..., Served]) -> None:
+    """At once, and the caller's thread does not wait for the run."""
+    served = start(depth=2)
+    served.engine.gate.clear()
+    first = submit(served, 1)
+    assert served.model.run_inline() is False
+    assert served.engine.submitted == [[1]]
+    second = submit(served, 2)
+    assert served.model.run_inline() is False
+    assert served.engine.submitted == [[1]], "it computes: its thread takes the next batch"
+    served.engine.gate.set()
+    assert first.answered()
+    assert second.answered()
+
+
+def test_several_rows_are_assembled_by_the_engines_thread(start: Callable[..., Served]) -> None:
+    served = start(depth=2)
+    lone = Caller(1)
+    assert served.model.submit(lone.job, inline=True)
+    assert not served.model.submit(Caller(2, 3).job, inline=True)
+    assert served.model.run_inline() is False
+    assert lone.answered()
+
+
+def test_a_row_that_was_handed_over_is_answered_when_the_model_closes(start: Callable[..., Served]) -> None:
+    served = start(depth=2)
+    served.engine.gate.clear()
+    caller = submit(served, 1)
+    served.model.run_inline()
+    served.model.queue.stop()
+    served.engine.gate.set()
+    assert caller.answered()
+
+
+def test_an_engine_that_hangs_on_a_row_that_was_handed_over(start: Callable[..., Served]) -> None:
+    served = start(depth=2, supervision=SOON)
+    caller = submit(served, HANG)
+    served.model.run_inline(pytest.fail)
+    assert isinstance(caller.end(), EngineFailure)
+    served.wait_until_restarted()
+    assert not served.model.submit(Caller(1).job, inline=True), "the next engine may hang too"
 
 
 def test_costly_jobs_are_left_to_the_engines_thread(start: Callable[..., Served]) -> None:
