@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from rafaga import AsyncClient, Client
 from tests import bundles, plain
-from tests.integration.serving import Served, serving
+from tests.integration.serving import PATIENCE_S, Served, serving
 from tests.integration.valve import Valve
 
 PERF_ANALYZER = Path(__file__).resolve().parents[3] / "shared/bench/perf_analyzer.sh"
@@ -50,6 +53,38 @@ def server(repository: Path) -> Iterator[Served]:
     with serving(repository) as served:
         yield served
         assert served.in_flight == 0
+
+
+@pytest.fixture(scope="session")
+def full_server(everything: Path) -> Iterator[Served]:
+    """As `server`, with a model for every method."""
+    with serving(everything) as served:
+        yield served
+        assert served.in_flight == 0
+
+
+class Blocking:
+    """Either client; what the asyncio one returns is awaited."""
+
+    def __init__(self, client: Client | AsyncClient, runner: asyncio.Runner) -> None:
+        self._client, self._runner = client, runner
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            answer = getattr(self._client, name)(*arguments, **options)
+            return self._runner.run(answer) if inspect.iscoroutine(answer) else answer
+
+        return call
+
+
+@pytest.fixture(params=[Client, AsyncClient])
+def client(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Both clients, one after the other, of the server that the module's fixture `served` gives."""
+    with asyncio.Runner() as runner:
+        served = request.getfixturevalue("served")
+        client = Blocking(request.param(served.address, timeout_s=PATIENCE_S), runner)
+        yield client
+        client.close()
 
 
 @pytest.fixture

@@ -12,12 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rafaga import (
-    AsyncClient,
-    Client,
-    ModelNotFound,
-    RejectedByModel,
-)
+from rafaga import AsyncClient, Client, ModelNotFound, RejectedByModel
 from tests import bundles
 from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, Serve, Served
