@@ -99,8 +99,8 @@ def test_messages_are_answered_each_under_its_id(server: Served, talk: Talk) -> 
     for number in range(3):
         stream.ask(number)
     stream.send(oip.request("series", history=messages.random_history(0, 12)[np.newaxis]), "another model")
-    response = next(stream).infer_response
-    assert (response.id, response.model_name) == ("another model", "series")
+    other = next(stream).infer_response
+    assert (other.id, other.model_name) == ("another model", "series")
     for number in range(600):
         stream.send(oip.images(digits(number)), str(number))
     answered = {int(response.infer_response.id): response for response in stream.rest()}

@@ -35,7 +35,7 @@ def infer(array: np.ndarray = DIGIT, model: str = "digits", **options: Any) -> p
     return oip.images(array, model, **options)
 
 
-def changed(request: pb.ModelInferRequest, **fields: Any) -> pb.ModelInferRequest:
+def changed(request: Any, **fields: Any) -> pb.ModelInferRequest:
     """`request` with other values in its first input."""
     for name, value in fields.items():
         request.inputs[0].ClearField(name)

@@ -424,7 +424,7 @@ def test_tritonclient_loads_and_unloads(serve: Serve, tmp_path: Path) -> None:
     served = serve(tmp_path, **EXPLICIT)
     script = "import sys, tritonclient.grpc as t; c = t.InferenceServerClient(sys.argv[1]); c.load_model('scaled')"
     for more, states in (("", {("scaled", "1"): "READY"}), ("; c.unload_model('scaled')", {})):
-        command = [TRITON, "-c", script + more, f"127.0.0.1:{served.server.admin_port}"]
+        command = [str(TRITON), "-c", script + more, f"127.0.0.1:{served.server.admin_port}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         assert index(oip.stub(served)) == states
