@@ -64,11 +64,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def publish(root: Path, factor: float, version: int = 1, name: str = "scaled") -> None:
     """Atomically: into a hidden folder, then renamed."""
-    beside = root / ".beside"
-    plain.publish(beside, name, plain.scaled(factor), version)
-    (root / name).mkdir(exist_ok=True)
-    shutil.rmtree(root / name / str(version), ignore_errors=True)
-    (beside / name / str(version)).rename(root / name / str(version))
+    file = plain.publish(root / ".beside", name, plain.scaled(factor), version)
+    folder = root / name / str(version)
+    if folder.exists():
+        file.replace(folder / file.name)
+    else:
+        folder.parent.mkdir(exist_ok=True)
+        file.parent.rename(folder)
 
 
 def factor(stubs: Any, name: str = "scaled", version: str = "") -> tuple[float, str]:
