@@ -20,29 +20,25 @@ from tests.integration.valve import Valve
 PERF_ANALYZER = Path(__file__).resolve().parents[3] / "shared/bench/perf_analyzer.sh"
 
 
+FEW = (bundles.publish_classifier, bundles.publish_backbone, bundles.publish_forecaster, bundles.publish_fragile)
+
+
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """digits (28x28x1), backbone (any size), series (2 to 64 observations), fragile (see bundles.fragile)."""
     root = tmp_path_factory.mktemp("repository")
-    bundles.publish_classifier(root)
-    bundles.publish_backbone(root)
-    bundles.publish_forecaster(root)
-    bundles.publish_fragile(root)
+    for publish in FEW:
+        publish(root)
     return root
 
 
 @pytest.fixture(scope="session")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model for every method: digits, backbone, series, detector (8x16), segmenter, letters (1 to 32 of abcd);
-    fragile (see bundles.fragile); and a plain file, plain (y = 2 x)."""
+    """A model for every method: those of `repository`, detector (8x16), segmenter, letters (1 to 32 of abcd); and a
+    plain file, plain (y = 2 x)."""
     root = tmp_path_factory.mktemp("everything")
-    bundles.publish_classifier(root)
-    bundles.publish_backbone(root)
-    bundles.publish_forecaster(root)
-    bundles.publish_detector(root)
-    bundles.publish_segmenter(root)
-    bundles.publish_sequence_model(root)
-    bundles.publish_fragile(root)
+    for publish in (*FEW, bundles.publish_detector, bundles.publish_segmenter, bundles.publish_sequence_model):
+        publish(root)
     plain.publish(root, "plain", plain.scaled(2.0))
     return root
 

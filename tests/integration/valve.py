@@ -43,9 +43,9 @@ class Valve:
 
     def __init__(self, inline: bool = False) -> None:
         self.inline = inline
-        self._open = threading.Event()
-        self._open.set()
+        self._is_closed = False
         self._waiting = threading.Semaphore(0)
+        self._permits = threading.Semaphore(0)
         self.runs: list[int] = []
         """Rows of every run that was let through."""
         self.thread = threading.current_thread()
@@ -70,23 +70,27 @@ class Valve:
     @contextmanager
     def closed(self) -> Iterator[None]:
         """Engines stop before their next run; leaving lets them go on."""
-        self._waiting = threading.Semaphore(0)
-        self._open.clear()
+        self._waiting, self._permits = threading.Semaphore(0), threading.Semaphore(0)
+        self._is_closed = True
         self.runs.clear()
         try:
             yield
         finally:
-            self._open.set()
+            self._is_closed = False
+            self._permits.release(1000)  # more than engines
 
     def wait_for_engine(self) -> None:
         """Returns once an engine waits at the closed valve with a batch."""
         assert self._waiting.acquire(timeout=PATIENCE_S), "no engine came"
 
+    def let_one_through(self) -> None:
+        self._permits.release()
+
     def pass_through(self, rows: int) -> None:
         self.thread = threading.current_thread()
-        if not self._open.is_set():
+        if self._is_closed:
             self._waiting.release()
-        self._open.wait(PATIENCE_S)
+            self._permits.acquire(timeout=PATIENCE_S)
         self.runs.append(rows)
 
 
