@@ -87,6 +87,7 @@ def test_n_and_two_at_once_into_a_queue_of_n(serve: Serve, valve: Valve) -> None
 def test_timeouts_in_the_queue_while_the_engine_is_busy(serve: Serve, valve: Valve) -> None:
     """The engine never returns, and waiting callers are answered in time."""
     served = serve(max_queue_wait_ms=600_000)
+    served.predict("digits", seconds=1e-4)
     infer = oip.stub(served).ModelInfer
     with valve.closed():
         first = infer.future(oip.images(IMAGE))
@@ -109,6 +110,7 @@ def test_timeouts_in_the_queue_while_the_engine_is_busy(serve: Serve, valve: Val
 def test_timeouts_in_a_stream(serve: Serve, valve: Valve) -> None:
     """One message is late; the others are answered, and the stream goes on."""
     served = serve(max_queue_wait_ms=600_000)
+    served.predict("digits", seconds=1e-4)
     requests = [oip.images(messages.random_digits(n)) for n in range(3)]
     for number, request in enumerate(requests):
         request.id = str(number)
