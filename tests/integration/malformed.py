@@ -144,9 +144,13 @@ def _any_message(draw: st.DrawFn, kind: type[Message]) -> Message:
     if kind is vision_pb2.ImageTensor and draw(st.booleans()):
         return draw(_pixels())
     message = kind()
-    for field in draw(st.lists(st.sampled_from(list(kind.DESCRIPTOR.fields)), max_size=3)):
+    for field in draw(st.lists(_field_of(message), max_size=3)):
         _set(message, field, draw(_values(field)))
     return message
+
+
+def _field_of(message: Message) -> st.SearchStrategy[FieldDescriptor]:
+    return st.sampled_from(list(message.DESCRIPTOR.fields))
 
 
 def _set(message: Message, field: FieldDescriptor, value: object) -> None:
@@ -172,7 +176,7 @@ def _changed(draw: st.DrawFn, valid: st.SearchStrategy[Message]) -> Message:
         parts = [part for part in _parts(message) if part.DESCRIPTOR.fields]
         if parts:
             part = draw(st.sampled_from(parts))
-            field = draw(st.sampled_from(list(part.DESCRIPTOR.fields)))
+            field = draw(_field_of(part))
             _set(part, field, draw(_mostly(_values(field), st.none())))
     return message
 

@@ -88,7 +88,7 @@ def damaged(content: bytes, data: Callable[[st.SearchStrategy[int]], int]) -> by
 def replace(path: Path, kind: int) -> None:
     """By something that is not a file, or by nothing."""
     path.unlink(missing_ok=True)
-    targets = ["/dev/zero", "/etc/passwd", path]
+    targets: list[str | Path] = ["/dev/zero", "/etc/passwd", path]
     if kind < len(targets):
         path.symlink_to(targets[kind])
     elif kind == 3:
