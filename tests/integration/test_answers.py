@@ -5,16 +5,16 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 
+from rafaga.errors import InvalidImage, InvalidTensor, ModelNotFound, RejectedByModel
 from rafaga.v1 import catalog_pb2
 from tests import bundles
 from tests.bundles import fragile
 from tests.integration import messages
 from tests.integration import open_inference as oip
-from tests.integration.serving import PATIENCE_S, Serve, Served, refusal, wait_for_queue
+from tests.integration.serving import PATIENCE_S, Serve, Served, assert_refused, wait_for_queue
 from tests.integration.valve import Valve
 
 CALLERS = 32
@@ -88,18 +88,16 @@ def test_forecast_answers_what_numpy_answers(server: Served, length: int, horizo
 def test_good_answers_stay_right_while_others_fail(server: Served) -> None:
     """32 callers at once; every third request is bad, in one of several ways, and fails alone."""
     bad = [
-        (messages.classify(messages.random_digits(0), model="unknown"), grpc.StatusCode.NOT_FOUND),
-        (messages.classify(np.zeros((1, 27, 28, 1), np.uint8)), grpc.StatusCode.INVALID_ARGUMENT),
-        (messages.classify_files(b"no image"), grpc.StatusCode.INVALID_ARGUMENT),
-        (messages.classify(pixel(OUT_OF_RANGE), model="fragile"), grpc.StatusCode.INVALID_ARGUMENT),
+        (messages.classify(messages.random_digits(0), model="unknown"), ModelNotFound),
+        (messages.classify(np.zeros((1, 27, 28, 1), np.uint8)), InvalidTensor),
+        (messages.classify_files(b"no image"), InvalidImage),
+        (messages.classify(pixel(OUT_OF_RANGE), model="fragile"), RejectedByModel),
     ]
 
     def ask(number: int) -> None:
         if number % 3 == 2:
-            request, code = bad[number // 3 % len(bad)]
-            refused = refusal(lambda: server.vision.Classify(request, timeout=PATIENCE_S))
-            assert refused.code is code
-            assert refused.reason
+            request, error = bad[number // 3 % len(bad)]
+            assert_refused(lambda: server.vision.Classify(request, timeout=PATIENCE_S), error)
         elif number % 3:
             history = messages.random_history(number, 2 + number % 60)
             forecast = server.forecasting.Forecast(messages.forecast(history), timeout=PATIENCE_S)
@@ -178,7 +176,7 @@ def test_only_the_failing_inputs_of_a_batch_fail(serve: Serve, valve: Valve, fai
     _, *calls = calls_while_the_engine_runs(served, valve, served.vision.Classify, requests)
     for index, call in enumerate(calls):
         if index in failing:
-            assert refusal(lambda call=call: call.result(PATIENCE_S)).reason == "REJECTED_BY_MODEL"
+            assert_refused(lambda call=call: call.result(PATIENCE_S), RejectedByModel)
         else:
             assert messages.probabilities(call.result(PATIENCE_S)) == pytest.approx(fragile(inputs[index]))
     assert served.metric("rafaga_rejected_inputs_total", model="fragile") == len(failing)
@@ -194,8 +192,8 @@ def test_a_split_request_with_one_failing_row_fails_once(serve: Serve) -> None:
     served = serve(max_batch_size=4)
     images = pixel(2, 10)
     images[5] = OUT_OF_RANGE
-    refused = refusal(lambda: served.vision.Classify(messages.classify(images, "fragile"), timeout=PATIENCE_S))
-    assert refused.reason == "REJECTED_BY_MODEL"
+    request = messages.classify(images, "fragile")
+    assert_refused(lambda: served.vision.Classify(request, timeout=PATIENCE_S), RejectedByModel)
     response = served.vision.Classify(messages.classify(pixel(9, 10), "fragile"))
     assert messages.probabilities(response) == pytest.approx(fragile(pixel(9, 10)))
     assert served.in_flight == 0

@@ -9,7 +9,14 @@ from typing import Any
 import grpc
 import numpy as np
 
-from rafaga.errors import PUSHBACK_KEY
+from rafaga.errors import (
+    PUSHBACK_KEY,
+    DeadlineExceeded,
+    DeadlineUnreachable,
+    InvalidRequest,
+    ModelNotFound,
+    QueueFull,
+)
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.priority import PRIORITY_KEY
 from rafaga.server.transport.router import Call
@@ -21,16 +28,15 @@ from tests.integration.serving import (
     Serve,
     Served,
     Stubs,
+    assert_refused,
     assert_serves,
     connected,
     eventually,
-    refusal,
     refusal_of,
     wait_for_queue,
 )
 from tests.integration.valve import Valve
 
-DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED
 SOON_US = 200_000
 CLASSIFY = "/rafaga.v1.Vision/Classify"
 IMAGE = messages.random_digits(0)
@@ -53,8 +59,8 @@ def test_an_unreachable_deadline_is_refused_at_arrival(serve: Serve, valve: Valv
     with valve.closed():
         first = served.vision.Classify.future(messages.classify(IMAGE))
         valve.wait_for_engine()
-        refused = refusal(lambda: served.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S))
-        assert (refused.code, refused.reason) == (DEADLINE_EXCEEDED, "DEADLINE_UNREACHABLE")
+        second = served.vision.Classify.future(messages.classify(IMAGE), timeout=PATIENCE_S)
+        assert_refused(second.result, DeadlineUnreachable)
     assert first.result(PATIENCE_S)
     assert served.metric("rafaga_refusals_total", reason="DEADLINE_UNREACHABLE") == 1
     assert served.in_flight == 0
@@ -72,9 +78,8 @@ def test_n_and_two_at_once_into_a_queue_of_n(serve: Serve, valve: Valve) -> None
         wait_for_queue(served, "digits", 3)
         refused = [call for call in calls if call.done()]
     for call in refused:
-        refusal = refusal_of(call)
-        assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
-        assert getattr(refusal.error, "retry_after_s", 0) > 0
+        assert_refused(call.result, QueueFull)
+        assert getattr(refusal_of(call).error, "retry_after_s", 0) > 0
         assert int(dict(call.trailing_metadata())[PUSHBACK_KEY]) > 0
     assert all(call.result(PATIENCE_S) for call in (first, *calls) if call not in refused)
     assert served.metric("rafaga_refusals_total") == served.metric("rafaga_refusals_total", reason="QUEUE_FULL") == 2
@@ -96,8 +101,7 @@ def test_timeouts_in_the_queue_while_the_engine_is_busy(serve: Serve, valve: Val
         late = [infer.future(oip.images(messages.random_digits(n, 7), given=soon)) for n in range(3)]
         patient = infer.future(oip.images(messages.random_digits(9, 2)))
         for call in late:
-            refused = refusal(lambda call=call: call.result(PATIENCE_S))
-            assert (refused.code, refused.reason) == (DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+            assert_refused(call.result, DeadlineExceeded)
         wait_for_queue(served, "digits", 2)
         eventually(lambda: served.in_flight == 2, "only the patient are in flight")
         assert served.metric("rafaga_dropped_total", model="digits", cause="deadline") == 3
@@ -157,10 +161,8 @@ def test_priorities_in_the_metadata(serve: Serve, valve: Valve) -> None:
 
 def test_a_priority_that_is_none(server: Served) -> None:
     for word in ("", "HIGH", "1"):
-        given = {"metadata": ((PRIORITY_KEY, word),), "timeout": PATIENCE_S}
-        refused = refusal(lambda given=given: server.vision.Classify(messages.classify(IMAGE), **given))
-        assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
-        assert "expected high, normal, low, got" in refused.message
+        call = server.vision.Classify.future(messages.classify(IMAGE), metadata=((PRIORITY_KEY, word),))
+        assert_refused(call.result, InvalidRequest, "expected high, normal, low, got")
     assert_serves(server)
 
 
@@ -199,11 +201,12 @@ def test_a_call_is_freed_when_it_ends_and_not_by_the_garbage_collector(server: S
     gc.collect()
     # Engines of servers that other tests share hold on to their last batch.
     others = _calls()
+    unknown = messages.classify(IMAGE, model="unknown")
     gc.disable()
     try:
         for _ in range(20):
             server.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S)
-            refusal(lambda: server.vision.Classify(messages.classify(IMAGE, model="unknown"), timeout=PATIENCE_S))
+            assert_refused(lambda: server.vision.Classify(unknown), ModelNotFound)
             server.vision.Classify.future(messages.classify(IMAGE)).cancel()
         # The threads that serve hold on to the last they saw.
         eventually(lambda: len(_calls()) <= len(others) + 3, "calls are freed")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
+from rafaga.errors import EngineFailure, ModelNotReady
 from rafaga.server import lifecycle
 from rafaga.server.config.device import Device
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace
@@ -21,7 +22,16 @@ from rafaga.v1 import catalog_pb2
 from tests import bundles, plain
 from tests.integration import messages
 from tests.integration import open_inference as oip
-from tests.integration.serving import PATIENCE_S, Serve, Served, eventually, refusal, serving, wait_for_queue
+from tests.integration.serving import (
+    PATIENCE_S,
+    Serve,
+    Served,
+    assert_refused,
+    eventually,
+    refusal,
+    serving,
+    wait_for_queue,
+)
 from tests.integration.valve import Valve
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -62,11 +72,9 @@ def test_a_run_without_end(serve: Serve, tmp_path: Path) -> None:
     hung = spin_for_ever(served)
     waiting = [oip.stub(served).ModelInfer.future(oip.request("spin", x=X)) for _ in range(2)]
 
-    failed = refusal(lambda: hung.result(PATIENCE_S))
-    assert (failed.code, failed.reason) == (grpc.StatusCode.INTERNAL, "ENGINE_FAILURE")
+    assert_refused(hung.result, EngineFailure)
     for call in waiting:
-        refused = refusal(lambda call=call: call.result(PATIENCE_S))
-        assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
+        assert_refused(call.result, ModelNotReady)
     eventually(lambda: served.metric("rafaga_engine_restarts_total", model="spin") == 1, "a new engine")
     eventually(lambda: served.get("/readyz")[0] == 200, "the server is ready again")
     assert ask(served) == X.tolist()
@@ -86,11 +94,10 @@ def test_while_there_is_no_engine(serve: Serve, tmp_path: Path) -> None:
     hung = spin_for_ever(served)
     whole = file.read_bytes()
     plain.publish(tmp_path, "spin", plain.identity("int64", ("batch",)))
-    assert refusal(lambda: hung.result(PATIENCE_S)).reason == "ENGINE_FAILURE"
+    assert_refused(hung.result, EngineFailure)
     eventually(lambda: index(served, "spin").state == catalog_pb2.Model.LOADING, "the model is down")
     assert "restarted" in index(served, "spin").reason
-    refused = refusal(lambda: ask(served))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
+    assert_refused(lambda: ask(served), ModelNotReady)
     assert served.get("/readyz")[0] == 503
     assert served.metric("rafaga_model_ready", model="spin") == 0
     assert not oip.stub(served).ModelReady(oip.pb.ModelReadyRequest(name="spin")).ready
@@ -132,7 +139,7 @@ def test_a_kernel_that_never_returns(serve: Serve, tmp_path: Path) -> None:
         hung = kernel.call(served, "held")
         kernel.valve.wait_for_engine()
         others = [kernel.call(served, "other") for _ in range(20)]
-        assert refusal(hung.result).reason == "ENGINE_FAILURE"
+        assert_refused(hung.result, EngineFailure)
         for call in others:
             assert (oip.arrays(call.result())["y"] == 3 * kernel.X).all()
         eventually(lambda: served.metric("rafaga_engine_restarts_total", model="held") == 1, "a new engine")
@@ -164,7 +171,7 @@ def test_when_no_thread_can_receive_any_more(tmp_path: Path, monkeypatch: pytest
             hung = kernel.call(served, "held")
             kernel.valve.wait_for_engine()
             eventually(lambda: served.get("/healthz")[0] == 503, "liveness fails")
-            assert refusal(hung.result).reason == "ENGINE_FAILURE"
+            assert_refused(hung.result, EngineFailure)
 
 
 def test_a_server_stops_while_an_engine_hangs(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,13 +14,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from rafaga.calendar import calendar_feature, frequency
 from rafaga.cli import main
+from rafaga.errors import InvalidTensor
 from rafaga.server.services.forecasting import quantiles
 from rafaga.v1 import forecasting_pb2 as pb
 from tests import bundles
 from tests.integration import messages
 from tests.integration import open_inference as oip
 from tests.integration.rest import send
-from tests.integration.serving import PATIENCE_S, Served, refusal, serving
+from tests.integration.serving import PATIENCE_S, Served, assert_refused, refusal, serving
 
 NAN = float("nan")
 
@@ -107,7 +108,7 @@ class TestTimes:
         assert list(found.timestamps) == every[10_000:]
         assert array(found) == pytest.approx(bundles.forecast(history[-64:]), abs=1e-4)
         series.timestamps[5_000].CopyFrom(every[4_999])
-        assert "position 5000" in refusal(lambda: ask(served, series, model="series", frequency="h")).message
+        assert_refused(lambda: ask(served, series, model="series", frequency="h"), InvalidTensor, "position 5000")
 
 
 def test_gaps_are_filled_between_their_neighbours(served: Served) -> None:

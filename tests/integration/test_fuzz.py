@@ -8,7 +8,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rafaga.inference import open_inference_pb2 as pb
 from tests.integration import malformed, messages
 from tests.integration.malformed import INFER, UNARY, HttpRequest, Request, Stream
-from tests.integration.serving import PATIENCE_S, Refusal, Served, eventually, refusal_of, serving
+from tests.integration.serving import PATIENCE_S, Refusal, Served, eventually, refusal_of
 from tests.integration.test_every_method import METHODS, Asked
 
 NIGHTLY = [pytest.mark.nightly, pytest.mark.timeout(0)]
@@ -35,13 +34,6 @@ CLEAN = {
 }
 OK, FAILED = "OK", "failed"
 Counts = Counter[tuple[str, str]]
-
-
-@pytest.fixture(scope="module")
-def served(everything: Path) -> Iterator[Served]:
-    with serving(everything) as served:
-        yield served
-        assert served.in_flight == 0
 
 
 def fuzz(examples: int, drawn: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
@@ -80,10 +72,10 @@ def assert_tells_nothing(message: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def good_answers_stay_as_they_are(served: Served) -> Iterator[None]:
+def good_answers_stay_as_they_are(full_server: Served) -> Iterator[None]:
     def answers() -> list[Message]:
-        found = [Asked(served, method).answer() for method in METHODS.values()]
-        eventually(lambda: served.in_flight == 0, "every call ended")
+        found = [Asked(full_server, method).answer() for method in METHODS.values()]
+        eventually(lambda: full_server.in_flight == 0, "every call ended")
         return found
 
     before = answers()
@@ -92,9 +84,9 @@ def good_answers_stay_as_they_are(served: Served) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("examples", [600, pytest.param(100_000, marks=NIGHTLY)])
-def test_every_request_gets_a_clean_status_that_is_counted(served: Served, examples: int) -> None:
-    stubs = {method: served.channel.unary_unary(method) for method in UNARY}
-    statuses, before = Counts(), counted(served)
+def test_every_request_gets_a_clean_status_that_is_counted(full_server: Served, examples: int) -> None:
+    stubs = {method: full_server.channel.unary_unary(method) for method in UNARY}
+    statuses, before = Counts(), counted(full_server)
 
     def ask(request: Request) -> None:
         method, content, metadata = request
@@ -111,17 +103,17 @@ def test_every_request_gets_a_clean_status_that_is_counted(served: Served, examp
     assert statuses.total() >= examples
     answered = sum(count for (_, code), count in statuses.items() if code == OK)
     assert examples / 10 < answered < examples * 9 / 10
-    eventually(lambda: counted(served) - before == statuses, "the server counted the same")
+    eventually(lambda: counted(full_server) - before == statuses, "the server counted the same")
 
 
 @pytest.mark.parametrize("examples", [200, pytest.param(20_000, marks=NIGHTLY)])
 def test_health_and_reflection_answer_or_refuse(
-    served: Served, examples: int, caplog: pytest.LogCaptureFixture
+    full_server: Served, examples: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     statuses = Counter[tuple[str, str]]()
 
     def ask(request: Request) -> None:
-        answers = served.channel.stream_stream(request.method)(iter([request.content]), timeout=PATIENCE_S)
+        answers = full_server.channel.stream_stream(request.method)(iter([request.content]), timeout=PATIENCE_S)
         try:
             next(answers)
             statuses[request.method, OK] += 1
@@ -140,9 +132,9 @@ def test_health_and_reflection_answer_or_refuse(
 
 
 @pytest.mark.parametrize("examples", [100, pytest.param(20_000, marks=NIGHTLY)])
-def test_every_message_of_a_stream_gets_an_answer_that_is_counted(served: Served, examples: int) -> None:
-    infer = served.channel.stream_stream(messages.STREAM)
-    statuses, before = Counts(), counted(served)
+def test_every_message_of_a_stream_gets_an_answer_that_is_counted(full_server: Served, examples: int) -> None:
+    infer = full_server.channel.stream_stream(messages.STREAM)
+    statuses, before = Counts(), counted(full_server)
 
     def ask(stream: Stream) -> None:
         metadata = (*stream.metadata, ("triton_grpc_error", "true")) if stream.ends else stream.metadata
@@ -164,7 +156,7 @@ def test_every_message_of_a_stream_gets_an_answer_that_is_counted(served: Served
                 assert_tells_nothing(answer.error_message)
 
     def found() -> Counts:
-        new = counted(served) - before
+        new = counted(full_server) - before
         return Counts({(INFER, OK): new.pop((INFER, OK)), (INFER, FAILED): new.total()})
 
     fuzz(examples, malformed.streams(), ask)
@@ -174,9 +166,9 @@ def test_every_message_of_a_stream_gets_an_answer_that_is_counted(served: Served
 
 
 @pytest.mark.parametrize("examples", [300, pytest.param(100_000, marks=NIGHTLY)])
-def test_every_http_request_gets_a_clean_answer_that_is_counted(served: Served, examples: int) -> None:
-    statuses, before = Counter[bool](), counted(served)
-    connection = http.client.HTTPConnection("127.0.0.1", served.server.http_port, timeout=PATIENCE_S)
+def test_every_http_request_gets_a_clean_answer_that_is_counted(full_server: Served, examples: int) -> None:
+    statuses, before = Counter[bool](), counted(full_server)
+    connection = http.client.HTTPConnection("127.0.0.1", full_server.server.http_port, timeout=PATIENCE_S)
 
     def ask(request: HttpRequest) -> None:
         connection.request("POST", *request)
@@ -190,4 +182,4 @@ def test_every_http_request_gets_a_clean_answer_that_is_counted(served: Served, 
     fuzz(examples, malformed.http_requests(), ask)
     connection.close()
     assert min(statuses[True], statuses[False]) > examples / 10
-    eventually(lambda: (counted(served) - before).total() == statuses.total(), "the server counted as many")
+    eventually(lambda: (counted(full_server) - before).total() == statuses.total(), "the server counted as many")

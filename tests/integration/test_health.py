@@ -9,11 +9,12 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from rafaga.errors import ModelNotReady
 from rafaga.server.transport.health import MAX_WATCHES
 from rafaga.v1 import catalog_pb2
 from tests import bundles
 from tests.integration import messages
-from tests.integration.serving import PATIENCE_S, Serve, Served, connected, refusal
+from tests.integration.serving import PATIENCE_S, Serve, Served, assert_refused, connected, refusal
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -73,8 +74,7 @@ def test_a_model_that_fails_to_load_is_not_serving_and_the_others_are(
     assert "model.onnx: sha256 is" in caplog.text
 
     assert served.vision.Classify(messages.classify(messages.random_digits(0))).results
-    refused = refusal(lambda: served.forecasting.Forecast(messages.forecast([1, 2])))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
+    assert_refused(lambda: served.forecasting.Forecast(messages.forecast([1, 2])), ModelNotReady)
 
     models = {m.name: m for m in served.catalog.ListModels(catalog_pb2.ListModelsRequest()).models}
     assert models["digits"].state == catalog_pb2.Model.READY

@@ -15,11 +15,22 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
+from rafaga.errors import QueueFull
 from rafaga.priority import PRIORITY_KEY
 from rafaga.v1 import vision_pb2
 from tests import bundles
 from tests.integration import http2, messages
-from tests.integration.serving import PATIENCE_S, Serve, Served, Stubs, assert_serves, connected, eventually, refusal
+from tests.integration.serving import (
+    PATIENCE_S,
+    Serve,
+    Served,
+    Stubs,
+    assert_refused,
+    assert_serves,
+    connected,
+    eventually,
+    refusal,
+)
 from tests.integration.valve import Valve
 
 RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -120,8 +131,7 @@ def test_bytes_in_flight_are_bounded(serve: Serve, valve: Valve) -> None:
     with valve.closed():
         accepted = [served.vision.Classify.future(request) for _ in range(4)]
         eventually(lambda: served.in_flight == 4, "all are in flight")
-        refused = refusal(lambda: ask(served))
-        assert (refused.code, refused.reason) == (RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        assert_refused(lambda: ask(served), QueueFull)
         accepted.append(served.vision.Classify.future(request, metadata=((PRIORITY_KEY, "high"),)))
         eventually(lambda: served.in_flight == 5, "the urgent have a quarter of their own")
     assert all(call.result(PATIENCE_S).results for call in accepted)
