@@ -11,7 +11,7 @@ import pytest
 
 from rafaga import bundle as bundles
 from rafaga import processor
-from rafaga.bundle import Bundle, Precision, TensorSpec
+from rafaga.bundle import Precision, TensorSpec
 from rafaga.errors import DeviceError
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines import openvino
@@ -48,33 +48,33 @@ def test_it_reports_nothing_to_its_vendor() -> None:
 @pytest.mark.skipif(not processor.instruction_set(Precision.BF16), reason="this processor has no bf16")
 def test_bf16_is_used_only_where_it_is_asked_for(tmp_path: Path) -> None:
     folder = samples.publish_convolutions(tmp_path)
+    content = (folder / "model.onnx").read_bytes()
     bundle = bundles.load(folder)
     golden = Golden.load(bundle, folder / bundles.GOLDEN)
-    full, half = (answers(bundle, folder, precision, golden) for precision in (Precision.FP32, Precision.BF16))
-    exact = golden.outputs[0]
+    sessions = (
+        OpenVinoSession(bundle, compiled(content, 1, precision)) for precision in (Precision.FP32, Precision.BF16)
+    )
+    full, half = (np.float32(run(SessionEngine(bundle, session), golden.inputs)[0]) for session in sessions)
+    exact = np.asarray(golden.outputs[0], np.float32)
     assert np.abs(full - exact).max() < 1e-5
     assert 1e-5 < np.abs(half - exact).max() < 0.05 * np.abs(exact).max()
 
 
-def answers(bundle: Bundle, folder: Path, precision: Precision, golden: Golden) -> np.ndarray:
-    session = OpenVinoSession(bundle, compiled((folder / "model.onnx").read_bytes(), 1, precision))
-    engine = SessionEngine(bundle, session)
-    return np.asarray(run(engine, golden.inputs)[0])
-
-
-@pytest.fixture
-def forgotten() -> Iterator[None]:
-    """What is known of the package is found out anew, before and after."""
-    for _ in (None,):
-        openvino.runtime.cache_clear()
-        openvino.usable.cache_clear()
-        yield
+def forget() -> None:
+    """What is known of the package is found out anew."""
     openvino.runtime.cache_clear()
     openvino.usable.cache_clear()
 
 
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    forget()
+    yield
+    forget()
+
+
 @pytest.mark.usefixtures("forgotten")
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert not openvino.installed()
     assert not openvino.usable()
