@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ import pytest
 
 from rafaga import AsyncClient, Client
 from tests import bundles, plain
+from tests.blocking import Blocking
 from tests.integration.serving import PATIENCE_S, Served, serving
 from tests.integration.valve import Valve
 
@@ -57,20 +57,6 @@ def full_server(everything: Path) -> Iterator[Served]:
     with serving(everything) as served:
         yield served
         assert served.in_flight == 0
-
-
-class Blocking:
-    """Either client; what the asyncio one returns is awaited."""
-
-    def __init__(self, client: Client | AsyncClient, runner: asyncio.Runner) -> None:
-        self._client, self._runner = client, runner
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any, **options: Any) -> Any:
-            answer = getattr(self._client, name)(*arguments, **options)
-            return self._runner.run(answer) if inspect.iscoroutine(answer) else answer
-
-        return call
 
 
 @pytest.fixture(params=[Client, AsyncClient])

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from rafaga import AsyncClient, Client, Priority, RetryPolicy
+from tests.blocking import Blocking
 from tests.unit.client.fake_server import Script, serving
 
 QUICK = RetryPolicy(initial_backoff_s=0.001, max_backoff_s=0.002)
@@ -28,21 +28,6 @@ def address(script: Script) -> Iterator[str]:
 def client(address: str) -> Iterator[Client]:
     with Client(address, retry=QUICK) as client:
         yield client
-
-
-class Blocking:
-    """A client of either kind, whose calls are awaited where they must be."""
-
-    def __init__(self, client: Client | AsyncClient, runner: asyncio.Runner) -> None:
-        self._client = client
-        self._runner = runner
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any, **options: Any) -> Any:
-            answer = getattr(self._client, name)(*arguments, **options)
-            return self._runner.run(answer) if inspect.iscoroutine(answer) else answer
-
-        return call
 
 
 @pytest.fixture(params=[Client, AsyncClient])

@@ -21,7 +21,8 @@ import pytest
 from rafaga import AsyncClient, Client, ModelState, RetryPolicy, Tls, errors
 from rafaga.priority import Priority
 from rafaga.v1 import catalog_pb2, forecasting_pb2, vision_pb2
-from tests.unit.client.conftest import QUICK, Blocking
+from tests.blocking import Blocking
+from tests.unit.client.conftest import QUICK
 from tests.unit.client.fake_server import Script, serving
 
 SEVEN = np.full((28, 28), 7, np.uint8)

@@ -68,11 +68,9 @@ class Overseer(Protocol):
 
     def lose(self, worker: Worker, why: str) -> None:
         """The worker cannot go on."""
-        ...
 
     def idle_workers(self) -> int:
         """Lock held. Workers that serve and own no batch."""
-        ...
 
 
 class WorkerContext(NamedTuple):
