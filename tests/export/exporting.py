@@ -27,11 +27,18 @@ from tests.export import small
 
 
 def export(
-    folder: Path, factory: str, *options: str, size: str | None = "16", labels: Sequence[str] | None = small.CLASSES
+    folder: Path,
+    factory: str,
+    *options: str,
+    size: str | None = "16",
+    labels: Sequence[str] | None = small.CLASSES,
+    precisions: str | None = "fp32",
 ) -> int:
-    """Of a model of your own, as `my-net`. `options` win over the defaults: random weights, fp32 alone."""
+    """Of a model of your own, as `my-net`; None: the option is left out. `options` win, also over random weights."""
     command = ["--factory", f"tests.export.{factory}", "--name", "my-net", "--output", str(folder / "repository")]
-    command += ["--weights", "random", "--precisions", "fp32"]
+    command += ["--weights", "random"]
+    if precisions is not None:
+        command += ["--precisions", precisions]
     if size is not None:
         command += ["--input-size", size]
     if labels is not None:

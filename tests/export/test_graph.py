@@ -114,7 +114,7 @@ def published(entry: Entry, folder: Path, *precisions: Precision) -> tuple[Path,
 
 
 def test_a_detector(tmp_path: Path) -> None:
-    folder, bundle = published(small.detector(), tmp_path, Precision.FP16, Precision.INT8)
+    folder, bundle = published(small.detector(), tmp_path, Precision.BF16, Precision.FP16, Precision.INT8)
     assert (bundle.task, bundle.labels[0]) == (Task.DETECTION, "nothing")
     assert bundle.detection == small.detector().detection
     assert [v.precision for v in bundle.variants] == [Precision.FP32], "accuracy loss of the others is unknown"

@@ -122,9 +122,9 @@ def test_a_classifier_with_weights_of_a_file(tmp_path: Path, capsys: pytest.Capt
     photos = write_photos(tmp_path / "birds" / "images", names, size=(24, 20))
     torch.manual_seed(1)
     torch.save({"state_dict": small.SmallClassifier().state_dict()}, tmp_path / "my.pth")
-    options = ["--resize-shorter", "18", "--weights", str(tmp_path / "my.pth"), "--precisions", "fp32,fp16,int8"]
+    options = ["--resize-shorter", "18", "--weights", str(tmp_path / "my.pth")]
     options += ["--eval-images", str(photos), "--classes-from", "file", "--dataset", "colours"]
-    assert export(tmp_path, "small:SmallClassifier", *options) == 0, said(capsys)
+    assert export(tmp_path, "small:SmallClassifier", *options, precisions=None) == 0, said(capsys)
     bundle = exported(tmp_path)
     assert (bundle.weights.trained, bundle.weights.source) == (True, "file my.pth, state_dict")
     assert bundle.labels == small.CLASSES
