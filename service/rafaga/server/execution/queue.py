@@ -44,7 +44,7 @@ class JobQueue:
         self._looking_ahead = 0  # engines that wait for `_ripe`
         # The cost up to which jobs may run inline. Fixed at load: a busy period must not change it.
         latency = batcher.latency
-        self._quick_cost = QUICK_S / latency.predict(latency.efficient_rows) if inline else 0.0
+        self._quick_cost = QUICK_S / latency.full_s() if inline else 0.0
         self._direct = direct
         self._slow = False  # a job that costs more may be queued: the next batch may contain it
         self.down = self.stopping = False
@@ -67,7 +67,7 @@ class JobQueue:
         """Throughput in batches of the efficient size, of the engines that serve (or of one, while none does)."""
         with self.lock:
             latency = self.batcher.latency
-            return self.batcher.engines * latency.efficient_rows / latency.predict(latency.efficient_rows)
+            return self.batcher.engines * latency.efficient_rows / latency.full_s()
 
     def submit(self, job: Job, *, inline: bool = False) -> bool:
         """Queues `job`, or raises a Refused error and leaves its callbacks uncalled.

@@ -125,10 +125,11 @@ class Batcher:
         self._sequence += 1
         if self._set_aside[job.priority] >= _ROWS_PER_SHARE * min(job.rows, self._cap):
             job.level = 0
-        job.row_s = self.latency.predict(self._cap, job.cost) / self._cap
+        job.row_s = self.latency.full_s(job.cost) / self._cap
         job.due = job.first_due = self._due(job)
-        self._spread_out(job, now)
-        if not self.idle:
+        if job.rows > self._cap:
+            self._spread_out(job, now)
+        if self._jobs or self._running:
             self._admit(job, now)
         self._share(job)
         insort(self._queues.setdefault(job.key, []), _entry(job))
@@ -212,8 +213,6 @@ class Batcher:
 
     def _spread_out(self, job: Job, now: float) -> None:
         """Spreads the rows of a job that takes long, as far as its deadline allows, so that others run between them."""
-        if job.rows <= self._cap:
-            return
         row_s = job.row_s / self.engines
         at_once = max(self._cap, int(_AT_ONCE * self.policy.max_queue_wait_s / row_s))
         if (later := job.rows - at_once) > 0:

@@ -47,9 +47,8 @@ class LatencyTable:
         self._by_octave: dict[int, list[float]] = {}  # as `_measured`, at cost 1, for each octave of cost that was run
         self._spread = 0.0
         throughput = [b / s for b, s in zip(self.buckets, self._measured, strict=True)]
-        self.efficient_rows = next(
-            b for b, t in zip(buckets, throughput, strict=True) if t >= _ENOUGH * max(throughput)
-        )
+        self._efficient = next(i for i, t in enumerate(throughput) if t >= _ENOUGH * max(throughput))
+        self.efficient_rows = self.buckets[self._efficient]
 
     @property
     def spread(self) -> float:
@@ -62,10 +61,14 @@ class LatencyTable:
         runs, rest = divmod(rows, self.buckets[-1])
         return (runs * seconds[-1] + (self._between(seconds, rest) if rest else 0.0)) * cost
 
+    def full_s(self, cost: float = 1.0) -> float:
+        """Seconds for one run over `efficient_rows`."""
+        return self._by_octave.get(math.frexp(cost)[1], self._measured)[self._efficient] * cost
+
     def efficient_s(self, rows: int, cost: float = 1.0) -> float:
         """Seconds for `rows` in batches of the efficient size."""
         batches, rest = divmod(rows, self.efficient_rows)
-        return batches * self.predict(self.efficient_rows, cost) + (self.predict(rest, cost) if rest else 0.0)
+        return batches * self.full_s(cost) + (self.predict(rest, cost) if rest else 0.0)
 
     def rows_run(self, rows: int) -> int:
         """The size that a batch of `rows` is padded to."""
