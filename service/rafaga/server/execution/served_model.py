@@ -23,10 +23,10 @@ class ServedModel:
     """Call its methods from any thread. Every job that was accepted gets exactly one answer or error, which an engine's
     thread delivers. Several engines take batches from one queue.
 
-    submit, cancel, drain: see JobQueue. run_inline: see Worker. sized_by: the input whose size decides the cost of a
-    row: of those with free dimensions, the largest; None: every row costs the same, or nothing is known.
-    reference_size: elements of a row of that input when the latency table was measured. timed: the inputs whose second
-    axis is the length of a ragged row.
+    submit, cancel, drain: see JobQueue. run_inline: see Worker. direct: it only starts a lone row. sized_by: the input
+    whose size decides the cost of a row: of those with free dimensions, the largest; None: every row costs the same, or
+    nothing is known. reference_size: elements of a row of that input when the latency table was measured. timed: the
+    inputs whose second axis is the length of a ragged row.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class ServedModel:
         # Bound once: requests pass through the queue and its worker, and not through the facade.
         self.submit, self.cancel, self.drain = self.queue.submit, self.queue.cancel, self.queue.drain
         self.run_inline = self._supervisor.workers[0].run_inline  # only models with one engine run inline
+        self.direct = direct
 
     def start(self, on_change: Callable[[], None] = lambda: None) -> None:
         """`on_change` is called whenever `down` or `unrecoverable` has changed."""

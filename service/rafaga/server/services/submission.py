@@ -101,7 +101,10 @@ def submit(
     job = Job(inputs, succeed, call.fail, call.deadline, key, cost, priority or call.priority, ragged)
     runner = call.inline if inline else None
     if model.submit(job, inline=runner is not None) and runner is not None:
-        runner(model.run_inline)
+        if model.direct and call.alone:
+            model.run_inline()
+        else:  # at the end of the burst, with what else it brings
+            runner(model.run_inline)
     call.on_cancel(lambda: model.cancel(job))
 
 

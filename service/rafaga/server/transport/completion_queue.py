@@ -220,7 +220,7 @@ class CompletionQueueLoop:
         if message is None:  # half-closed without one; or cut off by the core, which then has answered already
             call.fail(InvalidRequest("expected one request message, got none"))
         elif not call.finished:
-            call.request = message
+            call.request, call.alone = message, len(self._open) == 1
             self._router.dispatch(call)
 
     def forget(self, call: _LoopCall) -> None:

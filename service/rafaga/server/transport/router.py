@@ -60,10 +60,12 @@ class Call(ABC):
     deadline: monotonic seconds, infinity when the caller set none. priority: from the metadata, set by the Router.
     inline: has a quick model run soon, in the thread that dispatches the call: no other thread was woken for its queue.
     None where that thread cannot be lent. router: where it is booked.
-    in_flight: counted as such by the Router. served: model name and timing of the answer.
+    alone: when its message came, no other call was open. in_flight: counted as such by the Router. served: model name
+    and timing of the answer.
     """
 
     inline: Callable[[InlineRun], object] | None = None
+    alone = False
 
     def __init__(self, method: str, metadata: Metadata, request: bytes = b"", deadline: float = math.inf) -> None:
         self.method = method
