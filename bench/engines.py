@@ -33,6 +33,7 @@ _OF = {"fp32": MODELS, "bf16": (*_BF16, SSD), "int8": INT8}
 _ORT, _OPENVINO, _REFEREE, _AUTO = "onnxruntime", "openvino", "benchmark_app", "auto"
 _SERVED = "served "
 _WARM_UP_S = 0.1
+_CALLERS = 16  # of a served model, at least
 # Without the package that reports its use.
 _APP = "import sys; sys.modules['openvino_telemetry'] = None; from openvino.tools.benchmark.main import main; main()"
 _FORCED = ((_ORT, "fp32", MODELS), (_OPENVINO, "bf16", _BF16), (_ORT, "int8", LARGE), (_OPENVINO, "int8", LARGE))
@@ -64,7 +65,8 @@ def cells(plan: Plan) -> Iterator[Cells]:
             with Client(target.address) as client:
                 for model in models:
                     found = client.model(model)
-                    callers = max(8, 2 * rows[model, found.precision, found.engine])
+                    # One full batch waits while another runs.
+                    callers = max(_CALLERS, 2 * rows[model, found.precision, found.engine])
                     cell = f"{model}/{found.precision}/{_SERVED}{found.engine}"
                     if engine == _AUTO:
                         measures[f"{model}/{_AUTO}/{found.engine} {found.precision}"] = dict

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from msgspec.structs import replace
 from onnx import helper
 
 from rafaga import bundle as bundles
@@ -88,16 +89,9 @@ def _publish_digits(
     repository: Path, name: str, graph: str, rows: int = 3, max_batch_size: int = 32, **weights: np.ndarray
 ) -> Path:
     image = random_images(1, rows, 28, 28, 1)
-    return publish(
-        repository,
-        name,
-        plain.model(graph, **weights),
-        {"image": image},
-        {"probabilities": classify(image)},
-        task=Task.CLASSIFICATION,
-        labels=DIGITS,
-        image=ImagePreparation(height=28, width=28, channels=1),
-        max_batch_size=max_batch_size,
+    inputs, outputs, task = {"image": image}, {"probabilities": classify(image)}, Task.CLASSIFICATION
+    return _publish(
+        repository, name, graph, task, inputs, outputs, weights, labels=DIGITS, max_batch_size=max_batch_size
     )
 
 
@@ -114,16 +108,23 @@ def publish_fragile(repository: Path, name: str = "fragile") -> Path:
         probabilities = Gather<axis = 0>(table, row)
     }"""
     image = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
-    return publish(
-        repository,
-        name,
-        plain.model(graph, table=np.eye(CLASSES, dtype=np.float32)),
-        {"image": image},
-        {"probabilities": fragile(image)},
-        task=Task.CLASSIFICATION,
-        labels=tuple(f"class {i}" for i in range(CLASSES)),
-        image=ImagePreparation(height=1, width=1, channels=1),
-    )
+    table, labels = {"table": np.eye(CLASSES, dtype=np.float32)}, tuple(f"class {i}" for i in range(CLASSES))
+    inputs, outputs, task = {"image": image}, {"probabilities": fragile(image)}, Task.CLASSIFICATION
+    return _publish(repository, name, graph, task, inputs, outputs, table, labels=labels)
+
+
+def publish_uneven(repository: Path, name: str = "uneven", *, allow_non_finite: bool = False) -> Path:
+    """Divides by the pixel: NaN for black."""
+    graph = """(uint8[n,1,1,1] image) => (float[n,2] probabilities) <int64[2] flat = {-1, 1}> {
+        value = Cast<to = 1>(image)
+        column = Reshape(value, flat)
+        one = Div(column, column)
+        probabilities = Mul(one, halves)
+    }"""
+    image, halves = np.array([1, 7, 255], np.uint8).reshape(3, 1, 1, 1), np.array([[0.25, 0.75]], np.float32)
+    inputs, outputs, task = {"image": image}, {"probabilities": np.tile(halves, (3, 1))}, Task.CLASSIFICATION
+    fields: dict[str, Any] = {"labels": ("quarter", "rest"), "allow_non_finite": allow_non_finite}
+    return _publish(repository, name, graph, task, inputs, outputs, {"halves": halves}, **fields)
 
 
 def features(images: np.ndarray) -> np.ndarray:
@@ -139,16 +140,8 @@ def publish_backbone(repository: Path, name: str = "backbone") -> Path:
         map = MaxPool<kernel_shape = [1, 1], strides = [2, 2]>(scaled)
     }"""
     image = random_images(2, 2, 32, 32)
-    return publish(
-        repository,
-        name,
-        plain.model(graph),
-        {"image": image},
-        {"map": features(image)},
-        task=Task.FEATURES,
-        image=ImagePreparation(height=None, width=None, channels=3),
-        features=(FeatureSpec(output="map", stride=2),),
-    )
+    inputs, outputs, maps = {"image": image}, {"map": features(image)}, (FeatureSpec(output="map", stride=2),)
+    return _publish(repository, name, graph, Task.FEATURES, inputs, outputs, features=maps)
 
 
 def convolution_weights() -> tuple[np.ndarray, np.ndarray]:
@@ -180,18 +173,9 @@ def publish_convolutions(repository: Path, name: str = "convolutions") -> Path:
         pooled = GlobalAveragePool(last)
         probabilities = Flatten(pooled)
     }"""
-    first, second = convolution_weights()
-    image = random_images(8, 4, 32, 32)
-    return publish(
-        repository,
-        name,
-        plain.model(graph, first=first, second=second),
-        {"image": image},
-        {"probabilities": convolve(image)},
-        task=Task.CLASSIFICATION,
-        image=ImagePreparation(height=32, width=32, channels=3),
-        labels=tuple(str(n) for n in range(CLASSES)),
-    )
+    image, weights = random_images(8, 4, 32, 32), dict(zip(("first", "second"), convolution_weights(), strict=True))
+    inputs, outputs, task = {"image": image}, {"probabilities": convolve(image)}, Task.CLASSIFICATION
+    return _publish(repository, name, graph, task, inputs, outputs, weights, labels=DIGITS)
 
 
 OBJECTS = 3
@@ -234,17 +218,10 @@ def publish_detector(repository: Path, name: str = "detector", size: tuple[int, 
         labels = Tile(label, label_repeats)
     }}"""
     image = random_images(5, 2, *(size or (12, 20)))
-    return publish(
-        repository,
-        name,
-        plain.model(graph),
-        {"image": image},
-        dict(zip(("boxes", "scores", "labels"), detect(image), strict=True)),
-        task=Task.DETECTION,
-        labels=THINGS,
-        image=ImagePreparation(height=height, width=width, channels=3),
-        detection=DetectionSpec(max_objects=OBJECTS, score_threshold=0.05, iou_threshold=0.5),
-    )
+    outputs = dict(zip(("boxes", "scores", "labels"), detect(image), strict=True))
+    limits = DetectionSpec(max_objects=OBJECTS, score_threshold=0.05, iou_threshold=0.5)
+    inputs, task = {"image": image}, Task.DETECTION
+    return _publish(repository, name, graph, task, inputs, outputs, labels=THINGS, detection=limits)
 
 
 COLOURS = ("red", "green", "blue")
@@ -266,17 +243,10 @@ def publish_segmenter(repository: Path, name: str = "segmenter") -> Path:
         probabilities = Div(strongest, scale)
     }"""
     image = random_images(6, 2, 12, 20)
-    labels, probabilities = segment(image)
-    return publish(
-        repository,
-        name,
-        plain.model(graph),
-        {"image": image},
-        {"labels": labels, "probabilities": probabilities},
-        task=Task.SEGMENTATION,
-        labels=COLOURS,
-        image=ImagePreparation(height=None, width=None, channels=3, resize_shorter=16, max_longer=40),
-    )
+    outputs = dict(zip(("labels", "probabilities"), segment(image), strict=True))
+    preparation = ImagePreparation(height=None, width=None, channels=3, resize_shorter=16, max_longer=40)
+    inputs, task = {"image": image}, Task.SEGMENTATION
+    return _publish(repository, name, graph, task, inputs, outputs, labels=COLOURS, image=preparation)
 
 
 ALPHABET = "abcd"
@@ -311,16 +281,16 @@ def publish_sequence_model(repository: Path, name: str = "letters") -> Path:
     }"""
     strings = ("abca", "dd")
     symbols = np.array([[0, 1, 2, 0], [3, 3, 0, 0]])
-    return publish(
-        repository,
-        name,
-        plain.model(graph),
-        {"symbols": symbols, "length": np.array([len(s) for s in strings])},
-        {"probabilities": np.stack([predict(s) for s in strings])},
-        task=Task.SEQUENCE,
-        labels=tuple(ALPHABET),
-        sequence=SequenceSpec(max_length=32),
-    )
+    inputs = {"symbols": symbols, "length": np.array([len(s) for s in strings])}
+    outputs = {"probabilities": np.stack([predict(s) for s in strings])}
+    limits, labels = SequenceSpec(max_length=32), tuple(ALPHABET)
+    return _publish(repository, name, graph, Task.SEQUENCE, inputs, outputs, labels=labels, sequence=limits)
+
+
+DAILY = ForecastSpec(
+    min_history=2, max_history=64, max_horizon=HORIZON, quantile_levels=LEVELS, season=1, step="day", unit="°C"
+)
+MONTHLY = replace(DAILY, season=12, step="month", unit="€", frequency="MS", covariates=("price", "calendar.month"))
 
 
 def forecast(history: np.ndarray) -> np.ndarray:
@@ -345,27 +315,10 @@ def publish_forecaster(repository: Path, name: str = "series", frequency: str = 
     history = np.random.default_rng(3).normal(size=(2, 6)).astype(np.float32)
     history[1, 4:] = 0
     length = np.array([6, 4], np.int64)
-    return publish(
-        repository,
-        name,
-        plain.model(graph),
-        {"history": history, "length": length},
-        {"quantiles": np.stack([forecast(h[:n]) for h, n in zip(history, length, strict=True)])},
-        task=Task.FORECASTING,
-        forecast=ForecastSpec(
-            min_history=2,
-            max_history=64,
-            max_horizon=HORIZON,
-            quantile_levels=LEVELS,
-            season=1,
-            step="day",
-            unit="°C",
-            frequency=frequency,
-        ),
-    )
-
-
-COVARIATES = ("price", "calendar.month")
+    inputs = {"history": history, "length": length}
+    outputs = {"quantiles": np.stack([forecast(h[:n]) for h, n in zip(history, length, strict=True)])}
+    spec = replace(DAILY, frequency=frequency)
+    return _publish(repository, name, graph, Task.FORECASTING, inputs, outputs, forecast=spec)
 
 
 def forecast_with_covariates(past: np.ndarray, future: np.ndarray) -> np.ndarray:
@@ -393,36 +346,24 @@ def publish_forecaster_with_covariates(repository: Path, name: str = "sales") ->
     }"""
     rng = np.random.default_rng(4)
     past, future = rng.normal(size=(2, 5, 2)).astype(np.float32), rng.normal(size=(2, HORIZON, 2)).astype(np.float32)
-    return publish(
-        repository,
-        name,
-        plain.model(graph),
-        {"history": past[:, :, 0], "length": np.array([5, 5]), "past_covariates": past, "future_covariates": future},
-        {"quantiles": np.stack([forecast_with_covariates(*each) for each in zip(past, future, strict=True)])},
-        task=Task.FORECASTING,
-        forecast=ForecastSpec(
-            min_history=2,
-            max_history=64,
-            max_horizon=HORIZON,
-            quantile_levels=LEVELS,
-            season=12,
-            step="month",
-            unit="€",
-            frequency="MS",
-            covariates=COVARIATES,
-        ),
-    )
+    inputs = {"history": past[:, :, 0], "length": np.array([5, 5])}
+    inputs |= {"past_covariates": past, "future_covariates": future}
+    outputs = {"quantiles": np.stack([forecast_with_covariates(*each) for each in zip(past, future, strict=True)])}
+    return _publish(repository, name, graph, Task.FORECASTING, inputs, outputs, forecast=MONTHLY)
 
 
-def publish(
+def _publish(
     repository: Path,
     name: str,
-    model: onnx.ModelProto,
+    graph: str,
+    task: Task,
     inputs: Mapping[str, Any],
     outputs: Mapping[str, Any],
+    constants: Mapping[str, np.ndarray] | None = None,
     **fields: Any,
 ) -> Path:
     """`inputs` and `outputs`: the golden arrays. `fields`: of the bundle."""
+    model = plain.model(graph, **(constants or {}))
 
     def specs(values: Any) -> tuple[TensorSpec, ...]:
         types = {value.name: value.type.tensor_type for value in values}
@@ -435,6 +376,11 @@ def publish(
             for name, kind in types.items()
         )
 
+    first = specs(model.graph.input)[0]
+    if first.name == "image":
+        _, height, width, channels = first.shape
+        fields = {"image": ImagePreparation(height=height, width=width, channels=channels or 3), **fields}
+
     def fill(folder: Path, version: int) -> Bundle:
         onnx.save(model, folder / "model.onnx")
         golden = {f"input.{n}": a for n, a in inputs.items()} | {f"output.{n}": a for n, a in outputs.items()}
@@ -445,6 +391,7 @@ def publish(
             name=name,
             version=version,
             architecture="a few nodes",
+            task=task,
             dataset="none",
             inputs=specs(model.graph.input),
             outputs=specs(model.graph.output),
@@ -458,23 +405,12 @@ def publish(
     return publishing.publish(repository, name, None, fill)
 
 
-def publish_uneven(repository: Path, name: str = "uneven", *, allow_non_finite: bool = False) -> Path:
-    """Divides by the pixel: NaN for black."""
-    graph = """(uint8[n,1,1,1] image) => (float[n,2] probabilities) <int64[2] flat = {-1, 1}> {
-        value = Cast<to = 1>(image)
-        column = Reshape(value, flat)
-        one = Div(column, column)
-        probabilities = Mul(one, halves)
-    }"""
-    image = np.array([1, 7, 255], np.uint8).reshape(3, 1, 1, 1)
-    return publish(
-        repository,
-        name,
-        plain.model(graph, halves=np.array([[0.25, 0.75]], np.float32)),
-        {"image": image},
-        {"probabilities": np.tile(np.array([[0.25, 0.75]], np.float32), (3, 1))},
-        task=Task.CLASSIFICATION,
-        labels=("quarter", "rest"),
-        image=ImagePreparation(height=1, width=1, channels=1),
-        allow_non_finite=allow_non_finite,
-    )
+EVERY_TASK = (
+    publish_classifier,
+    publish_convolutions,
+    publish_backbone,
+    publish_detector,
+    publish_segmenter,
+    publish_forecaster,
+    publish_sequence_model,
+)

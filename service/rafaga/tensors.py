@@ -57,7 +57,12 @@ def from_wire(data: bytes, dtype: np.dtype[np.generic], shape: Sequence[int]) ->
 
 def to_wire(array: NDArray[np.generic]) -> bytes:
     """Little-endian row-major bytes of `array`."""
-    return array.astype(on_wire(array.dtype), copy=False).tobytes()
+    return in_wire_order(array).tobytes()
+
+
+def in_wire_order(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """An array whose memory is `to_wire(array)`: itself, if that holds already."""
+    return np.ascontiguousarray(array, on_wire(array.dtype))
 
 
 def with_lengths(elements: Iterable[bytes]) -> bytes:

@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,16 +15,16 @@ import yaml
 
 from rafaga.load.options import parse_merge
 from rafaga.server.config.sources import add_arguments, from_arguments
-from tests.deploy.rendering import KUBERNETES, ROOT, container, one, overlay, render
+from tests.deploy.rendering import KUBERNETES, ROOT, container, job, overlay, render
 
 Check = Callable[[list[str], Path], None]
 """Takes the words of a command and its working directory."""
 
 
-def check(command: str, folder: Path = ROOT, more: Mapping[str, Check] | None = None) -> None:
+def check(command: str, folder: Path = ROOT) -> None:
     """Fails the test if the command is invalid."""
-    known = {**CHECKS, **(more or {})}
-    known[re.split(r"[\s=]", command)[0]](shlex.split(command), folder)
+    words = shlex.split(command)
+    CHECKS[words[0]](words, folder)
 
 
 def kubectl(words: list[str], folder: Path) -> None:
@@ -44,9 +44,9 @@ def kubectl(words: list[str], folder: Path) -> None:
 def _secrets() -> dict[str, str]:
     """The Secrets that pods need, and the key in each."""
     (hashes,) = (e["valueFrom"]["secretKeyRef"] for e in container(overlay("cpu"))["env"] if "valueFrom" in e)
-    job = one(render(KUBERNETES / "load"), "Job")["spec"]["template"]["spec"]
-    (token,) = (a.rpartition("/")[2] for a in job["containers"][0]["args"] if a.startswith("--token-file="))
-    return {hashes["name"]: hashes["key"], job["volumes"][0]["secret"]["secretName"]: token}
+    spec = job("load")["spec"]
+    (token,) = (a.rpartition("/")[2] for a in spec["containers"][0]["args"] if a.startswith("--token-file="))
+    return {hashes["name"]: hashes["key"], spec["volumes"][0]["secret"]["secretName"]: token}
 
 
 def rafaga(words: list[str], folder: Path) -> None:
@@ -73,10 +73,11 @@ def docker(words: list[str], folder: Path) -> None:
         assert all((folder / source).exists() for source in sources.split())
 
 
-def promtool(words: list[str], folder: Path) -> None:
+def promtool(words: Sequence[str | Path], folder: Path = ROOT) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("promtool (Debian: prometheus) is not installed")
-    subprocess.run(words, cwd=folder, check=True, capture_output=True, timeout=60)
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def helm(words: list[str], folder: Path) -> None:

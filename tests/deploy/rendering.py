@@ -73,6 +73,12 @@ def container(objects: tuple[Object, ...]) -> Object:
     return dict(only)
 
 
+def job(name: str) -> Object:
+    """The template of the pods of `export` or `load`."""
+    template: Object = one(render(KUBERNETES / name), "Job")["spec"]["template"]
+    return template
+
+
 def stop_engines_s() -> float:
     """How long the server waits for its engines to stop."""
     (timeout_s,) = ServedModel.close.__defaults__ or ()

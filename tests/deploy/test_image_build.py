@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,13 +25,12 @@ import pytest
 from rafaga.load import document
 from rafaga.load.log import OK
 from tests import bundles
-from tests.deploy.rendering import KUBERNETES, ROOT, one, render
+from tests.deploy.rendering import ROOT, job
 from tests.integration.serving import PATIENCE_S, free_port, serving
 from tests.models.support import data_root
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(3600)]
 
-SERVER = "deploy/docker/server.Dockerfile"
 PACKAGES = Path("opt/rafaga/lib/python3.11/site-packages")
 
 
@@ -44,14 +42,9 @@ class Buildah:
         self._options = ["--root", str(folder / "storage"), "--runroot", str(folder / "run")]
 
     def __call__(self, *arguments: str) -> str:
-        done = subprocess.run(
-            ["buildah", *self._options, *arguments],
-            cwd=ROOT,
-            env={**os.environ, "BUILDAH_ISOLATION": "chroot"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = ["buildah", *self._options, *arguments]
+        environment = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 
@@ -103,13 +96,13 @@ def buildah(tmp_path_factory: pytest.TempPathFactory) -> Buildah:
 
 @pytest.fixture(scope="module")
 def cpu(buildah: Buildah) -> Iterator[Path]:
-    with buildah.built(SERVER) as image:
+    with buildah.built("deploy/docker/server.Dockerfile") as image:
         yield image
 
 
 @pytest.fixture(scope="module")
 def gpu(buildah: Buildah) -> Iterator[Path]:
-    with buildah.built(SERVER, "REQUIREMENTS=server-gpu") as image:
+    with buildah.built("deploy/docker/server.Dockerfile", "REQUIREMENTS=server-gpu") as image:
         yield image
 
 
@@ -148,46 +141,31 @@ def test_it_serves_without_root_on_a_read_only_file_system_and_stops_cleanly(ser
 
 def test_the_server_serves_what_the_export_image_publishes(cpu: Path, tmp_path: Path, buildah: Buildah) -> None:
     """1. The Job's container exports, as its user, into the repository only. 2. The image for CPUs serves that."""
-    data = data_root("mnist")
-    with buildah.built("deploy/docker/export.Dockerfile") as export:
-        run_export(export, data, tmp_path)
-    serve_and_stop(cpu, tmp_path / "models", tmp_path / "serving.log")
-
-
-def run_export(export: Path, data: Path, tmp_path: Path) -> None:
-    print(f"{size(export)} in /opt/rafaga")
     models, scratch = tmp_path / "models", tmp_path / "scratch"
     for folder in (models, scratch):
         folder.mkdir()
         folder.chmod(0o777)
-    start = time.monotonic()
-    with (tmp_path / "log").open("wb") as log:
-        process = inside(
-            export,
-            {models: ("models", "rw"), scratch: ("scratch", "rw"), data: ("data", "ro")},
-            "HOME=/scratch TMPDIR=/scratch RAFAGA_DATA=/data",
-            "python3 -m export lenet5-mnist --output /models --precisions fp32",
-            log,
-        )
-        assert process.wait(900) == 0, (tmp_path / "log").read_text()
-    print(f"exported within {time.monotonic() - start:.1f} s of its start")
+    mounted = {models: ("models", "rw"), scratch: ("scratch", "rw"), data_root("mnist"): ("data", "ro")}
+    environment = "HOME=/scratch TMPDIR=/scratch RAFAGA_DATA=/data"
+    command = "python3 -m export lenet5-mnist --output /models --precisions fp32"
+    with buildah.built("deploy/docker/export.Dockerfile") as export, (tmp_path / "log").open("wb") as log:
+        print(f"{size(export)} in /opt/rafaga")
+        start = time.monotonic()
+        assert inside(export, mounted, environment, command, log).wait(900) == 0, (tmp_path / "log").read_text()
+        print(f"exported within {time.monotonic() - start:.1f} s of its start")
     assert (models / "lenet5-mnist/1/bundle.json").is_file()
+    serve_and_stop(cpu, models, tmp_path / "serving.log")
 
 
 def test_the_load_image_measures_a_server_as_the_job_does(buildah: Buildah, repository: Path, tmp_path: Path) -> None:
     """As its user, without a writable folder: its output is the result."""
-    with buildah.built("deploy/docker/load.Dockerfile") as load:
-        measure_a_server(load, repository, tmp_path)
-
-
-def measure_a_server(load: Path, repository: Path, tmp_path: Path) -> None:
-    print(f"{size(load)} in /opt/rafaga")
-    assert not (load / PACKAGES / "onnxruntime").exists()
-    assert megabytes(load / "opt/rafaga") < 250
-    (only,) = one(render(KUBERNETES / "load"), "Job")["spec"]["template"]["spec"]["containers"]
-    (load / "etc/rafaga-client").mkdir()
-    (load / "etc/rafaga-client/token").write_text("secret")
-    with serving(repository) as served:
+    (only,) = job("load")["spec"]["containers"]
+    with buildah.built("deploy/docker/load.Dockerfile") as load, serving(repository) as served:
+        print(f"{size(load)} in /opt/rafaga")
+        assert not (load / PACKAGES / "onnxruntime").exists()
+        assert megabytes(load / "opt/rafaga") < 250
+        (load / "etc/rafaga-client").mkdir()
+        (load / "etc/rafaga-client/token").write_text("secret")
         changed = [f"--server={served.address}", "--model=digits", "--rate=20", "--duration=1"]
         kept = [word for word in only["args"] if word.split("=")[0] not in {c.split("=")[0] for c in changed}]
         with (tmp_path / "log").open("wb") as log:
@@ -202,21 +180,15 @@ def serve_and_stop(image: Path, models: Path, log_path: Path) -> None:
     grpc_port, http_port = free_port(), free_port()
     start = time.monotonic()
     with log_path.open("wb") as log:
-        process = inside(
-            image,
-            {models: ("models", "ro")},
-            "",
-            f"rafaga serve --repository=/models --grpc-port={grpc_port} --http-port={http_port}",
-            log,
-        )
+        command = f"rafaga serve --repository=/models --grpc-port={grpc_port} --http-port={http_port}"
+        process = inside(image, {models: ("models", "ro")}, "", command, log)
     try:
         while not ready(http_port):
             assert process.poll() is None, log_path.read_text()
             assert time.monotonic() - start < PATIENCE_S
             time.sleep(0.05)
-        print(
-            f"ready after {time.monotonic() - start:.1f} s, {psutil.Process(process.pid).memory_info().rss >> 20} MiB"
-        )
+        memory = psutil.Process(process.pid).memory_info().rss >> 20
+        print(f"ready after {time.monotonic() - start:.1f} s, {memory} MiB")
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0
     finally:
@@ -257,5 +229,5 @@ def ready(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1) as answer:
             return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+    except OSError:
         return False

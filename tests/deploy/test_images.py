@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from rafaga.server.config.settings import Config
-from tests.deploy.rendering import KUBERNETES, ROOT, Object, container, one, overlay, pod, render
+from tests.deploy.rendering import ROOT, container, job, overlay, pod
 
 DOCKER = ROOT / "deploy/docker"
 NAMES = ("server", "export", "load")
@@ -54,40 +54,27 @@ def last(name: str, word: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_image_is_not_root_and_is_built_in_stages(name: str) -> None:
-    assert len(stages(name)) == 3
-    user = int(last(name, "USER").split(":")[0])
-    assert user > 0
-    assert not any(i.word == "RUN" and "pip" in i.rest for i in stages(name)[-1]), (
-        "packages are copied from the build stage"
-    )
+def test_the_image_is_built_in_stages_and_is_not_root(name: str) -> None:
+    """Base images can be named by digest; packages are copied from the build stage."""
+    defaults, *built = stages(name)
+    arguments = {i.rest.split("=")[0] for i in defaults if i.word == "ARG"}
+    assert {stage[0].rest.split()[0] for stage in built} <= {f"${{{argument}}}" for argument in arguments}
+    assert len(built) == 2
+    assert not any(i.word == "RUN" and "pip" in i.rest for i in built[-1])
+    spec = pod(overlay("cpu")) if name == "server" else job(name)["spec"]
+    assert last(name, "USER") == "{runAsUser}:{runAsGroup}".format(**spec["securityContext"])
+    assert spec["securityContext"]["runAsUser"] > 0
 
 
-def job(name: str) -> Object:
-    spec: Object = one(render(KUBERNETES / name), "Job")["spec"]["template"]["spec"]
-    return spec
-
-
-def test_manifests_run_the_images_user_and_command() -> None:
-    for name, spec in (("server", pod(overlay("cpu"))), ("export", job("export")), ("load", job("load"))):
-        assert last(name, "USER") == "{runAsUser}:{runAsGroup}".format(**spec["securityContext"])
-    assert last("load", "ENTRYPOINT") == '["rafaga"]'
-    assert job("load")["containers"][0]["args"][0] in last("load", "CMD")
-    assert not names(needed("load")) & {"torch", "onnxruntime", "onnxruntime-gpu", "mlcommons-loadgen"}
-
-
-def test_the_job_mounts_what_the_image_writes_to() -> None:
-    (only,) = job("export")["containers"]
-    variables = dict(pair.split("=", 1) for pair in last("export", "ENV").split())
-    mounts = {m["mountPath"] for m in only["volumeMounts"]}
-    assert {variables["HOME"], variables["TMPDIR"]} <= mounts
-
-
-def test_the_server_image_starts_what_the_manifests_start() -> None:
-    assert last("server", "ENTRYPOINT") == '["rafaga"]'
-    assert container(overlay("cpu"))["args"][0] in last("server", "CMD")
+def test_images_start_and_mount_what_the_manifests_do() -> None:
+    for name, only in (("server", container(overlay("cpu"))), ("load", job("load")["spec"]["containers"][0])):
+        assert last(name, "ENTRYPOINT") == '["rafaga"]'
+        assert only["args"][0] in last(name, "CMD")
     network = Config().network
     assert {int(port) for port in last("server", "EXPOSE").split()} == {network.grpc_port, network.http_port}
+    (only,) = job("export")["spec"]["containers"]
+    variables = dict(pair.split("=", 1) for pair in last("export", "ENV").split())
+    assert {variables["HOME"], variables["TMPDIR"]} <= {m["mountPath"] for m in only["volumeMounts"]}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -114,20 +101,19 @@ def names(requirements: list[str]) -> set[str]:
     return {re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0] for requirement in requirements}
 
 
-def test_the_server_image_has_no_torch_and_no_gpu_build_unless_asked() -> None:
+def test_images_have_the_packages_of_their_extras_and_no_others() -> None:
+    """No torch in the server's, no engine in the load tester's, no build for GPUs unless asked."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     cpu = needed("server", "tracing", "--replace", "onnxruntime=onnxruntime==1")
     assert not names(cpu) & {"torch", "torchvision", "onnx", "onnxruntime-gpu", "matplotlib"}
     assert "onnxruntime==1" in cpu
+    wanted = names(extras["server"]) - {"onnxruntime-gpu"}
+    assert wanted <= names(cpu)
     gpu = needed("server", "--replace", "onnxruntime=onnxruntime-gpu[cuda,cudnn]==1")
     assert {name for name in names(gpu) if "onnxruntime" in name} == {"onnxruntime-gpu"}
-
-
-def test_the_images_have_all_other_packages() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    wanted = names(extras["server"]) - {"onnxruntime-gpu"}
-    assert wanted <= names(needed("server", "--replace", "onnxruntime=onnxruntime==1"))
     nested = needed("export", "--replace", "onnxruntime=onnxruntime==1")
     assert wanted | names(extras["export"]) - {"rafaga"} <= names(nested)
+    assert not names(needed("load")) & {"torch", "onnxruntime", "onnxruntime-gpu", "mlcommons-loadgen"}
 
 
 def locked(name: str) -> dict[str, str]:
@@ -148,11 +134,15 @@ def test_locked_packages_are_complete_and_those_of_the_constraints(name: str) ->
     assert versions == {each: CONSTRAINTS["onnxruntime-gpu" if each == "onnxruntime" else each] for each in versions}
 
 
+def planned(*arguments: str) -> str:
+    """What make would run."""
+    command = ["make", "--dry-run", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 def test_each_image_takes_only_what_is_locked() -> None:
     assert locked("build").keys() >= {"hatchling"}
-    plan = subprocess.run(
-        ["make", "--dry-run", "--always-make", "hashes"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    plan = planned("--always-make", "hashes")
     assert all(f"requirements.py {shlex.join(arguments)} " in plan for arguments in LOCKED.values())
     # Beyond that, the package itself and what the builder names.
     others = ("--no-build-isolation .", "${TORCH}", '"${TENSORRT}"')
@@ -163,16 +153,8 @@ def test_each_image_takes_only_what_is_locked() -> None:
 
 
 def test_every_image_is_listed_and_audited() -> None:
-    command = ["make", "--dry-run", "sbom", "audit"]
-    plan = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    plan = planned("sbom", "audit").replace(";", "\n").splitlines()
     for name in LOCKED:
-        (listed, audited) = (line for line in plan.replace(";", "\n").splitlines() if f"images/{name}.txt" in line)
+        listed, audited = (line for line in plan if f"images/{name}.txt" in line)
         assert "cyclonedx-py" in listed
         assert "pip-audit --strict" in audited
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_base_images_can_be_named_by_digest(name: str) -> None:
-    defaults, *built = stages(name)
-    arguments = {i.rest.split("=")[0] for i in defaults if i.word == "ARG"}
-    assert {stage[0].rest.split()[0] for stage in built} <= {f"${{{argument}}}" for argument in arguments}

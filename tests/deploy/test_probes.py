@@ -36,10 +36,7 @@ def test_a_healthy_server_passes(server: Served, of: Callable[[], Object], probe
     assert ask(server, of()[probe]) == SERVING
 
 
-def test_a_refused_bundle_stops_the_update_and_restarts_nothing(
-    serve: Serve,
-    tmp_path: Path,
-) -> None:
+def test_a_refused_bundle_stops_the_update_and_restarts_nothing(serve: Serve, tmp_path: Path) -> None:
     bundles.publish_classifier(tmp_path)
     (bundles.publish_forecaster(tmp_path) / "model.onnx").write_bytes(b"damaged")
     served, only = serve(tmp_path), container(overlay("cpu"))

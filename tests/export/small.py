@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,13 +14,19 @@ from models.suppression import best_objects, surest
 from rafaga.bundle import DetectionSpec, ForecastSpec, SequenceSpec, Task
 
 CLASSES = ("alpha", "beta", "gamma")
+Layer = Callable[[Tensor], Tensor]
+
+
+def unchanged(outputs: Tensor) -> Tensor:
+    return outputs
 
 
 class SmallClassifier(nn.Module):
-    """float32 [N, 3, H, W] -> logits [N, 3]."""
+    """float32 [N, 3, H, W] -> logits [N, 3], or what `after` makes of them."""
 
-    def __init__(self, width: int = 8) -> None:
+    def __init__(self, width: int = 8, after: Layer = unchanged) -> None:
         super().__init__()
+        self.after = after
         self.conv1 = nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
@@ -28,8 +35,7 @@ class SmallClassifier(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         x = self.norm(self.conv1(image)).relu()
         x = (x + self.conv2(x)).relu()
-        logits: Tensor = self.output(x.mean(dim=(2, 3)))
-        return logits
+        return self.after(self.output(x.mean(dim=(2, 3))))
 
 
 class DataDependent(SmallClassifier):
@@ -91,27 +97,28 @@ class SmallDetector(nn.Module):
 class SmallSegmenter(nn.Module):
     """float32 [N, 3, H, W] -> scores [N, 3, H, W]."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: Layer = unchanged) -> None:
         super().__init__()
+        self.after = after
         self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
         self.conv2 = nn.Conv2d(8, 3, 3, padding=1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return (self.conv2(self.conv1(image).relu()),)
+        return (self.after(self.conv2(self.conv1(image).relu())),)
 
 
 class SmallSequenceModel(nn.Module):
     """symbols int64 [N, T] -> logits [N, T, 3]."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: Layer = unchanged) -> None:
         super().__init__()
+        self.after = after
         self.lstm = nn.LSTM(3, 6, batch_first=True)
         self.head = nn.Linear(6, 3)
 
     def forward(self, symbols: Tensor) -> Tensor:
         states, _ = self.lstm(nn.functional.one_hot(symbols, 3).float())
-        logits: Tensor = self.head(4 * states)
-        return logits
+        return self.after(self.head(4 * states))
 
 
 def small_image_input(size: int | None = 16) -> ImageInput:
@@ -128,30 +135,27 @@ def backbone() -> Entry:
     return Entry("small-backbone", "two convolutions", Task.FEATURES, "none", SmallBackbone, image, strides=strides)
 
 
+SERIES = ForecastSpec(
+    min_history=5,
+    max_history=40,
+    max_horizon=4,
+    quantile_levels=(0.1, 0.5, 0.9),
+    season=3,
+    step="hour",
+    unit="MW",
+    frequency="h",
+)
+
+
 def forecaster() -> Entry:
-    series = ForecastSpec(
-        min_history=5,
-        max_history=40,
-        max_horizon=4,
-        quantile_levels=(0.1, 0.5, 0.9),
-        season=12,
-        step="month",
-        unit="ppm",
-    )
-    return Entry("small-forecaster", "LSTM", Task.FORECASTING, "none", SmallForecaster, series)
+    return Entry("small-forecaster", "LSTM", Task.FORECASTING, "none", SmallForecaster, SERIES)
 
 
 def detector() -> Entry:
-    return Entry(
-        name="small-detector",
-        architecture="one convolution",
-        task=Task.DETECTION,
-        dataset="none",
-        build=SmallDetector,
-        input=replace(small_image_input(None), resize_shorter=64, max_longer=100),
-        labels=lambda: ("nothing", *CLASSES),
-        detection=DetectionSpec(max_objects=8, score_threshold=0.5, iou_threshold=0.1),
-    )
+    kind, image = Task.DETECTION, replace(small_image_input(None), resize_shorter=64, max_longer=100)
+    limits = DetectionSpec(max_objects=8, score_threshold=0.5, iou_threshold=0.1)
+    named = Entry("small-detector", "one convolution", kind, "none", SmallDetector, image, detection=limits)
+    return replace(named, labels=lambda: ("nothing", *CLASSES))
 
 
 def segmenter() -> Entry:

@@ -17,7 +17,6 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from export.__main__ import main
 from export.detectors import require_same_objects
 from export.graph import ServingGraph, serving_graph, settle
 from export.labels import Labels, default_labels
@@ -27,8 +26,8 @@ from export.settling import settle_detector
 from models.detectors import Detector, batched
 from models.entry import ImageInput
 from rafaga import Client
-from rafaga import bundle as bundles
-from rafaga.bundle import Bundle, DetectionSpec, Task
+from rafaga.bundle import DetectionSpec, Task
+from tests.export.exporting import export, exported, said
 from tests.export.test_own import own
 from tests.integration.serving import serving
 
@@ -90,15 +89,8 @@ def faster_rcnn() -> nn.Module:
     few: dict[str, Any] = {"rpn_pre_nms_top_n_test": 40, "rpn_post_nms_top_n_test": 50, "box_detections_per_img": 30}
     pool = MultiScaleRoIAlign(["fine", "coarse"], output_size=(5, 3), sampling_ratio=-1, canonical_scale=32)
     head, predictor = TwoMLPHead(32 * 15, 16), FastRCNNPredictor(16, 4)
-    return FasterRCNN(
-        Pyramid(),
-        rpn_anchor_generator=anchors((16,), (32,)),
-        box_roi_pool=pool,
-        box_head=head,
-        box_predictor=predictor,
-        **few,
-        **SIZES,
-    )
+    parts: dict[str, Any] = {"box_roi_pool": pool, "box_head": head, "box_predictor": predictor}
+    return FasterRCNN(Pyramid(), rpn_anchor_generator=anchors((16,), (32,)), **parts, **few, **SIZES)
 
 
 def faster_rcnn_of_one_map() -> nn.Module:
@@ -126,13 +118,8 @@ def masks() -> nn.Module:
 FAMILIES = {f.__name__: f for f in (ssd, ssdlite, retinanet, fcos, faster_rcnn, faster_rcnn_of_one_map)}
 
 
-def export(folder: Path, family: str, *options: str) -> int:
-    command = ["--factory", f"tests.export.test_detectors:{family}", "--name", family.replace("_", "-")]
-    return main([*command, "--task", "detection", "--output", str(folder / "repository"), *options])
-
-
-def exported(folder: Path, family: str) -> Bundle:
-    return bundles.load(folder / "repository" / family.replace("_", "-") / "1")
+def export_detector(folder: Path, family: str, *options: str, labels: tuple[str, ...] | None = None) -> int:
+    return export(folder, f"test_detectors:{family}", "--task", "detection", *options, size=None, labels=labels)
 
 
 def settled(family: str) -> tuple[ServingGraph, dict[str, np.ndarray]]:
@@ -171,10 +158,10 @@ def test_a_detector_finds_what_torchvisions_does(
     assert isinstance(model, Detector)
     detector = model.original[0]
     torch.save(detector.state_dict(), tmp_path / f"{family}.pth")
-    (tmp_path / "labels.txt").write_text("\n".join(THINGS[: 2 if family == "faster_rcnn_of_one_map" else 3]))
-    options = ["--weights", str(tmp_path / f"{family}.pth"), "--labels", str(tmp_path / "labels.txt")]
-    assert export(tmp_path, family, *options) == 0, capsys.readouterr().out
-    bundle = exported(tmp_path, family)
+    things = THINGS[: 2 if family == "faster_rcnn_of_one_map" else 3]
+    options = ["--weights", str(tmp_path / f"{family}.pth")]
+    assert export_detector(tmp_path, family, *options, labels=things) == 0, said(capsys)
+    bundle = exported(tmp_path)
     assert bundle.labels[:3] == ("__background__", "car", "dog")
     photo = noise_images(1, (64, 96), 3, np.random.default_rng(9))[0]
     with torch.inference_mode():
@@ -189,36 +176,35 @@ def test_a_detector_finds_what_torchvisions_does(
 
 
 def test_random_weights_find_some_things(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert export(tmp_path, "ssd", "--weights", "random") == 0
-    bundle = exported(tmp_path, "ssd")
+    assert export_detector(tmp_path, "ssd") == 0
+    bundle = exported(tmp_path)
     assert bundle.labels == ("0", "1", "2", "3")
     assert bundle.detection == DetectionSpec(max_objects=20, score_threshold=0.01, iou_threshold=0.45)
-    assert "size, interpolation and pixels: the detector's own transform" in " ".join(capsys.readouterr().out.split())
+    assert "size, interpolation and pixels: the detector's own transform" in said(capsys)
 
 
-def test_another_post_processing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert export(tmp_path, "twice", "--weights", "random") == 1
-    assert "Twice gives other objects than torchvision's post-processing" in " ".join(capsys.readouterr().out.split())
-
-
-def test_finding_nothing_proves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As built, RetinaNet takes everything for background."""
-    assert export(tmp_path, "retinanet", "--weights", "factory") == 1
-    assert "nothing is found in the images of the checks" in " ".join(capsys.readouterr().out.split())
+@pytest.mark.parametrize(
+    ("family", "weights", "message"),
+    [
+        ("twice", "random", "Twice gives other objects than torchvision's post-processing"),
+        ("retinanet", "factory", "nothing is found in the images of the checks"),  # as built, all is background
+    ],
+)
+def test_other_objects_or_none_are_refused(
+    family: str, weights: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export_detector(tmp_path, family, "--weights", weights) == 1
+    assert message in said(capsys)
 
 
 def test_the_module_describes_its_images() -> None:
     half = (0.5, 0.5, 0.5)
     assert own_entry(described("ssdlite", bgr=True)).input == ImageInput(64, 96, 3, half, half, bgr=True)
     fcos = own_entry(described("fcos", THINGS, exif_orientation=False))
-    assert fcos.input == ImageInput(
-        None, None, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 64, 96, exif_orientation=False
-    )
-    (size, *_) = assumptions(fcos, fcos.labels(), named=True)
-    assert (
-        size
-        == "input: any size, RGB of an image whose shorter side is resized to 64 (bilinear) and the longer at most 96"
-    )
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    assert fcos.input == ImageInput(None, None, 3, mean, std, 64, 96, exif_orientation=False)
+    size = assumptions(fcos, fcos.labels(), named=True)[0]
+    assert size.endswith("RGB of an image whose shorter side is resized to 64 (bilinear) and the longer at most 96")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +220,4 @@ def test_a_detector_that_cannot_be_taken(family: str, labels: tuple[str, ...], m
 
 
 def test_cocos_names_of_torchvisions_own() -> None:
-    assert default_labels(RetinaNet(Pyramid(), 4, anchor_generator=anchors((16,), (32,))), 91)[:2] == (
-        "__background__",
-        "person",
-    )
+    assert default_labels(retinanet(), 91)[:2] == ("__background__", "person")

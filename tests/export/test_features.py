@@ -16,21 +16,15 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from export import accuracy
-from export.__main__ import main
 from export.accuracy import Measured
 from export.arrays import Array
-from export.evidence import ImageEvidence, Sources
-from export.graph import serving_graph
-from export.onnx import to_onnx
 from export.precisions import Judge
 from export.samples import ImageData, ImageSet, noise_images
-from export.verify import ParityCase, open_session
 from models.entry import Entry, ImageInput
-from models.progress import Silent
-from rafaga import bundle as bundles
 from rafaga.bundle import Precision, Variant
 from rafaga.server.engines.runtimes import fastest_eligible
 from tests.export import small
+from tests.export.exporting import export, exported, traced_judge
 
 INT8, SMALLER = (Precision.INT8,), (Precision.FP16, Precision.INT8)
 
@@ -65,16 +59,10 @@ def judge_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Entry], Judg
         if entry.name not in made:
             assert isinstance(entry.input, ImageInput)
             torch.manual_seed(0)
-            graph = serving_graph(entry, entry.build())
             size = entry.input.height or 64
             data = ImageData(photos(200, 1, size), photos(32, 2, size), photos(60, 3, size))
-            evidence = ImageEvidence(entry, entry.input, data, Sources())
-            path = tmp_path_factory.mktemp(entry.name) / "model.onnx"
-            to_onnx(graph, evidence.example(), path)
-            cases = [ParityCase(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
-            baseline = evidence.measure(open_session(path), lambda *_: None)
-            assert baseline == Measured(), "the fp32 file is the reference"
-            made[entry.name] = Judge(path, baseline, cases, evidence, True, None, Silent())
+            made[entry.name] = traced_judge(entry, entry.build(), data, tmp_path_factory.mktemp(entry.name))
+            assert made[entry.name].baseline == Measured(), "the fp32 file is the reference"
         return made[entry.name]
 
     return of
@@ -137,20 +125,15 @@ def test_layers_return_to_float_until_the_limit_is_met(judge_of: Callable[[Entry
 
 def test_your_own_backbone_measured_on_too_few_photos(tmp_path: Path) -> None:
     """The figures are stored, and no server chooses by them."""
-    photos_folder = tmp_path / "photos"
-    photos_folder.mkdir()
+    folder = tmp_path / "photos"
+    folder.mkdir()
     for number, pixels in enumerate(noise_images(24, (70, 90), 3, np.random.default_rng(3))):
-        Image.fromarray(pixels).save(photos_folder / f"{number:02}.png")
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
     save_file(small.SmallBackbone().state_dict(), tmp_path / "w.safetensors")
-    code = main(
-        [
-            *("--factory", "tests.export.small:SmallBackbone", "--name", "own", "--task", "features"),
-            *("--maps", "fine:2,coarse:8", "--input-size", "any", "--weights", str(tmp_path / "w.safetensors")),
-            *("--eval-images", str(photos_folder), "--output", str(tmp_path)),
-        ]
-    )
-    assert code == 0
-    bundle = bundles.load(tmp_path / "own" / "1")
+    options = ["--task", "features", "--maps", "fine:2,coarse:8", "--precisions", "fp32,fp16,int8"]
+    options += ["--weights", str(tmp_path / "w.safetensors"), "--eval-images", str(folder)]
+    assert export(tmp_path, "small:SmallBackbone", *options, size="any", labels=None) == 0
+    bundle = exported(tmp_path)
     assert [(feature.output, feature.stride) for feature in bundle.features] == [("fine", 2), ("coarse", 8)]
     assert bundle.inputs[0].shape == (None, None, None, 3)
     for variant in bundle.variants[1:]:

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from export.__main__ import main
 from export.graph import SegmentationGraph, serving_graph
 from export.labels import Labels
 from export.own import (
@@ -28,31 +26,13 @@ from export.own import (
 from export.publish import require_scores
 from export.verify import ProofFailed
 from models.entry import ImageInput
-from rafaga import bundle as bundles
-from rafaga.bundle import Bundle, Calibration, ForecastSpec, ImagePreparation, SequenceSpec, Task
+from rafaga.bundle import Calibration, ImagePreparation, SequenceSpec, Task
 from tests.export import small
+from tests.export.exporting import export, exported, said, write_photos
+from tests.export.small import SERIES
 
-HOURS = ForecastSpec(
-    min_history=5,
-    max_history=40,
-    max_horizon=4,
-    quantile_levels=(0.1, 0.5, 0.9),
-    season=3,
-    step="hour",
-    unit="MW",
-    frequency="h",
-)
-FORECASTING: dict[str, Any] = {
-    "task": Task.FORECASTING,
-    "factory": "tests.export.small:SmallForecaster",
-    "forecast": HOURS,
-}
+FORECASTING: dict[str, Any] = {"task": Task.FORECASTING, "forecast": SERIES}
 GREY = ImageInput(32, 32, 1, (0.5,), (0.25,), 36)
-
-
-class WithSoftmax(small.SmallClassifier):
-    def forward(self, image: Tensor) -> Tensor:
-        return super().forward(image).softmax(dim=1)
 
 
 def not_a_module() -> str:
@@ -68,16 +48,6 @@ def own(**changes: Any) -> OwnModel:
         "labels": Labels(small.CLASSES),
     }
     return OwnModel(**(parts | changes))
-
-
-def export(folder: Path, factory: str, *options: str, labels: tuple[str, ...] = small.CLASSES) -> int:
-    (folder / "labels.txt").write_text("\n".join(labels))
-    command = ["--factory", factory, "--name", "my-net", "--labels", str(folder / "labels.txt")]
-    return main([*command, "--output", str(folder / "repository"), *options])
-
-
-def exported(folder: Path) -> Bundle:
-    return bundles.load(folder / "repository" / "my-net" / "1")
 
 
 def test_defaults_are_imagenets() -> None:
@@ -102,9 +72,9 @@ def test_defaults_are_imagenets() -> None:
             r"tests\.export\.small\.SmallClassifier is none of torchvision's SSD, RetinaNet, FCOS, FasterRCNN",
         ),
         ({"task": Task.FORECASTING}, "needs --horizon, --min-history and --max-history"),
-        ({"forecast": HOURS}, "are for --task forecasting"),
-        ({**FORECASTING, "forecast": replace(HOURS, quantile_levels=(0.9, 0.5))}, "--quantiles: expected ascending"),
-        ({**FORECASTING, "forecast": replace(HOURS, season=24)}, "--season <= --min-history <= --max-history"),
+        ({"forecast": SERIES}, "are for --task forecasting"),
+        ({**FORECASTING, "forecast": replace(SERIES, quantile_levels=(0.9, 0.5))}, "--quantiles: expected ascending"),
+        ({**FORECASTING, "forecast": replace(SERIES, season=24)}, "--season <= --min-history <= --max-history"),
         ({**FORECASTING, "series": np.zeros(19, np.float32)}, "--eval-series: 19 observations; expected at least 20"),
         ({**FORECASTING, "series": np.ones(60, np.float32)}, "--eval-series repeats itself exactly"),
         ({"task": Task.SEQUENCE}, "its symbols, and --max-length"),
@@ -148,16 +118,13 @@ def test_words_of_the_command_line() -> None:
 
 def test_a_classifier_with_weights_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every variant is published, measured on labelled photos, and calibrated with others of them."""
-    photos = tmp_path / "birds" / "images"
-    photos.mkdir(parents=True)
-    for number in range(16):
-        colour = (40 + 10 * number, 250 - 10 * number, 7 * number)
-        Image.new("RGB", (24, 20), colour).save(photos / f"{small.CLASSES[number % 3]}_{number}.png")
+    names = [f"{small.CLASSES[number % 3]}_{number}" for number in range(16)]
+    photos = write_photos(tmp_path / "birds" / "images", names, size=(24, 20))
     torch.manual_seed(1)
     torch.save({"state_dict": small.SmallClassifier().state_dict()}, tmp_path / "my.pth")
-    options = ["--input-size", "16", "--resize-shorter", "18", "--weights", str(tmp_path / "my.pth")]
+    options = ["--resize-shorter", "18", "--weights", str(tmp_path / "my.pth"), "--precisions", "fp32,fp16,int8"]
     options += ["--eval-images", str(photos), "--classes-from", "file", "--dataset", "colours"]
-    assert export(tmp_path, "tests.export.small:SmallClassifier", *options) == 0, capsys.readouterr().out
+    assert export(tmp_path, "small:SmallClassifier", *options) == 0, said(capsys)
     bundle = exported(tmp_path)
     assert (bundle.weights.trained, bundle.weights.source) == (True, "file my.pth, state_dict")
     assert bundle.labels == small.CLASSES
@@ -170,14 +137,20 @@ def test_a_classifier_with_weights_of_a_file(tmp_path: Path, capsys: pytest.Capt
     assert (half.calibration, eighth.calibration) == (None, Calibration(dataset="birds, 2 of 16", samples=2))
 
 
+def test_a_factory_that_holds_its_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(tmp_path, "small:SmallClassifier", "--weights", "factory", "--license", "MIT") == 0
+    weights = exported(tmp_path).weights
+    assert (weights.trained, weights.license) == (True, "MIT")
+    assert weights.source == "built by tests.export.small:SmallClassifier"
+    assert f"weights: {weights.source}" in said(capsys)
+
+
 def test_without_labels_the_classes_have_numbers_and_what_was_assumed_is_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--factory", "tests.export.small:SmallClassifier", "--name", "my-net", "--input-size", "16"]
-    command += ["--weights", "random", "--precisions", "fp32", "--output", str(tmp_path / "repository")]
-    assert main(command) == 0
+    assert export(tmp_path, "small:SmallClassifier", labels=None) == 0
     assert exported(tmp_path).labels == ("0", "1", "2")
-    printed = capsys.readouterr().out
+    printed = said(capsys)
     assert "input: 16 x 16 RGB, resized to it without cropping (bilinear)" in printed
     assert "pixels in 0..1, minus the mean 0.485, 0.456, 0.406, divided by 0.229, 0.224, 0.225" in printed
     assert "size, interpolation and pixels: assumed, where no option gives them" in printed
@@ -204,18 +177,9 @@ def test_a_segmenter_of_any_size_and_a_next_symbol_model() -> None:
     assert own_entry(own(task=Task.SEQUENCE, max_length=50)).input == SequenceSpec(max_length=50)
 
 
-@pytest.mark.parametrize(
-    ("factory", "labels", "message"),
-    [
-        ("tests.export.test_own:WithSoftmax", small.CLASSES, "expected logits"),
-        ("tests.export.small:SmallClassifier", ("one", "two"), "2 labels, but"),
-    ],
-)
-def test_answers_that_cannot_be_right_are_refused(
-    factory: str, labels: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert export(tmp_path, factory, "--input-size", "16", "--weights", "random", labels=labels) == 1
-    assert message in capsys.readouterr().out
+def test_labels_of_other_classes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(tmp_path, "small:SmallClassifier", labels=("one", "two")) == 1
+    assert "2 labels, but" in said(capsys)
     assert not list(tmp_path.glob("repository/my-net/*"))
 
 
@@ -235,15 +199,13 @@ def test_scores_of_other_classes_or_another_size_are_refused() -> None:
 
 def test_a_model_that_fails_in_pytorch_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Images of one channel for a network of three, with and without labels; the traceback only where asked."""
-    factory = "tests.export.small:SmallClassifier"
-    options = ["--input-size", "16", "--channels", "1", "--weights", "random"]
-    assert export(tmp_path, factory, *options) == 1
-    printed = " ".join(capsys.readouterr().out.split())
+    assert export(tmp_path, "small:SmallClassifier", "--channels", "1") == 1
+    printed = said(capsys)
     assert "float32 [2, 1, 16, 16]; check --channels and --input-size: RuntimeError: Given groups=1" in printed
     assert "to have 3 channels, but got 1 channels instead (small.py:" in printed
     assert "Traceback" not in printed
-    assert main(["--factory", factory, "--name", "my-net", "--output", str(tmp_path), "--traceback", *options]) == 1
-    printed = capsys.readouterr().out
+    assert export(tmp_path, "small:SmallClassifier", "--channels", "1", "--traceback", labels=None) == 1
+    printed = said(capsys)
     assert "float32 [1, 1, 16, 16]; check" in printed
     assert "Traceback" in printed
 
@@ -252,14 +214,12 @@ def test_a_forecaster_is_measured_on_a_series_of_a_file(tmp_path: Path) -> None:
     series = 100 + np.arange(60) % 7
     (tmp_path / "load.csv").write_text("hour,MW\n" + "".join(f"{hour},{value}\n" for hour, value in enumerate(series)))
     torch.save(small.SmallForecaster().state_dict(), tmp_path / "weights.pth")
-    command = ["--factory", FORECASTING["factory"], "--name", "my-net", "--output", str(tmp_path / "repository")]
-    shape = ["--horizon=4", "--min-history=5", "--max-history=40", "--quantiles=0.1,0.5,0.9", "--season=3"]
-    described = ["--step", "hour", "--frequency", "H", "--unit", "MW", "--dataset", "my load"]
-    described += ["--weights", str(tmp_path / "weights.pth")]
-    asked = [*command, *shape, *described, "--task", "forecasting", "--eval-series", f"{tmp_path}/load.csv"]
-    assert main([*asked[:-1], f"{asked[-1]}:MW"]) == 0
+    options = ["--task=forecasting", "--horizon=4", "--min-history=5", "--max-history=40", "--quantiles=0.1,0.5,0.9"]
+    options += ["--season=3", "--step=hour", "--frequency=H", "--unit=MW", "--dataset=my load"]
+    options += [f"--weights={tmp_path}/weights.pth", f"--eval-series={tmp_path}/load.csv:MW"]
+    assert export(tmp_path, "small:SmallForecaster", *options, size=None, labels=None) == 0
     bundle = exported(tmp_path)
-    assert bundle.forecast == HOURS
+    assert bundle.forecast == SERIES
     figures = {metric.name: metric for metric in bundle.variants[0].metrics}
     assert {"mase", "pinball", "coverage_80", "mase_seasonal_naive"} <= figures.keys()
     assert (figures["mase"].dataset, figures["mase"].samples) == ("my load, last fifth", 9)

@@ -1,9 +1,8 @@
-"""fp16 and int8 files: their contents, the accuracy gate, and which layers it returns to float."""
+"""fp16 and int8 files: their contents, the accuracy gate, layers that return to float, losses that a mean hides."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,86 +13,67 @@ import torch
 from torch import Tensor, nn
 
 from export import accuracy, engines, precisions
-from export.accuracy import Measured
+from export.accuracy import Answers, Measured, Part
 from export.arrays import Array
 from export.engines import in_openvino
-from export.evidence import ImageEvidence, Sources
-from export.graph import serving_graph
-from export.onnx import to_onnx
-from export.precisions import Judge, LeftOut
+from export.losses import Criterion, allowed_loss
+from export.precisions import AGREEMENT, TOP1, Judge, LeftOut
 from export.samples import ImageData, ImageSet
 from export.variants import calibrated
-from export.verify import ParityCase, open_session, tensor_specs
+from export.verify import open_session, tensor_specs
 from models.entry import Entry, ImageInput
-from models.progress import Silent
-from rafaga.bundle import Precision, Task, Variant
+from rafaga.bundle import Metric, Precision, Task, Variant
 from rafaga.errors import DeviceError
 from rafaga.processor import instruction_set
+from tests.export.exporting import traced_judge
 
-SIZE = 8
 SMALLER = (Precision.FP16, Precision.INT8)
+SIZE = 8
+INPUT = ImageInput(SIZE, SIZE, 3, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
-class Outlier(nn.Module):
-    """Separates dark from bright by a small signal next to a value a thousand times as large.
-
-    `widen` puts both into one tensor, where 256 steps cannot hold them; `read` then sees steps only. The two layers
-    around them may be quantised.
-    """
+class FaintCue(nn.Module):
+    """Finds defects by a channel that is a thousandth of the one beside it. One of four layers mixes the two."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, 3, 1)
-        self.widen = nn.Conv2d(3, 4, 1)
-        self.read = nn.Conv2d(4, 2, 1)
-        self.last = nn.Linear(2, 2)
+        self.first = nn.Conv2d(3, 3, 1, bias=False)
+        self.widen = nn.Conv2d(3, 2, 1, bias=False)
+        self.read = nn.Conv2d(2, 3, 1)
+        self.last = nn.Linear(3, 2)
         with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.zero_()
             self.first.weight[:] = torch.eye(3)[:, :, None, None]
-            self.widen.weight[0, 0] = 1.0
-            assert self.widen.bias is not None
+            self.widen.weight[:] = torch.tensor([[0.0, 1000.0, 0.0], [1.0, 0.0, 0.0]])[:, :, None, None]
+            self.read.weight[:] = torch.tensor([[0.0, 1.0], [0.0, 0.01], [0.0, 0.01]])[:, :, None, None]
             assert self.read.bias is not None
-            self.widen.bias[3] = 1000.0
-            self.read.weight[0, 0], self.read.weight[1, 0] = 1.0, -1.0
-            self.read.bias[1] = 1.0
-            self.last.weight[:] = 8 * torch.tensor([[-1.0, 1.0], [1.0, -1.0]])
+            self.read.bias[:] = torch.tensor([0.0, 0.5, 1.0])  # 1: for the range, without defects to calibrate with
+            self.last.weight[:] = 8 * torch.tensor([[-1.0, 1.0, 0.0], [1.0, -1.0, 0.0]])
+            self.last.bias.zero_()
 
     def forward(self, image: Tensor) -> Tensor:
-        x: Tensor = self.read(self.widen(self.first(image)))
-        logits: Tensor = self.last(x.mean(dim=(2, 3)))
+        logits: Tensor = self.last(self.read(self.widen(self.first(image))).mean(dim=(2, 3)))
         return logits
 
 
-INPUT = ImageInput(SIZE, SIZE, 3, mean=(0.0,) * 3, std=(1.0,) * 3)
-ENTRY = Entry(
-    "outlier", "four layers", Task.CLASSIFICATION, "brightness", Outlier, INPUT, labels=lambda: ("dark", "bright")
-)
+CLASSES = ("sound", "defect")
+ENTRY = Entry("faint", "four layers", Task.CLASSIFICATION, "photos", FaintCue, INPUT, labels=lambda: CLASSES)
 
 
-def images(count: int, seed: int) -> ImageSet:
-    """Brightness from 30 to 225, dark below the middle. White noise stays well below the difference."""
+def photos(count: int, defects: int, seed: int) -> ImageSet:
+    """The red channel shows a defect, and the green one is of any brightness."""
     rng = np.random.default_rng(seed)
-    level = np.where(np.arange(count) % 2, rng.uniform(150, 225, count), rng.uniform(30, 105, count))
-    pixels = np.clip(level[:, None, None, None] + rng.normal(0, 3, (count, SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
-
-    def read(rows: Sequence[int]) -> Array:
-        return pixels[np.asarray(rows)]
-
-    return ImageSet(f"brightness {seed}", (np.arange(count) % 2).astype(np.int64), read)
+    labels = (np.arange(count) < defects).astype(np.int64)
+    pixels = rng.integers(0, 256, (count, 1, 1, 3)) + np.zeros((1, SIZE, SIZE, 1), dtype=np.int64)
+    pixels[..., 0] = np.where(labels, 240, 20)[:, None, None]
+    return ImageSet(f"photos {seed}", labels, lambda rows: pixels[np.asarray(rows)].astype(np.uint8))
 
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Judge:
-    """Of the outlier network, with fp32 traced and measured."""
-    path = tmp_path_factory.mktemp("outlier") / "model.onnx"
-    graph = serving_graph(ENTRY, Outlier())
-    evidence = ImageEvidence(ENTRY, INPUT, ImageData(images(200, 1), images(64, 2), images(100, 3)), Sources())
-    to_onnx(graph, evidence.example(), path)
-    cases = [ParityCase(inputs, graph.reference(inputs)) for inputs in evidence.batches()]
-    baseline = evidence.measure(open_session(path), lambda *_: None)
-    assert accuracy.value_of("top1", baseline.metrics) == 1.0
-    return Judge(path, baseline, cases, evidence, trained=True, max_accuracy_drop=0.005, steps=Silent())
+    """Of a network whose second layer gives the cue and values a thousand times as large: 256 steps cannot hold both,
+    and the third layer reads them. The first and the last may be quantised."""
+    data = ImageData(photos(200, 100, 1), photos(64, 32, 2), photos(100, 50, 3))
+    return traced_judge(ENTRY, FaintCue(), data, tmp_path_factory.mktemp("faint"))
 
 
 @pytest.fixture
@@ -219,7 +199,7 @@ def test_bf16_needs_openvino_and_its_instructions(judge: Judge, monkeypatch: pyt
 
 def test_top1_and_its_progress(traced: Judge) -> None:
     session = open_session(traced.fp32)
-    source = images(50, 9)
+    source = photos(50, 25, 9)
     flipped = ImageSet("half wrong", np.where(np.arange(50) < 25, source.labels, 1 - source.labels), source.read)
     progress: list[tuple[int, int]] = []
     (metric,) = accuracy.classify(session, flipped, advance=lambda *done: progress.append(done)).metrics
@@ -233,3 +213,76 @@ def test_ties_count_against_the_model() -> None:
     ranks = accuracy._rank_of(np.array([1, 1]), np.array([[0.5, 0.5, 0.0], [0.2, 0.8, 0.0]]))
     assert ranks.tolist() == [1, 0]
     assert accuracy._rank_of(np.array([0]), np.full((1, 3), np.nan)).tolist() == [2]
+
+
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory: pytest.TempPathFactory) -> Judge:
+    data = ImageData(photos(1600, 6, 1), photos(64, 0, 2), photos(400, 2, 3))
+    return traced_judge(ENTRY, FaintCue(), data, tmp_path_factory.mktemp("faint"))
+
+
+def test_a_lost_rare_class_returns_layers_to_float(rare: Judge) -> None:
+    """Without a loss of top-1 that counts: 6 of 1,600 photos show a defect."""
+    assert accuracy.value_of("top1", rare.baseline.metrics) == 1.0
+    (int8,), _ = rare.variants((Precision.INT8,))
+    assert int8.float_layers
+    assert int8.default_eligible
+    assert {metric.name: metric.value for metric in int8.metrics} == {"top1": 1.0, "agreement": 1.0}
+
+
+def test_a_lost_rare_class_is_not_eligible_where_nothing_decides(rare: Judge) -> None:
+    """No photo that chooses shows a defect, so the file stays quantised as a whole."""
+    data = replace(rare._images.data, choosing=photos(400, 0, 3))
+    (int8,), _ = replace(rare, evidence=replace(rare._images, data=data)).variants((Precision.INT8,))
+    top1, agreement, defect = int8.losses
+    assert (int8.float_layers, int8.default_eligible) == ((), False)
+    assert (top1.metric, top1.drop, top1.within) == ("top1", 6 / 1600, True)
+    assert (agreement.metric, agreement.drop, agreement.within) == ("agreement", 6 / 1600, True)
+    assert (defect.metric, defect.drop, defect.samples, defect.within) == ("recall of defect", 1.0, 6, False)
+    assert defect.allowed_drop == 2 / 6
+    assert int8.loss == defect, "a server says why it does not choose the file"
+
+
+def test_the_allowed_loss_depends_on_the_number_of_samples() -> None:
+    """Values of the binomial distribution with a rate of 0.05."""
+    allowed = {samples: round(samples * allowed_loss(samples, 0.05, 0.025)) for samples in (1, 2, 6, 1000)}
+    assert allowed == {1: 1, 2: 1, 6: 2, 1000: 64}
+    assert [allowed_loss(6, rate, 0.025) for rate in (-1.0, 0.0, 1.0, 2.0)] == [0.0, 0.0, 1.0, 1.0]
+
+
+def measured(top1: float, classes: Array, right: Array, agreement: float = 1.0) -> Measured:
+    metrics = (Metric("top1", top1, "photos", len(right)), Metric("agreement", agreement, "photos", len(right)))
+    return Measured(metrics, Answers(classes, right))
+
+
+def test_gains_hide_no_disagreement_and_a_class_may_move_by_chance() -> None:
+    right = np.repeat([0, 1], 500)
+    baseline = measured(0.9, np.concatenate([right[:400], 1 - right[400:500], right[500:]]), right)
+    moved = np.concatenate([1 - right[:100], right[100:]])  # as many are right, but others
+    losses = TOP1.losses(measured(0.9, moved, right, 0.8), baseline, ("a", "b"))
+    assert [(loss.metric, loss.drop, loss.within) for loss in losses] == [
+        ("top1", 0.0, True), ("agreement", pytest.approx(0.2), False),
+    ]  # fmt: skip
+    few = np.concatenate([right[:480], 1 - right[480:500], right[500:]])  # 20 of 500
+    perfect = measured(1.0, right, right)
+    assert [loss.within for loss in TOP1.losses(measured(0.998, few, right), perfect, ("a", "b"))] == [True] * 3
+
+
+def test_a_segmenters_class_is_judged_by_the_images_that_show_it() -> None:
+    metrics = (Metric("agreement", 0.999, "photos", 200),)
+    parts = (Part(0, 200, 0.001), Part(1, 40, 0.9), Part(2, 1, 1.0))
+    _, *losses = AGREEMENT.losses(Measured(metrics, parts=parts), Measured(), ("ground", "ball", "edge"))
+    within = {loss.metric: loss.within for loss in losses}
+    assert within == {"recall of ground": True, "recall of ball": False, "recall of edge": True}
+
+
+def test_a_channel_that_is_lost_next_to_a_large_one() -> None:
+    """The cosine of the whole map stays at 1.00."""
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(3, 4, 5, 5)) * np.array([1000, 1, 1, 0])[:, None, None]
+    found = np.where(np.arange(4)[:, None, None] == 1, rng.normal(size=(3, 4, 5, 5)), reference)
+    assert min(accuracy._cosine(found, reference)) > 0.9999
+    assert accuracy._kept_channels(accuracy._channel_products(found, reference)) == pytest.approx(2 / 3)
+    maps = (Metric("similarity", 1.0, "photos", 200), Metric("channels", 2 / 3, "photos", 200))
+    whole, channels = Criterion("similarity", 0.01, reference=1.0).losses(Measured(maps), Measured(), ())
+    assert (whole.within, channels.metric, channels.within) == (True, "channels", False)

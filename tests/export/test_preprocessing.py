@@ -16,15 +16,14 @@ import torch
 from PIL import Image
 from torchvision.models import SqueezeNet1_1_Weights, ViT_B_16_Weights
 
-from export.__main__ import main
 from export.graph import serving_graph
 from export.own import OwnModel, OwnModelInvalid, assumptions, own_entry
 from export.samples import preparation
 from models.entry import Entry, ImageInput
-from rafaga import bundle as bundles
 from rafaga import images
 from rafaga.bundle import Interpolation, Task
 from tests.export import small
+from tests.export.exporting import export, exported, said, write_photos
 from tests.export.test_own import own
 
 
@@ -54,7 +53,7 @@ def test_a_torchvision_builder_is_served_with_its_own_transform(size: tuple[int,
     assert "torchvision's SqueezeNet1_1_Weights.IMAGENET1K_V1" in assumptions(entry, (), named=True)[2]
 
 
-def test_size_and_interpolation_are_those_of_the_weights(tmp_path: Path) -> None:
+def test_size_and_interpolation_are_those_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bicubic = image_of(own_entry(of_torchvision("efficientnet_b3")))
     assert (bicubic.height, bicubic.resize_shorter, bicubic.interpolation) == (300, 320, Interpolation.BICUBIC)
     assert image_of(own_entry(of_torchvision("googlenet"))).mean == (0.5, 0.5, 0.5)
@@ -63,16 +62,11 @@ def test_size_and_interpolation_are_those_of_the_weights(tmp_path: Path) -> None
     published.write_bytes(b"weights")
     swag = image_of(own_entry(of_torchvision("vit_b_16", weights=str(published))))
     assert (swag.height, swag.resize_shorter, swag.interpolation) == (384, 384, Interpolation.BICUBIC)
-    published.rename(tmp_path / "mine.pth")  # not the published bytes: torchvision's default
-    assert image_of(own_entry(of_torchvision("vit_b_16", weights=str(tmp_path / "mine.pth")))).height == 224
-
-
-def test_a_published_file_under_another_name_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.pth").write_bytes(b"weights")
+    mine = published.rename(tmp_path / "mine.pth")  # not the published bytes: torchvision's default
+    assert image_of(own_entry(of_torchvision("vit_b_16", weights=str(mine)))).height == 224
     digest = hashlib.sha256(b"weights").hexdigest()
-    monkeypatch.setattr("export.preprocessing.sha256_of", lambda _: "9ac1b537" + digest[8:])
-    weights = str(tmp_path / "mine.pth")
-    assert image_of(own_entry(of_torchvision("vit_b_16", weights=weights))).height == 384
+    monkeypatch.setattr("export.preprocessing.sha256_of", lambda _: "9ac1b537" + digest[8:])  # as if they were
+    assert image_of(own_entry(of_torchvision("vit_b_16", weights=str(mine)))).height == 384
 
 
 def test_options_win_over_the_metadata() -> None:
@@ -89,14 +83,8 @@ def test_options_win_over_the_metadata() -> None:
 
 
 def test_a_timm_builder(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = SimpleNamespace(
-        input_size=(3, 224, 224),
-        crop_pct=0.875,
-        crop_mode="center",
-        interpolation="bicubic",
-        mean=(0.5, 0.5, 0.5),
-        std=(0.4, 0.4, 0.4),
-    )
+    pixels = {"mean": (0.5, 0.5, 0.5), "std": (0.4, 0.4, 0.4), "interpolation": "bicubic"}
+    config = SimpleNamespace(input_size=(3, 224, 224), crop_pct=0.875, crop_mode="center", **pixels)
 
     def little_net() -> torch.nn.Module:
         return small.SmallClassifier()
@@ -135,20 +123,14 @@ def test_bicubic_and_a_model_that_guesses(tmp_path: Path, capsys: pytest.Capture
         model.output.weight[0] += 1  # always alpha, more or less surely
         model.output.bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
     torch.save(model.state_dict(), tmp_path / "w.pth")
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for number in range(16):
-        colour = (15 * number, 255 - 15 * number, 100)
-        Image.new("RGB", (20, 20), colour).save(photos / f"{small.CLASSES[1 + number % 2]}_{number}.png")
-    (tmp_path / "labels.txt").write_text("\n".join(small.CLASSES))
-    command = ["--factory", "tests.export.small:SmallClassifier", "--name", "my-net", "--input-size", "16"]
-    command += ["--weights", str(tmp_path / "w.pth"), "--precisions", "fp32", "--output", str(tmp_path)]
-    command += ["--interpolation", "bicubic", "--layout", "bgr", "--eval-images", str(photos), "--classes-from", "file"]
-    assert main([*command, "--labels", str(tmp_path / "labels.txt")]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
+    photos = write_photos(tmp_path / "photos", [f"{small.CLASSES[1 + number % 2]}_{number}" for number in range(16)])
+    options = ["--weights", str(tmp_path / "w.pth"), "--interpolation", "bicubic", "--layout", "bgr"]
+    options += ["--eval-images", str(photos), "--classes-from", "file"]
+    assert export(tmp_path, "small:SmallClassifier", *options) == 0
+    printed = said(capsys)
     assert "TOP-1 IS AT CHANCE: 0.00 % of 10 samples" in printed
     assert "labels in another order than the model's outputs" in printed
     assert "input: 16 x 16 BGR, resized to it without cropping (bicubic)" in printed
-    image = bundles.load(tmp_path / "my-net" / "1").image
+    image = exported(tmp_path).image
     assert image is not None
     assert image.interpolation is Interpolation.BICUBIC

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from export.evidence import CALIBRATION_IMAGES, PARITY_BATCHES, PARITY_SIZES, ImageEvidence, Sources, find_evidence
 from export.labels import Labels, LabelsInvalid
@@ -16,18 +15,15 @@ from models.training.data import DataUnavailable
 from models.zoo import catalogue
 from rafaga.bundle import Calibration, ForecastSpec, ImagePreparation
 from tests.export import small
+from tests.export.exporting import write_photos
 
 PREPARED = ImagePreparation(height=16, width=16, channels=3)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """24 photos of three classes, one grey each."""
-    for number in range(24):
-        name = small.CLASSES[number % 3]
-        (tmp_path / name).mkdir(exist_ok=True)
-        Image.new("RGB", (20, 30), (number, number, number)).save(tmp_path / name / f"{number:02}.png")
-    return tmp_path
+    """24 photos of three classes, of a colour each: their red is ten times their number."""
+    return write_photos(tmp_path, [f"{small.CLASSES[number % 3]}/{number:02}" for number in range(24)], (20, 30))
 
 
 def evidence_of(sources: Sources, entry: Entry | None = None) -> ImageEvidence:
@@ -65,25 +61,20 @@ def test_photos_are_prepared_as_the_service_does(folder: Path) -> None:
     assert sorted(found.labels.tolist()) == sorted(list(range(3)) * 8)
     pixels = found.read([0, 23])
     assert pixels.shape == (2, 16, 16, 3)
-    assert (pixels[0, 0, 0, 0], pixels[1, 0, 0, 0]) == (0, 23)  # gamma/23.png is the last file by name
+    assert (pixels[0, 0, 0, 0], pixels[1, 0, 0, 0]) == (0, 230)  # gamma/23.png is the last file by name
 
 
-def test_photos_without_a_class_and_folders_without_photos_are_named(folder: Path) -> None:
-    with pytest.raises(
-        LabelsInvalid, match=r"gamma/02\.png: its folder's name is not one of the model's classes; --classes-from"
-    ):
+def test_photos_that_cannot_be_taken_are_named(folder: Path) -> None:
+    message = r"gamma/02\.png: its folder's name is not one of the model's classes; --classes-from"
+    with pytest.raises(LabelsInvalid, match=message):
         photos(folder, Labels(("alpha", "beta")), PREPARED)
     assert (photos(folder, None, PREPARED).labels == -1).all()
     (folder / "empty").mkdir()
     with pytest.raises(DataUnavailable, match="no photos in"):
         photos(folder / "empty", None, PREPARED)
-
-
-def test_a_broken_photo_is_named(folder: Path) -> None:
     (folder / "beta" / "01.png").write_bytes(b"nothing")
-    found = photos(folder, Labels(small.CLASSES), PREPARED)
     with pytest.raises(PhotoInvalid, match=r"beta/01\.png: expected a whole"):
-        found.read(range(24))
+        photos(folder, Labels(small.CLASSES), PREPARED).read(range(24))
 
 
 def test_photos_that_calibrate_or_choose_are_not_measured_on(folder: Path) -> None:
@@ -128,11 +119,9 @@ def test_calibration_photos_are_used_where_nothing_can_be_measured(
     assert sum(len(batch) for batch in found.calibration()) == 24
 
 
-def test_sample_photos_of_other_classes_are_ignored_unless_asked_for(folder: Path, tmp_path: Path) -> None:
+def test_sample_photos_of_other_classes_are_ignored_unless_asked_for(tmp_path: Path) -> None:
     """ImageNet's sample photos are in the data folder: a model of other classes is neither measured nor refused."""
-    samples = tmp_path / "data" / "imagenet_samples" / "images"
-    samples.mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(samples / "n01440764_tench.png")
+    samples = write_photos(tmp_path / "data" / "imagenet_samples" / "images", ["n01440764_tench"])
     assert "no held-out data" in evidence_of(Sources(data=tmp_path / "data")).note
     with pytest.raises(LabelsInvalid, match="n01440764_tench"):
         evidence_of(Sources(eval_images=samples))

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from rafaga.errors import DeviceError
 from rafaga.server.config.device import Device, parse
 from rafaga.server.config.settings import Config
 from rafaga.server.engines import devices
-from rafaga.server.engines.contract import Engine
+from rafaga.server.engines.contract import Engine, run_in_batches
 from rafaga.server.engines.devices import DeviceChoice, Nvidia
 from rafaga.server.engines.loading import ModelToPlace
 from rafaga.server.engines.selection import Placement
@@ -68,17 +68,21 @@ def in_time(end: float) -> None:
         pytest.skip("no time was left: RAFAGA_TEST_SECONDS gives more")
 
 
-Place = Callable[..., Placement]
+Load = Callable[..., Engine]
 
 
 @pytest.fixture
-def place(device: Device) -> Place:
-    """A placement on the device; keywords are settings."""
+def load(device: Device) -> Iterator[Load]:
+    """Loads a model on the device; keywords are settings. The engines end with the test."""
+    engines: list[Engine] = []
 
-    def place(**settings: object) -> Placement:
-        return placed(device, **settings)
+    def load(given: ModelToPlace, **settings: object) -> Engine:
+        engines.append(placed(device, **settings).load(device, given).engine)
+        return engines[-1]
 
-    return place
+    yield load
+    for engine in engines:
+        assert engine.close()
 
 
 def placed(device: Device, **settings: object) -> Placement:
@@ -125,12 +129,13 @@ def bundles_in(root: Path) -> list[Found]:
     return found
 
 
-def repeated(golden: Golden, rows: int) -> Golden:
-    """Its inputs and outputs repeated up to `rows` rows."""
-    other = copy(golden)
-    other.inputs = golden.tiled(rows)
-    other.outputs = tuple(np.resize(output, (rows, *output.shape[1:])) for output in golden.outputs)
-    return other
+def check_every_size(engine: Engine, golden: Golden, most: int, tolerance: float) -> None:
+    """With the golden inputs repeated: all buckets, padded and not, and more rows than a batch holds."""
+    for rows in (1, 2, 3, 5, 8, 13):
+        repeated = copy(golden)
+        repeated.inputs = golden.tiled(rows)
+        repeated.outputs = tuple(np.resize(output, (rows, *output.shape[1:])) for output in golden.outputs)
+        repeated.check(run_in_batches(engine, repeated.inputs, most), tolerance)
 
 
 def task(folder: Path, precision: Precision = Precision.FP32, rows: int = 8) -> tuple[ModelToPlace, Variant, Golden]:

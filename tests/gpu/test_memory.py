@@ -14,11 +14,9 @@ import pytest
 from rafaga.errors import DeviceMemoryError
 from rafaga.server.config.device import Device
 from rafaga.server.engines.devices import Nvidia
-from rafaga.server.engines.selection import Placement
 from tests.bundles import publish_convolutions
-from tests.gpu.conftest import task
+from tests.gpu.conftest import Load, placed, task
 
-Place = Callable[..., Placement]
 # What the driver rounds to, and libraries keep once they were used.
 _SLACK = 64 * 2**20
 
@@ -44,9 +42,9 @@ def used(device: Device) -> Callable[[], int]:
     return used
 
 
-def test_unloading_gives_it_back(place: Place, device: Device, tmp_path: Path, used: Callable[[], int]) -> None:
+def test_unloading_gives_it_back(device: Device, tmp_path: Path, used: Callable[[], int]) -> None:
     given = dataclasses.replace(task(publish_convolutions(tmp_path))[0], max_rows=4096)
-    placement = place()
+    placement = placed(device)
     assert placement.load(device, given).engine.close()  # the first loads the libraries, which stay
     before = used()
     for _ in range(3):
@@ -57,10 +55,10 @@ def test_unloading_gives_it_back(place: Place, device: Device, tmp_path: Path, u
         assert used() <= before + _SLACK
 
 
-def test_a_limit_of_the_arena_holds(place: Place, device: Device, tmp_path: Path) -> None:
+def test_a_limit_of_the_arena_holds(load: Load, device: Device, tmp_path: Path) -> None:
     """Activations of 8,192 images pass 300 MiB: it is refused at load, with a reason."""
     if not device.gpu:
         pytest.skip("a rehearsal has no GPU's memory")
     large = dataclasses.replace(task(publish_convolutions(tmp_path))[0], max_rows=8192)
     with pytest.raises(DeviceMemoryError):
-        place(gpu_model_memory_mib=400).load(device, large)
+        load(large, gpu_model_memory_mib=400)

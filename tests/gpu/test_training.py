@@ -35,19 +35,17 @@ def trained_on() -> torch.device:
 
 def images(entry: Entry) -> ImageClassification:
     """Classes told apart by brightness."""
-    assert isinstance(entry.input, ImageInput)
     spec = entry.input
+    assert isinstance(spec, ImageInput)
     assert spec.height
     assert spec.width
+    colour = spec.channels == 3
     labels = np.arange(64) % 2
-    shape = (64, spec.height, spec.width, *([spec.channels] if spec.channels == 3 else []))
+    shape = (64, spec.height, spec.width, *([3] if colour else []))
     pixels = np.random.default_rng(0).integers(0, 60, shape, dtype=np.uint8)
     pixels[labels == 1] += 150
-    colour = spec.channels == 3
-    augment = crop_and_flip if colour else jitter_digits
-    return ImageClassification(
-        entry.build(), spec, (pixels, labels), (pixels, labels), "stripes", augment, batch_size=16, bfloat16=colour
-    )
+    data, augment = (pixels, labels), crop_and_flip if colour else jitter_digits
+    return ImageClassification(entry.build(), spec, data, data, "stripes", augment, batch_size=16, bfloat16=colour)
 
 
 def forecasts(entry: Entry) -> ForecastingProblem:
@@ -107,10 +105,6 @@ def test_a_few_steps_are_taken_on_the_device(name: str, trained_on: torch.device
     problem.evaluate()
 
 
-class Interrupted(Exception):
-    pass
-
-
 def test_a_run_is_resumed_on_the_device(trained_on: torch.device, tmp_path: Path) -> None:
     whole = problem_of("resnet20-cifar10")
     fit(whole, SCHEDULE, tmp_path / "whole.pt", resume=False, console=QUIET, device=trained_on)
@@ -120,11 +114,11 @@ def test_a_run_is_resumed_on_the_device(trained_on: torch.device, tmp_path: Path
 
     def stopping() -> object:
         if next(epochs) == 2:
-            raise Interrupted
+            raise InterruptedError
         return batches()
 
     stopped.batches = stopping  # type: ignore[method-assign, assignment]
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedError):
         fit(stopped, SCHEDULE, tmp_path / "stopped.pt", resume=False, console=QUIET, device=trained_on)
     resumed = problem_of("resnet20-cifar10")
     torch.manual_seed(99)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,36 +11,34 @@ from typing import Any
 
 import pytest
 
+from rafaga import AsyncClient, Client
 from tests import bundles, plain
-from tests.integration.serving import Served, serving
+from tests.blocking import Blocking
+from tests.integration.serving import PATIENCE_S, Served, serving
 from tests.integration.valve import Valve
 
 PERF_ANALYZER = Path(__file__).resolve().parents[3] / "shared/bench/perf_analyzer.sh"
+
+
+FEW = (bundles.publish_classifier, bundles.publish_backbone, bundles.publish_forecaster, bundles.publish_fragile)
 
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """digits (28x28x1), backbone (any size), series (2 to 64 observations), fragile (see bundles.fragile)."""
     root = tmp_path_factory.mktemp("repository")
-    bundles.publish_classifier(root)
-    bundles.publish_backbone(root)
-    bundles.publish_forecaster(root)
-    bundles.publish_fragile(root)
+    for publish in FEW:
+        publish(root)
     return root
 
 
 @pytest.fixture(scope="session")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model for every method: digits, backbone, series, detector (8x16), segmenter, letters (1 to 32 of abcd);
-    fragile (see bundles.fragile); and a plain file, plain (y = 2 x)."""
+    """A model for every method: those of `repository`, detector (8x16), segmenter, letters (1 to 32 of abcd); and a
+    plain file, plain (y = 2 x)."""
     root = tmp_path_factory.mktemp("everything")
-    bundles.publish_classifier(root)
-    bundles.publish_backbone(root)
-    bundles.publish_forecaster(root)
-    bundles.publish_detector(root)
-    bundles.publish_segmenter(root)
-    bundles.publish_sequence_model(root)
-    bundles.publish_fragile(root)
+    for publish in (*FEW, bundles.publish_detector, bundles.publish_segmenter, bundles.publish_sequence_model):
+        publish(root)
     plain.publish(root, "plain", plain.scaled(2.0))
     return root
 
@@ -50,6 +49,24 @@ def server(repository: Path) -> Iterator[Served]:
     with serving(repository) as served:
         yield served
         assert served.in_flight == 0
+
+
+@pytest.fixture(scope="session")
+def full_server(everything: Path) -> Iterator[Served]:
+    """As `server`, with a model for every method."""
+    with serving(everything) as served:
+        yield served
+        assert served.in_flight == 0
+
+
+@pytest.fixture(params=[Client, AsyncClient])
+def client(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Both clients, one after the other, of the server that the module's fixture `served` gives."""
+    with asyncio.Runner() as runner:
+        served = request.getfixturevalue("served")
+        client = Blocking(request.param(served.address, timeout_s=PATIENCE_S), runner)
+        yield client
+        client.close()
 
 
 @pytest.fixture

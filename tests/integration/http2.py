@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from google.protobuf.message import Message
 
@@ -72,10 +72,9 @@ def call(stream: int, method: str, message: Message, *more: tuple[str, str]) -> 
 
 
 class RawConnection:
-    def __init__(self, port: int, window: int = 1 << 20) -> None:
-        """`window`: how many bytes of each reply the server may send before it is allowed more."""
-        self._socket = socket.create_connection(("127.0.0.1", port), PATIENCE_S)
-        self._received = b""
+    def __init__(self, opened: socket.socket, replies: BinaryIO, window: int) -> None:
+        self._socket = opened
+        self._replies = replies
         self.send(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, window)))
 
     def send(self, content: bytes) -> None:
@@ -86,33 +85,17 @@ class RawConnection:
 
         SETTINGS and PING are answered on the way.
         """
-        while True:
-            while len(self._received) < 9 or len(self._received) < 9 + self._length():
-                try:
-                    more = self._socket.recv(1 << 16)
-                except (ConnectionError, TimeoutError):
-                    return
-                if not more:
-                    return
-                self._received += more
-            end = 9 + self._length()
-            kind, flags, stream = struct.unpack(">BBI", self._received[3:9])
-            received = Frame(kind, flags, stream, self._received[9:end])
-            self._received = self._received[end:]
+        while len(prefix := self._read(9)) == 9:
+            kind, flags, stream = struct.unpack(">BBI", prefix[3:])
+            received = Frame(kind, flags, stream, self._read(int.from_bytes(prefix[:3], "big")))
             if kind in (SETTINGS, PING) and not flags & ACK:
                 self._try_to_send(frame(kind, ACK, 0, received.payload if kind == PING else b""))
             yield received
 
-    def until_stream_ends(self, stream: int, silence_s: float = PATIENCE_S) -> list[Frame]:
+    def until_stream_ends(self, stream: int) -> list[Frame]:
         """The frames of `stream`; the last one ends it, unless the connection ended or was silent first."""
-        self._socket.settimeout(silence_s)
-        found: list[Frame] = []
-        for received in self.frames():
-            if received.stream == stream:
-                found.append(received)
-                if received.ends_stream:
-                    break
-        return found
+        found = self._until(lambda frame: frame.stream == stream and frame.ends_stream)
+        return [frame for frame in found if frame.stream == stream]
 
     def until_pong(self) -> list[Frame]:
         """What came until the server answered a ping, and so has read all that was sent before it.
@@ -120,18 +103,21 @@ class RawConnection:
         Not to be done all the time: servers close on clients that ping too much.
         """
         self._try_to_send(frame(PING, 0, 0, b"are you?"))
+        return self._until(lambda frame: frame.kind == PING and bool(frame.flags & ACK))
+
+    def _until(self, last: Callable[[Frame], bool]) -> list[Frame]:
         found: list[Frame] = []
         for received in self.frames():
             found.append(received)
-            if received.kind == PING and received.flags & ACK:
+            if last(received):
                 break
         return found
 
-    def close(self) -> None:
-        self._socket.close()
-
-    def _length(self) -> int:
-        return int.from_bytes(self._received[:3], "big")
+    def _read(self, length: int) -> bytes:
+        try:
+            return self._replies.read(length)
+        except OSError:
+            return b""
 
     def _try_to_send(self, content: bytes) -> None:
         with suppress(ConnectionError):  # `frames` will see the end
@@ -140,21 +126,12 @@ class RawConnection:
 
 @contextmanager
 def raw_connection(port: int, window: int = 1 << 20) -> Iterator[RawConnection]:
-    connection = RawConnection(port, window)
-    try:
-        yield connection
-    finally:
-        connection.close()
+    """`window`: how many bytes of each reply the server may send before it is allowed more."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as opened, opened.makefile("rb") as replies:
+        yield RawConnection(opened, replies, window)
 
 
 def _text(value: str) -> bytes:
-    """A string literal, not Huffman-coded (RFC 7541, 5.1 and 5.2)."""
-    content = value.encode()
-    length = len(content)
-    if length < 127:
-        return bytes([length]) + content
-    prefix, length = b"\x7f", length - 127
-    while length >= 128:
-        prefix += bytes([length % 128 + 128])
-        length //= 128
-    return prefix + bytes([length]) + content
+    """A short string literal, not Huffman-coded (RFC 7541, 5.1 and 5.2)."""
+    assert len(value) < 127
+    return bytes([len(value)]) + value.encode()

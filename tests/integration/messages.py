@@ -49,8 +49,7 @@ def classify(images: np.ndarray, model: str = "digits", **fields: Any) -> vision
 
 
 def classify_files(*files: bytes, model: str = "digits") -> vision_pb2.ClassifyRequest:
-    encoded = vision_pb2.EncodedImages(images=files)
-    return vision_pb2.ClassifyRequest(model=model, encoded=encoded, top_k=1000)
+    return vision_pb2.ClassifyRequest(model=model, encoded=vision_pb2.EncodedImages(images=files), top_k=1000)
 
 
 def features(images: np.ndarray, model: str = "backbone") -> vision_pb2.ExtractFeaturesRequest:
@@ -104,14 +103,16 @@ def quantiles(response: forecasting_pb2.ForecastResponse) -> np.ndarray:
 
 def png(image: np.ndarray) -> bytes:
     """uint8 [H, W] or [H, W, 3] as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
+    return _file(image, format="PNG")
 
 
-def jpeg(image: np.ndarray) -> bytes:
+def jpeg(image: np.ndarray, **options: Any) -> bytes:
+    return _file(image, format="JPEG", **options)
+
+
+def _file(image: np.ndarray, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG")
+    Image.fromarray(image).save(buffer, **options)
     return buffer.getvalue()
 
 
@@ -130,9 +131,7 @@ def black_png(width: int, height: int) -> bytes:
 
 def many_scans(scans: int) -> bytes:
     """A progressive JPEG file whose last scan is repeated so often."""
-    buffer = io.BytesIO()
-    Image.fromarray(random_photo(0, 24, 24)[0]).save(buffer, "JPEG", progressive=True)
-    *first, last = buffer.getvalue().split(b"\xff\xda")
+    *first, last = jpeg(random_photo(0, 24, 24)[0], progressive=True).split(b"\xff\xda")
     return b"\xff\xda".join([*first, *[last.removesuffix(b"\xff\xd9")] * scans, last])
 
 

@@ -6,41 +6,22 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import grpc
 import numpy as np
 
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.inference import open_inference_pb2_grpc
-from tests.integration.serving import Stubs
+from tests.integration.serving import PATIENCE_S, Stubs
 
 DATATYPES = {
+    **{f"{kind}{bits}": f"{kind}{bits}".upper() for kind in ("uint", "int") for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"FP{bits}" for bits in (16, 32, 64)},
     "bool": "BOOL",
-    "uint8": "UINT8",
-    "uint16": "UINT16",
-    "uint32": "UINT32",
-    "uint64": "UINT64",
-    "int8": "INT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
 }
-_NUMPY = {datatype: dtype for dtype, datatype in DATATYPES.items()}
-
+NUMPY = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 CONTENTS = {
-    "BOOL": "bool_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    **{datatype: f"{datatype.lower()}_contents" for datatype in ("BOOL", "INT64", "UINT64", "FP32", "FP64")},
 }
 
 
@@ -104,6 +85,14 @@ def asking_for(message: pb.ModelInferRequest, *outputs: str, **given: Any) -> pb
     return message
 
 
+def infer(stubs: Stubs, message: pb.ModelInferRequest) -> pb.ModelInferResponse:
+    return stub(stubs).ModelInfer(message, timeout=PATIENCE_S)
+
+
+def answer(stubs: Stubs, message: pb.ModelInferRequest) -> dict[str, np.ndarray]:
+    return arrays(infer(stubs, message))
+
+
 def arrays(response: pb.ModelInferResponse) -> dict[str, np.ndarray]:
     """Every output; those of BYTES as an object array of bytes."""
     assert len(response.raw_output_contents) == len(response.outputs)
@@ -115,7 +104,7 @@ def arrays(response: pb.ModelInferResponse) -> dict[str, np.ndarray]:
 
 def _array(output: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> np.ndarray:
     if output.datatype != "BYTES":
-        return np.frombuffer(raw, np.dtype(_NUMPY[output.datatype]).newbyteorder("<")).reshape(output.shape)
+        return np.frombuffer(raw, np.dtype(NUMPY[output.datatype]).newbyteorder("<")).reshape(output.shape)
     elements = []
     while raw:
         (length,) = struct.unpack_from("<I", raw)
@@ -129,8 +118,3 @@ def _array(output: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> np.nd
 
 def shapes(tensors: Sequence[Any]) -> dict[str, list[int]]:
     return {t.name: list(t.shape) for t in tensors}
-
-
-UNIMPLEMENTED = grpc.StatusCode.UNIMPLEMENTED
-INVALID = grpc.StatusCode.INVALID_ARGUMENT
-NOT_FOUND = grpc.StatusCode.NOT_FOUND

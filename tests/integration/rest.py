@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,21 +42,13 @@ def send(
     """GET, or POST with a body; a mapping is sent as JSON. Headers with _ for -."""
     if isinstance(body, Mapping):
         body = json.dumps(body)
-    connection = http.client.HTTPConnection("127.0.0.1", served.server.http_port, timeout=PATIENCE_S)
-    try:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        chunked = body is not None and not isinstance(body, bytes | str)
-        connection.request(
-            method or ("GET" if body is None else "POST"),
-            path,
-            body,
-            named,
-            encode_chunked=chunked,
-        )
+    chunked = body is not None and not isinstance(body, bytes | str)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    with closing(http.client.HTTPConnection("127.0.0.1", served.server.http_port, timeout=PATIENCE_S)) as connection:
+        method = method or ("GET" if body is None else "POST")
+        connection.request(method, path, body, named, encode_chunked=chunked)
         answer = connection.getresponse()
         return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read())
-    finally:
-        connection.close()
 
 
 def raw_connection(served: Served) -> socket.socket:

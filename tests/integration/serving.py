@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
-from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from rafaga.errors import DOMAIN, STATUS_DETAILS_KEY, RafagaError, from_status
+from rafaga.errors import STATUS_DETAILS_KEY, RafagaError, from_status
 from rafaga.server.app import build
 from rafaga.server.config.device import Device
 from rafaga.server.config.settings import Config
@@ -163,17 +162,6 @@ def metric_of(http: str, name: str, **labels: str) -> float:
     )
 
 
-TENSOR, REQUEST, IMAGE, NO_MODEL = "INVALID_TENSOR", "INVALID_REQUEST", "INVALID_IMAGE", "MODEL_NOT_FOUND"
-
-
-class Bad(NamedTuple):
-    """A request, and the reason and a part of the message that it must get."""
-
-    request: Any
-    reason: str
-    says: str
-
-
 class Refusal(NamedTuple):
     """How a call failed. `reason` is None when the status carries no google.rpc.ErrorInfo of ours."""
 
@@ -197,14 +185,16 @@ def refusal(call: Callable[[], Any]) -> Refusal:
 
 def refusal_of(error: Any) -> Refusal:
     trailing = tuple((key, value) for key, value in error.trailing_metadata() or ())
-    reason = None
-    for key, value in trailing:
-        if key == STATUS_DETAILS_KEY:
-            for detail in status_pb2.Status.FromString(value).details:
-                info = error_details_pb2.ErrorInfo()
-                if detail.Unpack(info) and info.domain == DOMAIN:
-                    reason = info.reason
-    return Refusal(error.code(), reason, from_status(error.code(), error.details() or "", trailing))
+    typed = from_status(error.code(), error.details() or "", trailing)
+    return Refusal(error.code(), typed.reason if STATUS_DETAILS_KEY in dict(trailing) else None, typed)
+
+
+def assert_refused(call: Callable[[], Any], error: type[RafagaError], *says: str) -> str:
+    """`call` fails with the status of `error`, and each of `says` is in the message, which is returned."""
+    refused = refusal(call)
+    assert (refused.code, refused.reason) == (error.code, error.reason), refused.message
+    assert [each for each in says if each not in refused.message] == [], refused.message
+    return refused.message
 
 
 def eventually(condition: Callable[[], object], what: str) -> None:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
-from rafaga.v1 import catalog_pb2, vision_pb2
+from rafaga.v1 import catalog_pb2
 from tests import bundles
 from tests.bundles import fragile
 from tests.integration import messages
 from tests.integration import open_inference as oip
-from tests.integration.serving import PATIENCE_S, Serve, Served, refusal, refusal_of, wait_for_queue
+from tests.integration.serving import PATIENCE_S, Serve, Served, refusal, wait_for_queue
 from tests.integration.valve import Valve
 
 CALLERS = 32
+OUT_OF_RANGE = 200
+
+
+def pixel(value: int, rows: int = 1) -> np.ndarray:
+    """Images for fragile, which refuses values out of its range."""
+    return np.full((rows, 1, 1, 1), value, np.uint8)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 32])
@@ -32,25 +39,19 @@ def test_classify_answers_what_numpy_answers(server: Served, rows: int) -> None:
     assert response.timing.preprocess_us == 0
 
 
-def test_labels_come_best_first_with_their_names(server: Served) -> None:
+@pytest.mark.parametrize(("asked", "given"), [(0, 5), (1, 1), (10, 10), (11, 10), (2**32 - 1, 10)])
+def test_labels_come_best_first_zero_means_five_and_too_many_all(server: Served, asked: int, given: int) -> None:
     images = messages.random_digits(7, 4)
-    response = server.vision.Classify(messages.classify(images, top_k=3))
+    response = server.vision.Classify(messages.classify(images, top_k=asked))
     for result, expected in zip(response.results, bundles.classify(images), strict=True):
-        best = np.argsort(-expected, kind="stable")[:3]
-        assert [label.index for label in result.labels] == best.tolist()
-        assert [label.label for label in result.labels] == [f"digit {i}" for i in best]
+        best = np.argsort(-expected, kind="stable")[:given]
+        assert [(label.index, label.label) for label in result.labels] == [(i, f"digit {i}") for i in best]
 
 
 def test_equal_probabilities_come_in_the_order_of_their_index(server: Served) -> None:
     """fragile answers one-hot: nine classes of equal probability."""
-    response = server.vision.Classify(messages.classify(np.full((1, 1, 1, 1), 4, np.uint8), model="fragile"))
+    response = server.vision.Classify(messages.classify(pixel(4), model="fragile"))
     assert [label.index for label in response.results[0].labels] == [4, 0, 1, 2, 3, 5, 6, 7, 8, 9]
-
-
-@pytest.mark.parametrize(("asked", "given"), [(0, 5), (1, 1), (10, 10), (11, 10), (2**32 - 1, 10)])
-def test_top_k_zero_means_five_and_too_many_means_all(server: Served, asked: int, given: int) -> None:
-    response = server.vision.Classify(messages.classify(messages.random_digits(1), top_k=asked))
-    assert len(response.results[0].labels) == given
 
 
 def test_a_least_probability_takes_all_labels_above_it_or_the_best_of_them(server: Served) -> None:
@@ -86,20 +87,19 @@ def test_forecast_answers_what_numpy_answers(server: Served, length: int, horizo
 
 def test_good_answers_stay_right_while_others_fail(server: Served) -> None:
     """32 callers at once; every third request is bad, in one of several ways, and fails alone."""
-    bad: list[tuple[vision_pb2.ClassifyRequest, grpc.StatusCode]] = [
+    bad = [
         (messages.classify(messages.random_digits(0), model="unknown"), grpc.StatusCode.NOT_FOUND),
         (messages.classify(np.zeros((1, 27, 28, 1), np.uint8)), grpc.StatusCode.INVALID_ARGUMENT),
         (messages.classify_files(b"no image"), grpc.StatusCode.INVALID_ARGUMENT),
-        (messages.classify(np.full((1, 1, 1, 1), 200, np.uint8), model="fragile"), grpc.StatusCode.INVALID_ARGUMENT),
+        (messages.classify(pixel(OUT_OF_RANGE), model="fragile"), grpc.StatusCode.INVALID_ARGUMENT),
     ]
 
     def ask(number: int) -> None:
         if number % 3 == 2:
             request, code = bad[number // 3 % len(bad)]
-            with pytest.raises(grpc.RpcError) as failed:
-                server.vision.Classify(request, timeout=PATIENCE_S)
-            assert refusal_of(failed.value).code is code
-            assert refusal_of(failed.value).reason
+            refused = refusal(lambda: server.vision.Classify(request, timeout=PATIENCE_S))
+            assert refused.code is code
+            assert refused.reason
         elif number % 3:
             history = messages.random_history(number, 2 + number % 60)
             forecast = server.forecasting.Forecast(messages.forecast(history), timeout=PATIENCE_S)
@@ -113,18 +113,36 @@ def test_good_answers_stay_right_while_others_fail(server: Served) -> None:
         assert len(list(callers.map(ask, range(10 * CALLERS)))) == 10 * CALLERS
 
 
+def calls_while_the_engine_runs(served: Served, valve: Valve, method: Any, requests: list[Any]) -> list[Any]:
+    """The engine runs the first; all others, of a row each, are in the queue before it goes on."""
+    with valve.closed():
+        first = method.future(requests[0])
+        valve.wait_for_engine()
+        others = [method.future(request) for request in requests[1:]]
+        wait_for_queue(served, requests[0].model, len(others))
+    assert first.result(PATIENCE_S)
+    return [first, *others]
+
+
 def test_callers_that_come_while_the_engine_runs_share_a_batch(serve: Serve, valve: Valve) -> None:
     served = serve()
     images = messages.random_digits(5, 9)
-    with valve.closed():
-        first = served.vision.Classify.future(messages.classify(images[:1]))
-        valve.wait_for_engine()
-        others = [served.vision.Classify.future(messages.classify(images[i : i + 1])) for i in range(1, 9)]
-        wait_for_queue(served, "digits", 8)
-    answers = np.concatenate([messages.probabilities(f.result(PATIENCE_S)) for f in (first, *others)])
+    requests = [messages.classify(images[i : i + 1]) for i in range(9)]
+    answers = [f.result() for f in calls_while_the_engine_runs(served, valve, served.vision.Classify, requests)]
     assert valve.runs == [1, 8]
-    assert {f.result().timing.batch_size for f in others} == {8}
-    assert answers == pytest.approx(bundles.classify(images), abs=1e-5)
+    assert {answer.timing.batch_size for answer in answers[1:]} == {8}
+    found = np.concatenate([messages.probabilities(answer) for answer in answers])
+    assert found == pytest.approx(bundles.classify(images), abs=1e-5)
+
+
+def test_images_of_different_sizes_do_not_share_a_batch(serve: Serve, valve: Valve) -> None:
+    served = serve()
+    photos = [messages.random_photo(i, 8 + 8 * (i % 2), 8) for i in range(7)]
+    requests = [messages.features(photo) for photo in photos]
+    calls = calls_while_the_engine_runs(served, valve, served.vision.ExtractFeatures, requests)
+    for call, photo in zip(calls, photos, strict=True):
+        np.testing.assert_allclose(messages.maps(call.result(PATIENCE_S))[0], bundles.features(photo), atol=1e-6)
+    assert valve.runs == [1, 3, 3]
 
 
 def test_a_request_larger_than_a_batch_is_split_and_comes_back_in_order(serve: Serve, valve: Valve) -> None:
@@ -135,63 +153,20 @@ def test_a_request_larger_than_a_batch_is_split_and_comes_back_in_order(serve: S
     assert messages.probabilities(response) == pytest.approx(bundles.classify(images), abs=1e-5)
     assert sum(valve.runs) == 100
     assert len(valve.runs) >= 4
-    assert max(valve.runs) <= 32
-    assert response.timing.batch_size == max(valve.runs)
-
-
-def test_ragged_series_share_a_batch_and_answer_as_if_alone(serve: Serve, valve: Valve) -> None:
-    served = serve()
-    histories = [messages.random_history(n, n) for n in (57, 64, 60, 50, 64)]
-    alone = [messages.quantiles(served.forecasting.Forecast(messages.forecast(h))) for h in histories]
-    with valve.closed():
-        first = served.forecasting.Forecast.future(messages.forecast(histories[0]))
-        valve.wait_for_engine()
-        futures = [served.forecasting.Forecast.future(messages.forecast(h)) for h in histories]
-        wait_for_queue(served, "series", len(histories))
-    assert first.result(PATIENCE_S)
-    for future, lone, history in zip(futures, alone, histories, strict=True):
-        together = messages.quantiles(future.result(PATIENCE_S))
-        assert together == pytest.approx(lone, abs=1e-5)
-        assert together == pytest.approx(bundles.forecast(history), abs=1e-4)
-        assert future.result().timing.batch_size == len(histories)
-
-
-def test_images_of_different_sizes_do_not_share_a_batch(serve: Serve, valve: Valve) -> None:
-    served = serve()
-    photos = [messages.random_photo(i, 8 + 8 * (i % 2), 8) for i in range(6)]
-    with valve.closed():
-        first = served.vision.ExtractFeatures.future(messages.features(photos[0]))
-        valve.wait_for_engine()
-        futures = [served.vision.ExtractFeatures.future(messages.features(photo)) for photo in photos]
-        wait_for_queue(served, "backbone", len(photos))
-    assert first.result(PATIENCE_S)
-    for future, photo in zip(futures, photos, strict=True):
-        np.testing.assert_allclose(messages.maps(future.result(PATIENCE_S))[0], bundles.features(photo), atol=1e-6)
-    assert valve.runs == [1, 3, 3]
+    assert response.timing.batch_size == max(valve.runs) <= 32
 
 
 def test_two_engines_run_at_once(serve: Serve, valve: Valve) -> None:
     served = serve(instances=("2",), max_batch_size=2)
     assert served.catalog.GetModel(catalog_pb2.GetModelRequest(name="digits")).model.instances == 2
-    digits = [messages.random_digits(seed) for seed in range(6)]
-    stub = oip.stub(served)
+    images = messages.random_digits(0, 6)
     with valve.closed():
-        answers = [stub.ModelInfer.future(oip.images(digit)) for digit in digits[:1]]
+        calls = [served.vision.Classify.future(messages.classify(images[:1]))]
         valve.wait_for_engine()
-        answers += [stub.ModelInfer.future(oip.images(digit)) for digit in digits[1:]]
+        calls += [served.vision.Classify.future(messages.classify(images[i : i + 1])) for i in range(1, 6)]
         valve.wait_for_engine()
-    together = stub.ModelInfer(oip.images(np.concatenate(digits)))
-    expected = np.frombuffer(together.raw_output_contents[0], np.float32).reshape(6, -1)
-    for answer, row in zip(answers, expected, strict=True):
-        got = np.frombuffer(answer.result().raw_output_contents[0], np.float32)
-        np.testing.assert_allclose(got, row, atol=1e-6)
-
-
-OUT_OF_RANGE = 200
-
-
-def pixel(value: int, rows: int = 1) -> np.ndarray:
-    return np.full((rows, 1, 1, 1), value, np.uint8)
+    found = np.concatenate([messages.probabilities(call.result(PATIENCE_S)) for call in calls])
+    assert found == pytest.approx(bundles.classify(images), abs=1e-5)
 
 
 @pytest.mark.parametrize("failing", [{0}, {7}, {3, 4}, {0, 2, 4, 6}, set(range(8))])
@@ -199,22 +174,17 @@ def test_only_the_failing_inputs_of_a_batch_fail(serve: Serve, valve: Valve, fai
     """1. The engine is busy; eight callers queue. 2. Their batch fails. 3. Exactly the bad ones are refused."""
     served = serve()
     inputs = [pixel(OUT_OF_RANGE if i in failing else i) for i in range(8)]
-    with valve.closed():
-        first = served.vision.Classify.future(messages.classify(pixel(1), "fragile"))
-        valve.wait_for_engine()
-        futures = [served.vision.Classify.future(messages.classify(i, "fragile")) for i in inputs]
-        wait_for_queue(served, "fragile", len(inputs))
-    assert first.result(PATIENCE_S)
-    for index, future in enumerate(futures):
+    requests = [messages.classify(image, "fragile") for image in (pixel(1), *inputs)]
+    _, *calls = calls_while_the_engine_runs(served, valve, served.vision.Classify, requests)
+    for index, call in enumerate(calls):
         if index in failing:
-            assert refusal(lambda future=future: future.result(PATIENCE_S)).reason == "REJECTED_BY_MODEL"
+            assert refusal(lambda call=call: call.result(PATIENCE_S)).reason == "REJECTED_BY_MODEL"
         else:
-            answer = messages.probabilities(future.result(PATIENCE_S))
-            assert answer == pytest.approx(fragile(inputs[index]))
+            assert messages.probabilities(call.result(PATIENCE_S)) == pytest.approx(fragile(inputs[index]))
     assert served.metric("rafaga_rejected_inputs_total", model="fragile") == len(failing)
     (found,) = oip.stub(served).ModelStatistics(oip.pb.ModelStatisticsRequest(name="fragile")).model_stats
-    statistics = found.inference_stats
-    assert (statistics.success.count, statistics.fail.count) == (9 - len(failing), len(failing))
+    counts = found.inference_stats
+    assert (counts.success.count, counts.fail.count) == (9 - len(failing), len(failing))
     assert served.metric("rafaga_engine_failures_total", model="fragile") == 0
     assert served.in_flight == 0
 

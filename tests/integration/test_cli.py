@@ -7,12 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from rafaga import Client
 from rafaga.cli import main
 from tests import bundles, plain
 from tests.integration import messages
@@ -95,33 +95,25 @@ class TestInfer:
         assert "  task          none: ask with rafaga infer" in lines
 
 
-class TestDraw:
-    @pytest.fixture
-    def photo(self, tmp_path: Path) -> str:
-        path = tmp_path / "photo.png"
-        path.write_bytes(messages.png(np.full((40, 80, 3), 204, np.uint8)))
-        return str(path)
-
-    def test_detect(self, photo: str, tmp_path: Path) -> None:
-        assert main(["detect", photo, "--draw", str(tmp_path / "drawn.png")]) == 0
-        with Image.open(tmp_path / "drawn.png") as drawn:
+def test_answers_are_drawn_on_the_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The box of the only object is the whole image, and so is the class. Into a file, and into a folder."""
+    grey = (204, 204, 204)
+    photo, folder = tmp_path / "photo.png", tmp_path / "drawn"
+    photo.write_bytes(messages.png(np.full((40, 80, 3), grey, np.uint8)))
+    folder.mkdir()
+    assert main(["detect", str(photo), "--draw", str(tmp_path / "box.png")]) == 0
+    capsys.readouterr()
+    assert main(["segment", str(photo), "--draw", str(folder), "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["drawn"] == str(folder / "photo.png")
+    for path in (tmp_path / "box.png", folder / "photo.png"):
+        with Image.open(path) as drawn:
             assert drawn.size == (80, 40)
-            assert drawn.getpixel((79, 39)) != (204, 204, 204), "the box is the whole image"
-
-    def test_segment_into_a_folder(self, photo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        folder = tmp_path / "drawn"
-        folder.mkdir()
-        assert main(["segment", photo, "--draw", str(folder), "--json"]) == 0
-        (answer,) = json.loads(capsys.readouterr().out)
-        assert answer["drawn"] == str(folder / "photo.png")
-        with Image.open(answer["drawn"]) as drawn:
-            assert drawn.getpixel((79, 39)) != (204, 204, 204)
+            assert drawn.getpixel((79, 39)) != grey
 
 
 class TestTop:
     def test_once(self, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
-        with Client(served.address) as client:
-            client.infer("double", {"x": [[1, 2, 3]]})
         assert main(["top", served.http, "--once", "--interval", "0.05"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines)) <= 80
@@ -137,29 +129,18 @@ class TestTop:
 
     def test_live(self, served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         """Two measurements, then Ctrl-C."""
-        left = iter([None, None])
-
-        def sleep(_: float) -> None:
-            try:
-                next(left)
-            except StopIteration:
-                raise KeyboardInterrupt from None
-
-        monkeypatch.setattr(time, "sleep", sleep)
+        monkeypatch.setattr(time, "sleep", Mock(side_effect=[None, None, KeyboardInterrupt]))
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         assert main(["top", served.http]) == 0
         shown = capsys.readouterr().out
-        assert shown.startswith("\x1b[?1049h")
-        assert shown.endswith("\x1b[?1049l")
+        assert (shown[:8], shown[-8:]) == ("\x1b[?1049h", "\x1b[?1049l")
         assert shown.count("cores busy") == 2
 
-    def test_no_server(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["top", "127.0.0.1:1", "--once", "--interval", "0.05"]) == 3
-        assert capsys.readouterr().err == (
-            "rafaga: No server at http://127.0.0.1:1/metrics (connection refused). Start one: rafaga serve\n"
-        )
-
-    def test_not_the_http_port(self, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["top", served.address, "--once", "--interval", "0.05"]) == 3
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"rafaga: http://{served.address}/metrics: ")
+    def test_no_server_and_not_its_http_port(self, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+        for address, said in (
+            ("127.0.0.1:1", "No server at http://127.0.0.1:1/metrics (connection refused). Start one: rafaga serve\n"),
+            (served.address, f"http://{served.address}/metrics: "),
+        ):
+            assert main(["top", address, "--once", "--interval", "0.05"]) == 3
+            (line,) = capsys.readouterr().err.splitlines(keepends=True)
+            assert line.startswith(f"rafaga: {said}")

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rafaga import Client
 from rafaga.server.config.settings import ConfigError
 from rafaga.server.engines import openvino
+from rafaga.v1 import catalog_pb2
 from tests import bundles
 from tests.integration import messages
+from tests.integration import open_inference as oip
 from tests.integration.serving import PATIENCE_S, Served, serving
 
 pytestmark = pytest.mark.skipif(not openvino.installed(), reason="openvino is not installed")
@@ -26,44 +27,30 @@ def served(everything: Path) -> Iterator[Served]:
         assert served.in_flight == 0
 
 
-@pytest.fixture
-def client(served: Served) -> Iterator[Client]:
-    with Client(served.address, timeout_s=PATIENCE_S) as client:
-        yield client
+def test_every_task(served: Served) -> None:
+    digits, photo, history = messages.random_digits(1, 3), messages.random_photo(2, 8, 16, 2), np.arange(5, dtype="f4")
+    symbols = np.array([[bundles.ALPHABET.index(symbol) for symbol in "abca"]])
+    boxes, scores, labels = bundles.detect(photo)
+    for request, expected in (
+        (oip.images(digits), {"probabilities": bundles.classify(digits)}),
+        (oip.images(photo, "detector"), {"boxes": boxes, "scores": scores, "labels": labels}),
+        (oip.images(photo, "segmenter"), {"labels": bundles.segment(photo)[0]}),
+        (oip.images(photo, "backbone"), {"map": bundles.features(photo)}),
+        (oip.request("series", history=history[np.newaxis]), {"quantiles": bundles.forecast(history)[np.newaxis]}),
+        (oip.request("letters", symbols=symbols), {"probabilities": bundles.predict("abca")[np.newaxis]}),
+        (oip.request("plain", x=np.ones((2, 3), np.float32)), {"y": np.full((2, 3), 2)}),
+    ):
+        found = oip.arrays(oip.stub(served).ModelInfer(request, timeout=PATIENCE_S))
+        for name, array in expected.items():
+            np.testing.assert_allclose(found[name], array, atol=1e-4, err_msg=request.model_name)
 
 
-def test_every_task(client: Client) -> None:
-    digits, photo = messages.random_digits(1, 3), messages.random_photo(2, 8, 16, rows=2)
-    for image, expected in zip(digits, bundles.classify(digits), strict=True):
-        best = client.classify(image, model="digits")[0]
-        assert best.probability == pytest.approx(expected.max(), abs=1e-5)
-        assert best.label == f"digit {expected.argmax()}"
-    detected = client.detect_many(photo, model="detector")
-    for found, scores in zip(detected, bundles.detect(photo)[1], strict=True):
-        assert [o.score for o in found] == pytest.approx(scores[:2].tolist(), abs=1e-5)
-    segmented = client.segment_many(photo, model="segmenter")
-    for each, labels in zip(segmented, bundles.segment(photo)[0], strict=True):
-        np.testing.assert_array_equal(each.labels, labels)
-    for image, expected in zip(photo, bundles.features(photo), strict=True):
-        (features,) = client.features(image, model="backbone").maps
-        np.testing.assert_allclose(features.array, expected, atol=1e-5)
-    history = np.arange(5, dtype=np.float32)
-    np.testing.assert_allclose(
-        client.forecast(history, model="series", horizon=bundles.HORIZON).values.T, bundles.forecast(history), atol=1e-4
-    )
-    predicted = client.predict("abca", model="letters", top_k=4)
-    assert {p.label: p.probability for p in predicted} == pytest.approx(
-        dict(zip(bundles.ALPHABET, bundles.predict("abca").tolist(), strict=True)), abs=1e-5
-    )
-    np.testing.assert_array_equal(client.infer("plain", {"x": np.ones((2, 3), np.float32)})["y"], 2)
-
-
-def test_replies_the_catalogue_and_the_metrics_say_which_engine(client: Client, served: Served) -> None:
+def test_replies_the_catalogue_and_the_metrics_say_which_engine(served: Served) -> None:
     reply = served.vision.Classify(messages.classify(messages.random_digits(1)))
     assert (reply.model.engine, reply.model.precision) == ("openvino", "fp32")
     for name, engine in (("digits", "openvino"), ("plain", "openvino"), ("fragile", "onnxruntime")):
         why = "as configured" if engine == "openvino" else "no other variant is clearly faster"
-        model = client.model(name)
+        model = served.catalog.GetModel(catalog_pb2.GetModelRequest(name=name)).model
         assert (model.engine, model.engine_reason) == (engine, why)
         about = {"model": name, "version": "1", "engine": engine, "precision": "" if name == "plain" else "fp32"}
         assert served.metric("rafaga_model_info", **about) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from rafaga.inference import open_inference_pb2 as pb
 from rafaga.v1 import catalog_pb2
 from tests.integration import http2, messages
 from tests.integration import open_inference as oip
-from tests.integration.serving import PATIENCE_S, Served, eventually, serving
+from tests.integration.serving import PATIENCE_S, Served, eventually, serving, wait_for_queue
 from tests.integration.valve import Decoder, Valve
 
 SOON_S = 0.3
@@ -66,12 +66,16 @@ METHODS = {
     "statistics": Method(f"{messages.OPEN}ModelStatistics", pb.ModelStatisticsRequest(name="plain")),
     "index": Method(f"{messages.OPEN}RepositoryIndex", pb.RepositoryIndexRequest()),
 }
-every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+
+
+def every(chosen: Callable[[Method], bool]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("method", [pytest.param(m, id=name) for name, m in METHODS.items() if chosen(m)])
+
+
+every_method = every(lambda method: True)
 # Once an image is decoded, it goes the way of pixels.
-computing = {name: m for name, m in METHODS.items() if m.model and not m.files}
-decoding = {name: m for name, m in METHODS.items() if m.files}
-every_that_computes = pytest.mark.parametrize("method", computing.values(), ids=computing.keys())
-every_that_decodes = pytest.mark.parametrize("method", decoding.values(), ids=decoding.keys())
+every_that_computes = every(lambda method: bool(method.model) and not method.files)
+every_that_decodes = every(lambda method: method.files)
 either_end = pytest.mark.parametrize("end", ["deadline", "cancel"])
 
 
@@ -89,15 +93,15 @@ class Asked:
     def __init__(self, served: Served, method: Method, end: str = "") -> None:
         self._method, self._end = method, end
         content, timeout = method.request.SerializeToString(), SOON_S if end == "deadline" else PATIENCE_S
-        self._call: Any
+        self.call: Any
         if method.stream:
-            self._call = served.channel.stream_stream(method.path)(iter([content]), timeout=timeout)
+            self.call = served.channel.stream_stream(method.path)(iter([content]), timeout=timeout)
         else:
-            self._call = served.channel.unary_unary(method.path).future(content, timeout=timeout)
+            self.call = served.channel.unary_unary(method.path).future(content, timeout=timeout)
 
     def answer(self) -> Message:
         """Without the fields that differ between calls."""
-        content = next(self._call) if self._method.stream else self._call.result(PATIENCE_S)
+        content = next(self.call) if self._method.stream else self.call.result(PATIENCE_S)
         _, kind = messages.METHODS[self._method.path]
         reply = kind.FromString(content)
         for passing in {"timing", "model_stats"} & set(reply.DESCRIPTOR.fields_by_name):
@@ -107,9 +111,9 @@ class Asked:
     def go_away(self) -> None:
         """Returns once the call has ended as it should."""
         if self._end == "cancel":
-            self._call.cancel()
+            self.call.cancel()
         expected = {"deadline": grpc.StatusCode.DEADLINE_EXCEEDED, "cancel": grpc.StatusCode.CANCELLED}[self._end]
-        assert self._call.code() is expected
+        assert self.call.code() is expected
 
 
 def in_flight(served: Served) -> int:
@@ -126,7 +130,8 @@ def assert_serves(served: Served, method: Method) -> None:
 
 def test_the_list_of_methods_is_complete(standing: tuple[Served, Valve]) -> None:
     served, _ = standing
-    assert {method.path for method in METHODS.values()} == {*served.server.router.methods, messages.STREAM}
+    paths = {method.path for method in METHODS.values()}
+    assert paths == {*served.server.router.methods, messages.STREAM} == messages.METHODS.keys()
 
 
 @every_method
@@ -141,26 +146,18 @@ def test_a_call_that_arrives_after_its_deadline(standing: tuple[Served, Valve], 
         assert connection.until_stream_ends(1)
         eventually(lambda: in_flight(served) == len(before), "the call ended")
     assert all(first.answer() for first in before)
-    eventually(lambda: in_flight(served) == 0, "the first ended too")
     assert valve.runs == [1] * len(before)
     assert_serves(served, method)
 
 
 @every_method
-def test_calls_that_are_cancelled_at_once(standing: tuple[Served, Valve], method: Method) -> None:
+def test_calls_that_are_cancelled_at_once_or_after_their_answer(standing: tuple[Served, Valve], method: Method) -> None:
     served, _ = standing
     calls = [Asked(served, method, "cancel") for _ in range(20)]
-    for call in calls:
-        call._call.cancel()
-    assert_serves(served, method)
-
-
-@every_method
-def test_a_call_that_is_cancelled_after_its_answer(standing: tuple[Served, Valve], method: Method) -> None:
-    served, _ = standing
-    call = Asked(served, method)
-    assert call.answer() == Asked(served, method).answer()
-    call._call.cancel()
+    answered = Asked(served, method)
+    assert answered.answer() == Asked(served, method).answer()
+    for each in (*calls, answered):
+        each.call.cancel()
     assert_serves(served, method)
 
 
@@ -176,14 +173,15 @@ def test_in_the_queue(standing: tuple[Served, Valve], method: Method, end: str) 
         valve.wait_for_engine()
         late = Asked(served, method, end)
         if end == "cancel":
-            eventually(lambda: served.metric("rafaga_queue_rows", model=method.model) == 1, "it queues")
+            wait_for_queue(served, method.model, 1)
         late.go_away()
         eventually(lambda: in_flight(served) == 1, "only the first is in flight")
-        eventually(lambda: served.metric("rafaga_queue_rows", model=method.model) == 0, "its rows left the queue")
+        wait_for_queue(served, method.model, 0)
     assert first.answer()
     eventually(lambda: in_flight(served) == 0, "the first ended too")
     assert valve.runs == [1]
-    assert served.metric("rafaga_dropped_total", **cause) == before + 1
+    dropped = served.metric("rafaga_dropped_total", **cause) - before
+    assert dropped == 1 or (dropped == 0 and end == "deadline"), "on a busy machine it may have come too late to queue"
     assert_serves(served, method)
 
 

@@ -7,23 +7,22 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
-from grpc_health.v1 import health_pb2
+from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from rafaga.inference import open_inference_pb2 as pb
-from tests import bundles
 from tests.integration import malformed, messages
-from tests.integration import open_inference as oip
 from tests.integration.malformed import INFER, UNARY, HttpRequest, Request, Stream
 from tests.integration.serving import PATIENCE_S, Refusal, Served, eventually, refusal_of, serving
+from tests.integration.test_every_method import METHODS, Asked
 
 NIGHTLY = [pytest.mark.nightly, pytest.mark.timeout(0)]
 
@@ -48,26 +47,22 @@ def served(everything: Path) -> Iterator[Served]:
 def fuzz(examples: int, drawn: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
     """Lets `check` see so many. The short run is the same every time, the long one another each time."""
 
-    @settings(
+    chosen = settings(
         max_examples=examples,
         database=None,
         derandomize=examples <= 1000,
         suppress_health_check=list(HealthCheck),
     )
-    @given(drawn)
-    def run(value: Any) -> None:
-        check(value)
-
-    run()
+    chosen(given(drawn)(check))()
 
 
 def counted(served: Served) -> Counts:
     """How often each method ended with each code, as the server has it."""
+    families = text_string_to_metric_families(served.get("/metrics")[1])
     return Counter(
         {
             (sample.labels["method"], sample.labels["code"]): int(sample.value)
-            for family in text_string_to_metric_families(served.get("/metrics")[1])
-            for sample in family.samples
+            for sample in chain.from_iterable(family.samples for family in families)
             if sample.name == "rafaga_requests_total"
         }
     )
@@ -75,7 +70,6 @@ def counted(served: Served) -> Counts:
 
 def assert_clean(refused: Refusal) -> None:
     assert refused.code in CLEAN, refused
-    assert refused.reason, refused
     assert_tells_nothing(refused.message)
 
 
@@ -85,28 +79,16 @@ def assert_tells_nothing(message: str) -> None:
     assert "Traceback" not in message, message
 
 
-def assert_serves(served: Served) -> None:
-    """Good requests over every kind of call."""
-    eventually(lambda: served.in_flight == 0, "every call ended")
-    images, history = messages.random_digits(3, 5), messages.random_history(4, 20)
-    photo = messages.random_photo(5, 16, 16)
-    answer = served.vision.Classify(messages.classify(images), timeout=PATIENCE_S)
-    assert messages.probabilities(answer) == pytest.approx(bundles.classify(images), abs=1e-5)
-    forecast = served.forecasting.Forecast(messages.forecast(history), timeout=PATIENCE_S)
-    assert messages.quantiles(forecast) == pytest.approx(bundles.forecast(history), abs=1e-4)
-    features = served.vision.ExtractFeatures(messages.features(photo), timeout=PATIENCE_S)
-    np.testing.assert_allclose(messages.maps(features)[0], bundles.features(photo), atol=1e-6)
-    stub = oip.stub(served)
-    for reply in (
-        stub.ModelInfer(oip.images(images), timeout=PATIENCE_S),
-        next(stub.ModelStreamInfer(iter([oip.images(images)]), timeout=PATIENCE_S)).infer_response,
-    ):
-        np.testing.assert_allclose(oip.arrays(reply)["probabilities"], bundles.classify(images), atol=1e-5)
-    assert served.health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+@pytest.fixture(autouse=True)
+def good_answers_stay_as_they_are(served: Served) -> Iterator[None]:
+    def answers() -> list[Message]:
+        found = [Asked(served, method).answer() for method in METHODS.values()]
+        eventually(lambda: served.in_flight == 0, "every call ended")
+        return found
 
-
-def test_every_unary_method_is_among_them(served: Served) -> None:
-    assert sorted(served.server.router.methods) == UNARY
+    before = answers()
+    yield
+    assert answers() == before
 
 
 @pytest.mark.parametrize("examples", [600, pytest.param(100_000, marks=NIGHTLY)])
@@ -123,12 +105,13 @@ def test_every_request_gets_a_clean_status_that_is_counted(served: Served, examp
             refused = refusal_of(error)
             statuses[method, refused.code.name] += 1
             assert_clean(refused)
+            assert refused.reason, refused
 
     fuzz(examples, malformed.requests(), ask)
     assert statuses.total() >= examples
-    assert {method for method, code in statuses if code == OK} == set(UNARY), "some were right"
+    answered = sum(count for (_, code), count in statuses.items() if code == OK)
+    assert examples / 10 < answered < examples * 9 / 10
     eventually(lambda: counted(served) - before == statuses, "the server counted the same")
-    assert_serves(served)
 
 
 @pytest.mark.parametrize("examples", [200, pytest.param(20_000, marks=NIGHTLY)])
@@ -145,15 +128,15 @@ def test_health_and_reflection_answer_or_refuse(
         except grpc.RpcError as error:
             refused = refusal_of(error)
             statuses[request.method, refused.code.name] += 1
-            assert refused.code in CLEAN, refused
-            assert_tells_nothing(refused.message)
+            assert_clean(refused)
+            if refused.code is grpc.StatusCode.INVALID_ARGUMENT:
+                assert refused.reason == "INVALID_REQUEST"
         answers.cancel()  # a watch would go on
 
     fuzz(examples, malformed.public_requests(), ask)
     assert len({method for method, code in statuses if code == OK}) == 3
     assert len({method for method, code in statuses if code == "INVALID_ARGUMENT"}) == 3
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert_serves(served)
 
 
 @pytest.mark.parametrize("examples", [100, pytest.param(20_000, marks=NIGHTLY)])
@@ -169,7 +152,9 @@ def test_every_message_of_a_stream_gets_an_answer_that_is_counted(served: Served
             answers.extend(pb.ModelStreamInferResponse.FromString(answer) for answer in sent)
         except grpc.RpcError as error:
             assert stream.ends
-            assert_clean(refusal_of(error))
+            refused = refusal_of(error)
+            assert_clean(refused)
+            assert refused.reason
             statuses[INFER, FAILED] += 1
         else:
             assert len(answers) == len(stream.contents)
@@ -186,7 +171,6 @@ def test_every_message_of_a_stream_gets_an_answer_that_is_counted(served: Served
     assert statuses[INFER, OK]
     assert statuses[INFER, FAILED]
     eventually(lambda: found() == statuses, "the server counted the same")
-    assert_serves(served)
 
 
 @pytest.mark.parametrize("examples", [300, pytest.param(100_000, marks=NIGHTLY)])
@@ -195,7 +179,7 @@ def test_every_http_request_gets_a_clean_answer_that_is_counted(served: Served, 
     connection = http.client.HTTPConnection("127.0.0.1", served.server.http_port, timeout=PATIENCE_S)
 
     def ask(request: HttpRequest) -> None:
-        connection.request("POST", request.path, request.body, request.headers)
+        connection.request("POST", *request)
         with connection.getresponse() as answer:
             body = answer.read()
         statuses[answer.status == 200] += 1
@@ -207,4 +191,3 @@ def test_every_http_request_gets_a_clean_answer_that_is_counted(served: Served, 
     connection.close()
     assert min(statuses[True], statuses[False]) > examples / 10
     eventually(lambda: (counted(served) - before).total() == statuses.total(), "the server counted as many")
-    assert_serves(served)

@@ -65,9 +65,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repo
     monkeypatch.setattr(reconciler, "LINGER_S", 0.0)
     plain.publish(tmp_path, "neighbour", plain.scaled(3))
     trials, metrics = HastyTrials(), Metrics()
-    repository = Repository(
-        tmp_path, Loader(BatchPolicy(), 4, PerModel(None), Placement(), metrics, trials=trials), metrics
-    )
+    loader = Loader(BatchPolicy(), 4, PerModel(None), Placement(), metrics, trials=trials)
+    repository = Repository(tmp_path, loader, metrics)
     repository.load()
     yield repository
     repository.close()
@@ -87,21 +86,18 @@ def damaged(content: bytes, data: Callable[[st.SearchStrategy[int]], int]) -> by
 
 
 def replace(path: Path, kind: int) -> None:
-    """By something that is not a file, or a file of another model."""
+    """By something that is not a file, or by nothing."""
     path.unlink(missing_ok=True)
-    if kind == 0:
-        os.mkfifo(path)
-    elif kind == 1:
-        path.mkdir()
-    elif kind == 2:
-        path.symlink_to("/dev/zero")
+    targets = ["/dev/zero", "/etc/passwd", path]
+    if kind < len(targets):
+        path.symlink_to(targets[kind])
     elif kind == 3:
-        path.symlink_to("/etc/passwd")
+        os.mkfifo(path)
     elif kind == 4:
-        path.symlink_to(path)
+        path.mkdir()
     elif kind == 5:
-        with path.open("wb") as file:
-            file.truncate(2**40)
+        path.touch()
+        os.truncate(path, 2**40)
 
 
 def renew_checksums(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from tests import bundles
 from tests.integration import messages
 from tests.integration import open_inference as oip
 from tests.integration.rest import head, raw_connection, send
-from tests.integration.serving import PATIENCE_S, Served, connected, eventually, serving, wait_for_queue
+from tests.integration.serving import PATIENCE_S, Serve, Served, connected, eventually, serving, wait_for_queue
 from tests.integration.valve import Valve
 
 DIGIT = messages.png(messages.random_digits(0)[0, :, :, 0])
@@ -48,7 +48,7 @@ def requests(served: Served, code: str) -> float:
 
 
 class TestDeadlines:
-    def test_the_header_is_the_deadline(self, serve: Callable[..., Served], valve: Valve) -> None:
+    def test_the_header_is_the_deadline(self, serve: Serve, valve: Valve) -> None:
         """The engine holds the request; the answer comes when the deadline passes, and nothing stays in flight."""
         served = serve()
         with valve.closed():
@@ -68,12 +68,11 @@ class TestDeadlines:
         answer = send(server, CLASSIFY, DIGIT, Grpc_Timeout=value.encode().decode("latin-1"))
         assert (answer.status, "grpc-timeout" in answer.error) == (400, True)
 
-    @pytest.mark.parametrize("value", ["0m", "0S", "1n"])
-    def test_none_left(self, server: Served, value: str) -> None:
-        assert send(server, CLASSIFY, DIGIT, Grpc_Timeout=value).status == 504
+    def test_none_left(self, server: Served) -> None:
+        assert {send(server, CLASSIFY, DIGIT, Grpc_Timeout=value).status for value in ("0m", "0S", "1n")} == {504}
 
 
-def test_a_client_that_disconnects_cancels_its_request(serve: Callable[..., Served], valve: Valve) -> None:
+def test_a_client_that_disconnects_cancels_its_request(serve: Serve, valve: Valve) -> None:
     """1. One is on the engine, one in the queue, one still sends its body. 2. All three leave. 3. Nothing stays."""
     served = serve()
     with valve.closed():
@@ -89,7 +88,7 @@ def test_a_client_that_disconnects_cancels_its_request(serve: Callable[..., Serv
     assert send(served, CLASSIFY, DIGIT).status == 200
 
 
-def test_a_priority_has_its_own_share(serve: Callable[..., Served], valve: Valve, pool: ThreadPoolExecutor) -> None:
+def test_a_priority_has_its_own_share(serve: Serve, valve: Valve, pool: ThreadPoolExecutor) -> None:
     served = serve(max_concurrent_calls=4)
     with valve.closed():
         normal = [pool.submit(send, served, CLASSIFY, DIGIT) for _ in range(4)]
@@ -141,7 +140,7 @@ class TestSize:
             connection.sendall(head(CLASSIFY, 17 * MIB, "Expect: 100-continue"))
             assert b" 413 " in connection.recv(1000)
 
-    def test_a_body_that_declares_nothing_is_read_up_to_the_limit(self, serve: Callable[..., Served]) -> None:
+    def test_a_body_that_declares_nothing_is_read_up_to_the_limit(self, serve: Serve) -> None:
         served = serve(max_request_bytes=MIB, max_bytes_in_flight=MIB)
         with raw_connection(served) as connection:
             connection.sendall(f"POST {CLASSIFY} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
@@ -150,7 +149,7 @@ class TestSize:
             assert b" 413 " in connection.recv(1000)
         assert served.metric("rafaga_refusals_total", reason="REQUEST_TOO_LARGE") == 1
 
-    def test_all_bodies_together_are_bounded(self, serve: Callable[..., Served]) -> None:
+    def test_all_bodies_together_are_bounded(self, serve: Serve) -> None:
         served = serve(max_request_bytes=MIB, max_bytes_in_flight=MIB)
         large = bytes(2**17)
 
@@ -187,16 +186,6 @@ class TestSize:
         assert send(server, "/readyz").status == 200
         go_on.set()
         assert asked.result(PATIENCE_S).status == 200
-
-
-def test_keep_alive_connections_serve_many_requests(server: Served) -> None:
-    with raw_connection(server) as connection:
-        for _ in range(3):
-            connection.sendall(head(CLASSIFY, len(DIGIT)) + DIGIT)
-            answer = b""
-            while b"batch_size" not in answer:
-                answer += connection.recv(4096)
-            assert answer.startswith(b"HTTP/1.1 200 OK")
 
 
 def signals(served: Served) -> set[object]:

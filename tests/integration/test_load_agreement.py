@@ -1,7 +1,6 @@
 """`rafaga load` compared with two other load generators, on a server whose runs take a set time.
 
-Rates of a steady server agree within 5 %. A stall of a second shows where the clock starts when a request is due, and
-hides where it starts at the send.
+Rates of a steady server agree within 5 %. A stall of a second shows, because the clock starts when a request is due.
 
 A machine that has other things to do slows one generator and then the other: they take turns, and the median of their
 ratios counts. All of it is nightly: 5 % needs minutes.
@@ -16,7 +15,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,17 +25,15 @@ from tests import bundles
 from tests.integration.serving import Served, serving
 from tests.integration.valve import Pace
 
+ROUNDS, WINDOW_S = 3, 9
 # A run for every row, so that neither batches nor windows that cut through them move the rate.
 ROW_S = 0.010
-# A crowd keeps the server busy all the time. What generator and transport cost a lone caller is part of every turn:
-# little compared with this, even on a machine with much else to do.
-SLOW_ROW_S = {"8": 0.05, "64": 0.05, "1": 0.1}
-WINDOW_S = 9
-ROUNDS = 3
+# Callers that wait keep the server busy all the time. What generator and transport cost a lone one is part of every
+# turn: little compared with this, even on a machine with much else to do.
+SLOW_ROW_S, SLOWEST_ROW_S = 0.05, 0.1
 # Each tool draws its own arrivals at random. So many that 5 % are three standard deviations of the counts' difference,
 # the root of 2 / 9,000 being 1.5 %.
-QUICK_ROW_S, RANDOM_RATE, RANDOM_S = 0.003, 200, 45
-# The stall test's: one in each.
+QUICK_ROW_S, RANDOM_RATE, RANDOM_S = 0.003, "200", 45
 STALL_EVERY_S = 5
 
 
@@ -70,7 +66,7 @@ def steady(pace: Pace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 def ours(steady: Served, tmp_path: Path) -> Measure:
     """In a process of its own, as the others are: the server has this one for itself."""
 
-    def measure(*options: str, seconds: float = WINDOW_S) -> Measured:
+    def measure(seconds: float, *options: str) -> Measured:
         path = tmp_path / "run.json"
         _rafaga(steady, "--duration", str(seconds), "--warm-up", "1", "--json", str(path), *options)
         figures = document.read(path).steps[0].figures
@@ -82,11 +78,11 @@ def ours(steady: Served, tmp_path: Path) -> Measure:
 
 @pytest.fixture
 def perf(steady: Served, perf_analyzer: Path, tmp_path: Path) -> Measure:
-    """Three windows of `seconds`, whatever they say: this tool would otherwise repeat until it finds them equal."""
+    """Three windows, whatever they say: this tool would otherwise repeat until it finds them equal."""
 
-    def measure(*options: str, seconds: float) -> Measured:
+    def measure(seconds: float, *options: str) -> Measured:
         path = tmp_path / "report.csv"
-        windows = ["-p", str(round(seconds * 1000)), "--stability-percentage", "999", "--max-trials", "3"]
+        windows = ["-p", str(round(seconds * 1000 / 3)), "--stability-percentage", "999", "--max-trials", "3"]
         command = [str(perf_analyzer), "-u", steady.address, "-i", "grpc", "-m", "digits", "-f", str(path), *windows]
         done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=170, check=False)
         assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-1000:]
@@ -101,7 +97,7 @@ def perf(steady: Served, perf_analyzer: Path, tmp_path: Path) -> Measure:
 def loadgen(steady: Served, tmp_path: Path) -> Measure:
     pytest.importorskip("mlperf_loadgen", reason="LoadGen (mlcommons-loadgen) is not installed")
 
-    def measure(*options: str, seconds: float = WINDOW_S) -> Measured:
+    def measure(seconds: float, *options: str) -> Measured:
         path = tmp_path / "verdict.json"
         log = str(tmp_path / "log")
         _rafaga(steady, "--duration", str(seconds), "--json", str(path), "--mlperf-log", log, "--mlperf", *options)
@@ -119,69 +115,39 @@ def _rafaga(steady: Served, *options: str) -> None:
     assert done.returncode in (0, 1), done.stderr
 
 
-def assert_agree(ours: Callable[[], Measured], theirs: Callable[[], Measured], rounds: int = ROUNDS) -> None:
-    pairs = [(ours(), theirs()) for _ in range(rounds)]
-    ratios = [mine.rate / other.rate for mine, other in pairs]
-    for (mine, other), ratio in zip(pairs, ratios, strict=True):
-        print(f"rafaga load {mine.rate:.1f}/s, the other {other.rate:.1f}/s: {ratio - 1:+.1%}")
+OPEN = ("--protocol", "open-inference")
+RANDOM = ("--request-rate-range", RANDOM_RATE, "--request-distribution", "poisson")
+CASES: dict[str, tuple[float, tuple[str, ...], str, tuple[str, ...]]] = {
+    "callers that wait": (SLOW_ROW_S, ("--concurrency", "8"), "perf", ("--concurrency-range", "8")),
+    "a caller that waits": (SLOWEST_ROW_S, ("--concurrency", "1"), "perf", ("--concurrency-range", "1")),
+    "callers, one protocol": (SLOW_ROW_S, ("--concurrency", "8", *OPEN), "perf", ("--concurrency-range", "8")),
+    "a caller, one protocol": (SLOWEST_ROW_S, ("--concurrency", "1", *OPEN), "perf", ("--concurrency-range", "1")),
+    "metronome": (ROW_S, ("--rate", "50", "--arrivals", "constant", *OPEN), "perf", ("--request-rate-range", "50")),
+    "random arrivals": (QUICK_ROW_S, ("--rate", RANDOM_RATE, *OPEN), "perf", RANDOM),
+    "server": (QUICK_ROW_S, ("--rate", RANDOM_RATE), "loadgen", ("server", "--rate", RANDOM_RATE)),
+    "single-stream": (SLOWEST_ROW_S, ("--concurrency", "1"), "loadgen", ("single-stream",)),
+    "offline": (SLOW_ROW_S, ("--concurrency", "64"), "loadgen", ("offline", "--rate", "20")),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rates_agree(request: pytest.FixtureRequest, pace: Pace, ours: Measure, case: str) -> None:
+    row_s, options, other, its_options = CASES[case]
+    theirs: Measure = request.getfixturevalue(other)
+    its_options += ("--async",) if other == "perf" else ()
+    rounds, seconds = (1, RANDOM_S) if row_s == QUICK_ROW_S else (ROUNDS, WINDOW_S)
+    ratios = []
+    with pace.at(row_s):
+        for _ in range(rounds):
+            mine, its = ours(seconds, *options), theirs(seconds, *its_options)
+            ratios.append(mine.rate / its.rate)
+            print(f"rafaga load {mine.rate:.1f}/s, {other} {its.rate:.1f}/s: {ratios[-1] - 1:+.1%}")
     assert statistics.median(ratios) == pytest.approx(1, rel=0.05)
 
 
-@pytest.mark.parametrize("protocol", ["open-inference", "rafaga"])
-@pytest.mark.parametrize("callers", ["1", "8"])
-def test_callers_that_wait_agree_with_perf_analyzer(
-    pace: Pace, ours: Measure, perf: Measure, callers: str, protocol: str
-) -> None:
-    with pace.at(SLOW_ROW_S[callers]):
-        assert_agree(
-            lambda: ours("--concurrency", callers, "--protocol", protocol),
-            lambda: perf("--concurrency-range", callers, "--async", seconds=WINDOW_S / 3),
-        )
-
-
-def test_a_metronome_agrees_with_perf_analyzer(ours: Measure, perf: Measure) -> None:
-    assert_agree(
-        lambda: ours("--rate", "50", "--arrivals", "constant", "--protocol", "open-inference"),
-        lambda: perf("--request-rate-range", "50", "--async", seconds=WINDOW_S / 3),
-    )
-
-
-def test_random_arrivals_agree_with_perf_analyzer(pace: Pace, ours: Measure, perf: Measure) -> None:
-    random = ("--request-rate-range", str(RANDOM_RATE), "--request-distribution", "poisson", "--async")
-    with pace.at(QUICK_ROW_S):
-        assert_agree(
-            lambda: ours("--rate", str(RANDOM_RATE), "--protocol", "open-inference", seconds=RANDOM_S),
-            lambda: perf(*random, seconds=RANDOM_S / 3),
-            rounds=1,
-        )
-
-
-def test_random_arrivals_agree_with_loadgen(pace: Pace, ours: Measure, loadgen: Measure) -> None:
-    with pace.at(QUICK_ROW_S):
-        assert_agree(
-            lambda: ours("--rate", str(RANDOM_RATE), seconds=RANDOM_S),
-            lambda: loadgen("server", "--rate", str(RANDOM_RATE), seconds=RANDOM_S),
-            rounds=1,
-        )
-
-
-@pytest.mark.parametrize(
-    ("callers", "scenario"),
-    [
-        pytest.param("1", ["single-stream"], id="single-stream"),
-        pytest.param("64", ["offline", "--rate", "20"], id="offline"),
-    ],
-)
-def test_callers_that_wait_agree_with_loadgen(
-    pace: Pace, ours: Measure, loadgen: Measure, callers: str, scenario: list[str]
-) -> None:
-    with pace.at(SLOW_ROW_S[callers]):
-        assert_agree(lambda: ours("--concurrency", callers), lambda: loadgen(*scenario))
-
-
-@contextmanager
-def stalling(pace: Pace) -> Iterator[None]:
-    """At times a second without any answer."""
+def test_a_stall_shows_in_the_p99(pace: Pace, ours: Measure) -> None:
+    """At times the server answers nothing for a second. Of 50 independent requests a second an eighth is then due.
+    perf_analyzer has sixteen threads that wait, and does not count what they do not send in time."""
     done = threading.Event()
 
     def stall() -> None:
@@ -192,19 +158,7 @@ def stalling(pace: Pace) -> Iterator[None]:
     thread = threading.Thread(target=stall)
     thread.start()
     try:
-        yield
+        assert ours(2 * STALL_EVERY_S, "--rate", "50", "--arrivals", "constant").p99_ms > 800
     finally:
         done.set()
         thread.join()
-
-
-def test_a_stall_shows_in_our_p99_whatever_a_clock_that_starts_at_the_send_shows(
-    pace: Pace, ours: Measure, perf: Measure
-) -> None:
-    """Independent callers, 50 a second: an eighth of them falls into a stall. The other tool, as it comes, has sixteen
-    threads that wait; what they do not send in time they do not count. How much they hide hangs on the machine."""
-    with stalling(pace):
-        seen = ours("--rate", "50", "--arrivals", "constant", seconds=2 * STALL_EVERY_S)
-        hidden = perf("--request-rate-range", "50", seconds=STALL_EVERY_S)
-    print(f"p99: rafaga load {seen.p99_ms:.0f} ms, perf_analyzer {hidden.p99_ms:.0f} ms")
-    assert seen.p99_ms > 800

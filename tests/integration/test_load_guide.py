@@ -58,17 +58,16 @@ def test_every_command_of_the_guide(
         for local, served in addresses.items():
             arguments = [word.replace(local, served) for word in arguments]
         if command[1] == "plan":
-            shortened = [*arguments, "--step", "1", *(EASY if "--slo-p99-ms" in command else [])]
-        elif "merge" in command:
-            shortened = [*arguments, *EASY]
+            arguments += ["--step", "1"]
         elif "--find-max" in command:
-            shortened = [*arguments, *QUICK, *EASY, "--rate", "1", "--arrivals", "constant"]
-        else:
-            quick = CLOSED if "--concurrency" in command else QUICK
-            shortened = [*arguments, *quick, *(EASY if "--slo-p99-ms" in command else [])]
+            arguments += [*QUICK, "--rate", "1", "--arrivals", "constant"]
+        elif "merge" not in command:
+            arguments += CLOSED if "--concurrency" in command else QUICK
+        if "--slo-p99-ms" in command or "merge" in command:
+            arguments += EASY
         if "--mlperf" in command:
             pytest.importorskip("mlperf_loadgen", reason="LoadGen (mlcommons-loadgen) is not installed")
-        code = main(shortened)
+        code = main(arguments)
         said = capsys.readouterr()
         # So short a run is seldom valid for LoadGen, which then says so.
         invalid = "--mlperf" in command and "INVALID" in said.out

@@ -7,22 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 
 import rafaga
+from rafaga.errors import NonFiniteOutput
 from rafaga.v1 import forecasting_pb2
 from tests.integration import messages
 from tests.integration import open_inference as oip
-from tests.integration.serving import PATIENCE_S, Served, refusal, serving
+from tests.integration.serving import PATIENCE_S, Served, assert_refused, serving
 
 CALLERS = 32
 SHORTEST, LONGEST = 24, 480  # of lstm-co2
 MODEL = "lstm-co2"
-
-Lengths = Callable[[np.random.Generator, int], Any]
-"""So many lengths."""
 
 
 def uniform(rng: np.random.Generator, count: int) -> Any:
@@ -34,7 +31,7 @@ def heavy_tailed(rng: np.random.Generator, count: int) -> Any:
     return np.minimum(SHORTEST * (1 + rng.pareto(1.0, count)), LONGEST).astype(int)
 
 
-def histories(lengths: Lengths, count: int) -> list[np.ndarray]:
+def histories(lengths: Callable[..., Any], count: int) -> list[np.ndarray]:
     rng = np.random.default_rng(count)
     return [400 + rng.normal(size=n).cumsum() for n in lengths(rng, count)]
 
@@ -74,7 +71,7 @@ def wasted(served: Served) -> Callable[[], float]:
 @pytest.mark.parametrize("lengths", [uniform, heavy_tailed])
 @pytest.mark.parametrize("count", [200, pytest.param(10_000, marks=[pytest.mark.nightly, pytest.mark.timeout(900)])])
 def test_answers_are_those_of_lone_calls(
-    served: Served, wasted: Callable[[], float], lengths: Lengths, count: int
+    served: Served, wasted: Callable[[], float], lengths: Callable[..., Any], count: int
 ) -> None:
     every = histories(lengths, count)
 
@@ -108,8 +105,7 @@ def test_padding_of_the_callers_own_is_not_computed(served: Served, wasted: Call
     length = np.array([len(history) for history in every])
 
     def ask(rows: int) -> np.ndarray:
-        request = oip.request(MODEL, history=values[:rows], length=length[:rows])
-        return oip.arrays(oip.stub(served).ModelInfer(request))["quantiles"]
+        return oip.answer(served, oip.request(MODEL, history=values[:rows], length=length[:rows]))["quantiles"]
 
     answer = ask(20)
     assert 0 < wasted() < 0.2
@@ -122,6 +118,4 @@ def test_errors_name_the_row_of_the_request(server: Served) -> None:
     """Not the one that it has in order of length. The sum of the bad series is infinite."""
     bad = np.full(3, 3e38)
     request = several(np.ones(2), bad, np.ones(60), bad, model="series")
-    refused = refusal(lambda: server.forecasting.Forecast(request))
-    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert "for row 1, 3 of this input" in refused.message
+    assert_refused(lambda: server.forecasting.Forecast(request), NonFiniteOutput, "for row 1, 3 of this input")

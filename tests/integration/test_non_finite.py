@@ -6,15 +6,14 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 
 from rafaga import Client, NonFiniteOutput
 from tests import bundles, plain
 from tests.integration import messages
-from tests.integration.rest import send
-from tests.integration.serving import PATIENCE_S, Serve, Served, refusal, serving, wait_for_queue
+from tests.integration.rest import send, tensor
+from tests.integration.serving import PATIENCE_S, Serve, Served, assert_refused, serving, wait_for_queue
 from tests.integration.valve import Valve
 
 HALVES = pytest.approx([0.25, 0.75])
@@ -41,21 +40,20 @@ def pixels(*values: int) -> np.ndarray:
 
 
 def test_it_is_an_error_of_its_own_kind(served: Served) -> None:
-    before = served.metric("rafaga_non_finite_outputs_total", model="uneven")
-    refused = refusal(lambda: served.vision.Classify(messages.classify(pixels(3, 0, 7), "uneven")))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "NON_FINITE_OUTPUT")
-    assert "output probabilities is NaN or infinite for row 1 of this input" in str(refused.error)
+    def count() -> float:
+        return served.metric("rafaga_non_finite_outputs_total", model="uneven")
+
+    before = count()
+    request = messages.classify(pixels(3, 0, 7), "uneven")
+    says = "output probabilities is NaN or infinite for row 1 of this input"
+    assert_refused(lambda: served.vision.Classify(request), NonFiniteOutput, says)
     with Client(served.address) as client, pytest.raises(NonFiniteOutput):
         client.classify(pixels(0)[0], model="uneven")
-    assert served.metric("rafaga_non_finite_outputs_total", model="uneven") == before + 2
-    answer = served.vision.Classify(messages.classify(pixels(3, 7), "uneven"))
-    assert messages.probabilities(answer)[1] == HALVES
-
-
-def test_over_http(served: Served) -> None:
-    data = {"inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 1, 1, 1], "data": [0]}]}
-    assert "NaN or infinite for row 0" in (answer := send(served, "/v2/models/uneven/infer", data)).error
-    assert answer.status == 400
+    answer = send(served, "/v2/models/uneven/infer", {"inputs": [tensor("image", pixels(0), "UINT8")]})
+    assert (answer.status, "NaN or infinite for row 0" in answer.error) == (400, True)
+    assert count() == before + 3
+    found = served.vision.Classify(messages.classify(pixels(3, 7), "uneven"))
+    assert messages.probabilities(found)[1] == HALVES
 
 
 def test_where_the_bundle_or_a_plain_file_may_give_it(served: Served) -> None:
@@ -77,7 +75,7 @@ def test_the_others_of_the_batch_are_answered(serve: Serve, valve: Valve) -> Non
         futures = [served.vision.Classify.future(messages.classify(pixels(i), "uneven")) for i in (3, 5, 0, 7, 9, 11)]
         wait_for_queue(served, "uneven", 6)
     assert first.result(PATIENCE_S)
-    assert refusal(lambda: futures.pop(2).result(PATIENCE_S)).reason == "NON_FINITE_OUTPUT"
+    assert_refused(lambda: futures.pop(2).result(PATIENCE_S), NonFiniteOutput)
     for future in futures:
         assert messages.probabilities(future.result(PATIENCE_S))[0] == HALVES
     assert served.in_flight == 0
@@ -87,7 +85,7 @@ def test_a_request_in_several_batches_is_refused_once(serve: Serve) -> None:
     served = serve(max_batch_size=4)
     values = np.arange(1, 11, dtype=np.uint8)
     values[[1, 8]] = 0
-    assert refusal(lambda: served.vision.Classify(messages.classify(pixels(*values), "uneven"))).reason
+    assert_refused(lambda: served.vision.Classify(messages.classify(pixels(*values), "uneven")), NonFiniteOutput)
     assert served.metric("rafaga_non_finite_outputs_total", model="uneven") == 1
     assert served.vision.Classify(messages.classify(pixels(*range(1, 11)), "uneven"))
     assert served.in_flight == 0

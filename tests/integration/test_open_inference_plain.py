@@ -7,23 +7,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
 
+from rafaga.errors import InvalidRequest, InvalidTensor, RejectedByModel
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.v1 import catalog_pb2
 from tests import bundles, plain
 from tests.integration import messages
 from tests.integration import open_inference as oip
-from tests.integration.serving import PATIENCE_S, Serve, Served, refusal, serving
+from tests.integration.serving import PATIENCE_S, Serve, Served, assert_refused, serving
 
 NUMBERS = [dtype for dtype in plain.DTYPES if dtype != "string"]
 ROWS = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
-
-
+SHAPES: dict[str, tuple[Any, ...]] = {
+    "scaled": ("batch", 3),
+    "unnamed-batch": (None, 3),
+    "free": ("batch", "time", 2),
+    "flat": ("batch",),
+    "fixed": (2, 3),
+    "scalar": (),
+}
 GRAPHS = {
     "across": "(float[n,3] x) => (float[n,3] y) { y = Softmax<axis = 0>(x) }",
     "total": "(float[n,3] x) => (float[m,3] y) <int64[1] axes = {0}> { y = ReduceSum<keepdims = 1>(x, axes) }",
@@ -57,35 +62,39 @@ GRAPHS = {
 
 
 @pytest.fixture(scope="module")
-def plain_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("plain")
     for dtype in plain.DTYPES:
         plain.publish(root, f"identity-{dtype}", plain.identity(dtype, ("batch", 3)))
-    shapes = {"unnamed-batch": (None, 3), "free": ("batch", "time", 2), "flat": ("batch",), "fixed": (2, 3)}
-    for name, shape in ({"scaled": ("batch", 3), "scalar": ()} | shapes).items():
+    for name, shape in SHAPES.items():
         plain.publish(root, name, plain.scaled(2, shape))
     for name, graph in GRAPHS.items():
         plain.publish(root, name, plain.model(graph))
     plain.publish(root, "words", plain.identity("string", ("batch", "words")))
-    return root
-
-
-@pytest.fixture(scope="module")
-def served(plain_repository: Path) -> Iterator[Served]:
-    with serving(plain_repository) as served:
+    with serving(root) as served:
         yield served
 
 
 def infer(served: Served, model: str, **arrays: Any) -> dict[str, np.ndarray]:
-    return oip.arrays(oip.stub(served).ModelInfer(oip.request(model, **arrays), timeout=PATIENCE_S))
+    return oip.answer(served, oip.request(model, **arrays))
 
 
-def metadata(served: Served, model: str) -> Any:
-    return oip.stub(served).ModelMetadata(pb.ModelMetadataRequest(name=model))
+def described(served: Served, model: str) -> tuple[Any, Any]:
+    """Metadata and configuration. The sizes of the configuration have no batch."""
+    stub = oip.stub(served)
+    metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name=model))
+    config = stub.ModelConfig(pb.ModelConfigRequest(name=model)).config
+    assert config.HasField("dynamic_batching") == (config.max_batch_size > 0)
+    first = int(config.max_batch_size > 0)
+    for sized, told in ((config.input, metadata.inputs), (config.output, metadata.outputs)):
+        assert [list(t.dims) for t in sized] == [list(t.shape)[first:] for t in told]
+    return metadata, config
 
 
-def config(served: Served, model: str) -> Any:
-    return oip.stub(served).ModelConfig(pb.ModelConfigRequest(name=model)).config
+def text(shape: tuple[int, ...], *elements: bytes, model: str = "identity-string") -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name=model, raw_input_contents=[oip.length_prefixed(*elements)])
+    request.inputs.add(name="x", datatype="BYTES", shape=shape)
+    return request
 
 
 def extremes(dtype: str) -> np.ndarray:
@@ -100,16 +109,15 @@ def extremes(dtype: str) -> np.ndarray:
 @pytest.mark.parametrize("dtype", NUMBERS)
 def test_every_datatype_round_trips(served: Served, dtype: str, typed: bool) -> None:
     model, values = f"identity-{dtype}", extremes(dtype)
-    (told,) = metadata(served, model).inputs
+    (told,) = described(served, model)[0].inputs
     assert (told.datatype, list(told.shape)) == (oip.DATATYPES[dtype], [-1, 3])
     if typed and dtype == "float16":
         request = oip.request(model, x=values)
         del request.raw_input_contents[:]
         request.inputs[0].contents.fp32_contents.extend([1] * 6)
-        refused = refusal(lambda: oip.stub(served).ModelInfer(request))
-        assert "FP16 comes as raw_input_contents only" in refused.message
+        assert_refused(lambda: oip.infer(served, request), InvalidTensor, "FP16 comes as raw_input_contents only")
         return
-    response = oip.stub(served).ModelInfer(oip.request(model, typed=typed, x=values))
+    response = oip.infer(served, oip.request(model, typed=typed, x=values))
     assert response.outputs[0].datatype == oip.DATATYPES[dtype]
     np.testing.assert_array_equal(oip.arrays(response)["y"], values)
 
@@ -121,9 +129,7 @@ def test_every_datatype_round_trips(served: Served, dtype: str, typed: bool) -> 
 def test_typed_values_must_fit_their_datatype(served: Served, dtype: str, value: int) -> None:
     request = oip.request(f"identity-{dtype}", typed=True, x=np.zeros((1, 3), dtype))
     getattr(request.inputs[0].contents, oip.CONTENTS[oip.DATATYPES[dtype]])[1] = value
-    refused = refusal(lambda: oip.stub(served).ModelInfer(request))
-    assert refused.reason == "INVALID_TENSOR"
-    assert "a value does not fit" in refused.message
+    assert_refused(lambda: oip.infer(served, request), InvalidTensor, "a value does not fit")
 
 
 @pytest.mark.parametrize("model", ["chosen", "identity-bool"])
@@ -136,72 +142,46 @@ def test_a_byte_that_is_not_a_bool_is_refused(served: Served, model: str) -> Non
     else:
         request, expected = oip.request(model, x=mask[np.newaxis]), mask[np.newaxis]
     for _ in range(2):
-        np.testing.assert_array_equal(oip.arrays(oip.stub(served).ModelInfer(request))["y"], expected)
+        np.testing.assert_array_equal(oip.answer(served, request)["y"], expected)
     request.raw_input_contents[-1] = b"\1\0\xff"
-    refused = refusal(lambda: oip.stub(served).ModelInfer(request))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_TENSOR")
-    assert "bytes of 0 or 1 for bool, got 255" in refused.message
+    assert_refused(lambda: oip.infer(served, request), InvalidTensor, "bytes of 0 or 1 for bool, got 255")
 
 
-@pytest.mark.parametrize("raw", [True, False], ids=["raw", "typed"])
-def test_strings_are_bytes(served: Served, raw: bool) -> None:
-    (told,) = metadata(served, "identity-string").inputs
-    assert (told.datatype, list(told.shape)) == ("BYTES", [-1, 3])
-    assert config(served, "identity-string").input[0].data_type == pb.TYPE_STRING
-    strings = [["", "a", "Ráfaga ☃"], ["x" * 1000, "\0", "b"]]
-    elements = [s.encode() for row in strings for s in row]
-    request = pb.ModelInferRequest(model_name="identity-string")
-    tensor = request.inputs.add(name="x", datatype="BYTES", shape=(2, 3))
-    if raw:
-        request.raw_input_contents.append(oip.length_prefixed(*elements))
-    else:
-        tensor.contents.bytes_contents.extend(elements)
-    response = oip.stub(served).ModelInfer(request)
-    assert oip.arrays(response)["y"].ravel().tolist() == elements
-
+def test_strings_are_bytes(served: Served) -> None:
+    told, configured = described(served, "identity-string")
+    assert (told.inputs[0].datatype, list(told.inputs[0].shape)) == ("BYTES", [-1, 3])
+    assert configured.input[0].data_type == pb.TYPE_STRING
+    elements = [s.encode() for s in ("", "a", "Ráfaga ☃", "x" * 1000, "\0", "b")]
+    raw, typed = text((2, 3), *elements), text((2, 3))
+    del typed.raw_input_contents[:]
+    typed.inputs[0].contents.bytes_contents.extend(elements)
+    for request in (raw, typed):
+        assert oip.answer(served, request)["y"].ravel().tolist() == elements
     for bad, says in ((elements[:-1], "6 elements, got 5"), ([b"\xff", *elements[1:]], "UTF-8")):
-        request.inputs[0].ClearField("contents")
-        del request.raw_input_contents[:]
-        request.raw_input_contents.append(oip.length_prefixed(*bad))
-        refused = refusal(lambda: oip.stub(served).ModelInfer(request))
-        assert refused.reason == "INVALID_TENSOR"
-        assert says in refused.message
+        assert_refused(lambda bad=bad: oip.infer(served, text((2, 3), *bad)), InvalidTensor, says)
+    classes = oip.asking_for(text((1, 3), b"a", b"a", b"a"), "y", classification=1)
+    assert_refused(lambda: oip.infer(served, classes), InvalidRequest)
 
 
 @pytest.mark.parametrize("model", ["scaled", "unnamed-batch"])
 def test_a_free_first_dimension_is_the_batch(served: Served, model: str) -> None:
-    told, configured = metadata(served, model), config(served, model)
-    assert oip.shapes(told.inputs) == {"x": [-1, 3]}
-    assert oip.shapes(told.outputs) == {"y": [-1, 3]}
+    told, configured = described(served, model)
+    assert (oip.shapes(told.inputs), oip.shapes(told.outputs)) == ({"x": [-1, 3]}, {"y": [-1, 3]})
     assert (told.platform, list(told.versions)) == ("onnxruntime_onnx", ["1"])
     assert configured.max_batch_size == 32
-    assert configured.HasField("dynamic_batching")
-    assert ([list(t.dims) for t in configured.input], [list(t.dims) for t in configured.output]) == ([[3]], [[3]])
-    np.testing.assert_array_equal(infer(served, model, x=ROWS)["y"], 2 * ROWS)
-    many = np.tile(ROWS, (20, 1))  # more than a batch
-    np.testing.assert_array_equal(infer(served, model, x=many)["y"], 2 * many)
-
-
-def test_an_error_about_many_names_is_cut(tmp_path: Path, serve: Serve) -> None:
-    """Uncut it would exceed gRPC's limit for metadata, and the client would see "Stream removed"."""
-    names = [f"input_with_a_rather_long_name_{i:04}" for i in range(500)]
-    inputs = ", ".join(f"float[batch,1] {name}" for name in names)
-    wide = f"({inputs}) => (float[batch,1] y) {{ y = Sum({', '.join(names)}) }}"
-    plain.publish(tmp_path, "wide", plain.model(wide))
-    refused = refusal(lambda: infer(serve(tmp_path), "wide", x=ROWS[:, :1]))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_TENSOR")
-    assert refused.message.startswith("expected the inputs input_with_a_rather_long_name_0000, ")
-    assert "… and 4" in refused.message
-    assert refused.message.endswith("got x")
+    for x in (ROWS, np.tile(ROWS, (20, 1))):  # the second is more than a batch
+        np.testing.assert_array_equal(infer(served, model, x=x)["y"], 2 * x)
 
 
 def test_other_free_dimensions_may_have_any_size(served: Served) -> None:
-    assert oip.shapes(metadata(served, "free").inputs) == {"x": [-1, -1, 2]}
+    assert oip.shapes(described(served, "scalar")[0].inputs) == {"x": []}
+    np.testing.assert_array_equal(infer(served, "scalar", x=np.array(3, np.float32))["y"], 6)
+    assert oip.shapes(described(served, "free")[0].inputs) == {"x": [-1, -1, 2]}
     for time in (1, 2, 50):
         x = np.random.default_rng(time).normal(size=(3, time, 2)).astype(np.float32)
         np.testing.assert_array_equal(infer(served, "free", x=x)["y"], 2 * x)
-    refused = refusal(lambda: infer(served, "free", x=np.zeros((1, 5, 3), np.float32)))
-    assert "input x: expected a tensor of shape [N, any, 2], got [1, 5, 3]" in refused.message
+    says = "input x: expected a tensor of shape [N, any, 2], got [1, 5, 3]"
+    assert_refused(lambda: infer(served, "free", x=np.zeros((1, 5, 3), np.float32)), InvalidTensor, says)
 
 
 @pytest.mark.parametrize("typed", [False, True], ids=["raw", "typed"])
@@ -209,17 +189,15 @@ def test_free_dimensions_other_than_the_batch_may_be_zero(served: Served, typed:
     """As a graph without edges has them, and series without steps. Each is sent twice: the second may be cached."""
     for count in (0, 2, 0):
         edges = np.zeros((count, 2), np.int64)
-        request = oip.request("edges", typed=typed, nodes=ROWS, edges=edges)
-        found = oip.arrays(oip.stub(served).ModelInfer(request, timeout=PATIENCE_S))
+        found = infer(served, "edges", typed=typed, nodes=ROWS, edges=edges)
         np.testing.assert_allclose(found["total"], ROWS[edges].sum(axis=(0, 1)), rtol=1e-5)
         assert found["ends"].shape == (count, 2, 3)
-    empty = np.zeros((3, 0, 2), np.float32)
     for _ in range(2):
-        response = oip.stub(served).ModelInfer(oip.request("free", typed=typed, x=empty), timeout=PATIENCE_S)
-        assert oip.arrays(response)["y"].shape == (3, 0, 2)
-    request = pb.ModelInferRequest(model_name="words", raw_input_contents=[] if typed else [b""])
-    request.inputs.add(name="x", datatype="BYTES", shape=(2, 0))
-    assert oip.arrays(oip.stub(served).ModelInfer(request, timeout=PATIENCE_S))["y"].shape == (2, 0)
+        assert infer(served, "free", typed=typed, x=np.zeros((3, 0, 2), np.float32))["y"].shape == (3, 0, 2)
+    words = text((2, 0), model="words")
+    if typed:
+        del words.raw_input_contents[:]
+    assert oip.answer(served, words)["y"].shape == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -234,29 +212,22 @@ def test_free_dimensions_other_than_the_batch_may_be_zero(served: Served, typed:
 def test_empty_tensors_that_are_refused(served: Served, shape: tuple[int, ...], raw: bytes, says: str) -> None:
     request = pb.ModelInferRequest(model_name="free", raw_input_contents=[raw])
     request.inputs.add(name="x", datatype="FP32", shape=shape)
-    refused = refusal(lambda: oip.stub(served).ModelInfer(request, timeout=PATIENCE_S))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_TENSOR")
-    assert says in refused.message
+    assert_refused(lambda: oip.infer(served, request), InvalidTensor, says)
 
 
 def test_one_number_per_row_has_a_column_unless_the_client_sends_none(served: Served) -> None:
     """Triton's clients expect a size per row. Others send, and get, what the graph has. The second call is cached."""
-    assert oip.shapes(metadata(served, "flat").inputs) == {"x": [-1, 1]}
-    assert list(config(served, "flat").output[0].dims) == [1]
+    assert oip.shapes(described(served, "flat")[0].inputs) == {"x": [-1, 1]}
     for shape in ((3,), (3, 1), (3,), (3, 1)):
         x = np.arange(3, dtype=np.float32).reshape(shape)
         np.testing.assert_array_equal(infer(served, "flat", x=x)["y"], 2 * x, strict=True)
 
 
-def test_a_fixed_first_dimension_takes_no_batches(plain_repository: Path, serve: Serve) -> None:
-    served = serve(plain_repository)
-    told, configured = metadata(served, "fixed"), config(served, "fixed")
+def test_a_fixed_first_dimension_takes_no_batches(served: Served) -> None:
+    told, configured = described(served, "fixed")
     assert configured.parameters["trained"].string_value == "false"
     assert configured.parameters["weights"].string_value == "unverified: plain ONNX, no bundle"
-    assert oip.shapes(told.inputs) == {"x": [2, 3]}
-    assert configured.max_batch_size == 0
-    assert not configured.HasField("dynamic_batching")
-    assert ([list(t.dims) for t in configured.input], [list(t.dims) for t in configured.output]) == ([[2, 3]], [[2, 3]])
+    assert (oip.shapes(told.inputs), configured.max_batch_size) == ({"x": [2, 3]}, 0)
     stub = oip.stub(served)
     futures = [stub.ModelInfer.future(oip.request("fixed", x=ROWS[i : i + 2])) for i in (0, 1, 2) * 5]
     for i, future in zip((0, 1, 2) * 5, futures, strict=True):
@@ -264,13 +235,8 @@ def test_a_fixed_first_dimension_takes_no_batches(plain_repository: Path, serve:
     (found,) = stub.ModelStatistics(pb.ModelStatisticsRequest(name="fixed")).model_stats
     assert (found.inference_count, found.execution_count, found.inference_stats.success.count) == (15, 15, 15)
     for rows in (1, 3):
-        refused = refusal(lambda rows=rows: infer(served, "fixed", x=ROWS[:rows]))
-        assert f"input x: expected a tensor of shape [2, 3], got [{rows}, 3]" in refused.message
-
-
-def test_a_graph_without_dimensions(served: Served) -> None:
-    assert oip.shapes(metadata(served, "scalar").inputs) == {"x": []}
-    np.testing.assert_array_equal(infer(served, "scalar", x=np.array(3, np.float32))["y"], 6)
+        says = f"input x: expected a tensor of shape [2, 3], got [{rows}, 3]"
+        assert_refused(lambda rows=rows: infer(served, "fixed", x=ROWS[:rows]), InvalidTensor, says)
 
 
 EYE = np.eye(3, 8, dtype=np.float32)
@@ -293,59 +259,41 @@ def test_rows_that_depend_on_each_other_are_not_batched(
     served: Served, model: str, inputs: dict[str, np.ndarray], answer: Any
 ) -> None:
     """Their graphs look batchable; trial runs at load show that they are not."""
-    assert config(served, model).max_batch_size == 0
+    told, configured = described(served, model)
+    assert configured.max_batch_size == 0
+    assert all(-1 in shape for shape in oip.shapes(told.inputs).values())
     (found,) = infer(served, model, **inputs).values()
     np.testing.assert_allclose(found, answer, atol=1e-5)
-
-
-def test_metadata_of_models_without_batches(served: Served) -> None:
-    assert oip.shapes(metadata(served, "across").inputs) == {"x": [-1, 3]}
-    assert oip.shapes(metadata(served, "product").inputs) == {"a": [-1, 3], "b": [3, -1]}
-    assert refusal(lambda: infer(served, "one-row", x=ROWS[:2])).reason == "REJECTED_BY_MODEL"
+    if model == "one-row":
+        assert_refused(lambda: infer(served, model, x=ROWS[:2]), RejectedByModel)
 
 
 def test_outputs_come_as_asked(served: Served) -> None:
     """1. All outputs, in the graph's order. 2. The requested ones, in the request's order."""
-    request = oip.request("both", b=ROWS, a=2 * ROWS)
-    response = oip.stub(served).ModelInfer(request)
-    assert [output.name for output in response.outputs] == ["sum", "difference"]
-    for names in (["difference"], ["sum"], ["difference", "sum"]):
-        response = oip.stub(served).ModelInfer(oip.asking_for(oip.request("both", b=ROWS, a=2 * ROWS), *names))
-        assert [output.name for output in response.outputs] == names
-        found = oip.arrays(response)
-        expected = {"sum": 3 * ROWS, "difference": ROWS}
-        for name in names:
-            np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+    expected = {"sum": 3 * ROWS, "difference": ROWS}
+    for asked in ([], ["difference"], ["sum"], ["difference", "sum"]):
+        found = oip.answer(served, oip.asking_for(oip.request("both", b=ROWS, a=2 * ROWS), *asked))
+        assert list(found) == (asked or list(expected))
+        for name, values in found.items():
+            np.testing.assert_allclose(values, expected[name], atol=1e-6)
 
 
 def test_classes_without_labels_are_numbers(served: Served) -> None:
-    request = oip.asking_for(oip.request("scaled", x=ROWS), "y", classification=2)
-    found = oip.arrays(oip.stub(served).ModelInfer(request))["y"]
+    found = oip.answer(served, oip.asking_for(oip.request("scaled", x=ROWS), "y", classification=2))["y"]
     best = np.argsort(-ROWS, axis=1)[:, :2]
     assert [[int(e.split(b":")[1]) for e in row] for row in found] == best.tolist()
     assert all(e.count(b":") == 1 for e in found.ravel())
 
 
-def test_text_has_no_classes(served: Served) -> None:
-    request = pb.ModelInferRequest(model_name="identity-string", raw_input_contents=[oip.length_prefixed(*[b"a"] * 3)])
-    request.inputs.add(name="x", datatype="BYTES", shape=(1, 3))
-    refused = refusal(lambda: oip.stub(served).ModelInfer(oip.asking_for(request, "y", classification=1)))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
-
-
-def test_the_catalogue_marks_plain_models_as_unverified(served: Served) -> None:
+def test_plain_models_are_unverified_and_have_no_task(served: Served) -> None:
     model = served.catalog.GetModel(catalog_pb2.GetModelRequest(name="scaled")).model
     assert (model.state, model.task, model.trained, model.precision) == (catalog_pb2.Model.READY, "", False, "")
     assert "unverified" in model.weights_source
     assert [(t.name, t.dtype, list(t.shape)) for t in model.inputs] == [("x", "float32", [-1, 3])]
     string = served.catalog.GetModel(catalog_pb2.GetModelRequest(name="identity-string")).model
     assert string.inputs[0].dtype == "string"
-
-
-def test_task_methods_refuse_plain_models(served: Served) -> None:
-    refused = refusal(lambda: served.vision.Classify(messages.classify(messages.random_digits(0), "scaled")))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
-    assert "Open Inference Protocol" in refused.message
+    classify = messages.classify(messages.random_digits(0), "scaled")
+    assert_refused(lambda: served.vision.Classify(classify), InvalidRequest, "Open Inference Protocol")
 
 
 def refused_models(root: Path, served: Served) -> dict[str, str]:
@@ -371,14 +319,6 @@ def test_a_broken_bundle_is_not_served_as_plain_onnx(
     assert "UNVERIFIED" not in caplog.text
 
 
-def sequence() -> onnx.ModelProto:
-    made = plain.identity("float32", ("batch", 3))
-    made.graph.node.append(helper.make_node("SequenceConstruct", ["x"], ["list"]))
-    value = helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, None)
-    made.graph.output.append(value)
-    return made
-
-
 def test_refused_models_are_logged_with_the_reason(
     tmp_path: Path, serve: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,7 +328,8 @@ def test_refused_models_are_logged_with_the_reason(
     onnx.save(onnx.load(file), file, save_as_external_data=True, location="data.bin", size_threshold=0)
     shutil.copy(file.with_name("data.bin"), tmp_path)
     monkeypatch.chdir(tmp_path)
-    plain.publish(root, "sequence", sequence())
+    sequence = plain.model("(float[n,3] x) => (seq(float) list) { list = SequenceConstruct(x) }")
+    plain.publish(root, "sequence", sequence)
     plain.publish(root, "nonsense", plain.scaled(2)).write_bytes(b"no model at all")
     plain.publish(root, "empty", plain.scaled(2)).write_bytes(b"")
     real = plain.publish(root, "link", plain.scaled(2))
@@ -416,6 +357,5 @@ def test_a_model_with_an_operator_that_takes_no_empty_input(tmp_path: Path, serv
     )
     plain.publish(tmp_path, "gru", gru)
     served = serve(tmp_path)
-    refused = refusal(lambda: infer(served, "gru", x=np.ones((0, 1, 2), np.float32)))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_TENSOR")
+    assert_refused(lambda: infer(served, "gru", x=np.ones((0, 1, 2), np.float32)), InvalidTensor)
     assert infer(served, "gru", x=np.ones((5, 1, 2), np.float32))["y"].shape == (5, 1, 1, 4)

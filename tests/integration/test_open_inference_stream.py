@@ -7,12 +7,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, Self
 
 import grpc
 import numpy as np
 import pytest
 
+from rafaga.errors import Draining, ModelNotFound, QueueFull, Unauthenticated
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.server.services.open_inference.stream import WINDOW
 from rafaga.server.transport.grpc import MAX_STREAMS
@@ -24,9 +26,10 @@ from tests.integration.serving import (
     Serve,
     Served,
     Stubs,
+    assert_refused,
     assert_serves,
     eventually,
-    refusal_of,
+    refusal,
     wait_for_queue,
 )
 from tests.integration.valve import Valve
@@ -44,9 +47,20 @@ class Conversation:
         options = {"timeout": PATIENCE_S} | options
         self.call = oip.stub(stubs).ModelStreamInfer(iter(self._requests.get, None), **options)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.call.cancel()
+        self.half_close()
+
     def send(self, request: pb.ModelInferRequest, identity: str = "") -> None:
         request.id = identity
         self._requests.put(request)
+
+    def ask(self, number: int) -> None:
+        self.send(oip.images(digits(number)))
+        assert_answers(number, next(self))
 
     def half_close(self) -> None:
         self._requests.put(None)
@@ -61,17 +75,12 @@ class Conversation:
 
 
 @pytest.fixture
-def talk() -> Iterator[Callable[..., Conversation]]:
-    conversations: list[Conversation] = []
+def talk() -> Iterator[Talk]:
+    with ExitStack() as stack:
+        yield lambda *arguments, **options: stack.enter_context(Conversation(*arguments, **options))
 
-    def begin(*arguments: Any, **options: Any) -> Conversation:
-        conversations.append(Conversation(*arguments, **options))
-        return conversations[-1]
 
-    yield begin
-    for conversation in conversations:
-        conversation.call.cancel()
-        conversation.half_close()
+Talk = Callable[..., Conversation]
 
 
 def digits(number: int) -> np.ndarray:
@@ -84,41 +93,30 @@ def assert_answers(number: int, response: pb.ModelStreamInferResponse) -> None:
     np.testing.assert_allclose(found, bundles.classify(digits(number)), atol=1e-5)
 
 
-def test_many_messages_are_answered_each_under_its_id(server: Served, talk: Callable[..., Conversation]) -> None:
-    stream = talk(server)
-    for number in range(600):
-        stream.send(oip.images(digits(number)), str(number))
-    stream.half_close()
-    answered = set()
-    for response in stream.call:
-        answered.add(int(response.infer_response.id))
-        assert response.infer_response.parameters["triton_final_response"].bool_param
-        assert_answers(int(response.infer_response.id), response)
-    assert answered == set(range(600))
-
-
-def test_a_message_is_answered_while_the_stream_stays_open(server: Served, talk: Callable[..., Conversation]) -> None:
+def test_messages_are_answered_each_under_its_id(server: Served, talk: Talk) -> None:
+    """1. While the stream stays open. 2. By another model. 3. Many at once."""
     stream = talk(server)
     for number in range(3):
+        stream.ask(number)
+    stream.send(oip.request("series", history=messages.random_history(0, 12)[np.newaxis]), "another model")
+    other = next(stream).infer_response
+    assert (other.id, other.model_name) == ("another model", "series")
+    for number in range(600):
         stream.send(oip.images(digits(number)), str(number))
-        assert_answers(number, next(stream))
-    history = messages.random_history(0, 12)[np.newaxis]
-    stream.send(oip.request("series", history=history), "another model")
-    response = next(stream).infer_response
-    assert (response.id, response.model_name) == ("another model", "series")
-    assert stream.rest() == []
+    answered = {int(response.infer_response.id): response for response in stream.rest()}
+    assert answered.keys() == set(range(600))
+    for number, response in answered.items():
+        assert response.infer_response.parameters["triton_final_response"].bool_param
+        assert_answers(number, response)
 
 
-def test_an_error_is_a_message_with_the_id_of_its_request(server: Served, talk: Callable[..., Conversation]) -> None:
+def test_an_error_is_a_message_with_the_id_of_its_request(server: Served, talk: Talk) -> None:
     bad = {
         "unknown": (oip.images(DIGIT, "unknown"), "no model 'unknown'"),
         "shape": (oip.images(DIGIT[:, 1:]), "got [1, 27, 28, 1]"),
         "image": (oip.files(b"what"), "JPEG, PNG, WebP, GIF or BMP"),
         "sequence": (oip.images(DIGIT, given={"sequence_id": 1}), "without sequence_id"),
-        "engine": (
-            oip.images(np.full((1, 1, 1, 1), 200, np.uint8), "fragile"),
-            "fails on this input: Gather: ",
-        ),
+        "engine": (oip.images(np.full((1, 1, 1, 1), 200, np.uint8), "fragile"), "fails on this input: Gather: "),
     }
     stream = talk(server)
     for identity, (request, _) in bad.items():
@@ -142,21 +140,8 @@ def test_bytes_that_do_not_parse_are_an_error_message(server: Served) -> None:
     assert "expected a serialised inference.ModelInferRequest" in responses[1].error_message
 
 
-def test_a_client_may_ask_for_errors_as_status(server: Served, talk: Callable[..., Conversation]) -> None:
-    stream = talk(server, metadata=GRPC_ERRORS)
-    stream.send(oip.images(digits(1)))
-    assert_answers(1, next(stream))
-    stream.send(oip.images(DIGIT, "unknown"), "x")
-    with pytest.raises(grpc.RpcError) as failed:
-        next(stream)
-    refused = refusal_of(failed.value)
-    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
-    assert "no model 'unknown'" in refused.message
-
-
-def test_an_error_as_status_drops_the_pending_messages(
-    serve: Serve, valve: Valve, talk: Callable[..., Conversation]
-) -> None:
+def test_a_client_may_ask_for_errors_as_status(serve: Serve, valve: Valve, talk: Talk) -> None:
+    """Such an error ends the stream: pending messages are dropped."""
     served = serve(**UNHURRIED)
     with valve.closed():
         stream = talk(served, metadata=GRPC_ERRORS)
@@ -165,8 +150,7 @@ def test_an_error_as_status_drops_the_pending_messages(
         stream.send(oip.images(messages.random_digits(1, 7)))
         wait_for_queue(served, "digits", 7)
         stream.send(oip.images(DIGIT, "unknown"))
-        with pytest.raises(grpc.RpcError):
-            next(stream)
+        assert_refused(lambda: next(stream), ModelNotFound, "no model 'unknown'")
         eventually(lambda: served.in_flight == 0, "the stream's calls ended")
     assert_serves(served)
     assert 7 not in valve.runs
@@ -192,14 +176,10 @@ def test_a_client_that_goes_away_leaves_nothing_behind(serve: Serve, valve: Valv
         wait_for_queue(served, "digits", 0)
     assert_serves(served)
     assert set(valve.runs) == {1}
-    eventually(lambda: not stream_threads(), "the reader ended")
+    eventually(lambda: "stream" not in {thread.name for thread in threading.enumerate()}, "the reader ended")
 
 
-def stream_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "stream"]
-
-
-def test_a_client_that_only_sends_is_held_back(serve: Serve, valve: Valve, talk: Callable[..., Conversation]) -> None:
+def test_a_client_that_only_sends_is_held_back(serve: Serve, valve: Valve, talk: Talk) -> None:
     """1. The engine is busy. 2. Of 400 messages the server reads one window, and refuses none. 3. All are answered."""
     served = serve(**UNHURRIED)
     with valve.closed():
@@ -214,17 +194,20 @@ def test_a_client_that_only_sends_is_held_back(serve: Serve, valve: Valve, talk:
         assert_answers(int(response.infer_response.id), response)
 
 
-def test_a_client_that_reads_no_answers_is_held_back(serve: Serve, talk: Callable[..., Conversation]) -> None:
+def test_a_client_that_reads_no_answers_is_held_back(serve: Serve, talk: Talk) -> None:
     """Answers of 768 KiB that the client does not read fill the window. Then the server computes no more."""
     served = serve()
     photos = messages.random_photo(0, 512, 512)
     stream = talk(served)
     for number in range(WINDOW + 100):
         stream.send(oip.images(photos, "backbone"), str(number))
-    infer = {"method": "/inference.GRPCInferenceService/ModelInfer"}
-    eventually(lambda: served.metric("rafaga_requests_total", **infer) >= WINDOW, "a window's worth was computed")
+
+    def computed() -> float:
+        return served.metric("rafaga_requests_total", method=f"{messages.OPEN}ModelInfer")
+
+    eventually(lambda: computed() >= WINDOW, "a window's worth was computed")
     before = -1.0
-    while (now := served.metric("rafaga_requests_total", **infer)) > before:
+    while (now := computed()) > before:
         before = now
         time.sleep(0.3)
     assert now < WINDOW + 40  # the window, and what fits into the buffers of the connection
@@ -232,56 +215,44 @@ def test_a_client_that_reads_no_answers_is_held_back(serve: Serve, talk: Callabl
     assert {int(r.infer_response.id) for r in responses} == set(range(WINDOW + 100))
 
 
-def test_an_oversize_message_ends_its_stream_alone(serve: Serve, talk: Callable[..., Conversation]) -> None:
+def test_an_oversize_message_ends_its_stream_alone(serve: Serve, talk: Talk) -> None:
     served = serve(max_request_bytes=10_000)
     good, bad = talk(served), talk(served)
     bad.send(oip.images(messages.random_digits(0, 20)))
-    with pytest.raises(grpc.RpcError) as failed:
-        next(bad)
-    assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    good.send(oip.images(digits(2)))
-    assert_answers(2, next(good))
+    assert refusal(lambda: next(bad)).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    good.ask(2)
 
 
-def test_streams_beyond_the_limit_are_refused(serve: Serve, talk: Callable[..., Conversation]) -> None:
+def test_streams_beyond_the_limit_are_refused(serve: Serve, talk: Talk) -> None:
     served = serve()
     streams = [talk(served) for _ in range(MAX_STREAMS)]
     for stream in streams:
-        stream.send(oip.images(digits(1)))
-        assert_answers(1, next(stream))
-    with pytest.raises(grpc.RpcError) as failed:
-        next(talk(served))
-    refused = refusal_of(failed.value)
-    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        stream.ask(1)
+    assert_refused(lambda: next(talk(served)), QueueFull)
     assert_serves(served)
     assert streams[0].rest() == []
-    eventually(lambda: _takes_a_stream(served), "there is room again")
+
+    def takes_another() -> bool:
+        another = talk(served)
+        another.send(oip.images(digits(1)))
+        try:
+            assert_answers(1, *another.rest())
+        except grpc.RpcError:
+            return False
+        return True
+
+    eventually(takes_another, "there is room again")
 
 
-def _takes_a_stream(served: Served) -> bool:
-    try:
-        (response,) = oip.stub(served).ModelStreamInfer(iter([oip.images(digits(1))]), timeout=PATIENCE_S)
-    except grpc.RpcError:
-        return False
-    assert_answers(1, response)
-    return True
-
-
-def test_an_idle_stream_does_not_hold_up_the_drain(serve: Serve, talk: Callable[..., Conversation]) -> None:
+def test_an_idle_stream_does_not_hold_up_the_drain(serve: Serve, talk: Talk) -> None:
     served = serve()
     stream = talk(served)
-    stream.send(oip.images(digits(1)))
-    assert_answers(1, next(stream))
+    stream.ask(1)
     assert served.server.drain_and_stop()
-    with pytest.raises(grpc.RpcError) as failed:
-        next(stream)
-    refused = refusal_of(failed.value)
-    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    assert_refused(lambda: next(stream), Draining)
 
 
-def test_messages_sent_before_the_drain_are_answered(
-    serve: Serve, valve: Valve, talk: Callable[..., Conversation]
-) -> None:
+def test_messages_sent_before_the_drain_are_answered(serve: Serve, valve: Valve, talk: Talk) -> None:
     """1. Messages run and queue. 2. The server drains; a new message is refused. 3. The earlier ones are answered."""
     served = serve(**UNHURRIED)
     draining = threading.Thread(target=served.server.drain_and_stop)
@@ -302,11 +273,8 @@ def test_messages_sent_before_the_drain_are_answered(
     assert not draining.is_alive()
 
 
-def test_a_stream_needs_a_token_where_calls_do(serve: Serve, talk: Callable[..., Conversation]) -> None:
+def test_a_stream_needs_a_token_where_calls_do(serve: Serve, talk: Talk) -> None:
     served = serve(bearer_token_sha256=(hashlib.sha256(b"secret").hexdigest(),))
-    with pytest.raises(grpc.RpcError) as failed:
-        next(talk(served))
-    assert refusal_of(failed.value).code is grpc.StatusCode.UNAUTHENTICATED
+    assert_refused(lambda: next(talk(served)), Unauthenticated)
     stream = talk(served, metadata=(("authorization", "Bearer secret"),))
-    stream.send(oip.images(digits(1)))
-    assert_answers(1, next(stream))
+    stream.ask(1)

@@ -6,10 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from email.message import Message
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,8 +17,9 @@ from PIL import Image
 
 from rafaga.server.services import page
 from tests import bundles
-from tests.browser import Box, Tab, browser
-from tests.integration.serving import PATIENCE_S, Served, serving
+from tests.browser import Tab, browser
+from tests.integration.rest import send
+from tests.integration.serving import Served, serving
 
 STATIC = resources.files(page) / "static"
 TOKEN = "of-this-test"
@@ -60,15 +58,15 @@ def served(everything: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     edited = bundles.publish_classifier(root, "hostile") / "bundle.json"
     text = json.loads(edited.read_text())
     text["labels"][:] = [f"{MARKUP} {i}" for i in range(bundles.CLASSES)]
-    figures = (
-        ("mase", 0.766, 0.08),
-        ("coverage_80", 0.7228, 0.058),
-        ("coverage_q10", 0.17, 0.041),
-        ("pinball", 0.25, 0),
-    )
+    figures = {
+        "mase": (0.766, 0.08),
+        "coverage_80": (0.7228, 0.058),
+        "coverage_q10": (0.17, 0.041),
+        "pinball": (0.25, 0),
+    }
     text["variants"][0]["metrics"] = [
         {"name": name, "value": value, "dataset": MARKUP, "samples": 135, "standard_error": error}
-        for name, value, error in figures
+        for name, (value, error) in figures.items()
     ]
     edited.write_text(json.dumps(text))
     (bundles.publish_classifier(root, "broken") / "model.onnx").write_bytes(b"not the file")
@@ -103,41 +101,31 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def show(tab: Tab, served: Served, model: str) -> None:
+def show(tab: Tab, served: Served, model: str, picked: Path | None = None) -> None:
     tab.open(f"{served.http}/#/{model}/1")
     tab.until(f"document.querySelector('article h2')?.textContent === {json.dumps(model)}")
+    if picked is not None:
+        tab.choose("#picked", picked)
 
 
 def rows(tab: Tab) -> list[list[str]]:
     """Of the ranking in the outcome: name and share."""
     tab.until("document.querySelector('.outcome:not([aria-busy]) .bars')")
-    return list(
-        tab.evaluate(
-            "[...document.querySelectorAll('.outcome .bar')].map(r => [r.firstChild.innerText, r.lastChild.innerText])"
-        )
-    )
-
-
-def fetch(url: str, **headers: str) -> tuple[int, Message, bytes]:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=PATIENCE_S) as answer:
-            return answer.status, answer.headers, answer.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.headers, error.read()
+    cells = "[...document.querySelectorAll('.outcome .bar')].map(r => [r.firstChild.innerText, r.lastChild.innerText])"
+    return list(tab.evaluate(cells))
 
 
 def test_every_file_has_a_strict_policy_and_is_sent_once(served: Served) -> None:
     for file in STATIC.iterdir():
         path = "/" if file.name == "index.html" else f"/page/{file.name}"
-        status, headers, body = fetch(served.http + path)
-        assert (status, body) == (200, file.read_bytes())
-        policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
+        answer = send(served, path)
+        assert (answer.status, answer.body) == (200, file.read_bytes())
+        policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
         assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
         assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
-        assert headers["X-Content-Type-Options"] == "nosniff"
-        status, again, body = fetch(served.http + path, **{"If-None-Match": headers["ETag"]})
-        assert (status, body, again["ETag"]) == (304, b"", headers["ETag"])
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        again = send(served, path, If_None_Match=answer.headers["etag"])
+        assert (again.status, again.body, again.headers["etag"]) == (304, b"", answer.headers["etag"])
 
 
 def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
@@ -151,7 +139,7 @@ def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
 
 def test_it_can_be_switched_off(tmp_path: Path) -> None:
     with serving(tmp_path, page="off") as server:
-        assert [fetch(server.http + path)[0] for path in ("/", "/page/page.js")] == [404, 404]
+        assert [send(server, path).status for path in ("/", "/page/page.js")] == [404, 404]
 
 
 def test_models_are_listed_with_state_precision_and_provenance(tab: Tab, served: Served) -> None:
@@ -169,8 +157,7 @@ def test_models_are_listed_with_state_precision_and_provenance(tab: Tab, served:
 def test_a_picked_image_is_classified(tab: Tab, served: Served, tmp_path: Path) -> None:
     pixels = np.random.default_rng(4).integers(0, 256, (28, 28, 1), dtype=np.uint8)
     Image.fromarray(pixels[:, :, 0]).save(tmp_path / "digit.png")
-    show(tab, served, "digits")
-    tab.choose("#picked", tmp_path / "digit.png")
+    show(tab, served, "digits", tmp_path / "digit.png")
     best = np.argsort(-bundles.classify(pixels[np.newaxis])[0])
     assert [name for name, _ in rows(tab)] == [f"digit {i}" for i in best[:5]]
     assert f"digit {best[0]}" in tab.text(".winner")
@@ -210,22 +197,16 @@ def test_boxes_are_drawn_where_the_objects_are(tab: Tab, served: Served, photo: 
     tab.evaluate(f"(() => {{ {slider % 0.01} }})()")
     assert [name for name, _ in rows(tab)] == ["bright thing", "dark thing"]
     image = tab.place(".stage img")
+    sides = "(r => ({left: r.left, top: r.top, right: r.right, bottom: r.bottom}))(b.getBoundingClientRect())"
     # Behind the best one, so first in the document.
-    quarter, whole = (
-        Box(*box)
-        for box in tab.evaluate(
-            "[...document.querySelectorAll('.box')].map(b => b.getBoundingClientRect())"
-            ".map(r => [r.left, r.top, r.right, r.bottom])"
-        )
-    )
-    assert vars(whole) == pytest.approx(vars(image), abs=1)
+    quarter, whole = tab.evaluate(f"[...document.querySelectorAll('.box')].map(b => {sides})")
+    assert whole == pytest.approx(vars(image), abs=1)
     middle = {"right": (image.left + image.right) / 2, "bottom": (image.top + image.bottom) / 2}
-    assert vars(quarter) == pytest.approx(vars(image) | middle, abs=1)
+    assert quarter == pytest.approx(vars(image) | middle, abs=1)
 
 
 def test_classes_of_pixels_are_laid_over_the_image(tab: Tab, served: Served, photo: Path) -> None:
-    show(tab, served, "segmenter")
-    tab.choose("#picked", photo)
+    show(tab, served, "segmenter", photo)
     assert [name for name, _ in rows(tab)] == ["red", "blue"]
     image, overlay = tab.place(".stage img"), tab.place(".overlay")
     assert vars(overlay) == pytest.approx(vars(image), abs=1)
@@ -240,8 +221,7 @@ def test_classes_of_pixels_are_laid_over_the_image(tab: Tab, served: Served, pho
 
 
 def test_features_are_shown_with_their_shape(tab: Tab, served: Served, photo: Path) -> None:
-    show(tab, served, "backbone")
-    tab.choose("#picked", photo)
+    show(tab, served, "backbone", photo)
     assert "[1, 3, 10, 20], stride 2" in tab.text(".maps li")
     assert tab.evaluate("[document.querySelector('.heat').width, document.querySelector('.heat').height]") == [20, 10]
 
@@ -298,8 +278,7 @@ def test_a_plain_model_takes_named_arrays(tab: Tab, served: Served) -> None:
 
 def test_markup_in_labels_stays_text(tab: Tab, served: Served, tmp_path: Path) -> None:
     Image.new("L", (28, 28)).save(tmp_path / "black.png")
-    show(tab, served, "hostile")
-    tab.choose("#picked", tmp_path / "black.png")
+    show(tab, served, "hostile", tmp_path / "black.png")
     assert rows(tab)[0][0] == f"{MARKUP} 0"
     assert tab.evaluate("document.querySelectorAll('.outcome img').length") == 0
     assert tab.evaluate("document.title") == "hostile · Rafaga"

@@ -19,6 +19,7 @@ from tests.integration.serving import Served, serving
 from tests.integration.valve import Pace
 
 ROW_MS = 10.0
+WANTED = ("--rate", "10", "--slo-p99-ms", "5")
 
 
 @pytest.fixture(scope="module")
@@ -80,46 +81,44 @@ def test_refused_callers_are_not_measured(tmp_path: Path, capsys: pytest.Capture
     ("arguments", "code", "message"),
     [
         ([], 2, "no profile: measure a replica"),
-        (["--profile", "absent.json", "--rate", "10", "--slo-p99-ms", "5"], 2, "absent.json: No such file"),
-        (["--profile", "pyproject.toml", "--rate", "10", "--slo-p99-ms", "5"], 2, "not a profile of rafaga plan"),
+        (["--profile", "absent.json", *WANTED], 2, "absent.json: No such file"),
+        (["--profile", "pyproject.toml", *WANTED], 2, "not a profile of rafaga plan"),
         (["--profile", "absent.json", "--rate", "10"], 2, "--rate and --slo-p99-ms go together"),
         (["--profile", "absent.json"], 2, "nothing to do"),
-        (["--measure", "127.0.0.1:1", "--rate", "10", "--slo-p99-ms", "5"], 2, "--measure and --model go together"),
-        (["--measure", "127.0.0.1:1", "--model", "digits", "--rate", "10", "--slo-p99-ms", "5"], 3, "127.0.0.1:1"),
+        (["--measure", "127.0.0.1:1", *WANTED], 2, "--measure and --model go together"),
+        (["--measure", "127.0.0.1:1", "--model", "digits", *WANTED], 3, "127.0.0.1:1"),
+        (["--measure", "paced", "--model", "unknown", *WANTED], 4, "no model 'unknown'"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_an_exit_code(
-    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    paced: Served,
+    arguments: list[str],
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
-    assert main(["plan", *arguments]) == code
+    assert main(["plan", *(paced.address if word == "paced" else word for word in arguments)]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("rafaga: ")
     assert message in line
 
 
-def test_an_unknown_model_is_exit_code_4(paced: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--measure", paced.address, "--model", "unknown", "--rate", "1", "--slo-p99-ms", "5"]) == 4
-    assert "no model 'unknown'" in capsys.readouterr().err
-
-
-def test_without_the_load_extra_it_says_what_to_install() -> None:
+def test_it_needs_the_load_extra_and_not_the_servers() -> None:
+    """A plan needs nothing of the server except the batcher."""
     script = "import sys; sys.modules['hdrh'] = None; from rafaga.cli import main; sys.exit(main(['plan', '--help']))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "is not installed: pip install 'rafaga[load]'" in done.stderr
     assert "rafaga plan needs hdrh" in done.stderr
-
-
-def test_the_server_extra_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan needs nothing of the server except the batcher."""
-    code = (
+    script = (
         "import sys; sys.modules['onnxruntime'] = None; import rafaga.plan.command\n"
         "print(sorted(name for name in sys.modules if name.startswith('rafaga.server.')))"
     )
-    names = ["", ".batcher", ".job", ".latency"]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.strip() == str([f"rafaga.server.scheduling{name}" for name in names])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    expected = [f"rafaga.server.scheduling{name}" for name in ("", ".batcher", ".job", ".latency")]
+    assert done.stdout.strip() == str(expected)
 
 
 @pytest.mark.nightly

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from rafaga.v1 import catalog_pb2
 from tests import bundles
 from tests.integration import messages
 from tests.integration.rest import Answer, send
-from tests.integration.serving import Served, serving
+from tests.integration.serving import Serve, Served
 
 DIGITS = messages.random_digits(0, 3)
 DIGIT = messages.png(DIGITS[0, :, :, 0])
@@ -27,13 +25,7 @@ PHOTO = messages.random_photo(1, 8, 16)
 PHOTO_FILE = messages.png(PHOTO[0])
 HISTORY = messages.random_history(2, 12)
 FORM = "application/x-www-form-urlencoded"
-
-
-@pytest.fixture(scope="module")
-def served(everything: Path) -> Iterator[Served]:
-    with serving(everything) as served:
-        yield served
-        assert served.in_flight == 0
+CLASSIFY, FORECAST, PREDICT = "/v1/models/digits:classify", "/v1/models/series:forecast", "/v1/models/letters:predict"
 
 
 def base64_of(data: bytes) -> str:
@@ -48,6 +40,10 @@ def array(tensor: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(base64.b64decode(tensor["data"]), tensor["dtype"]).reshape(tensor["shape"])
 
 
+def as_json(message: Any) -> dict[str, Any]:
+    return without_timing(json.loads(json.dumps(plain(message))))
+
+
 def without_timing(found: dict[str, Any]) -> dict[str, Any]:
     assert found.pop("timing").keys() == {"queue_us", "preprocess_us", "inference_us", "batch_size"}
     return found
@@ -60,104 +56,98 @@ def probabilities(answer: Answer) -> np.ndarray:
     return np.array([[label["probability"] for label in row] for row in rows])
 
 
-class TestClassify:
-    @pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", FORM, "text/plain", "application/json"])
-    def test_a_file(self, served: Served, kind: str) -> None:
-        answer = send(served, "/v1/models/digits:classify?top_k=1000", DIGIT, content_type=kind)
-        assert probabilities(answer) == pytest.approx(bundles.classify(DIGITS[:1]), abs=1e-5)
-        assert answer.headers["content-type"] == "application/json"
-
-    def test_the_answer_is_that_of_grpc(self, served: Served) -> None:
-        for path in ("/v1/models/digits:classify", "/v1/models/digits/versions/1:classify"):
-            found = without_timing(send(served, path, DIGIT).json)
-            expected = ACTIONS["classify"].convert(served.vision.Classify(messages.classify(DIGITS[:1], top_k=0)))
-            assert found == without_timing(json.loads(json.dumps(expected)))
-        assert len(found["results"][0]["labels"]) == 5
-        model = {"name": "digits", "version": 1, "trained": True, "precision": "fp32", "engine": "onnxruntime"}
-        assert found["model"] == model
-
-    def test_json(self, served: Served) -> None:
-        files = [base64_of(messages.png(digit[:, :, 0])) for digit in DIGITS]
-        for body in ({"images": files}, {"pixels": as_tensor(DIGITS)}):
-            answer = send(served, "/v1/models/digits:classify", {**body, "top_k": 10})
-            assert probabilities(answer) == pytest.approx(bundles.classify(DIGITS), abs=1e-5)
-
-    def test_a_query_parameter_counts_before_the_body(self, served: Served) -> None:
-        body = {"images": [base64_of(DIGIT)], "top_k": 10}
-        assert len(send(served, "/v1/models/digits:classify?top_k=2", body).json["results"][0]["labels"]) == 2
+@pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", FORM, "text/plain", "application/json"])
+def test_classify_a_file(full_server: Served, kind: str) -> None:
+    answer = send(full_server, f"{CLASSIFY}?top_k=1000", DIGIT, content_type=kind)
+    assert probabilities(answer) == pytest.approx(bundles.classify(DIGITS[:1]), abs=1e-5)
+    assert answer.headers["content-type"] == "application/json"
 
 
-def test_detect(served: Served) -> None:
-    found = without_timing(send(served, "/v1/models/detector:detect?max_objects=1", PHOTO_FILE).json)
-    expected = plain(served.vision.Detect(messages.detect(PHOTO, max_objects=1)))
-    assert found == without_timing(expected)
+def test_classify(full_server: Served) -> None:
+    """1. As over gRPC. 2. JSON. 3. A parameter of the query counts before the body."""
+    for path in (CLASSIFY, "/v1/models/digits/versions/1:classify"):
+        found = without_timing(send(full_server, path, DIGIT).json)
+        expected = ACTIONS["classify"].convert(full_server.vision.Classify(messages.classify(DIGITS[:1], top_k=0)))
+        assert found == without_timing(json.loads(json.dumps(expected)))
+    assert len(found["results"][0]["labels"]) == 5
+    model = {"name": "digits", "version": 1, "trained": True, "precision": "fp32", "engine": "onnxruntime"}
+    assert found["model"] == model
+    files = [base64_of(messages.png(digit[:, :, 0])) for digit in DIGITS]
+    for body in ({"images": files}, {"pixels": as_tensor(DIGITS)}):
+        answer = send(full_server, CLASSIFY, {**body, "top_k": 10})
+        assert probabilities(answer) == pytest.approx(bundles.classify(DIGITS), abs=1e-5)
+    answer = send(full_server, f"{CLASSIFY}?top_k=2", {"images": files, "top_k": 10})
+    assert len(answer.json["results"][0]["labels"]) == 2
+
+
+def test_detect(full_server: Served) -> None:
+    found = without_timing(send(full_server, "/v1/models/detector:detect?max_objects=1", PHOTO_FILE).json)
+    assert found == as_json(full_server.vision.Detect(messages.detect(PHOTO, max_objects=1)))
     assert found["results"][0]["objects"][0]["box"].keys() == {"x_min", "y_min", "x_max", "y_max"}
-    assert send(served, "/v1/models/detector:detect?min_score=1", PHOTO_FILE).json["results"][0]["objects"] == []
+    (found,) = send(full_server, "/v1/models/detector:detect?min_score=1", PHOTO_FILE).json["results"]
+    assert found["objects"] == []
 
 
-def test_segment(served: Served) -> None:
+def test_segment(full_server: Served) -> None:
     labels, sure = bundles.segment(PHOTO)
     body = {"pixels": as_tensor(PHOTO), "with_probabilities": True}
-    (found,) = send(served, "/v1/models/segmenter:segment", body).json["results"]
+    (found,) = send(full_server, "/v1/models/segmenter:segment", body).json["results"]
     np.testing.assert_array_equal(array(found["labels"]), labels[0])
     np.testing.assert_allclose(array(found["probabilities"]), sure[0], atol=1e-5)
-    (found,) = send(served, "/v1/models/segmenter:segment", PHOTO_FILE).json["results"]
+    (found,) = send(full_server, "/v1/models/segmenter:segment", PHOTO_FILE).json["results"]
     assert found["probabilities"] is None
     assert (found["image_height"], found["image_width"]) == (8, 16)
     assert sum(each["share"] for each in found["classes"]) == pytest.approx(1.0)
 
 
-def test_features(served: Served) -> None:
-    found = send(served, "/v1/models/backbone:features", PHOTO_FILE).json
-    expected = served.vision.ExtractFeatures(messages.features(PHOTO))
+def test_features(full_server: Served) -> None:
+    found = send(full_server, "/v1/models/backbone:features", PHOTO_FILE).json
+    expected = full_server.vision.ExtractFeatures(messages.features(PHOTO))
     for given, message in zip(found["maps"], expected.maps, strict=True):
         assert (given["name"], given["stride"]) == (message.name, message.stride)
     np.testing.assert_allclose(array(found["maps"][0]), bundles.features(PHOTO), atol=1e-6)
 
 
-def test_forecast(served: Served) -> None:
+def test_forecast(full_server: Served) -> None:
     def quantiles(found: list[dict[str, Any]]) -> np.ndarray:
         return np.array([each["values"] for each in found]).T
 
-    path, expected = "/v1/models/series:forecast", bundles.forecast(HISTORY)
+    expected = bundles.forecast(HISTORY)
     lines = "month,value\n" + "".join(f"1990-{i:02},{value}\n" for i, value in enumerate(HISTORY, 1))
     columns = "a,b\n" + "".join(f"0,{value}\r\n" for value in HISTORY)
     for answer in (
-        send(served, path, {"history": HISTORY.tolist()}),
-        send(served, path, json.dumps({"history": HISTORY.tolist()}), content_type=FORM),
-        send(served, path, "\n".join(map(str, HISTORY)), content_type="text/csv"),
-        send(served, path, "\ufeff".encode() + lines.encode(), content_type=FORM),
-        send(served, path + "?column=b", columns),
+        send(full_server, FORECAST, {"history": HISTORY.tolist()}),
+        send(full_server, FORECAST, json.dumps({"history": HISTORY.tolist()}), content_type=FORM),
+        send(full_server, FORECAST, "\n".join(map(str, HISTORY)), content_type="text/csv"),
+        send(full_server, FORECAST, "\ufeff".encode() + lines.encode(), content_type=FORM),
+        send(full_server, FORECAST + "?column=b", columns),
     ):
         assert quantiles(answer.json["quantiles"]) == pytest.approx(expected, abs=1e-4)
-    found = send(served, path + "?horizon=2", {"series": [HISTORY.tolist(), HISTORY[:5].tolist()]}).json
+    found = send(full_server, FORECAST + "?horizon=2", {"series": [HISTORY.tolist(), HISTORY[:5].tolist()]}).json
     assert found["quantiles"] == []
     for each, history in zip(found["forecasts"], (HISTORY, HISTORY[:5]), strict=True):
         assert quantiles(each["quantiles"]) == pytest.approx(bundles.forecast(history)[:2], abs=1e-4)
 
 
-def test_predict(served: Served) -> None:
-    path = "/v1/models/letters:predict?top_k=2"
-    expected = without_timing(plain(served.sequences.Predict(messages.predict("abca", top_k=2))))
+def test_predict(full_server: Served) -> None:
+    path = PREDICT + "?top_k=2"
+    expected = as_json(full_server.sequences.Predict(messages.predict("abca", top_k=2)))
     for body in ("abca", "a b\nc,a\n", {"symbols": list("abca")}):
-        assert without_timing(send(served, path, body).json) == json.loads(json.dumps(expected))
-    found = send(served, path, {"sequences": [list("ab"), ["c"]]}).json
+        assert without_timing(send(full_server, path, body).json) == expected
+    found = send(full_server, path, {"sequences": [list("ab"), ["c"]]}).json
     assert [len(each["labels"]) for each in found["continuations"]] == [2, 2]
 
 
-def test_the_catalogue(served: Served) -> None:
-    models = send(served, "/v1/models").json
-    assert models == json.loads(json.dumps(plain(served.catalog.ListModels(catalog_pb2.ListModelsRequest()))))
+def test_the_catalogue(full_server: Served) -> None:
+    models = send(full_server, "/v1/models").json
+    assert models == json.loads(json.dumps(plain(full_server.catalog.ListModels(catalog_pb2.ListModelsRequest()))))
     digits = next(model for model in models["models"] if model["name"] == "digits")
     assert (digits["state"], digits["version"]) == ("READY", 1)
     assert digits["inputs"] == [{"name": "image", "dtype": "uint8", "shape": [-1, 28, 28, 1]}]
     assert "forecast" not in digits
     for path in ("/v1/models/digits", "/v1/models/digits/versions/1"):
-        assert send(served, path).json == {"model": digits, "labels": [f"digit {i}" for i in range(10)]}
-    assert send(served, "/v1/models", method="HEAD").body == b""
-
-
-CLASSIFY, FORECAST, PREDICT = "/v1/models/digits:classify", "/v1/models/series:forecast", "/v1/models/letters:predict"
+        assert send(full_server, path).json == {"model": digits, "labels": [f"digit {i}" for i in range(10)]}
+    assert send(full_server, "/v1/models", method="HEAD").body == b""
 
 
 @pytest.mark.parametrize(
@@ -167,12 +157,9 @@ CLASSIFY, FORECAST, PREDICT = "/v1/models/digits:classify", "/v1/models/series:f
         ("/v1/models/digits/versions/7:classify", DIGIT, 404, "available: 1"),
         ("/v1/models/digits/versions/x:classify", DIGIT, 404, "a version is an integer"),
         (f"/v1/models/digits/versions/{'9' * 19}:classify", DIGIT, 404, "a version is an integer"),
-        ("/v1/models/unknown", None, 404, "no model 'unknown'"),
         ("/v1/models/digits:dance", DIGIT, 405, "Method Not Allowed"),
         (CLASSIFY, None, 405, "Method Not Allowed"),
         ("/v1/elsewhere", None, 404, "see /openapi.json"),
-        ("/v1/models/series:classify", DIGIT, 400, ""),
-        (CLASSIFY, b"", 400, "do not decode"),
         (CLASSIFY, DIGIT[:-60], 400, "do not decode"),
         (CLASSIFY, b"{", 400, "JSON"),
         (CLASSIFY, b'{"images": "\xff"}', 400, "JSON"),
@@ -182,47 +169,40 @@ CLASSIFY, FORECAST, PREDICT = "/v1/models/digits:classify", "/v1/models/series:f
         (CLASSIFY, {"image": []}, 400, "`image`"),
         (CLASSIFY, {"images": [base64_of(DIGIT)], "top_k": -1}, 400, "`$.top_k`"),
         (CLASSIFY, {"images": [base64_of(DIGIT)], "pixels": as_tensor(DIGITS)}, 400, "got both"),
-        (CLASSIFY, {"pixels": as_tensor(DIGITS[:, :27])}, 400, "got [3, 27, 28, 1]"),
         (CLASSIFY, {"pixels": as_tensor(DIGITS) | {"data": ""}}, 400, "got 0"),
         (CLASSIFY, {"pixels": as_tensor(DIGITS) | {"dtype": "float32"}}, 400, "dtype"),
         (CLASSIFY, {"pixels": as_tensor(DIGITS[0])}, 400, "`$.pixels.shape`"),
         (CLASSIFY, {"pixels": {"shape": [2**40, 1, 1, 1], "data": ""}}, 400, "4294967295"),
         (CLASSIFY, '{"images": ' + "[" * 100_000, 400, "JSON"),
         (CLASSIFY + "?top_k=many", DIGIT, 400, "query parameters"),
-        (CLASSIFY + "?top_k=-1", DIGIT, 400, "query parameters"),
         (CLASSIFY + "?images=a", DIGIT, 400, "expected top_k, min_probability; got 'images'"),
-        (CLASSIFY + "?horizon=3", DIGIT, 400, "expected top_k, min_probability; got 'horizon'"),
         (CLASSIFY + "?min_probability=1.5", DIGIT, 400, "min_probability from 0 to 1, got 1.5"),
         (FORECAST, "1\n2\nthree\n", 400, "line 3: 'three' is not a number"),
         (FORECAST, "1\n2\ninf\n", 400, "finite"),
         (FORECAST, "a,b\n1,2\n", 400, "choose a column with ?column=: a, b"),
         (FORECAST + "?column=c", "a,b\n1,2\n", 400, "no column 'c'"),
         (FORECAST, b"\xff\xfe", 400, "UTF-8"),
-        (FORECAST, b"1", 400, "at least 2 observations"),
         (FORECAST, "1\n" * 600_000, 413, "1048576 bytes"),
         (FORECAST, {"history": ["1"]}, 400, "`$.history[0]`"),
-        (FORECAST, {"history": [1, 1e300]}, 400, "finite"),
-        (FORECAST, {"history": [1, 2], "horizon": 99}, 400, "a horizon of at most"),
         (FORECAST, {"history": [1, 2], "series": [[1, 2]]}, 400, "got both"),
-        (PREDICT, "abz", 400, "got 'z'"),
         (PREDICT, "", 400, "got 0"),
         (PREDICT, '{"symbols": ["\\ud800"]}', 400, ""),
     ],
     ids=lambda value: None if isinstance(value, int) else str(value)[:50],
 )
-def test_what_is_wrong_is_named(served: Served, path: str, body: Any, status: int, says: str) -> None:
-    answer = send(served, path, body)
+def test_what_is_wrong_is_named(full_server: Served, path: str, body: Any, status: int, says: str) -> None:
+    answer = send(full_server, path, body)
     assert answer.status == status, answer
     assert says in answer.error
     assert "/tmp" not in answer.error
 
 
-def test_forms_are_refused_with_the_command_that_works(served: Served) -> None:
-    answer = send(served, CLASSIFY, b"--x", content_type="multipart/form-data; boundary=x")
+def test_forms_are_refused_with_the_command_that_works(full_server: Served) -> None:
+    answer = send(full_server, CLASSIFY, b"--x", content_type="multipart/form-data; boundary=x")
     assert (answer.status, "--data-binary" in answer.error) == (400, True)
 
 
-def test_requests_are_counted_under_their_method(serve: Callable[..., Served]) -> None:
+def test_requests_are_counted_under_their_method(serve: Serve) -> None:
     served = serve()
     send(served, CLASSIFY, DIGIT)
     send(served, "/v1/models/unknown:classify", DIGIT)
@@ -233,17 +213,13 @@ def test_requests_are_counted_under_their_method(serve: Callable[..., Served]) -
     assert served.in_flight == 0
 
 
-def test_the_description_is_valid_and_has_every_route(served: Served) -> None:
-    document = send(served, "/openapi.json").json
+def test_the_description_has_every_route_and_field(full_server: Served) -> None:
+    """A field of an answer that is not described would be missing in clients made from the description."""
+    document = send(full_server, "/openapi.json").json
     validate(document)
-    routes = {r.path: (r.methods or set()) - {"HEAD"} for r in served.server.http.routes}
+    routes = {r.path: (r.methods or set()) - {"HEAD"} for r in full_server.server.http.routes}
     described = {path: {verb.upper() for verb in verbs} for path, verbs in document["paths"].items()}
     assert described == {path: verbs for path, verbs in routes.items() if not re.match(r"/($|page/)", path)}
-
-
-def test_the_description_fits_the_answers(served: Served) -> None:
-    """A field of an answer that is not described would be missing in clients made from the description."""
-    document = send(served, "/openapi.json").json
 
     def check(schema: dict[str, Any], value: Any, where: str) -> None:
         if "$ref" in schema:
@@ -256,22 +232,23 @@ def test_the_description_fits_the_answers(served: Served) -> None:
             for each in value:
                 check(schema["items"], each, f"{where}[]")
 
-    for path, called, body in (
-        ("/v1/models", "/v1/models", None),
-        ("/v1/models/{name}", "/v1/models/digits", None),
-        ("/v1/models/{name}:classify", CLASSIFY, DIGIT),
-        ("/v1/models/{name}:detect", "/v1/models/detector:detect", PHOTO_FILE),
-        ("/v1/models/{name}:segment", "/v1/models/segmenter:segment", PHOTO_FILE),
-        ("/v1/models/{name}:features", "/v1/models/backbone:features", PHOTO_FILE),
-        ("/v1/models/{name}:forecast", FORECAST, "1\n2\n3\n"),
-        ("/v1/models/{name}:predict", PREDICT, "abc"),
-        ("/v2", "/v2", None),
-        ("/v2/models/{name}", "/v2/models/digits", None),
-        ("/v2/models/{name}/config", "/v2/models/digits/config", None),
-        ("/v2/models/{name}/stats", "/v2/models/digits/stats", None),
-        ("/v2/repository/index", "/v2/repository/index", "{}"),
+    for called, body in (
+        ("/v1/models", None),
+        ("/v1/models/digits", None),
+        (CLASSIFY, DIGIT),
+        ("/v1/models/detector:detect", PHOTO_FILE),
+        ("/v1/models/segmenter:segment", PHOTO_FILE),
+        ("/v1/models/backbone:features", PHOTO_FILE),
+        (FORECAST, "1\n2\n3\n"),
+        (PREDICT, "abc"),
+        ("/v2", None),
+        ("/v2/models/digits", None),
+        ("/v2/models/digits/config", None),
+        ("/v2/models/digits/stats", None),
+        ("/v2/repository/index", "{}"),
     ):
+        path = re.sub(r"/models/\w+", "/models/{name}", called)
         operation = document["paths"][path]["get" if body is None else "post"]
-        answer = send(served, called, body)
+        answer = send(full_server, called, body)
         assert answer.status == 200, answer
         check(operation["responses"]["200"]["content"]["application/json"]["schema"], answer.json, path)

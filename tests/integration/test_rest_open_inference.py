@@ -19,7 +19,8 @@ DIGITS = messages.random_digits(0, 2)
 HISTORY = messages.random_history(1, 12)[np.newaxis]
 EXPECTED = bundles.classify(DIGITS)
 INFER = "/v2/models/digits/infer"
-NUMPY = {datatype: dtype for dtype, datatype in oip.DATATYPES.items()}
+IMAGE = tensor("image", DIGITS, "UINT8")
+BARE = {name: IMAGE[name] for name in ("name", "datatype", "shape")}
 ELEMENTS = ("BOOL", "UINT8", "INT16", "INT64", "UINT64", "FP16", "FP32", "FP64")
 
 
@@ -30,10 +31,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     bundles.publish_classifier(root)
     bundles.publish_forecaster(root)
     for datatype in (*ELEMENTS, "BYTES"):
-        plain.publish(root, f"echo-{datatype}", plain.identity(NUMPY.get(datatype, "string"), ("N", "any")))
+        plain.publish(root, f"echo-{datatype}", plain.identity(oip.NUMPY.get(datatype, "string"), ("N", "any")))
     with serving(root) as served:
         yield served
         assert served.in_flight == 0
+
+
+def sized(size: Any, **more: Any) -> dict[str, Any]:
+    """A request whose contents follow in binary; `more`: of the input."""
+    return {"inputs": [BARE | {"parameters": {"binary_data_size": size}} | more]}
 
 
 def binary(head: dict[str, Any], *contents: bytes) -> tuple[bytes, dict[str, str]]:
@@ -47,7 +53,7 @@ def outputs(answer: Answer) -> dict[str, np.ndarray]:
     length = int(answer.headers.get("inference-header-content-length", len(answer.body)))
     found, at = {}, length
     for output in json.loads(answer.body[:length])["outputs"]:
-        dtype = np.dtype(NUMPY.get(output["datatype"], object))
+        dtype = np.dtype(oip.NUMPY.get(output["datatype"], object))
         if "data" in output:
             values = np.array(output["data"], dtype)
         else:
@@ -58,20 +64,20 @@ def outputs(answer: Answer) -> dict[str, np.ndarray]:
     return found
 
 
+def assert_classified(answer: Answer, is_binary: bool = False) -> None:
+    np.testing.assert_allclose(outputs(answer)["probabilities"], EXPECTED, atol=1e-5)
+    assert ("inference-header-content-length" in answer.headers) == is_binary
+
+
 def test_json_tensors(served: Served) -> None:
-    flat = tensor("image", DIGITS, "UINT8")
-    nested = flat | {"data": DIGITS.tolist()}
-    for given in (flat, nested):
+    for given in (IMAGE, IMAGE | {"data": DIGITS.tolist()}):
         for path in (INFER, "/v2/models/digits/versions/1/infer"):
             answer = send(served, path, {"inputs": [given], "id": "seven", "an extension": {"unknown": [1]}})
-            np.testing.assert_allclose(outputs(answer)["probabilities"], EXPECTED, atol=1e-5)
-            head = {name: answer.json[name] for name in ("model_name", "model_version", "id")}
-            assert head == {"model_name": "digits", "model_version": "1", "id": "seven"}
+            assert_classified(answer)
+            assert [answer.json[name] for name in ("model_name", "model_version", "id")] == ["digits", "1", "seven"]
 
 
 def test_binary_tensors(served: Served) -> None:
-    given = {**tensor("image", DIGITS, "UINT8"), "parameters": {"binary_data_size": DIGITS.nbytes}}
-    del given["data"]
     for asked, is_binary in (
         ({}, False),
         ({"parameters": {"binary_data_output": True}}, True),
@@ -79,32 +85,25 @@ def test_binary_tensors(served: Served) -> None:
         ({"outputs": [{"name": "probabilities"}], "parameters": {"binary_data_output": True}}, True),
         ({"outputs": [{"name": "probabilities", "parameters": {"binary_data": False}}]}, False),
     ):
-        body, headers = binary({"inputs": [given], **asked}, DIGITS.tobytes())
-        answer = send(served, INFER, body, **headers)
-        np.testing.assert_allclose(outputs(answer)["probabilities"], EXPECTED, atol=1e-5)
-        assert ("inference-header-content-length" in answer.headers) == is_binary
-
-
-def test_files(served: Served) -> None:
-    files = [messages.png(digit[:, :, 0]) for digit in DIGITS]
-    contents = b"".join(oip.length_prefixed(file) for file in files)
-    given = {"name": "image", "datatype": "BYTES", "shape": [2, 1], "parameters": {"binary_data_size": len(contents)}}
-    body, headers = binary({"inputs": [given]}, contents)
-    np.testing.assert_allclose(outputs(send(served, INFER, body, **headers))["probabilities"], EXPECTED, atol=1e-5)
+        body, headers = binary(sized(DIGITS.nbytes) | asked, DIGITS.tobytes())
+        assert_classified(send(served, INFER, body, **headers), is_binary)
+    files = oip.length_prefixed(*[messages.png(digit[:, :, 0]) for digit in DIGITS])
+    body, headers = binary(sized(len(files), datatype="BYTES", shape=[2, 1]), files)
+    assert_classified(send(served, INFER, body, **headers))
 
 
 def test_series_and_classes(served: Served) -> None:
     answer = send(served, "/v2/models/series/infer", {"inputs": [tensor("history", HISTORY, "FP32")]})
     np.testing.assert_allclose(outputs(answer)["quantiles"][0], bundles.forecast(HISTORY[0]), atol=1e-4)
     asked = [{"name": "probabilities", "parameters": {"classification": 3}}]
-    answer = send(served, INFER, {"inputs": [tensor("image", DIGITS, "UINT8")], "outputs": asked})
+    answer = send(served, INFER, {"inputs": [IMAGE], "outputs": asked})
     best = [int(text.split(":")[1]) for text in outputs(answer)["probabilities"].ravel()]
     assert best == EXPECTED.argsort(1)[:, ::-1][:, :3].ravel().tolist()
 
 
 @pytest.mark.parametrize("datatype", ELEMENTS)
 def test_every_datatype_in_json(served: Served, datatype: str) -> None:
-    dtype = np.dtype(NUMPY[datatype])
+    dtype = np.dtype(oip.NUMPY[datatype])
     least, most = (False, True) if dtype.kind == "b" else (0, 1)
     if dtype.kind in "ui":
         least, most = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
@@ -123,8 +122,7 @@ def test_text_and_what_json_does_not_have(served: Served) -> None:
     answer = send(served, "/v2/models/echo-BYTES/infer", {"inputs": [tensor("x", text, "BYTES")]})
     np.testing.assert_array_equal(outputs(answer)["y"], text)
     strange = np.array([[np.nan, np.inf], [1, 2]], np.float32)
-    given = {"name": "x", "datatype": "FP32", "shape": [2, 2], "parameters": {"binary_data_size": 16}}
-    body, headers = binary({"inputs": [given]}, strange.tobytes())
+    body, headers = binary(sized(16, name="x", datatype="FP32", shape=[2, 2]), strange.tobytes())
     assert send(served, "/v2/models/echo-FP32/infer", body, **headers).json["outputs"][0]["data"] == [None, None, 1, 2]
 
 
@@ -141,22 +139,11 @@ def test_what_the_server_says_of_itself(served: Served) -> None:
     for body in (b"", "{}", '{"ready": true}'):
         index = send(served, "/v2/repository/index", body).json
         assert {"name": "digits", "version": "1", "state": "READY", "reason": ""} in index
-
-
-def test_health(served: Served) -> None:
     assert send(served, "/v2/health/live").json == {"live": True}
     assert send(served, "/v2/health/ready").json == {"ready": True}
     for path, status in (("digits", 200), ("digits/versions/1", 200), ("digits/versions/7", 503), ("unknown", 503)):
         answer = send(served, f"/v2/models/{path}/ready")
         assert (answer.status, answer.json["ready"]) == (status, status == 200)
-
-
-IMAGE = tensor("image", DIGITS, "UINT8")
-BARE = {name: IMAGE[name] for name in ("name", "datatype", "shape")}
-
-
-def sized(size: Any, **more: Any) -> dict[str, Any]:
-    return {"inputs": [BARE | {"parameters": {"binary_data_size": size}} | more]}
 
 
 @pytest.mark.parametrize(
@@ -166,10 +153,8 @@ def sized(size: Any, **more: Any) -> dict[str, Any]:
         (b"[]", "JSON: Expected `object`"),
         (b"{}", "`inputs`"),
         (b'{"inputs": [' * 50_000, "JSON"),
-        ({"inputs": []}, "expected the inputs image"),
         ({"inputs": [BARE]}, "input 'image': expected data, or the parameter binary_data_size"),
         ({"inputs": [IMAGE | {"data": 7}]}, "flat list"),
-        ({"inputs": [IMAGE | {"data": None}]}, "flat list"),
         ({"inputs": [IMAGE | {"data": [[1]]}]}, "flat list"),
         (f'{{"inputs": [{json.dumps(BARE)[:-1]}, "data": {"[" * 5000}}}]}}', "JSON"),
         ({"inputs": [IMAGE | {"data": [1, 2]}]}, "expected data of shape [2, 28, 28, 1], got 2 elements"),
@@ -179,13 +164,8 @@ def sized(size: Any, **more: Any) -> dict[str, Any]:
         ({"inputs": [IMAGE | {"data": ["1"] * DIGITS.size}]}, "Expected `int`, got `str`"),
         ({"inputs": [IMAGE | {"data": [1.5] * DIGITS.size}]}, "Expected `int`, got `float`"),
         ({"inputs": [IMAGE | {"datatype": "FLOAT"}]}, "expected a datatype of BOOL"),
-        ({"inputs": [IMAGE | {"datatype": "FP32"}]}, "expected datatype UINT8"),
-        ({"inputs": [IMAGE | {"shape": [2, 27, 28, 1], "data": [0] * 1512}]}, "got [2, 27, 28, 1]"),
         ({"inputs": [IMAGE | {"shape": [-2, 28, -28, 1]}]}, "of zero or more"),
         ({"inputs": [IMAGE | {"shape": [2**70]}]}, "`$.inputs[0].shape[0]`"),
-        ({"inputs": [IMAGE | {"name": "picture"}]}, "got picture"),
-        ({"inputs": [IMAGE], "outputs": [{"name": "scores"}]}, "no output 'scores'"),
-        ({"inputs": [IMAGE], "parameters": {"priority": "high"}}, "parameter priority"),
         ({"inputs": [IMAGE], "parameters": {"x": 2**70}}, "64 bits"),
         ({"inputs": [IMAGE], "parameters": {"x": [1]}}, "`$.parameters"),
         (sized(DIGITS.nbytes), "binary_data_size of at most 0"),
@@ -219,7 +199,7 @@ def test_what_is_wrong_is_named(served: Served, body: Any, says: str) -> None:
         ("/v2/models/digits/versions/7/infer", {"inputs": [IMAGE]}, 404),
         ("/v2/models/digits/versions/x/infer", {"inputs": [IMAGE]}, 404),
         ("/v2/models/unknown", None, 404),
-        ("/v2/models/digits/infer", None, 405),
+        (INFER, None, 405),
         ("/v2/logging", None, 404),
         (INFER, {"inputs": [IMAGE], "parameters": {"sequence_id": 5}}, 501),
         (INFER, {"inputs": [BARE | {"parameters": {"shared_memory_region": "a"}}]}, 501),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,42 +9,24 @@ import grpc
 import pytest
 
 from rafaga.bundle import ForecastSpec
-from rafaga.errors import InvalidRequest
+from rafaga.errors import InvalidRequest, ModelNotReady
 from rafaga.server.services.forecasting.options import Options
 from rafaga.v1 import forecasting_pb2 as pb
 from tests import bundles
-from tests.integration.serving import PATIENCE_S, Served, eventually, refusal, serving, wait_for_queue
+from tests.integration.serving import PATIENCE_S, Served, assert_refused, eventually, serving, wait_for_queue
 from tests.integration.valve import Valve
 
 DEADLINE_S = 1.0
 ROWS = 3
 
 
-class OneByOne(Valve):
-    """Lets single runs through while it is closed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._permits = threading.Semaphore(0)
-
-    def let_one_through(self) -> None:
-        self._permits.release()
-
-    def pass_through(self, rows: int) -> None:
-        if not self._open.is_set():
-            self._waiting.release()
-            while not self._permits.acquire(timeout=0.01) and not self._open.is_set():
-                pass
-        self.runs.append(rows)
+@pytest.fixture(scope="module")
+def valve() -> Valve:
+    return Valve()
 
 
 @pytest.fixture(scope="module")
-def valve() -> OneByOne:
-    return OneByOne()
-
-
-@pytest.fixture(scope="module")
-def served(valve: OneByOne, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(valve: Valve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("forecasters")
     for name in ("series", "replaced"):
         bundles.publish_forecaster(root, name)
@@ -59,7 +40,7 @@ def roll_out(served: Served, model: str = "series", timeout_s: float = PATIENCE_
     return served.forecasting.Forecast.future(request, timeout=timeout_s)
 
 
-def blocks_run(served: Served, valve: OneByOne) -> int:
+def blocks_run(served: Served, valve: Valve) -> int:
     """After others were answered, whose runs would have been behind a next block."""
     for _ in range(3):
         served.forecasting.Forecast(pb.ForecastRequest(model="series", history=[1, 2, 3]), timeout=PATIENCE_S)
@@ -68,36 +49,28 @@ def blocks_run(served: Served, valve: OneByOne) -> int:
     return valve.runs.count(ROWS)
 
 
-def test_a_cancel_ends_it(served: Served, valve: OneByOne) -> None:
+@pytest.mark.parametrize("end", ["cancel", "deadline"])
+def test_it_ends_with_its_call(served: Served, valve: Valve, end: str) -> None:
     with valve.closed():
-        call = roll_out(served)
+        call = roll_out(served, timeout_s=DEADLINE_S if end == "deadline" else PATIENCE_S)
         valve.wait_for_engine()
         valve.let_one_through()
-        valve.wait_for_engine()
-        call.cancel()
+        if end == "cancel":
+            valve.wait_for_engine()
+            call.cancel()
+        else:
+            assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         eventually(lambda: served.in_flight == 0, "the call ended")
-    assert blocks_run(served, valve) == 2, "the second was running"
+    assert blocks_run(served, valve) in ([2] if end == "cancel" else [1, 2]), "the second was running"
 
 
-def test_a_deadline_ends_it(served: Served, valve: OneByOne) -> None:
-    with valve.closed():
-        call = roll_out(served, timeout_s=DEADLINE_S)
-        valve.wait_for_engine()
-        valve.let_one_through()
-        assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        eventually(lambda: served.in_flight == 0, "the call ended")
-    assert blocks_run(served, valve) <= 2
-
-
-def test_a_model_that_is_replaced_meanwhile(served: Served, valve: OneByOne) -> None:
+def test_a_model_that_is_replaced_meanwhile(served: Served, valve: Valve) -> None:
     """As for one that is replaced while an image is decoded: the client may send the request again."""
     with valve.closed():
         call = roll_out(served, "replaced")
         valve.wait_for_engine()
         served.server.repository.model("replaced", 0).retire(replaced=True)
-    refused = refusal(lambda: call.result(PATIENCE_S))
-    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
-    assert "send the request again" in refused.message
+    assert_refused(lambda: call.result(PATIENCE_S), ModelNotReady, "send the request again")
     assert blocks_run(served, valve) == 1
 
 

@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 
 from tests.integration import open_inference as oip
-from tests.integration.serving import PATIENCE_S, serving
+from tests.integration.serving import serving
 
 DATA = Path(os.environ.get("RAFAGA_DATA", Path(__file__).parents[2].parent / "shared" / "data")) / "onnx"
 RNG = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def test_answers_are_those_of_onnxruntime(files: dict[str, Path], name: str, tmp
     shutil.copy(files[name], tmp_path / name / "1" / "model.onnx")
     arrays = INPUTS[name]()
     with serving(tmp_path, max_batch_size=4) as served:
-        answer = oip.arrays(oip.stub(served).ModelInfer(oip.request(name, **arrays), timeout=PATIENCE_S))
+        answer = oip.answer(served, oip.request(name, **arrays))
     session = ort.InferenceSession(files[name], providers=["CPUExecutionProvider"])
     expected = dict(zip([output.name for output in session.get_outputs()], session.run(None, arrays), strict=True))
     assert answer.keys() == expected.keys()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,28 +17,22 @@ from rafaga.server.config.device import Device
 from rafaga.server.engines.contract import Engine, PendingOutputs
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace, measured
 from rafaga.server.engines.selection import Placement
-from rafaga.server.scheduling.job import Part
+from rafaga.server.scheduling.job import Arrays, Part
 from rafaga.server.scheduling.latency import LatencyTable
 from rafaga.server.services import decoding
 from tests.integration.serving import PATIENCE_S
 
 
 class WrappedEngine:
-    """An engine with something done around its runs, which compute in the caller's thread."""
+    """An engine whose `submit` is replaced. Unless `depth` is 2, runs compute in the caller's thread."""
 
-    depth = 1
+    def __init__(self, engine: Engine, submit: Callable[[Sequence[Part]], PendingOutputs], depth: int = 1) -> None:
+        self.submit, self.depth = submit, depth
+        self.terminate, self.close = engine.terminate, engine.close
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
 
-    def submit(self, rows: Sequence[Part]) -> PendingOutputs:
-        return self._engine.submit(rows)
-
-    def terminate(self) -> None:
-        self._engine.terminate()
-
-    def close(self, timeout_s: float = 10.0) -> bool:
-        return self._engine.close(timeout_s)
+def rows_of(parts: Sequence[Part]) -> int:
+    return sum(part.stop - part.start for part in parts)
 
 
 class Valve:
@@ -48,9 +43,9 @@ class Valve:
 
     def __init__(self, inline: bool = False) -> None:
         self.inline = inline
-        self._open = threading.Event()
-        self._open.set()
+        self._is_closed = False
         self._waiting = threading.Semaphore(0)
+        self._permits = threading.Semaphore(0)
         self.runs: list[int] = []
         """Rows of every run that was let through."""
         self.thread = threading.current_thread()
@@ -61,40 +56,55 @@ class Valve:
         engine, latency = placement.load(device, model)
         if self.inline:  # on the slowest machine
             latency = LatencyTable(latency.buckets, [1e-6] * len(latency.buckets))
-        return LoadedEngine(_ValvedEngine(engine, self), latency)
+
+        def run(parts: Sequence[Part]) -> Arrays:
+            self.pass_through(rows_of(parts))
+            return engine.submit(parts).result()
+
+        def submit(parts: Sequence[Part]) -> PendingOutputs:
+            return _Deferred(lambda: run(parts))
+
+        # Engines of depth 2 never run inline.
+        return LoadedEngine(WrappedEngine(engine, submit, 1 if self.inline else 2), latency)
 
     @contextmanager
     def closed(self) -> Iterator[None]:
         """Engines stop before their next run; leaving lets them go on."""
-        self._waiting = threading.Semaphore(0)
-        self._open.clear()
+        self._waiting, self._permits = threading.Semaphore(0), threading.Semaphore(0)
+        self._is_closed = True
         self.runs.clear()
         try:
             yield
         finally:
-            self._open.set()
+            self._is_closed = False
+            self._permits.release(1000)  # more than engines
 
     def wait_for_engine(self) -> None:
         """Returns once an engine waits at the closed valve with a batch."""
         assert self._waiting.acquire(timeout=PATIENCE_S), "no engine came"
 
+    def let_one_through(self) -> None:
+        self._permits.release()
+
     def pass_through(self, rows: int) -> None:
         self.thread = threading.current_thread()
-        if not self._open.is_set():
+        if self._is_closed:
             self._waiting.release()
-        self._open.wait(PATIENCE_S)
+            self._permits.acquire(timeout=PATIENCE_S)
         self.runs.append(rows)
 
 
-class _ValvedEngine(WrappedEngine):
-    def __init__(self, engine: Engine, valve: Valve) -> None:
-        super().__init__(engine)
-        self._valve = valve
-        self.depth = 1 if valve.inline else 2  # engines of depth 2 never run inline
+class _Deferred:
+    """PendingOutputs that the thread which asks for them computes."""
 
-    def submit(self, rows: Sequence[Part]) -> PendingOutputs:
-        self._valve.pass_through(sum(part.stop - part.start for part in rows))
-        return super().submit(rows)
+    def __init__(self, compute: Callable[[], Arrays]) -> None:
+        self.result = compute
+
+    def done(self) -> bool:
+        return True  # so that no batch is taken ahead
+
+    def add_done_callback(self, call: Callable[[Any], object], /) -> None:
+        call(self)
 
 
 class Decoder:
@@ -129,7 +139,15 @@ class Pace:
     def load(self, placement: Placement, device: Device, model: ModelToPlace) -> LoadedEngine:
         """An engine factory."""
         engine, latency = placement.load(device, model)
-        paced = _PacedEngine(engine, self)
+
+        def submit(parts: Sequence[Part]) -> PendingOutputs:
+            end_s = time.perf_counter() + rows_of(parts) * self._row_s
+            outputs = engine.submit(parts)
+            time.sleep(max(0.0, end_s - time.perf_counter()))
+            self._going.wait()
+            return outputs
+
+        paced = WrappedEngine(engine, submit)
         return LoadedEngine(paced, measured(paced, model.samples, latency.buckets))
 
     @contextmanager
@@ -149,19 +167,3 @@ class Pace:
             yield
         finally:
             self._going.set()
-
-    def keep(self, rows: int, began_s: float) -> None:
-        time.sleep(max(0.0, began_s + rows * self._row_s - time.perf_counter()))
-        self._going.wait()
-
-
-class _PacedEngine(WrappedEngine):
-    def __init__(self, engine: Engine, pace: Pace) -> None:
-        super().__init__(engine)
-        self._pace = pace
-
-    def submit(self, rows: Sequence[Part]) -> PendingOutputs:
-        began_s = time.perf_counter()
-        outputs = super().submit(rows)
-        self._pace.keep(sum(part.stop - part.start for part in rows), began_s)
-        return outputs

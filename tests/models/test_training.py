@@ -44,11 +44,7 @@ def write_mnist(folder: Path, packed: bool = True) -> tuple[data.Images, data.Im
     for stem in ("train", "t10k"):
         for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
             raw = b"\x00\x00\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
-            name = f"{stem}-{kind}-ubyte"
-            if packed:
-                (folder / f"{name}.gz").write_bytes(gzip.compress(raw, 1))
-            else:
-                (folder / name).write_bytes(raw)
+            (folder / f"{stem}-{kind}-ubyte{'.gz' * packed}").write_bytes(gzip.compress(raw, 1) if packed else raw)
     return images, labels
 
 
@@ -63,8 +59,7 @@ def test_mnist_is_found_in_its_usual_places(
         found, found_labels = load_mnist(place, train=False)
         assert (found == images).all()
         assert (found_labels == labels).all()
-        assert found.dtype == np.uint8
-        assert found_labels.dtype == np.int64
+        assert (found.dtype, found_labels.dtype) == (np.uint8, np.int64)
 
 
 def test_a_given_folder_is_the_only_one_and_a_broken_file_is_refused(tmp_path: Path) -> None:
@@ -224,10 +219,7 @@ def test_a_missing_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 @pytest.mark.parametrize(
     "networks",
-    [
-        ["plain20-cifar10", "resnet20-cifar10"],
-        pytest.param(list(CIFAR_NETWORKS), marks=pytest.mark.nightly),
-    ],
+    [["plain20-cifar10", "resnet20-cifar10"], pytest.param(list(CIFAR_NETWORKS), marks=pytest.mark.nightly)],
     ids=["two", "all"],
 )
 def test_plain_and_residual_networks_are_compared_by_one_command(
@@ -239,9 +231,7 @@ def test_plain_and_residual_networks_are_compared_by_one_command(
     options = ["--data", str(tmp_path), "--epochs", "1", "--device", "cpu"]
     code = degradation.main(["--networks", *networks, *options])
     said = capsys.readouterr().out
-    assert [n for n in CIFAR_NETWORKS if f"{n}: 1 epochs, seed 0, on cpu" in said] == [
-        n for n in CIFAR_NETWORKS if n in networks
-    ]
+    assert {n for n in CIFAR_NETWORKS if f"{n}: 1 epochs, seed 0, on cpu" in said} == set(networks)
     assert "resnet20-cifar10 better than plain20-cifar10" in said
     assert code == (0 if said.count(", holds") == said.count(" better than ") else 1)
 

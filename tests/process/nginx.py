@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -63,12 +63,10 @@ class Nginx:
         assert self._process.poll() is None, (self._folder / "error.log").read_text()
         found = set()
         for child in psutil.Process(self._process.pid).children():
-            try:
+            with suppress(psutil.NoSuchProcess):
                 title = " ".join(child.cmdline())
-            except psutil.NoSuchProcess:
-                continue
-            if "worker process" in title and "shutting down" not in title:
-                found.add(child.pid)
+                if "worker process" in title and "shutting down" not in title:
+                    found.add(child.pid)
         return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,15 +15,7 @@ from typing import Any, NamedTuple
 
 from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually, metric_of
 
-
-def has_ipv6() -> bool:
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True
-
-
+_FREE_PORTS = {"RAFAGA_GRPC_PORT": "0", "RAFAGA_HTTP_PORT": "0"}
 # Not measured, because that differs from run to run.
 _FIXED = ("--threads", "1", "--engine", "onnxruntime")
 
@@ -37,6 +28,11 @@ class Line(NamedTuple):
 
 
 class Process:
+    """On free ports unless told otherwise, until the block ends.
+
+    folder: where it is started; here unless told. environ: more variables. files: how many it may open.
+    """
+
     def __init__(
         self,
         *arguments: str,
@@ -51,13 +47,19 @@ class Process:
             [*limited, sys.executable, "-m", "rafaga", "serve", *arguments],
             stderr=subprocess.PIPE,
             text=True,
-            env=inherited | dict(environ or {}),
+            env=inherited | _FREE_PORTS | dict(environ or {}),
             cwd=folder,
         )
         self.pid = self._process.pid
         self.log: list[Line] = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end(signal.SIGKILL)
 
     def wait_for(self, message: str) -> dict[str, Any]:
         """The fields of the first line with this message; fails when the process ends without it."""
@@ -72,27 +74,26 @@ class Process:
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Sends the signal, unless it has ended; gives the exit code."""
+        self.send(number)
+        return self.exit_code()
+
     def exit_code(self) -> int:
         """Waits for the end."""
         code = self._process.wait(PATIENCE_S)
         self._reader.join(PATIENCE_S)
         return code
 
-    def end(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self.exit_code()
-        assert self._process.stderr is not None
-        self._process.stderr.close()
-
     def _read(self) -> None:
         assert self._process.stderr is not None
-        for text in self._process.stderr:
-            try:
-                fields = json.loads(text)
-            except json.JSONDecodeError:
-                fields = {}
-            self.log.append(Line(text.rstrip("\n"), fields))
+        with self._process.stderr as lines:
+            for text in lines:
+                try:
+                    fields = json.loads(text)
+                except json.JSONDecodeError:
+                    fields = {}
+                self.log.append(Line(text.rstrip("\n"), fields))
 
 
 class Running(Stubs):
@@ -110,22 +111,9 @@ class Running(Stubs):
 
 
 @contextmanager
-def process(
-    *arguments: str, folder: Path | None = None, environ: Mapping[str, str] | None = None, files: int | None = None
-) -> Iterator[Process]:
-    """folder: where it is started; here unless told. environ: more variables. files: how many it may open."""
-    started = Process(*arguments, folder=folder, environ=environ, files=files)
-    try:
-        yield started
-    finally:
-        started.end()
-
-
-@contextmanager
 def running(repository: Path, *arguments: str, files: int | None = None) -> Iterator[Running]:
-    """`rafaga serve` on free ports, once it serves."""
-    ports = ("--grpc-port", "0", "--http-port", "0")
-    with process("--repository", str(repository), *ports, *_FIXED, *arguments, files=files) as started:
-        fields = started.wait_for("serving")
+    """`rafaga serve`, once it serves."""
+    with Process("--repository", str(repository), *_FIXED, *arguments, files=files) as process:
+        fields = process.wait_for("serving")
         with connected(f"127.0.0.1:{fields['grpc_port']}") as channel:
-            yield Running(started, channel, fields)
+            yield Running(process, channel, fields)

@@ -17,7 +17,7 @@ from rafaga.v1 import catalog_pb2
 from tests import bundles, plain
 from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, eventually, get
-from tests.process.running import process, running
+from tests.process.running import Process, running
 
 IMAGE = messages.random_digits(0)
 
@@ -38,16 +38,13 @@ def repository(tmp_path: Path) -> Path:
     plain.publish(root, "crash", plain.crashing())
     varint = plain.publish(root, "varint", plain.scaled(2))
     varint.write_bytes(b"\x0a" + b"\x80" * 3_000_000)
-    for name, file in (("fifo", "bundle.json"), ("fifo-model", "model.onnx")):
-        folder = root / name / "1"
-        folder.mkdir(parents=True)
-        os.mkfifo(folder / file)
-        if file != "model.onnx":
-            shutil.copy(varint, folder / "model.onnx")
-    folder = root / "device" / "1"
-    folder.mkdir(parents=True)
+    for name in ("fifo", "fifo-model", "device"):
+        (root / name / "1").mkdir(parents=True)
+    os.mkfifo(root / "fifo/1/bundle.json")
+    shutil.copy(varint, root / "fifo/1/model.onnx")
+    os.mkfifo(root / "fifo-model/1/model.onnx")
     (tmp_path / "secret").write_bytes(b"secret")
-    (folder / "model.onnx").symlink_to(tmp_path / "secret")
+    (root / "device/1/model.onnx").symlink_to(tmp_path / "secret")
     folder = bundles.publish_classifier(root, name="bomb")
     with (
         zipfile.ZipFile(folder / "golden.npz", "w", zipfile.ZIP_DEFLATED) as archive,
@@ -68,11 +65,10 @@ def test_each_failure_is_that_model_s_alone(repository: Path) -> None:
         models = served.catalog.ListModels(catalog_pb2.ListModelsRequest(), timeout=PATIENCE_S).models
         code, why = get(f"{served.http}/readyz")
         log = served.process.log
-        served.process.send(signal.SIGTERM)
-        assert served.process.exit_code() == 0
+        assert served.process.end() == 0
     refused = {line.fields["model"]: line.text for line in log if line.fields["message"].startswith("model not served")}
-    assert {name: cause in refused[name] for name, cause in CAUSES.items()} == dict.fromkeys(CAUSES, True), refused
-    assert len(refused) == len(CAUSES)
+    assert refused.keys() == CAUSES.keys()
+    assert [name for name, cause in CAUSES.items() if cause not in refused[name]] == [], refused
     assert not any("Traceback" in line.text for line in log)
     states = {model.name: model for model in models}
     assert states["whole"].state == catalog_pb2.Model.READY
@@ -85,29 +81,16 @@ def test_each_failure_is_that_model_s_alone(repository: Path) -> None:
     assert code == 503
 
 
-def test_sigterm_ends_a_trial_that_never_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_trial_that_never_ends_ends_with_its_server(tmp_path: Path, number: signal.Signals, code: int) -> None:
     plain.publish(tmp_path, "endless", plain.endless())
-    ports = ("--grpc-port", "0", "--http-port", "0", "--drain-delay-s", "0")
-    with process("--repository", str(tmp_path), *ports) as started:
+    with Process("--repository", str(tmp_path), "--drain-delay-s", "0") as started:
         started.wait_for("loading model")
         eventually(lambda: children(started.pid), "the trial begins")
         (child,) = children(started.pid)
-        started.send(signal.SIGTERM)
-        assert started.exit_code() == 0
-        log = started.log
-    assert not any(line.fields.get("level") in ("ERROR", "CRITICAL") for line in log)
-    assert not Path(f"/proc/{child}").exists()
-
-
-def test_a_trial_ends_with_its_server(tmp_path: Path) -> None:
-    plain.publish(tmp_path, "endless", plain.endless())
-    with process("--repository", str(tmp_path), "--grpc-port", "0", "--http-port", "0") as started:
-        started.wait_for("loading model")
-        eventually(lambda: children(started.pid), "the trial begins")
-        (child,) = children(started.pid)
-        started.send(signal.SIGKILL)
-        started.exit_code()
-        eventually(lambda: not Path(f"/proc/{child}/cwd").exists(), "the trial ends")
+        assert started.end(number) == code
+    eventually(lambda: not Path(f"/proc/{child}/cwd").exists(), "the trial ends")
+    assert not any(line.fields.get("level") in ("ERROR", "CRITICAL") for line in started.log)
 
 
 def children(pid: int) -> list[int]:

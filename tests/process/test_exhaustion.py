@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import socket
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
-from PIL import Image
 
 from tests import bundles
 from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, Stubs, connected, eventually, get, refusal_of
-from tests.process.memory import MIB
 from tests.process.running import Running, running
 
+MIB = 2**20
 FILES = 512
 FLOOD = 400
 CALLS = 10_000
-
-
-@contextmanager
-def flood(served: Running) -> Iterator[None]:
-    """More connections than the process may have files, to both ports; nothing is sent on them."""
-    with ExitStack() as stack:
-        for address in [served.address, served.http.removeprefix("http://")] * FLOOD:
-            host, _, port = address.rpartition(":")
-            stack.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE_S))
-        yield
 
 
 def healthy(served: Running) -> bool:
@@ -47,7 +35,10 @@ def test_a_flood_of_connections_leaves_health_answering(repository: Path) -> Non
     connection from before. 3. They go: new clients are served."""
     with running(repository, files=FILES) as served:
         assert healthy(served)
-        with flood(served):
+        with ExitStack() as flood:  # nothing is sent on them
+            for address in [served.address, served.http.removeprefix("http://")] * FLOOD:
+                host, _, port = address.rpartition(":")
+                flood.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE_S))
             for _ in range(5):
                 assert healthy(served)
             served.vision.Classify(messages.classify(messages.random_digits(0)), timeout=PATIENCE_S)
@@ -65,29 +56,20 @@ def test_a_flood_of_connections_leaves_health_answering(repository: Path) -> Non
         assert not any(line.fields.get("level") == "ERROR" for line in served.process.log)
 
 
-def bomb(side: int) -> bytes:
-    """A file of a few kilobytes that decodes to `side` x `side` pixels of three bytes."""
-    file = io.BytesIO()
-    Image.new("RGB", (side, side)).save(file, "PNG")
-    return file.getvalue()
-
-
 def test_memory_returns_after_large_images(repository: Path) -> None:
     """By default glibc would keep more than 100 MiB for later images."""
-    files = [bomb(1000 + 400 * n) for n in range(8)]
+    files = [messages.png(np.zeros((side, side, 3), np.uint8)) for side in range(1000, 4000, 400)]
     with running(repository, "--max-queue-wait-ms", "60000") as served:
-
-        def resident() -> float:
-            return served.metric("process_resident_memory_bytes")
 
         def classify(number: int) -> None:
             served.vision.Classify(messages.classify_files(files[number * 3 % 8]), timeout=PATIENCE_S)
 
         served.vision.Classify(messages.classify(messages.random_digits(0)), timeout=PATIENCE_S)
-        before = resident()
+        before = served.metric("process_resident_memory_bytes")
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(classify, range(24)))
-        eventually(lambda: resident() < before + 64 * MIB, "memory returned")
+        most = before + 64 * MIB
+        eventually(lambda: served.metric("process_resident_memory_bytes") < most, "memory returned")
 
 
 @pytest.mark.nightly

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,82 +16,81 @@ from rafaga.cli._main import main
 from tests import bundles
 from tests.integration import messages
 from tests.integration.serving import PATIENCE_S, eventually, get, refusal
-from tests.process.running import Running, has_ipv6, process, running
+from tests.process.running import Line, Process, running
 
 IMAGE = messages.random_digits(0)
+NO_GPU = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU here")
 
 
-def health(served: Running, service: str) -> str:
-    response = served.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_S)
-    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
 
-@pytest.fixture
-def taken_port() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield listener.getsockname()[1]
+IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+
+
+def last_line(*arguments: str, **environ: str) -> Line:
+    """Of a server that cannot start."""
+    with Process(*arguments, environ=environ) as started:
+        assert started.exit_code() == 2
+    assert not any("Traceback" in line.text for line in started.log)
+    return started.log[-1]
 
 
 @pytest.mark.parametrize("which", ["grpc", "http"])
-def test_a_port_that_is_taken_is_named(repository: Path, taken_port: int, which: str) -> None:
-    ports = {"grpc": "0", "http": "0"} | {which: str(taken_port)}
-    settings = ("--grpc-port", ports["grpc"], "--http-port", ports["http"])
-    with process("--repository", str(repository), *settings) as started:
-        assert started.exit_code() != 0
-        last = started.log[-1].text
-    assert f"127.0.0.1:{taken_port}" in last
-    assert "in use" in last
-    assert not any("Traceback" in line.text for line in started.log)
+@pytest.mark.parametrize("host", ["127.0.0.1", pytest.param("::1", marks=IPV6)])
+def test_a_port_that_is_taken_is_named(repository: Path, host: str, which: str) -> None:
+    family, shown = (socket.AF_INET6, f"[{host}]") if ":" in host else (socket.AF_INET, host)
+    with socket.create_server((host, 0), family=family) as listener:
+        port = listener.getsockname()[1]
+        last = last_line("--repository", str(repository), "--host", host, f"--{which}-port", str(port)).fields
+    assert last["level"] == "CRITICAL"
+    assert last["message"] == f"the server cannot start: {shown}:{port}: Address already in use"
 
 
-def test_a_repository_that_is_missing_is_named(tmp_path: Path) -> None:
-    missing = tmp_path / "nowhere"
-    with process("--repository", str(missing), "--grpc-port", "0", "--http-port", "0") as started:
-        assert started.exit_code() != 0
-        last = started.log[-1].text
-    assert f"no model repository at {missing}" in last
-    assert "python -m export" in last
-    assert not any("Traceback" in line.text for line in started.log)
+@pytest.mark.parametrize(
+    ("arguments", "environ", "said"),
+    [
+        (["--repository", "/nowhere"], {}, r"no model repository at /nowhere.*python -m export"),
+        (["--max-batch-size", "0"], {}, r"^rafaga: --max-batch-size: 0: expected at least 1$"),
+        pytest.param(
+            *(["--device", "tensorrt:0"], {}, r"device: .*(libcuda.so.1|ExecutionProvider).*--device-fallback cpu"),
+            marks=NO_GPU,
+        ),
+        (["--host", "0.0.0.0"], {}, "none"),
+        (["--host", "0.0.0.0"], {"RAFAGA_BEARER_TOKEN_SHA256": ""}, "none"),
+    ],
+    ids=["repository", "setting", "device", "beyond this machine without tokens", "with a Secret that is empty"],
+)
+def test_what_it_cannot_serve_with_is_named(
+    repository: Path, arguments: list[str], environ: dict[str, str], said: str
+) -> None:
+    assert re.search(said, last_line("--repository", str(repository), *arguments, **environ).text)
 
 
-def test_an_invalid_setting_is_named() -> None:
-    with process("--max-batch-size", "0") as started:
-        assert started.exit_code() == 2
-        assert started.log[-1].text == "rafaga: --max-batch-size: 0: expected at least 1"
-
-
-@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU here")
-def test_a_device_that_is_not_there_is_named(repository: Path) -> None:
-    with process("--repository", str(repository), "--device", "tensorrt:0") as started:
-        assert started.exit_code() == 2
-        last = started.log[-1].text
-    assert "device: " in last
-    assert "libcuda.so.1" in last or "ExecutionProvider" in last
-    assert "--device-fallback cpu" in last
-    assert not any("Traceback" in line.text for line in started.log)
-
-
-@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU here")
+@NO_GPU
 def test_falling_back_is_allowed_and_logged(repository: Path) -> None:
     with running(repository, "--device", "cuda", "--device-fallback", "cpu") as served:
         (told,) = (line for line in served.process.log if "fallen back to the CPU" in line.text)
         assert "WARNING" in told.text
-        assert health(served, "") == "SERVING"
+        health = served.health.Check(health_pb2.HealthCheckRequest(), timeout=PATIENCE_S)
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_every_line_of_the_log_is_json(repository: Path) -> None:
     with running(repository) as served:
         served.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S)
         refusal(lambda: served.vision.Classify(messages.classify(IMAGE, "unknown"), timeout=PATIENCE_S))
-        served.process.send(signal.SIGTERM)
-        assert served.process.exit_code() == 0
+        assert served.process.end() == 0
         log = served.process.log
     assert all(line.fields.keys() >= {"time", "level", "logger", "message"} for line in log)
     ready = [line.fields for line in log if line.fields["message"] == "model ready"]
-    assert [(line["model"], line["version"], line["precision"]) for line in ready] == [
-        ("digits", 1, "fp32"),
-        ("series", 1, "fp32"),
-    ]
+    found = [(line["model"], line["version"], line["precision"]) for line in ready]
+    assert found == [("digits", 1, "fp32"), ("series", 1, "fp32")]
     serving = served.process.wait_for("serving")
     assert (serving["ready"], serving["host"]) == (True, "127.0.0.1")
 
@@ -104,8 +103,7 @@ def test_bad_calls_do_not_fill_the_log(tmp_path: Path) -> None:
     with running(tmp_path) as served:
         for _ in range(500):
             refusal(lambda: served.vision.Classify(messages.classify(bad, "fragile"), timeout=PATIENCE_S))
-        served.process.send(signal.SIGTERM)
-        assert served.process.exit_code() == 0
+        assert served.process.end() == 0
         log = served.process.log
     assert all(line.fields for line in log)
     native = [line.fields for line in log if line.fields["logger"] == "native"]
@@ -119,20 +117,23 @@ def test_bad_calls_do_not_fill_the_log(tmp_path: Path) -> None:
 def test_a_port_of_a_service_is_ignored(repository: Path) -> None:
     """Kubernetes sets RAFAGA_GRPC_PORT=tcp://… for a Service named rafaga-grpc."""
     link = {"RAFAGA_GRPC_PORT": "tcp://10.0.0.1:50051"}
-    with process("--repository", str(repository), "--http-port", "0", environ=link) as started:
-        warning = started.wait_for(
-            "RAFAGA_GRPC_PORT=tcp://10.0.0.1:50051 is ignored: Kubernetes set it for a Service; "
-            "enableServiceLinks: false prevents it"
-        )
-        assert warning["level"] == "WARNING"
+    said = "is ignored: Kubernetes set it for a Service; enableServiceLinks: false prevents it"
+    with Process("--repository", str(repository), environ=link) as started:
+        assert started.wait_for(f"RAFAGA_GRPC_PORT=tcp://10.0.0.1:50051 {said}")["level"] == "WARNING"
 
 
-@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
-@pytest.mark.parametrize(("host", "reached"), [("::1", ["[::1]"]), ("[::]", ["[::1]", "127.0.0.1"])])
-def test_ipv6(repository: Path, host: str, reached: list[str]) -> None:
-    """Of both ports; :: is every address, of IPv4 too."""
-    arguments = ("--repository", str(repository), "--grpc-port", "0", "--http-port", "0", "--threads", "1")
-    with process(*arguments, "--host", host, "--bearer-token-sha256", "none") as started:
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [
+        ("0.0.0.0", ["127.0.0.1"]),
+        pytest.param("::1", ["[::1]"], marks=IPV6),
+        pytest.param("[::]", ["[::1]", "127.0.0.1"], marks=IPV6),
+    ],
+)
+def test_other_hosts(repository: Path, host: str, reached: list[str]) -> None:
+    """Both ports answer without a token; :: is every address, of IPv4 too."""
+    allowed = ("--threads", "1", "--bearer-token-sha256", "none")
+    with Process("--repository", str(repository), "--host", host, *allowed) as started:
         ports = started.wait_for("serving")
         for address in reached:
             assert get(f"http://{address}:{ports['http_port']}/readyz")[0] == 200
@@ -140,63 +141,26 @@ def test_ipv6(repository: Path, host: str, reached: list[str]) -> None:
                 assert client.models()
 
 
-@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
-@pytest.mark.parametrize("which", ["grpc", "http"])
-def test_an_ipv6_port_that_is_taken_is_named(repository: Path, which: str) -> None:
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
-        taken = listener.getsockname()[1]
-        ports = {"grpc": "0", "http": "0"} | {which: str(taken)}
-        arguments = ("--host", "::1", "--grpc-port", ports["grpc"], "--http-port", ports["http"])
-        with process("--repository", str(repository), *arguments) as started:
-            assert started.exit_code() == 2
-            last = started.log[-1]
-    assert last.fields["level"] == "CRITICAL"
-    assert last.fields["message"] == f"the server cannot start: [::1]:{taken}: Address already in use"
-
-
 def test_a_unix_socket(repository: Path, tmp_path: Path) -> None:
     """1. A sidecar listens on a socket, and only there. 2. The command line and the SDK reach it. 3. A second server
     does not take it over. 4. One that was killed leaves its file, which does not stop the next."""
     path = tmp_path / "rafaga.sock"
-    arguments = ("--repository", str(repository), "--http-port", "0", "--threads", "1", "--grpc-socket", str(path))
-    with process(*arguments) as started:
+    arguments = ("--repository", str(repository), "--threads", "1", "--grpc-socket", str(path))
+    with Process(*arguments) as started, Client(f"unix:{path}") as client:
         fields = started.wait_for("serving")
         assert (fields["grpc_socket"], fields["ready"]) == (str(path), True)
-        with Client(f"unix:{path}") as client:
-            assert client.models()
         assert main(["models", "--server", f"unix:{path}"]) == 0
-        with process(*arguments) as second:
-            assert second.exit_code() == 2
-            assert second.log[-1].fields["message"] == f"the server cannot start: unix:{path}: Address already in use"
-        with Client(f"unix:{path}") as client:
-            assert client.models()
-        started.send(signal.SIGKILL)
-        started.exit_code()
-    with process(*arguments) as again:
+        taken = f"the server cannot start: unix:{path}: Address already in use"
+        assert last_line(*arguments).fields["message"] == taken
+        assert client.models()
+        started.end(signal.SIGKILL)
+    with Process(*arguments) as again, Client(f"unix:{path}") as client:
         again.wait_for("serving")
-        with Client(f"unix:{path}") as client:
-            assert client.models()
+        assert client.models()
 
 
 def test_a_log_for_people(repository: Path) -> None:
-    """The setting transport has no effect any more; one warning says so."""
-    free = ("--grpc-port", "0", "--http-port", "0")
-    arguments = ("--threads", "1", "--log-format", "text", "--transport", "grpcio")
-    with process("--repository", str(repository / "digits"), *free, *arguments) as started:
+    arguments = ("--threads", "1", "--log-format", "text")
+    with Process("--repository", str(repository / "digits"), *arguments) as started:
         eventually(lambda: any("serving" in line.text for line in started.log), "it serves")
         assert any("INFO" in line.text and "ready=True" in line.text for line in started.log)
-        assert sum("transport has no effect" in line.text for line in started.log) == 1
-
-
-@pytest.mark.parametrize(
-    "environ", [{}, {"RAFAGA_BEARER_TOKEN_SHA256": ""}], ids=["nothing is set", "the Secret is empty"]
-)
-def test_it_does_not_serve_beyond_this_machine_without_tokens_by_default(environ: dict[str, str]) -> None:
-    with process("--host", "0.0.0.0", environ=environ) as started:
-        assert started.exit_code() == 2
-        assert "none" in started.log[-1].text
-
-
-def test_none_serves_every_caller(repository: Path) -> None:
-    with running(repository, "--host", "0.0.0.0", "--bearer-token-sha256", "none") as served:
-        assert served.vision.Classify(messages.classify(IMAGE), timeout=PATIENCE_S)

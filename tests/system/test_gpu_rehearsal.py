@@ -18,12 +18,6 @@ from tests.documents import ROOT
 PYTEST = ("-m", "pytest", "-m", "gpu", "-rA", "-q", "-p", "no:cacheprovider", "--ignore", "tests/gpu/test_training.py")
 
 
-def run(bundles: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"RAFAGA_TEST_DEVICE": "cpu", "RAFAGA_TEST_BUNDLES": str(bundles)}
-    command = [sys.executable, *PYTEST, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=280)
-
-
 @pytest.mark.nightly
 @pytest.mark.timeout(300)
 def test_serving_on_the_device(tmp_path: Path) -> None:
@@ -31,16 +25,11 @@ def test_serving_on_the_device(tmp_path: Path) -> None:
     for publish in (publish_classifier, publish_backbone, publish_detector, publish_forecaster):
         publish(tmp_path / "repository")
     names = [packed.name for packed in pack_repository(tmp_path / "repository", tmp_path / "packed")]
-    done = run(tmp_path / "packed", "tests/gpu")
+    environment = os.environ | {"RAFAGA_TEST_DEVICE": "cpu", "RAFAGA_TEST_BUNDLES": str(tmp_path / "packed")}
+    command = [sys.executable, *PYTEST, "tests/gpu"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     passed = re.findall(r"^PASSED \S+::test_every_bundle_and_variant\[(\S+)-fp32\]", done.stdout, re.M)
     assert sorted(passed) == sorted(names)
     skipped = set(re.findall(r"^SKIPPED .*?: (.*)$", done.stdout, re.M))
     assert skipped <= {"a rehearsal has no GPU's memory", *re.findall(r"no TensorRT: .*", done.stdout)}
-
-
-@pytest.mark.nightly
-@pytest.mark.timeout(300)
-def test_parity_without_bundles_fails(tmp_path: Path) -> None:
-    done = run(tmp_path, "tests/gpu/test_parity.py", "-k", "there_are")
-    assert "1 failed" in done.stdout

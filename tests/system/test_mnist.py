@@ -30,48 +30,36 @@ MODEL = "lenet5-mnist"
 CALLERS = 32
 
 
-@pytest.fixture(scope="module")
-def data() -> Path:
-    folder = Path(os.environ.get("RAFAGA_DATA") or ROOT.parent / "shared" / "data")
-    if not (folder / "mnist").is_dir():
-        pytest.skip(f"no MNIST in {folder}: set RAFAGA_DATA to a folder with mnist/")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def repository(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("repository")
-    command = [sys.executable, "-m", "export", MODEL, "--output", str(folder), "--data", str(data)]
-    subprocess.run([*command, "--precisions", "fp32"], check=True, cwd=ROOT)
-    return folder
+DATA = Path(os.environ.get("RAFAGA_DATA") or ROOT.parent / "shared" / "data")
 
 
 @pytest.fixture
-def server(repository: Path, tmp_path: Path) -> Iterator[ServerProcess]:
-    server = ServerProcess(repository, tmp_path / "server.log", [])
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
+    if not (DATA / "mnist").is_dir():
+        pytest.skip(f"no MNIST in {DATA}: set RAFAGA_DATA to a folder with mnist/")
+    command = [sys.executable, "-m", "export", MODEL, "--output", str(tmp_path / "repository"), "--data", str(DATA)]
+    subprocess.run([*command, "--precisions", "fp32"], check=True, cwd=ROOT)
+    server = ServerProcess(tmp_path / "repository", tmp_path / "server.log", [])
     server.start()
     yield server
     assert server.stop() == 0
 
 
 async def ask_all(address: str, images: np.ndarray) -> list[Classification]:
-    """By callers that each wait for their answer."""
-    answers: dict[int, Classification] = {}
-    left = iter(range(len(images)))
-
+    """By callers that wait for their answers."""
+    turn = asyncio.Semaphore(CALLERS)
     async with AsyncClient(address) as client:
 
-        async def caller() -> None:
-            for i in left:
-                answers[i] = await client.classify(images[i], model=MODEL, top_k=10, timeout_s=60)
+        async def ask(image: np.ndarray) -> Classification:
+            async with turn:
+                return await client.classify(image, model=MODEL, top_k=10, timeout_s=60)
 
-        await asyncio.gather(*(caller() for _ in range(CALLERS)))
-    return [answers[i] for i in range(len(images))]
+        return await asyncio.gather(*map(ask, images))
 
 
 @pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.nightly)])
-def test_digits_from_concurrent_callers(server: ServerProcess, data: Path, count: int) -> None:
-    images, labels = (array[-count:] for array in load_mnist(data, train=False))
+def test_digits_from_concurrent_callers(server: ServerProcess, count: int) -> None:
+    images, labels = (array[-count:] for array in load_mnist(DATA, train=False))
     entry = catalogue()[MODEL]
     module = entry.build()
     load_weights(entry, module, "auto")
@@ -83,13 +71,9 @@ def test_digits_from_concurrent_callers(server: ServerProcess, data: Path, count
 
     answers = asyncio.run(ask_all(server.address, images))
 
-    got = np.zeros_like(expected)
-    for row, answer in zip(got, answers, strict=True):
-        for prediction in answer.predictions:
-            row[prediction.index] = prediction.probability
+    got = [[p.probability for p in sorted(answer.predictions, key=lambda p: p.index)] for answer in answers]
     np.testing.assert_allclose(got, expected, atol=1e-4)
     assert np.mean([a.top.index == label for a, label in zip(answers, labels, strict=True)]) >= 0.99
     # Every answer of a batch of n counts one n-th of that batch.
     batches = sum(1 / answer.timing.batch_size for answer in answers)
-    print(f"mean batch size {len(answers) / batches:.2f}")
     assert len(answers) / batches > 4

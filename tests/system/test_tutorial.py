@@ -24,7 +24,7 @@ from rafaga.cli import main as rafaga
 from tests.deploy import commands
 from tests.documents import ROOT, blocks
 from tests.integration.serving import free_port, get, metric_of
-from tests.process.running import process
+from tests.process.running import Process
 
 TUTORIAL = "docs/tutorial.md"
 TRITON = ROOT / ".venv-triton/bin/python"
@@ -48,9 +48,13 @@ class Walk:
     def give(self, command: str) -> None:
         words = shlex.split(self._here(command))
         if words[:2] == ["rafaga", "serve"]:
-            self._serve(words[2:])
+            ports = ["--grpc-port", self.grpc.split(":")[1], "--http-port", self.http.split(":")[1]]
+            served = self._stack.enter_context(Process(str(self.folder / words[2]), *ports))
+            served.wait_for("serving")
         elif words[0] in ("kubectl", "docker"):
-            check_without_cluster(command, self.folder)
+            # Without kubectl, which renders what a command applies, the rest of the page is still checked.
+            if words[0] == "docker" or shutil.which("kubectl"):
+                commands.check(command, self.folder)
         elif words == ["python", "ask_open_inference.py"]:
             pass  # has a test of its own
         else:
@@ -75,20 +79,8 @@ class Walk:
         assert code == 0, f"{shlex.join(words)}\n{printed.getvalue()}"
         return printed.getvalue()
 
-    def _serve(self, words: list[str]) -> None:
-        (repository,) = words
-        ports = ["--grpc-port", self.grpc.split(":")[1], "--http-port", self.http.split(":")[1]]
-        served = self._stack.enter_context(process(str(self.folder / repository), *ports))
-        served.wait_for("serving")
-
     def _here(self, text: str) -> str:
         return text.replace("localhost:50051", self.grpc).replace("localhost:8080", self.http)
-
-
-def check_without_cluster(command: str, folder: Path) -> None:
-    """Without kubectl, which renders what a command applies, the rest of the page is still checked."""
-    if command.startswith("docker") or shutil.which("kubectl"):
-        commands.check(command, folder)
 
 
 @contextmanager
@@ -123,13 +115,9 @@ def said(walk: Walk, start: str) -> str:
     return answer
 
 
-def test_the_model_is_exported_with_its_proofs_and_shown(walk: Walk) -> None:
-    assert (walk.folder / "repository/shapes/1/bundle.json").is_file()
+def test_the_model_is_exported_served_and_right(walk: Walk) -> None:
     assert "shapes" in said(walk, "python -m export verify")
     assert any("<svg" in page.read_text() or "<img" in page.read_text() for page in walk.folder.rglob("*.html"))
-
-
-def test_it_is_served_and_right(walk: Walk) -> None:
     assert "shapes" in said(walk, "rafaga models")
     _, best, *_ = said(walk, "rafaga classify").splitlines()
     assert best.split()[:2] == ["1", "circle"]
@@ -160,6 +148,5 @@ def test_the_jobs_arguments_are_those_of_the_export_before(walk: Walk) -> None:
     (operation,) = yaml.safe_load(patch["patch"])
     (command,) = (c for c in walk.said if c.startswith("python -m export --factory"))
     given = shlex.split(command)[3:]
-    assert set(operation["value"]) == {f"{a}={b}" for a, b in zip(given[::2], given[1::2], strict=True)} | {
-        "--output=/models"
-    }
+    expected = {f"{a}={b}" for a, b in zip(given[::2], given[1::2], strict=True)} | {"--output=/models"}
+    assert set(operation["value"]) == expected

@@ -23,6 +23,11 @@ def test_times_and_names_are_those_of_pandas(alias: str) -> None:
         expected = pd.date_range(start, periods=200, freq=alias).to_numpy().astype("datetime64[us]")
         np.testing.assert_array_equal(frequency.times(expected[0], 200), expected)
         assert not any(frequency.mismatch(time) for time in expected)
+        if alias != "3B":
+            found = calendar.inferred(expected)
+            assert found is not None
+            assert found.step == frequency.step
+            np.testing.assert_array_equal(found.times(expected[0], 200), expected)
 
 
 @pytest.mark.parametrize("alias", ALIASES)
@@ -102,16 +107,6 @@ def test_unknown_frequencies_and_features_of_a_bundle_are_refused() -> None:
     for alias, name in (("monthly", "price"), ("MS", "calendar.second")):
         with pytest.raises(ValueError, match=r"frequency as pandas|no calendar feature"):
             calendar.check(alias, (name,))
-
-
-@pytest.mark.parametrize("alias", sorted({*ALIASES} - {"3B"}))
-def test_the_frequency_of_times_is_found(alias: str) -> None:
-    for start in STARTS:
-        times = pd.date_range(start, periods=200, freq=alias).to_numpy().astype("datetime64[us]")
-        found = calendar.inferred(times)
-        assert found is not None
-        assert (found.times(times[0], 200) == times).all()
-        assert found.step == calendar.frequency(alias).step
 
 
 @pytest.mark.parametrize(

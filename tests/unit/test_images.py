@@ -7,7 +7,6 @@ import struct
 import tracemalloc
 import zlib
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +22,12 @@ LIMIT = 50_000_000
 IMAGENET = ImagePreparation(height=224, width=224, channels=3, resize_shorter=256)
 MNIST = ImagePreparation(height=28, width=28, channels=1)
 FREE = ImagePreparation(height=None, width=None, channels=3)
+WHOLE = "whole JPEG, PNG, WebP, GIF or BMP file"
+BOUNDED = ImagePreparation(height=None, width=None, channels=3, resize_shorter=80, max_longer=133)
 
 
-def prepare(data: bytes, preparation: ImagePreparation, max_pixels: int) -> np.ndarray:
-    return images.prepare(data, preparation, max_pixels).pixels
+def prepare(data: bytes, preparation: ImagePreparation = IMAGENET) -> np.ndarray:
+    return images.prepare(data, preparation, LIMIT).pixels
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -43,11 +44,35 @@ def picture(width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.
     return Image.fromarray(pixels[..., :3]).convert(mode) if mode != "RGBA" else Image.fromarray(pixels)
 
 
+def png(width: int, height: int, bits: int, lines: bytes) -> bytes:
+    """Of three colours, whatever `lines` are."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def commented_gif() -> bytes:
+    """Of many comments."""
+    data = encoded(picture(8, 8).convert("P"), "GIF")
+    screen = 13 + 3 * 2 ** ((data[10] & 7) + 1)
+    return data[:screen] + b"!\xfe" + b"\x01x" * 200_000 + b"\0" + data[screen:]
+
+
+def compressed_bmp() -> bytes:
+    head = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 8, 1, 8, 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + 40 + 1024) + head + bytes(1024) + bytes((16, 1, 0, 1)) * 2
+
+
 def by_torchvision(image: Image.Image, preparation: ImagePreparation) -> np.ndarray:
     transforms = pytest.importorskip("torchvision.transforms")
     how = transforms.InterpolationMode(preparation.interpolation.value)
-    steps = [transforms.Resize(preparation.resize_shorter or (preparation.height, preparation.width), how)]
-    if preparation.resize_shorter:
+    size = preparation.resize_shorter or (preparation.height, preparation.width)
+    steps = [transforms.Resize(size, how, max_size=preparation.max_longer)]
+    if preparation.resize_shorter and preparation.height:
         steps.append(transforms.CenterCrop((preparation.height, preparation.width)))
     pixels = np.asarray(transforms.Compose(steps)(image.convert("L" if preparation.channels == 1 else "RGB")))
     return pixels[..., np.newaxis] if preparation.channels == 1 else pixels
@@ -68,13 +93,14 @@ class TestLikeTorchvision:
         [
             *((IMAGENET, size) for size in ((256, 256), (500, 333), (333, 500), (257, 900), (1000, 260), (97, 41))),
             *((IMAGENET, size) for size in ((3, 2), (1, 1))),
+            *((BOUNDED, size) for size in ((64, 48), (48, 64), (30, 90), (500, 100))),
             (MNIST, (90, 70)),
             (ImagePreparation(height=64, width=64, channels=3, resize_shorter=48), (100, 100)),  # padded
         ],
     )
     def test_sizes(self, preparation: ImagePreparation, size: tuple[int, int]) -> None:
         image = picture(*size)
-        assert_close(prepare(encoded(image), preparation, LIMIT), by_torchvision(image, preparation))
+        assert_close(prepare(encoded(image), preparation), by_torchvision(image, preparation))
 
     @pytest.mark.parametrize("preparation", [IMAGENET, ImagePreparation(height=160, width=200, channels=3)])
     @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "CMYK"])
@@ -82,16 +108,7 @@ class TestLikeTorchvision:
         image = picture(300, 280).convert(mode)
         data = encoded(image, "JPEG" if mode == "CMYK" else "PNG")
         with Image.open(io.BytesIO(data)) as opened:
-            assert_close(prepare(data, preparation, LIMIT), by_torchvision(opened, preparation))
-
-    @pytest.mark.parametrize("size", [(64, 48), (48, 64), (30, 90), (500, 100)])
-    def test_the_longer_side_has_a_limit(self, size: tuple[int, int]) -> None:
-        transforms = pytest.importorskip("torchvision.transforms")
-        preparation = ImagePreparation(height=None, width=None, channels=3, resize_shorter=80, max_longer=133)
-        image = picture(*size)
-        expected = np.asarray(transforms.Resize(80, max_size=133)(image.convert("RGB")))
-        assert_close(prepare(encoded(image), preparation, LIMIT), expected)
-        assert prepare(encoded(picture(1000, 7)), preparation, LIMIT).shape == (1, 133, 3)
+            assert_close(prepare(data, preparation), by_torchvision(opened, preparation))
 
     @pytest.mark.parametrize("interpolation", Interpolation)
     @pytest.mark.parametrize("shorter", [None, 256])
@@ -101,20 +118,17 @@ class TestLikeTorchvision:
         preparation = ImagePreparation(
             height=224, width=224, channels=3, resize_shorter=shorter, interpolation=interpolation
         )
-        assert_close(prepare(encoded(image), preparation, LIMIT), by_torchvision(image, preparation))
-
-    def test_nearest_picks_pixels_of_the_file(self) -> None:
-        image = picture(900, 700)
-        data = encoded(image, "JPEG", quality=95)
-        nearest = ImagePreparation(height=100, width=100, channels=3, interpolation=Interpolation.NEAREST)
-        with Image.open(io.BytesIO(data)) as opened:
-            assert_close(prepare(data, nearest, LIMIT), by_torchvision(opened, nearest))
+        assert_close(prepare(encoded(image), preparation), by_torchvision(image, preparation))
 
     def test_large_jpegs_are_shrunk_while_decoding(self) -> None:
-        """Not bit by bit what a full decode gives, and near enough to it."""
+        """Not bit by bit what a full decode gives, and near enough to it. Nearest picks pixels of the file itself."""
         image = picture(2400, 1600)
-        got = prepare(encoded(image, "JPEG", quality=95), IMAGENET, LIMIT).astype(int)
+        data = encoded(image, "JPEG", quality=95)
+        got = prepare(data).astype(int)
         assert np.abs(got - by_torchvision(image, IMAGENET).astype(int)).mean() < 1.0
+        nearest = ImagePreparation(height=100, width=100, channels=3, interpolation=Interpolation.NEAREST)
+        with Image.open(io.BytesIO(data)) as opened:
+            assert_close(prepare(data, nearest), by_torchvision(opened, nearest))
 
 
 class TestOrientation:
@@ -124,7 +138,10 @@ class TestOrientation:
         exif[0x0112] = orientation
         pixels = np.zeros((64, 96, 3), np.uint8)
         pixels[:32, :32] = (255, 0, 0)
-        got, size = images.prepare(encoded(Image.fromarray(pixels), "JPEG", exif=exif, quality=100), FREE, LIMIT)
+        data = encoded(Image.fromarray(pixels), "JPEG", exif=exif, quality=100)
+        stored = ImagePreparation(height=None, width=None, channels=3, exif_orientation=False)
+        assert images.prepare(data, stored, LIMIT).size == prepare(data, stored).shape[:2] == (64, 96)
+        got, size = images.prepare(data, FREE, LIMIT)
         assert size == got.shape[:2]
         assert got.shape == ((96, 64, 3) if orientation >= 5 else (64, 96, 3))
         # Where the corner that was drawn first is to be seen: top left, top right, bottom right or bottom left.
@@ -132,88 +149,66 @@ class TestOrientation:
         corners = [got[8, 8], got[8, columns - 8], got[rows - 8, columns - 8], got[rows - 8, 8]]
         assert int(np.argmax([c[0] for c in corners])) == [0, 1, 2, 3, 0, 1, 2, 3][orientation - 1]
 
-    def test_a_model_may_take_photos_as_they_are_stored(self) -> None:
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        data = encoded(picture(96, 64), "JPEG", exif=exif)
-        stored = ImagePreparation(height=None, width=None, channels=3, exif_orientation=False)
-        got, size = images.prepare(data, stored, LIMIT)
-        assert (got.shape, size) == ((64, 96, 3), (64, 96))
-        assert images.prepare(data, FREE, LIMIT).size == (96, 64)
-
     @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # by Pillow
     def test_damaged_exif_does_not_prevent_decoding(self) -> None:
         image = picture(40, 30)
         data = encoded(image, "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff nonsense")
-        assert prepare(data, FREE, LIMIT).shape == (30, 40, 3)
+        assert prepare(data, FREE).shape == (30, 40, 3)
 
 
 class TestFormats:
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {"kind": "WEBP", "lossless": True},
-            {"kind": "BMP"},
-            {"kind": "GIF", "save_all": True, "append_images": [picture(300, 280, seed=1)]},
-            {"kind": "WEBP", "lossless": True, "save_all": True, "append_images": [picture(300, 280, seed=1)]},
-        ],
-        ids=["webp", "bmp", "gif", "animated webp"],
-    )
-    def test_the_first_frame_as_png_gives_it(self, options: dict[str, Any]) -> None:
-        image = picture(300, 280)
-        if options["kind"] == "GIF":
+    @pytest.mark.parametrize(("kind", "frames"), [("WEBP", 1), ("BMP", 1), ("GIF", 2), ("WEBP", 2)])
+    def test_the_first_frame_as_png_gives_it(self, kind: str, frames: int) -> None:
+        image, second = picture(300, 280), picture(300, 280, seed=1)
+        if kind == "GIF":
             image = image.quantize(64)
-        assert_close(prepare(encoded(image, **options), IMAGENET, LIMIT), by_torchvision(image, IMAGENET))
+        animation = {"save_all": True, "append_images": [second]} if frames > 1 else {}
+        assert_close(prepare(encoded(image, kind, lossless=True, **animation)), by_torchvision(image, IMAGENET))
 
     def test_sixteen_bits_are_scaled(self) -> None:
         """Pillow's conversion would clip grey to white. Of colours it keeps the higher byte."""
         grey = np.arange(0, 65_536, 65_535 // 255, dtype=np.uint16).reshape(16, 16)
-        free = ImagePreparation(height=None, width=None, channels=1)
         data = encoded(Image.fromarray(grey))
-        assert prepare(data, free, LIMIT)[..., 0].ravel().tolist() == list(range(256))
-        assert prepare(data, FREE, LIMIT)[..., 1].ravel().tolist() == list(range(256))
-        colours = np.repeat(grey[..., np.newaxis], 3, axis=2)
-        assert prepare(_deep_png(colours), FREE, LIMIT)[..., 1].ravel().tolist() == list(range(256))
+        assert prepare(data, ImagePreparation(height=None, width=None, channels=1)).ravel().tolist() == list(range(256))
+        assert prepare(data, FREE)[..., 1].ravel().tolist() == list(range(256))
+        lines = b"".join(b"\0" + np.repeat(line, 3).astype(">u2").tobytes() for line in grey)
+        assert prepare(png(16, 16, 16, lines), FREE)[..., 1].ravel().tolist() == list(range(256))
 
 
 class TestRefused:
     @pytest.mark.parametrize(
-        "data",
+        ("data", "message"),
         [
-            b"",
-            b"not an image",
-            b"\xff\xd8\xff",
-            b"\x89PNG\r\n\x1a\n",
-            b"RIFF\x10\0\0\0WEBPVP8 \0\0\0\0",
-            b"GIF89a" + bytes(99),
-            b"BM" + bytes(99),
+            (b"", WHOLE),
+            (b"not an image", WHOLE),
+            (b"\xff\xd8\xff", WHOLE),
+            (b"\x89PNG\r\n\x1a\n", WHOLE),
+            (b"RIFF\x10\0\0\0WEBPVP8 \0\0\0\0", WHOLE),
+            (b"GIF89a" + bytes(99), WHOLE),
+            (b"BM" + bytes(99), WHOLE),
+            (encoded(picture(20, 20), "TIFF"), "WebP, GIF or BMP file, got TIFF: convert it first"),
+            (b"\0\0\0\x1cftypheic" + bytes(99), "got HEIC: convert it first"),
+            (b"\0\0\0\x1cftypavif" + bytes(99), "got AVIF: convert it first"),
+            (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "got SVG: convert it first"),
+            (b"%PDF-1.7", "got PDF: convert it first"),
+            # Every scan visits all pixels, and an empty one is 75 bytes.
+            (messages.many_scans(100), "at most 100 scans in a JPEG file, got 1"),
+            (commented_gif(), "header has too many parts"),
+            # Pillow decodes it in Python, pixel by pixel.
+            (compressed_bmp(), "a compressed BMP file"),
         ],
+        ids=lambda value: value[:30] if isinstance(value, str) else "",
     )
-    def test_files_that_are_not_images(self, data: bytes) -> None:
-        with pytest.raises(InvalidImage, match="whole JPEG, PNG, WebP, GIF or BMP file"):
-            prepare(data, IMAGENET, LIMIT)
-
-    @pytest.mark.parametrize(
-        ("data", "name"),
-        [
-            (encoded(picture(20, 20), "TIFF"), "TIFF"),
-            (b"\0\0\0\x1cftypheic" + bytes(99), "HEIC"),
-            (b"\0\0\0\x1cftypavif" + bytes(99), "AVIF"),
-            (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
-            (b"%PDF-1.7", "PDF"),
-        ],
-        ids=lambda value: value if isinstance(value, str) else "",
-    )
-    def test_other_formats_are_named(self, data: bytes, name: str) -> None:
-        with pytest.raises(InvalidImage, match=f"WebP, GIF or BMP file, got {name}: convert it first"):
-            prepare(data, IMAGENET, LIMIT)
+    def test_other_files(self, data: bytes, message: str) -> None:
+        with pytest.raises(InvalidImage, match=message):
+            prepare(data)
 
     @pytest.mark.parametrize("kind", FORMATS)
     @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
     def test_truncated_files(self, kind: str, share: float) -> None:
         data = encoded(picture(200, 200), kind)
         with pytest.raises(InvalidImage):
-            prepare(data[: int(len(data) * share)], IMAGENET, LIMIT)
+            prepare(data[: int(len(data) * share)])
 
     @pytest.mark.filterwarnings("ignore:.*DecompressionBomb")  # a damaged header may say any size
     @pytest.mark.parametrize("kind", FORMATS)
@@ -225,15 +220,26 @@ class TestRefused:
             for at in rng.integers(0, len(data), 3):
                 damaged[at] = rng.integers(0, 256)
             with suppress(InvalidImage):
-                assert prepare(bytes(damaged), IMAGENET, LIMIT).shape == (224, 224, 3)
+                assert prepare(bytes(damaged)).shape == (224, 224, 3)
 
-    @pytest.mark.parametrize("size", [(14_143, 14_143), (60_000, 60_000), (2**31 - 1, 1)])
-    def test_a_bomb_is_refused_by_its_header(self, size: tuple[int, int]) -> None:
+    @pytest.mark.parametrize(
+        ("size", "message"),
+        [
+            ((8000, 8000), "at most 50000000 pixels, got 64000000"),
+            ((14_143, 14_143), "more than 50000000 pixels"),
+            ((60_000, 60_000), "more than 50000000 pixels"),
+            ((2**31 - 1, 1), "more than 50000000 pixels"),
+            # Pillow keeps a pointer per row: of 95 kB of PNG, 1x49,000,000 pixels, it made 1.5 GB.
+            ((1, 16_385), "at most 16384 pixels a side, got 16385x1"),
+        ],
+    )
+    def test_a_bomb_is_refused_by_its_header(self, size: tuple[int, int], message: str) -> None:
         """A small file that declares hundreds of megapixels: nothing of that size is ever allocated."""
+        data = png(*size, 8, bytes(1000))
         tracemalloc.start()
         try:
-            with pytest.raises(InvalidImage):
-                prepare(_png_header(*size), IMAGENET, LIMIT)
+            with pytest.raises(InvalidImage, match=message):
+                prepare(data)
             assert tracemalloc.get_traced_memory()[1] < 10e6
         finally:
             tracemalloc.stop()
@@ -252,45 +258,16 @@ class TestRefused:
         data = b"RIFF" + (22).to_bytes(4, "little") + b"WEBP" + kind + (10).to_bytes(4, "little") + heads[kind]
         monkeypatch.delattr(Image, "open")
         with pytest.raises(InvalidImage, match="at most 50000000 pixels, got 256000000"):
-            prepare(data, IMAGENET, LIMIT)
-
-    def test_a_gif_file_of_many_comments(self) -> None:
-        data = encoded(picture(8, 8).convert("P"), "GIF")
-        comments = b"!\xfe" + b"\x01x" * 200_000 + b"\0"
-        screen = 13 + 3 * 2 ** ((data[10] & 7) + 1)
-        with pytest.raises(InvalidImage, match="header has too many parts"):
-            prepare(data[:screen] + comments + data[screen:], IMAGENET, LIMIT)
-
-    def test_a_compressed_bmp_file(self) -> None:
-        """Pillow decodes it in Python, pixel by pixel."""
-        head = struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 8, 1, 8, 0, 0, 256, 0)
-        data = b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + 40 + 1024) + head + bytes(1024) + bytes((16, 1, 0, 1)) * 2
-        with pytest.raises(InvalidImage, match="a compressed BMP file"):
-            prepare(data, IMAGENET, LIMIT)
+            prepare(data)
 
     def test_a_sliver_is_not_blown_up(self) -> None:
         """1x16384 pixels, shorter side to 256: the whole of it would be of a gigapixel."""
-        assert prepare(encoded(Image.new("RGB", (1, 16_384))), IMAGENET, LIMIT).shape == (224, 224, 3)
-        assert prepare(encoded(Image.new("RGB", (16_384, 1))), IMAGENET, LIMIT).shape == (224, 224, 3)
-
-    def test_more_pixels_than_allowed(self) -> None:
-        with pytest.raises(InvalidImage, match="at most 5000 pixels, got 6000"):
-            prepare(encoded(picture(60, 100)), IMAGENET, 5000)
-
-    def test_a_sliver_of_any_size(self) -> None:
-        preparation = ImagePreparation(height=None, width=None, channels=3, resize_shorter=256)
+        sliver = encoded(Image.new("RGB", (1, 16_384)))
+        assert prepare(sliver).shape == (224, 224, 3)
+        assert prepare(encoded(Image.new("RGB", (16_384, 1)))).shape == (224, 224, 3)
+        assert prepare(encoded(picture(1000, 7)), BOUNDED).shape == (1, 133, 3)
         with pytest.raises(InvalidImage, match="smaller image"):
-            prepare(encoded(Image.new("RGB", (1, 16_384))), preparation, LIMIT)
-
-    def test_a_side_that_is_too_long(self) -> None:
-        """Pillow keeps a pointer per row: of 95 kB of PNG, 1x49,000,000 pixels, it made 1.5 GB."""
-        with pytest.raises(InvalidImage, match="at most 16384 pixels a side, got 16385x1"):
-            prepare(_png_header(1, 16_385), IMAGENET, LIMIT)
-
-    def test_a_progressive_jpeg_of_many_scans(self) -> None:
-        """Every scan visits all pixels, and an empty one is 75 bytes."""
-        with pytest.raises(InvalidImage, match="at most 100 scans in a JPEG file, got 1"):
-            prepare(messages.many_scans(100), IMAGENET, LIMIT)
+            prepare(sliver, ImagePreparation(height=None, width=None, channels=3, resize_shorter=256))
 
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
     def test_a_decode_whose_caller_has_gone_is_stopped(self, kind: str) -> None:
@@ -304,22 +281,3 @@ class TestRefused:
             asks = iter(range(last + 1))
             with pytest.raises(Stopped):
                 images.prepare(data, FREE, LIMIT, lambda: next(asks) == last)  # noqa: B023
-
-
-def _png_header(width: int, height: int) -> bytes:
-    return _png(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), bytes(1000))
-
-
-def _deep_png(pixels: np.ndarray) -> bytes:
-    """uint16 [height, width, 3]"""
-    height, width, _ = pixels.shape
-    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
-    return _png(struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0), lines)
-
-
-def _png(header: bytes, lines: bytes) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    body = zlib.compress(lines)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")

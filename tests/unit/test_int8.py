@@ -12,39 +12,26 @@ import onnx
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 from export.verify import open_session
 from rafaga import int8
 from rafaga.server.engines.onnxruntime import create_session
-
-_TERMS = 64
+from tests import plain
 
 
 def convolution() -> onnx.ModelProto:
-    """y = sum(x * w) / 10,000 for _TERMS weights of 127, quantised as export does: two products of the largest numbers
-    add up to twice what 16 bits hold."""
-    constants = {
-        "one": np.float32(1),
-        "zero": np.uint8(0),
-        "weights": np.full((1, _TERMS, 1, 1), 127, np.int8),
-        "weights_zero": np.int8(0),
-        "unit": np.float32(10_000),
-    }
-    nodes = [
-        helper.make_node("DequantizeLinear", ["x", "one", "zero"], ["x_float"]),
-        helper.make_node("DequantizeLinear", ["weights", "one", "weights_zero"], ["weights_float"]),
-        helper.make_node("Conv", ["x_float", "weights_float"], ["sum"]),
-        helper.make_node("QuantizeLinear", ["sum", "unit", "zero"], ["y"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "convolution",
-        [helper.make_tensor_value_info("x", TensorProto.UINT8, [None, _TERMS, 1, 1])],
-        [helper.make_tensor_value_info("y", TensorProto.UINT8, [None, 1, 1, 1])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    """y = sum(x * w) / 10,000 for 64 weights of 127, quantised as export does: two products of the largest numbers add
+    up to twice what 16 bits hold."""
+    return plain.model(
+        """(uint8[n,64,1,1] x) => (uint8[n,1,1,1] y)
+        <float one = {1}, uint8 zero = {0}, int8 weights_zero = {0}, float unit = {10000}> {
+            x_float = DequantizeLinear(x, one, zero)
+            weights_float = DequantizeLinear(weights, one, weights_zero)
+            sum = Conv(x_float, weights_float)
+            y = QuantizeLinear(sum, unit, zero)
+        }""",
+        weights=np.full((1, 64, 1, 1), 127, np.int8),
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
 @pytest.fixture(autouse=True)
@@ -64,18 +51,11 @@ class Saturating:
         return [pairs.sum(axis=1, dtype=np.int32)]
 
 
-def exact(options: ort.SessionOptions) -> bool:
-    try:
-        return options.get_session_config_entry("session.x64quantprecision") == "1"
-    except RuntimeError:  # not set
-        return False
-
-
 def test_sums_do_not_saturate(tmp_path: Path) -> None:
     """In the server, and in what export measures with."""
     onnx.save(convolution(), tmp_path / "model.onnx")
-    largest = np.full((3, _TERMS, 1, 1), 255, np.uint8)
-    expected = round(_TERMS * 255 * 127 / 10_000)
+    largest = np.full((3, 64, 1, 1), 255, np.uint8)
+    expected = round(64 * 255 * 127 / 10_000)
     for session in (create_session((tmp_path / "model.onnx").read_bytes(), 1), open_session(tmp_path / "model.onnx")):
         assert session.run(None, {"x": largest})[0].ravel().tolist() == [expected] * 3
 
@@ -91,36 +71,32 @@ def test_only_x86_without_vnni_pays_for_exact_sums(
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(int8, "quick", lambda: quick)
     options = ort.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "0")
     int8.configure(options)
-    assert exact(options) == set_
+    assert options.get_session_config_entry("session.x64quantprecision") == ("1" if set_ else "0")
+
+
+# Where the system lists no instructions, x86 is tried.
+UNLISTED = (("x86_64", True, False), ("x86_64", False, True), ("arm64", True, True))
 
 
 @pytest.mark.parametrize(
-    ("text", "quick"),
+    ("text", "machine", "saturates", "quick"),
     [
-        ("processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\n", True),
-        ("processor\t: 0\nflags\t\t: fpu avx2 avx_vnni\n", True),
-        ("processor\t: 0\nflags\t\t: fpu avx2 avx512f\nprocessor\t: 1\nflags\t\t: fpu avx2 avx512f\n", False),
-        ("processor\t: 0\nFeatures\t: fp asimd asimddp\n", True),
-        ("processor\t: 0\nFeatures\t: fp asimd\n", False),
+        ("flags : fpu avx2 avx512f avx512_vnni", "", True, True),
+        ("flags : fpu avx2 avx_vnni", "", True, True),
+        ("flags : fpu avx2 avx512f\nprocessor : 1\nflags : fpu avx2 avx512f", "", False, False),
+        ("Features : fp asimd asimddp", "", True, True),
+        ("Features : fp asimd", "", False, False),
+        *(("a machine that lists no instructions", *case) for case in UNLISTED),
+        *((None, *case) for case in UNLISTED),
     ],
 )
-def test_instructions_that_the_system_lists(tmp_path: Path, text: str, quick: bool) -> None:
-    (tmp_path / "cpuinfo").write_text(text)
-    assert int8.quick(tmp_path / "cpuinfo") == quick
-
-
-@pytest.mark.parametrize("text", [None, "a machine that lists no instructions\n"])
-@pytest.mark.parametrize(("machine", "saturates", "quick"), [
-    ("x86_64", True, False),
-    ("x86_64", False, True),
-    ("arm64", True, True),
-])  # fmt: skip
-def test_without_a_list_x86_is_tried(
+def test_which_processors_are_quick(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, machine: str, saturates: bool, quick: bool
 ) -> None:
     if text is not None:
-        (tmp_path / "cpuinfo").write_text(text)
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\n{text}\n")
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(int8, "saturates", lambda _: saturates)
     assert int8.quick(tmp_path / "cpuinfo") == quick

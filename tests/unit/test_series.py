@@ -50,10 +50,9 @@ def test_invalid_files(lines: list[str], column: str | None, message: str) -> No
 
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:
-    path = tmp_path / "digit.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
+    (tmp_path / "digit.png").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
     with (
-        path.open(encoding="utf-8") as file,
+        (tmp_path / "digit.png").open(encoding="utf-8") as file,
         pytest.raises(SeriesError, match="not text; expected"),
     ):
         read_series(file)
@@ -78,21 +77,14 @@ def shown(series: TimeSeries) -> tuple[object, ...]:
 
 
 def test_tables_of_several_series_are_sorted_by_time() -> None:
-    """Missing values stay, at the end too."""
-    b, a = read_table(SALES, "sold", "month", "shop")
-    assert shown(b) == ("b", [20, None, None, 23], ["2024-01", "2024-02", "2024-03", "2024-04"], {})
-    assert shown(a) == ("a", [10, 11, None], ["2024-01", "2024-02", "2024-03"], {})
-
-
-def test_last_rows_without_a_value_are_the_future_of_covariates() -> None:
-    b, a = read_table(SALES, "sold", "month", "shop", ["price"])
-    assert shown(b) == (
-        "b",
-        [20, None, None, 23],
-        ["2024-01", "2024-02", "2024-03", "2024-04"],
-        {"price": [2, 2, 2, 2]},
-    )
-    assert shown(a) == ("a", [10, 11], ["2024-01", "2024-02"], {"price": [1, 1, 1.5]})
+    """Missing values stay, at the end too. With covariates, last rows without a value are their future."""
+    months = ["2024-01", "2024-02", "2024-03", "2024-04"]
+    b, a = map(shown, read_table(SALES, "sold", "month", "shop"))
+    assert b == ("b", [20, None, None, 23], months, {})
+    assert a == ("a", [10, 11, None], months[:3], {})
+    b, a = map(shown, read_table(SALES, "sold", "month", "shop", ["price"]))
+    assert b == ("b", [20, None, None, 23], months, {"price": [2, 2, 2, 2]})
+    assert a == ("a", [10, 11], months[:2], {"price": [1, 1, 1.5]})
 
 
 @pytest.mark.parametrize(

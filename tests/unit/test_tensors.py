@@ -35,44 +35,31 @@ def test_there_and_back(array: np.ndarray) -> None:
 
 
 def test_a_view_is_given_and_nothing_copied() -> None:
-    data = bytes(range(24))
-    view = from_wire(data, UINT8, (2, 3, 4))
+    view = from_wire(bytes(range(24)), UINT8, (2, 3, 4))
     assert not view.flags.owndata
     assert not view.flags.writeable
     assert view[1, 0, 0] == 12
 
 
-def test_the_wire_is_little_endian() -> None:
+def test_the_wire_is_little_endian_and_row_by_row() -> None:
     assert to_wire(np.array([1.0], ">f4")) == to_wire(np.array([1.0], "<f4")) == b"\x00\x00\x80?"
     assert from_wire(b"\x00\x00\x80?", FLOAT32, (1,))[0] == 1.0
-
-
-def test_rows_come_one_after_another_however_they_lie_in_memory() -> None:
     assert to_wire(np.asfortranarray(np.arange(6, dtype=np.uint8).reshape(2, 3))) == bytes(range(6))
 
 
-@pytest.mark.parametrize("size", [0, 23, 25])
-def test_as_many_bytes_as_declared(size: int) -> None:
-    with pytest.raises(InvalidTensor, match=r"expected 24 bytes for uint8 \[2, 3, 4\], got"):
-        from_wire(bytes(size), UINT8, (2, 3, 4))
-
-
-def test_a_bool_is_zero_or_one() -> None:
-    assert from_wire(b"\0\1", np.dtype(bool), (2,)).tolist() == [False, True]
-    with pytest.raises(InvalidTensor, match="bytes of 0 or 1 for bool, got 2"):
-        from_wire(b"\0\2", np.dtype(bool), (2,))
-
-
-@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 2**32 - 1)])
-def test_no_elements(shape: tuple[int, ...]) -> None:
-    with pytest.raises(InvalidTensor, match="at least one element"):
-        from_wire(b"", UINT8, shape)
-
-
-def test_declared_sizes_are_only_numbers() -> None:
-    """Four times the largest that the wire can declare: compared, never allocated, and no overflow."""
-    with pytest.raises(InvalidTensor, match="got 4"):
-        from_wire(b"1234", FLOAT32, (2**32 - 1,) * 4)
+@pytest.mark.parametrize(
+    ("content", "dtype", "shape", "message"),
+    [
+        *((bytes(size), "uint8", (2, 3, 4), r"expected 24 bytes for uint8 \[2, 3, 4\], got") for size in (0, 23, 25)),
+        *((b"", "uint8", shape, "at least one element") for shape in ((0,), (3, 0), (0, 2**32 - 1))),
+        (b"\0\2", "bool", (2,), "bytes of 0 or 1 for bool, got 2"),
+        # Four times the largest that the wire can declare: compared, never allocated, and no overflow.
+        (b"1234", "float32", (2**32 - 1,) * 4, "got 4"),
+    ],
+)
+def test_bytes_that_do_not_fit(content: bytes, dtype: str, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(InvalidTensor, match=message):
+        from_wire(content, np.dtype(dtype), shape)
 
 
 @pytest.mark.parametrize("got", [(7, 28, 28), (7, 28, 28, 1, 1), (7, 27, 28, 1), ()])

@@ -72,8 +72,6 @@ _MAX_MS = 2**31 - 1
 def serve(config: Config, serving: Callable[[Server], None] | None = None) -> int:
     """Serves until SIGTERM, SIGINT or SIGHUP; returns the exit code. `serving` is called once all models are loaded.
     Raises ConfigError."""
-    if config.network.transport:
-        _LOG.warning("the setting transport has no effect any more and will be removed: there is only one transport")
     return run(build(config), serving)
 
 

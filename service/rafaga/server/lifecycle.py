@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # needs the extra `tracing`
 
 _LOG = logging.getLogger(__name__)
 
+# At the end only: nothing signals that the last call has ended.
+_POLL_S = 0.01
 # How long the transport may take to send the last replies.
 _REPLY_GRACE_S = 5.0
 # SIGHUP: the terminal was closed. By default it would end the process without a drain.
@@ -154,10 +156,8 @@ class Server:
 
     def _wait_for_calls(self, hurry: threading.Event) -> bool:
         end = time.monotonic() + self.config.network.drain_timeout_s
-        while not hurry.is_set() and time.monotonic() < end:
-            if self.router.in_flight.wait_until_none(min(0.1, max(0.0, end - time.monotonic()))):
-                return True
-        left = self.router.in_flight.count
+        while (left := self.router.in_flight.count) and time.monotonic() < end and not hurry.wait(_POLL_S):
+            pass
         if left:
             _LOG.error("stopping with unanswered calls", extra={"calls": left})
         return not left

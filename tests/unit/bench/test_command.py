@@ -95,18 +95,10 @@ def test_a_section_with_a_real_server(tmp_path: Path, monkeypatch: pytest.Monkey
     assert all(figures["rate"] > 0 for figures in block.values())
 
 
-PRINTED = """Concurrency: 8
-  Client:
-    Request count: 9522
-    Throughput: 3987.5 infer/sec
-    p50 latency: 957 usec
-    p99 latency: 4494 usec
-"""
-
-
 def test_the_last_load_of_perf_analyzer_counts() -> None:
-    expected = {"rate": 3987.5, "p50_ms": 0.957, "p99_ms": 4.494}
-    assert clients.reported(PRINTED.replace("3987.5", "1.0") + PRINTED) == expected
+    printed = "  Client:\n    Throughput: {} infer/sec\np50 latency: 957 usec\np99 latency: 4494 usec\n"
+    found = clients.reported(printed.format(1.0) + printed.format(3987.5))
+    assert found == {"rate": 3987.5, "p50_ms": 0.957, "p99_ms": 4.494}
     with pytest.raises(RuntimeError, match="no figures"):
         clients.reported("Failed to obtain stable measurement.")
 
@@ -129,22 +121,17 @@ def test_blocks_go_forwards_and_backwards_in_turn() -> None:
     assert blocks[1] == {"b": {"rate": 3.0}, "a": {"rate": 4.0}}
 
 
-def test_ratios_are_taken_block_by_block() -> None:
+def test_columns_ratios_and_parts_of_names() -> None:
+    assert column(BLOCKS, "lstm/8/ours", "rate") == [3.0, 5.0]
+    assert column(BLOCKS, "not measured", "rate") == []
+    assert parts(BLOCKS, 0) == ["lenet", "lstm"]
+    assert parts(BLOCKS, 2) == ["ours", "Triton"]
     assert ratios(BLOCKS, "lenet/1/ours", "lenet/1/Triton") == [0.5, 2.0]
     assert ratios(BLOCKS, "lenet/1/ours", "not measured") == []
     assert ratios([{"a": {"rate": 1.0}, "b": {"rate": 0.0}}], "a", "b") == []
 
 
-def test_columns_and_parts_of_names() -> None:
-    assert column(BLOCKS, "lstm/8/ours", "rate") == [3.0, 5.0]
-    assert column(BLOCKS, "not measured", "rate") == []
-    assert parts(BLOCKS, 0) == ["lenet", "lstm"]
-    assert parts(BLOCKS, 2) == ["ours", "Triton"]
-
-
 def test_median_and_range() -> None:
     assert spread([1310.0, 1204.0, 1236.0]) == "1,236 (1,204–1,310)"
+    assert [spread(values) for values in ([-0.1234], [0.0, 0.0], [])] == ["-0.123", "0 (0–0)", "–"]
     assert spread([1.4], 2) == "1.40"
-    assert spread([-0.1234]) == "-0.123"
-    assert spread([0.0, 0.0]) == "0 (0–0)"
-    assert spread([]) == "–"

@@ -14,8 +14,7 @@ from bench import packed
 from bench.packed import found, pack, pack_repository, unpack
 from export.variants import to_fp16
 from rafaga import bundle as bundles
-from rafaga import publishing
-from rafaga.bundle import Bundle, Parity, Precision, Variant
+from rafaga.bundle import Parity, Precision, Variant
 from rafaga.server.config.per_model import PerModel
 from rafaga.server.engines.selection import Placement
 from rafaga.server.observability.metrics import Metrics
@@ -24,26 +23,7 @@ from rafaga.server.repository.loader import Loader
 from rafaga.server.scheduling.batcher import BatchPolicy
 from tests.bundles import publish_classifier, publish_detector, publish_forecaster
 
-FILES = (Precision.FP32, Precision.FP16, Precision.INT8)
-
-
-def with_variants(folder: Path, repository: Path) -> Path:
-    """A bundle of `folder`'s model in fp32, fp16, and with weights of 8 bits."""
-    bundle = bundles.load(folder)
-
-    def fill(target: Path, version: int) -> Bundle:
-        (target / "model.onnx").write_bytes((folder / "model.onnx").read_bytes())
-        (target / bundles.GOLDEN).write_bytes((folder / bundles.GOLDEN).read_bytes())
-        to_fp16(target / "model.onnx", target / "model.fp16.onnx")
-        onnx.save(rounded(onnx.load(folder / "model.onnx")), target / "model.int8.onnx")
-        parity = Parity(max_absolute_error=0.01, max_relative_error=0.01, batch_sizes=(1,))
-        variants = [
-            Variant(precision=p, file=f, parity=parity)
-            for p, f in zip(FILES, ("model.onnx", "model.fp16.onnx", "model.int8.onnx"), strict=True)
-        ]
-        return msgspec.structs.replace(bundle, variants=tuple(variants), files={}, version=version)
-
-    return publishing.publish(repository, bundle.name, 1, fill)
+FILES = {Precision.FP32: "model.onnx", Precision.FP16: "model.fp16.onnx", Precision.INT8: "model.int8.onnx"}
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -60,7 +40,16 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return with_variants(publish_classifier(tmp_path / "plain"), tmp_path / "from")
+    """A bundle of one model in fp32, fp16, and with weights of 8 bits."""
+    folder = publish_classifier(tmp_path / "from")
+    to_fp16(folder / "model.onnx", folder / "model.fp16.onnx")
+    onnx.save(rounded(onnx.load(folder / "model.onnx")), folder / "model.int8.onnx")
+    parity = Parity(max_absolute_error=0.01, max_relative_error=0.01, batch_sizes=(1,))
+    variants = tuple(Variant(precision=precision, file=file, parity=parity) for precision, file in FILES.items())
+    files = {file: bundles.sha256_of(folder / file) for file in (*FILES.values(), bundles.GOLDEN)}
+    bundle = msgspec.structs.replace(bundles.load(folder), variants=variants, files=files)
+    (folder / bundles.MANIFEST).write_bytes(msgspec.json.encode(bundle))
+    return folder
 
 
 @pytest.mark.parametrize("precision", FILES)

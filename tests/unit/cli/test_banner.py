@@ -23,15 +23,15 @@ def server(*models: tuple[str, Task | None]) -> Any:
     ("settings", "expected"),
     [
         ({}, ("localhost:1", "http://localhost:2")),
-        ({"host": "0.0.0.0", "bearer_token_sha256": "none"}, ("localhost:1", "http://localhost:2")),
-        ({"host": "10.0.0.7", "bearer_token_sha256": "none"}, ("10.0.0.7:1", "http://10.0.0.7:2")),
-        ({"host": "fd00::7", "bearer_token_sha256": "none"}, ("[fd00::7]:1", "http://[fd00::7]:2")),
+        ({"host": "0.0.0.0"}, ("localhost:1", "http://localhost:2")),
+        ({"host": "10.0.0.7"}, ("10.0.0.7:1", "http://10.0.0.7:2")),
+        ({"host": "fd00::7"}, ("[fd00::7]:1", "http://[fd00::7]:2")),
         ({"grpc_socket": "/run/r"}, ("unix:/run/r", "http://localhost:2")),
         ({"tls_key": "k", "tls_certificate": "c"}, ("localhost:1", "https://localhost:2")),
     ],
 )
 def test_addresses(settings: dict[str, str], expected: tuple[str, str]) -> None:
-    assert addresses(Config.of(**settings), server()) == expected
+    assert addresses(Config.of(bearer_token_sha256="none", **settings), server()) == expected
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -18,27 +17,17 @@ from typing import Any
 import pytest
 
 from rafaga import errors
-from rafaga.cli import main
 from rafaga.cli._errors import ExitCode, exit_code
 from rafaga.server import app
 from rafaga.server.config.settings import Config, ConfigError
 from rafaga.v1 import vision_pb2
+from tests.unit.cli.conftest import Rafaga
 from tests.unit.client.fake_server import Script
 
 
-def test_forecast(
-    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    csv = tmp_path / "co2.csv"
-    csv.write_text("\ufeffdate,ppm\n" + "\n".join(f"1958-{i},{300 + i}" for i in range(30)))
-    assert main(["forecast", str(csv), "--model", "lstm-co2", "--horizon", "2"]) == ExitCode.OK
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[:3] == [["STEP", "Q0.1", "Q0.5", "Q0.9"], ["1", "328", "329", "330"], ["2", "328", "329", "330"]]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("1\n2\n3\n"))
-    assert main(["forecast", "--json"]) == ExitCode.OK, "the only forecaster"
-    answer = json.loads(capsys.readouterr().out)
-    assert answer["levels"] == [0.1, 0.5, 0.9]
-    assert answer["values"][1] == [3.0] * 24
+def process(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rafaga", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, **options)
 
 
 @pytest.mark.parametrize(
@@ -52,13 +41,10 @@ def test_forecast(
     ],
 )
 def test_an_error_is_one_line_and_a_documented_exit_code(
-    script: Script, error: errors.RafagaError, code: int, capsys: pytest.CaptureFixture[str]
+    script: Script, error: errors.RafagaError, code: int, rafaga: Rafaga
 ) -> None:
     script.failures.append(error)
-    assert main(["models"]) == code
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err == f"rafaga: {' '.join(error.message.split())}\n"
+    assert rafaga("models") == (code, "", f"rafaga: {' '.join(error.message.split())}\n")
 
 
 def test_every_error_has_an_exit_code() -> None:
@@ -66,164 +52,117 @@ def test_every_error_has_an_exit_code() -> None:
         assert exit_code(cls("…")) in set(ExitCode) - {ExitCode.OK, ExitCode.USAGE}
 
 
-def test_an_unreachable_server(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "--server", "127.0.0.1:1", "--timeout", "1"]) == ExitCode.UNAVAILABLE
-    told = "rafaga: No server at 127.0.0.1:1 (connection refused). Start one: rafaga serve\n"
-    assert capsys.readouterr().err == told
-    assert main(["models", "--server", "unix:/nosuch", "--timeout", "1"]) == ExitCode.UNAVAILABLE
-    assert capsys.readouterr().err.startswith("rafaga: No server at unix:/nosuch (no such socket). ")
+def test_an_unreachable_server(rafaga: Rafaga) -> None:
+    said = "rafaga: No server at 127.0.0.1:1 (connection refused). Start one: rafaga serve\n"
+    assert rafaga("models", "--server", "127.0.0.1:1", "--timeout", "1") == (ExitCode.UNAVAILABLE, "", said)
+    ran = rafaga("models", "--server", "unix:/nosuch", "--timeout", "1")
+    assert ran.code == ExitCode.UNAVAILABLE
+    assert ran.err.startswith("rafaga: No server at unix:/nosuch (no such socket). ")
 
 
-def test_the_http_port_is_not_the_grpc_port(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_http_port_is_not_the_grpc_port(rafaga: Rafaga) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
         address = f"127.0.0.1:{http.server_port}"
-        assert main(["models", "--server", f"http://{address}", "--timeout", "5"]) == ExitCode.UNAVAILABLE
+        ran = rafaga("models", "--server", f"http://{address}", "--timeout", "5")
         http.shutdown()
+    assert ran.code == ExitCode.UNAVAILABLE
     expected = f"rafaga: No server at {address} (that port does not speak gRPC; its default is 50051)"
-    assert expected in capsys.readouterr().err.splitlines()
+    assert expected in ran.err.splitlines()
 
 
-def test_an_unknown_model_and_the_nearest_name(
-    script: Script, images: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    for argv in (["models", "lenet"], ["classify", images[0], "--model", "lenet"]):
-        assert main(argv) == ExitCode.INVALID
-        assert "no model 'lenet'; did you mean 'lenet5-mnist'?" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["dance"],
-        ["classify", "--model", "m"],
-        ["classify", "a.png", "--model", "m", "--top-k", "0"],
-        ["models", "--timeout", "-1"],
-        ["models", "--priority", "HIGH"],
-        ["models", "--timeout", "inf"],
-        ["forecast", "--model", "m", "--horizon", "x"],
-        ["segment", "a.png", "--model", "m", "--output", "classes.png"],
-        ["segment", "a.png", "--model", "m", "--output", "/nosuch/classes.npy"],
-        ["infer", "m", "--input", "1", "--output", "/tmp"],
-    ],
-)
-def test_wrong_usage_ends_as_argparse_ends_it(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(argv)
-    assert ended.value.code == ExitCode.USAGE
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("rafaga")
-    assert line.endswith("--help")
-
-
-def test_without_a_command_it_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == ExitCode.USAGE
-    assert "exit codes:" in capsys.readouterr().err
+def test_an_unknown_model_and_the_nearest_name(script: Script, images: list[str], rafaga: Rafaga) -> None:
+    for words in (["models", "lenet"], ["classify", images[0], "--model", "lenet"]):
+        ran = rafaga(*words)
+        assert ran.code == ExitCode.INVALID
+        assert "no model 'lenet'; did you mean 'lenet5-mnist'?" in ran.err
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("words", "said"),
     [
         (["clasify", "a.png"], "rafaga: unknown command 'clasify'; did you mean 'classify'?"),
         (["classify", "a.png", "--modle", "m"], "rafaga classify: unknown option --modle; did you mean '--model'?"),
         (["classify", "a.png", "--top=1"], "rafaga classify: unknown option --top; did you mean '--top-k'?"),
         (["classify"], "rafaga classify: missing IMAGE"),
+        (["classify", "a.png", "--top-k", "0"], "--top-k: '0': must be an integer ≥ 1"),
         (["models", "a", "b"], "rafaga models: unknown argument b"),
         (["models", "--priority", "hi"], "rafaga models: --priority: 'hi' is not one of high, normal, low"),
+        (["models", "--timeout", "-1"], "'-1': must be a positive number"),
+        (["models", "--timeout", "inf"], "'inf': must be a positive number"),
         (["completion", "fsh"], "rafaga completion: SHELL: 'fsh' is not one of bash, zsh, fish; did you mean 'fish'?"),
+        (["serve", "--nosuch"], "rafaga serve: unknown option --nosuch"),
         (["serve", "--gprc-port", "1"], "rafaga serve: unknown option --gprc-port; did you mean '--grpc-port'?"),
         (["load", "--protocol", "open"], "'open' is not one of rafaga, open-inference; did you mean 'open-inference'?"),
+        (["load", "--model", "m", "--rate", "1", "--json", "/nosuch/a.json"], "the folder '/nosuch' does not exist"),
+        (["load", "--model", "m", "--rate", "1", "--report", "/nosuch/a.html"], "the folder '/nosuch' does not exist"),
+        (["forecast", "--horizon", "x"], "--horizon: 'x': must be an integer ≥ 1"),
+        (["forecast", "--quantiles", "0.1,1"], "'1': must be numbers between 0 and 1, separated by commas"),
+        (["forecast", "--plot", "chart.jpg"], "expected a file name that ends in .png or .svg"),
+        (["forecast", "--check", "0"], "--check: '0': must be an integer ≥ 1"),
+        (["segment", "a.png", "--output", "a.png"], "--output: 'a.png': expected a file name that ends in .npy"),
+        (["segment", "a.png", "--output", "/nosuch/a.npy"], "the folder '/nosuch' does not exist"),
+        (["infer", "m", "--input", "1", "--output", "/tmp"], "--output: '/tmp': is a folder; expected a file name"),
     ],
 )
-def test_wrong_usage_names_the_nearest_known_word(
-    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        main(argv)
-    assert said in capsys.readouterr().err
+def test_wrong_usage_is_named(words: list[str], said: str, rafaga: Rafaga) -> None:
+    ran = rafaga(*words)
+    (line,) = ran.err.splitlines()
+    assert (ran.code, line.endswith("--help")) == (ExitCode.USAGE, True)
+    assert said in line
 
 
 @pytest.mark.parametrize(
-    "argv",
+    ("words", "said"),
     [
-        ["models", "--server", "nonsense:nonsense"],
-        ["models", "--server", "nosuch.invalid,nosuch.invalid"],
-        ["models", "--token-file", "absent"],
-        ["models", "--tls-ca", "absent"],
-        ["forecast", "absent.csv", "--model", "lstm-co2"],
+        (["models", "--server", "a:b"], "rafaga: --server: 'a:b' is not a valid address; use HOST:PORT, or several"),
+        (["models", "--server", "nosuch.invalid,nosuch.invalid"], "rafaga: nosuch.invalid: "),
+        (["models", "--token-file", "absent"], "rafaga: absent: No such file or directory"),
+        (["models", "--token-file", "{file}"], "text"),
+        (["models", "--tls-ca", "absent"], "rafaga: absent: No such file or directory"),
+        (["forecast", "absent.csv", "--model", "lstm-co2"], "rafaga: absent.csv: No such file or directory"),
+        (["forecast", "{file}", "--model", "lstm-co2"], "text"),
+        (["serve", "models", "--repository", "models"], "PATH and --repository mean the same: give one of them"),
+        (["serve", "--grpc-port", "-1"], "rafaga: --grpc-port: -1: expected 0 to 65535"),
     ],
 )
-def test_wrong_values_are_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(argv) == ExitCode.USAGE
-    assert len(capsys.readouterr().err.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["forecast", "{file}", "--model", "lstm-co2"],
-        ["models", "--token-file", "{file}"],
-    ],
-)
-def test_a_binary_file_in_the_place_of_text(
-    script: Script, tmp_path: Path, argv: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_values_are_one_line(tmp_path: Path, words: list[str], said: str, rafaga: Rafaga) -> None:
     file = tmp_path / "digit.png"
     file.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
-    assert main([word.format(file=file) for word in argv]) == ExitCode.USAGE
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "text" in line
+    ran = rafaga(*(word.format(file=file) for word in words))
+    (line,) = ran.err.splitlines()
+    assert ran.code == ExitCode.USAGE
+    assert said in line
 
 
-def test_a_report_is_refused_before_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    for option in ("--report", "--json"):
-        with pytest.raises(SystemExit) as ended:
-            main(["load", "--model", "m", "--rate", "1", option, "/nosuch/load.html"])
-        assert ended.value.code == ExitCode.USAGE
-        assert "the folder '/nosuch' does not exist" in capsys.readouterr().err
+def test_without_a_command_it_explains_itself(rafaga: Rafaga) -> None:
+    ran = rafaga()
+    assert ran.code == ExitCode.USAGE
+    assert "exit codes:" in ran.err
 
 
-def test_a_terminal_without_utf8(script: Script) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "rafaga", "forecast", "--model", "lstm-co2"],
-        input="1\n2\n3\n",
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={**os.environ, "PYTHONIOENCODING": "ascii"},
-    )
+def test_version_help_and_a_terminal_without_utf8(script: Script) -> None:
+    for flag, expected in (("--version", "rafaga 0."), ("--help", "exit codes:")):
+        done = process(flag)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert expected in done.stdout
+    environ = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = process("forecast", "--model", "lstm-co2", input="1\n2\n3\n", env=environ)
     assert (done.returncode, done.stderr) == (0, "")
     assert "queued" in done.stdout
     assert "?s, prepared" in done.stdout
 
 
-def test_the_token_file_and_the_priority(script: Script, tmp_path: Path) -> None:
+def test_the_token_file_and_the_priority(script: Script, tmp_path: Path, rafaga: Rafaga) -> None:
     (tmp_path / "token").write_text("secret\n")
-    assert main(["models", "--token-file", str(tmp_path / "token"), "--priority", "low"]) == ExitCode.OK
+    assert rafaga("models", "--token-file", str(tmp_path / "token"), "--priority", "low").code == ExitCode.OK
     assert script.metadata[0]["authorization"] == "Bearer secret"
     assert script.metadata[0]["rafaga-priority"] == "low"
 
 
-def test_version_and_help_as_a_process() -> None:
-    for flag, expected in (("--version", "rafaga 0."), ("--help", "exit codes:")):
-        done = subprocess.run(
-            [sys.executable, "-m", "rafaga", flag], capture_output=True, text=True, check=False, timeout=60
-        )
-        assert done.returncode == 0
-        assert expected in done.stdout
-        assert done.stderr == ""
-
-
 def test_a_reader_that_goes_away_causes_no_error_on_the_terminal(script: Script) -> None:
-    done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {sys.executable} -u -m rafaga models | true"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.stderr == ""
+    words = ["bash", "-c", f"set -o pipefail; {sys.executable} -u -m rafaga models | true"]
+    assert subprocess.run(words, capture_output=True, text=True, check=False, timeout=60).stderr == ""
 
 
 def test_ctrl_c_leaves_at_once_and_without_a_traceback(
@@ -250,7 +189,20 @@ def test_ctrl_c_leaves_at_once_and_without_a_traceback(
     assert (process.returncode, said) == (130, "")
 
 
-@pytest.fixture
+def test_serve_hands_its_arguments_to_the_server(monkeypatch: pytest.MonkeyPatch, rafaga: Rafaga) -> None:
+    served: list[Config] = []
+
+    def serve(config: Config, serving: object) -> int:
+        served.append(config)
+        return 7
+
+    monkeypatch.setattr(app, "serve", serve)
+    for words in (["--repository", "models"], ["models"]):
+        assert rafaga("serve", *words, "--grpc-port", "1").code == 7
+    assert served == [Config.of(repository="models", grpc_port=1)] * 2
+
+
+@pytest.fixture(autouse=True)
 def log_restored() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -259,71 +211,21 @@ def log_restored() -> Iterator[None]:
     root.setLevel(level)
 
 
-@pytest.mark.usefixtures("log_restored")
-def test_serve_hands_its_arguments_to_the_server(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    served: list[Config] = []
-
-    def serve(config: Config, serving: object) -> int:
-        served.append(config)
-        return 7
-
-    monkeypatch.setattr(app, "serve", serve)
-    assert main(["serve", "--repository", "models", "--grpc-port", "1"]) == 7
-    assert main(["serve", "models", "--grpc-port", "1"]) == 7
-    assert served == [Config.of(repository="models", grpc_port=1)] * 2
-    assert main(["serve", "models", "--repository", "models"]) == ExitCode.USAGE
-    assert capsys.readouterr().err == "rafaga: models: PATH and --repository mean the same: give one of them\n"
-    assert main(["serve", "--grpc-port", "-1"]) == ExitCode.USAGE
-    assert capsys.readouterr().err == "rafaga: --grpc-port: -1: expected 0 to 65535\n"
-    with pytest.raises(SystemExit):
-        main(["serve", "--nosuch"])
-    assert "rafaga serve: unknown option --nosuch" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("log_restored")
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (
-            OSError(98, "Address already in use", "[::1]:1"),
-            ExitCode.USAGE,
-            "the server cannot start: [::1]:1: Address already in use",
-        ),
+        (OSError(98, "Address in use", "[::1]:1"), ExitCode.USAGE, "the server cannot start: [::1]:1: Address in use"),
         (ConfigError("device: no GPU"), ExitCode.USAGE, "the server cannot start: device: no GPU"),
         (ZeroDivisionError(), ExitCode.OTHER, "unhandled exception: the server ends"),
     ],
 )
 def test_what_ends_the_server_is_a_line_of_its_log(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    error: Exception,
-    code: int,
-    message: str,
+    monkeypatch: pytest.MonkeyPatch, rafaga: Rafaga, error: Exception, code: int, message: str
 ) -> None:
     def serve(config: Config, serving: object) -> int:
         raise error
 
     monkeypatch.setattr(app, "serve", serve)
-    assert main(["serve"]) == code
-    (line,) = map(json.loads, capsys.readouterr().err.splitlines())
-    assert (line["level"], line["message"]) == ("CRITICAL", message)
-
-
-def test_serve_without_its_extra_names_the_command_that_installs_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    class Missing:
-        """A finder for a machine without onnxruntime."""
-
-        def find_spec(self, name: str, *_: object) -> None:
-            if name == "rafaga.server.app":
-                raise ModuleNotFoundError("No module named 'onnxruntime'", name="onnxruntime")
-
-    monkeypatch.delitem(sys.modules, "rafaga.server.app", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
-    assert main(["serve", "--repository", "models"]) == ExitCode.OTHER
-    assert capsys.readouterr().err == (
-        "rafaga: serving needs onnxruntime, which is not installed: pip install 'rafaga[server]'\n"
-    )
+    ran = rafaga("serve")
+    (line,) = map(json.loads, ran.err.splitlines())
+    assert (ran.code, line["level"], line["message"]) == (code, "CRITICAL", message)

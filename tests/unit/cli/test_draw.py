@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from rafaga import Box, DetectedObject, Detections, ModelInfo, Segmentation, SegmentedClass, Timing
-from rafaga.cli import main
 from rafaga.cli._draw import drawn
 from rafaga.cli._errors import ExitCode
+from tests.unit.cli.conftest import Rafaga
 
 ANSWERED = (ModelInfo("m", 1, True, "fp32"), Timing(0, 0, 0, 1))
 
@@ -35,6 +35,8 @@ def test_boxes_and_labels() -> None:
     assert (pixels[50, 40] == 100).all(), "the inside"
     assert (pixels[25, 22:60] != 100).any(), "the label is above the box"
     assert (pixels[0, 6:12] != 100).any(), "moved into the image"
+    on_its_side = png(100, 200, orientation=6)
+    assert drawn(on_its_side, Detections((), 200, 100, *ANSWERED)).size == (100, 200)
 
 
 def test_classes_cover_the_image_but_its_background() -> None:
@@ -48,13 +50,9 @@ def test_classes_cover_the_image_but_its_background() -> None:
     assert (pixels[4:16, 4:30] != 100).any(), "the name of the class"
 
 
-def test_an_image_on_its_side_is_drawn_upright() -> None:
-    assert drawn(png(100, 200, orientation=6), Detections((), 200, 100, *ANSWERED)).size == (100, 200)
-
-
 def test_without_pillow_it_says_what_to_install(
-    images: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rafaga: Rafaga
 ) -> None:
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    assert main(["detect", images[0], "--draw", str(tmp_path / "drawn.png")]) == ExitCode.OTHER
-    assert capsys.readouterr().err == "rafaga: --draw needs PIL, which is not installed: pip install pillow\n"
+    said = "rafaga: --draw needs PIL, which is not installed: pip install pillow\n"
+    assert rafaga("detect", images[0], "--draw", str(tmp_path / "drawn.png")) == (ExitCode.OTHER, "", said)

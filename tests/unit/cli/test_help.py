@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rafaga.cli import main
 from rafaga.cli._completion import SHELLS
+from tests.unit.cli.conftest import Rafaga
 
 COMMANDS = {
     *("backtest", "classify", "completion", "demo", "detect", "features", "forecast", "infer", "load"),
@@ -18,35 +18,24 @@ COMMANDS = {
 }
 
 
-def help_of(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit) as ended:
-        main([*words, "--help"])
-    assert ended.value.code == 0
-    return capsys.readouterr().out
-
-
 @pytest.mark.parametrize("words", [[], *([command] for command in sorted(COMMANDS)), ["load", "merge"]])
-def test_help_fits_80_columns(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = help_of(words, monkeypatch, capsys)
+def test_help_fits_80_columns(words: list[str], monkeypatch: pytest.MonkeyPatch, rafaga: Rafaga) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, text, _ = rafaga(*words, "--help")
+    assert code == 0
     assert [line for line in text.splitlines() if len(line) > 80] == []
     assert "positional arguments" not in text, "every argument is in a named group"
     if words != ["load", "merge"]:
         assert f"  rafaga {' '.join(words)}".rstrip() in text[text.index("example") :]
-
-
-def test_every_command_is_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    text = help_of([], monkeypatch, capsys)
-    listed = [line.split()[0] for line in text[text.index("COMMAND\n") :].splitlines()[1:] if line.startswith("    ")]
-    assert sorted(listed) == sorted(COMMANDS)
+    if not words:
+        commands = text[text.index("COMMAND\n") :].splitlines()[1:]
+        assert {line.split()[0] for line in commands if line.startswith("    ")} == COMMANDS
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_completion(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["completion", shell]) == 0
-    text = capsys.readouterr().out
+def test_completion(shell: str, tmp_path: Path, rafaga: Rafaga) -> None:
+    code, text, _ = rafaga("completion", shell)
+    assert code == 0
     for word in (*COMMANDS, "min-score", "max-queue-wait-ms", "slo-p99-ms"):
         assert word in text
     (tmp_path / "script").write_text(text)
@@ -54,21 +43,19 @@ def test_completion(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         subprocess.run([shell, "-n", tmp_path / "script"], check=True, timeout=60)
 
 
-def test_bash_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["completion", "bash"]) == 0
-    (tmp_path / "script").write_text(capsys.readouterr().out)
-
-    def completed(*words: str) -> list[str]:
-        code = f"source ./script; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _shtab_rafaga"
-        ask = f"{code}; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-        done = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
-        return done.stdout.split()
-
-    assert completed("rafaga", "cl") == ["classify"]
-    assert completed("rafaga", "detect", "--dr") == ["--draw"]
-    assert completed("rafaga", "completion", "f") == ["fish"]
+def test_bash_completes(tmp_path: Path, rafaga: Rafaga) -> None:
+    (tmp_path / "script").write_text(rafaga("completion", "bash").out)
     (tmp_path / "photo.png").touch()
-    assert completed("rafaga", "classify", "pho") == ["photo.png"]
+    for words, completed in (
+        ("rafaga cl", "classify"),
+        ("rafaga detect --dr", "--draw"),
+        ("rafaga completion f", "fish"),
+        ("rafaga classify pho", "photo.png"),
+    ):
+        code = f"source ./script; COMP_WORDS=({words}); COMP_CWORD={words.count(' ')}; _shtab_rafaga"
+        ask = ["bash", "-c", f"{code}; printf '%s\\n' \"${{COMPREPLY[@]}}\""]
+        done = subprocess.run(ask, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout.split() == [completed]
 
 
 def test_the_base_install_sends_requests_and_names_what_else_is_needed() -> None:
@@ -77,17 +64,14 @@ def test_the_base_install_sends_requests_and_names_what_else_is_needed() -> None
     code = f"import sys; sys.modules.update(dict.fromkeys({extras!r})); from rafaga.cli import main; sys.exit(main())"
 
     def run(*words: str) -> tuple[int, str]:
-        done = subprocess.run(
-            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False, timeout=60
-        )
+        command = [sys.executable, "-c", code, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         return done.returncode, done.stdout + done.stderr
 
-    assert run("classify", "--help")[0] == 0
-    status, said = run("top", "--once")
-    assert (status, said) == (
-        1, "rafaga: rafaga top needs prometheus_client, which is not installed: pip install 'rafaga[load]'\n"
-    )  # fmt: skip
+    needed = "rafaga: rafaga top needs prometheus_client, which is not installed: pip install 'rafaga[load]'\n"
+    assert run("top", "--once") == (1, needed)
     for command in ("serve", "demo"):
         assert "which is not installed: pip install 'rafaga[server]'" in run(command)[1]
-    status, said = run("completion", "bash")
-    assert (status, "classify" in said) == (0, True)
+    for words in (["classify", "--help"], ["completion", "bash"]):
+        status, said = run(*words)
+        assert (status, "classify" in said) == (0, True)

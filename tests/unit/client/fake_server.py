@@ -28,6 +28,7 @@ from rafaga.v1 import (
 )
 
 LEVELS = (0.1, 0.5, 0.9)
+TASKS = {"lenet5-mnist": "classification", "lstm-co2": "forecasting", "backbone": "features"}
 LABELS = tuple("0123456789")
 BROKEN = b"broken"
 """An image that does not decode."""
@@ -40,13 +41,7 @@ class Script:
     failures: deque[RafagaError] = field(default_factory=deque)
     delay_s: float = 0.0
     dtype: str = "uint8"  # of the classifiers' input
-    states: dict[str, Any] = field(
-        default_factory=lambda: {
-            "lenet5-mnist": catalog_pb2.Model.READY,
-            "lstm-co2": catalog_pb2.Model.READY,
-            "backbone": catalog_pb2.Model.READY,
-        }
-    )
+    states: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(TASKS, catalog_pb2.Model.READY))
     covariates: tuple[str, ...] = ()  # of the forecaster
     requests: list[Any] = field(default_factory=list)
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
@@ -76,8 +71,14 @@ def info(name: str) -> common_pb2.ModelInfo:
 TIMING = common_pb2.Timing(queue_us=10, preprocess_us=20, inference_us=30, batch_size=4)
 
 
-class Vision(vision_pb2_grpc.VisionServicer):
-    """The best label is the image's first byte modulo 10."""
+class Servicer(
+    vision_pb2_grpc.VisionServicer,
+    forecasting_pb2_grpc.ForecastingServicer,
+    catalog_pb2_grpc.CatalogServicer,
+    open_inference_pb2_grpc.GRPCInferenceServiceServicer,
+):
+    """The best label of an image is its first byte modulo 10. Forecasts repeat the last value; their quantiles lie one
+    unit below and above; checked observations are compared with 0. Raw tensors come back."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -110,13 +111,6 @@ class Vision(vision_pb2_grpc.VisionServicer):
             response.maps.add(name=name, stride=stride, shape=shape, data=array.tobytes())
         return response
 
-
-class Forecasting(forecasting_pb2_grpc.ForecastingServicer):
-    """Repeats the last value; the quantiles lie one unit below and above. Checked observations are compared with 0."""
-
-    def __init__(self, script: Script) -> None:
-        self.script = script
-
     def Forecast(self, request: forecasting_pb2.ForecastRequest, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self.script.received(request, context)
         response = forecasting_pb2.ForecastResponse(model=info(request.model), timing=TIMING)
@@ -143,11 +137,6 @@ class Forecasting(forecasting_pb2_grpc.ForecastingServicer):
             for level, offset in zip(request.quantiles or LEVELS, (-1.0, 0.0, 1.0), strict=False)
         ]
 
-
-class Catalog(catalog_pb2_grpc.CatalogServicer):
-    def __init__(self, script: Script) -> None:
-        self.script = script
-
     def ListModels(self, request: catalog_pb2.ListModelsRequest, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self.script.received(request, context)
         return catalog_pb2.ListModelsResponse(models=[self._model(name) for name in sorted(self.script.states)])
@@ -165,7 +154,7 @@ class Catalog(catalog_pb2_grpc.CatalogServicer):
             version=1,
             state=state,
             reason="model.onnx changed after it was published" if state == catalog_pb2.Model.FAILED else "",
-            task={"lstm-co2": "forecasting", "backbone": "features"}.get(name, "classification"),
+            task=TASKS.get(name, "classification"),
             trained=name != "backbone",
             precision="fp32",
             engine="openvino",
@@ -177,27 +166,10 @@ class Catalog(catalog_pb2_grpc.CatalogServicer):
         if name == "lstm-co2":
             for figure, value, error in (("mase", 0.5, 0.021), ("coverage_90", 0.91, 0.056), ("coverage_q05", 0.04, 0)):
                 model.metrics.add(name=figure, value=value, dataset="CO2, last fifth", samples=82, standard_error=error)
-            model.forecast.CopyFrom(
-                catalog_pb2.ForecastInfo(
-                    min_history=24,
-                    max_history=240,
-                    max_horizon=24,
-                    quantile_levels=LEVELS,
-                    step="month",
-                    unit="ppm",
-                    season=12,
-                    frequency="MS",
-                    covariates=self.script.covariates,
-                )
-            )
+            sizes: Any = {"min_history": 24, "max_history": 240, "max_horizon": 24, "season": 12}
+            series: Any = {"step": "month", "unit": "ppm", "frequency": "MS", "covariates": self.script.covariates}
+            model.forecast.CopyFrom(catalog_pb2.ForecastInfo(quantile_levels=LEVELS, **sizes, **series))
         return model
-
-
-class OpenInference(open_inference_pb2_grpc.GRPCInferenceServiceServicer):
-    """Returns the inputs."""
-
-    def __init__(self, script: Script) -> None:
-        self.script = script
 
     def ModelInfer(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self.script.received(request, context)
@@ -224,10 +196,11 @@ def serving(
 ) -> Iterator[int]:
     """Serves until the block ends; gives the port."""
     server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", 64 << 20)])
-    vision_pb2_grpc.add_VisionServicer_to_server(Vision(script), server)  # type: ignore[abstract]
-    forecasting_pb2_grpc.add_ForecastingServicer_to_server(Forecasting(script), server)
-    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(OpenInference(script), server)  # type: ignore[abstract]
-    catalog_pb2_grpc.add_CatalogServicer_to_server(Catalog(script), server)
+    servicer = Servicer(script)  # type: ignore[abstract]
+    vision_pb2_grpc.add_VisionServicer_to_server(servicer, server)
+    forecasting_pb2_grpc.add_ForecastingServicer_to_server(servicer, server)
+    catalog_pb2_grpc.add_CatalogServicer_to_server(servicer, server)
+    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     server.start()
     try:

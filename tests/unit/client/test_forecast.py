@@ -16,22 +16,19 @@ pd = pytest.importorskip("pandas")
 MONTHS = pd.date_range("2020-01-31", periods=30, freq="ME", name="month")
 
 
-def forecast(history: History | None = None, levels: Sequence[float] = (0.1, 0.5, 0.9)) -> Forecast:
+def forecast(levels: Sequence[float] = (0.1, 0.5, 0.9)) -> Forecast:
     """Of six steps: 300, 301, …, a unit more per level."""
     values = np.arange(6, dtype=np.float32) + np.arange(len(levels), dtype=np.float32)[:, np.newaxis] + 300
-    return Forecast(tuple(levels), values, ModelInfo("co2", 1, True, "fp32"), Timing(0, 0, 0, 1), history)
+    return Forecast(tuple(levels), values, ModelInfo("co2", 1, True, "fp32"), Timing(0, 0, 0, 1))
 
 
 @pytest.mark.parametrize(
     "series",
     [
-        [1, 2, 3],
-        (1.0, 2.0, 3.0),
-        np.array([1, 2, 3]),
-        pd.Series([1, 2, 3]),
+        *(kind([1, 2, 3]) for kind in (list, tuple, np.array, pd.Series)),
+        History(np.array([1, 2, 3], np.float32)),
         pd.Series([1, 2, 3], dtype="Int64"),
         pd.DataFrame({"ppm": [1, 2, 3]}),
-        History(np.array([1, 2, 3], np.float32)),
     ],
 )
 def test_series_of_every_kind(client: Client, script: Script, series: Any) -> None:
@@ -50,9 +47,7 @@ def test_series_of_every_kind(client: Client, script: Script, series: Any) -> No
     "series",
     [
         [1, None, 3],
-        pd.Series([1, None, 3]),
-        pd.Series([1, None, 3], dtype="Int64"),
-        pd.Series([1, None, 3], dtype=object),
+        *(pd.Series([1, None, 3], dtype=dtype) for dtype in (None, "Int64", object)),
         History(np.array([1, np.nan, 3], np.float32)),
     ],
 )
@@ -78,15 +73,9 @@ def test_missing_values(client: Client, script: Script, series: Any) -> None:
         (pd.Series([1, 2], MONTHS[1::-1]), "in order of time"),
         (pd.Series([1, 2, 3], MONTHS[[0, 0, 1]]), "2020-01-31 twice, at positions 0 and 1"),
         (pd.Series([1, 2], pd.DatetimeIndex(["2020-01-01", None])), "no time at position 1"),
-        (
-            pd.Series([1, 2, 3, 4], MONTHS[[0, 1, 2, 5]]),
-            "at position 3, 2020-06-30 follows 2020-03-31. Mark gaps as mis",
-        ),
+        (pd.Series([1, 2, 3, 4], MONTHS[[0, 1, 2, 5]]), "at position 3, 2020-06-30 follows 2020-03-31. Mark gaps as"),
         (pd.Series([1, 2, 3], pd.PeriodIndex(["2020", "2021", "2024"], freq="Y")), "2024-01-01 follows 2021-01-01"),
-        (
-            History(np.arange(3, dtype=np.float32), np.array(["2020", "2021", "2021-02"], "datetime64[D]")),
-            "at position 1, 2021-01-01",
-        ),
+        (History(np.ones(3, np.float32), np.array(["2020", "2021", "2021-02"], "M8[D]")), "at position 1, 2021-01-01"),
         (7, "one row of numbers"),
     ],
 )
@@ -117,17 +106,14 @@ def test_what_else_a_request_has(client: Client, script: Script) -> None:
     found = client.forecast([5, 9], model="lstm-co2", horizon=1, quantiles=(0.2, 0.5), covariates=known)
     assert found.levels == (0.2, 0.5)
     (sent,) = script.requests[-1].series
-    assert {name: list(one.values) for name, one in sent.covariates.items()} == {
-        "price": [1, 2, 3],
-        "holiday": [0, 1, 0],
-    }
+    covariates = {name: list(one.values) for name, one in sent.covariates.items()}
+    assert covariates == {"price": [1, 2, 3], "holiday": [0, 1, 0]}
     client.forecast_many([History(np.array([5, 9]), covariates=known, id="a")], model="lstm-co2")
     (again,) = script.requests[-1].series
     assert (again.id, again.covariates["price"].values) == ("a", [1, 2, 3])
-    with pytest.raises(InvalidTensor, match="covariate 'price' must be one row of finite numbers"):
-        client.forecast([5, 9], model="lstm-co2", covariates={"price": [1, np.nan]})
-    with pytest.raises(InvalidTensor, match="covariate 'price' must be numbers"):
-        client.forecast([5, 9], model="lstm-co2", covariates={"price": ["dear"]})
+    for price, said in (([1, np.nan], "one row of finite numbers"), (["dear"], "numbers")):
+        with pytest.raises(InvalidTensor, match=f"covariate 'price' must be {said}"):
+            client.forecast([5, 9], model="lstm-co2", covariates={"price": price})
 
 
 @pytest.mark.parametrize("index", [None, MONTHS[:4], pd.period_range("2020-01", periods=4, freq="M")])
@@ -152,9 +138,10 @@ def test_anomalies(client: Client, index: Any) -> None:
     [
         (None, [1, 2, 3]),
         (range(30), [1, 2, 3]),
-        (MONTHS, ["2022-07-31", "2022-08-31", "2022-09-30"]),
-        (pd.DatetimeIndex(list(MONTHS)), ["2022-07-31", "2022-08-31", "2022-09-30"]),
-        (MONTHS.as_unit("ns"), ["2022-07-31", "2022-08-31", "2022-09-30"]),
+        *(
+            (index, ["2022-07-31", "2022-08-31", "2022-09-30"])
+            for index in (MONTHS, pd.DatetimeIndex(list(MONTHS)), MONTHS.as_unit("ns"))
+        ),
         (pd.date_range("2020-01-06", periods=30, freq="B"), ["2020-02-17", "2020-02-18", "2020-02-19"]),
         (pd.date_range("2020-01-06", periods=30, freq="BME"), ["2022-07-29", "2022-08-31", "2022-09-30"]),
         (pd.period_range("2020Q1", periods=30, freq="Q"), ["2027Q3", "2027Q4", "2028Q1"]),
@@ -184,6 +171,11 @@ def test_a_table_continues_the_index_of_the_series(
     assert (found.timestamps is not None) == bool(script.requests[-1].frequency) == known
 
 
+def test_two_dates_have_no_frequency(client: Client) -> None:
+    series = pd.Series([1.0, 2.0], pd.DatetimeIndex(["2020-01-01", "2020-01-02"]))
+    assert client.forecast(series, model="lstm-co2", horizon=2).to_pandas().index.tolist() == [1, 2]
+
+
 def test_days_with_a_zone_are_sent_as_days(client: Client, script: Script) -> None:
     """Their midnights are 23 and 22 hours in UTC, which no frequency has."""
     days = pd.date_range("2024-03-01", periods=30, tz="Europe/Madrid")
@@ -202,11 +194,6 @@ def test_times_without_pandas(client: Client) -> None:
     assert found.to_pandas().index.tolist() == [pd.Timestamp("2020-07-01"), pd.Timestamp("2020-08-01")]
     before, median = drawn(found).lines
     assert (before.get_xdata()[-1], median.get_xdata()[-1]) == (months[-1], np.datetime64("2020-08-01"))
-
-
-def test_two_dates_have_no_frequency(client: Client) -> None:
-    series = pd.Series([1.0, 2.0], pd.DatetimeIndex(["2020-01-01", "2020-01-02"]))
-    assert client.forecast(series, model="lstm-co2", horizon=2).to_pandas().index.tolist() == [1, 2]
 
 
 def drawn(found: Forecast) -> Any:
@@ -242,12 +229,9 @@ def test_a_chart_of_any_levels() -> None:
 
 
 def test_the_representation_has_numbers() -> None:
-    assert repr(forecast()) == (
-        "Forecast([301., 302., 303., 304., 305., 306.], last 305 to 307 (80 %), horizon=6, model='co2 v1 fp32')"
-    )
-    assert repr(forecast(levels=[0.5])) == (
-        "Forecast([300., 301., 302., 303., 304., 305.], horizon=6, model='co2 v1 fp32')"
-    )
+    shown = "Forecast([301., 302., 303., 304., 305., 306.], last 305 to 307 (80 %), horizon=6, model='co2 v1 fp32')"
+    assert repr(forecast()) == shown
+    assert "300., 301., 302., 303., 304., 305.], horizon=6" in repr(forecast(levels=[0.5]))
     html = forecast()._repr_html_()
     assert "<th>step</th><th>0.1</th><th>0.5</th><th>0.9</th>" in html
     assert html.count("<tr>") == 7

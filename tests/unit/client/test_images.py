@@ -24,55 +24,28 @@ def wire(*images: Any) -> vision_pb2.ClassifyRequest:
     return request
 
 
-@pytest.mark.parametrize(
-    ("array", "shape"),
-    [
-        (GREY, (1, 2, 3, 1)),
-        (GREY[..., None], (1, 2, 3, 1)),
-        (RGB, (1, 2, 3, 3)),
-        (RGB.transpose(1, 0, 2), (1, 3, 2, 3)),
-    ],
-)
-def test_an_array_travels_row_major_with_its_shape(array: Any, shape: tuple[int, ...]) -> None:
-    found = wire(array)
-    pixels = found.pixels
-    assert (pixels.batch, pixels.height, pixels.width, pixels.channels) == shape
-    np.testing.assert_array_equal(np.frombuffer(pixels.data, np.uint8).reshape(shape), array.reshape(shape))
+@pytest.mark.parametrize("array", [GREY, GREY[..., None], RGB, RGB.transpose(1, 0, 2)])
+def test_an_array_travels_row_major_with_its_shape(array: np.ndarray) -> None:
+    pixels = wire(array).pixels
+    shape = array.shape if array.ndim == 3 else (*array.shape, 1)
+    assert (pixels.batch, pixels.height, pixels.width, pixels.channels) == (1, *shape)
+    assert pixels.data == array.tobytes()
 
 
-def test_several_images_travel_in_order() -> None:
-    found = wire(RGB, (RGB + 1).transpose(1, 0, 2).transpose(1, 0, 2))
-    assert found.pixels.data == np.stack([RGB, RGB + 1]).tobytes()
-    assert found.pixels.batch == 2
-    assert wire(b"one", b"two").encoded.images == [b"one", b"two"]
+WRONG_SHAPES = ((), (6,), (1, 1, 1, 1, 1), (0, 3), (4, 4, 4), (3, 224, 224), (2, 4, 4, 3))
 
 
 @pytest.mark.parametrize(
-    "bad",
+    ("bad", "message"),
     [
-        GREY.astype(np.float32),
-        GREY.astype(np.int64),
-        GREY.astype(bool),
-        np.uint8(7).reshape(()),
-        GREY.ravel(),
-        np.zeros((1, 1, 1, 1, 1), np.uint8),
-        np.zeros((0, 3), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((3, 224, 224), np.uint8),
-        np.zeros((2, 4, 4, 3), np.uint8),
-        [[1, 2], [3, 4]],
-        3.5,
-        None,
+        *((np.zeros(shape, np.uint8), "uint8|channels|one image") for shape in WRONG_SHAPES),
+        (np.zeros((28, 28)), r"\(image \* 255\)"),
+        *((bad, "uint8") for bad in (GREY.astype(np.int64), GREY.astype(bool), [[1, 2], [3, 4]], 3.5, None)),
     ],
 )
-def test_other_values_are_invalid_tensors(bad: Any) -> None:
-    with pytest.raises(InvalidTensor, match=r"uint8|channels|one image"):
+def test_other_values_are_invalid_tensors(bad: Any, message: str) -> None:
+    with pytest.raises(InvalidTensor, match=message):
         wire(bad)
-
-
-def test_the_error_says_how_to_convert_a_float_image() -> None:
-    with pytest.raises(InvalidTensor, match=r"\(image \* 255\)"):
-        wire(np.zeros((28, 28)))
 
 
 @pytest.mark.parametrize(
@@ -84,20 +57,11 @@ def test_one_image_is_not_several(images: Any, error: type[Exception]) -> None:
         _images.several(images)
 
 
-def test_arrays_share_a_message_with_their_shape_and_files_with_files() -> None:
-    groups = [_images.prepared(image).group for image in (GREY, GREY[..., None], RGB, b"a file", b"another")]
-    assert groups == [(2, 3, 1), (2, 3, 1), (2, 3, 3), None, None]
-
-
 def test_files_and_bytes_travel_untouched(tmp_path: Path) -> None:
     path = tmp_path / "digit.png"
     path.write_bytes(b"any bytes: the server decodes")
     for image in (path, str(path), path.read_bytes(), bytearray(path.read_bytes()), memoryview(path.read_bytes())):
-        found = wire(image)
-        assert list(found.encoded.images) == [path.read_bytes()]
-
-
-def test_empty_files_missing_files_and_empty_bytes(tmp_path: Path) -> None:
+        assert list(wire(image).encoded.images) == [path.read_bytes()]
     (tmp_path / "empty").touch()
     with pytest.raises(InvalidImage, match="empty"):
         wire(tmp_path / "empty")

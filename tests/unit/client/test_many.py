@@ -1,8 +1,7 @@
-"""Many inputs in few messages: which inputs share one, and how single inputs fail."""
+"""Many inputs in few messages, of both clients: which inputs share one, and how single inputs fail."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,35 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rafaga import AsyncClient, Client, InvalidImage, InvalidTensor, ModelNotFound, QueueFull, Results, Unsupported
+from rafaga import Client, InvalidImage, InvalidTensor, ModelNotFound, QueueFull, Results, Unsupported
 from rafaga.client import _many
 from rafaga.client._calls import UnaryCall
 from rafaga.client._images import Prepared
 from rafaga.client._many import Bulk, Message
 from rafaga.errors import DeadlineExceeded, EngineFailure, InvalidRequest, RafagaError, RequestTooLarge
-from rafaga.v1 import vision_pb2
-from tests.unit.client.conftest import QUICK
+from rafaga.inference import open_inference_pb2 as pb
+from rafaga.v1 import catalog_pb2, vision_pb2
 from tests.unit.client.fake_server import BROKEN, Script
 
 Many = Callable[..., Results[Any]]
 
 
-@pytest.fixture(params=["Client", "AsyncClient"])
-def classify_many(request: pytest.FixtureRequest, address: str) -> Many:
-    """Of either client, with arguments for LeNet-5."""
-
-    def blocking(images: Any, **options: Any) -> Results[Any]:
-        with Client(address, retry=QUICK) as client:
-            return client.classify_many(images, **{"model": "lenet5-mnist"} | options)
-
-    def awaited(images: Any, **options: Any) -> Results[Any]:
-        async def run() -> Results[Any]:
-            async with AsyncClient(address, retry=QUICK) as client:
-                return await client.classify_many(images, **{"model": "lenet5-mnist"} | options)
-
-        return asyncio.run(run())
-
-    return blocking if request.param == "Client" else awaited
+@pytest.fixture
+def classify_many(either: Any) -> Many:
+    return lambda images, model="lenet5-mnist", **options: either.classify_many(images, model=model, **options)
 
 
 def rows(script: Script) -> list[int]:
@@ -68,12 +54,8 @@ def test_one_bad_image_fails_alone(classify_many: Many, script: Script) -> None:
     images: list[Any] = [bytes([i % 10]) for i in range(64)]
     images[5], images[40], images[41], images[50] = BROKEN, "absent.png", np.zeros((2, 2)), b""
     found = classify_many(images)
-    assert {position: type(error) for position, error in found.errors.items()} == {
-        5: InvalidImage,
-        40: FileNotFoundError,
-        41: InvalidTensor,
-        50: InvalidImage,
-    }
+    kinds = {position: type(error) for position, error in found.errors.items()}
+    assert kinds == {5: InvalidImage, 40: FileNotFoundError, 41: InvalidTensor, 50: InvalidImage}
     answered = [outcome.top.index for outcome in found.outcomes if not isinstance(outcome, Exception)]
     assert answered == [i % 10 for i in range(64) if i not in found.errors]
     assert len(rows(script)) == 2 + 2 * 5, "halves of the message with the broken image were sent again"
@@ -85,17 +67,15 @@ def test_one_bad_image_fails_alone(classify_many: Many, script: Script) -> None:
 
 
 def test_an_error_of_all_inputs_is_raised(classify_many: Many, script: Script) -> None:
-    for options, error in (
-        ({"model": "absent"}, ModelNotFound),
-        ({"model": "lstm-co2"}, Unsupported),
-        ({"model": ""}, InvalidRequest),
-        ({"top_k": 0}, InvalidRequest),
-    ):
+    for model, error in (("absent", ModelNotFound), ("lstm-co2", Unsupported), ("", InvalidRequest)):
         with pytest.raises(error):
-            classify_many([b"\x01"] * 200, **options)
+            classify_many([b"\x01"] * 200, model=model)
+    with pytest.raises(InvalidRequest):
+        classify_many([b"\x01"] * 200, top_k=0)
     assert len(rows(script)) <= _many.MESSAGES_IN_FLIGHT, "the rest was not sent in vain"
     with pytest.raises(InvalidRequest, match="put it in a list"):
         classify_many("one.png")
+    assert len(classify_many([])) == 0
 
     def images() -> Iterator[bytes]:
         yield b"\x01"
@@ -105,16 +85,55 @@ def test_an_error_of_all_inputs_is_raised(classify_many: Many, script: Script) -
         classify_many(images())
 
 
-def test_nothing_to_send(classify_many: Many, script: Script) -> None:
-    assert len(classify_many([])) == 0
-    assert not rows(script)
-
-
 def test_series_of_any_length_share_a_message(client: Client, script: Script) -> None:
     found = client.forecast_many([np.full(n, n) for n in (30, 40, 50)], model="lstm-co2", horizon=2)
     assert [forecast.median.tolist() for forecast in found] == [[n, n] for n in (30, 40, 50)]
     assert len(script.requests) == 2, "one of the catalogue and one for all series"
     assert isinstance(client.forecast_many([[1.0], [float("nan")]], model="lstm-co2").errors[1], InvalidTensor)
+
+
+Infer = Callable[..., np.ndarray]
+
+
+@pytest.fixture
+def infer(either: Any) -> Infer:
+    """The image that comes back."""
+    return lambda image, **options: either.infer("lenet5-mnist", {"image": image}, **options)["image"]
+
+
+def sent(script: Script) -> list[pb.ModelInferRequest]:
+    return [request for request in script.requests if isinstance(request, pb.ModelInferRequest)]
+
+
+def test_the_deadline_of_infer_is_the_callers(infer: Infer, script: Script) -> None:
+    infer([[1]])
+    script.delay_s = 30
+    with pytest.raises(DeadlineExceeded, match=r"within 0\.2 s"):
+        infer([[7]], timeout_s=0.2)
+
+
+def test_many_rows_come_back_in_order(infer: Infer, script: Script) -> None:
+    rows = np.arange(100, dtype=np.uint8)
+    assert infer(rows).tolist() == rows.tolist()
+    assert sorted(request.inputs[0].shape[0] for request in sent(script)) == [4, 32, 32, 32], "a batch has 32"
+
+
+def test_a_model_may_change(infer: Infer, script: Script) -> None:
+    """The description is asked once, and again after an input that does not fit."""
+    assert infer([[1]]).dtype == np.uint8
+    script.dtype = "float32"
+    with pytest.raises(InvalidTensor):
+        infer([[2]])
+    for _ in range(2):
+        assert infer([[3]]).dtype == np.float32
+    assert len(script.requests) - len(sent(script)) == 2
+
+
+def test_a_model_that_is_loading_is_described_again(infer: Infer, script: Script) -> None:
+    script.states["lenet5-mnist"] = catalog_pb2.Model.LOADING
+    for _ in range(2):
+        infer([[1]])
+    assert len(script.requests) - len(sent(script)) == 2
 
 
 def bulk(inputs: Sequence[int], limit: int = 8) -> Bulk[int]:
@@ -140,13 +159,10 @@ def drain(work: Bulk[int], send: Callable[[Message[int]], RafagaError | None]) -
     return sent
 
 
-def test_groups_do_not_mix() -> None:
+def test_messages_are_of_one_group_and_below_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
     work = bulk([1, 2, 11, 12, 21, 31], limit=3)
     assert drain(work, lambda _: None) == [[1, 11, 21], [31], [2, 12]]
     assert list(work.results()) == [1, 2, 11, 12, 21, 31]
-
-
-def test_a_message_stays_below_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_many, "MAX_MESSAGE_BYTES", 10)
     assert drain(bulk([400, 500, 300, 5000, 100]), lambda _: None) == [[400, 500], [300], [5000], [100]]
 
@@ -164,10 +180,6 @@ def test_an_error_that_no_input_caused_fails_the_whole_message(error: RafagaErro
     assert drain(work, lambda message: error if len(message.items) == 2 else None) == [[10, 20], [30]]
     assert list(work.results().errors) == [0, 1]
     assert error.__notes__ == ["input 0, 1"]
-
-
-def test_nothing_is_sent_after_a_stop() -> None:
-    work = bulk([10, 20, 30], limit=1)
-    assert work.take() is not None
-    work.stop()
-    assert work.take() is None
+    stopped = bulk([10, 20, 30])
+    stopped.stop()
+    assert stopped.take() is None

@@ -28,9 +28,8 @@ def test_addresses_are_counted(address: str, count: int, monkeypatch: pytest.Mon
     def look_up(name: str, port: None) -> list[tuple[socket.AddressFamily, int, int, str, tuple[str, int]]]:
         if name != "replicas":
             raise socket.gaierror("unknown")
-        four, six = socket.AF_INET, socket.AF_INET6
-        found = ((four, "10.0.0.1"), (four, "10.0.0.2"), (four, "10.0.0.2"), (six, "fd00::1"))
-        return [(family, 0, 0, "", (where, 0)) for family, where in found]
+        addresses = ("10.0.0.1", "10.0.0.2", "10.0.0.2", "fd00::1")
+        return [(socket.AF_INET6 if ":" in ip else socket.AF_INET, 0, 0, "", (ip, 0)) for ip in addresses]
 
     monkeypatch.setattr("rafaga.load.connection.socket.getaddrinfo", look_up)
     assert Connection(address).addresses() == count

@@ -3,41 +3,88 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rafaga.load.figures import Figures, Objective
-from rafaga.load.generator import Caller, closed_loop, open_loop
-from rafaga.load.log import NOT_SENT, OK, Log, LogRows
+from rafaga.load.generator import Caller, CallFailed, closed_loop, open_loop
+from rafaga.load.log import NOT_SENT, OK, Log, Reply
 from rafaga.load.schedule import Pattern
 from rafaga.load.steps import Step
 from rafaga.load.tally import Tally
-from tests.unit.load.fake_server import FakeServer
-from tests.unit.load.virtual_time import run
 
 STALL = ((5.0, 6.0),)
 
 
-def rows(step: Step, server: FakeServer, deadline_s: float = 10.0, max_outstanding: int = 10_000) -> LogRows:
-    async def go() -> LogRows:
-        log = Log()
+class Clock(selectors.SelectSelector):
+    """Jumps to an event loop's next timer instead of waiting for it."""
+
+    now_s = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        ready = super().select(0)
+        if not ready:
+            assert timeout is not None, "deadlock: no timer is set"
+            self.now_s += max(timeout, 0.0)
+        return ready
+
+
+class FakeServer:
+    """Answers after `service_s` as many at once as come. In a stall (begin, end) no answer comes before the end.
+
+    `fails`: the reason with which the n-th call fails, or None.
+    """
+
+    def __init__(
+        self,
+        service_s: float = 0.005,
+        stalls: Sequence[tuple[float, float]] = (),
+        fails: Callable[[int], str | None] = lambda call: None,
+    ) -> None:
+        self._service_s = service_s
+        self._stalls = stalls
+        self._fails = fails
+        self.clock = Clock()
+        self.sent_s: list[float] = []
+        self.timeouts_s: list[float] = []
+
+    async def __call__(self, request: int, timeout_s: float) -> Reply:
+        reason = self._fails(len(self.sent_s))
+        now = self.clock.now_s
+        self.sent_s.append(now)
+        self.timeouts_s.append(timeout_s)
+        done = now + self._service_s
+        for begin, end in self._stalls:
+            if begin <= done < end:
+                done = end
+        if done > now + timeout_s:
+            done, reason = now + timeout_s, "DEADLINE_EXCEEDED"
+        await asyncio.sleep(done - now)
+        if reason:
+            raise CallFailed(reason)
+        return Reply(100, 0, 4900, 4)
+
+
+def tally(step: Step, server: FakeServer, deadline_s: float = 10.0, max_outstanding: int = 10_000) -> Tally:
+    log = Log()
+
+    async def send() -> None:
         caller = Caller(server, log, step.warm_up_s, deadline_s)
         if step.open:
             await open_loop(caller, step.schedule([1.0]), max_outstanding)
         else:
-            await asyncio.sleep(0)
             await closed_loop(caller, step.callers, [0], step.duration_s)
-        return log.take()
 
-    found = run(go())
-    assert isinstance(found, LogRows)
-    return found
-
-
-def tally(step: Step, server: FakeServer, **options: float) -> Tally:
+    loop = asyncio.SelectorEventLoop(server.clock)
+    loop.time = lambda: server.clock.now_s  # type: ignore[method-assign]
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(send())
     counted = Tally(1.0)
-    counted.add(rows(step, server, **options), step.duration_s, ["digits"])  # type: ignore[arg-type]
+    counted.add(log.take(), step.duration_s, ["digits"])
     return counted
 
 
@@ -68,15 +115,12 @@ def test_the_same_stall_hides_from_callers_that_wait_for_it() -> None:
 def test_a_generator_that_falls_behind_says_so_and_keeps_counting_from_the_schedule() -> None:
     """Something holds up the generator itself for a second: sent late, every request still has been due when it was."""
 
-    class Blocking(FakeServer):
-        async def __call__(self, request: int, timeout_s: float):  # type: ignore[no-untyped-def]
-            loop = asyncio.get_running_loop()
-            if len(self.calls) == 500:
-                loop.now_s += 1.0  # type: ignore[attr-defined]  # what a long garbage collection would do
-            return await super().__call__(request, timeout_s)
+    def held_up(call: int) -> None:
+        server.clock.now_s += call == 500  # what a long garbage collection would do
 
+    server = FakeServer(fails=held_up)
     step = Step(Pattern.CONSTANT, rate=100, duration_s=10)
-    found = figures(step, tally(step, Blocking()))
+    found = figures(step, tally(step, server))
     assert found.lateness.p99_ms > 850
     assert found.latency.p99_ms > 850
     assert found.from_send.p99_ms == pytest.approx(5, rel=0.01), "what a clock started at the send would report"

@@ -23,19 +23,19 @@ def test_a_plan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("words", "message"),
     [
-        (["server"], "needs --rate"),
-        (["offline"], "needs --rate"),
-        (["single-stream", "--concurrency", "4"], "leave out --concurrency"),
-        (["single-stream", "--report", "r.html"], "leave out --report"),
-        (["single-stream", "--processes", "2"], "leave out --processes"),
-        (["single-stream", "--model", "other"], "one model"),
+        *((scenario, "needs --rate") for scenario in ("server", "offline")),
+        *(
+            (f"single-stream {option} 2", f"leave out {option}")
+            for option in ("--concurrency", "--report", "--processes")
+        ),
+        ("single-stream --model other", "one model"),
     ],
 )
-def test_what_loadgen_decides_by_itself(arguments: list[str], message: str) -> None:
+def test_what_loadgen_decides_by_itself(words: str, message: str) -> None:
     with pytest.raises(OptionsError, match=message):
-        parse_load(["--model", "m", "--mlperf", *arguments], {})
+        parse_load(["--model", "m", "--mlperf", *words.split()], {})
 
 
 def test_the_log_is_read_by_key(tmp_path: Path) -> None:

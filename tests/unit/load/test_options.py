@@ -18,29 +18,33 @@ from rafaga.load.steps import Step
 MODEL = ["--model", "m"]
 
 
-def steps(*arguments: str) -> tuple[Step, ...]:
-    return parse_load([*MODEL, *arguments], {}).steps
-
-
-def test_a_rate() -> None:
+def test_what_is_sent_unless_told_otherwise() -> None:
     options = parse_load([*MODEL, "--rate", "50"], {})
-    assert options.steps == (Step(Pattern.POISSON, rate=50, warm_up_s=2, duration_s=10),)
     assert options.connection.address == "localhost:50051"
-    assert options.conditions.models == {"m": 1.0}
-    assert options.conditions.protocol is Wire.RAFAGA
+    assert (options.conditions.models, options.conditions.protocol) == ({"m": 1.0}, Wire.RAFAGA)
     assert options.conditions.objective is None
     assert (options.processes, options.channels, options.part) == (1, 8, SchedulePart())
 
 
-def test_every_other_load() -> None:
-    assert steps("--rate", "5", "--arrivals", "constant", "--duration", "3", "--warm-up", "0", "--seed", "4") == (
-        Step(Pattern.CONSTANT, rate=5, warm_up_s=0, duration_s=3, seed=4),
-    )
-    assert steps("--concurrency", "32") == (Step(Pattern.CLOSED, callers=32, warm_up_s=2, duration_s=10),)
-    ramp = steps("--ramp", "100:300:3")
-    assert [(s.rate, s.seed) for s in ramp] == [(100, 0), (200, 1), (300, 2)]
-    assert steps("--find-max", "--slo-p99-ms", "5")[0].rate == 0
-    assert steps("--find-max", "--slo-p99-ms", "5", "--rate", "70")[0].rate == 70
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        ("--rate 50", [Step(Pattern.POISSON, rate=50, warm_up_s=2, duration_s=10)]),
+        (
+            "--rate 5 --arrivals constant --duration 3 --warm-up 0 --seed 4",
+            [Step(Pattern.CONSTANT, rate=5, warm_up_s=0, duration_s=3, seed=4)],
+        ),
+        ("--concurrency 32", [Step(Pattern.CLOSED, callers=32, warm_up_s=2, duration_s=10)]),
+        (
+            "--ramp 100:300:3",
+            [Step(Pattern.POISSON, rate=100.0 * (1 + i), warm_up_s=2, duration_s=10, seed=i) for i in range(3)],
+        ),
+        ("--find-max --slo-p99-ms 5", [Step(Pattern.POISSON, rate=0, warm_up_s=2, duration_s=10)]),
+        ("--find-max --slo-p99-ms 5 --rate 70", [Step(Pattern.POISSON, rate=70, warm_up_s=2, duration_s=10)]),
+    ],
+)
+def test_every_load(words: str, steps: list[Step]) -> None:
+    assert list(parse_load([*MODEL, *words.split()], {}).steps) == steps
 
 
 def test_a_trace(tmp_path: Path) -> None:
@@ -100,61 +104,50 @@ def test_merging() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("words", "message"),
     [
-        ([], "no load given"),
-        (["--find-max"], "needs an objective"),
-        (["--rate", "1", "--metrics", "http://a/metrics", "--metrics", "http://a/metrics"], "given more than once"),
-        (["--find-max", "--slo-p99-ms", "5", "--part", "1/2"], "cannot be shared"),
-        (["--find-max", "--slo-p99-ms", "5", "--concurrency", "5"], "not --concurrency"),
-        (["--find-max", "--slo-p99-ms", "5", "--ramp", "1:2:3"], "leave out --ramp"),
-        (["--rate", "5", "--model", "m"], "--model m is given more than once"),
-        (["--rate", "5", "--rows", "2", "--rows", "2=3"], "--rows 2 is given more than once"),
-        (["--rate", "5", "--size", "2x3", "--size", "2x3"], "--size 2x3 is given more than once"),
-        (["--rate", "5", "--slo-p99-ms", "5,other=3"], "--slo-p99-ms: no --model other"),
-        (["--rate", "5", "--mlperf", "server", "--rows", "1", "--rows", "2"], "all but one --rows"),
-        (["--rate", "5", "--server", "nowhere"], "no address|nowhere"),
+        ("--model m", "no load given"),
+        ("--rate 1", "no model given"),
+        ("--model m --find-max", "needs an objective"),
+        ("--model m --rate 1 --metrics http://a/metrics --metrics http://a/metrics", "given more than once"),
+        ("--model m --find-max --slo-p99-ms 5 --part 1/2", "cannot be shared"),
+        ("--model m --find-max --slo-p99-ms 5 --concurrency 5", "not --concurrency"),
+        ("--model m --find-max --slo-p99-ms 5 --ramp 1:2:3", "leave out --ramp"),
+        ("--model m --rate 5 --model m", "--model m is given more than once"),
+        ("--model m --rate 5 --rows 2 --rows 2=3", "--rows 2 is given more than once"),
+        ("--model m --rate 5 --size 2x3 --size 2x3", "--size 2x3 is given more than once"),
+        ("--model m --rate 5 --slo-p99-ms 5,other=3", "--slo-p99-ms: no --model other"),
+        ("--model m --rate 5 --mlperf server --rows 1 --rows 2", "all but one --rows"),
+        ("--model m --rate 5 --server a:1,nowhere:", "no address|nowhere"),
     ],
 )
-def test_options_that_do_not_go_together(arguments: list[str], message: str) -> None:
-    if "--server" in arguments:
-        arguments = [*arguments[:-1], "a:1,nowhere:"]
+def test_options_that_do_not_go_together(words: str, message: str) -> None:
     with pytest.raises(OptionsError, match=message):
-        parse_load([*MODEL, *arguments], {})
+        parse_load(words.split(), {})
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--rate", "0"],
-        ["--rate", "5", "--concurrency", "5"],
-        ["--ramp", "1:2"],
-        ["--rate", "1", "--part", "3/2"],
-        ["--rate", "1", "--model", "=3"],
-        ["--rate", "1", "--start-at", "noon"],
-        ["--rate", "1", "--size", "224"],
-        ["--rate", "1", "--rows", "1="],
-        ["--rate", "1", "--slo-p99-ms", "0"],
-        ["--rate", "1", "--slo-p99-ms", "5,6"],
-        ["--rate", "1", "--arrivals", "trace"],
-        ["--rate", "1", "--protocol", "rest"],
-    ],
+UNREADABLE = (
+    *("--rate 0", "--rate 5 --concurrency 5", "--ramp 1:2", "--rate 1 --part 3/2", "--rate 1 --model =3"),
+    *("--rate 1 --start-at noon", "--rate 1 --size 224", "--rate 1 --rows 1=", "--rate 1 --slo-p99-ms 0"),
+    *("--rate 1 --slo-p99-ms 5,6", "--rate 1 --arrivals trace", "--rate 1 --protocol rest"),
 )
-def test_values_that_cannot_be(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+
+
+@pytest.mark.parametrize("words", UNREADABLE)
+def test_values_that_cannot_be(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        parse_load([*MODEL, *arguments], {})
+        parse_load([*MODEL, *words.split()], {})
     assert ended.value.code == 2
     assert "rafaga load: " in capsys.readouterr().err
 
 
-def test_a_missing_model_and_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(OptionsError, match="no model given"):
-        parse_load(["--rate", "1"], {})
+def test_files_that_are_missing_or_too_short(tmp_path: Path) -> None:
     path = tmp_path / "short"
     path.write_text("1\n2\n")
-    with pytest.raises(OptionsError, match="nothing is left"):
-        parse_load([*MODEL, "--trace", str(path)], {})
-    with pytest.raises(FileNotFoundError):
-        parse_load([*MODEL, "--trace", str(tmp_path / "absent")], {})
-    with pytest.raises(PayloadError):
-        parse_load([*MODEL, "--rate", "1", "--input", str(tmp_path / "absent.tif")], {})
+    for option, file, error in (
+        ("--trace", path, OptionsError),
+        ("--trace", tmp_path / "absent", FileNotFoundError),
+        ("--input", tmp_path / "absent.tif", PayloadError),
+    ):
+        with pytest.raises(error):
+            parse_load([*MODEL, option, str(file), *(["--rate", "1"] if option == "--input" else [])], {})

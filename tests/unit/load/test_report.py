@@ -22,9 +22,8 @@ from rafaga.load.text import show
 from tests.html import Page
 from tests.unit.load.test_tally import CONDITIONS, StepResult, counted, result, rows, run
 
-SERVER = ServerWindow(
-    10.0, 4.5, (BatchBucket(1, 5), BatchBucket(4, 9), BatchBucket(None, 0)), 1.5, 10.0, 0.0, 900.0, {"OK": 7}, {}, {}
-)
+BATCHES = (BatchBucket(1, 5), BatchBucket(4, 9), BatchBucket(None, 0))
+SERVER = ServerWindow(10.0, 4.5, BATCHES, 1.5, 10.0, 0.0, 900.0, {"OK": 7}, {}, {})
 HEADINGS = ("Latency against throughput", "Over time", "Distribution", "Batches", "Where the time went", "Refused and")
 
 
@@ -39,37 +38,16 @@ def ramp() -> LoadRun:
     return run(*map(at, (20.0, 40.0, 80.0)))
 
 
-@pytest.fixture(scope="module")
-def ramp_page() -> str:
-    return page.render(replace(ramp(), max_rate=40.0))
-
-
-def test_a_ramp_has_every_plot(ramp_page: str) -> None:
-    html = ramp_page
-    for heading in HEADINGS:
-        assert heading in html
-    page_of = Page(html)
-    assert page_of.tags.count("svg") == len(HEADINGS)
-    for text in (
-        "QUEUE_FULL",
-        "NOT_SENT",
-        "40/s poisson",
-        "90% of a core",
-        "answers were wrong",
-        "own view",
-        "40.0 requests/s",
-    ):
+def test_a_ramp_has_every_plot_on_a_page_that_stands_alone() -> None:
+    html = page.render(replace(ramp(), max_rate=40.0))
+    parsed = Page(html)
+    assert parsed.tags.count("svg") == len(HEADINGS)
+    facts = ("QUEUE_FULL", "NOT_SENT", "40/s poisson", "90% of a core", "answers were wrong", "own view")
+    for text in (*HEADINGS, *facts, "40.0 requests/s"):
         assert text in html
-
-
-def test_the_page_stands_alone(ramp_page: str) -> None:
-    html = ramp_page
     assert not re.search(r"<(script|link|img|iframe)", html)
-    links = set(re.findall(r'(?:href|src)="([^#"][^"]*)"', html)) | set(re.findall(r"url\(([^#][^)]*)\)", html))
-    assert not links
-    references = set(re.findall(r'(?:href="|url\()#([^")]+)', html))
-    ids = set(Page(html).ids)
-    assert references <= ids
+    assert not re.search(r'(?:href|src)="[^#"]|url\([^#]', html), "links"
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', html)) <= set(parsed.ids)
 
 
 def test_names_cannot_break_the_page() -> None:
@@ -92,21 +70,23 @@ def test_a_run_without_answers_has_a_page_too(pattern: Pattern) -> None:
     Page(html)
 
 
-def test_the_table_has_every_step_and_its_verdict() -> None:
+def shown(load: LoadRun) -> str:
     out = io.StringIO()
-    show(ramp(), Console(file=out, width=200))
-    text = out.getvalue()
+    show(load, Console(file=out, width=200))
+    return out.getvalue()
+
+
+def test_the_table_has_every_step_and_its_verdict() -> None:
+    text = shown(ramp())
     assert len(re.findall(r"^ \d+/s poisson (missed|met) ", text, re.MULTILINE)) == 3
     for part in ("digits: ", "QUEUE_FULL", "WRONG", "90% of a core", "objective missed", "/metrics: 0.45 cores"):
         assert part in text
 
 
 def test_a_search_that_saw_no_miss_says_so() -> None:
-    out = io.StringIO()
     unbounded = replace(ramp(), max_rate=80.0)
-    show(unbounded, Console(file=out, width=200))
-    assert "at least 80.0 requests/s with p99 within 20 ms: the search ended before a miss" in out.getvalue()
-    assert "the highest rate" not in out.getvalue()
-    html = page.render(unbounded)
-    assert "the search ended before a miss" in html
-    assert "is the highest rate" not in html
+    text = shown(unbounded)
+    assert "at least 80.0 requests/s with p99 within 20 ms: the search ended before a miss" in text
+    for said in (text, page.render(unbounded)):
+        assert "the search ended before a miss" in said
+        assert "is the highest rate" not in said

@@ -2,79 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
 
 from rafaga.load.server_metrics import BatchBucket, MetricsError, Samples, between, difference, scrape
-from rafaga.server.observability.metrics import Metrics
+from rafaga.server.observability.metrics import BatchRecord, CallRecord, Metrics
 
 
-@contextmanager
-def exposed(text: str, folder: Path) -> Iterator[str]:
-    path = folder / "metrics"
-    path.write_text(text)
-    yield path.as_uri()
+@pytest.fixture
+def scraped(tmp_path: Path) -> Callable[[str | Metrics], Samples]:
+    def scraped(exposed: str | Metrics) -> Samples:
+        text = exposed if isinstance(exposed, str) else generate_latest(exposed.registry).decode()
+        (tmp_path / "metrics").write_text(text)
+        return scrape((tmp_path / "metrics").as_uri())
+
+    return scraped
 
 
-def test_the_difference_of_two_scrapes_is_the_window(tmp_path: Path) -> None:
+def test_the_difference_of_two_scrapes_is_the_window(scraped: Callable[[Metrics], Samples]) -> None:
     metrics = Metrics()
     digits, other = metrics.model("digits"), metrics.model("other")
-    classify = metrics.method("/rafaga.v1.Vision/Classify")
 
-    def traffic() -> None:
-        digits.batch_done(3, 0.002, [0.001, 0.003, 0.002])
-        digits.batch_done(1, 0.001, [0.0])
-        other.batch_done(100, 9.0, [9.0])
-        classify.answered(0.01)
-
-    def scraped() -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        with exposed(generate_latest(metrics.registry).decode(), tmp_path) as url:
-            return scrape(url)
-
-    traffic()
-    before = scraped()
-    traffic()
-    traffic()
+    for traffic in range(3):
+        if traffic == 1:
+            before = scraped(metrics)
+        digits.batches += (BatchRecord(3, 0.002, [0.001, 0.003, 0.002]), BatchRecord(1, 0.001, [0.0]))
+        other.batches.append(BatchRecord(100, 9.0, [9.0]))
+        metrics.calls.append(CallRecord("/rafaga.v1.Vision/Classify", 0.01))
     digits.dropped("deadline", 5)
-    window = difference(before, scraped(), {"digits"}, 2.0)
+    window = difference(before, scraped(metrics), {"digits"}, 2.0)
     assert [bucket for bucket in window.batches if bucket.runs] == [BatchBucket(1, 2), BatchBucket(4, 2)]
     assert window.batches[-1].up_to is None
     assert window.mean_batch_size == pytest.approx(2)
-    assert window.mean_queue_us == pytest.approx(1500)
-    assert window.mean_inference_us == pytest.approx(1500)
-    assert window.requests == {"OK": 2}
-    assert window.dropped == {"deadline": 5}
+    assert (window.mean_queue_us, window.mean_inference_us) == pytest.approx((1500, 1500))
+    assert (window.requests, window.dropped) == ({"OK": 2}, {"deadline": 5})
     assert window.cpu_s >= 0
 
 
-def test_several_servers_are_one_with_the_worst_queue(tmp_path: Path) -> None:
+def test_several_servers_are_one_with_the_worst_queue(scraped: Callable[[Metrics], Samples]) -> None:
     """Counts are sums; means are those of all requests, wherever they were answered."""
-
-    def scraped(metrics: Metrics) -> Samples:
-        with exposed(generate_latest(metrics.registry).decode(), tmp_path) as url:
-            return scrape(url)
-
     calm, busy = Metrics(), Metrics()
     before = [scraped(calm), scraped(busy)]
-    calm.model("digits").batch_done(2, 0.002, [0.001, 0.001])
-    busy.model("digits").batch_done(6, 0.004, [0.009] * 6)
+    calm.model("digits").batches.append(BatchRecord(2, 0.002, [0.001, 0.001]))
+    busy.model("digits").batches.append(BatchRecord(6, 0.004, [0.009] * 6))
     busy.model("digits").dropped("deadline", 5)
     window = between(before, [scraped(calm), scraped(busy)], {"digits"}, 2.0)
     assert (window.servers, window.mean_batch_size, sum(bucket.runs for bucket in window.batches)) == (2, 4.0, 2)
-    assert window.mean_queue_us == pytest.approx(7000)
-    assert window.worst_queue_us == pytest.approx(9000)
-    assert window.mean_inference_us == pytest.approx(3000)
+    found = window.mean_queue_us, window.worst_queue_us, window.mean_inference_us
+    assert found == pytest.approx((7000, 9000, 3000))
     assert window.dropped == {"deadline": 5}
 
 
-def test_other_servers_are_refused(tmp_path: Path) -> None:
-    with exposed("go_goroutines 7\n", tmp_path) as url, pytest.raises(MetricsError, match="no metrics of Rafaga"):
-        scrape(url)
-    with pytest.raises(MetricsError, match="absent"):
-        scrape((tmp_path / "absent").as_uri())
-    with pytest.raises(MetricsError, match="nonsense"):
-        scrape("nonsense")
+def test_other_servers_are_refused(scraped: Callable[[str], Samples], tmp_path: Path) -> None:
+    with pytest.raises(MetricsError, match="no metrics of Rafaga"):
+        scraped("go_goroutines 7\n")
+    for address in ((tmp_path / "absent").as_uri(), "nonsense"):
+        with pytest.raises(MetricsError, match=address):
+            scrape(address)

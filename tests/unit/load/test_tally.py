@@ -97,7 +97,7 @@ def test_an_invalid_document_is_refused(text: bytes, message: str) -> None:
     assert message in str(raised.value)
 
 
-def test_parts_merge_into_the_run() -> None:
+def test_parts_of_one_run_are_merged() -> None:
     chunks = [rows(seed) for seed in range(3)]
     parts = [run(result(counted(chunk), 0.1 * (i + 1)), part=SchedulePart(i, 3)) for i, chunk in enumerate(chunks)]
     merged = document.merge([parts[2], parts[0], parts[1]])
@@ -106,17 +106,14 @@ def test_parts_merge_into_the_run() -> None:
     assert merged.steps[0].figures.generator_cores == pytest.approx(0.3)
     assert len(merged.steps[0].generators) == 3
     assert merged.steps[0].figures.answered == pytest.approx(sum(p.steps[0].figures.answered for p in parts))
-
-
-def test_parts_of_different_or_incomplete_runs_are_not_merged() -> None:
-    parts = [run(result(counted(rows(i))), part=SchedulePart(i, 3)) for i in range(3)]
-    with pytest.raises(DocumentError, match="missing: part 2/3"):
-        document.merge([parts[0], parts[2]])
-    with pytest.raises(DocumentError, match="part 1/3 is there twice"):
-        document.merge([parts[0], parts[0], parts[2]])
     other = replace(parts[1], conditions=replace(CONDITIONS, seed=9))
-    with pytest.raises(DocumentError, match="different runs"):
-        document.merge([parts[0], other, parts[2]])
+    for wrong, message in (
+        ([parts[0], parts[2]], "missing: part 2/3"),
+        ([parts[0], parts[0], parts[2]], "part 1/3 is there twice"),
+        ([parts[0], other, parts[2]], "different runs"),
+    ):
+        with pytest.raises(DocumentError, match=message):
+            document.merge(wrong)
 
 
 def test_every_model_is_judged_by_itself() -> None:
@@ -126,18 +123,10 @@ def test_every_model_is_judged_by_itself() -> None:
         slow = i % 50 == 0
         log.answered(2 if slow else 0, i / 100, i / 100, i / 100 + (0.1 if slow else 0.001), Reply())
     total = counted(log.take())
-    figures = {
-        text: Figures.of(STEP, total, (), objective)
-        for text, objective in {
-            "both": Objective(50.0),
-            "own": Objective(50.0, {"series": 200.0}),
-            "only": Objective(None, {"series": 50.0}),
-        }.items()
-    }
-    assert [figures[text].met for text in figures] == [False, True, False]
-    assert [(j.model, j.p99_ms, j.due, j.within) for j in figures["both"].judged] == [
-        ("digits", 50.0, 980, 980),
-        ("series", 50.0, 20, 0),
-    ]
-    assert [j.model for j in figures["only"].judged] == ["series"]
-    assert [figures[text].goodput for text in figures] == pytest.approx([98.0, 100.0, 98.0])
+    objectives = Objective(50.0), Objective(50.0, {"series": 200.0}), Objective(None, {"series": 50.0})
+    figures = [Figures.of(STEP, total, (), objective) for objective in objectives]
+    both, _, only = ([(j.model, j.p99_ms, j.due, j.within) for j in each.judged] for each in figures)
+    assert both == [("digits", 50.0, 980, 980), *only]
+    assert only == [("series", 50.0, 20, 0)]
+    assert [each.met for each in figures] == [False, True, False]
+    assert [each.goodput for each in figures] == pytest.approx([98.0, 100.0, 98.0])

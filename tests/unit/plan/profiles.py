@@ -16,23 +16,8 @@ EXPONENTIAL = tuple(np.maximum(1e-9, -np.log1p(-np.minimum(LEVELS, 99.99) / 100)
 
 def profile(run_ms: Sequence[float], **changes: Any) -> Profile:
     """run_ms: of one row, of two, of four, … A call costs next to nothing, unless `changes` say so."""
-    fields = {
-        "schema": SCHEMA,
-        "rafaga": "0",
-        "measured": "2026-01-01T00:00:00+00:00",
-        "server": "replica:50051",
-        "model": "net",
-        "payload": "random inputs, 1 to a request",
-        "request_rows": 1,
-        "max_batch_size": 1 << (len(run_ms) - 1),
-        "batch_rows": tuple(1 << k for k in range(len(run_ms))),
-        "run_ms": tuple(run_ms),
-        "run_spread": EVEN,
-        "call_ms": 0.001,
-        "call_spread": EVEN,
-        "shared_rate": 1.0,
-        "shared_call_ms": 0.001,
-        "crowded_rate": 1e6,
-        "steps": (),
-    }
-    return Profile(**fields | changes)  # type: ignore[arg-type]
+    about = {"schema": SCHEMA, "rafaga": "0", "measured": "", "server": "replica:50051", "model": "net", "payload": ""}
+    batch_rows = tuple(1 << k for k in range(len(run_ms)))
+    runs = {"max_batch_size": batch_rows[-1], "batch_rows": batch_rows, "run_ms": tuple(run_ms), "run_spread": EVEN}
+    calls = {"request_rows": 1, "call_ms": 0.001, "call_spread": EVEN, "shared_rate": 1.0, "shared_call_ms": 0.001}
+    return Profile(**about | runs | calls | {"crowded_rate": 1e6, "steps": ()} | changes)  # type: ignore[arg-type]

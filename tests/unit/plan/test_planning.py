@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import msgspec
@@ -25,24 +24,15 @@ def linear(row_ms: float) -> Profile:
     return profile([row_ms * (1 << k) for k in range(3)])
 
 
-@functools.cache
-def four_replicas() -> Plan:
+def test_as_many_replicas_as_the_rate_needs_and_with_one_lost() -> None:
     """Each of them answers less than 100 requests/s, and nearly as many within half a second."""
-    return plan(linear(10), rate=350, slo_p99_ms=500)
-
-
-def test_as_many_replicas_as_the_rate_needs() -> None:
-    made = four_replicas()
+    made = plan(linear(10), rate=350, slo_p99_ms=500)
     assert 80 < made.max_rate_per_replica < 100
     assert made.replicas == math.ceil(350 / made.max_rate_per_replica)
     assert made.with_all.rate == pytest.approx(350 / made.replicas)
     assert made.with_all.met
     assert made.headroom == pytest.approx(made.replicas * made.max_rate_per_replica / 350 - 1)
     assert made.replicas_to_lose_one == made.replicas + 1
-
-
-def test_with_one_lost_the_others_take_its_share() -> None:
-    made = four_replicas()
     assert made.with_one_lost is not None
     assert made.with_one_lost.rate == pytest.approx(350 / (made.replicas - 1))
     assert not made.with_one_lost.met
@@ -101,12 +91,15 @@ def say(made: Plan) -> str:
 
 
 def test_what_people_read() -> None:
-    said = say(plan(profile([10], warnings=("measured beside others",)), rate=350, slo_p99_ms=500))
-    assert "net: 4 replicas for 350 requests/s with p99 within 500 ms" in said
-    assert "--max-batch-size 1 --max-queue-delay-us 0 --max-queue-wait-ms 490" in said
-    assert "5 replicas meet the objective with one of them lost" in said
-    assert "warning: measured beside others" in said
-    assert "measured with" not in said
-    said = say(plan(profile([10], instances=2, engine="openvino: as configured"), rate=1, slo_p99_ms=500))
-    assert "one lost: none left" in said
-    assert "measured with 2 instances in openvino: as configured" in said
+    several = plan(profile([10], warnings=("measured beside others",)), rate=350, slo_p99_ms=500)
+    single = plan(profile([10], instances=2, engine="openvino: as configured"), rate=1, slo_p99_ms=500)
+    for made, sentence in (
+        (several, "net: 4 replicas for 350 requests/s with p99 within 500 ms"),
+        (several, "--max-batch-size 1 --max-queue-delay-us 0 --max-queue-wait-ms 490"),
+        (several, "5 replicas meet the objective with one of them lost"),
+        (several, "warning: measured beside others"),
+        (single, "one lost: none left"),
+        (single, "measured with 2 instances in openvino: as configured"),
+    ):
+        assert sentence in say(made)
+    assert "measured with" not in say(several)

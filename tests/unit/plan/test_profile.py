@@ -38,21 +38,15 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("field", "value"),
     [
-        {"batch_rows": (2, 1)},
-        {"batch_rows": ()},
-        {"batch_rows": (1,)},
-        {"call_ms": 0.0},
-        {"run_spread": (1.0,)},
-        {"crowded_rate": 0.0},
-        {"request_rows": 0},
-        {"instances": 0},
+        *(("batch_rows", rows) for rows in ((2, 1), (), (1,))),
+        *(("run_spread", (1.0,)), ("call_ms", 0.0), ("crowded_rate", 0.0), ("request_rows", 0), ("instances", 0)),
     ],
 )
-def test_parts_that_contradict_each_other(changes: dict[str, object]) -> None:
+def test_parts_that_contradict_each_other(field: str, value: object) -> None:
     with pytest.raises(ValueError, match="expected"):
-        profile([1, 2], **changes)
+        profile([1, 2], **{field: value})
 
 
 def test_quantiles_count_by_weight() -> None:

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from types import SimpleNamespace
 
 
 class NVMLError(Exception):
     pass
-
-
-class Memory(NamedTuple):
-    total: int
-    used: int
-
-
-class Utilisation(NamedTuple):
-    gpu: int
 
 
 class FakeNvml:
@@ -40,11 +31,11 @@ class FakeNvml:
     def nvmlDeviceGetName(self, device: int) -> str:  # noqa: N802
         return f"GPU of kind {device}"
 
-    def nvmlDeviceGetMemoryInfo(self, device: int) -> Memory:  # noqa: N802
-        return Memory(total=2000, used=500 * (device + 1))
+    def nvmlDeviceGetMemoryInfo(self, device: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(total=2000, used=500 * (device + 1))
 
-    def nvmlDeviceGetUtilizationRates(self, device: int) -> Utilisation:  # noqa: N802
-        return Utilisation(25 * (device + 1))
+    def nvmlDeviceGetUtilizationRates(self, device: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(gpu=25 * (device + 1))
 
     def nvmlDeviceGetPowerUsage(self, device: int) -> int:  # noqa: N802
         if device == 1:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -67,28 +68,21 @@ def kill_after(event: threading.Event) -> None:
     threading.Thread(target=kill).start()
 
 
-def test_a_signal_while_models_load_does_not_wait_for_them() -> None:
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_signal_drains(loaded: bool) -> None:
+    """It does not wait for models that load. Those that were loaded already may have accepted calls."""
     server: Any = FakeServer()
+    if loaded:
+        server.let_go.set()
     kill_after(server.loading)
     assert lifecycle.run(server) == 0
-    assert server.drains == 1  # models that were loaded already may have accepted calls
+    assert server.drains == 1
     server.let_go.set()
-
-
-def test_a_signal_while_serving_drains() -> None:
-    server: Any = FakeServer()
-    server.let_go.set()
-    kill_after(server.loading)
-    assert lifecycle.run(server) == 0
 
 
 @pytest.mark.parametrize("step", ["open", "load"])
 def test_what_the_start_raises_is_raised(step: str) -> None:
     server: Any = FakeServer()
-
-    def fail() -> None:
-        raise OSError("127.0.0.1:80: address already in use")
-
-    setattr(server, step, fail)
+    setattr(server, step, Mock(side_effect=OSError("127.0.0.1:80: address already in use")))
     with pytest.raises(OSError, match="in use"):
         lifecycle.run(server)

@@ -107,7 +107,6 @@ class NetworkSettings:
     max_connection_idle_s: float | None = _setting(
         None, positive, "SECONDS", "close connections without a call after this time (default: never)"
     )
-    transport: str = _setting("", text, "NAME", "deprecated, no effect: there is only one transport")
 
     @property
     def loopback(self) -> bool:

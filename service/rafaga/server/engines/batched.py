@@ -1,11 +1,10 @@
-"""What all engines of this process share: the rows of requests joined into batches, and the thread that runs them."""
+"""The engine: the rows of requests joined into batches, the session that runs them, and a thread for it."""
 
 from __future__ import annotations
 
 import queue
 import threading
 import traceback
-from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -13,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from rafaga.bundle import Bundle
@@ -22,31 +22,31 @@ from rafaga.server.scheduling.job import Arrays, Part
 
 _Array = NDArray[np.generic]
 
+Session = Any
+"""onnxruntime.InferenceSession, which has no type hints, or what runs like it."""
 
-class BatchedEngine(ABC):
-    """Implements `Engine`, but for the runtime. A model that takes no batches gets batches of one row, which is its
-    whole input.
 
-    buckets: the batch sizes that run; others are padded to the next one. (): any size. pipelined: with a thread of its
-    own, so that the next batch is assembled while one runs.
+class SessionEngine:
+    """Implements `Engine` with a session. A model that takes no batches gets batches of one row, which is its whole
+    input.
+
+    session: what runs the model, with the `run` of ONNX Runtime's InferenceSession. buckets: the batch sizes that run;
+    others are padded to the next one. (): any size. pipelined: with a thread of its own, so that the next batch is
+    assembled while one runs.
     """
 
-    def __init__(self, model: Bundle | PlainModel, buckets: Sequence[int] = (), pipelined: bool = False) -> None:
+    def __init__(
+        self, model: Bundle | PlainModel, session: Session, buckets: Sequence[int] = (), pipelined: bool = False
+    ) -> None:
         self.depth = 2 if pipelined else 1
         self._executor = _SerialExecutor(f"engine-{model.name}") if pipelined else None
         self._batched = model.max_batch_size > 0
         self._buckets = tuple(buckets)
-
-    @abstractmethod
-    def terminate(self) -> None: ...
-
-    @abstractmethod
-    def _compute(self, inputs: Arrays) -> Arrays:
-        """One run. The outputs are not used again. Raises what the runtime raises."""
-
-    @abstractmethod
-    def _release(self) -> None:
-        """Frees the model's memory. Later runs raise RuntimeError."""
+        self._input_names = tuple(i.name for i in model.inputs)
+        self._output_names = tuple(o.name for o in model.outputs)
+        self._session = session
+        # One for all runs: an engine that was terminated never runs again.
+        self._options = ort.RunOptions()
 
     def submit(self, rows: Sequence[Part]) -> PendingOutputs:
         try:
@@ -60,20 +60,26 @@ class BatchedEngine(ABC):
             return failed(error)
 
     def _run(self, inputs: Arrays, rows: int) -> Arrays:
+        if (session := self._session) is None:
+            raise RuntimeError("the engine is closed")
         batch = len(inputs[0])
         if not self._batched:
             inputs = tuple(a[0, ...] for a in inputs)  # an array even without dimensions
-        outputs = self._compute(inputs)
+        outputs = session.run(self._output_names, dict(zip(self._input_names, inputs, strict=True)), self._options)
         if not self._batched:
             return tuple(np.asarray(o)[np.newaxis] for o in outputs)
         if any(len(output) != batch for output in outputs):  # callers would wait for the missing rows forever
             raise ValueError(f"expected {batch} rows in every output, got {[len(o) for o in outputs]}")
         return tuple(o[:rows] for o in outputs)
 
+    def terminate(self) -> None:
+        """Runtimes check between two nodes of the graph: a node that never returns cannot be ended."""
+        self._options.terminate = True
+
     def close(self, timeout_s: float = 10.0) -> bool:
         if self._executor is not None and not self._executor.close(timeout_s):
             return False
-        self._release()
+        self._session = None
         return True
 
 

@@ -18,7 +18,6 @@ class PendingOutputs(Protocol):
 
         Raises whatever prevented the run.
         """
-        ...
 
     def done(self) -> bool: ...
 
@@ -34,15 +33,12 @@ class Engine(Protocol):
 
     def submit(self, rows: Sequence[Part]) -> PendingOutputs:
         """Starts one run over the rows, at least one. Never raises an Exception: `PendingOutputs.result` does."""
-        ...
 
     def terminate(self) -> None:
         """From any thread: ends the current run with an error, if the runtime allows it, and refuses later ones."""
-        ...
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Releases the session and the memory on its device. False: a run did not end, so nothing was released."""
-        ...
 
 
 def whole(inputs: Arrays) -> Part:

@@ -16,10 +16,10 @@ from pathlib import Path
 from rafaga.errors import BundleError
 from rafaga.server.config.device import Device, DeviceKind
 from rafaga.server.config.settings import EngineSettings
+from rafaga.server.engines.batched import Session, SessionEngine
 from rafaga.server.engines.contract import Engine, run
 from rafaga.server.engines.devices import Gpu
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace, measured
-from rafaga.server.engines.onnxruntime import Session, SessionEngine
 from rafaga.server.engines.providers import (
     SessionSettings,
     building,

@@ -1,21 +1,10 @@
-"""The engine of every device: one session of ONNX Runtime."""
+"""Sessions of ONNX Runtime on the CPU, and the options of all sessions."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any
 
 import onnxruntime as ort
 
 from rafaga import int8
-from rafaga.bundle import Bundle
-from rafaga.plain_model import PlainModel
-from rafaga.server.engines.batched import BatchedEngine
-from rafaga.server.scheduling.job import Arrays
-
-Session = Any
-"""onnxruntime.InferenceSession, which has no type hints; tests bring their own."""
-
 
 NO_FILES = "/proc/self/fdinfo"
 """A folder where no file can be created."""
@@ -41,30 +30,3 @@ def session_options(threads: int, spinning: bool) -> ort.SessionOptions:
 def create_session(model: bytes, threads: int, spinning: bool = False) -> ort.InferenceSession:
     """A CPU session. The model comes as bytes, so that exactly the hashed bytes run."""
     return ort.InferenceSession(model, session_options(threads, spinning), providers=["CPUExecutionProvider"])
-
-
-class SessionEngine(BatchedEngine):
-    """buckets, pipelined: see BatchedEngine."""
-
-    def __init__(
-        self, model: Bundle | PlainModel, session: Session, buckets: Sequence[int] = (), pipelined: bool = False
-    ) -> None:
-        super().__init__(model, buckets, pipelined)
-        self._input_names = tuple(i.name for i in model.inputs)
-        self._output_names = tuple(o.name for o in model.outputs)
-        self._session = session
-        # One for all runs: an engine that was terminated never runs again.
-        self._options = ort.RunOptions()
-
-    def _compute(self, inputs: Arrays) -> Arrays:
-        if (session := self._session) is None:
-            raise RuntimeError("the engine is closed")
-        feed = dict(zip(self._input_names, inputs, strict=True))
-        return tuple(session.run(self._output_names, feed, self._options))
-
-    def terminate(self) -> None:
-        """ONNX Runtime checks between two nodes of the graph: a node that never returns cannot be ended."""
-        self._options.terminate = True
-
-    def _release(self) -> None:
-        self._session = None

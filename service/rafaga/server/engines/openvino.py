@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib.util
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
 
 from rafaga.bundle import Bundle, Precision
 from rafaga.errors import DeviceError
 from rafaga.plain_model import PlainModel
-from rafaga.server.engines.batched import BatchedEngine
 from rafaga.server.scheduling.job import Arrays
 
 _LOG = logging.getLogger(__name__)
@@ -21,6 +25,9 @@ CompiledModel = Any
 
 # Of the products. int8 files say themselves what is multiplied in int8; the rest stays in float32.
 _MULTIPLIED_IN = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.INT8: "f32"}
+
+# A run that takes longer is looked at this often: it may have to end.
+_LOOK_MS = 50
 
 
 def installed() -> bool:
@@ -72,33 +79,22 @@ def compiled(model: bytes, threads: int, precision: Precision) -> CompiledModel:
     return compiled
 
 
-class OpenVinoEngine(BatchedEngine):
-    """One infer request, whose inputs are not copied. Its outputs are: the next run writes into the same memory."""
+class OpenVinoSession:
+    """One infer request, which runs as a session of ONNX Runtime does. Its inputs are not copied. Its outputs are: the
+    next run writes into the same memory."""
 
-    def __init__(self, model: Bundle | PlainModel, compiled: CompiledModel, pipelined: bool = False) -> None:
-        super().__init__(model, pipelined=pipelined)
+    def __init__(self, model: Bundle | PlainModel, compiled: CompiledModel) -> None:
         self._request = compiled.create_infer_request()
         self._inputs = [compiled.input(spec.name) for spec in model.inputs]
         self._outputs = [compiled.output(spec.name) for spec in model.outputs]
-        self._terminated = False
 
-    def _compute(self, inputs: Arrays) -> Arrays:
-        if (request := self._request) is None:
-            raise RuntimeError("the engine is closed")
-        if self._terminated:
+    def run(self, _: Sequence[str], feed: Mapping[str, NDArray[np.generic]], options: ort.RunOptions) -> Arrays:
+        """`feed`: in the order of the model's inputs. Setting `options.terminate` ends the run with an error."""
+        if options.terminate:
             raise RuntimeError("the engine was terminated")
         # Never `infer`: where a run fails it raises nothing, and gives the outputs of the run before (seen in 2026.4).
-        request.start_async(dict(zip(self._inputs, inputs, strict=True)), share_inputs=True)
-        if self._terminated:  # just now, before there was anything to cancel
-            request.cancel()
-        request.wait()
-        return tuple(request.get_tensor(output).data.copy() for output in self._outputs)
-
-    def terminate(self) -> None:
-        """OpenVINO checks between two nodes of the graph: a node that never returns cannot be ended."""
-        self._terminated = True
-        if (request := self._request) is not None:
-            request.cancel()
-
-    def _release(self) -> None:
-        self._request, self._inputs, self._outputs = None, [], []
+        self._request.start_async(dict(zip(self._inputs, feed.values(), strict=True)), share_inputs=True)
+        while not self._request.wait_for(_LOOK_MS):
+            if options.terminate:
+                self._request.cancel()
+        return tuple(self._request.get_tensor(output).data.copy() for output in self._outputs)

@@ -12,13 +12,14 @@ from rafaga.bundle import EngineName
 from rafaga.errors import BundleError
 from rafaga.server.config.device import CPU, Device, DeviceFallback
 from rafaga.server.config.settings import EngineSettings
+from rafaga.server.engines.batched import Session, SessionEngine
 from rafaga.server.engines.contract import Engine
 from rafaga.server.engines.cpu_count import available_cores
 from rafaga.server.engines.devices import DeviceChoice, Nvidia
 from rafaga.server.engines.gpu import GpuDevice
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace, measured, run_seconds
-from rafaga.server.engines.onnxruntime import SessionEngine, create_session
-from rafaga.server.engines.openvino import OpenVinoEngine, compiled
+from rafaga.server.engines.onnxruntime import create_session
+from rafaga.server.engines.openvino import OpenVinoSession, compiled
 from rafaga.server.scheduling.latency import LatencyTable, buckets_up_to
 
 # Below this a second thread costs more in waking up than it computes, and ONNX Runtime is the fastest engine: a run in
@@ -138,8 +139,10 @@ def opened(model: ModelToPlace, threads: int, spinning: bool) -> Callable[..., E
     """Loads the model on the CPU; gives engines, with `pipelined=True` pipelined ones. Raises what the runtime raises,
     bare exceptions of many kinds."""
     if model.engine is EngineName.OPENVINO:
-        return partial(OpenVinoEngine, model.spec, compiled(model.content, threads, model.precision))
-    return partial(SessionEngine, model.spec, create_session(model.content, threads, spinning))
+        session: Session = OpenVinoSession(model.spec, compiled(model.content, threads, model.precision))
+    else:
+        session = create_session(model.content, threads, spinning)
+    return partial(SessionEngine, model.spec, session)
 
 
 EngineFactory = Callable[[Placement, Device, ModelToPlace], LoadedEngine]

@@ -26,11 +26,14 @@ QUICK_S = 3e-3
 class JobQueue:
     """A Batcher behind a lock. `batcher` and methods that say so need the lock held; other methods take it.
 
-    inline: whether the thread that submits jobs may run quick batches. down: all engines were lost, and none is
+    inline: whether the thread that submits jobs may run quick batches. direct: whether it may hand a lone row to the
+    engine, which runs it in a thread of its own. down: all engines were lost, and none is
     restarted yet. stopping: engines stop after their current batch.
     """
 
-    def __init__(self, batcher: Batcher, metrics: ModelMetrics, name: str, *, inline: bool) -> None:
+    def __init__(
+        self, batcher: Batcher, metrics: ModelMetrics, name: str, *, inline: bool, direct: bool = False
+    ) -> None:
         self.batcher = batcher
         self._metrics = metrics
         self._name = name
@@ -42,6 +45,7 @@ class JobQueue:
         # The cost up to which jobs may run inline. Fixed at load: a busy period must not change it.
         latency = batcher.latency
         self._quick_cost = QUICK_S / latency.predict(latency.efficient_rows) if inline else 0.0
+        self._direct = direct
         self._slow = False  # a job that costs more may be queued: the next batch may contain it
         self.down = self.stopping = False
         self._retired: Callable[[], RafagaError] | None = None
@@ -68,7 +72,7 @@ class JobQueue:
     def submit(self, job: Job, *, inline: bool = False) -> bool:
         """Queues `job`, or raises a Refused error and leaves its callbacks uncalled.
 
-        `inline`: the caller can run a quick batch itself. True: no engine was woken, the caller must call
+        `inline`: the caller can run or start a batch itself. True: no engine was woken, the caller must call
         `Worker.run_inline` soon.
         """
         with self.lock:
@@ -80,7 +84,7 @@ class JobQueue:
             if self._looking_ahead and self.full():
                 self._ripe.notify()
             self._slow = self._slow or job.cost > self._quick_cost
-            if inline and not self._slow:
+            if inline and (not self._slow or (self._direct and self.batcher.queued_rows == 1)):
                 return True
             self._changed.notify()
             return False
@@ -114,7 +118,7 @@ class JobQueue:
 
     def forbid_inline(self) -> None:
         """After an engine was lost: if the next one hangs too, it must not hang a transport's thread."""
-        self._quick_cost = 0.0
+        self._quick_cost, self._direct = 0.0, False
 
     def full(self, batches: int = 1) -> bool:
         """Lock held. Whether the queue fills so many batches of the efficient size."""

@@ -23,10 +23,10 @@ class ServedModel:
     """Call its methods from any thread. Every job that was accepted gets exactly one answer or error, which an engine's
     thread delivers. Several engines take batches from one queue.
 
-    submit, cancel: see JobQueue. run_inline: see Worker. sized_by: the input whose size decides the cost of a row: of
-    those with free dimensions, the largest; None: every row costs the same, or nothing is known. reference_size:
-    elements of a row of that input when the latency table was measured. timed: the inputs whose second axis is the
-    length of a ragged row.
+    submit, cancel, drain: see JobQueue. run_inline: see Worker. sized_by: the input whose size decides the cost of a
+    row: of those with free dimensions, the largest; None: every row costs the same, or nothing is known.
+    reference_size: elements of a row of that input when the latency table was measured. timed: the inputs whose second
+    axis is the length of a ragged row.
     """
 
     def __init__(
@@ -56,15 +56,16 @@ class ServedModel:
         self.sized_by = max(free, key=lambda i: sizes[i]) if free and samples.valid else None
         self.reference_size = max(1, sizes[self.sized_by or 0])
         self.timed = tuple(i for i, spec in enumerate(bundle.inputs) if self.ragged and spec.shape[1:2] == (None,))
-        # Batches of an engine that takes the next one while it runs, or of one among several, never run inline.
-        inline = len(engines) == 1 and engines[0].depth == 1
-        self.queue = JobQueue(Batcher(policy, latency, len(engines)), metrics, bundle.name, inline=inline)
+        # Batches of an engine with a thread of its own, or of one among several, never run inline.
+        single, direct = len(engines) == 1, engines[0].depth > 1
+        batcher = Batcher(policy, latency, len(engines))
+        self.queue = JobQueue(batcher, metrics, bundle.name, inline=single and not direct, direct=single and direct)
         probe = (whole(samples.tiled(1)),) if samples.valid else ()
         checked = () if bundle.allow_non_finite else tuple(spec.name for spec in bundle.outputs)
         context = WorkerContext(bundle.name, bundle.ragged, self.queue, metrics, probe, checked)
         self._supervisor = Supervisor(context, engines, load_engine, supervision or SupervisorPolicy(), clock)
         # Bound once: requests pass through the queue and its worker, and not through the facade.
-        self.submit, self.cancel = self.queue.submit, self.queue.cancel
+        self.submit, self.cancel, self.drain = self.queue.submit, self.queue.cancel, self.queue.drain
         self.run_inline = self._supervisor.workers[0].run_inline  # only models with one engine run inline
 
     def start(self, on_change: Callable[[], None] = lambda: None) -> None:
@@ -91,10 +92,6 @@ class ServedModel:
     @property
     def idle(self) -> bool:
         return self.queue.idle
-
-    def drain(self) -> None:
-        """New jobs are refused; the queued ones run."""
-        self.queue.drain()
 
     def retire(self, *, replaced: bool) -> None:
         """Drains while the server goes on: later requests that found this model get an error that says what happened.

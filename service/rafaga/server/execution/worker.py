@@ -18,7 +18,7 @@ from rafaga.server.engines.contract import Engine, PendingOutputs
 from rafaga.server.engines.rejection import rejection
 from rafaga.server.execution.queue import JobQueue
 from rafaga.server.observability import families
-from rafaga.server.observability.metrics import ModelMetrics
+from rafaga.server.observability.metrics import MAX_RECORDS, BatchRecord, ModelMetrics
 from rafaga.server.scheduling.job import Arrays, Batch, Job, Part, padding_rows
 
 _LOG = logging.getLogger(__name__)
@@ -68,11 +68,9 @@ class Overseer(Protocol):
 
     def lose(self, worker: Worker, why: str) -> None:
         """The worker cannot go on."""
-        ...
 
     def idle_workers(self) -> int:
         """Lock held. Workers that serve and own no batch."""
-        ...
 
 
 class WorkerContext(NamedTuple):
@@ -101,7 +99,7 @@ class Worker:
         self._overseer = overseer
         self.thread = threading.Thread(target=self._serve, name=f"engine-{model.name}", daemon=True)
         self._batch: Batch | None = None
-        # A batch that was taken while another runs, and its outputs once it was submitted.
+        # A batch that was taken while another runs, or by the thread that brought it; its outputs once submitted.
         self._ahead: Batch | None = None
         self._ahead_outputs: PendingOutputs | None = None
         self._on_hung = _nothing
@@ -123,10 +121,14 @@ class Worker:
     def run_inline(self, on_hung: Callable[[], None] = _nothing) -> bool:
         """Runs a batch in the caller's thread, if the engine is free. True: there is more to run, call again.
 
-        `on_hung` is called, by any thread and perhaps twice, when the run is given up: the caller's thread may then
-        never return. If it does, it must not touch anything that it shared.
+        An engine with a thread of its own is only started, and only for a lone row. `on_hung` is called, by any thread
+        and perhaps twice, when the run is given up: the caller's thread may then never return. If it does, it must not
+        touch anything that it shared.
         """
         try:
+            if self.engine.depth > 1:
+                self._start_lone_row()
+                return False
             batch = self._claim(on_hung)
             if batch is None:
                 return False
@@ -162,13 +164,24 @@ class Worker:
             queue.drop(decision.dropped)
         return decision.batch
 
+    def _start_lone_row(self) -> None:
+        """Hands a lone row to an idle engine. The worker's thread, which has to be woken for anything else, is woken
+        meanwhile."""
+        queue = self._queue
+        dropped: Sequence[Job] = ()
+        with queue.lock:
+            if not (self.owed or self.lost or queue.stopping) and queue.batcher.queued_rows == 1:
+                self._ahead, _, dropped = queue.take()
+                if self._ahead is not None:
+                    self._ahead_outputs = self.engine.submit(self._ahead.parts)
+            queue.wake_engine()
+        queue.drop(dropped)
+
     def _serve(self) -> None:
         about = {"model": self._model.name}
         try:
             while not self.lost:
-                batch, outputs = self._taken_ahead()
-                if batch is None:
-                    batch = self._next()
+                batch, outputs = self._next()
                 if batch is None or not self._complete(batch, outputs):
                     break
         except BaseException:  # no caller handles it
@@ -181,22 +194,20 @@ class Worker:
             if not self.engine.close():
                 _LOG.error("a run does not end: the memory of its engine stays taken", extra=about)
 
-    def _taken_ahead(self) -> tuple[Batch | None, PendingOutputs | None]:
-        """The batch that was taken ahead becomes the current one."""
-        if self._ahead is None:
-            return None, None
-        outputs, self._ahead_outputs = self._ahead_outputs, None
-        self._batch, self._ahead = self._ahead, None
-        return self._batch, outputs
-
-    def _next(self) -> Batch | None:
-        """Waits for a batch; None when the model stops or the engine was lost."""
+    def _next(self) -> tuple[Batch | None, PendingOutputs | None]:
+        """Waits for a batch, and gives its outputs if it was submitted already. None when the model stops or the engine
+        was lost."""
         queue = self._queue
         while True:
-            queue.yield_to_submitters()
+            if self._ahead is None:
+                queue.yield_to_submitters()
             with queue.lock:
+                if self._ahead is not None and not self.lost:
+                    outputs, self._ahead_outputs = self._ahead_outputs, None
+                    self._batch, self._ahead = self._ahead, None
+                    return self._batch, outputs
                 if self.lost or (queue.stopping and self._batch is None):
-                    return None
+                    return None, None
                 if self._batch is not None:  # it runs inline
                     queue.wait()
                     continue
@@ -208,7 +219,7 @@ class Worker:
                     continue
             queue.drop(decision.dropped)
             if decision.batch is not None:
-                return decision.batch
+                return decision.batch, None
 
     def _complete(self, batch: Batch, outputs: PendingOutputs | None) -> bool:
         """Runs and answers the current batch. `outputs`: it was submitted already. False: the engine was given up."""
@@ -369,7 +380,10 @@ def _deliver(model: WorkerContext, parts: Sequence[Part], outputs: Arrays, secon
         _refuse_non_finite(model, parts, outputs)  # their jobs are finished then
     # Counted first: a caller that has its answer finds it in the statistics.
     done = [p.job for p in parts if p.stop == p.job.rows and not p.job.finished]
-    model.metrics.batch_done(rows, seconds, [j.queue_s for j in done], sum(j.inference_s for j in done))
+    queue_s, earlier_s = [j.queue_s for j in done], sum(j.inference_s for j in done)
+    model.metrics.batches.append(BatchRecord(rows, seconds, queue_s, earlier_s, time.time()))
+    if len(model.metrics.batches) >= MAX_RECORDS:
+        model.metrics.fold()
     padding = model.queue.batcher.latency.rows_run(rows) - rows
     if padding or model.ragged:
         model.metrics.padded(padding + padding_rows(parts))

@@ -71,7 +71,30 @@ REQUEST_SECONDS = _histogram(
     "rafaga_request_seconds", "Time from receiving a call to passing its reply to the transport.", "method"
 )
 IN_FLIGHT = _gauge("rafaga_requests_in_flight", "Calls received and not answered yet.")
+QUEUE_ROWS = _gauge("rafaga_queue_rows", "Rows waiting in the queue.", "model")
+PREDICTED_WAIT = _gauge(
+    "rafaga_queue_predicted_wait_seconds",
+    "Predicted queue time of a request without a deadline that arrives at the time of the scrape.",
+    "model",
+)
 DROPPED = _counter("rafaga_dropped", "Jobs dropped from the queue before they ran.", "model", "cause")
+QUEUE_SECONDS = _histogram("rafaga_queue_seconds", "Time from entering the queue to joining a batch.", "model")
+PREPROCESS_SECONDS = _histogram(
+    "rafaga_preprocess_seconds", "Time to decode and resize the images of one call.", "model"
+)
+INFERENCE_SECONDS = _histogram("rafaga_inference_seconds", "Time of one run of an engine on a batch.", "model")
+BATCH_SIZE = _histogram("rafaga_batch_size", "Rows per run of an engine.", "model", buckets=_ROWS)
+PADDING_ROWS = _counter(
+    "rafaga_padding_rows",
+    "Padding computed, in rows: series padded to the longest in their batch (up to a fifth of it), batches padded to a "
+    "GPU bucket.",
+    "model",
+)
+CAPACITY = _gauge(
+    "rafaga_model_capacity_rows_per_second",
+    "Rows per second that the engine can compute in batches of the efficient size, predicted from its runs so far.",
+    "model",
+)
 FAILURES = _counter("rafaga_engine_failures", "Jobs whose run failed because of the engine or its device.", "model")
 REJECTED_INPUTS = _counter(
     "rafaga_rejected_inputs",
@@ -85,29 +108,6 @@ NON_FINITE_OUTPUTS = _counter(
 )
 RESTARTS = _counter(
     "rafaga_engine_restarts", "Engines started to replace one that hung, failed on its own sample, or died.", "model"
-)
-BATCH_SIZE = _histogram("rafaga_batch_size", "Rows per run of an engine.", "model", buckets=_ROWS)
-PADDING_ROWS = _counter(
-    "rafaga_padding_rows",
-    "Padding computed, in rows: series padded to the longest in their batch (up to a fifth of it), batches padded to a "
-    "GPU bucket.",
-    "model",
-)
-QUEUE_SECONDS = _histogram("rafaga_queue_seconds", "Time from entering the queue to joining a batch.", "model")
-INFERENCE_SECONDS = _histogram("rafaga_inference_seconds", "Time of one run of an engine on a batch.", "model")
-PREPROCESS_SECONDS = _histogram(
-    "rafaga_preprocess_seconds", "Time to decode and resize the images of one call.", "model"
-)
-QUEUE_ROWS = _gauge("rafaga_queue_rows", "Rows waiting in the queue.", "model")
-PREDICTED_WAIT = _gauge(
-    "rafaga_queue_predicted_wait_seconds",
-    "Predicted queue time of a request without a deadline that arrives at the time of the scrape.",
-    "model",
-)
-CAPACITY = _gauge(
-    "rafaga_model_capacity_rows_per_second",
-    "Rows per second that the engine can compute in batches of the efficient size, predicted from its runs so far.",
-    "model",
 )
 INFO = _gauge(
     "rafaga_model_info",
@@ -136,30 +136,7 @@ GPU_MEMORY_USED = _gauge("rafaga_gpu_memory_used_bytes", "GPU memory used by all
 GPU_MEMORY_TOTAL = _gauge("rafaga_gpu_memory_total_bytes", "Total GPU memory.", "gpu", "product")
 GPU_POWER = _gauge("rafaga_gpu_power_watts", "Power draw of the GPU.", "gpu", "product")
 
-FAMILIES = (
-    REQUESTS,
-    REFUSALS,
-    REQUEST_SECONDS,
-    IN_FLIGHT,
-    QUEUE_ROWS,
-    PREDICTED_WAIT,
-    DROPPED,
-    QUEUE_SECONDS,
-    PREPROCESS_SECONDS,
-    INFERENCE_SECONDS,
-    BATCH_SIZE,
-    PADDING_ROWS,
-    CAPACITY,
-    FAILURES,
-    REJECTED_INPUTS,
-    NON_FINITE_OUTPUTS,
-    RESTARTS,
-    INFO,
-    READY,
-    LOAD_SECONDS,
-    SWAP_SECONDS,
-    LOAD_FAILURES,
-)
-
+_ALL = [value for value in globals().values() if isinstance(value, Family)]
+FAMILIES = tuple(family for family in _ALL if "gpu" not in family.labels)
 # Exported only if there are GPUs.
-GPU_FAMILIES = (GPU_UTILISATION, GPU_MEMORY_USED, GPU_MEMORY_TOTAL, GPU_POWER)
+GPU_FAMILIES = tuple(family for family in _ALL if "gpu" in family.labels)

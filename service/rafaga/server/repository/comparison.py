@@ -14,9 +14,10 @@ from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, Frozen, Precision
 from rafaga.checksums import read_verified
 from rafaga.plain_model import PlainModel
+from rafaga.server.engines.batched import SessionEngine
 from rafaga.server.engines.contract import Engine, run, whole
 from rafaga.server.engines.loading import ModelToPlace, shortest
-from rafaga.server.engines.onnxruntime import SessionEngine, create_session
+from rafaga.server.engines.onnxruntime import create_session
 from rafaga.server.engines.rejection import reason
 from rafaga.server.engines.runtimes import Runtime
 from rafaga.server.engines.selection import opened

@@ -19,9 +19,9 @@ from rafaga.errors import BundleError
 from rafaga.files import MOST_TEXT_BYTES, contents, opened, opened_in
 from rafaga.onnx.model_pb2 import Model
 from rafaga.plain_model import PlainModel
+from rafaga.server.engines.batched import Session, SessionEngine
 from rafaga.server.engines.contract import Engine, run
 from rafaga.server.engines.loading import Samples
-from rafaga.server.engines.onnxruntime import Session, SessionEngine
 from rafaga.server.repository.onnx_file import constants
 from rafaga.server.repository.traps import fails_on_empty
 from rafaga.server.scheduling.job import Arrays

@@ -30,10 +30,11 @@ from rafaga.bundle import Bundle, Frozen
 from rafaga.checksums import read_verified, verify_files
 from rafaga.errors import BundleError
 from rafaga.plain_model import PlainModel
+from rafaga.server.engines.batched import Session, SessionEngine
 from rafaga.server.engines.contract import run
 from rafaga.server.engines.cpu_count import available_cores
 from rafaga.server.engines.loading import Samples, run_seconds
-from rafaga.server.engines.onnxruntime import Session, SessionEngine, create_session
+from rafaga.server.engines.onnxruntime import create_session
 from rafaga.server.engines.selection import QUICK_S
 from rafaga.server.repository import plain_onnx as plain
 from rafaga.server.repository.comparison import Compared, Comparison, compare

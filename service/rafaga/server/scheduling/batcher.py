@@ -87,6 +87,7 @@ class Batcher:
         self.policy = policy
         self.engines = engines
         self.latency = latency
+        self._cap = latency.efficient_rows
         self._queues: dict[Hashable, list[_Entry]] = {}
         self._jobs = 0
         self._jobs_of = [0, 0, 0, 0]  # by level
@@ -156,11 +157,7 @@ class Batcher:
 
     def predicted_wait(self, job: Job, now: float) -> float:
         """Seconds that `job` would wait for others: the running batches, then everything that is due before it."""
-        left = [b.left_s(now) for b in self._running if not b.ahead]
-        # The first engine to be free. More may run than there are engines: a lost one until its run ends.
-        running = 0.0 if len(left) < self.engines else sorted(left)[-self.engines]
-        taken = sum(b.seconds for b in self._running if b.ahead)
-        return running + (taken + self._ahead_s(job)) / self.engines
+        return self._wait_s(self._ahead_s(job), now)
 
     def take(self, now: float, after: Batch | None = None) -> Decision:
         """The next batch. An engine calls this when it is free, and `finished` when the batch is done.
@@ -206,10 +203,6 @@ class Batcher:
             self.latency.observe(batch.rows, seconds, batch.cost)
 
     @property
-    def _cap(self) -> int:
-        return self.latency.efficient_rows
-
-    @property
     def _margin(self) -> float:
         return min(_MARGIN + self.latency.spread, _MAX_MARGIN)
 
@@ -219,12 +212,21 @@ class Batcher:
 
     def _spread_out(self, job: Job, now: float) -> None:
         """Spreads the rows of a job that takes long, as far as its deadline allows, so that others run between them."""
+        if job.rows <= self._cap:
+            return
         row_s = job.row_s / self.engines
         at_once = max(self._cap, int(_AT_ONCE * self.policy.max_queue_wait_s / row_s))
         if (later := job.rows - at_once) > 0:
             spare_s = (job.deadline - now) * (1 - self._margin) - self.policy.max_queue_wait_s
             job.at_once = at_once
             job.pace_s = max(0.0, min(later * row_s / _SHARE_OF_LONG, spare_s)) / later
+
+    def _wait_s(self, ahead_s: float, now: float) -> float:
+        left = [b.left_s(now) for b in self._running if not b.ahead]
+        # The first engine to be free. More may run than there are engines: a lost one until its run ends.
+        running = 0.0 if len(left) < self.engines else sorted(left)[-self.engines]
+        taken = sum(b.seconds for b in self._running if b.ahead)
+        return running + (taken + ahead_s) / self.engines
 
     def _ahead_s(self, job: Job) -> float:
         """Seconds of work that is due before the last row of `job`."""
@@ -246,7 +248,8 @@ class Batcher:
             self._set_aside[lower] = min(self._set_aside[lower] + job.rows, _ROWS_PER_SHARE * self._cap)
 
     def _admit(self, job: Job, now: float) -> None:
-        wait = self.predicted_wait(job, now)
+        ahead_s = self._ahead_s(job)
+        wait = self._wait_s(ahead_s, now)
         full_s = self._cap * job.row_s
         if sum(self._jobs_of[: job.level + 1]) >= self.policy.max_queue_jobs:
             raise QueueFull("the queue is full: retry later", max(wait, full_s))
@@ -260,7 +263,7 @@ class Batcher:
                 )
             return
         left = (job.deadline - now) * (1 - self._margin)
-        takes = self._predicted_finish(job, wait)
+        takes = self._predicted_finish(job, ahead_s, wait)
         if takes > left:
             # A retry can only help if the queue is what takes the time.
             retry_after_s = max(takes - left, full_s) if self.latency.efficient_s(job.rows, job.cost) <= left else None
@@ -268,10 +271,10 @@ class Batcher:
                 f"{job.deadline - now:.3f} s are left, the answer is predicted to take {takes:.3f} s", retry_after_s
             )
 
-    def _predicted_finish(self, job: Job, wait: float) -> float:
+    def _predicted_finish(self, job: Job, ahead_s: float, wait: float) -> float:
         """Seconds to the answer. More jobs will arrive before the batch is formed, so it is assumed to be at least as
         large as the ones that run."""
-        ahead = round(self._ahead_s(job) / job.row_s)
+        ahead = round(ahead_s / job.row_s)
         batches, others = divmod(ahead + job.rows - 1, self._cap)
         like = max((b.rows for b in self._running), default=1)
         last = max(others + 1, min(like, self._cap))

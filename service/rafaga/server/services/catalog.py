@@ -10,18 +10,10 @@ from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
 from rafaga.server.repository.versions import ModelVersion, State
 from rafaga.server.services.submission import M, parse
-from rafaga.server.transport.call import Call, Handler
+from rafaga.server.transport.router import Call, Handler
 from rafaga.v1 import catalog_pb2 as pb
 
 _LOG = logging.getLogger(__name__)
-
-_STATES = {
-    State.LOADING: pb.Model.LOADING,
-    State.READY: pb.Model.READY,
-    State.FAILED: pb.Model.FAILED,
-    State.DRAINING: pb.Model.DRAINING,
-    State.DOWN: pb.Model.LOADING,
-}
 
 
 class Catalog:
@@ -44,7 +36,9 @@ class Catalog:
 
 
 def _message(entry: ModelVersion) -> pb.Model:
-    message = pb.Model(name=entry.name, version=entry.version, state=_STATES[entry.condition], reason=entry.why)
+    condition = State.LOADING if entry.condition is State.DOWN else entry.condition
+    state = pb.Model.State.Value(condition.name)
+    message = pb.Model(name=entry.name, version=entry.version, state=state, reason=entry.why)
     try:
         if entry.bundle is not None:
             message.MergeFrom(_described(entry.bundle))

@@ -16,7 +16,7 @@ from rafaga.formats import Stopped
 from rafaga.images import prepare
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.services.submission import RequestLimits
-from rafaga.server.transport.call import Call
+from rafaga.server.transport.router import Call
 
 # A request may hold so many images of the largest size.
 _LARGEST_IMAGES = 8
@@ -68,7 +68,7 @@ def decode(call: Call, files: Sequence[bytes], model: ServedModel, limits: Reque
             raise InvalidImage(f"expected at most {limits.max_pixels} pixels in a request, got more: split it")
     rows = decoded[0][np.newaxis] if len(decoded) == 1 else np.stack(decoded)
     seconds = time.perf_counter() - start
-    model.metrics.preprocessed(seconds)
+    model.metrics.preprocess_seconds.append(seconds)
     return Decoded(rows, tuple(sizes), seconds)
 
 

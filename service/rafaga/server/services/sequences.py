@@ -22,7 +22,7 @@ from rafaga.server.services.submission import (
     submit,
     timing_message,
 )
-from rafaga.server.transport.call import Call, Handler
+from rafaga.server.transport.router import Call, Handler
 from rafaga.v1 import sequences_pb2 as pb
 
 _MOST_SHOWN = 20

@@ -16,7 +16,7 @@ from rafaga.priority import Priority
 from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.repository.repository import Repository
 from rafaga.server.scheduling.job import Arrays, Job, JobTiming, Ragged
-from rafaga.server.transport.call import Call
+from rafaga.server.transport.router import Call
 from rafaga.v1 import common_pb2
 
 M = TypeVar("M", bound=Message)
@@ -101,7 +101,7 @@ def submit(
     job = Job(inputs, succeed, call.fail, call.deadline, key, cost, priority or call.priority, ragged)
     runner = call.inline if inline else None
     if model.submit(job, inline=runner is not None) and runner is not None:
-        runner.add(model)
+        runner(model.run_inline)
     call.on_cancel(lambda: model.cancel(job))
 
 

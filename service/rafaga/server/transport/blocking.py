@@ -13,8 +13,7 @@ from typing import NoReturn, cast
 import grpc
 
 from rafaga.errors import Status
-from rafaga.server.transport.call import Call, Metadata
-from rafaga.server.transport.router import Router
+from rafaga.server.transport.router import Call, Metadata, Router
 
 
 def add_to(server: grpc.Server, router: Router) -> None:

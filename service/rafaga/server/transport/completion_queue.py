@@ -27,8 +27,7 @@ from grpc import _server
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs leave it out
 
 from rafaga.errors import InvalidRequest, QueueFull, Status
-from rafaga.server.transport.call import Call, InlineModel, Metadata
-from rafaga.server.transport.router import Router
+from rafaga.server.transport.router import Call, InlineRun, Metadata, Router
 
 _LOG = logging.getLogger(__name__)
 
@@ -158,16 +157,16 @@ class CompletionQueueLoop:
 
     def _run_models(self, turn: _Turn) -> bool:
         """One batch of each quick model. False: a run hung, and another thread has taken over."""
-        for model in list(turn.models):
+        for run in list(turn.models):
             try:
-                more = model.run_inline(lambda: self._take_over(turn))
+                more = run(lambda: self._take_over(turn))
             except Exception:  # this thread serves all callers
                 _LOG.exception("unhandled exception in a model's inline run")
                 more = False
             if turn.over:
                 return False
             if not more:
-                turn.models.discard(model)
+                turn.models.discard(run)
         return True
 
     def _process(self, event: Any, turn: _Turn) -> bool:
@@ -179,8 +178,9 @@ class CompletionQueueLoop:
                 if event.success:
                     self._request()
                     self._arrived(event, turn)
-            elif type(tag) is _Tag:
-                tag.call.completed(tag.kind, event)
+            elif type(tag) is tuple:
+                call, kind = tag
+                self._completed(call, kind, event)
             else:
                 return bool(_server._process_event_and_continue(self._state, event))
         except Exception:  # this thread serves all callers: one call's failure must not end it
@@ -208,7 +208,14 @@ class CompletionQueueLoop:
                 slowest.fail(QueueFull("too many requests are being received, and this was the slowest: retry later"))
                 del self._receiving[slowest]
 
-    def received(self, call: _LoopCall, message: bytes | None) -> None:
+    def _completed(self, call: _LoopCall, kind: int, event: Any) -> None:
+        if kind == _FINAL:
+            self._open.discard(call)
+            return
+        if kind == _CLOSE:
+            call.cancel()  # also completes after a reply; then there is nothing left to cancel
+            return
+        message: bytes | None = event.batch_operations[0].message()
         self._receiving.pop(call, None)
         if message is None:  # half-closed without one; or cut off by the core, which then has answered already
             call.fail(InvalidRequest("expected one request message, got none"))
@@ -223,29 +230,17 @@ class CompletionQueueLoop:
 class _Turn:
     """The time of one thread as the polling one.
 
-    models: quick ones that may have batches to run. fresh: calls whose cancellation is not listened for yet. over:
+    models: runs of quick ones that may have batches. fresh: calls whose cancellation is not listened for yet. over:
     another thread has taken over.
     """
 
-    def __init__(self, models: Iterable[InlineModel] = (), fresh: Iterable[_LoopCall] = ()) -> None:
+    def __init__(self, models: Iterable[InlineRun] = (), fresh: Iterable[_LoopCall] = ()) -> None:
         self.models = set(models)
         self.fresh = list(fresh)
         self.over = False
 
-    def add(self, model: InlineModel) -> None:
-        self.models.add(model)
 
-
-class _Tag:
-    """Marks the completion of one batch of operations of a call."""
-
-    __slots__ = ("call", "kind")
-
-    def __init__(self, call: _LoopCall, kind: int) -> None:
-        self.call = call
-        self.kind = kind
-
-
+# A batch of operations is marked with its call and one of these.
 _MESSAGE, _CLOSE, _FINAL = range(3)
 
 
@@ -258,27 +253,18 @@ class _LoopCall(Call):
 
     def __init__(self, loop: CompletionQueueLoop, turn: _Turn, event: Any, method: str, deadline: float) -> None:
         super().__init__(method, event.invocation_metadata, deadline=deadline)
-        self.inline = turn
+        self.inline = turn.models.add
         self._loop = loop
         self._call = event.call
         self._unwatched = threading.Lock()
 
     def receive(self) -> None:
-        self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), _Tag(self, _MESSAGE))
+        self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), (self, _MESSAGE))
 
     def watch(self) -> None:
         """Listens for the caller's cancellation, unless the call was answered already."""
         if self._unwatched.acquire(blocking=False):
-            self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), _Tag(self, _CLOSE))
-
-    def completed(self, kind: int, event: Any) -> None:
-        if kind == _MESSAGE:
-            self._loop.received(self, event.batch_operations[0].message())
-        elif kind == _CLOSE:
-            # Also completes after a reply; then there is nothing left to cancel.
-            self.cancel()
-        else:
-            self._loop.forget(self)
+            self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), (self, _CLOSE))
 
     def _send(self, payload: bytes) -> None:
         self._finish((cygrpc.SendMessageOperation(payload, 0),), None, _OK, b"")
@@ -289,7 +275,7 @@ class _LoopCall(Call):
     def _finish(self, message: tuple[Any, ...], trailing: Metadata | None, code: int, details: bytes) -> None:
         with_close = self._unwatched.acquire(blocking=False)
         operations = _final_operations(message, trailing, code, details, with_close=with_close)
-        self._call.start_server_batch(operations, _Tag(self, _FINAL))
+        self._call.start_server_batch(operations, (self, _FINAL))
 
     def _release(self) -> None:
         self._loop.forget(self)

@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 
-from rafaga.server.transport.call import Call
+from rafaga.server.transport.router import Call
 
 _LOG = logging.getLogger(__name__)
 

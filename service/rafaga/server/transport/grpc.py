@@ -67,7 +67,7 @@ class GrpcTransport:
     """Owns sockets and nothing else. `address` is "host:port" or "unix:/path".
 
     services: add what grpcio itself serves: health, reflection, streams. blocking: handlers of the router may block.
-    on_death: called when the transport cannot receive calls any more.
+    on_death: called when the transport cannot receive calls any more. port: that is bound, once started.
     """
 
     address: str
@@ -81,12 +81,7 @@ class GrpcTransport:
     _server: grpc.Server | None = field(default=None, init=False)
     _pool: ThreadPoolExecutor | None = field(default=None, init=False)
     _loop: CompletionQueueLoop | None = field(default=None, init=False)
-    _port: int = field(default=0, init=False)
-
-    @property
-    def port(self) -> int:
-        """The bound port, once started."""
-        return self._port
+    port: int = field(default=0, init=False)
 
     def start(self) -> None:
         """Raises OSError when the address cannot be bound."""
@@ -113,9 +108,9 @@ class GrpcTransport:
         sockets.refuse_taken(self.address)
         try:
             if self.tls is None:
-                self._port = server.add_insecure_port(self.address)
+                self.port = server.add_insecure_port(self.address)
             else:
-                self._port = server.add_secure_port(self.address, self.tls.grpc_credentials())
+                self.port = server.add_secure_port(self.address, self.tls.grpc_credentials())
         except RuntimeError:
             raise sockets.bind_error(self.address) from None
         if self.blocking:
@@ -133,7 +128,7 @@ class GrpcTransport:
                 self._loop.flush(grace_s)
                 # Calls that arrive while grpcio stops would end as CANCELLED. A connection that ends is UNAVAILABLE.
                 # Without the loop it is not known which replies have left: only stop() waits for them.
-                sockets.hang_up(self.address, self._port)
+                sockets.hang_up(self.address, self.port)
             # A handler that still works after its call has ended is not waited for.
             self._server.stop(grace_s).wait(grace_s + _HANDLER_GRACE_S)
             self._pool.shutdown(wait=False, cancel_futures=True)

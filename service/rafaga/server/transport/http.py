@@ -74,12 +74,7 @@ class HttpServer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listener: asyncio.Server | None = None
         self._thread: threading.Thread | None = None
-        self._port = 0
-
-    @property
-    def port(self) -> int:
-        """The bound port, once started."""
-        return self._port
+        self.port = 0  # that is bound, once started
 
     def start(self) -> None:
         """Raises OSError when the address cannot be bound."""
@@ -89,7 +84,7 @@ class HttpServer:
             named = isinstance(error, socket.gaierror)
             why = error.strerror if named else os.strerror(error.errno or 0)
             raise OSError(error.errno, why, joined(*self._address)) from None
-        self._port = bound.getsockname()[1]
+        self.port = bound.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="http", daemon=True)
         self._thread.start()

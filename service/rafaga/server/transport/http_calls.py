@@ -29,8 +29,7 @@ from rafaga.errors import (
     from_status,
     quoted,
 )
-from rafaga.server.transport.call import Call, Metadata
-from rafaga.server.transport.router import Router
+from rafaga.server.transport.router import Call, Metadata, Router
 
 T = TypeVar("T")
 

@@ -1,33 +1,162 @@
-"""The Router: admits calls, finds their handlers, books them, and turns every exception into a status."""
+"""`Call`, one unary call on its way through the server, and the `Router`, which admits calls, finds their handlers and
+books them.
+
+    transport  →  Router.admit, Router.dispatch  →  handler(call)  →  …  →  call.reply(bytes) | call.fail(error)
+
+A handler must not block: it runs on the thread that receives all calls. It answers later, from any thread. Of reply,
+fail, cancel and expire, the first wins and the others do nothing: a call is answered exactly once.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
+import math
 import sys
 import threading
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from rafaga.errors import (
+    Cancelled,
+    DeadlineExceeded,
     Draining,
+    InternalError,
     InvalidRequest,
     QueueFull,
     RafagaError,
     RequestTooLarge,
+    Status,
     Unauthenticated,
     Unsupported,
     quoted,
+    to_status,
 )
 from rafaga.priority import PRIORITY_KEY, Priority
-from rafaga.server.observability.metrics import MethodMetrics, Metrics
-from rafaga.server.transport.call import Call, Handler, Metadata
+from rafaga.server.observability.metrics import MAX_RECORDS, OK, CallRecord, Metrics
+from rafaga.server.scheduling.job import JobTiming
+
+_LOG = logging.getLogger(__name__)
 
 # When calls in flight will end is unknown; this is about a few batches of a small model.
 _RETRY_AFTER_S = 0.1
 
+Metadata = Sequence[tuple[str, str | bytes]]
+
+InlineRun = Callable[[Callable[[], None]], bool]
+"""Runs one batch of a model that is so quick that the thread which received its requests may run it. True: there is
+more to run, call again.
+
+Its argument is called, by any thread and perhaps twice, when the run is given up as hung. The caller's thread may then
+never return; if it does, it must not touch anything that it shared.
+"""
+
+
+class Call(ABC):
+    """One unary call.
+
+    deadline: monotonic seconds, infinity when the caller set none. priority: from the metadata, set by the Router.
+    inline: has a quick model run soon, in the thread that dispatches the call: no other thread was woken for its queue.
+    None where that thread cannot be lent. router: where it is booked.
+    in_flight: counted as such by the Router. served: model name and timing of the answer.
+    """
+
+    inline: Callable[[InlineRun], object] | None = None
+
+    def __init__(self, method: str, metadata: Metadata, request: bytes = b"", deadline: float = math.inf) -> None:
+        self.method = method
+        self.metadata = metadata
+        self.request = request
+        self.deadline = deadline
+        self.priority = Priority.NORMAL
+        self.received = time.monotonic()
+        self.in_flight = False
+        self.router: Router | None = None
+        self.served: tuple[str, JobTiming] | None = None
+        self._unfinished = threading.Lock()  # acquired by the first to finish the call: an atomic test-and-set
+        # What it refers to leads back to the call. Finishing drops it, so that a request is freed when it is answered
+        # and not when the garbage collector runs.
+        self._on_cancel: Callable[[], None] | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self._unfinished.locked()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """`callback` runs when the caller cancels or hangs up or the deadline passes; at once if that has happened."""
+        self._on_cancel = callback
+        if self.finished:
+            self._on_cancel = None
+            callback()
+
+    def reply(self, payload: bytes) -> None:
+        if self._unfinished.acquire(blocking=False):
+            # Booked first: a caller that has its answer finds it in the metrics.
+            self._settle(None)
+            self._send(payload)
+
+    def fail(self, error: RafagaError) -> None:
+        if self._unfinished.acquire(blocking=False):
+            self._settle(error)
+            self._send_failure(to_status(error))
+
+    def fail_with(self, error: Exception) -> None:
+        """`error`: whatever handling the call has raised. Of a defect the caller gets no detail: an exception's text
+        may hold addresses, paths or other callers' data."""
+        if not isinstance(error, RafagaError):
+            _LOG.error("unhandled exception in handler", exc_info=error, extra={"method": self.method})
+            error = InternalError("the server failed on this request; its log has the cause")
+        self.fail(error)
+
+    def cancel(self) -> None:
+        """For transports: the caller hung up or its deadline passed. No answer is sent."""
+        if self._unfinished.acquire(blocking=False):
+            late = time.monotonic() >= self.deadline
+            drop_work = self._settle(
+                DeadlineExceeded("the deadline passed") if late else Cancelled("the caller went away")
+            )
+            try:
+                drop_work()
+            finally:  # or a blocked thread would wait forever
+                self._release()
+
+    def expire(self) -> None:
+        """The timeout inside the request has passed: answers DEADLINE_EXCEEDED and drops the work."""
+        if self._unfinished.acquire(blocking=False):
+            error = DeadlineExceeded("the request's own timeout has passed")
+            drop_work = self._settle(error)
+            try:
+                self._send_failure(to_status(error))
+            finally:
+                drop_work()
+
+    def _settle(self, error: RafagaError | None) -> Callable[[], None]:
+        """Books the end of the call; gives what `on_cancel` was given, which the call refers to no longer."""
+        drop_work, self._on_cancel = self._on_cancel, None
+        if self.router is not None:
+            self.router.settled(self, error, time.monotonic() - self.received)
+        return drop_work or _nothing
+
+    @abstractmethod
+    def _send(self, payload: bytes) -> None: ...
+
+    @abstractmethod
+    def _send_failure(self, status: Status) -> None: ...
+
+    def _release(self) -> None:  # noqa: B027  only a transport that blocks a thread per call overrides it
+        """Frees what the transport holds for a call that was cancelled."""
+
+
+Handler = Callable[[Call], None]
+
 # A settled call, the error it failed with (None: it was answered), and the seconds from receiving to settling it.
 Trace = Callable[[Call, RafagaError | None, float], None]
+
+
+def _nothing() -> None:
+    pass
 
 
 def reserved(limit: int) -> int:
@@ -58,8 +187,7 @@ class InFlight:
         self._max_bytes, self._reserved_bytes = max_bytes, reserved(max_bytes)
         self._all = _Held()
         self._of = {priority: _Held() for priority in Priority}
-        self._lock = threading.Lock()  # used directly: entering a Condition costs two Python calls more
-        self._changed = threading.Condition(self._lock)
+        self._lock = threading.Lock()
 
     def has_room(self, priority: Priority) -> bool:
         """Whether a call would be within the limits now, whatever its size."""
@@ -85,35 +213,10 @@ class InFlight:
             own.bytes -= size
             held.bytes -= size
             held.calls -= 1
-            if not held.calls:
-                self._changed.notify_all()
 
     @property
     def count(self) -> int:
         return self._all.calls
-
-    def wait_until_none(self, timeout_s: float) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._all.calls, timeout_s)
-
-
-@dataclass(frozen=True)
-class _MethodAccount:
-    """Books the calls of one method."""
-
-    metrics: MethodMetrics
-    in_flight: InFlight
-    trace: Trace | None
-
-    def settled(self, call: Call, error: RafagaError | None, seconds: float) -> None:
-        if error is None:
-            self.metrics.answered(seconds)
-        else:
-            self.metrics.failed(error.code, error.reason, seconds)
-        if call.in_flight:
-            self.in_flight.leave(call.priority, len(call.request))
-        if self.trace is not None:
-            self.trace(call, error, seconds)
 
 
 class Router:
@@ -137,8 +240,11 @@ class Router:
         self._handlers = handlers
         self._authenticator = authenticator
         self._max_request_bytes = max_request_bytes
-        self._accounts = {method: _MethodAccount(metrics.method(method), self.in_flight, trace) for method in handlers}
+        self._metrics = metrics
+        self._trace = trace
         self._draining = False
+        for method in handlers:
+            metrics.method(method)
 
     def drain(self) -> None:
         """Refuses every call from now on; those admitted before go on."""
@@ -155,7 +261,7 @@ class Router:
         False: it was answered with an error. A call counts as in flight only once its request is there: callers that
         never finish sending theirs keep no others out.
         """
-        call.account = self._accounts.get(call.method)
+        call.router = self if call.method in self._handlers else None
         error = self._refusal(call)
         if error is not None:
             call.fail(error)
@@ -175,6 +281,17 @@ class Router:
         except Exception as error:
             call.fail_with(error)
 
+    def settled(self, call: Call, error: RafagaError | None, seconds: float) -> None:
+        calls = self._metrics.calls
+        code, reason = (OK, "") if error is None else (error.code.name, error.reason)
+        calls.append(CallRecord(call.method, seconds, code, reason))
+        if len(calls) >= MAX_RECORDS:
+            self._metrics.fold()
+        if call.in_flight:
+            self.in_flight.leave(call.priority, len(call.request))
+        if self._trace is not None:
+            self._trace(call, error, seconds)
+
     def _refusal(self, call: Call) -> RafagaError | None:
         wrong: InvalidRequest | None = None
         try:
@@ -187,7 +304,7 @@ class Router:
             return QueueFull("too many calls are in flight: retry later", _RETRY_AFTER_S)
         if (unauthenticated := self._authenticator.refusal(call.metadata)) is not None:
             return unauthenticated
-        if call.account is None:
+        if call.router is None:
             return Unsupported(f"this server has no method {quoted(call.method)}")
         return wrong
 

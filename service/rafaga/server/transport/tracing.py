@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from rafaga.errors import RafagaError
-from rafaga.server.transport.call import Call
+from rafaga.server.transport.router import Call
 
 
 class Tracer:

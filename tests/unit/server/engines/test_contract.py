@@ -14,13 +14,13 @@ from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, EngineName, Precision, TensorSpec
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines import openvino
-from rafaga.server.engines.contract import Engine, run
+from rafaga.server.engines.contract import Engine, run, run_in_batches
 from rafaga.server.engines.loading import ModelToPlace, Samples
 from rafaga.server.engines.rejection import rejection
 from rafaga.server.engines.selection import opened
 from rafaga.server.repository.golden import Golden
-from tests import bundles as samples
 from tests import plain
+from tests.bundles import EVERY_TASK
 
 needs_openvino = pytest.mark.skipif(not openvino.installed(), reason="openvino is not installed")
 both = pytest.mark.parametrize(
@@ -40,18 +40,7 @@ def plain_engine(name: EngineName, model: onnx.ModelProto, most: int = 8) -> Eng
 
 
 @both
-@pytest.mark.parametrize(
-    "publish",
-    [
-        samples.publish_classifier,
-        samples.publish_convolutions,
-        samples.publish_backbone,
-        samples.publish_detector,
-        samples.publish_segmenter,
-        samples.publish_forecaster,
-        samples.publish_sequence_model,
-    ],
-)
+@pytest.mark.parametrize("publish", EVERY_TASK)
 @pytest.mark.parametrize("pipelined", [False, True])
 def test_every_kind_of_model(
     tmp_path: Path, name: EngineName, publish: Callable[[Path], Path], pipelined: bool
@@ -66,10 +55,9 @@ def test_every_kind_of_model(
     before = tuple(a.copy() for a in given)
     together = run(engine, given)
     kept = tuple(a.copy() for a in together)
-    for row in range(7):
-        alone = run(engine, tuple(a[row : row + 1] for a in given))
-        for one, many in zip(alone, together, strict=True):
-            np.testing.assert_allclose(np.float32(one), np.float32(many[row : row + 1]), rtol=1e-5, atol=1e-6)
+    for most in (1, 3):
+        for split, whole in zip(run_in_batches(engine, given, most), together, strict=True):
+            np.testing.assert_allclose(np.float32(split), np.float32(whole), rtol=1e-5, atol=1e-6)
     for now, then in zip((*together, *given), (*kept, *before), strict=True):
         np.testing.assert_array_equal(now, then)
     assert engine.close()

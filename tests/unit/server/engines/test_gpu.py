@@ -9,14 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
 
 from rafaga import bundle as bundles
-from rafaga.bundle import Bundle, Precision
 from rafaga.errors import BundleError, DeviceError, DeviceMemoryError
 from rafaga.server.config.device import Device, DeviceKind
 from rafaga.server.config.per_model import PerModel
@@ -27,19 +24,12 @@ from rafaga.server.engines.gpu import GpuDevice
 from rafaga.server.engines.loading import LoadedEngine, ModelToPlace
 from rafaga.server.engines.onnxruntime import create_session
 from rafaga.server.engines.providers import SessionSettings
-from rafaga.server.engines.runtimes import fastest_on_gpu
 from rafaga.server.engines.selection import Placement
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.repository.loader import Loader
 from rafaga.server.scheduling.batcher import BatchPolicy
-from tests.bundles import (
-    classify,
-    publish_backbone,
-    publish_classifier,
-    publish_detector,
-    publish_forecaster,
-    publish_sequence_model,
-)
+from tests import plain
+from tests.bundles import EVERY_TASK, classify, publish_classifier
 from tests.unit.server.engines.test_selection import model_of
 
 CUDA, TENSORRT = Device(DeviceKind.CUDA), Device(DeviceKind.TENSORRT)
@@ -63,20 +53,22 @@ class FakeSession:
 
 
 class Machine:
-    """One GPU. `settings` are those of all sessions that were made on it."""
+    """One GPU. `settings` are those of all sessions that were made on it; the engines that it loads end with the test.
+    fails: what creating a session raises."""
 
     def __init__(self) -> None:
         self.settings: list[SessionSettings] = []
         self.shapes: list[tuple[int, ...]] = []
         self.alive = weakref.WeakSet[FakeSession]()
         self.engines: list[Engine] = []
-        self.fails: Callable[[SessionSettings], None] = lambda _: None
+        self.fails: Exception | None = None
         self.spoils: Callable[[SessionSettings], bool] = lambda _: False
 
     def create(self, model: bytes, device: Device, settings: SessionSettings) -> FakeSession:
         assert not self.alive, "the memory of one session is free before the next is made"
         self.settings.append(settings)
-        self.fails(settings)
+        if self.fails is not None:
+            raise self.fails
         session = FakeSession(create_session(model, 1), self.spoils(settings))
         self.alive.add(session)
         self.shapes = session.shapes
@@ -87,18 +79,18 @@ class Machine:
         gpu = GpuDevice(Gpu(0, "NVIDIA Pretend", (9, 0)), settings, self.create, lambda: ("tensorrt 1",))
         return Placement((device,), settings, gpus={0: gpu})
 
-    def load(self, folder: Path, device: Device = CUDA, **settings: Any) -> Engine:
-        return self.placement(**settings).load(device, model_of(folder)).engine
+    def load(self, folder: Path, device: Device = CUDA, rows: int = 8, **settings: Any) -> Engine:
+        self.engines.append(self.placement(**settings).load(device, model_of(folder, rows)).engine)
+        return self.engines[-1]
 
-    def served(self, placement: Placement) -> Loader:
-        """Keeps the engines that it loads in `engines`."""
-
+    def loader(self, device: Device = CUDA, **settings: Any) -> Loader:
         def load(placement: Placement, device: Device, model: ModelToPlace) -> LoadedEngine:
             loaded = placement.load(device, model)
             self.engines.append(loaded.engine)
             return loaded
 
-        return Loader(BatchPolicy(max_queue_wait_s=60), 8, PerModel(None), placement, Metrics(), engine_factory=load)
+        policy, placement = BatchPolicy(max_queue_wait_s=60), self.placement(device, **settings)
+        return Loader(policy, 8, PerModel(None), placement, Metrics(), engine_factory=load)
 
 
 @pytest.fixture
@@ -118,196 +110,125 @@ def folder(tmp_path: Path) -> Path:
     return publish_classifier(tmp_path)
 
 
-class TestGpu:
-    def test_answers(self, machine: Machine, folder: Path) -> None:
-        engine = machine.load(folder)
-        image = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
-        np.testing.assert_allclose(np.float32(run(engine, (image,))[0]), classify(image), atol=1e-6)
-        assert machine.shapes[-1] == (8, 28, 28, 1), "padded to a bucket"
-        assert engine.depth == 2
-        assert engine.close()
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
 
-    @pytest.mark.parametrize(
-        "publish",
-        [publish_classifier, publish_forecaster, publish_backbone, publish_detector, publish_sequence_model],
-    )
-    def test_every_kind_of_model(self, machine: Machine, tmp_path: Path, publish: Callable[[Path], Path]) -> None:
-        path = publish(tmp_path)
-        model = machine.served(machine.placement()).load(path, bundles.load(path))
-        assert model.max_batch_size == 8
-        model.close()
 
-    @pytest.mark.parametrize(
-        ("configured", "rows", "buckets"),
-        [("", 8, {1, 2, 4, 8}), ("", 6, {1, 2, 4, 6}), ("2,6,99", 8, {2, 6, 8}), ("16", 1, {1})],
-    )
-    def test_every_bucket_runs_at_load(
-        self, machine: Machine, folder: Path, configured: str, rows: int, buckets: set[int]
-    ) -> None:
-        engine = machine.placement(batch_buckets=configured).load(CUDA, model_of(folder, rows)).engine
-        assert {shape[0] for shape in machine.shapes} == buckets
-        assert engine.close()
+def test_answers(machine: Machine, folder: Path) -> None:
+    engine = machine.load(folder)
+    image = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
+    np.testing.assert_allclose(np.float32(run(engine, (image,))[0]), classify(image), atol=1e-6)
+    assert machine.shapes[-1] == (8, 28, 28, 1), "padded to a bucket"
+    assert engine.depth == 2
 
-    def test_the_limit_of_a_model_is_that_of_its_arena(self, machine: Machine, folder: Path) -> None:
-        assert machine.load(folder, gpu_model_memory_mib="100,digits=300,other=200").close()
-        assert machine.settings[0].memory_mib == 300
 
-    def test_a_run_that_fails_holds_no_session(self, machine: Machine, folder: Path) -> None:
-        engine = machine.load(folder)
-        next(iter(machine.alive)).fails = True
-        with pytest.raises(RuntimeError, match="700") as kept:
-            run(engine, (np.zeros((1, 28, 28, 1), np.uint8),))
-        assert engine.close()
-        assert not machine.alive
-        assert kept.value.__traceback__ is not None, "the error is still in use"
+@pytest.mark.parametrize("publish", EVERY_TASK)
+def test_every_kind_of_model(machine: Machine, tmp_path: Path, publish: Callable[[Path], Path]) -> None:
+    path = publish(tmp_path)
+    assert machine.loader().load(path, bundles.load(path)).max_batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("configured", "rows", "buckets"),
+    [("", 8, {1, 2, 4, 8}), ("", 6, {1, 2, 4, 6}), ("2,6,99", 8, {2, 6, 8}), ("16", 1, {1})],
+)
+def test_every_bucket_runs_at_load(
+    machine: Machine, folder: Path, configured: str, rows: int, buckets: set[int]
+) -> None:
+    machine.load(folder, rows=rows, batch_buckets=configured)
+    assert {shape[0] for shape in machine.shapes} == buckets
+
+
+def test_the_limit_of_a_model_is_that_of_its_arena(machine: Machine, folder: Path) -> None:
+    machine.load(folder, gpu_model_memory_mib="100,digits=300,other=200")
+    assert machine.settings[0].memory_mib == 300
+
+
+def test_a_run_that_fails_holds_no_session(machine: Machine, folder: Path) -> None:
+    engine = machine.load(folder)
+    next(iter(machine.alive)).fails = True
+    with pytest.raises(RuntimeError, match="700") as kept:
+        run(engine, (np.zeros((1, 28, 28, 1), np.uint8),))
+    assert engine.close()
+    assert not machine.alive
+    assert kept.value.__traceback__ is not None, "the error is still in use"
 
 
 class TestTensorRt:
-    @pytest.fixture
-    def cache(self, tmp_path: Path) -> Path:
-        return tmp_path / "cache"
-
     def test_its_settings(self, machine: Machine, folder: Path, cache: Path, caplog: Any) -> None:
         with caplog.at_level(logging.INFO):
-            engine = machine.load(folder, TENSORRT, tensorrt_cache=cache)
+            machine.load(folder, TENSORRT, tensorrt_cache=cache)
         (settings,) = machine.settings  # one: TensorRT may take minutes for each
         assert settings.cache is not None
         assert settings.cache.parent == cache
         assert "TensorRT builds the model: this may take minutes" in [record.message for record in caplog.records]
         seen = [shape[0] for shape in machine.shapes]
         assert seen[:2] == [8, 1], "the extremes first: sizes between them need no build of their own"
-        assert engine.close()
 
     def test_a_model_that_takes_no_batches(self, machine: Machine, tmp_path: Path, cache: Path) -> None:
-        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [3, 2]) for name in "xy")
-        graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "whole", [x], [y])
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-        folder = tmp_path / "whole" / "1"
-        folder.mkdir(parents=True)
-        (folder / "model.onnx").write_bytes(model.SerializeToString())
-        served = machine.served(machine.placement(TENSORRT, tensorrt_cache=cache)).load_plain(folder, "whole", 1)
+        file = plain.publish(tmp_path, "whole", plain.identity("float32", (3, 2)))
+        machine.loader(TENSORRT, tensorrt_cache=cache).load_plain(file.parent, "whole", 1)
         assert machine.shapes[0] == (3, 2)
-        served.close()
-
-    def test_wrong_answers_move_the_model_to_cuda(
-        self, machine: Machine, folder: Path, cache: Path, caplog: Any
-    ) -> None:
-        machine.spoils = lambda settings: settings.cache is not None
-        with caplog.at_level(logging.INFO):
-            engine = machine.load(folder, TENSORRT, tensorrt_cache=cache)
-        assert [settings.cache is not None for settings in machine.settings] == [True, False]
-        assert "golden outputs differ too much, loading again: golden outputs differ" in caplog.text
-        record = [r for r in caplog.records if r.message == "model on the GPU"][-1]
-        assert (record.device, record.tf32) == ("cuda:0", True)
-        assert engine.close()
-
-    @pytest.fixture
-    def unbuildable(self, machine: Machine) -> Machine:
-        def fail(_: SessionSettings) -> None:
-            raise RuntimeError("TensorRT EP failed to create engine from network")
-
-        machine.fails = fail
-        return machine
-
-    def test_a_model_that_it_does_not_build_is_refused(self, unbuildable: Machine, folder: Path, cache: Path) -> None:
-        loader = unbuildable.served(unbuildable.placement(TENSORRT, tensorrt_cache=cache))
-        with pytest.raises(DeviceError, match=r"does not run the model on tensorrt.*failed to create engine"):
-            loader.load(folder, bundles.load(folder))
-
-    def test_or_runs_on_the_cpu_where_that_is_allowed(
-        self, unbuildable: Machine, folder: Path, cache: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        placement = unbuildable.placement(TENSORRT, tensorrt_cache=cache, device_fallback="cpu")
-        model = unbuildable.served(placement).load(folder, bundles.load(folder))
-        assert "FALLEN BACK to the CPU, as device_fallback allows: digits: ONNX Runtime does not run" in caplog.text
-        model.close()
 
 
 class TestGoldenOutputs:
-    def test_a_model_that_tf32_rounds_too_far_loads_again(
-        self, machine: Machine, folder: Path, caplog: pytest.LogCaptureFixture
+    @pytest.mark.parametrize(("device", "tf32"), [(CUDA, False), (TENSORRT, True)], ids=str)
+    def test_a_model_that_is_rounded_too_far_loads_again(
+        self, machine: Machine, folder: Path, cache: Path, device: Device, tf32: bool, caplog: Any
     ) -> None:
-        machine.spoils = lambda settings: settings.tf32
-        with caplog.at_level(logging.WARNING):
-            engine = machine.load(folder)
-        assert [s.tf32 for s in machine.settings] == [True, False]
-        assert "golden outputs differ too much, loading again" in caplog.text
-        assert engine.close()
+        """In full precision, and from TensorRT to CUDA."""
+        machine.spoils = lambda settings: settings == machine.settings[0]
+        with caplog.at_level(logging.INFO):
+            machine.load(folder, device, tensorrt_cache=cache)
+        first, second = machine.settings
+        assert (first.tf32, second.tf32) == (True, tf32)
+        assert (first.cache is not None, second.cache) == (device == TENSORRT, None)
+        assert "golden outputs differ too much, loading again: golden outputs differ" in caplog.text
+        record = [r for r in caplog.records if r.message == "model on the GPU"][-1]
+        assert (record.device, record.tf32) == ("cuda:0", tf32)
 
     def test_answers_that_stay_wrong_are_refused(self, machine: Machine, folder: Path) -> None:
+        """A broken bundle is broken everywhere: it does not fall back to the CPU."""
         machine.spoils = lambda _: True
         with pytest.raises(BundleError, match="golden outputs differ"):
-            machine.load(folder)
+            machine.loader(device_fallback="cpu").load(folder, bundles.load(folder))
 
-    def test_a_plain_model_is_not_rounded(self, machine: Machine, folder: Path) -> None:
-        path = folder.parent.parent / "plain" / "1"
-        path.mkdir(parents=True)
-        (path / "model.onnx").write_bytes((folder / "model.onnx").read_bytes())
-        model = machine.served(machine.placement()).load_plain(path, "plain", 1)
-        assert [s.tf32 for s in machine.settings] == [False]
-        model.close()
+    def test_a_plain_model_is_not_rounded(self, machine: Machine, tmp_path: Path) -> None:
+        file = plain.publish(tmp_path, "plain", plain.scaled(2))
+        machine.loader().load_plain(file.parent, "plain", 1)
+        assert [settings.tf32 for settings in machine.settings] == [False]
 
 
 class TestFallback:
     @pytest.mark.parametrize(
-        ("cause", "error", "message"),
+        ("device", "cause", "error", "message"),
         [
-            ("BFCArena: Failed to allocate memory for requested", DeviceMemoryError, "cuda:0 ran out of memory"),
-            (
-                "CUDA failure 209: no kernel image is available",
-                DeviceError,
-                "digits: ONNX Runtime does not run the model",
-            ),
+            (CUDA, "BFCArena: Failed to allocate memory for", DeviceMemoryError, "cuda:0 ran out of memory"),
+            (CUDA, "CUDA failure 209: no kernel", DeviceError, "digits: ONNX Runtime does not run the model on cuda"),
+            (TENSORRT, "failed to create engine", DeviceError, "digits: ONNX Runtime does not run the model on tens"),
         ],
     )
     def test_a_model_that_the_gpu_fails_on(
-        self, machine: Machine, folder: Path, cause: str, error: type[DeviceError], message: str, caplog: Any
+        self,
+        machine: Machine,
+        folder: Path,
+        cache: Path,
+        device: Device,
+        cause: str,
+        error: type[DeviceError],
+        message: str,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         """It is refused, or served on the CPU with a warning where that is allowed."""
-
-        def fail(_: Any) -> None:
-            raise RuntimeError(cause)
-
-        machine.fails = fail
+        machine.fails = RuntimeError(cause)
         with pytest.raises(error, match=message):
-            machine.served(machine.placement()).load(folder, bundles.load(folder))
-        machine.served(machine.placement(device_fallback="cpu")).load(folder, bundles.load(folder))
+            machine.loader(device, tensorrt_cache=cache).load(folder, bundles.load(folder))
+        machine.loader(device, tensorrt_cache=cache, device_fallback="cpu").load(folder, bundles.load(folder))
         assert f"FALLEN BACK to the CPU, as device_fallback allows: {message}" in caplog.text
 
     def test_a_defect_of_the_model_is_a_bundle_error(self, machine: Machine, folder: Path) -> None:
-        def broken(_: Any) -> None:
-            raise RuntimeError("Could not find an implementation for Foo(1)")
-
-        machine.fails = broken
+        machine.fails = RuntimeError("Could not find an implementation for Foo(1)")
         with pytest.raises(BundleError, match="digits: ONNX Runtime does not run the model on cuda:0: Could not") as e:
             machine.load(folder)
         assert not isinstance(e.value, DeviceError)
-
-    def test_a_broken_bundle_is_broken_everywhere(self, machine: Machine, folder: Path) -> None:
-        machine.spoils = lambda _: True
-        with pytest.raises(BundleError, match="golden outputs differ"):
-            machine.served(machine.placement(device_fallback="cpu")).load(folder, bundles.load(folder))
-
-
-def with_variants(bundle: Bundle, **eligible: bool) -> Bundle:
-    full = bundle.variants[0]
-    variants = [full] + [
-        msgspec.structs.replace(full, precision=Precision(name), file=f"model.{name}.onnx", default_eligible=ok)
-        for name, ok in eligible.items()
-    ]
-    return msgspec.structs.replace(bundle, variants=tuple(variants))
-
-
-@pytest.mark.parametrize(
-    ("eligible", "chosen", "why"),
-    [
-        ({}, "fp32", "there is no fp16 variant"),
-        ({"int8": True}, "fp32", "there is no fp16 variant"),
-        ({"fp16": False, "int8": True}, "fp32", "accuracy loss unknown"),
-        ({"fp16": True, "int8": True}, "fp16", "kept its accuracy"),
-    ],
-)
-def test_which_variant_a_gpu_serves(folder: Path, eligible: dict[str, bool], chosen: str, why: str) -> None:
-    variant, said = fastest_on_gpu(with_variants(bundles.load(folder), **eligible))
-    assert variant.precision == chosen
-    assert why in said

@@ -11,13 +11,14 @@ import pytest
 
 from rafaga import bundle as bundles
 from rafaga import processor
-from rafaga.bundle import Bundle, Precision, TensorSpec
+from rafaga.bundle import Precision, TensorSpec
 from rafaga.errors import DeviceError
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines import openvino
+from rafaga.server.engines.batched import SessionEngine
 from rafaga.server.engines.contract import run
-from rafaga.server.engines.onnxruntime import SessionEngine, create_session
-from rafaga.server.engines.openvino import OpenVinoEngine, compiled
+from rafaga.server.engines.onnxruntime import create_session
+from rafaga.server.engines.openvino import OpenVinoSession, compiled
 from rafaga.server.repository.golden import Golden
 from tests import bundles as samples
 from tests import plain
@@ -30,7 +31,7 @@ def test_recurrent_models_answer_as_in_onnx_runtime() -> None:
     model = plain.lstm().SerializeToString()
     x, y = (TensorSpec(name=name, dtype="float32", shape=(None,)) for name in "xy")
     described = PlainModel("lstm", 1, (x,), (y,), 0)
-    engine = OpenVinoEngine(described, compiled(model, 1, Precision.FP32))
+    engine = SessionEngine(described, OpenVinoSession(described, compiled(model, 1, Precision.FP32)))
     for length in (3, 20, 7):
         given = (np.random.default_rng(length).normal(size=(1, length, 3, 2)).astype(np.float32),)
         (expected,) = run(SessionEngine(described, create_session(model, 1)), given)
@@ -47,32 +48,33 @@ def test_it_reports_nothing_to_its_vendor() -> None:
 @pytest.mark.skipif(not processor.instruction_set(Precision.BF16), reason="this processor has no bf16")
 def test_bf16_is_used_only_where_it_is_asked_for(tmp_path: Path) -> None:
     folder = samples.publish_convolutions(tmp_path)
+    content = (folder / "model.onnx").read_bytes()
     bundle = bundles.load(folder)
     golden = Golden.load(bundle, folder / bundles.GOLDEN)
-    full, half = (answers(bundle, folder, precision, golden) for precision in (Precision.FP32, Precision.BF16))
-    exact = golden.outputs[0]
+    sessions = (
+        OpenVinoSession(bundle, compiled(content, 1, precision)) for precision in (Precision.FP32, Precision.BF16)
+    )
+    full, half = (np.float32(run(SessionEngine(bundle, session), golden.inputs)[0]) for session in sessions)
+    exact = np.asarray(golden.outputs[0], np.float32)
     assert np.abs(full - exact).max() < 1e-5
     assert 1e-5 < np.abs(half - exact).max() < 0.05 * np.abs(exact).max()
 
 
-def answers(bundle: Bundle, folder: Path, precision: Precision, golden: Golden) -> np.ndarray:
-    engine = OpenVinoEngine(bundle, compiled((folder / "model.onnx").read_bytes(), 1, precision))
-    return np.asarray(run(engine, golden.inputs)[0])
-
-
-@pytest.fixture
-def forgotten() -> Iterator[None]:
-    """What is known of the package is found out anew, before and after."""
-    for _ in (None,):
-        openvino.runtime.cache_clear()
-        openvino.usable.cache_clear()
-        yield
+def forget() -> None:
+    """What is known of the package is found out anew."""
     openvino.runtime.cache_clear()
     openvino.usable.cache_clear()
 
 
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    forget()
+    yield
+    forget()
+
+
 @pytest.mark.usefixtures("forgotten")
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert not openvino.installed()
     assert not openvino.usable()

@@ -9,13 +9,14 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import onnxruntime as ort
 import pytest
 
 from rafaga.bundle import Precision
 from rafaga.errors import BundleError, DeviceError, DeviceMemoryError
-from rafaga.server.config.device import Device, DeviceKind
+from rafaga.server.config.device import CPU, Device, DeviceKind
 from rafaga.server.engines.devices import Gpu
 from rafaga.server.engines.providers import (
     SessionSettings,
@@ -24,54 +25,38 @@ from rafaga.server.engines.providers import (
     create_gpu_session,
     load_error,
 )
-from tests.bundles import publish_classifier
 
 CUDA, TENSORRT = Device(DeviceKind.CUDA, 1), Device(DeviceKind.TENSORRT, 1)
 GPU = Gpu(0, "NVIDIA H200 NVL", (9, 0))
-
-
 CACHE = Path("x")
 
 
-class TestOptions:
-    def test_of_cuda_with_a_limit_and_in_full_precision(self) -> None:
-        options = SessionSettings(Precision.FP32, memory_mib=1024, tf32=False).cuda(0)
-        assert (options["gpu_mem_limit"], options["use_tf32"]) == (str(2**30), "0")
-
-    @pytest.mark.parametrize("library", ["cuda", "tensorrt"])
-    def test_onnx_runtime_knows_their_names(self, library: str) -> None:
-        """A misspelt option would only fail on a GPU; the library's own strings show it here."""
-        path = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{library}.so"
-        if not path.exists():
-            pytest.skip("needs onnxruntime-gpu")
-        content = path.read_bytes()
-        settings = SessionSettings(Precision.FP32, memory_mib=1, cache=CACHE)
-        for name in settings.cuda(0) if library == "cuda" else settings.tensorrt(0):
-            # Long strings are compared in parts that need not lie together in the file: the first is enough.
-            assert name.encode()[:12] in content, f"{library} has no option {name}"
+def test_options_of_cuda_with_a_limit_and_in_full_precision() -> None:
+    options = SessionSettings(Precision.FP32, memory_mib=1024, tf32=False).cuda(0)
+    assert (options["gpu_mem_limit"], options["use_tf32"]) == (str(2**30), "0")
 
 
 class TestSessions:
     """No provider for GPUs loads on this machine, and that must be an error."""
 
-    def test_a_session_that_runs_on_the_cpu_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        model = (publish_classifier(tmp_path) / "model.onnx").read_bytes()
-        real = ort.InferenceSession
-
-        def without(model: bytes, options: ort.SessionOptions, providers: object, enable_fallback: int) -> object:
-            assert enable_fallback == 0
-            return real(model, options, providers=["CPUExecutionProvider"])
-
-        monkeypatch.setattr(ort, "InferenceSession", without)
-        with pytest.raises(DeviceError, match="did not load CUDAExecutionProvider and would have run on CPU"):
-            create_gpu_session(model, CUDA, SessionSettings(Precision.FP32))
-
-    def test_tensorrt_without_cuda_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        ("device", "loaded"), [(CUDA, [CPU.provider]), (TENSORRT, [TENSORRT.provider, CPU.provider])], ids=str
+    )
+    def test_a_session_without_cuda_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, device: Device, loaded: list[str]
+    ) -> None:
         """Nodes that TensorRT does not support would run on the CPU."""
-        loaded = SimpleNamespace(get_providers=lambda: ["TensorrtExecutionProvider", "CPUExecutionProvider"])
-        monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: loaded)
-        with pytest.raises(DeviceError, match="tensorrt:1: ONNX Runtime did not load CUDAExecutionProvider and would"):
-            create_gpu_session(b"", TENSORRT, SessionSettings(Precision.FP32, cache=CACHE))
+
+        def session(*_: object, providers: object, enable_fallback: int) -> SimpleNamespace:
+            assert enable_fallback == 0
+            return SimpleNamespace(get_providers=lambda: loaded)
+
+        monkeypatch.setattr(ort, "InferenceSession", session)
+        message = (
+            f"{device}: ONNX Runtime did not load CUDAExecutionProvider and would have run on {', '.join(loaded)};"
+        )
+        with pytest.raises(DeviceError, match=message):
+            create_gpu_session(b"", device, SessionSettings(Precision.FP32, cache=CACHE))
 
     @pytest.mark.parametrize(
         "text",
@@ -89,24 +74,20 @@ class TestSessions:
         assert str(error).startswith("cuda:1 ran out of memory: raise gpu_model_memory_mib")
 
     @pytest.mark.parametrize(
-        ("text", "failed"),
+        ("device", "text", "kind"),
         [
-            ("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=a ; expr=b", True),
-            ("Non-zero status code returned while running Conv node. CUDNN_FE failure 11: CUDNN_BACKEND", True),
-            ("CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0", True),
-            ("Could not find an implementation for Foo(1) node with name 'CUDA failure'", False),
-            ("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input", False),
+            (CUDA, "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; expr=b", DeviceError),
+            (CUDA, "Non-zero status code while running Conv node. CUDNN_FE failure 11: CUDNN_BACKEND", DeviceError),
+            (CUDA, "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED ; GPU=0", DeviceError),
+            (TENSORRT, "failed to create engine", DeviceError),
+            (CUDA, "Could not find an implementation for Foo(1) node with name 'CUDA failure'", BundleError),
+            (CUDA, "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input", BundleError),
         ],
     )
-    def test_whether_another_device_may_run_the_model(self, text: str, failed: bool) -> None:
-        error = load_error(RuntimeError(text), "resnet50", CUDA)
-        assert isinstance(error, BundleError)
-        assert isinstance(error, DeviceError) == failed
-        assert str(error) == f"resnet50: ONNX Runtime does not run the model on cuda:1: {text}"
-
-    def test_what_tensorrt_does_not_build_may_run_elsewhere(self) -> None:
-        error = load_error(RuntimeError("failed to create engine"), "resnet50", TENSORRT)
-        assert isinstance(error, DeviceError)
+    def test_whether_another_device_may_run_the_model(self, device: Device, text: str, kind: type[BundleError]) -> None:
+        error = load_error(RuntimeError(text), "resnet50", device)
+        assert type(error) is kind
+        assert str(error) == f"resnet50: ONNX Runtime does not run the model on {device}: {text}"
 
 
 class TestCache:
@@ -134,8 +115,7 @@ class TestCache:
             root.mkdir()
             root.chmod(0o777)
         elif "link" in why:
-            (tmp_path / "elsewhere").mkdir()
-            root.symlink_to(tmp_path / "elsewhere")
+            root.symlink_to(tmp_path)
         else:
             root.write_text("")
         with pytest.raises(DeviceError, match=why):
@@ -168,9 +148,6 @@ def test_servers_that_share_a_cache_build_one_at_a_time(tmp_path: Path, caplog: 
 def test_a_cache_that_cannot_be_locked_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
     with building(tmp_path, "resnet50"):
         assert "cannot lock the TensorRT cache: No locks available" in caplog.text

@@ -122,6 +122,24 @@ def test_indices_stay_with_the_engine_that_checks_them(tmp_path: Path) -> None:
     assert names(runtimes.on_cpu(symbols, OPENVINO, None, openvino=True)) == ["openvino fp32"]
 
 
+@pytest.mark.parametrize(
+    ("fp16_eligible", "chosen", "why"),
+    [
+        (None, FP32, "there is no fp16 variant"),
+        (False, FP32, "accuracy loss unknown"),
+        (True, FP16, "kept its accuracy"),
+    ],
+)
+def test_which_variant_a_gpu_serves(bundle: Bundle, fp16_eligible: bool | None, chosen: Precision, why: str) -> None:
+    """The int8 files are made for CPUs."""
+    if fp16_eligible is not None:
+        half = msgspec.structs.replace(bundle.variants[0], precision=FP16, default_eligible=fp16_eligible)
+        bundle = msgspec.structs.replace(bundle, variants=(*bundle.variants, half))
+    runtime = runtimes.on_gpu(bundle, None).default
+    assert runtime.precision is chosen
+    assert why in runtime.why
+
+
 def test_plain_files_have_no_golden_answers() -> None:
     assert not names(runtimes.of_plain(None))
     assert names(runtimes.of_plain(OPENVINO)) == ["openvino"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnxruntime as ort
@@ -14,13 +16,15 @@ from rafaga.errors import BundleError
 from rafaga.server.config.device import CPU, Device, DeviceKind
 from rafaga.server.config.settings import Config, EngineSettings
 from rafaga.server.engines import selection
-from rafaga.server.engines.contract import Engine, run
+from rafaga.server.engines.batched import Completed
+from rafaga.server.engines.contract import Engine
 from rafaga.server.engines.devices import DeviceChoice
-from rafaga.server.engines.loading import ModelToPlace
+from rafaga.server.engines.loading import ModelToPlace, Samples, measured
 from rafaga.server.engines.onnxruntime import create_session
 from rafaga.server.engines.selection import CpuThreads, Placement
 from rafaga.server.repository.golden import Golden
-from tests.bundles import classify, publish_classifier
+from rafaga.server.scheduling.latency import DISPATCH_S
+from tests.bundles import publish_classifier
 
 
 def settings(**values: object) -> EngineSettings:
@@ -37,18 +41,20 @@ def model_of(folder: Path, rows: int = 8) -> ModelToPlace:
     return ModelToPlace(bundle, (folder / "model.onnx").read_bytes(), Precision.FP32, golden, rows, verify)
 
 
-def test_small_models_compute_in_the_callers_thread(tmp_path: Path) -> None:
-    engine, latency = Placement().load(CPU, model_of(publish_classifier(tmp_path)))
-    assert engine.depth == 1
-    assert latency.buckets == (1, 2, 4, 8)
-
-
-def test_large_models_are_pipelined(tmp_path: Path) -> None:
-    engine, _ = Placement(pipelined_s=0.0).load(CPU, model_of(publish_classifier(tmp_path)))
-    assert engine.depth == 2
-    image = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), dtype=np.uint8)
-    np.testing.assert_allclose(np.float32(run(engine, (image,))[0]), classify(image), atol=1e-6)
+@pytest.mark.parametrize(("placement", "depth"), [(Placement(), 1), (Placement(pipelined_s=0.0), 2)])
+def test_large_models_are_pipelined(tmp_path: Path, placement: Placement, depth: int) -> None:
+    engine, latency = placement.load(CPU, model_of(publish_classifier(tmp_path)))
+    assert (engine.depth, latency.buckets) == (depth, (1, 2, 4, 8))
     assert engine.close()
+
+
+def test_every_bucket_is_warm_before_it_is_measured() -> None:
+    engine = Mock(submit=Mock(return_value=Completed(())))
+    table = measured(engine, Samples((np.zeros((3, 2)),)), (1, 2, 4, 6))
+    sizes = [part.stop for (part,) in (call.args[0] for call in engine.submit.call_args_list)]
+    for rows in table.buckets:
+        assert sizes.count(rows) >= 3
+        assert table.predict(rows) > DISPATCH_S
 
 
 def test_a_choice_of_the_cpu_needs_no_gpu() -> None:
@@ -101,7 +107,6 @@ def test_quick_models_get_one_thread(
 
 
 def test_a_file_that_onnx_runtime_refuses_is_a_bundle_error(tmp_path: Path) -> None:
-    model = model_of(publish_classifier(tmp_path))
-    broken = ModelToPlace(model.spec, b"not a model", model.precision, model.samples, 8, None)
+    broken = dataclasses.replace(model_of(publish_classifier(tmp_path)), content=b"not a model")
     with pytest.raises(BundleError, match="does not run the model"):
         Placement().load(CPU, broken)

@@ -22,7 +22,7 @@ from rafaga.server.execution.supervisor import SupervisorPolicy
 from rafaga.server.observability.metrics import Metrics
 from rafaga.server.scheduling.batcher import BatchPolicy
 from rafaga.server.scheduling.job import Arrays, Job, JobTiming, Part
-from rafaga.server.scheduling.latency import LatencyTable
+from rafaga.server.scheduling.latency import LatencyTable, buckets_up_to
 
 WAIT_S = 60.0
 HANG, POISON = -13, -666
@@ -41,6 +41,7 @@ class FakeEngine:
         self.started = threading.Semaphore(0)
         self.submitted: list[list[int]] = []
         self.batches: list[list[int]] = []
+        self.runners: set[threading.Thread] = set()
         self.broken = self.closed = False
         self._executor = ThreadPoolExecutor(1)
 
@@ -56,6 +57,7 @@ class FakeEngine:
 
     def compute(self, x: np.ndarray) -> Arrays:
         self.batches.append(x.tolist())
+        self.runners.add(threading.current_thread())
         self.started.release()
         assert self.gate.wait(WAIT_S)
         if (x == HANG).any():
@@ -91,19 +93,19 @@ class FakeLatency(LatencyTable):
         return super().predict(rows, cost)
 
 
-class Caller:
-    """One job; `ends` are the calls of its callbacks."""
+class Caller(Job):
+    """A job of one caller; `ends` are the calls of its callbacks."""
 
     def __init__(self, *values: int, deadline: float = float("inf")) -> None:
+        super().__init__((np.array(values),), self._succeed, self._finish, deadline)
         self.values = values
         self.ends: list[list[int] | RafagaError] = []
         self.done = threading.Event()
-        self.job = Job((np.array(values),), self._succeed, self.finish, deadline)
 
     def _succeed(self, outputs: Arrays, _: JobTiming) -> None:
-        self.finish(outputs[0].tolist())
+        self._finish(outputs[0].tolist())
 
-    def finish(self, end: list[int] | RafagaError) -> None:
+    def _finish(self, end: list[int] | RafagaError) -> None:
         self.ends.append(end)
         self.done.set()
 
@@ -137,9 +139,8 @@ class Served:
         self.asked = threading.Semaphore(0)  # how often an engine was to be restarted
         self.changed = threading.Semaphore(0)  # how often `down` or `unrecoverable` has changed
         self.metrics = Metrics()
-        self.latency = FakeLatency(
-            [size for size in (1, 2, 4, 8) if size <= batch], [run_s for size in (1, 2, 4, 8) if size <= batch]
-        )
+        buckets = buckets_up_to(batch)
+        self.latency = FakeLatency(buckets, [run_s] * len(buckets))
         self.model = ServedModel(
             PlainModel("doubler", 1, SPEC, SPEC, batch),
             Runtime(),
@@ -169,7 +170,7 @@ class Served:
 
     def submit(self, *values: int, deadline: float = float("inf")) -> Caller:
         caller = Caller(*values, deadline=deadline)
-        self.model.submit(caller.job)
+        self.model.submit(caller)
         return caller
 
     def hold(self) -> Caller:
@@ -188,10 +189,6 @@ class Served:
         assert self.changed.acquire(timeout=WAIT_S)
         assert self.model.down is down
 
-    def wait_until_restarted(self) -> None:
-        self.wait_until(down=True)
-        self.wait_until(down=False)
-
     def metric(self, name: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(name, {"model": "doubler", **labels})
 
@@ -205,6 +202,12 @@ class Served:
             engine.gate.set()
             engine.go_on.set()
         self.model.close()
+
+
+def in_a_thread(call: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread
 
 
 def eventually(condition: Callable[[], object]) -> None:

@@ -6,13 +6,13 @@ import sys
 import threading
 
 import pytest
-from prometheus_client import generate_latest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from rafaga.server.observability import families
-from rafaga.server.observability.metrics import Metrics
-
-METHOD = "/rafaga.v1.Vision/Classify"
+from rafaga.server.observability.metrics import BatchRecord, BulkHistogram, Metrics
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -23,7 +23,7 @@ def test_batches() -> None:
     """Two requests complete in a batch of five rows; one of them took 0.2 s in an earlier batch."""
     metrics = Metrics()
     model = metrics.model("digits")
-    model.batch_done(5, 0.1, [0.01, 0.03], earlier_s=0.2)
+    model.batches.append(BatchRecord(5, 0.1, [0.01, 0.03], earlier_s=0.2, ended=1e9))
     assert value(metrics, "rafaga_batch_size_sum", model="digits") == 5
     assert value(metrics, "rafaga_batch_size_bucket", model="digits", le="4.0") == 0
     assert value(metrics, "rafaga_batch_size_bucket", model="digits", le="8.0") == 1
@@ -34,7 +34,7 @@ def test_batches() -> None:
     assert (totals.requests, totals.rows) == (2, 5)
     assert totals.inference_s == pytest.approx(2 * 0.1 + 0.2)
     assert totals.executions == {5: (1, 0.1)}
-    assert totals.last_unix_s > 0
+    assert totals.last_unix_s == 1e9
 
 
 def test_engines_count_concurrently() -> None:
@@ -42,7 +42,8 @@ def test_engines_count_concurrently() -> None:
 
     def count() -> None:
         for _ in range(5_000):
-            model.batch_done(2, 0.5, [0.25, 0.25])
+            model.batches.append(BatchRecord(2, 0.5, [0.25, 0.25]))
+            model.fold()
 
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -114,3 +115,44 @@ def test_every_family_is_exposed_as_listed() -> None:
         assert exposed[family.name].documentation == family.text
     ours = {name for name in exposed if name.startswith("rafaga_") and not name.endswith("_created")}
     assert ours == {family.name for family in families.FAMILIES}, "every metric is listed"
+
+
+ABOUT, BUCKETS = ("waited_seconds", "Waiting.", ("model",)), (0.001, 0.01, 1.0)
+SERIES = {f"waited_seconds_{part}" for part in ("bucket", "sum", "count")}
+
+
+def registered() -> tuple[BulkHistogram, CollectorRegistry]:
+    registry = CollectorRegistry()
+    return BulkHistogram(*ABOUT, registry=registry, buckets=BUCKETS), registry
+
+
+def samples(registry: CollectorRegistry) -> dict[tuple[str, str, str], float]:
+    return {
+        (sample.name, sample.labels["model"], sample.labels.get("le", "")): sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name in SERIES
+    }
+
+
+@given(st.lists(st.sampled_from([0.0, 0.0005, 0.001, 0.0011, 0.01, 0.5, 1.0, 1.1, 60.0]), max_size=50))
+def test_it_reads_like_the_histogram_of_prometheus_client(values: list[float]) -> None:
+    theirs = CollectorRegistry()
+    child = Histogram(*ABOUT, buckets=BUCKETS, registry=theirs).labels("a")
+    histogram, ours = registered()
+    for value in values:
+        child.observe(value)
+    histogram.labels("a").observe_all(values[:7])
+    histogram.labels("a").observe_all(values[7:])
+    expected = samples(theirs)
+    assert samples(ours) == pytest.approx(expected)
+    assert samples(ours) == pytest.approx(expected)  # reading changes nothing
+
+
+def test_a_scrape_can_select_it_by_name() -> None:
+    histogram, registry = registered()
+    histogram.labels("a").observe_all([0.5])
+    named = registry.restricted_registry(["waited_seconds_sum"]).collect()
+    assert [(sample.name, sample.value) for metric in named for sample in metric.samples] == [
+        ("waited_seconds_sum", 0.5)
+    ]

@@ -17,23 +17,24 @@ from rafaga.server.observability.native import level_of
 ONNX_RUNTIME = "2026-11-28 15:00:00.123456 [{}:onnxruntime:, sequential_executor.cc:572 {}] text"
 
 
-def run(code: str, after: str = "") -> tuple[int, list[str]]:
-    """Exit code and stderr of a process that runs `code` while its standard error is captured, then `after`."""
-    start = """
-        import ctypes, os, sys, threading, warnings
-        from rafaga.server.config.settings import ObservabilitySettings
-        from rafaga.server.observability.logging import configured
-        from rafaga.server.observability.native import captured
+START = """
+import ctypes, os, sys, threading, warnings
+from rafaga.server.config.settings import ObservabilitySettings
+from rafaga.server.observability.logging import configured
+from rafaga.server.observability.native import captured
 
-        libc = ctypes.CDLL(None)
+libc = ctypes.CDLL(None)
 
-        def printf(text):
-            return libc.write(2, text, len(text))
+def printf(text):
+    return libc.write(2, text, len(text))
 
-        with captured() as stderr, configured(ObservabilitySettings(), stderr):
-    """
-    program = textwrap.dedent(start) + textwrap.indent(textwrap.dedent(code), "    ")
-    program += "\n" + textwrap.dedent(after)
+with captured() as stderr, configured(ObservabilitySettings(), stderr):
+"""
+
+
+def run(code: str) -> tuple[int, list[str]]:
+    """Exit code and stderr of a process that runs `code` while its standard error is captured."""
+    program = START + textwrap.indent(textwrap.dedent(code), "    ")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stderr.splitlines()
 
@@ -61,19 +62,9 @@ def test_levels(line: str, level: int) -> None:
     assert level_of(line) == level
 
 
-def test_lines_are_logged_without_colours_and_the_last_without_its_end() -> None:
+def test_what_python_and_native_code_print_is_logged() -> None:
+    """Without colours, and the last line without its end."""
     code, lines = run(r"""
-        printf(b"\x1b[1;31m2026-11-28 15:00:00.1 [E:onnxruntime:, a.cc:1 Load] text\x1b[m\nlast \xff words")
-    """)
-    assert code == 0
-    assert messages(lines) == [
-        ("native", "ERROR", "2026-11-28 15:00:00.1 [E:onnxruntime:, a.cc:1 Load] text"),
-        ("native", "WARNING", "last \ufffd words"),
-    ]
-
-
-def test_what_python_prints_is_logged() -> None:
-    code, lines = run("""
         warnings.warn("old")
         thread = threading.Thread(target=lambda: 1 / 0, name="failing")
         thread.start()
@@ -83,6 +74,7 @@ def test_what_python_prints_is_logged() -> None:
                 raise ValueError("in the end")
         bad = Bad()
         del bad
+        printf(b"\x1b[1;31m2026-11-28 15:00:00.1 [E:onnxruntime:, a.cc:1 Load] text\x1b[m\nlast \xff words")
     """)
     assert code == 0
     (name, level, text), *rest = messages(lines)
@@ -90,6 +82,10 @@ def test_what_python_prints_is_logged() -> None:
     assert "UserWarning: old" in text
     assert rest[0] == ("python", "CRITICAL", "a thread ended with an exception: failing")
     assert rest[1][:2] == ("python", "ERROR")
+    assert rest[2:] == [
+        ("native", "ERROR", "2026-11-28 15:00:00.1 [E:onnxruntime:, a.cc:1 Load] text"),
+        ("native", "WARNING", "last \ufffd words"),
+    ]
 
 
 def test_more_than_the_pipe_holds_does_not_block_the_interpreter() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from unittest.mock import Mock
 
-import msgspec
+import onnx
 import pytest
+from msgspec.structs import replace
 
 from rafaga import bundle as bundles
 from rafaga.bundle import Bundle, EngineName
@@ -37,16 +40,15 @@ REFUSED = -1.0  # no answer is so near
 
 
 class Slow(DirectTrials):
-    """No model is quick; comparisons end as the test says."""
-
-    def __init__(self, compared: Callable[[Comparison], Compared] = compare) -> None:
+    def __init__(self, compared: Callable[[Comparison], Compared], quick: bool = False) -> None:
         self._compared = compared
+        self._quick = quick
 
     def compare(self, comparison: Comparison) -> Compared:
         return self._compared(comparison)
 
     def attempt(self, trial: Trial) -> Passed:
-        return msgspec.structs.replace(super().attempt(trial), quick=False)
+        return replace(super().attempt(trial), quick=self._quick)
 
 
 def loader(trials: Trials, **settings: str) -> Loader:
@@ -54,8 +56,18 @@ def loader(trials: Trials, **settings: str) -> Loader:
     return Loader(BatchPolicy(), 4, PerModel(None), placement, Metrics(), trials=trials)
 
 
-def load(folder: Path, trials: Trials, **settings: str) -> ServedModel:
-    return loader(trials, **settings).load(folder, bundles.load(folder))
+def served(model: ServedModel) -> Runtime:
+    model.close()
+    return model.runtime
+
+
+def load(folder: Path, compared: Callable[[Comparison], Compared] = compare, **settings: str) -> Runtime:
+    """What serves it. No model is quick; comparisons end as the test says."""
+    return served(loader(Slow(compared), **settings).load(folder, bundles.load(folder)))
+
+
+def never(_: Comparison) -> Compared:
+    pytest.fail("compared")
 
 
 @pytest.fixture
@@ -74,6 +86,7 @@ def comparison(folder: Path, *tolerances: float) -> Comparison:
 
 
 def test_wrong_answers_are_refused_whatever_their_speed(folder: Path) -> None:
+    """If all are wrong, nothing runs."""
     compared = compare(comparison(folder, REFUSED, REFUSED, 1e-3, 1e-3))
     assert compared.fastest in (2, 3)
     assert compared.speeds[:3] == (0.0, 0.0, 1.0)
@@ -82,78 +95,65 @@ def test_wrong_answers_are_refused_whatever_their_speed(folder: Path) -> None:
         "onnxruntime fp32: golden outputs",
         "openvino fp32: golden outputs",
     ]
-
-
-def test_nothing_runs(folder: Path) -> None:
     compared = compare(comparison(folder, REFUSED, REFUSED))
     assert (compared.fastest, compared.speeds) == (None, (0.0, 0.0))
 
 
 def test_the_child_process_answers_alike_and_its_end_is_an_error(folder: Path) -> None:
-    trials = TrialProcess()
-    try:
+    with closing(TrialProcess()) as trials:
         assert trials.compare(comparison(folder, REFUSED)) == compare(comparison(folder, REFUSED))
-        hasty = msgspec.structs.replace(comparison(folder, 1e-3, 1e-3), seconds=1e-3)
         with pytest.raises(BundleError, match="took too long"):
-            trials.compare(hasty)
-    finally:
-        trials.close()
-
-
-def test_the_fastest_is_served_and_the_log_says_why(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def compared(asked: Comparison) -> Compared:
-        assert [str(rival) for rival in asked.rivals] == ["onnxruntime fp32", "openvino fp32"]
-        return Compared(fastest=1, speeds=(1.0, 1.5))
-
-    with caplog.at_level("INFO", "rafaga.server.repository.loader"):
-        model = load(folder, Slow(compared))
-    (record,) = (record for record in caplog.records if record.getMessage() == "engine chosen")
-    assert {name: record.__dict__[name] for name in ("engine", "precision", "why")} == {
-        "engine": "openvino",
-        "precision": "fp32",
-        "why": "speed here; onnxruntime fp32 1.00; openvino fp32 1.50; openvino bf16: accuracy loss unknown here",
-    }
-    assert model.runtime.engine is EngineName.OPENVINO
-    model.close()
+            trials.compare(replace(comparison(folder, 1e-3, 1e-3), seconds=1e-3))
 
 
 @pytest.mark.parametrize(
-    ("compared", "why"),
+    ("compared", "engine", "why"),
     [
-        (Compared(fastest=0, speeds=(1.0, 0.0), reasons=("openvino fp32: no Softmax",)), "openvino fp32 refused"),
-        (None, "the comparison failed, see the log"),
+        (
+            Compared(fastest=1, speeds=(1.0, 1.5)),
+            EngineName.OPENVINO,
+            "speed here; onnxruntime fp32 1.00; openvino fp32 1.50; openvino bf16: accuracy loss unknown here",
+        ),
+        (
+            Compared(fastest=0, speeds=(1.0, 0.0), reasons=("openvino fp32: no Softmax",)),
+            EngineName.ONNXRUNTIME,
+            "openvino fp32 refused",
+        ),
+        (BundleError("openvino fp32: no Softmax"), EngineName.ONNXRUNTIME, "the comparison failed, see the log"),
     ],
+    ids=["faster", "refused", "its process ended"],
 )
-def test_a_model_that_openvino_refuses_stays_on_onnx_runtime(
-    folder: Path, caplog: pytest.LogCaptureFixture, compared: Compared | None, why: str
+def test_the_fastest_is_served_and_the_log_says_why(
+    folder: Path, caplog: pytest.LogCaptureFixture, compared: Compared | BundleError, engine: EngineName, why: str
 ) -> None:
-    def answer(_: Comparison) -> Compared:
-        if compared is None:
-            raise BundleError("openvino fp32: no Softmax")  # the process ended
+    def answer(asked: Comparison) -> Compared:
+        assert [str(rival) for rival in asked.rivals] == ["onnxruntime fp32", "openvino fp32"]
+        if isinstance(compared, BundleError):
+            raise compared
         return compared
 
-    model = load(folder, Slow(answer))
-    assert model.runtime.engine is EngineName.ONNXRUNTIME
-    assert why in model.runtime.why
-    assert "an engine is left out: openvino fp32: no Softmax" in caplog.messages
-    model.close()
+    with caplog.at_level("INFO", "rafaga.server.repository.loader"):
+        runtime = load(folder, answer)
+    assert runtime.engine is engine
+    assert why in runtime.why
+    (record,) = (record for record in caplog.records if record.getMessage() == "engine chosen")
+    assert [record.__dict__[name] for name in ("engine", "precision", "why")] == [engine, "fp32", runtime.why]
+    left_out = "an engine is left out: openvino fp32: no Softmax" in caplog.messages
+    assert left_out == (engine is EngineName.ONNXRUNTIME)
 
 
 def test_a_comparison_that_the_server_ended_is_no_failure(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def stopped(_: Comparison) -> Compared:
-        raise TrialStopped
-
     with pytest.raises(TrialStopped):
-        load(folder, Slow(stopped))
+        load(folder, Mock(side_effect=TrialStopped))
     assert not caplog.messages
 
 
 @pytest.mark.parametrize("engine", range(2))
 def test_several_instances_are_measured_if_that_is_asked_for(folder: Path, engine: int) -> None:
     one = comparison(folder, 1e-3, 1e-3)
-    one = msgspec.structs.replace(one, rivals=one.rivals[engine:][:1], threads=2)
+    one = replace(one, rivals=one.rivals[engine:][:1], threads=2)
     assert compare(one).tried == ()
-    compared = compare(msgspec.structs.replace(one, several=True))
+    compared = compare(replace(one, several=True))
     assert compared.instances in (1, 2)
     (measured,) = compared.tried
     expected = r"2 instances: \d+\.\d\d times the rows/s, a lone row takes \d+\.\d\d times as long"
@@ -180,10 +180,10 @@ def test_instances_are_doubled_while_that_is_worth_it(
         return speeds.pop(0), float(count)
 
     monkeypatch.setattr(comparisons, "_split", split)
-    asked = msgspec.structs.replace(comparison(folder, 1e-3), threads=threads, several=True)
+    asked = replace(comparison(folder, 1e-3), threads=threads, several=True)
     compared = compare(asked)
     assert (compared.instances, len(compared.tried)) == (instances, tried)
-    assert compare(msgspec.structs.replace(asked, seconds=0.0)).tried == ()
+    assert compare(replace(asked, seconds=0.0)).tried == ()
 
 
 def test_instances_that_are_faster_share_the_cores(folder: Path) -> None:
@@ -199,48 +199,38 @@ def test_instances_that_are_faster_share_the_cores(folder: Path) -> None:
         return Compared(fastest=0, speeds=(1.0,), instances=2, tried=("2 instances: 1.20 times the rows/s",))
 
     auto = dataclasses.replace(loader(Slow(compared), engine="onnxruntime", instances="auto"), engine_factory=load)
-    model = auto.load(folder, bundles.load(folder))
+    runtime = served(auto.load(folder, bundles.load(folder)))
     assert threads == [1, 1]
-    assert model.runtime.why.endswith("; 2 instances: 1.20 times the rows/s")
-    model.close()
+    assert runtime.why.endswith("; 2 instances: 1.20 times the rows/s")
 
 
 @pytest.mark.parametrize("settings", [{"instances": "1"}, {"instances": "auto", "threads": "2"}])
 def test_instances_are_not_searched_for_unless_both_are_free(folder: Path, settings: dict[str, str]) -> None:
-    model = load(folder, Slow(lambda _: pytest.fail("compared")), engine="onnxruntime", **settings)
-    model.close()
+    load(folder, never, engine="onnxruntime", **settings)
 
 
 def test_what_is_asked_for_by_name_must_run(folder: Path) -> None:
-    model = load(folder, Slow(), engine="openvino")
-    assert (model.runtime.engine, model.runtime.why) == (EngineName.OPENVINO, "as configured")
-    model.close()
+    runtime = load(folder, engine="openvino")
+    assert (runtime.engine, runtime.why) == (EngineName.OPENVINO, "as configured")
     with pytest.raises(BundleError, match="convolutions: openvino fp32: no Softmax"):
-        load(folder, Slow(lambda _: Compared(speeds=(0.0,), reasons=("openvino fp32: no Softmax",))), engine="openvino")
+        load(folder, lambda _: Compared(speeds=(0.0,), reasons=("openvino fp32: no Softmax",)), engine="openvino")
 
 
 def test_quick_models_are_not_compared(folder: Path) -> None:
-    class Quick(Slow):
-        def attempt(self, trial: Trial) -> Passed:
-            return msgspec.structs.replace(super().attempt(trial), quick=True)
-
-    model = load(folder, Quick(lambda _: pytest.fail("compared")))
-    assert model.runtime.engine is EngineName.ONNXRUNTIME
-    model.close()
+    model = loader(Slow(never, quick=True)).load(folder, bundles.load(folder))
+    assert served(model).engine is EngineName.ONNXRUNTIME
 
 
 def test_plain_files_answer_as_in_onnx_runtime(tmp_path: Path) -> None:
-    file = plain.publish(tmp_path, "m", plain.scaled(3))
-    model = loader(DirectTrials(), engine="openvino").load_plain(file.parent, "m", 1)
-    assert (model.runtime.engine, model.runtime.precision) == (EngineName.OPENVINO, None)
-    model.close()
-    file = plain.publish(tmp_path, "text", plain.identity("string", ("n",)))
+    """Or are refused: OpenVINO ignores the lengths of series in an LSTM, as of 2026.4."""
+
+    def load_plain(name: str, model: onnx.ModelProto) -> Runtime:
+        file = plain.publish(tmp_path, name, model)
+        return served(loader(DirectTrials(), engine="openvino").load_plain(file.parent, name, 1))
+
+    runtime = load_plain("m", plain.scaled(3))
+    assert (runtime.engine, runtime.precision) == (EngineName.OPENVINO, None)
     with pytest.raises(BundleError, match="text: openvino: "):
-        loader(DirectTrials(), engine="openvino").load_plain(file.parent, "text", 1)
-
-
-def test_a_plain_file_whose_answers_differ_is_refused(tmp_path: Path) -> None:
-    """OpenVINO ignores the lengths of series in an LSTM, as of 2026.4."""
-    file = plain.publish(tmp_path, "lstm", plain.lstm(lengths=True))
+        load_plain("text", plain.identity("string", ("n",)))
     with pytest.raises(BundleError, match="lstm: openvino: golden outputs differ by"):
-        loader(DirectTrials(), engine="openvino").load_plain(file.parent, "lstm", 1)
+        load_plain("lstm", plain.lstm(lengths=True))

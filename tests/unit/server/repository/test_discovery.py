@@ -132,23 +132,20 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         Discovery(tmp_path / "net.pth").scan()
 
 
-def test_links_of_folders_inside_the_repository_are_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As git-sync makes them: the repository is a link, and so are a model and a version in it."""
-    put(tmp_path, "real/.store/a/1", "real/b/1")
-    (tmp_path / "real/a").symlink_to(".store/a")
-    (tmp_path / "real/b/2").symlink_to("../.store/a/1")
+def test_links_of_folders_stay_in_the_repository(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As git-sync makes them: the repository is a link, and so are a model and a version in it. Those that lead out of
+    it are refused by name."""
+    put(tmp_path, "real/.store/a/1", "real/b/1", "elsewhere/c/1")
+    for link, target in (
+        ("a", ".store/a"),
+        ("b/2", "../.store/a/1"),
+        ("c", "../elsewhere/c"),
+        ("b/3", "../../elsewhere/c/1"),
+    ):
+        (tmp_path / "real" / link).symlink_to(target)
     (tmp_path / "current").symlink_to("real")
     assert found(tmp_path / "current") == {"a": [1], "b": [1, 2]}
-    assert not caplog.records
-
-
-def test_links_of_folders_out_of_the_repository_are_refused_by_name(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    put(tmp_path, "elsewhere/a/1", "models/b/1")
-    (tmp_path / "models/a").symlink_to(tmp_path / "elsewhere/a")
-    (tmp_path / "models/b/2").symlink_to(tmp_path / "elsewhere/a/1")
-    assert found(tmp_path / "models") == {"b": [1]}
-    for link, target in (("a", "a"), ("b/2", "a/1")):
-        text = f"{tmp_path}/models/{link} is not served: it is a link to {tmp_path}/elsewhere/{target}, outside"
+    assert len(caplog.messages) == 2
+    for link, target in (("c", "c"), ("b/3", "c/1")):
+        text = f"{tmp_path}/current/{link} is not served: it is a link to {tmp_path}/elsewhere/{target}, outside"
         assert text in caplog.text

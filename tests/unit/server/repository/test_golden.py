@@ -14,24 +14,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rafaga import bundle as bundles
+from rafaga.bundle import Bundle
 from rafaga.errors import BundleError
-from rafaga.server.engines.batched import Completed
+from rafaga.server.engines.batched import Completed, SessionEngine
 from rafaga.server.engines.contract import PendingOutputs
-from rafaga.server.engines.onnxruntime import SessionEngine
 from rafaga.server.repository import golden as golden_answers
 from rafaga.server.repository.golden import Golden
 from rafaga.server.scheduling.job import Part
 from tests.bundles import publish_classifier
 
 
-def loaded(folder: Path) -> tuple[bundles.Bundle, Golden]:
-    bundle = bundles.load(folder)
-    return bundle, Golden.load(bundle, folder / bundles.GOLDEN)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return publish_classifier(tmp_path_factory.mktemp("published"))
 
 
-def test_an_engine_that_answers_from_stale_buffers_is_found(tmp_path: Path) -> None:
-    _, golden = loaded(publish_classifier(tmp_path))
+@pytest.fixture(scope="module")
+def bundle(folder: Path) -> Bundle:
+    return bundles.load(folder)
 
+
+@pytest.fixture(scope="module")
+def golden(folder: Path, bundle: Bundle) -> Golden:
+    return Golden.load(bundle, folder / bundles.GOLDEN)
+
+
+def test_an_engine_that_answers_from_stale_buffers_is_found(golden: Golden) -> None:
     class Stale(SessionEngine):
         def __init__(self) -> None:
             """No session."""
@@ -44,9 +52,9 @@ def test_an_engine_that_answers_from_stale_buffers_is_found(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("wrong", ["value", "nan", "shape"])
-def test_other_answers_are_refused(tmp_path: Path, wrong: str) -> None:
-    _, golden = loaded(publish_classifier(tmp_path))
+def test_answers_are_compared(golden: Golden, wrong: str) -> None:
     (outputs,) = golden.outputs
+    golden.check((np.add(outputs, np.float32(5e-4)),), 1e-3)
     changed = outputs[:, :5] if wrong == "shape" else outputs.copy()
     if wrong != "shape":
         changed[0, 0] = np.nan if wrong == "nan" else outputs[0, 0] + 0.01
@@ -54,22 +62,13 @@ def test_other_answers_are_refused(tmp_path: Path, wrong: str) -> None:
         golden.check((changed,), 1e-3)
 
 
-def test_differences_within_the_tolerance(tmp_path: Path) -> None:
-    _, golden = loaded(publish_classifier(tmp_path))
-    golden.check(tuple(np.add(o, np.float32(5e-4)) for o in golden.outputs), 1e-3)
-
-
-def test_a_missing_output_is_named(tmp_path: Path) -> None:
-    bundle = bundles.load(publish_classifier(tmp_path))
+def test_a_missing_output_is_named(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match=r"lacks 'output\.probabilities'"):
         Golden(bundle, {"input.image": np.zeros((1, 28, 28, 1), np.uint8)})
 
 
-def test_pickles_are_not_opened(tmp_path: Path) -> None:
-    bundle = bundles.load(publish_classifier(tmp_path))
-    file = io.BytesIO()
-    np.savez(file, **{"input.image": np.array([object()], dtype=object)}, allow_pickle=True)
-    (tmp_path / "evil.npz").write_bytes(file.getvalue())
+def test_pickles_are_not_opened(tmp_path: Path, bundle: Bundle) -> None:
+    np.savez(tmp_path / "evil.npz", **{"input.image": np.array([object()], dtype=object)}, allow_pickle=True)
     with pytest.raises(BundleError, match="expected uint8, got object"):
         Golden.load(bundle, tmp_path / "evil.npz")
 
@@ -88,9 +87,8 @@ def array(shape: tuple[int, ...], content: bytes = b"", dtype: str = "|u1") -> b
 
 
 def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = bundles.load(publish_classifier(tmp_path))
     bomb = archive(tmp_path / "bomb.npz", **{"input.image": array((2**13, 784), bytes(2**13 * 784))})
     assert bomb.stat().st_size < 10_000
     monkeypatch.setattr(golden_answers, "_MOST_BYTES", 2**20)
@@ -109,23 +107,17 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(
         (b"no array", "cannot be read"),
     ],
 )
-def test_an_array_that_is_not_what_the_bundle_says(tmp_path: Path, content: bytes, message: str) -> None:
-    bundle = bundles.load(publish_classifier(tmp_path))
+def test_an_array_that_is_not_what_the_bundle_says(
+    tmp_path: Path, bundle: Bundle, content: bytes, message: str
+) -> None:
     with pytest.raises(BundleError, match=message):
         Golden.load(bundle, archive(tmp_path / "evil.npz", **{"input.image": content}))
 
 
 @given(st.data())
-def test_a_damaged_archive_is_read_or_refused(published: tuple[bundles.Bundle, bytes], data: st.DataObject) -> None:
-    bundle, golden = published
-    content = bytearray(golden)
+def test_a_damaged_archive_is_read_or_refused(folder: Path, bundle: Bundle, data: st.DataObject) -> None:
+    content = bytearray((folder / bundles.GOLDEN).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     with suppress(BundleError):
         Golden.load(bundle, io.BytesIO(content[: data.draw(st.integers(0, len(content)))]))
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[bundles.Bundle, bytes]:
-    folder = publish_classifier(tmp_path_factory.mktemp("published"))
-    return bundles.load(folder), (folder / bundles.GOLDEN).read_bytes()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from hypothesis import settings
@@ -25,30 +28,32 @@ def urgency(job: Job) -> float:
     return min(job.deadline, job.arrival + MAX_WAIT_S)
 
 
-class Caller:
+class Caller(Job):
     """One job and what became of it."""
 
-    def __init__(
-        self, number: int, rows: int, deadline: float, key: int, cost: float, priority: Priority, mixed: bool
-    ) -> None:
+    def __init__(self, number: int, rows: int, mixed: bool, **about: Any) -> None:
         """`mixed`: its rows have different lengths."""
-        self.first = number * 1000
+        first = number * 1000
         order = np.random.default_rng(number).permutation(rows) if mixed else np.arange(rows)
         ragged = Ragged(range(rows + 1, 1, -1), order, ()) if mixed else None
-        inputs = (self.first + order,)
-        self.job = Job(inputs, self._answered, self._failed, deadline, key, cost, priority, ragged)
-        self.cancelled = self.dropped = False
+        super().__init__((first + order,), self._answered, self._failed, ragged=ragged, **about)
+        self.expected = [-n for n in range(first, first + rows)]
+        self.cancelled = False
         self.ends = 0
         self.next_row = 0  # the first that no batch had yet
 
     def _answered(self, outputs: Arrays, _: JobTiming) -> None:
         self.ends += 1
         assert not self.cancelled
-        assert outputs[0].tolist() == [-n for n in range(self.first, self.first + self.job.rows)]
+        assert outputs[0].tolist() == self.expected
 
     def _failed(self, _: RafagaError) -> None:
         self.ends += 1
         assert not self.cancelled
+
+
+def callers(jobs: Iterable[Job]) -> list[Caller]:
+    return [job for job in jobs if isinstance(job, Caller)]
 
 
 class BatcherMachine(RuleBasedStateMachine):
@@ -57,7 +62,7 @@ class BatcherMachine(RuleBasedStateMachine):
         table = LatencyTable((1, 2, 4, 8), (0.08, 0.09, 0.11, 0.16))
         self.batcher = Batcher(BatchPolicy(max_queue_wait_s=MAX_WAIT_S, max_queue_jobs=QUEUE_JOBS), table)
         self.now = 100.0
-        self.accepted: dict[Job, Caller] = {}
+        self.accepted: list[Caller] = []
         self.queued: list[Caller] = []  # in no particular order
         self.running: list[Batch] = []  # one on each engine that is at work
         self.ahead: dict[Batch, Batch] = {}  # taken already, by what its engine still runs
@@ -79,15 +84,14 @@ class BatcherMachine(RuleBasedStateMachine):
         priority=st.sampled_from(Priority),
         mixed=st.booleans(),
     )
-    def submit(self, rows: int, left: float, key: int, cost: float, priority: Priority, mixed: bool) -> None:
-        caller = Caller(self.count, rows, self.now + left, key, cost, priority, mixed and rows > 1)
+    def submit(self, rows: int, left: float, mixed: bool, **about: Any) -> None:
+        caller = Caller(self.count, rows, mixed and rows > 1, deadline=self.now + left, **about)
         self.count += 1
         idle = self.batcher.idle
         with suppress(Refused):
-            self.batcher.submit(caller.job, self.now)
-            above = [c for c in self.queued if c.job.level <= caller.job.level]
-            assert len(above) < QUEUE_JOBS
-            self.accepted[caller.job] = caller
+            self.batcher.submit(caller, self.now)
+            assert sum(c.level <= caller.level for c in self.queued) < QUEUE_JOBS
+            self.accepted.append(caller)
             self.queued.append(caller)
         assert not idle or caller in self.queued, "an idle engine takes any job"
         assert caller.ends == 0
@@ -117,50 +121,43 @@ class BatcherMachine(RuleBasedStateMachine):
 
     def _take(self, after: Batch | None) -> Batch | None:
         alone = self.batcher.queued_jobs == 1
-        due = {caller.job: caller.job.due for caller in self.queued}
-        decision = self.batcher.take(self.now, after)
-        assert decision.wake_at is None
+        due = {caller: caller.due for caller in self.queued}
+        batch, wake_at, dropped = self.batcher.take(self.now, after)
+        assert wake_at is None
         late_at = self.now + (0.0 if after is None else 1.4 * after.left_s(self.now))
-        for job in decision.dropped:
-            assert job.deadline < late_at + self.batcher.latency.predict(min(job.rest, 8) + 8, 3.0) * 3
-            caller = self.accepted[job]
-            caller.dropped = True
+        for caller in callers(dropped):
+            assert caller.deadline < late_at + self.batcher.latency.predict(min(caller.rest, 8) + 8, 3.0) * 3
             self.queued.remove(caller)
-            job.fail(DeadlineExceeded("late"))
-        batch = decision.batch
+            caller.fail(DeadlineExceeded("late"))
         if batch is None:
             return None
+        taken = callers(part.job for part in batch.parts)
         assert batch.rows == sum(stop - start for _, start, stop in batch.parts) <= 8
-        assert len({job.key for job, _, _ in batch.parts}) == 1
-        for job, start, stop in batch.parts:
-            caller = self.accepted[job]
+        assert len({caller.key for caller in taken}) == 1
+        for caller, (_, start, stop) in zip(taken, batch.parts, strict=True):
             assert not caller.cancelled
-            assert start == caller.next_row, "rows leave in their order"
-            assert stop > start
+            assert caller.next_row == start < stop, "rows leave in their order"
             caller.next_row = stop
-            if stop == job.rows:
+            if stop == caller.rows:
                 self.queued.remove(caller)
-            assert alone or job.deadline >= batch.predicted_end - 1e-9, "no work on a job that would be late"
+            assert alone or caller.deadline >= batch.predicted_end - 1e-9, "no work on a job that would be late"
+            assert caller.rest == 0 or caller.due >= due[caller], "its remaining rows are not more urgent"
         assert 0 <= padding_rows(batch.parts) <= 0.2 * batch.rows + 1e-9
-        self._check_order(batch, due)
+        self._check_order(taken, due)
         return batch
 
-    def _check_order(self, batch: Batch, due: dict[Job, float]) -> None:
+    def _check_order(self, taken: list[Caller], due: dict[Caller, float]) -> None:
         """No job that was left behind, of the same key, is more urgent than the first; nor than any, if rows are
         alike."""
-        behind = [c.job for c in self.queued if c.job.key == batch.parts[0].job.key and not c.next_row]
-        taken = [part.job for part in batch.parts]
-        if len({cost for job in taken + behind for cost in job.costs or [job.cost]}) > 1:
+        behind = [c for c in self.queued if c.key == taken[0].key and not c.next_row]
+        if len({cost for caller in taken + behind for cost in caller.costs or [caller.cost]}) > 1:
             del taken[1:]
-        assert max(due[job] for job in taken) <= min((job.due for job in behind), default=math.inf)
-        for job in taken:
-            for other in behind:
-                if other.level == job.level:
-                    assert urgency(job) <= urgency(other), "earliest due first, inside a priority"
-                elif other.level < job.level:
-                    assert self.now - job.arrival >= MAX_WAIT_S * 0.999, "the higher first, until age decides"
-        for job, _, _ in batch.parts:
-            assert job.rest == 0 or job.due >= due[job], "its remaining rows are not more urgent"
+        assert max(due[caller] for caller in taken) <= min((other.due for other in behind), default=math.inf)
+        for caller, other in itertools.product(taken, behind):
+            if other.level == caller.level:
+                assert urgency(caller) <= urgency(other), "earliest due first, inside a priority"
+            elif other.level < caller.level:
+                assert self.now - caller.arrival >= MAX_WAIT_S * 0.999, "the higher first, until age decides"
 
     def _ended(self, batch: Batch, seconds: float | None) -> None:
         self.batcher.finished(batch, seconds)
@@ -183,12 +180,11 @@ class BatcherMachine(RuleBasedStateMachine):
     @rule(engine=st.integers(0, 2))
     def engine_fails(self, engine: int) -> None:
         batch = self.running.pop(engine % len(self.running))
-        for job, _, _ in batch.parts:
-            caller = self.accepted[job]
-            assert self.batcher.remove(job) == (caller in self.queued)
+        for caller in callers(part.job for part in batch.parts):
+            assert self.batcher.remove(caller) == (caller in self.queued)
             if caller in self.queued:
                 self.queued.remove(caller)
-            job.fail(EngineFailure("broken"))
+            caller.fail(EngineFailure("broken"))
         self._ended(batch, None)
 
     @precondition(lambda self: self.queued)
@@ -196,22 +192,22 @@ class BatcherMachine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         caller = data.draw(st.sampled_from(self.queued))
         caller.cancelled = True
-        caller.job.abandon()
-        assert self.batcher.remove(caller.job)
-        assert not self.batcher.remove(caller.job)
+        caller.abandon()
+        assert self.batcher.remove(caller)
+        assert not self.batcher.remove(caller)
         self.queued.remove(caller)
 
     @rule()
     def close(self) -> None:
-        assert set(self.batcher.remove_all()) == {c.job for c in self.queued}
+        assert set(self.batcher.remove_all()) == set(self.queued)
         for caller in self.queued:
-            caller.job.fail(EngineFailure("closed"))
+            caller.fail(EngineFailure("closed"))
         self.queued.clear()
 
     @invariant()
     def counts_are_exact(self) -> None:
         assert self.batcher.queued_jobs == len(self.queued)
-        assert self.batcher.queued_rows == sum(c.job.rows - c.next_row for c in self.queued)
+        assert self.batcher.queued_rows == sum(c.rows - c.next_row for c in self.queued)
         assert self.batcher.idle == (not self.queued and not self.running)
 
     @invariant()
@@ -222,14 +218,14 @@ class BatcherMachine(RuleBasedStateMachine):
         left = sorted(abs(batch.predicted_end - self.now) for batch in self.running)
         running = 0.0 if len(left) < self.batcher.engines else left[-self.batcher.engines]
         running += sum(batch.seconds for batch in self.ahead.values()) / self.batcher.engines
-        all_of_it = sum((c.job.rows - c.next_row) * c.job.row_s for c in self.queued)
+        all_of_it = sum((c.rows - c.next_row) * c.row_s for c in self.queued)
         assert running - 1e-6 <= wait <= running + all_of_it / self.batcher.engines + 1e-6
         if not self.queued:
             assert abs(wait - running) < 1e-9
 
     @invariant()
     def no_job_is_answered_twice(self) -> None:
-        assert all(c.ends <= 1 for c in self.accepted.values())
+        assert all(c.ends <= 1 for c in self.accepted)
 
     def teardown(self) -> None:
         """The queue runs dry, and then every job was answered, failed or cancelled."""
@@ -241,7 +237,7 @@ class BatcherMachine(RuleBasedStateMachine):
                 self.answer(1.0, 0)
         self.counts_are_exact()
         assert self.batcher.take(self.now) == (None, None, ())
-        assert all(c.ends == (0 if c.cancelled else 1) for c in self.accepted.values())
+        assert all(c.ends == (0 if c.cancelled else 1) for c in self.accepted)
 
 
 TestBatcherMachine = BatcherMachine.TestCase

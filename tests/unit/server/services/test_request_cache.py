@@ -21,12 +21,19 @@ class FakeModel(SimpleNamespace):
     """The part of a ServedModel that the cache uses."""
 
 
-def served(batched: bool = True) -> Any:
-    specs = (
-        TensorSpec(name="values", dtype="float32", shape=(None, 3)),
-        TensorSpec(name="length", dtype="int64", shape=(None,)),
-    )
-    return FakeModel(batched=batched, bundle=SimpleNamespace(inputs=specs))
+def served(*specs: tuple[str, str, tuple[int, ...]], batched: bool = True) -> Any:
+    """Of inputs with a name, a dtype, and the shape of a row."""
+    inputs = tuple(TensorSpec(name=name, dtype=dtype, shape=(None, *row)) for name, dtype, row in specs or SERIES)
+    return FakeModel(batched=batched, bundle=SimpleNamespace(inputs=inputs))
+
+
+SERIES = (("values", "float32", (3,)), ("length", "int64", ()))
+
+
+def of_one(name: str, array: np.ndarray, **fields: Any) -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name="m", raw_input_contents=[array.tobytes()], **fields)
+    request.inputs.add(name=name, datatype="BOOL" if array.dtype == bool else "FP32", shape=array.shape)
+    return request
 
 
 def message(values: np.ndarray, length: np.ndarray, turned: bool = False, **fields: Any) -> pb.ModelInferRequest:
@@ -43,23 +50,26 @@ def arrays(seed: int, rows: int = 2) -> tuple[np.ndarray, np.ndarray]:
     return generator.normal(size=(rows, 3)).astype(np.float32), generator.integers(0, 3, rows)
 
 
-def cached(request: pb.ModelInferRequest, rows: tuple[np.ndarray, ...], model: Any, **options: Any) -> RequestCache:
+def cached(request: pb.ModelInferRequest, rows: tuple[np.ndarray, ...], model: Any) -> RequestCache:
     cache = RequestCache()
-    data = request.SerializeToString()
-    cache.add(data, request, InferOptions("series", (), **options), 0, model, rows)
+    cache.add(request.SerializeToString(), request, InferOptions("series", ()), 0, model, rows)
     return cache
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["in the model's order", "in another order"])
-def test_other_numbers_are_read_from_the_request_itself(turned: bool) -> None:
+@pytest.mark.parametrize("version", ["", "3"])
+@pytest.mark.parametrize("first", ["", "7"])
+def test_each_request_keeps_its_own_numbers_and_id(first: str, version: str, turned: bool) -> None:
     model = served()
-    cache = cached(message(*arrays(0), turned=turned), arrays(0), model)
-    found = cache.find(message(*arrays(1), turned=turned).SerializeToString())
-    assert found is not None
-    assert found.template.model() is model
-    for got, expected in zip(found.rows, arrays(1), strict=True):
-        np.testing.assert_array_equal(got, expected)
-        assert got.dtype == expected.dtype
+    cache = cached(message(*arrays(0), turned, id=first, model_version=version), arrays(0), model)
+    for identity in ("", "8", "a longer one", "ñ"):
+        found = cache.find(message(*arrays(1), turned, id=identity, model_version=version).SerializeToString())
+        assert found is not None
+        assert found.template.model() is model
+        assert found.identity == identity
+        for got, expected in zip(found.rows, arrays(1), strict=True):
+            np.testing.assert_array_equal(got, expected, strict=True)
+    assert cache.find(message(*arrays(1), turned, id="x" * 200, model_version=version).SerializeToString()) is None
 
 
 def test_a_different_request_does_not_match() -> None:
@@ -75,51 +85,16 @@ def test_a_different_request_does_not_match() -> None:
         assert cache.find(other.SerializeToString()) is None
 
 
-def test_requests_of_models_without_batches_are_not_cached() -> None:
-    rows = arrays(0)
-    assert cached(message(*rows), rows, served(batched=False)).find(message(*rows).SerializeToString()) is None
-
-
-def test_requests_with_bools_are_not_cached() -> None:
-    """Not every byte is a valid bool, so every request must be checked."""
-    spec = TensorSpec(name="x", dtype="bool", shape=(None, 3))
-    model, values = FakeModel(batched=True, bundle=SimpleNamespace(inputs=(spec,))), np.ones((1, 3), bool)
-    request = pb.ModelInferRequest(model_name="series", raw_input_contents=[values.tobytes()])
-    request.inputs.add(name="x", datatype="BOOL", shape=values.shape)
-    assert cached(request, (values,), model).find(request.SerializeToString()) is None
-
-
-@pytest.mark.parametrize("version", ["", "3"])
-@pytest.mark.parametrize("first", ["", "7"])
-def test_each_request_keeps_its_own_id(first: str, version: str) -> None:
-    cache = cached(message(*arrays(0), id=first, model_version=version), arrays(0), served())
-    for identity in ("", "8", "a longer one", "ñ"):
-        found = cache.find(message(*arrays(1), id=identity, model_version=version).SerializeToString())
-        assert found is not None
-        assert found.identity == identity
-        for got, expected in zip(found.rows, arrays(1), strict=True):
-            np.testing.assert_array_equal(got, expected)
-    assert cache.find(message(*arrays(1), id="x" * 200, model_version=version).SerializeToString()) is None
-
-
-def test_a_small_message_matches_with_any_numbers() -> None:
-    """One input with a short name and no requested outputs: the numbers begin early."""
-    model: Any = FakeModel(
-        batched=True, bundle=SimpleNamespace(inputs=(TensorSpec(name="x", dtype="float32", shape=(None, 3)),))
-    )
-    cache = RequestCache()
-    for seed in range(5):
-        (values, _), request = arrays(seed), pb.ModelInferRequest(model_name="m", id=str(seed))
-        request.inputs.add(name="x", datatype="FP32", shape=values.shape)
-        request.raw_input_contents.append(values.tobytes())
-        data = request.SerializeToString()
-        assert (cache.find(data) is not None) == (seed > 0)
-        cache.add(data, request, InferOptions("m", ()), 0, model, (values,))
-    assert len(cache._templates) == 1
-
-
-def test_a_message_with_two_ids_is_not_cached() -> None:
-    rows = arrays(0)
+def test_what_is_not_cached() -> None:
+    """Requests of models without batches; of bools, because not every byte is one; with two ids; of many bytes."""
+    rows, flags = arrays(0), np.ones((1, 3), bool)
+    long = message(*rows, parameters={"x" * 5000: pb.InferParameter(bool_param=True)})
+    for request, tensors, model in (
+        (message(*rows), rows, served(batched=False)),
+        (of_one("x", flags), (flags,), served(("x", "bool", (3,)))),
+        (long, rows, served()),
+    ):
+        assert cached(request, tensors, model).find(request.SerializeToString()) is None
     twice = message(*rows, id="7").SerializeToString().replace(b"\x1a\x017", b"\x1a\x017\x1a\x017")
     parsed = pb.ModelInferRequest.FromString(twice)
     assert parsed.id == "7"
@@ -128,11 +103,20 @@ def test_a_message_with_two_ids_is_not_cached() -> None:
     assert cache.find(twice) is None
 
 
+def test_a_small_message_matches_with_any_numbers() -> None:
+    """One input with a short name and no requested outputs: the numbers begin early."""
+    model, cache = served(("x", "float32", (3,))), RequestCache()
+    for seed in range(5):
+        values, _ = arrays(seed)
+        request = of_one("x", values, id=str(seed))
+        data = request.SerializeToString()
+        assert (cache.find(data) is not None) == (seed > 0)
+        cache.add(data, request, InferOptions("m", ()), 0, model, (values,))
+    assert len(cache._templates) == 1
+
+
 def test_the_cache_is_bounded() -> None:
-    rows, model = arrays(0), served()
-    long = message(*rows, parameters={"x" * 5000: pb.InferParameter(bool_param=True)})
-    assert cached(long, rows, model).find(long.SerializeToString()) is None
-    cache = RequestCache()
+    rows, model, cache = arrays(0), served(), RequestCache()
     for i in range(1000):
         request = message(*rows, model_version="1" * i)
         cache.add(request.SerializeToString(), request, InferOptions("series", ()), 0, model, rows)

@@ -9,8 +9,7 @@ import grpc
 
 from rafaga.errors import RafagaError, Status
 from rafaga.server.observability.metrics import Metrics
-from rafaga.server.transport.call import Call, Handler, Metadata
-from rafaga.server.transport.router import Authenticator, InFlight, Router
+from rafaga.server.transport.router import Authenticator, Call, Handler, InFlight, Metadata, Router
 
 METHOD = "/rafaga.v1.Vision/Classify"
 WAIT_S = 30.0

@@ -8,13 +8,15 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import grpc
 import pytest
 
+from rafaga.errors import Status
 from rafaga.server.transport import expiry as expiries
-from rafaga.server.transport.call import Call
 from rafaga.server.transport.expiry import Expiry
+from rafaga.server.transport.router import Call
 from tests.unit.server.transport.fake_call import WAIT_S, FakeCall
 
 
@@ -38,20 +40,19 @@ class Awaited(FakeCall):
 
 
 def test_calls_expire_in_the_order_of_their_deadlines(expiry: Expiry) -> None:
-    calls = [Awaited() for _ in range(3)]
-    order: list[int] = []
-    for number, call in enumerate(calls):
+    order: list[Awaited] = []
 
-        def dropped(number: int = number, call: Awaited = call) -> None:
-            order.append(number)
-            call.dropped.set()
+    class Ordered(Awaited):
+        def _send_failure(self, status: Status) -> None:
+            super()._send_failure(status)
+            order.append(self)
 
-        call.on_cancel(dropped)
+    calls = [Ordered() for _ in range(3)]
     now = time.monotonic()
     for call, left_s in zip(calls, (0.3, 0.1, 0.2), strict=True):
         expiry.watch(call, now + left_s)
     assert all(call.dropped.wait(WAIT_S) for call in calls)
-    assert order == [1, 2, 0]
+    assert order == [calls[1], calls[2], calls[0]]
     assert {call.code for call in calls} == {grpc.StatusCode.DEADLINE_EXCEEDED}
     assert len(expiry) == 0
 
@@ -59,11 +60,8 @@ def test_calls_expire_in_the_order_of_their_deadlines(expiry: Expiry) -> None:
 def test_where_the_system_gives_no_thread_the_next_call_tries_again(
     expiry: Expiry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     with monkeypatch.context() as full:
-        full.setattr(threading.Thread, "start", refuse)
+        full.setattr(threading, "Thread", Mock(side_effect=RuntimeError))
         with pytest.raises(RuntimeError):
             expiry.watch(Awaited(), time.monotonic())
     call = Awaited()
@@ -71,23 +69,17 @@ def test_where_the_system_gives_no_thread_the_next_call_tries_again(
     assert call.dropped.wait(WAIT_S)
 
 
-def test_an_answered_call_is_left_alone(expiry: Expiry) -> None:
-    answered, late = Awaited(), Awaited()
+def test_others_are_left_alone(expiry: Expiry) -> None:
+    """Calls that were answered in time, or have centuries."""
+    answered, patient, late = Awaited(), Awaited(), Awaited()
     now = time.monotonic()
     expiry.watch(answered, now + 0.05)
+    expiry.watch(patient, now + 9e12)
     expiry.watch(late, now + 0.06)
     answered.reply(b"in time")
     assert late.dropped.wait(WAIT_S)
-    assert answered.sent == [b"in time"]
+    assert (answered.sent, patient.sent) == ([b"in time"], [])
     assert not answered.dropped.is_set()
-
-
-def test_a_deadline_of_centuries(expiry: Expiry) -> None:
-    patient, late = Awaited(), Awaited()
-    expiry.watch(patient, time.monotonic() + 9e12)
-    expiry.watch(late, time.monotonic())
-    assert late.dropped.wait(WAIT_S)
-    assert patient.sent == []
 
 
 def test_a_call_that_cannot_be_failed_does_not_end_the_thread(expiry: Expiry) -> None:

@@ -71,18 +71,16 @@ def test_a_watcher_never_keeps_an_older_state(served: Served) -> None:
         thread.join(WAIT_S)
 
 
-def test_death_is_for_good(served: Served) -> None:
+def test_liveness_ends_where_a_restart_is_required(served: Served) -> None:
+    """For good after a death."""
     served.ready[""] = True
-    assert (served.check("rafaga.v1.Catalog"), served.health.alive, served.check()) == (SERVING, True, SERVING)
+    for alive in (False, True):
+        served.alive = alive
+        assert (served.check("rafaga.v1.Catalog") == SERVING, served.health.alive, served.check() == SERVING) == (
+            alive,
+        ) * 3
     served.health.die()
     assert (served.check("rafaga.v1.Catalog"), served.health.alive, served.check()) == (NOT_SERVING, False, NOT_SERVING)
-
-
-def test_but_not_where_a_restart_is_required(served: Served) -> None:
-    served.alive = False
-    assert served.check("rafaga.v1.Catalog") == NOT_SERVING
-    served.alive = True
-    assert served.check("rafaga.v1.Catalog") == SERVING
 
 
 def test_a_watcher_gets_every_change(served: Served) -> None:

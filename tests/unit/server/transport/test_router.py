@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
 
 import grpc
@@ -11,8 +10,7 @@ import pytest
 
 from rafaga.errors import Cancelled, DeadlineExceeded, InvalidRequest, RafagaError
 from rafaga.priority import PRIORITY_KEY, Priority
-from rafaga.server.transport.call import Call, Metadata
-from rafaga.server.transport.router import InFlight
+from rafaga.server.transport.router import Call, InFlight, Metadata
 from tests.unit.server.transport.fake_call import WAIT_S, Bench, FakeCall
 
 
@@ -30,21 +28,17 @@ class TestRouter:
         assert bench.ask().sent == [b"answer"]
         assert bench.router.in_flight.count == 0
 
-    def test_a_reply_that_cannot_be_sent_does_not_stay_in_flight(self) -> None:
-        bench = Bench(lambda call: None)
-        call = bench.ask()
-        call._send = lambda _: 1 / 0  # type: ignore[method-assign, assignment]
-        with pytest.raises(ZeroDivisionError):
-            call.reply(b"")
-        assert bench.router.in_flight.count == 0
-
     def test_calls_are_in_flight_until_they_end(self) -> None:
+        """Also one whose reply cannot be sent."""
         bench = Bench(lambda call: None)
-        calls = [bench.ask() for _ in range(3)]
-        assert bench.router.in_flight.count == 3
+        calls = [bench.ask() for _ in range(4)]
+        assert bench.router.in_flight.count == 4
         calls[0].reply(b"")
         calls[1].fail(InvalidRequest("no"))
         calls[2].cancel()
+        calls[3]._send = lambda _: 1 / 0  # type: ignore[method-assign, assignment]
+        with pytest.raises(ZeroDivisionError):
+            calls[3].reply(b"")
         assert bench.router.in_flight.count == 0
 
     @pytest.mark.parametrize(
@@ -112,38 +106,21 @@ class TestAuthenticator:
 
 
 class TestInFlight:
-    def test_waiting_until_none(self) -> None:
-        in_flight = InFlight()
-        assert in_flight.wait_until_none(0.0)
-        in_flight.enter(Priority.NORMAL, 1)
-        assert not in_flight.wait_until_none(0.0)
-        waited: list[bool] = []
-        waiter = threading.Thread(target=lambda: waited.append(in_flight.wait_until_none(WAIT_S)))
-        waiter.start()
-        in_flight.leave(Priority.NORMAL, 1)
-        waiter.join(WAIT_S)
-        assert waited == [True]
-
     @pytest.mark.parametrize("flood", Priority)
-    def test_a_flood_of_one_priority_leaves_each_other_its_share(self, flood: Priority) -> None:
-        in_flight = InFlight(max_calls=8)
-        assert [in_flight.enter(flood, 0) for _ in range(9)] == [True] * 8 + [False]
-        in_flight.leave(flood, 0)
-        for other in set(Priority) - {flood}:
-            assert [in_flight.enter(other, 0) for _ in range(3)] == [True, True, False]
-            in_flight.leave(other, 0)
+    @pytest.mark.parametrize(("limits", "size"), [({"max_calls": 8}, 0), ({"max_bytes": 800}, 100)])
+    def test_a_flood_of_one_priority_leaves_each_other_its_share(
+        self, flood: Priority, limits: dict[str, int], size: int
+    ) -> None:
+        in_flight = InFlight(**limits)
+        others = set(Priority) - {flood}
+        assert [in_flight.enter(flood, size) for _ in range(9)] == [True] * 8 + [False]
+        in_flight.leave(flood, size)
+        for other in others:
+            assert [in_flight.enter(other, size) for _ in range(3)] == [True, True, False]
+            in_flight.leave(other, size)
         assert in_flight.count == 12
-        in_flight.leave(flood, 0)
-        assert not in_flight.enter(flood, 0), "the shares of others are not the flood's"
-
-    @pytest.mark.parametrize("flood", Priority)
-    def test_bytes_are_bounded_by_the_same_rule(self, flood: Priority) -> None:
-        in_flight = InFlight(max_bytes=800)
-        assert [in_flight.enter(flood, 200) for _ in range(5)] == [True] * 4 + [False]
-        in_flight.leave(flood, 200)
-        for other in set(Priority) - {flood}:
-            assert [in_flight.enter(other, 150) for _ in range(2)] == [True, False]
-            in_flight.leave(other, 150)
-        for priority, size in [(flood, 200)] * 4 + [(other, 150) for other in set(Priority) - {flood}]:
+        in_flight.leave(flood, size)
+        assert not in_flight.enter(flood, size), "the shares of others are not the flood's"
+        for priority in (*[flood] * 8, *others, *others):
             in_flight.leave(priority, size)
-        assert in_flight.enter(flood, 800), "all were given back"
+        assert in_flight.enter(flood, 8 * size), "all were given back"

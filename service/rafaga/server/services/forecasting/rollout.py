@@ -13,7 +13,7 @@ from rafaga.server.scheduling.job import Arrays, JobTiming
 from rafaga.server.services.forecasting import quantiles
 from rafaga.server.services.forecasting.series import Floats, Observations, inputs
 from rafaga.server.services.submission import submit
-from rafaga.server.transport.call import Call
+from rafaga.server.transport.router import Call
 
 
 class RollOut:

@@ -17,7 +17,7 @@ from rafaga.server.services.forecasting.options import Options
 from rafaga.server.services.forecasting.rollout import RollOut
 from rafaga.server.services.forecasting.series import inputs, of_history, of_series
 from rafaga.server.services.submission import RequestLimits, find, model_info, parse, submit, timing_message
-from rafaga.server.transport.call import Call, Handler
+from rafaga.server.transport.router import Call, Handler
 from rafaga.v1 import forecasting_pb2 as pb
 
 # Reading so much would block the thread on which calls arrive for some milliseconds: a pool's thread does.

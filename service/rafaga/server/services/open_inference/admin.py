@@ -11,7 +11,7 @@ from rafaga.server.repository.repository import Repository
 from rafaga.server.services.open_inference.metadata import index
 from rafaga.server.services.open_inference.stream import SERVICE
 from rafaga.server.services.submission import parse
-from rafaga.server.transport.call import Call, Handler
+from rafaga.server.transport.router import Call, Handler
 
 
 class RepositoryAdmin:

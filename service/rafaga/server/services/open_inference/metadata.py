@@ -12,13 +12,7 @@ from rafaga.server.repository.repository import Repository
 from rafaga.server.repository.versions import State
 from rafaga.server.services.open_inference.tensors import datatype, shape
 
-_INDEX_STATES = {
-    State.LOADING: "LOADING",
-    State.READY: "READY",
-    State.FAILED: "UNAVAILABLE",
-    State.DRAINING: "UNLOADING",
-    State.DOWN: "UNAVAILABLE",
-}
+_INDEX_STATES = {State.FAILED: "UNAVAILABLE", State.DRAINING: "UNLOADING", State.DOWN: "UNAVAILABLE"}
 
 
 class NamedModel(NamedTuple):
@@ -99,7 +93,7 @@ def index(repository: Repository, ready_only: bool) -> pb.RepositoryIndexRespons
     message = pb.RepositoryIndexResponse()
     for entry in repository.versions:
         if entry.condition is State.READY or not ready_only:
-            state = _INDEX_STATES[entry.condition]
+            state = _INDEX_STATES.get(entry.condition, entry.condition.name)
             message.models.add(name=entry.name, version=str(entry.version), state=state, reason=entry.why)
     return message
 

@@ -31,9 +31,9 @@ from rafaga.server.services.open_inference.tensors import (
     wanted_outputs,
 )
 from rafaga.server.services.submission import RequestLimits, find, parse, submit, version_number
-from rafaga.server.transport.call import Call, Handler
 from rafaga.server.transport.expiry import Expiry
 from rafaga.server.transport.health import Health
+from rafaga.server.transport.router import Call, Handler
 
 _EXTENSIONS = ("classification", "model_configuration", "model_repository(index)", "statistics", "binary_tensor_data")
 _ENCODED = ".encoded"

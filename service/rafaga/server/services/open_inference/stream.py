@@ -15,9 +15,8 @@ from google.protobuf.message import DecodeError
 from rafaga.errors import Draining, QueueFull, Status, to_status
 from rafaga.inference import open_inference_pb2 as pb
 from rafaga.server.transport.blocking import abort
-from rafaga.server.transport.call import Call, Metadata
 from rafaga.server.transport.grpc import MAX_STREAMS
-from rafaga.server.transport.router import Router
+from rafaga.server.transport.router import Call, Metadata, Router
 from rafaga.wire import field
 
 SERVICE = "inference.GRPCInferenceService"

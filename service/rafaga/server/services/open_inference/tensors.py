@@ -18,8 +18,8 @@ from rafaga.server.execution.served_model import ServedModel
 from rafaga.server.scheduling.job import Arrays
 from rafaga.server.services.open_inference.parameters import integer
 from rafaga.server.services.submission import RequestLimits, best_of
-from rafaga.tensors import DATATYPES, check_shape, from_wire, length_prefixed, to_wire, with_lengths
-from rafaga.wire import field
+from rafaga.tensors import DATATYPES, check_shape, from_wire, in_wire_order, length_prefixed, with_lengths
+from rafaga.wire import field, head_of
 
 InputTensor = pb.ModelInferRequest.InferInputTensor
 
@@ -271,7 +271,7 @@ def response(
     long, which is more than the run of a small model.
     """
     tensors: list[tuple[str, str, tuple[int, ...]]] = []
-    raw: list[bytes] = []
+    raw: list[bytes | memoryview] = []  # copied once, into the reply
     for output in wanted:
         array = outputs[output.position] if model.batched else outputs[output.position][0, ...]
         if output.classes:
@@ -282,11 +282,12 @@ def response(
             sizes = (*array.shape, 1) if model.batched and array.ndim == 1 and not flat else array.shape  # see `shape`
             tensors.append((output.spec.name, _NAMES[array.dtype], sizes))
             strings = array.dtype == object
-            raw.append(with_lengths(str(s).encode() for s in array.ravel()) if strings else to_wire(array))
-    fields = [_head(name, str(model.bundle.version), tuple(tensors))]
+            raw.append(with_lengths(str(s).encode() for s in array.ravel()) if strings else in_wire_order(array).data)
+    fields: list[bytes | memoryview] = [_head(name, str(model.bundle.version), tuple(tensors))]
     if identity:
         fields.append(field(_ID, identity.encode()))
-    fields += [field(_RAW, contents) for contents in raw]
+    for contents in raw:
+        fields += (head_of(_RAW, memoryview(contents).nbytes), contents)
     return b"".join(fields)
 
 
