@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 from unittest.mock import Mock
 
@@ -14,6 +15,16 @@ from rafaga.server import lifecycle
 from rafaga.server.lifecycle import ShutdownSignals
 
 WAIT_S = 60.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def survives() -> Iterator[None]:
+    """A signal that comes late ends no test run."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
