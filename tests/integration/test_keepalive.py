@@ -140,7 +140,7 @@ def test_an_idle_connection_is_closed(serve: Serve) -> None:
 
 def test_the_sdk_loses_no_call_to_the_age_of_connections(serve: Serve) -> None:
     served, ports = serve(max_connection_age_s=0.1), set()
-    with Client(served.address, retry=ONCE) as client:
+    with Client(served.address) as client:
         while len(ports) < 5:
             client.classify(IMAGE[0], model="digits", timeout_s=PATIENCE_S)
             open_now = psutil.Process().net_connections("tcp")
