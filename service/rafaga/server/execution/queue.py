@@ -27,8 +27,8 @@ class JobQueue:
     """A Batcher behind a lock. `batcher` and methods that say so need the lock held; other methods take it.
 
     inline: whether the thread that submits jobs may run quick batches. direct: whether it may hand a lone row to the
-    engine, which runs it in a thread of its own. down: all engines were lost, and none is
-    restarted yet. stopping: engines stop after their current batch.
+    engine, which runs it in a thread of its own. down: all engines were lost, and none is restarted yet. stopping:
+    engines stop after their current batch.
     """
 
     def __init__(
