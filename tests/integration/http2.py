@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import BinaryIO, NamedTuple
 
 from google.protobuf.message import Message
@@ -48,6 +49,15 @@ def headers(stream: int, method: str, *more: tuple[str, str], end_stream: bool =
         ("content-type", "application/grpc"),
         *more,
     )
+    return _headers(stream, fields, end_stream)
+
+
+def response_headers(stream: int, *fields: tuple[str, str]) -> bytes:
+    """An answer without a message."""
+    return _headers(stream, fields, end_stream=True)
+
+
+def _headers(stream: int, fields: Sequence[tuple[str, str]], end_stream: bool) -> bytes:
     block = b"".join(b"\0" + _text(name) + _text(value) for name, value in fields)
     return frame(HEADERS, END_HEADERS | (END_STREAM if end_stream else 0), stream, block)
 
@@ -129,6 +139,32 @@ def raw_connection(port: int, window: int = 1 << 20) -> Iterator[RawConnection]:
     """`window`: how many bytes of each reply the server may send before it is allowed more."""
     with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as opened, opened.makefile("rb") as replies:
         yield RawConnection(opened, replies, window)
+
+
+@contextmanager
+def scripted_server(*answers: bytes) -> Iterator[int]:
+    """Its port. Each connection gets one answer, to its first call, and stays open."""
+
+    def serve() -> None:
+        for answer in answers:
+            peer = stack.enter_context(listener.accept()[0])
+            requests = stack.enter_context(peer.makefile("rb"))
+            requests.read(len(PREFACE))
+            peer.sendall(frame(SETTINGS, 0, 0))
+            kind = SETTINGS
+            while kind != HEADERS:
+                prefix = requests.read(9)
+                kind = prefix[3]
+                requests.read(int.from_bytes(prefix[:3], "big"))
+            peer.sendall(answer)
+
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        listener.settimeout(PATIENCE_S)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        stack.callback(thread.join)
+        yield listener.getsockname()[1]
 
 
 def _text(value: str) -> bytes:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from rafaga import Client, Keepalive, RetryPolicy, ServerUnreachable
+from rafaga import Client, Keepalive, ModelNotFound, RetryPolicy, ServerUnreachable
 from rafaga.server import app
 from rafaga.server.transport.grpc import Limits
 from tests.integration import http2, messages
@@ -145,3 +145,12 @@ def test_the_sdk_loses_no_call_to_the_age_of_connections(serve: Serve) -> None:
             client.classify(IMAGE[0], model="digits", timeout_s=PATIENCE_S)
             open_now = psutil.Process().net_connections("tcp")
             ports |= {each.laddr.port for each in open_now if each.raddr and each.raddr.port == served.port}
+
+
+def test_a_call_that_the_server_never_saw_is_sent_again() -> None:
+    """It met a connection that was just being closed for its age. That does not count as a try."""
+    went_away = http2.frame(http2.GOAWAY, 0, 0, bytes(8))  # the last stream that was seen: none
+    not_found = http2.response_headers(1, (":status", "200"), ("grpc-status", "5"), ("content-type", "application/grpc"))
+    with http2.scripted_server(went_away, not_found) as port, Client(f"127.0.0.1:{port}", retry=ONCE) as client:
+        with pytest.raises(ModelNotFound):
+            client.model("digits", timeout_s=PATIENCE_S)

@@ -104,8 +104,6 @@ def endpoint(
     options: list[tuple[str, str | int]] = [
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_receive_message_length", max_message_bytes),
-        # Only the SDK retries: gRPC's own retries would not count with its attempts and refusals.
-        ("grpc.enable_retries", 0),
         ("grpc.keepalive_time_ms", round(keepalive.interval_s * 1000)),
         ("grpc.keepalive_timeout_ms", round(keepalive.timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", int(keepalive.while_idle)),

@@ -75,10 +75,9 @@ def test_a_list_calls_itself_by_its_first_address(address: str, authority: str |
     assert secured.get("grpc.default_authority") == (authority and "models")
 
 
-def test_limits_keepalive_and_retries_are_always_set() -> None:
+def test_limits_and_keepalive_are_always_set() -> None:
     options = dict(endpoint("h:1", max_message_bytes=123, keepalive=Keepalive(5, 2.5, while_idle=True)).options)
     assert options["grpc.max_send_message_length"] == options["grpc.max_receive_message_length"] == 123
-    assert options["grpc.enable_retries"] == 0
     assert options["grpc.keepalive_time_ms"] == 5000
     assert options["grpc.keepalive_timeout_ms"] == options["grpc.http2.ping_timeout_ms"] == 2500
     assert options["grpc.keepalive_permit_without_calls"] == 1
