@@ -1,7 +1,8 @@
 """ONNX Runtime and OpenVINO in every precision, alone and served, and what the server chooses by itself.
 
-OpenVINO's own benchmark_app, at the batch size that is best for OpenVINO here, is the outside referee. Large models
-have random weights, so the server does not choose a precision for them whose loss is unknown: those are served by name.
+Alone: one engine with all cores, in its best batch. OpenVINO's own benchmark_app, in that batch and its throughput mode
+(several streams), is the outside referee. Servers choose the number of instances. Large models have random weights, so
+the server does not choose a precision for them whose loss is unknown: those are served by name.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from bench.blocks import Blocks, Cells, Figures, Plan, column, parts, ratios
 from bench.clients import closed_loop
 from bench.models import FPN, INT8, LARGE, LENET, LSTM_BUNDLE, SSD, file
 from bench.raw import RawModel, RawOpenVino, random_inputs
-from bench.servers import rafaga
+from bench.servers import Target, rafaga
 from bench.tables import Table, spread
 from rafaga import Client
 from rafaga.server.engines.cpu_count import available_cores
@@ -33,7 +34,7 @@ _OF = {"fp32": MODELS, "bf16": (*_BF16, SSD), "int8": INT8}
 _ORT, _OPENVINO, _REFEREE, _AUTO = "onnxruntime", "openvino", "benchmark_app", "auto"
 _SERVED = "served "
 _WARM_UP_S = 0.1
-_CALLERS = 16  # of a served model, at least
+_CALLERS = 16  # of an instance, at least
 # Without the package that reports its use.
 _APP = "import sys; sys.modules['openvino_telemetry'] = None; from openvino.tools.benchmark.main import main; main()"
 _FORCED = ((_ORT, "fp32", MODELS), (_OPENVINO, "bf16", _BF16), (_ORT, "int8", LARGE), (_OPENVINO, "int8", LARGE))
@@ -59,20 +60,24 @@ def cells(plan: Plan) -> Iterator[Cells]:
                 referee = partial(benchmark_app, path, precision, best, alone_s)
                 measures[f"{model}/{precision}/{_REFEREE}"] = referee
         for engine, precision, models in (*_FORCED, (_AUTO, _AUTO, MODELS)):
-            options = ["--device", "cpu", "--engine", engine, "--precision", precision, "--threads", str(threads)]
+            options = ["--device", "cpu", "--engine", engine, "--precision", precision, "--instances", "auto"]
             # Callers in a closed loop wait: refusals would only add requests.
             target = stack.enter_context(rafaga(plan.repository, models, *options, "--max-queue-wait-ms", "60000"))
             with Client(target.address) as client:
                 for model in models:
                     found = client.model(model)
-                    # One full batch waits while another runs.
-                    callers = max(_CALLERS, 2 * rows[model, found.precision, found.engine])
+                    # One full batch waits for each instance while another runs.
+                    callers = found.instances * max(_CALLERS, 2 * rows[model, found.precision, found.engine])
                     cell = f"{model}/{found.precision}/{_SERVED}{found.engine}"
                     if engine == _AUTO:
                         measures[f"{model}/{_AUTO}/{found.engine} {found.precision}"] = dict
                     if cell not in measures:
-                        measures[cell] = partial(closed_loop, target, model, callers, plan.seconds)
+                        measures[cell] = partial(_served, target, model, callers, found.instances, plan.seconds)
         yield {name: measures[name] for name in sorted(measures, key=lambda name: MODELS.index(name.split("/")[0]))}
+
+
+def _served(target: Target, model: str, callers: int, instances: int, seconds: float) -> Figures:
+    return closed_loop(target, model, callers, seconds) | {"instances": instances}
 
 
 def _alone(opened: Callable[[], RawModel], rows: int, seconds: float) -> Figures:
@@ -130,8 +135,9 @@ def _compared(blocks: Blocks) -> Table:
                 pairs = ((raw, f"{model}/fp32/{_ORT}"), (served, f"{model}/fp32/{_SERVED}{_ORT}"), (served, raw))
                 if raw in blocks[0] and (engine, precision) != (_ORT, "fp32"):
                     shown = (spread(ratios(blocks, *pair), 2) for pair in pairs)
-                    rows.append((f"{model} {precision} {engine}", *shown))
-    return Table(("", "alone ÷ fp32 onnxruntime", "served ÷ that, served", "served ÷ alone"), rows)
+                    instances = f"{blocks[0][served]['instances']:.0f}" if served in blocks[0] else "–"
+                    rows.append((f"{model} {precision} {engine}", *shown, instances))
+    return Table(("", "alone ÷ fp32 onnxruntime", "served ÷ that, served", "served ÷ alone", "instances"), rows)
 
 
 def _chosen(blocks: Blocks) -> Table:

@@ -150,7 +150,11 @@ def test_the_sdk_loses_no_call_to_the_age_of_connections(serve: Serve) -> None:
 def test_a_call_that_the_server_never_saw_is_sent_again() -> None:
     """It met a connection that was just being closed for its age. That does not count as a try."""
     went_away = http2.frame(http2.GOAWAY, 0, 0, bytes(8))  # the last stream that was seen: none
-    not_found = http2.response_headers(1, (":status", "200"), ("grpc-status", "5"), ("content-type", "application/grpc"))
-    with http2.scripted_server(went_away, not_found) as port, Client(f"127.0.0.1:{port}", retry=ONCE) as client:
-        with pytest.raises(ModelNotFound):
-            client.model("digits", timeout_s=PATIENCE_S)
+    fields = ((":status", "200"), ("grpc-status", "5"), ("content-type", "application/grpc"))
+    not_found = http2.response_headers(1, *fields)
+    with (
+        http2.scripted_server(went_away, not_found) as port,
+        Client(f"127.0.0.1:{port}", retry=ONCE) as client,
+        pytest.raises(ModelNotFound),
+    ):
+        client.model("digits", timeout_s=PATIENCE_S)

@@ -29,12 +29,13 @@ QUICK_S = 1e-3
 _PIPELINED_S = 10e-3
 # The predicted time of a run of which nothing is known; runs correct it.
 _UNKNOWN_S = 0.1
-# Threads spin if so many cores are left for the transport, the decoders and other processes.
+# Threads may spin if so many cores are left for the transport, the decoders and other processes.
 _SPARE_CORES = 4
 
 
 class CpuThreads(NamedTuple):
-    """Of one engine. fixed: None: one for small models, else `share`. share: of the cores that this process may use."""
+    """Of one engine. fixed: None: one for small models, else `share`. share: of the cores that this process may use.
+    spinning: ONNX Runtime's, while they wait for work."""
 
     fixed: int | None
     share: int
@@ -44,7 +45,8 @@ class CpuThreads(NamedTuple):
 @dataclass(frozen=True)
 class Placement:
     """devices: where every model has its engines. gpus: by index, for all `devices` that are GPUs. pipelined_s: seconds
-    per row from which an engine on the CPU is pipelined. auto_instances: of models whose number is not configured.
+    per row from which an engine on the CPU is pipelined. auto_instances, auto_spinning: of models where these are not
+    configured.
     """
 
     devices: tuple[Device, ...] = (CPU,)
@@ -53,6 +55,7 @@ class Placement:
     cores: int = field(default_factory=available_cores)
     pipelined_s: float = _PIPELINED_S
     auto_instances: int = 1
+    auto_spinning: bool = False
 
     @classmethod
     def on(cls, choice: DeviceChoice, settings: EngineSettings) -> Placement:
@@ -73,6 +76,13 @@ class Placement:
         configured = self.settings.instances.of(model) or self.settings.threads.of(model)
         return not self.gpu and not configured and self.cores > 1
 
+    def spinning_is_free(self, model: str) -> bool:
+        """To be chosen by measuring: where there are threads to wait for, and cores left for others."""
+        fixed = self.settings.threads.of(model)
+        if self.gpu or fixed in (None, 1) or self.settings.spinning.of(model) is not None:
+            return False
+        return self.cores - self._instances(model) * fixed >= _SPARE_CORES
+
     def engine_of(self, model: str) -> EngineName | None:
         """As configured; None: the fastest. GPUs have ONNX Runtime."""
         return EngineName.ONNXRUNTIME if self.gpu else self.settings.engine.of(model)
@@ -91,9 +101,7 @@ class Placement:
     def cpu_threads(self, model: str) -> CpuThreads:
         instances, fixed = self._instances(model), self.settings.threads.of(model)
         spinning = self.settings.spinning.of(model)
-        if spinning is None:
-            threads = instances * (fixed or self.cores)
-            spinning = threads > instances and self.cores - threads >= _SPARE_CORES
+        spinning = self.auto_spinning if spinning is None else spinning
         return CpuThreads(fixed, max(1, self.cores // instances), spinning)
 
     def load(self, device: Device, model: ModelToPlace) -> LoadedEngine:

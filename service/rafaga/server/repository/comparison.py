@@ -1,5 +1,6 @@
-"""Which engine and precision runs a model fastest, of those whose accuracy holds, and in how many instances. Measured
-on this machine, in the child process of `trial`: an engine may crash while it compiles or runs."""
+"""Which engine and precision runs a model fastest, of those whose accuracy holds, in how many instances, and whether
+its threads spin. Measured on this machine, in the child process of `trial`: an engine may crash while it compiles or
+runs."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rafaga import bundle as bundles
-from rafaga.bundle import Bundle, Frozen, Precision
+from rafaga.bundle import Bundle, EngineName, Frozen, Precision
 from rafaga.checksums import read_verified
 from rafaga.plain_model import PlainModel
 from rafaga.server.engines.batched import SessionEngine
@@ -39,7 +40,7 @@ _BUDGET_S = 0.2
 class Comparison(Frozen, frozen=True, tag=True):
     """rivals: in order of preference. path: of the bundle's folder, or of a plain file or folder, which has a recipe.
     threads: of each engine. several: whether to also try several instances of the fastest, which share the threads.
-    seconds: the limit for a small file."""
+    try_spinning: whether to also try spinning threads. seconds: the limit for a small file."""
 
     path: str
     rivals: tuple[Runtime, ...]
@@ -50,6 +51,7 @@ class Comparison(Frozen, frozen=True, tag=True):
     plain: PlainModel | None = None
     recipe: SampleRecipe | None = None
     several: bool = False
+    try_spinning: bool = False
     seconds: float = 60.0
 
     @property
@@ -66,13 +68,14 @@ class Comparison(Frozen, frozen=True, tag=True):
 class Compared(Frozen, frozen=True):
     """fastest: its number; None: all were refused. guards: of its file, see traps.kinds_to_guard. speeds: relative to
     the first that was not refused; 0: refused. reasons: of the refused, for the log. instances: how many of the fastest
-    give the most rows per second. tried: what was measured of several, in words."""
+    give the most rows per second. spinning: its threads are faster so. tried: what was measured of both, in words."""
 
     fastest: int | None = None
     guards: tuple[int, ...] = ()
     speeds: tuple[float, ...] = ()
     reasons: tuple[str, ...] = ()
     instances: int = 1
+    spinning: bool = False
     tried: tuple[str, ...] = ()
 
 
@@ -142,12 +145,17 @@ def compare(comparison: Comparison) -> Compared:
         if best is None or rival.speed > best.speed * _HYSTERESIS:
             best, fastest = rival, number
     instances, tried = _most_rows(comparison, best, until) if best and comparison.several else (1, ())
+    spinning = False
+    if best and best.model.engine is EngineName.ONNXRUNTIME and comparison.try_spinning:
+        spinning, words = _spinning(comparison, best)
+        tried += (words,)
     return Compared(
         fastest=fastest,
         guards=best.guards if best else (),
         speeds=tuple(speeds),
         reasons=tuple(reasons),
         instances=instances,
+        spinning=spinning,
         tried=tried,
     )
 
@@ -168,6 +176,13 @@ def _most_rows(comparison: Comparison, one: _Loaded, until: float) -> tuple[int,
             break
         instances, highest = count, speed
     return instances, tuple(tried)
+
+
+def _spinning(comparison: Comparison, still: _Loaded) -> tuple[bool, str]:
+    """Whether threads that spin run a lone row faster: between larger batches they wait less. And what was measured."""
+    spins = _Engines(still.model, [opened(still.model, comparison.threads, spinning=True)()])
+    still_s, spins_s = shortest([still.runs(1), spins.runs(1)], _BUDGET_S)
+    return still_s > spins_s * _HYSTERESIS, f"spinning: {still_s / spins_s:.2f} times as fast for a lone row"
 
 
 def _split(comparison: Comparison, one: _Loaded, count: int) -> tuple[float, float]:

@@ -119,13 +119,14 @@ class Loader:
     def _fastest(
         self, choice: Choice, passed: Passed, placement: Placement, path: Path, model: Bundle | PlainModel, rows: int
     ) -> tuple[Runtime, Sequence[int], Placement]:
-        """And what to guard in its file, and the placement with its number of instances. Raises BundleError where
+        """And what to guard in its file, and the placement with what was measured for it. Raises BundleError where
         OpenVINO is asked for and does not run the model."""
         name, default = model.name, choice.default
         asked = default.engine is EngineName.OPENVINO
         several = placement.instances_are_free(name) and not passed.quick
+        try_spinning = placement.spinning_is_free(name) and not passed.quick
         rivals = choice.rivals if asked or not (passed.quick or not openvino.usable()) else ()
-        if not rivals and not several:
+        if not (rivals or several or try_spinning):
             return default, passed.guards, placement
         rivals = rivals or (default,)
         threads = placement.cpu_threads(name)
@@ -139,6 +140,7 @@ class Loader:
             plain=passed.described,
             recipe=passed.recipe,
             several=several,
+            try_spinning=try_spinning,
         )
         try:
             compared = self.trials.compare(comparison)
@@ -157,7 +159,8 @@ class Loader:
             measured = (f"{rival} {speed}" for rival, speed in zip(rivals, speeds, strict=True))
             facts = ["speed here", *measured, *choice.left_out]
         runtime = structs.replace(rivals[compared.fastest], why="; ".join((*facts, *compared.tried)))
-        return runtime, compared.guards, dataclasses.replace(placement, auto_instances=compared.instances)
+        placement = dataclasses.replace(placement, auto_instances=compared.instances, auto_spinning=compared.spinning)
+        return runtime, compared.guards, placement
 
     def _tried(
         self, path: Path, name: str, version: int, placement: Placement, bundle: Bundle | None = None, file: str = ""

@@ -76,14 +76,31 @@ def test_every_model_has_engines_of_its_own() -> None:
         (8, settings(instances=2), CpuThreads(None, 4, False)),
         (2, settings(instances=4), CpuThreads(None, 1, False)),
         (8, settings(instances=2, threads=3), CpuThreads(3, 4, False)),
-        (8, settings(instances=2, threads=2), CpuThreads(2, 4, True)),  # four cores are left
-        (8, settings(threads=1), CpuThreads(1, 8, False)),  # one thread has none to wait for
-        (8, settings(threads=3, spinning=False), CpuThreads(3, 8, False)),
         (8, settings(threads=1, spinning=True), CpuThreads(1, 8, True)),
     ],
 )
 def test_engines_share_the_cores(cores: int, configured: EngineSettings, expected: CpuThreads) -> None:
     assert Placement(settings=configured, cores=cores).cpu_threads("digits") == expected
+
+
+@pytest.mark.parametrize(
+    ("configured", "free"),
+    [
+        (settings(), False),  # all cores compute
+        (settings(threads=4), True),
+        (settings(threads=5), False),
+        (settings(threads=2, instances=2), True),
+        (settings(threads=3, instances=2), False),
+        (settings(threads=1), False),  # one thread has none to wait for
+        (settings(threads=4, spinning=False), False),
+        (settings(threads=4, spinning=True), False),
+    ],
+)
+def test_threads_may_spin_where_four_cores_are_left(configured: EngineSettings, free: bool) -> None:
+    placement = Placement(settings=configured, cores=8)
+    assert placement.spinning_is_free("digits") is free
+    measured = dataclasses.replace(placement, auto_spinning=True).cpu_threads("digits").spinning
+    assert measured is (configured.spinning.of("digits") is not False)
 
 
 @pytest.mark.parametrize(

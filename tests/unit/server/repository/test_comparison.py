@@ -209,6 +209,37 @@ def test_instances_are_not_searched_for_unless_both_are_free(folder: Path, setti
     load(folder, never, engine="onnxruntime", **settings)
 
 
+def test_spinning_is_measured_in_onnx_runtime_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = replace(comparison(folder, 1e-3), try_spinning=True)
+    (measured,) = compare(asked).tried
+    assert re.fullmatch(r"spinning: \d+\.\d\d times as fast for a lone row", measured)
+    assert compare(replace(comparison(folder, REFUSED, 1e-3), try_spinning=True)).tried == ()
+    for spins_s, chosen in ((0.96, False), (0.94, True)):
+        monkeypatch.setattr(comparisons, "shortest", lambda *_, spins_s=spins_s: [1.0, spins_s])
+        assert compare(asked).spinning is chosen
+
+
+@pytest.mark.parametrize(("threads", "measured"), [("2", True), ("3", False)])
+def test_engines_spin_if_that_is_faster_and_cores_are_left(folder: Path, threads: str, measured: bool) -> None:
+    """Of six."""
+    spinning: list[bool] = []
+
+    def load(placement: Placement, device: Device, model: ModelToPlace) -> LoadedEngine:
+        spinning.append(placement.cpu_threads(model.spec.name).spinning)
+        return placement.load(device, model)
+
+    def compared(asked: Comparison) -> Compared:
+        assert asked.try_spinning
+        return Compared(fastest=0, speeds=(1.0,), spinning=True, tried=("spinning: 1.20 times as fast",))
+
+    trials = Slow(compared if measured else never)
+    auto = dataclasses.replace(loader(trials, engine="onnxruntime", threads=threads), engine_factory=load)
+    auto = dataclasses.replace(auto, placement=dataclasses.replace(auto.placement, cores=6))
+    runtime = served(auto.load(folder, bundles.load(folder)))
+    assert spinning == [measured]
+    assert ("spinning: 1.20 times as fast" in runtime.why) is measured
+
+
 def test_what_is_asked_for_by_name_must_run(folder: Path) -> None:
     runtime = load(folder, engine="openvino")
     assert (runtime.engine, runtime.why) == (EngineName.OPENVINO, "as configured")
