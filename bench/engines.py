@@ -126,7 +126,8 @@ def _rates(blocks: Blocks) -> Table:
 
 
 def _compared(blocks: Blocks) -> Table:
-    """Each engine against ONNX Runtime in fp32, alone and served, and served against alone."""
+    """Each engine against ONNX Runtime in fp32, alone and served; and served against alone, also as that would be if the
+    client, which runs on the same cores, used none of their time."""
     rows = []
     for model in parts(blocks, 0):
         for precision in (precision for precision in _OF if model in _OF[precision]):
@@ -135,9 +136,23 @@ def _compared(blocks: Blocks) -> Table:
                 pairs = ((raw, f"{model}/fp32/{_ORT}"), (served, f"{model}/fp32/{_SERVED}{_ORT}"), (served, raw))
                 if raw in blocks[0] and (engine, precision) != (_ORT, "fp32"):
                     shown = (spread(ratios(blocks, *pair), 2) for pair in pairs)
-                    instances = f"{blocks[0][served]['instances']:.0f}" if served in blocks[0] else "–"
-                    rows.append((f"{model} {precision} {engine}", *shown, instances))
-    return Table(("", "alone ÷ fp32 onnxruntime", "served ÷ that, served", "served ÷ alone", "instances"), rows)
+                    own, instances = _without_client(blocks, served, raw) if served in blocks[0] else ("–", "–")
+                    rows.append((f"{model} {precision} {engine}", *shown, own, instances))
+    titles = (
+        "alone ÷ fp32 onnxruntime",
+        "served ÷ that, served",
+        "served ÷ alone",
+        "less the client's CPU",
+        "instances",
+    )
+    return Table(("", *titles), rows)
+
+
+def _without_client(blocks: Blocks, served: str, raw: str) -> tuple[str, str]:
+    cores = available_cores()
+    pairs = [(block[served], block[raw]) for block in blocks]
+    shares = [s["rate"] / r["rate"] * cores / (cores - s["client_cores"]) for s, r in pairs]
+    return spread(shares, 2), f"{blocks[0][served]['instances']:.0f}"
 
 
 def _chosen(blocks: Blocks) -> Table:

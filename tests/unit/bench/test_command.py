@@ -92,7 +92,7 @@ def test_a_section_with_a_real_server(tmp_path: Path, monkeypatch: pytest.Monkey
     options = ("--repository", str(tmp_path), "--blocks", "1", "--seconds", "0.2", "--device", "cpu")
     assert run(output, name, *options) == 0
     (block,) = json.loads(output.read_text())[name]["blocks"]
-    assert all(figures["rate"] > 0 for figures in block.values())
+    assert all(figures["rate"] > 0 for cell, figures in block.items() if "/auto/" not in cell)  # names a choice
 
 
 def test_the_last_load_of_perf_analyzer_counts() -> None:
