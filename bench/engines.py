@@ -126,8 +126,8 @@ def _rates(blocks: Blocks) -> Table:
 
 
 def _compared(blocks: Blocks) -> Table:
-    """Each engine against ONNX Runtime in fp32, alone and served; and served against alone, also as that would be if the
-    client, which runs on the same cores, used none of their time."""
+    """Each engine against ONNX Runtime in fp32, alone and served; and served against alone, also as if the client,
+    which runs on the same cores, used none of their time."""
     rows = []
     for model in parts(blocks, 0):
         for precision in (precision for precision in _OF if model in _OF[precision]):

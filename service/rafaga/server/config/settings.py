@@ -200,7 +200,7 @@ class EngineSettings:
         "auto",
         per_model(or_auto(boolean), None),
         "on|off|NAME=on[,...]",
-        "whether ONNX Runtime's threads spin while they wait; auto: if cores are left over; per model: off,NAME=on",
+        "whether ONNX Runtime's threads spin while they wait; auto: measured if cores are left; per model: off,NAME=on",
     )
     engine_timeout_s: float = _setting(
         10.0,
