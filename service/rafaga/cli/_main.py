@@ -31,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(sentence(error))
         return exit_code(error)
     except KeyboardInterrupt:
-        return 130  # as a shell reports SIGINT
+        code = 130  # as a shell reports SIGINT
+        if argv is None:
+            _serve.leave(code)
+        return code
 
 
 def _run(arguments: Sequence[str], *, own_process: bool) -> int:

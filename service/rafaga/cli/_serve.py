@@ -132,8 +132,9 @@ def _show_banner(config: Config, server: Server) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process at once. Every accepted call was answered, but threads may still load a model or decode an image
-    for a call that has ended, and Python would wait for them."""
+    """Ends the process at once. Python would wait for its threads: a server's may still load a model or decode an image
+    for a call that has ended, and a client's may wait for an answer until the deadline (grpcio does not always end a
+    call that begins while its channel is closed)."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -27,6 +27,8 @@ from rafaga.priority import Priority
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 10.0
+# How often many calls at once look for Ctrl-C.
+_LOOK_S = 0.2
 
 
 class SyncConnection:
@@ -118,11 +120,15 @@ class SyncConnection:
 
         pool, patient = ThreadPoolExecutor(MESSAGES_IN_FLIGHT), True
         try:
-            others = [pool.submit(work) for _ in range(MESSAGES_IN_FLIGHT - 1)]
-            work()
-            for worker in others:
+            # Never in this thread: Ctrl-C in the midst of a call can leave a lock of grpcio's channel taken for good,
+            # which the other threads wait for. And not waiting without a limit: another thread may get the signal.
+            workers = [pool.submit(work) for _ in range(MESSAGES_IN_FLIGHT)]
+            while wait(workers, _LOOK_S).not_done:
+                pass
+            for worker in workers:
                 worker.result()
         except KeyboardInterrupt:
+            bulk.stop()
             patient = False  # the other messages end at their deadlines, or when the client is closed
             raise
         finally:
