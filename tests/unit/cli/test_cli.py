@@ -181,7 +181,11 @@ def test_ctrl_c_leaves_at_once_and_without_a_traceback(
     for number in range(100):
         (tmp_path / f"{number}.png").write_bytes(b"\x07")
     command = [sys.executable, "-m", "rafaga", "classify", str(tmp_path), "--timeout", "600"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # A shell starts background jobs, perhaps these tests, with the signal ignored. Children inherit that, not handlers.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
+    with process:
         for _ in range(3):
             assert arrived.acquire(timeout=60)
         process.send_signal(signal.SIGINT)
