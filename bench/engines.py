@@ -77,7 +77,7 @@ def cells(plan: Plan) -> Iterator[Cells]:
 
 
 def _served(target: Target, model: str, callers: int, instances: int, seconds: float) -> Figures:
-    return closed_loop(target, model, callers, seconds) | {"instances": instances}
+    return closed_loop(target, model, callers, seconds) | {"instances": instances, "cores": available_cores()}
 
 
 def _alone(opened: Callable[[], RawModel], rows: int, seconds: float) -> Figures:
@@ -136,8 +136,9 @@ def _compared(blocks: Blocks) -> Table:
                 pairs = ((raw, f"{model}/fp32/{_ORT}"), (served, f"{model}/fp32/{_SERVED}{_ORT}"), (served, raw))
                 if raw in blocks[0] and (engine, precision) != (_ORT, "fp32"):
                     shown = (spread(ratios(blocks, *pair), 2) for pair in pairs)
-                    own, instances = _without_client(blocks, served, raw) if served in blocks[0] else ("–", "–")
-                    rows.append((f"{model} {precision} {engine}", *shown, own, instances))
+                    without_client = spread(_without_client(blocks, served, raw), 2)
+                    instances = blocks[0].get(served, {}).get("instances", "–")
+                    rows.append((f"{model} {precision} {engine}", *shown, without_client, str(instances)))
     titles = (
         "alone ÷ fp32 onnxruntime",
         "served ÷ that, served",
@@ -148,11 +149,10 @@ def _compared(blocks: Blocks) -> Table:
     return Table(("", *titles), rows)
 
 
-def _without_client(blocks: Blocks, served: str, raw: str) -> tuple[str, str]:
-    cores = available_cores()
-    pairs = [(block[served], block[raw]) for block in blocks]
-    shares = [s["rate"] / r["rate"] * cores / (cores - s["client_cores"]) for s, r in pairs]
-    return spread(shares, 2), f"{blocks[0][served]['instances']:.0f}"
+def _without_client(blocks: Blocks, served: str, raw: str) -> list[float]:
+    """Empty if it is not served."""
+    pairs = [(block[served], block[raw]) for block in blocks if served in block]
+    return [s["rate"] / r["rate"] * s["cores"] / (s["cores"] - s["client_cores"]) for s, r in pairs]
 
 
 def _chosen(blocks: Blocks) -> Table:

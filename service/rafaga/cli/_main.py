@@ -18,9 +18,10 @@ from rafaga.options import credentials, did_you_mean
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `rafaga`; returns the exit code. Wrong usage ends in SystemExit(2), as argparse does it."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    own_process = argv is None
     _print_on_any_terminal()
     try:
-        code = _run(arguments, own_process=argv is None)
+        code = _run(arguments, own_process=own_process)
         sys.stdout.flush()  # here, where a reader that has gone is handled
         return code
     except BrokenPipeError:
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_code(error)
     except KeyboardInterrupt:
         code = 130  # as a shell reports SIGINT
-        if argv is None:
+        if own_process:
             _serve.leave(code)
         return code
 

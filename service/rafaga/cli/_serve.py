@@ -7,7 +7,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
@@ -136,6 +136,7 @@ def leave(code: int) -> NoReturn:
     for a call that has ended, and a client's may wait for an answer until the deadline (grpcio does not always end a
     call that begins while its channel is closed)."""
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):  # Ctrl-C has ended the reader too
+            stream.flush()
     os._exit(code)
